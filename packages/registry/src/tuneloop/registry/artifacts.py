@@ -1,0 +1,97 @@
+"""Digests of folders: what a version is made of, told apart by content alone.
+
+A folder's digest is the SHA-256 of its sorted `name sha256` lines, so moving or copying it changes nothing. Reading is
+the cost: about 1 s per GB.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from hashlib import sha256
+from pathlib import Path
+
+from tuneloop.registry.errors import InvalidInput
+
+PUBLISHABLE = frozenset({".safetensors", ".json", ".jsonl", ".txt", ".md", ".jinja", ".model"})
+_BASE_PATTERNS = (
+    "*.safetensors",
+    "config.json",
+    "generation_config.json",
+    "tokenizer*",
+    "*.model",
+    "vocab.json",
+    "merges.txt",
+)
+
+
+def text_digest(text: str) -> str:
+    """`sha256:…` of a text."""
+    return f"sha256:{sha256(text.encode()).hexdigest()}"
+
+
+def file_digest(path: Path) -> str:
+    """`sha256:…` of a file, read in pieces."""
+    digest = sha256()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return f"sha256:{digest.hexdigest()}"
+
+
+def folder_digest(folder: Path) -> str:
+    """The digest of every file below the folder, by relative name and content."""
+    return _digest_of(folder, (path for path in folder.rglob("*") if path.is_file()))
+
+
+def base_digest(folder: Path) -> str:
+    """The digest of a base model: weights, configuration and tokenizer; documentation does not count.
+
+    Raises:
+        InvalidInput: the folder holds no model.
+    """
+    files = {path for pattern in _BASE_PATTERNS for path in folder.glob(pattern)}
+    if not any(path.suffix == ".safetensors" for path in files) or not (folder / "config.json").is_file():
+        raise InvalidInput(
+            f"{folder} is no base model: it needs config.json and *.safetensors; `tuneloop base RECIPE` makes one"
+        )
+    return _digest_of(folder, files)
+
+
+def template_digest(folder: Path) -> str:
+    """The digest of a base's chat template: what turns messages into the tokens it is trained and served on.
+
+    Raises:
+        InvalidInput: the folder has no chat template.
+    """
+    if (path := folder / "chat_template.jinja").is_file():
+        return text_digest(path.read_text(encoding="utf-8"))
+    if (path := folder / "tokenizer_config.json").is_file():
+        template = json.loads(path.read_text(encoding="utf-8")).get("chat_template")
+        if isinstance(template, str):
+            return text_digest(template)
+    raise InvalidInput(
+        f"{folder} has no chat template (chat_template.jinja, or chat_template in tokenizer_config.json)"
+    )
+
+
+def check_publishable(folder: Path) -> None:
+    """Refuse anything but safetensors and text: a pickle can run code on whoever loads it.
+
+    Raises:
+        InvalidInput: names every file that may not be published.
+    """
+    bad = [
+        f"{path.relative_to(folder)} ({'a link' if path.is_symlink() else path.suffix or 'no ending'})"
+        for path in sorted(folder.rglob("*"))
+        if path.is_symlink() or (path.is_file() and path.suffix not in PUBLISHABLE)
+    ]
+    if bad:
+        raise InvalidInput(f"{folder}: only safetensors, JSON and text are published; remove {', '.join(bad)}")
+    if not any(folder.glob("*.safetensors")):
+        raise InvalidInput(f"{folder} holds no *.safetensors; nothing to publish")
+
+
+def _digest_of(folder: Path, files: Iterable[Path]) -> str:
+    lines = sorted(f"{path.relative_to(folder).as_posix()} {file_digest(path)}" for path in files)
+    return text_digest("\n".join(lines))

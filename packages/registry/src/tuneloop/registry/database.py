@@ -1,0 +1,116 @@
+"""The one database: SQLite (WAL) or PostgreSQL behind SQLAlchemy 2, brought to the newest schema by Alembic.
+
+Invariants: a write transaction is taken at once (`BEGIN IMMEDIATE` on SQLite), so compare-and-swap never reads a stale row;
+what a transaction acknowledged survives kill -9.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection, Engine, make_url
+
+from tuneloop.registry.errors import InvalidInput, Unavailable
+from tuneloop.registry.nouns import Noun
+from tuneloop.registry.tables import Json
+
+NounT = TypeVar("NounT", bound=Noun)
+BUSY_TIMEOUT_MS = 15_000
+
+
+class Database:
+    """A connection pool with two kinds of transaction: `reading` and `writing`."""
+
+    def __init__(self, url: str) -> None:
+        try:
+            parsed = make_url(url)
+        except sa.exc.ArgumentError:
+            raise InvalidInput(
+                f"database_url {url!r} is not a URL; write sqlite:///PATH or postgresql+psycopg://…"
+            ) from None
+        if parsed.drivername in {"postgresql", "postgres"}:
+            parsed = parsed.set(drivername="postgresql+psycopg")
+        self.is_sqlite = parsed.get_backend_name() == "sqlite"
+        if self.is_sqlite and parsed.database:
+            Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+        self.url = parsed
+        connect_args = {} if self.is_sqlite else {"connect_timeout": 3}
+        self.engine: Engine = sa.create_engine(parsed, pool_pre_ping=not self.is_sqlite, connect_args=connect_args)
+        if self.is_sqlite:
+            sa.event.listen(self.engine, "connect", _configure_sqlite)
+
+    def upgrade(self) -> None:
+        """Bring the schema to the newest revision; safe to repeat and to run from several processes at once.
+
+        Raises:
+            Unavailable: the database does not answer.
+        """
+        from alembic import command  # noqa: PLC0415 (0.3 s, needed once per process)
+        from alembic.config import Config  # noqa: PLC0415
+
+        config = Config()
+        config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+        with self.writing() as connection:
+            if not self.is_sqlite:
+                connection.execute(sa.text("SELECT pg_advisory_xact_lock(7463001)"))
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+
+    @contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """A transaction that only reads.
+
+        Raises:
+            Unavailable: the database does not answer.
+        """
+        with self._guarded(), self.engine.connect() as connection:
+            yield connection
+
+    @contextmanager
+    def writing(self) -> Iterator[Connection]:
+        """A transaction that writes; commits at the end, or rolls back when the block raises.
+
+        Raises:
+            Unavailable: the database does not answer.
+        """
+        with self._guarded(), self.engine.connect() as connection:
+            if self.is_sqlite:
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
+            with connection.begin() if not connection.in_transaction() else connection.get_transaction():  # type: ignore[union-attr]
+                yield connection
+
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        try:
+            yield
+        except sa.exc.OperationalError as error:
+            shown = self.url.render_as_string(hide_password=True)
+            cause = str(error.orig).strip().splitlines()[0] if error.orig else str(error)
+            raise Unavailable(
+                f"database {shown}: {cause}; `tuneloop config` shows where database_url comes from"
+            ) from error
+
+    def close(self) -> None:
+        """Close every pooled connection."""
+        self.engine.dispose()
+
+
+def _configure_sqlite(connection: Any, _record: Any) -> None:
+    connection.isolation_level = None  # transactions begin where `writing` says, not where the driver guesses
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", f"busy_timeout={BUSY_TIMEOUT_MS}", "foreign_keys=ON"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def row_of(noun: Noun, table: sa.Table) -> dict[str, Any]:
+    """A noun as the row of its table; JSON columns get plain JSON."""
+    plain, rich = noun.model_dump(mode="json"), noun.model_dump()
+    return {c.name: plain[c.name] if c.type is Json else rich[c.name] for c in table.columns if c.name in rich}
+
+
+def noun_of(kind: type[NounT], row: Mapping[str, Any]) -> NounT:
+    """A row as its noun; columns that only exist for the database are left out."""
+    return kind.model_validate({name: row[name] for name in kind.model_fields if name in row})

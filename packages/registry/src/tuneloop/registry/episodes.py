@@ -1,0 +1,119 @@
+"""Window scores and the alert episodes they open: at most one open episode per model, version and signal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+
+import sqlalchemy as sa
+
+from tuneloop.registry import audit
+from tuneloop.registry.database import Database, noun_of, row_of
+from tuneloop.registry.errors import NotFound
+from tuneloop.registry.nouns import AlertEpisode, WindowScore
+from tuneloop.registry.tables import episodes, window_scores
+
+
+class Episodes:
+    """What the monitor saw and what it made of it. The monitor decides; this only remembers."""
+
+    def __init__(self, database: Database, clock: Callable[[], datetime]) -> None:
+        self._db = database
+        self._clock = clock
+
+    def add_score(self, score: WindowScore) -> None:
+        """Store one judged window."""
+        with self._db.writing() as connection:
+            connection.execute(sa.insert(window_scores).values(**row_of(score, window_scores)))
+
+    def scores(
+        self, model: str, *, version: int | None = None, signal: str | None = None, limit: int = 10_000
+    ) -> list[WindowScore]:
+        """Judged windows in order of time."""
+        query = sa.select(window_scores).where(window_scores.c.model == model)
+        if version is not None:
+            query = query.where(window_scores.c.version == version)
+        if signal is not None:
+            query = query.where(window_scores.c.signal == signal)
+        with self._db.reading() as connection:
+            newest = connection.execute(query.order_by(window_scores.c.at.desc()).limit(limit)).mappings()
+            return [noun_of(WindowScore, row) for row in newest][::-1]
+
+    def score(self, score_id: str) -> WindowScore:
+        """One judged window.
+
+        Raises:
+            NotFound: there is none of that id.
+        """
+        with self._db.reading() as connection:
+            row = connection.execute(sa.select(window_scores).where(window_scores.c.id == score_id)).mappings().first()
+        if row is None:
+            raise NotFound(f"no window score {score_id!r}")
+        return noun_of(WindowScore, row)
+
+    def open(self, episode: AlertEpisode) -> AlertEpisode:
+        """Open an episode, or return the one already open for that model, version and signal."""
+        with self._db.writing() as connection:
+            query = sa.select(episodes).where(
+                episodes.c.model == episode.model,
+                episodes.c.version == episode.version,
+                episodes.c.signal == episode.signal,
+                episodes.c.state != "resolved",
+            )
+            row = connection.execute(query).mappings().first()
+            if row is not None:
+                return noun_of(AlertEpisode, row)
+            connection.execute(sa.insert(episodes).values(**row_of(episode, episodes)))
+            detail = {"model": episode.model, "version": episode.version, "signal": episode.signal}
+            audit.record(
+                connection,
+                at=episode.opened_at,
+                actor="monitor",
+                action="episode.open",
+                subject=episode.id,
+                detail=detail,
+            )
+        return episode
+
+    def update(self, episode: AlertEpisode, *, by: str, action: str) -> None:
+        """Replace an episode with its next state, on record.
+
+        Raises:
+            NotFound: there is no such episode.
+        """
+        with self._db.writing() as connection:
+            changed = connection.execute(
+                sa.update(episodes).where(episodes.c.id == episode.id).values(**row_of(episode, episodes))
+            )
+            if changed.rowcount == 0:
+                raise NotFound(f"no alert episode {episode.id!r}; `tuneloop alerts` lists them")
+            audit.record(
+                connection,
+                at=self._clock(),
+                actor=by,
+                action=action,
+                subject=episode.id,
+                detail={"state": episode.state},
+            )
+
+    def get(self, episode_id: str) -> AlertEpisode:
+        """One episode.
+
+        Raises:
+            NotFound: there is none of that id.
+        """
+        with self._db.reading() as connection:
+            row = connection.execute(sa.select(episodes).where(episodes.c.id == episode_id)).mappings().first()
+        if row is None:
+            raise NotFound(f"no alert episode {episode_id!r}; `tuneloop alerts` lists them")
+        return noun_of(AlertEpisode, row)
+
+    def all(self, model: str | None = None, *, open_only: bool = False) -> list[AlertEpisode]:
+        """Episodes, the newest first."""
+        query = sa.select(episodes).order_by(episodes.c.opened_at.desc())
+        if model is not None:
+            query = query.where(episodes.c.model == model)
+        if open_only:
+            query = query.where(episodes.c.state != "resolved")
+        with self._db.reading() as connection:
+            return [noun_of(AlertEpisode, row) for row in connection.execute(query).mappings()]

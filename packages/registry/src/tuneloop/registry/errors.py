@@ -1,0 +1,45 @@
+"""Every error tuneloop raises on purpose, in one tree; the message tells the reader what to do next.
+
+TuneloopError            something failed while doing what was asked            (exit code 1)
+├── InvalidInput         what was given cannot be used as it is                 (2, also a ValueError)
+├── NotFound             a name that leads nowhere                              (2, also a LookupError)
+├── Refused              a gate or a policy says no                             (3, also a PermissionError)
+├── Conflict             somebody else was first; read again and retry          (1, also a RuntimeError)
+└── Unavailable          a part this one leans on does not answer               (1, also a ConnectionError)
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class TuneloopError(Exception):
+    """Base of all errors raised on purpose; `exit_code` is what the command line ends with."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class InvalidInput(TuneloopError, ValueError):
+    """What was given (recipe, data, adapter, request, argument) cannot be used; nothing was changed."""
+
+    exit_code = 2
+
+
+class NotFound(TuneloopError, LookupError):
+    """A model, version, request or episode of that name does not exist."""
+
+    exit_code = 2
+
+
+class Refused(TuneloopError, PermissionError):
+    """A gate or a policy refuses what was asked; nothing was changed."""
+
+    exit_code = 3
+
+
+class Conflict(TuneloopError, RuntimeError):
+    """A concurrent writer was first (lost compare-and-swap, lost lease); nothing was changed."""
+
+
+class Unavailable(TuneloopError, ConnectionError):
+    """A part this one leans on (database, MLflow, engine, gateway) does not answer or did not start."""

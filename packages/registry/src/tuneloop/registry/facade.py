@@ -1,0 +1,77 @@
+"""One object that holds every store of the registry, on one database and one MLflow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+from functools import cached_property
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from tuneloop.registry.audit import Audit
+from tuneloop.registry.database import Database
+from tuneloop.registry.episodes import Episodes
+from tuneloop.registry.fleet import Fleet
+from tuneloop.registry.gates import Gates
+from tuneloop.registry.keys import Keys
+from tuneloop.registry.nouns import utc_now
+from tuneloop.registry.policies import Policies
+from tuneloop.registry.retraining import RetrainingQueue
+from tuneloop.registry.routes import Routes
+from tuneloop.registry.settings import RegistrySettings
+from tuneloop.registry.traffic import Traffic
+
+if TYPE_CHECKING:
+    from tuneloop.registry.versions import Versions
+
+
+class Registry:
+    """Every store. Cheap to make; safe to share between threads, not between processes."""
+
+    def __init__(self, settings: RegistrySettings, clock: Callable[[], datetime] = utc_now) -> None:
+        self.settings = settings
+        self.clock = clock
+        self.database = Database(settings.database)
+        self.audit = Audit(self.database)
+        self.routes = Routes(self.database, clock)
+        self.traffic = Traffic(self.database)
+        self.fleet = Fleet(self.database, clock)
+        self.keys = Keys(self.database, clock)
+        self.episodes = Episodes(self.database, clock)
+        self.retraining = RetrainingQueue(self.database, clock)
+        self.gates = Gates(self.database, clock)
+        self.policies = Policies(self.database, clock)
+
+    @classmethod
+    def open(
+        cls, settings: RegistrySettings | None = None, *, clock: Callable[[], datetime] = utc_now, upgrade: bool = True
+    ) -> Self:
+        """The registry the settings name; `upgrade` brings its schema to the newest revision first.
+
+        Raises:
+            InvalidInput: the settings are wrong.
+            Unavailable: the database does not answer.
+        """
+        registry = cls(settings or RegistrySettings.load(), clock)
+        if upgrade:
+            registry.database.upgrade()
+        return registry
+
+    @cached_property
+    def versions(self) -> Versions:
+        """The versions in MLflow; the import takes about 2 s."""
+        from tuneloop.registry.versions import Versions  # noqa: PLC0415 (a gateway never pays for MLflow)
+
+        return Versions(self.settings, self.clock)
+
+    def close(self) -> None:
+        """Close the database's connections."""
+        self.database.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,104 @@
+"""The living: engines and gateways, each known by its last heartbeat."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from datetime import datetime, timedelta
+
+import sqlalchemy as sa
+
+from tuneloop.registry.database import Database, noun_of, row_of
+from tuneloop.registry.errors import Unavailable
+from tuneloop.registry.nouns import EngineState, GatewayState
+from tuneloop.registry.tables import engines, gateways
+
+STALE_AFTER_S = 10.0
+
+
+class Fleet:
+    """Heartbeats in, the live ones out. An engine or gateway silent for `STALE_AFTER_S` is not live."""
+
+    def __init__(self, database: Database, clock: Callable[[], datetime]) -> None:
+        self._db = database
+        self._clock = clock
+
+    def beat_engine(self, state: EngineState) -> None:
+        """Store an engine agent's heartbeat."""
+        self._beat(engines, state)
+
+    def beat_gateway(self, state: GatewayState) -> None:
+        """Store a gateway's heartbeat."""
+        self._beat(gateways, state)
+
+    def engines(self, *, live_only: bool = True) -> list[EngineState]:
+        """Engines by id."""
+        return [noun_of(EngineState, row) for row in self._rows(engines, live_only)]
+
+    def gateways(self, *, live_only: bool = True) -> list[GatewayState]:
+        """Gateways by id."""
+        return [noun_of(GatewayState, row) for row in self._rows(gateways, live_only)]
+
+    def forget_engine(self, engine_id: str) -> None:
+        """Take an engine that shut down in order off the list."""
+        with self._db.writing() as connection:
+            connection.execute(sa.delete(engines).where(engines.c.id == engine_id))
+
+    def forget_gateway(self, gateway_id: str) -> None:
+        """Take a gateway that shut down in order off the list."""
+        with self._db.writing() as connection:
+            connection.execute(sa.delete(gateways).where(gateways.c.id == gateway_id))
+
+    def serving(self, name: str) -> list[EngineState]:
+        """Live engines that can serve this version name now."""
+        return [engine for engine in self.engines() if engine.serves(name)]
+
+    def wait_serving(self, name: str, timeout_s: float) -> list[EngineState]:
+        """Wait until some live engine can serve the version.
+
+        Raises:
+            Unavailable: none could in time; the message says what each engine reports.
+        """
+        deadline = time.monotonic() + timeout_s
+        while not (ready := self.serving(name)):
+            if time.monotonic() > deadline:
+                said = [
+                    f"{e.id} is {e.state}, {name} is {e.adapters.get(name, 'not known there')} {e.detail}".strip()
+                    for e in self.engines()
+                ]
+                raise Unavailable(
+                    f"no live engine serves {name} after {timeout_s:.0f} s: {'; '.join(said) or 'no engine is live'}"
+                )
+            time.sleep(0.2)
+        return ready
+
+    def wait_applied(self, model: str, revision: int, timeout_s: float) -> list[str]:
+        """Wait until every live gateway applies the revision; the ids of those that did.
+
+        Raises:
+            Unavailable: some did not in time; the message names the stragglers.
+        """
+        deadline = time.monotonic() + timeout_s
+        while True:
+            live = self.gateways()
+            late = [g.id for g in live if g.applied.get(model, 0) < revision]
+            if not late:
+                return [g.id for g in live]
+            if time.monotonic() > deadline:
+                raise Unavailable(
+                    f"{model} revision {revision} is written, but after {timeout_s:.0f} s these gateways do not apply it: {', '.join(late)}"
+                )
+            time.sleep(0.05)
+
+    def _beat(self, table: sa.Table, state: EngineState | GatewayState) -> None:
+        values = row_of(state, table)
+        with self._db.writing() as connection:
+            if connection.execute(sa.update(table).where(table.c.id == state.id).values(**values)).rowcount == 0:
+                connection.execute(sa.insert(table).values(**values))
+
+    def _rows(self, table: sa.Table, live_only: bool) -> list[sa.RowMapping]:
+        query = sa.select(table).order_by(table.c.id)
+        if live_only:
+            query = query.where(table.c.at > self._clock() - timedelta(seconds=STALE_AFTER_S))
+        with self._db.reading() as connection:
+            return list(connection.execute(query).mappings())

@@ -1,0 +1,362 @@
+"""The nouns that cross the walls between packages; all immutable.
+
+Times are aware UTC; shares are basis points (`_bp`, 10,000 are all); durations carry their unit in the name.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+from tuneloop.registry.errors import InvalidInput
+
+FULL_SHARE_BP = 10_000
+ModelName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
+_VERSION_NAME = re.compile(r"^([a-z0-9][a-z0-9._-]{0,62})@([1-9][0-9]{0,8})$")
+
+
+def utc_now() -> datetime:
+    """The wall clock; pass another callable wherever a `clock` is asked for."""
+    return datetime.now(UTC)
+
+
+def version_name(model: str, version: int) -> str:
+    """`support-bot`, 7 → `support-bot@7`: the name engines load it under, for ever."""
+    return f"{model}@{version}"
+
+
+def parse_version_name(text: str) -> tuple[str, int]:
+    """`support-bot@7` → (`support-bot`, 7).
+
+    Raises:
+        InvalidInput: the text is not of that form.
+    """
+    match = _VERSION_NAME.match(text)
+    if match is None:
+        raise InvalidInput(f"{text!r} is not a version; write MODEL@NUMBER, for example support-bot@7")
+    return match[1], int(match[2])
+
+
+class Noun(BaseModel):
+    """Base of every noun: frozen, strict about unknown fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Interval(Noun):
+    """An estimate with its interval at `level` (0.95 unless said otherwise)."""
+
+    estimate: float
+    low: float
+    high: float
+    level: float = 0.95
+
+
+class Version(Noun):
+    """What was trained, and everything needed to make it again."""
+
+    model: ModelName
+    version: int = Field(ge=1)
+    kind: Literal["adapter", "full"]
+    base: str  # a hub id, or the base's folder name
+    base_digest: str
+    template_digest: str
+    data_digest: str
+    data_rows: int
+    recipe_digest: str
+    code_commit: str
+    run_id: str  # the MLflow run that made it
+    artifact_digest: str
+    artifact_bytes: int
+    rank: int | None = None  # adapters only
+    target_modules: tuple[str, ...] = ()
+    parent: int | None = None
+    request_id: str | None = None  # the retraining request it answers
+    created_at: AwareDatetime
+    metrics: dict[str, float] = {}  # `perplexity.<domain>`, `bleu.<domain>`, ...
+
+    @property
+    def name(self) -> str:
+        """`support-bot@7`."""
+        return version_name(self.model, self.version)
+
+
+class Arm(Noun):
+    """One version's share of a route. A weight of 0 keeps it loaded without traffic (staged, or ready for rollback)."""
+
+    version: int = Field(ge=1)
+    weight_bp: int = Field(ge=0, le=FULL_SHARE_BP)
+
+
+class Route(Noun):
+    """Which versions of a model get which share; append-only, one row per revision.
+
+    Challengers own the buckets from 0 upwards in the order of `arms`; the champion is the last arm and owns the rest.
+    """
+
+    model: ModelName
+    revision: int = Field(ge=1)
+    arms: tuple[Arm, ...]
+    salt: str
+    by: str
+    reason: str
+    at: AwareDatetime
+    forced: bool = False
+
+    @model_validator(mode="after")
+    def _arms_make_a_whole(self) -> Self:
+        versions = [arm.version for arm in self.arms]
+        if len(set(versions)) != len(versions):
+            raise ValueError(f"a version stands twice in the split {self.split_text}")
+        total = sum(arm.weight_bp for arm in self.arms)
+        if total != FULL_SHARE_BP:
+            raise ValueError(
+                f"weights sum to {total}, not {FULL_SHARE_BP} basis points ({self.split_text}); "
+                f"add {FULL_SHARE_BP - total} to one arm"
+            )
+        return self
+
+    @property
+    def champion(self) -> int:
+        """The stable arm: what serves when the assigned version cannot."""
+        return self.arms[-1].version
+
+    @property
+    def split(self) -> dict[int, int]:
+        """Version → basis points."""
+        return {arm.version: arm.weight_bp for arm in self.arms}
+
+    @property
+    def split_text(self) -> str:
+        """`2=1000 1=9000`, as `tuneloop route set` takes it."""
+        return " ".join(f"{arm.version}={arm.weight_bp}" for arm in self.arms)
+
+
+class Message(Noun):
+    """One turn of a conversation; a plain completion's prompt has the role `prompt`."""
+
+    role: str
+    content: str
+
+
+class RequestRecord(Noun):
+    """What the gateway did with one request. Text is redacted before it is stored, or left out, by policy."""
+
+    id: str
+    at: AwareDatetime
+    model: str
+    revision: int | None
+    assigned_version: int | None
+    served_version: int | None
+    engine: str | None
+    key_hash: str  # hash of the sticky key
+    key_source: Literal["header", "user", "api_key", "request"]
+    api_key: str | None  # id of the key, never the key
+    endpoint: Literal["chat", "completion"]
+    stream: bool
+    status: int  # HTTP status; 499 when the client left first
+    error: str | None = None
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    queue_ms: float | None = None  # arrival → sent to the engine
+    ttft_ms: float | None = None  # arrival → first event or body byte
+    total_ms: float
+    guards: dict[str, str] = {}  # guard → verdict
+    messages: tuple[Message, ...] = ()
+    answer: str | None = None
+
+    @property
+    def question(self) -> str:
+        """The last thing the user said, which is what prompt drift looks at; empty when text is not stored."""
+        return next((m.content for m in reversed(self.messages) if m.role in {"user", "prompt"}), "")
+
+
+class Feedback(Noun):
+    """What a user thought of one answer, and how it should have read."""
+
+    id: str
+    request_id: str
+    at: AwareDatetime
+    score: float | None = Field(default=None, ge=0.0, le=1.0)
+    thumb: Literal["up", "down"] | None = None
+    label: str | None = Field(default=None, max_length=200)
+    comment: str | None = Field(default=None, max_length=10_000)
+    correction: str | None = Field(default=None, max_length=100_000)
+
+
+class AdapterState(StrEnum):
+    """Where an adapter stands on one engine; only `ready` and `draining` may carry traffic."""
+
+    FETCHING = "fetching"
+    LOADING = "loading"
+    READY = "ready"
+    DRAINING = "draining"
+    FAILED = "failed"
+
+
+class EngineState(Noun):
+    """An engine agent's heartbeat: what its engine is and which adapters it can serve now."""
+
+    id: str
+    url: str
+    base: str
+    base_digest: str
+    template_digest: str
+    state: Literal["starting", "ready", "down"]
+    adapters: dict[str, AdapterState] = {}  # version name → state
+    detail: str = ""
+    max_loras: int
+    max_lora_rank: int
+    at: AwareDatetime
+
+    def serves(self, name: str) -> bool:
+        """Whether requests for this version name may be sent here."""
+        return self.state == "ready" and self.adapters.get(name) in {AdapterState.READY, AdapterState.DRAINING}
+
+
+class GatewayState(Noun):
+    """A gateway's heartbeat: which revision of each route it applies, and what it could not record."""
+
+    id: str
+    url: str
+    applied: dict[str, int]  # model → route revision
+    in_flight: dict[str, int]  # "engine id|version name" → requests
+    dropped_records: int
+    at: AwareDatetime
+
+
+class WindowScore(Noun):
+    """One signal of one version over one window, as the monitor judged it."""
+
+    id: str
+    at: AwareDatetime
+    model: str
+    version: int
+    signal: str  # `prompt_drift`, `perplexity`, `latency`
+    window_start: AwareDatetime
+    window_end: AwareDatetime
+    n: int
+    statistic: float
+    threshold: float
+    p_value: float | None
+    mean_run_length: float  # records between false alarms of this stream, at least
+    verdict: Literal["drift", "none", "not enough data"]
+    detail: dict[str, Any] = {}
+    request_ids: tuple[str, ...] = ()
+
+
+class AlertEpisode(Noun):
+    """One problem from first sight to all-clear."""
+
+    id: str
+    model: str
+    version: int
+    signal: str
+    detector: str
+    severity: Literal["page", "ticket"]
+    state: Literal["open", "acknowledged", "resolved"]
+    opened_at: AwareDatetime
+    updated_at: AwareDatetime
+    resolved_at: AwareDatetime | None = None
+    windows: tuple[str, ...]  # ids of the window scores that belong to it, the first one opened it
+    evidence: dict[str, Any]
+    runbook: str
+    done: tuple[str, ...] = ()  # what was done about it, in order
+
+
+class RetrainingState(StrEnum):
+    """proposed → approved → queued → running → gated → shipped, or one of the ends."""
+
+    PROPOSED = "proposed"
+    APPROVED = "approved"
+    QUEUED = "queued"
+    RUNNING = "running"
+    GATED = "gated"
+    SHIPPED = "shipped"
+    REJECTED = "rejected"
+    EXPIRED = "expired"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class RetrainingRequest(Noun):
+    """Why, on what data, with which recipe a model is to be trained again."""
+
+    id: str
+    idempotency_key: str
+    model: str
+    base_version: int  # the champion it must beat
+    episode_id: str | None
+    reason: str
+    window_start: AwareDatetime
+    window_end: AwareDatetime
+    rows: int  # corrections in the window when it was filed
+    recipe: str  # path or name the worker can resolve
+    state: RetrainingState
+    created_at: AwareDatetime
+    updated_at: AwareDatetime
+    lease_owner: str | None = None
+    lease_until: AwareDatetime | None = None
+    fencing_token: int = 0
+    attempts: int = 0
+    result_version: int | None = None
+    outcome: str = ""
+
+
+class Check(Noun):
+    """One line of a gate or a rollout's judgement."""
+
+    name: str
+    verdict: Literal["pass", "fail", "inconclusive"]
+    detail: str
+    interval: Interval | None = None
+
+
+class GateReport(Noun):
+    """A version held against the champion; no data is inconclusive, never a pass."""
+
+    model: str
+    version: int
+    champion: int | None
+    at: AwareDatetime
+    checks: tuple[Check, ...]
+
+    @property
+    def verdict(self) -> Literal["pass", "fail", "inconclusive"]:
+        """Fail when any check fails, pass only when every check passes."""
+        verdicts = {check.verdict for check in self.checks}
+        if "fail" in verdicts:
+            return "fail"
+        return "pass" if verdicts == {"pass"} else "inconclusive"
+
+
+class ApiKey(Noun):
+    """Who may ask; the secret itself is shown once and kept only as a SHA-256 digest."""
+
+    id: str
+    digest: str
+    owner: str
+    models: tuple[str, ...]  # empty: every model
+    may_pin: bool  # may ask for MODEL@VERSION
+    created_at: AwareDatetime
+    expires_at: AwareDatetime | None = None
+    revoked_at: AwareDatetime | None = None
+
+    def usable(self, now: datetime) -> bool:
+        """Neither revoked nor expired."""
+        return self.revoked_at is None and (self.expires_at is None or now < self.expires_at)
+
+
+class AuditEntry(Noun):
+    """Who did what to what, when and why."""
+
+    id: int
+    at: AwareDatetime
+    actor: str
+    action: str
+    subject: str
+    detail: dict[str, Any]

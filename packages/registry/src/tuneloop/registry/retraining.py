@@ -1,0 +1,239 @@
+"""The retraining queue: idempotent filing, leases with fencing tokens, and a state machine nobody can step around.
+
+A lease that runs out hands the request to the next worker; the old one's token is then stale and its writes are refused.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from hashlib import sha256
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from tuneloop.registry import audit
+from tuneloop.registry.database import Database, noun_of, row_of
+from tuneloop.registry.errors import Conflict, NotFound, Refused
+from tuneloop.registry.nouns import RetrainingRequest, RetrainingState
+from tuneloop.registry.tables import retraining
+
+S = RetrainingState
+NEXT_STATES: dict[RetrainingState, frozenset[RetrainingState]] = {
+    S.PROPOSED: frozenset({S.APPROVED, S.REJECTED, S.EXPIRED, S.CANCELLED}),
+    S.APPROVED: frozenset({S.QUEUED, S.EXPIRED, S.CANCELLED}),
+    S.QUEUED: frozenset({S.RUNNING, S.EXPIRED, S.CANCELLED}),
+    S.RUNNING: frozenset({S.RUNNING, S.GATED, S.REJECTED, S.FAILED, S.CANCELLED}),
+    S.GATED: frozenset({S.SHIPPED, S.REJECTED, S.CANCELLED}),
+    S.SHIPPED: frozenset(),
+    S.REJECTED: frozenset(),
+    S.EXPIRED: frozenset(),
+    S.FAILED: frozenset(),
+    S.CANCELLED: frozenset(),
+}
+ENDED = frozenset(state for state, following in NEXT_STATES.items() if not following)
+MAX_ATTEMPTS = 3
+
+
+def idempotency_key(*parts: object) -> str:
+    """Hash of (model, base version, episode, data-window digest, recipe digest): filed twice, it is the same request."""
+    return sha256("\0".join(map(str, parts)).encode()).hexdigest()
+
+
+class RetrainingQueue:
+    """Filing, approving, claiming and finishing retraining requests."""
+
+    def __init__(self, database: Database, clock: Callable[[], datetime]) -> None:
+        self._db = database
+        self._clock = clock
+
+    def file(self, request: RetrainingRequest, *, by: str) -> RetrainingRequest:
+        """Store a proposed request; the same idempotency key returns the request that is already there."""
+        try:
+            with self._db.writing() as connection:
+                connection.execute(sa.insert(retraining).values(**row_of(request, retraining)))
+                detail = {
+                    "model": request.model,
+                    "episode": request.episode_id,
+                    "rows": request.rows,
+                    "reason": request.reason,
+                }
+                audit.record(
+                    connection,
+                    at=request.created_at,
+                    actor=by,
+                    action="retraining.file",
+                    subject=request.id,
+                    detail=detail,
+                )
+        except sa.exc.IntegrityError:
+            return self._one(retraining.c.idempotency_key == request.idempotency_key, request.idempotency_key)
+        return request
+
+    def get(self, request_id: str) -> RetrainingRequest:
+        """One request.
+
+        Raises:
+            NotFound: there is none of that id.
+        """
+        return self._one(retraining.c.id == request_id, request_id)
+
+    def all(self, model: str | None = None, *, open_only: bool = False) -> list[RetrainingRequest]:
+        """Requests, the newest first."""
+        query = sa.select(retraining).order_by(retraining.c.created_at.desc())
+        if model is not None:
+            query = query.where(retraining.c.model == model)
+        if open_only:
+            query = query.where(retraining.c.state.not_in(ENDED))
+        with self._db.reading() as connection:
+            return [noun_of(RetrainingRequest, row) for row in connection.execute(query).mappings()]
+
+    def approve(self, request_id: str, *, by: str, reason: str) -> RetrainingRequest:
+        """Let a proposed request run: proposed → approved → queued, on record.
+
+        Raises:
+            Refused: it is not waiting for approval.
+        """
+        with self._db.writing() as connection:
+            self._move(connection, request_id, S.APPROVED, by=by, note=reason)
+            return self._move(connection, request_id, S.QUEUED, by=by, note=reason)
+
+    def cancel(self, request_id: str, *, by: str, reason: str) -> RetrainingRequest:
+        """Stop a request that has not ended; a worker that runs it finds its lease gone.
+
+        Raises:
+            Refused: it has ended already.
+        """
+        with self._db.writing() as connection:
+            return self._move(
+                connection,
+                request_id,
+                S.CANCELLED,
+                by=by,
+                note=reason,
+                outcome=reason,
+                lease_owner=None,
+                lease_until=None,
+            )
+
+    def claim(self, owner: str, lease_s: float) -> RetrainingRequest | None:
+        """Take the oldest queued request, or one whose worker let its lease run out; None when there is nothing to do.
+
+        A request that has already been tried `MAX_ATTEMPTS` times is failed instead.
+        """
+        now = self._clock()
+        waiting = sa.or_(
+            retraining.c.state == S.QUEUED, sa.and_(retraining.c.state == S.RUNNING, retraining.c.lease_until < now)
+        )
+        query = sa.select(retraining).where(waiting).order_by(retraining.c.created_at)
+        if not self._db.is_sqlite:
+            query = query.with_for_update(skip_locked=True)
+        with self._db.writing() as connection:
+            for row in connection.execute(query).mappings().all():
+                request = noun_of(RetrainingRequest, row)
+                if request.attempts >= MAX_ATTEMPTS:
+                    outcome = f"given up after {request.attempts} attempts; the last worker was {request.lease_owner}"
+                    self._move(connection, request.id, S.FAILED, by=owner, note=outcome, outcome=outcome)
+                    continue
+                return self._move(
+                    connection,
+                    request.id,
+                    S.RUNNING,
+                    by=owner,
+                    note=f"attempt {request.attempts + 1}",
+                    lease_owner=owner,
+                    lease_until=now + timedelta(seconds=lease_s),
+                    fencing_token=request.fencing_token + 1,
+                    attempts=request.attempts + 1,
+                )
+        return None
+
+    def renew(self, request: RetrainingRequest, lease_s: float) -> None:
+        """Keep the lease.
+
+        Raises:
+            Conflict: the lease was lost (another worker, or cancelled): stop working.
+        """
+        holds = sa.and_(
+            retraining.c.id == request.id,
+            retraining.c.fencing_token == request.fencing_token,
+            retraining.c.state == S.RUNNING,
+        )
+        until = self._clock() + timedelta(seconds=lease_s)
+        with self._db.writing() as connection:
+            if connection.execute(sa.update(retraining).where(holds).values(lease_until=until)).rowcount == 0:
+                raise Conflict(f"retraining {request.id}: the lease of {request.lease_owner} is lost; stop this run")
+
+    def finish(
+        self,
+        request: RetrainingRequest,
+        state: RetrainingState,
+        *,
+        by: str,
+        outcome: str,
+        result_version: int | None = None,
+    ) -> RetrainingRequest:
+        """Move a request on (gated, shipped, rejected, failed); a running one only with the newest fencing token.
+
+        Raises:
+            Conflict: the lease was lost meanwhile.
+            Refused: the state machine has no such step.
+        """
+        with self._db.writing() as connection:
+            row = connection.execute(sa.select(retraining).where(retraining.c.id == request.id)).mappings().first()
+            if row is None or row["fencing_token"] != request.fencing_token:
+                raise Conflict(
+                    f"retraining {request.id}: another worker took it over; this run's result is not recorded"
+                )
+            version = result_version if result_version is not None else row["result_version"]
+            return self._move(
+                connection,
+                request.id,
+                state,
+                by=by,
+                note=outcome,
+                outcome=outcome,
+                result_version=version,
+                lease_owner=None,
+                lease_until=None,
+            )
+
+    def _one(self, condition: sa.ColumnElement[bool], shown: str) -> RetrainingRequest:
+        with self._db.reading() as connection:
+            row = connection.execute(sa.select(retraining).where(condition)).mappings().first()
+        if row is None:
+            raise NotFound(f"no retraining request {shown!r}; `tuneloop retraining list` shows them")
+        return noun_of(RetrainingRequest, row)
+
+    def _move(
+        self, connection: Connection, request_id: str, state: RetrainingState, *, by: str, note: str, **values: object
+    ) -> RetrainingRequest:
+        row = connection.execute(sa.select(retraining).where(retraining.c.id == request_id)).mappings().first()
+        if row is None:
+            raise NotFound(f"no retraining request {request_id!r}; `tuneloop retraining list` shows them")
+        before = RetrainingState(row["state"])
+        if state not in NEXT_STATES[before]:
+            allowed = ", ".join(sorted(NEXT_STATES[before])) or "nothing: it has ended"
+            raise Refused(f"retraining {request_id} is {before}; it cannot become {state} (only {allowed})")
+        now = self._clock()
+        connection.execute(
+            sa.update(retraining).where(retraining.c.id == request_id).values(state=state, updated_at=now, **values)
+        )
+        audit.record(
+            connection,
+            at=now,
+            actor=by,
+            action=f"retraining.{state}",
+            subject=request_id,
+            detail={"before": before, "note": note},
+        )
+        return noun_of(
+            RetrainingRequest,
+            connection.execute(sa.select(retraining).where(retraining.c.id == request_id)).mappings().one(),
+        )
+
+
+def new_request_id() -> str:
+    """A fresh id, `rt_…`."""
+    return f"rt_{secrets.token_hex(6)}"

@@ -1,0 +1,120 @@
+"""Routes: append-only revisions, each written with compare-and-swap together with its audit record, in one transaction."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Sequence
+from datetime import datetime
+
+import sqlalchemy as sa
+from pydantic import ValidationError
+
+from tuneloop.registry import audit
+from tuneloop.registry.database import Database, noun_of, row_of
+from tuneloop.registry.errors import Conflict, InvalidInput, NotFound
+from tuneloop.registry.nouns import Arm, Route
+from tuneloop.registry.tables import routes
+
+
+class Routes:
+    """Reading and writing routes. Whether a version may serve is decided by `promotion`, before it calls `write`."""
+
+    def __init__(self, database: Database, clock: Callable[[], datetime]) -> None:
+        self._db = database
+        self._clock = clock
+
+    def current(self, model: str) -> Route:
+        """The newest revision of a model's route.
+
+        Raises:
+            NotFound: the model has no route yet.
+        """
+        found = self.history(model, limit=1)
+        if not found:
+            raise NotFound(f"{model} has no route yet; give it one with `tuneloop promote {model}@1`")
+        return found[0]
+
+    def current_all(self) -> dict[str, Route]:
+        """Model → its newest route, for every model that has one."""
+        newest = (
+            sa.select(routes.c.model, sa.func.max(routes.c.revision).label("revision"))
+            .group_by(routes.c.model)
+            .subquery()
+        )
+        query = sa.select(routes).join(
+            newest, sa.and_(routes.c.model == newest.c.model, routes.c.revision == newest.c.revision)
+        )
+        with self._db.reading() as connection:
+            found = [noun_of(Route, row) for row in connection.execute(query).mappings()]
+        return {route.model: route for route in found}
+
+    def history(self, model: str, limit: int = 1_000) -> list[Route]:
+        """A model's revisions, the newest first."""
+        query = sa.select(routes).where(routes.c.model == model).order_by(routes.c.revision.desc()).limit(limit)
+        with self._db.reading() as connection:
+            return [noun_of(Route, row) for row in connection.execute(query).mappings()]
+
+    def write(
+        self,
+        model: str,
+        arms: Sequence[Arm],
+        *,
+        by: str,
+        reason: str,
+        expected_revision: int,
+        forced: bool = False,
+        action: str = "route.set",
+    ) -> Route:
+        """Append revision `expected_revision + 1` if `expected_revision` is still the newest (0: there is none yet).
+
+        Raises:
+            InvalidInput: the arms do not make a whole, or `by` or `reason` is empty.
+            Conflict: somebody wrote that revision first; the message says who and what.
+        """
+        if not by.strip() or not reason.strip():
+            raise InvalidInput("a route change needs --by and --reason: it is kept for ever")
+        with self._db.writing() as connection:
+            query = sa.select(routes).where(routes.c.model == model).order_by(routes.c.revision.desc()).limit(1)
+            row = connection.execute(query).mappings().first()
+            newest = noun_of(Route, row) if row else None
+            if (newest.revision if newest else 0) != expected_revision:
+                raise _lost(model, expected_revision, newest)
+            try:
+                route = Route(
+                    model=model,
+                    revision=expected_revision + 1,
+                    arms=tuple(arms),
+                    salt=newest.salt if newest else secrets.token_hex(8),
+                    by=by,
+                    reason=reason,
+                    at=self._clock(),
+                    forced=forced,
+                )
+            except ValidationError as error:
+                raise InvalidInput(
+                    f"route of {model}: " + "; ".join(e["msg"].removeprefix("Value error, ") for e in error.errors())
+                ) from None
+            try:
+                connection.execute(sa.insert(routes).values(**row_of(route, routes)))
+            except sa.exc.IntegrityError:
+                raise _lost(model, expected_revision, None) from None
+            detail = {
+                "revision": route.revision,
+                "split": route.split_text,
+                "reason": reason,
+                "forced": forced,
+                "before": newest.split_text if newest else "",
+            }
+            audit.record(connection, at=route.at, actor=by, action=action, subject=model, detail=detail)
+        return route
+
+
+def _lost(model: str, expected: int, newest: Route | None) -> Conflict:
+    if newest is None:
+        return Conflict(
+            f"route of {model}: revision {expected + 1} was written by somebody else just now; look at it and try again"
+        )
+    return Conflict(
+        f"route of {model}: you saw revision {expected}, but {newest.by} wrote revision {newest.revision} ({newest.split_text}) at "
+        f"{newest.at:%H:%M:%S} because {newest.reason!r}; look at it and try again"
+    )

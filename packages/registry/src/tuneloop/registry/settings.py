@@ -1,0 +1,113 @@
+"""Settings: one object per process, from `tuneloop.toml` and `TUNELOOP_…` variables, each value with its origin.
+
+Order: variable, `<variable>_FILE` (a file holding the value, for secrets), the section's table in `tuneloop.toml`, default.
+Nothing outside the classes built here reads the environment.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tomllib
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from pydantic import ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from tuneloop.registry.errors import InvalidInput
+
+
+class Section(BaseSettings):
+    """Base of every settings object: one TOML table, one variable prefix."""
+
+    model_config = SettingsConfigDict(extra="forbid", frozen=True)
+    section: ClassVar[str]
+
+    @classmethod
+    def prefix(cls) -> str:
+        """What this section's variables begin with, for example `TUNELOOP_GATEWAY_`."""
+        return "TUNELOOP_" if cls.section == "registry" else f"TUNELOOP_{cls.section.upper()}_"
+
+    @classmethod
+    def load(cls, **overrides: Any) -> Self:
+        """The effective settings; `overrides` (command-line options that were given) win.
+
+        Raises:
+            InvalidInput: an unknown key or a value of the wrong kind; every error at once.
+        """
+        values = {name: value for name, (value, _) in cls._found().items()}
+        values |= {name: value for name, value in overrides.items() if value is not None}
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            lines = [f"[{cls.section}] {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+            raise InvalidInput("settings: " + "; ".join(lines)) from None
+
+    def origins(self) -> dict[str, tuple[Any, str]]:
+        """Field → (effective value, where it came from), for `tuneloop config`."""
+        found = self._found()
+        return {
+            name: (getattr(self, name), found[name][1] if name in found else "default")
+            for name in type(self).model_fields
+        }
+
+    @classmethod
+    def _found(cls) -> dict[str, tuple[Any, str]]:
+        path = Path(os.environ.get("TUNELOOP_CONFIG", "tuneloop.toml"))
+        found: dict[str, tuple[Any, str]] = {}
+        if path.is_file():
+            try:
+                table = tomllib.loads(path.read_text(encoding="utf-8")).get(cls.section, {})
+            except tomllib.TOMLDecodeError as error:
+                raise InvalidInput(f"{path}: {error}") from None
+            for name, value in table.items():
+                if name not in cls.model_fields:
+                    close = difflib.get_close_matches(name, cls.model_fields, n=1)
+                    hint = f"; did you mean {close[0]}?" if close else f"; known: {', '.join(cls.model_fields)}"
+                    raise InvalidInput(f"{path}: [{cls.section}] has no key {name!r}{hint}")
+                found[name] = (value, str(path))
+        for name in cls.model_fields:
+            variable = cls.prefix() + name.upper()
+            if variable in os.environ:
+                found[name] = (os.environ[variable], variable)
+            elif f"{variable}_FILE" in os.environ:
+                secret = Path(os.environ[f"{variable}_FILE"])
+                found[name] = (secret.read_text(encoding="utf-8").strip(), f"{variable}_FILE")
+        return found
+
+    @classmethod
+    def settings_customise_sources(cls, settings_cls: Any, init_settings: Any, **_: Any) -> tuple[Any, ...]:  # noqa: ARG003 (pydantic's signature)
+        """Only what `load` found counts; pydantic's own sources would hide where a value came from."""
+        return (init_settings,)
+
+
+class RegistrySettings(Section):
+    """Where state lives. Everything defaults to one folder on one machine."""
+
+    section = "registry"
+
+    home: Path = Path(".tuneloop")
+    database_url: str = ""  # default: SQLite in `home`
+    mlflow_uri: str = ""  # default: SQLite in `home`; an http:// tracking server works the same way
+    artifact_root: str = ""  # default: a folder in `home`; ignored when `mlflow_uri` is a server, which has its own
+
+    @property
+    def database(self) -> str:
+        """The effective database URL."""
+        return self.database_url or f"sqlite:///{self.home.resolve() / 'tuneloop.db'}"
+
+    @property
+    def mlflow(self) -> str:
+        """The effective MLflow tracking and registry URI."""
+        return self.mlflow_uri or f"sqlite:///{self.home.resolve() / 'mlflow.db'}"
+
+    @property
+    def artifacts(self) -> str | None:
+        """Where new MLflow experiments keep artifacts; None leaves it to the MLflow server."""
+        if self.artifact_root:
+            return self.artifact_root
+        return None if self.mlflow.startswith("http") else (self.home.resolve() / "artifacts").as_uri()
+
+
+SETTINGS: tuple[type[Section], ...] = (RegistrySettings,)

@@ -1,0 +1,258 @@
+"""The tables of the one database, in SQLAlchemy Core; `migrations/` makes them, this module names them."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.engine import Dialect
+
+metadata = sa.MetaData()
+
+
+class UtcDateTime(sa.types.TypeDecorator[datetime]):
+    """Aware UTC in, aware UTC out, on SQLite (which forgets the zone) as on PostgreSQL."""
+
+    impl = sa.DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002 (SQLAlchemy's signature)
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError(f"{value!r} has no time zone; use datetime.now(UTC)")
+        return value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002 (SQLAlchemy's signature)
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+Json = sa.JSON().with_variant(JSONB(), "postgresql")
+
+
+def _id() -> sa.Column[str]:
+    return sa.Column("id", sa.String(64), primary_key=True)
+
+
+def _time(name: str, *, nullable: bool = False, index: bool = False) -> sa.Column[datetime]:
+    return sa.Column(name, UtcDateTime(), nullable=nullable, index=index)
+
+
+def _text(name: str, *, nullable: bool = False, index: bool = False) -> sa.Column[str]:
+    return sa.Column(name, sa.Text, nullable=nullable, index=index)
+
+
+def _integer(name: str, *, nullable: bool = False) -> sa.Column[int]:
+    return sa.Column(name, sa.Integer, nullable=nullable)
+
+
+def _json(name: str) -> sa.Column[Any]:
+    return sa.Column(name, Json, nullable=False)
+
+
+routes = sa.Table(
+    "routes",
+    metadata,
+    sa.Column("model", sa.Text, primary_key=True),
+    sa.Column("revision", sa.Integer, primary_key=True, autoincrement=False),
+    _json("arms"),
+    _text("salt"),
+    _text("by"),
+    _text("reason"),
+    _time("at"),
+    sa.Column("forced", sa.Boolean, nullable=False),
+)
+audit = sa.Table(
+    "audit",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+    _time("at"),
+    _text("actor"),
+    _text("action"),
+    _text("subject", index=True),
+    _json("detail"),
+)
+gate_reports = sa.Table(
+    "gate_reports",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+    _text("model"),
+    _integer("version"),
+    _integer("champion", nullable=True),
+    _time("at"),
+    _json("checks"),
+    _text("verdict"),
+    sa.Index("gate_reports_by_version", "model", "version"),
+)
+approvals = sa.Table(
+    "approvals",
+    metadata,
+    sa.Column("model", sa.Text, primary_key=True),
+    sa.Column("version", sa.Integer, primary_key=True, autoincrement=False),
+    _text("by"),
+    _text("reason"),
+    _time("at"),
+)
+requests = sa.Table(
+    "requests",
+    metadata,
+    _id(),
+    _time("at"),
+    _text("model"),
+    _integer("revision", nullable=True),
+    _integer("assigned_version", nullable=True),
+    _integer("served_version", nullable=True),
+    _text("engine", nullable=True),
+    _text("key_hash"),
+    _text("key_source"),
+    _text("api_key", nullable=True),
+    _text("endpoint"),
+    sa.Column("stream", sa.Boolean, nullable=False),
+    _integer("status"),
+    _text("error", nullable=True),
+    _integer("prompt_tokens", nullable=True),
+    _integer("completion_tokens", nullable=True),
+    sa.Column("queue_ms", sa.Float),
+    sa.Column("ttft_ms", sa.Float),
+    sa.Column("total_ms", sa.Float, nullable=False),
+    _json("guards"),
+    _json("messages"),
+    _text("answer", nullable=True),
+    sa.Index("requests_by_model_time", "model", "at"),
+)
+feedback = sa.Table(
+    "feedback",
+    metadata,
+    _id(),
+    _text("request_id", index=True),
+    _time("at", index=True),
+    sa.Column("score", sa.Float),
+    _text("thumb", nullable=True),
+    _text("label", nullable=True),
+    _text("comment", nullable=True),
+    _text("correction", nullable=True),
+)
+engines = sa.Table(
+    "engines",
+    metadata,
+    _id(),
+    _text("url"),
+    _text("base"),
+    _text("base_digest"),
+    _text("template_digest"),
+    _text("state"),
+    _json("adapters"),
+    _text("detail"),
+    _integer("max_loras"),
+    _integer("max_lora_rank"),
+    _time("at"),
+)
+gateways = sa.Table(
+    "gateways",
+    metadata,
+    _id(),
+    _text("url"),
+    _json("applied"),
+    _json("in_flight"),
+    _integer("dropped_records"),
+    _time("at"),
+)
+api_keys = sa.Table(
+    "api_keys",
+    metadata,
+    _id(),
+    sa.Column("digest", sa.String(64), nullable=False, unique=True),
+    _text("owner"),
+    _json("models"),
+    sa.Column("may_pin", sa.Boolean, nullable=False),
+    _time("created_at"),
+    _time("expires_at", nullable=True),
+    _time("revoked_at", nullable=True),
+)
+window_scores = sa.Table(
+    "window_scores",
+    metadata,
+    _id(),
+    _time("at"),
+    _text("model"),
+    _integer("version"),
+    _text("signal"),
+    _time("window_start"),
+    _time("window_end"),
+    _integer("n"),
+    sa.Column("statistic", sa.Float, nullable=False),
+    sa.Column("threshold", sa.Float, nullable=False),
+    sa.Column("p_value", sa.Float),
+    sa.Column("mean_run_length", sa.Float, nullable=False),
+    _text("verdict"),
+    _json("detail"),
+    _json("request_ids"),
+    sa.Index("window_scores_by_stream", "model", "version", "signal", "at"),
+)
+episodes = sa.Table(
+    "episodes",
+    metadata,
+    _id(),
+    _text("model", index=True),
+    _integer("version"),
+    _text("signal"),
+    _text("detector"),
+    _text("severity"),
+    _text("state"),
+    _time("opened_at"),
+    _time("updated_at"),
+    _time("resolved_at", nullable=True),
+    _json("windows"),
+    _json("evidence"),
+    _text("runbook"),
+    _json("done"),
+)
+# One open episode per problem, whatever runs twice: the database itself refuses the second.
+sa.Index(
+    "episodes_one_open",
+    episodes.c.model,
+    episodes.c.version,
+    episodes.c.signal,
+    unique=True,
+    sqlite_where=episodes.c.state != "resolved",
+    postgresql_where=episodes.c.state != "resolved",
+)
+retraining = sa.Table(
+    "retraining",
+    metadata,
+    _id(),
+    sa.Column("idempotency_key", sa.String(64), nullable=False, unique=True),
+    _text("model", index=True),
+    _integer("base_version"),
+    _text("episode_id", nullable=True),
+    _text("reason"),
+    _time("window_start"),
+    _time("window_end"),
+    _integer("rows"),
+    _text("recipe"),
+    _text("state", index=True),
+    _time("created_at"),
+    _time("updated_at"),
+    _text("lease_owner", nullable=True),
+    _time("lease_until", nullable=True),
+    _integer("fencing_token"),
+    _integer("attempts"),
+    _integer("result_version", nullable=True),
+    _text("outcome"),
+)
+policies = sa.Table(
+    "policies",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+    _text("model"),
+    _text("kind"),
+    _json("body"),
+    _text("by"),
+    _text("reason"),
+    _time("at"),
+    sa.Index("policies_by_model", "model", "kind"),
+)

@@ -1,0 +1,119 @@
+"""From one answer back to what made it: request → route → version → run → data → retraining → episode → window."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from tuneloop.registry.errors import NotFound
+from tuneloop.registry.facade import Registry
+from tuneloop.registry.nouns import Noun, Version, version_name
+
+
+class TraceStep(Noun):
+    """One link of the chain."""
+
+    kind: str
+    id: str
+    summary: str
+    detail: dict[str, Any]
+
+
+def trace(registry: Registry, request_id: str) -> list[TraceStep]:
+    """The chain behind one request, as far as it goes: a first version has no retraining behind it.
+
+    Raises:
+        NotFound: the request is not on record.
+    """
+    record = registry.traffic.request(request_id)
+    served = "nothing" if record.served_version is None else version_name(record.model, record.served_version)
+    steps = [
+        TraceStep(
+            kind="request",
+            id=record.id,
+            summary=f"{record.at:%Y-%m-%d %H:%M:%S} UTC, {record.status}, {record.total_ms:.0f} ms, served by {served} on {record.engine}",
+            detail=record.model_dump(mode="json", exclude={"messages", "answer"}),
+        )
+    ]
+    route = next((r for r in registry.routes.history(record.model) if r.revision == record.revision), None)
+    if route is not None:
+        summary = f"{route.split_text}, by {route.by}: {route.reason}"
+        steps.append(
+            TraceStep(
+                kind="route",
+                id=f"{route.model} revision {route.revision}",
+                summary=summary,
+                detail=route.model_dump(mode="json"),
+            )
+        )
+    if record.served_version is None:
+        return steps
+    version = registry.versions.get(record.model, record.served_version)
+    return steps + _behind_version(registry, version)
+
+
+def _behind_version(registry: Registry, version: Version) -> list[TraceStep]:
+    parent = f", parent {version_name(version.model, version.parent)}" if version.parent else ""
+    steps = [
+        TraceStep(
+            kind="version",
+            id=version.name,
+            summary=f"{version.kind} on {version.base} ({version.base_digest[:19]}…), made {version.created_at:%Y-%m-%d %H:%M:%S} UTC{parent}",
+            detail=version.model_dump(mode="json"),
+        ),
+        TraceStep(
+            kind="run",
+            id=version.run_id,
+            summary=f"code {version.code_commit[:12]}, recipe {version.recipe_digest[:19]}…",
+            detail=registry.versions.run_metrics(version.run_id),
+        ),
+        TraceStep(
+            kind="data",
+            id=version.data_digest,
+            summary=f"{version.data_rows} rows",
+            detail=_data_manifest(registry, version),
+        ),
+    ]
+    if version.request_id is None:
+        return steps
+    request = registry.retraining.get(version.request_id)
+    steps.append(
+        TraceStep(
+            kind="retraining request",
+            id=request.id,
+            summary=f"{request.state}: {request.reason} ({request.rows} corrections)",
+            detail=request.model_dump(mode="json"),
+        )
+    )
+    if request.episode_id is None:
+        return steps
+    episode = registry.episodes.get(request.episode_id)
+    steps.append(
+        TraceStep(
+            kind="alert episode",
+            id=episode.id,
+            summary=f"{episode.signal} of {version_name(episode.model, episode.version)}, {episode.state}, opened "
+            f"{episode.opened_at:%Y-%m-%d %H:%M:%S} UTC",
+            detail=episode.model_dump(mode="json"),
+        )
+    )
+    window = registry.episodes.score(episode.windows[0])
+    steps.append(
+        TraceStep(
+            kind="window",
+            id=window.id,
+            summary=f"{window.n} requests {window.window_start:%H:%M:%S}–{window.window_end:%H:%M:%S}: {window.signal} "
+            f"{window.statistic:.4g} over {window.threshold:.4g}",
+            detail=window.model_dump(mode="json"),
+        )
+    )
+    return steps
+
+
+def _data_manifest(registry: Registry, version: Version) -> dict[str, Any]:
+    try:
+        path = registry.versions.fetch_file(version.run_id, "lineage/data.json")
+    except NotFound:
+        return {}
+    loaded: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return loaded

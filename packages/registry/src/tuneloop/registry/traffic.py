@@ -1,0 +1,93 @@
+"""Requests and feedback: written in batches by gateways, read in windows by the monitor and the worker."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine import Connection
+
+from tuneloop.registry.database import Database, noun_of, row_of
+from tuneloop.registry.errors import NotFound
+from tuneloop.registry.nouns import Feedback, Noun, RequestRecord
+from tuneloop.registry.tables import feedback, requests
+
+
+class Traffic:
+    """What was asked and answered. Writing the same id twice keeps the first: spools may be replayed."""
+
+    def __init__(self, database: Database) -> None:
+        self._db = database
+
+    def add_requests(self, records: Sequence[RequestRecord]) -> None:
+        """Store a batch in one transaction."""
+        with self._db.writing() as connection:
+            self._insert(connection, requests, records)
+
+    def add_feedback(self, items: Sequence[Feedback]) -> None:
+        """Store feedback in one transaction; once this returns it survives kill -9."""
+        with self._db.writing() as connection:
+            self._insert(connection, feedback, items)
+
+    def request(self, request_id: str) -> RequestRecord:
+        """One request.
+
+        Raises:
+            NotFound: no such request has been recorded.
+        """
+        with self._db.reading() as connection:
+            row = connection.execute(sa.select(requests).where(requests.c.id == request_id)).mappings().first()
+        if row is None:
+            raise NotFound(
+                f"no request {request_id!r} is on record; gateways write records about a second after they answer"
+            )
+        return noun_of(RequestRecord, row)
+
+    def window(
+        self,
+        model: str,
+        *,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        version: int | None = None,
+        newest: int | None = None,
+        oldest: int | None = None,
+    ) -> list[RequestRecord]:
+        """Records of a model in order of time: `since` < at ≤ `until`, by served version, at most `newest` or `oldest` of them."""
+        query = sa.select(requests).where(requests.c.model == model)
+        if since is not None:
+            query = query.where(requests.c.at > since)
+        if until is not None:
+            query = query.where(requests.c.at <= until)
+        if version is not None:
+            query = query.where(requests.c.served_version == version)
+        if newest is not None:
+            query = query.order_by(requests.c.at.desc(), requests.c.id.desc()).limit(newest)
+        else:
+            query = query.order_by(requests.c.at, requests.c.id).limit(oldest)
+        with self._db.reading() as connection:
+            found = [noun_of(RequestRecord, row) for row in connection.execute(query).mappings()]
+        return found[::-1] if newest is not None else found
+
+    def feedback_for(self, request_ids: Sequence[str]) -> dict[str, list[Feedback]]:
+        """Request id → its feedback in order of time; requests without any are absent."""
+        found: dict[str, list[Feedback]] = {}
+        with self._db.reading() as connection:
+            for start in range(0, len(request_ids), 500):
+                query = (
+                    sa.select(feedback)
+                    .where(feedback.c.request_id.in_(request_ids[start : start + 500]))
+                    .order_by(feedback.c.at)
+                )
+                for row in connection.execute(query).mappings():
+                    found.setdefault(row["request_id"], []).append(noun_of(Feedback, row))
+        return found
+
+    def _insert(self, connection: Connection, table: sa.Table, items: Sequence[Noun]) -> None:
+        if items:
+            insert = sqlite.insert(table) if self._db.is_sqlite else postgresql.insert(table)
+            connection.execute(
+                insert.on_conflict_do_nothing(index_elements=["id"]), [row_of(item, table) for item in items]
+            )

@@ -1,0 +1,28 @@
+"""The registry's verbs: versions, routes, rollouts, retraining requests, keys, and where an answer came from."""
+
+from __future__ import annotations
+
+from tuneloop.registry.verbs.access import key
+from tuneloop.registry.verbs.retraining import retraining
+from tuneloop.registry.verbs.routes import promote, rollback, rollout, route
+from tuneloop.registry.verbs.state import audit, db, requests, status, trace
+from tuneloop.registry.verbs.versions import approve, compare, gate, models, versions
+
+VERBS = (
+    models,
+    versions,
+    compare,
+    gate,
+    approve,
+    promote,
+    rollback,
+    route,
+    rollout,
+    retraining,
+    status,
+    trace,
+    requests,
+    audit,
+    key,
+    db,
+)

@@ -1,0 +1,112 @@
+"""`tuneloop retraining list · show · approve · cancel · policy`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+import yaml
+from pydantic import ValidationError
+
+from tuneloop.registry.errors import InvalidInput
+from tuneloop.registry.facade import Registry
+from tuneloop.registry.policies import RetrainingPolicy
+from tuneloop.registry.printing import emit, json_option, table
+from tuneloop.registry.verbs.routes import by_option, reason_option
+
+
+@click.group()
+def retraining() -> None:
+    """See and steer the retraining requests."""
+
+
+@retraining.command("list")
+@click.option("--model", help="Only this model's.")
+@json_option
+def retraining_list(model: str | None, as_json: bool) -> None:
+    """List requests, the newest first."""
+    with Registry.open() as registry:
+        found = registry.retraining.all(model)
+        rows = [
+            [
+                r.id,
+                r.model,
+                r.state,
+                r.rows,
+                f"{r.created_at:%Y-%m-%d %H:%M:%S}",
+                r.result_version,
+                r.outcome or r.reason,
+            ]
+            for r in found
+        ]
+        emit(found, as_json, table(["ID", "MODEL", "STATE", "ROWS", "FILED (UTC)", "MADE", "WHY / OUTCOME"], rows))
+
+
+@retraining.command("show")
+@click.argument("request_id")
+@json_option
+def retraining_show(request_id: str, as_json: bool) -> None:
+    """Show one request with its history."""
+    with Registry.open() as registry:
+        request = registry.retraining.get(request_id)
+        history = registry.audit.entries(request_id)[::-1]
+        rows = [
+            [f"{e.at:%Y-%m-%d %H:%M:%S}", e.action, e.actor, e.detail.get("note", e.detail.get("reason"))]
+            for e in history
+        ]
+        text = f"{request.id}: {request.model}, {request.state}\n" + table(["AT (UTC)", "WHAT", "BY", "NOTE"], rows)
+        emit({"request": request, "history": history}, as_json, text)
+
+
+@retraining.command("approve")
+@click.argument("request_id")
+@by_option
+@reason_option
+def retraining_approve(request_id: str, by: str, reason: str) -> None:
+    """Let a proposed request run."""
+    with Registry.open() as registry:
+        click.echo(f"{request_id} is {registry.retraining.approve(request_id, by=by, reason=reason).state}")
+
+
+@retraining.command("cancel")
+@click.argument("request_id")
+@by_option
+@reason_option
+def retraining_cancel(request_id: str, by: str, reason: str) -> None:
+    """Stop a request that has not ended."""
+    with Registry.open() as registry:
+        click.echo(f"{request_id} is {registry.retraining.cancel(request_id, by=by, reason=reason).state}")
+
+
+@retraining.command("policy")
+@click.argument("model")
+@click.option("--set", "path", type=click.Path(path_type=Path, dir_okay=False), help="YAML file with the new policy.")
+@click.option("--by", help="Who sets it.")
+@click.option("--reason", help="Why; kept for ever.")
+@json_option
+def retraining_policy(model: str, path: Path | None, by: str | None, reason: str | None, as_json: bool) -> None:
+    """Show a model's policy, or set a new revision of it."""
+    with Registry.open() as registry:
+        if path is not None:
+            if not by or not reason:
+                raise InvalidInput("setting a policy needs --by and --reason")
+            registry.policies.set_retraining(model, _read(path), by=by, reason=reason)
+        policy = registry.policies.retraining(model)
+        emit(
+            policy,
+            as_json,
+            table(["KEY", "VALUE"], [[key, str(value)] for key, value in policy.model_dump(mode="json").items()]),
+        )
+
+
+def _read(path: Path) -> RetrainingPolicy:
+    try:
+        body = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise InvalidInput(f"{path}: {error}") from None
+    try:
+        return RetrainingPolicy.model_validate(body)
+    except ValidationError as error:
+        known = ", ".join(RetrainingPolicy.model_fields)
+        lines = [f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in error.errors()]
+        raise InvalidInput(f"{path}: {'; '.join(lines)}; known keys: {known}") from None

@@ -1,0 +1,187 @@
+"""`tuneloop promote · rollback · route · rollout`."""
+
+from __future__ import annotations
+
+import click
+
+from tuneloop.registry.canary import Limits
+from tuneloop.registry.errors import InvalidInput
+from tuneloop.registry.facade import Registry
+from tuneloop.registry.nouns import Route, parse_version_name
+from tuneloop.registry.printing import emit, json_option, table
+from tuneloop.registry.promotion import Change, set_route
+from tuneloop.registry.promotion import promote as promote_version
+from tuneloop.registry.promotion import rollback as roll_back
+from tuneloop.registry.rollout import Plan, judgement, run, started_at
+
+by_option = click.option("--by", required=True, help="Who does it.")
+reason_option = click.option("--reason", required=True, help="Why; kept for ever.")
+force_option = click.option("--force", is_flag=True, help="Serve what nobody approved; on record.")
+
+
+@click.command()
+@click.argument("version")
+@by_option
+@reason_option
+@force_option
+@json_option
+def promote(version: str, by: str, reason: str, force: bool, as_json: bool) -> None:
+    """Give a version all the traffic; the former champion stays loaded for rollback."""
+    model, number = parse_version_name(version)
+    with Registry.open() as registry:
+        _show(promote_version(registry, model, number, Change(by, reason, force)), as_json)
+
+
+@click.command()
+@click.argument("model")
+@click.option(
+    "--to",
+    "to_revision",
+    type=int,
+    help="The revision whose split returns; the last change of who serves is undone otherwise.",
+)
+@by_option
+@reason_option
+@force_option
+@json_option
+def rollback(model: str, to_revision: int | None, by: str, reason: str, force: bool, as_json: bool) -> None:
+    """Take the last change of who serves back."""
+    with Registry.open() as registry:
+        _show(roll_back(registry, model, Change(by, reason, force), to_revision=to_revision), as_json)
+
+
+@click.group()
+def route() -> None:
+    """Show or set which versions get which share."""
+
+
+@route.command("show")
+@click.argument("model")
+@json_option
+def route_show(model: str, as_json: bool) -> None:
+    """Show the route in force and which gateways apply it."""
+    with Registry.open() as registry:
+        found = registry.routes.current(model)
+        applied = {gateway.id: gateway.applied.get(model) for gateway in registry.fleet.gateways()}
+        text = f"{_line(found)}\ngateways: " + (
+            ", ".join(f"{g} applies {r}" for g, r in applied.items()) or "none is live"
+        )
+        emit(found.model_dump(mode="json") | {"gateways": applied}, as_json, text)
+
+
+@route.command("history")
+@click.argument("model")
+@json_option
+def route_history(model: str, as_json: bool) -> None:
+    """List every revision, the newest first."""
+    with Registry.open() as registry:
+        registry.routes.current(model)
+        found = registry.routes.history(model)
+        rows = [
+            [r.revision, f"{r.at:%Y-%m-%d %H:%M:%S}", r.split_text, r.by, r.reason, "forced" if r.forced else ""]
+            for r in found
+        ]
+        emit(found, as_json, table(["REVISION", "AT (UTC)", "SPLIT (BP)", "BY", "REASON", ""], rows))
+
+
+@route.command("set")
+@click.argument("model")
+@click.argument("split", nargs=-1, required=True, metavar="VERSION=BASIS_POINTS...")
+@click.option("--expect", type=int, help="Fail if the newest revision is not this one.")
+@by_option
+@reason_option
+@force_option
+@json_option
+def route_set(
+    model: str, split: tuple[str, ...], expect: int | None, by: str, reason: str, force: bool, as_json: bool
+) -> None:
+    """Write a split, for example `7=9000 8=1000`, as the next revision."""
+    shares: dict[int, int] = {}
+    for part in split:
+        version, _, weight = part.partition("=")
+        if not version.isdigit() or not weight.isdigit() or int(version) in shares:
+            raise InvalidInput(f"{part!r} is not VERSION=BASIS_POINTS, each version once, for example 7=9000")
+        shares[int(version)] = int(weight)
+    with Registry.open() as registry:
+        _show(set_route(registry, model, shares, Change(by, reason, force), expected_revision=expect), as_json)
+
+
+@click.group()
+def rollout() -> None:
+    """Raise a version's share in steps, judged against the champion."""
+
+
+@rollout.command("start")
+@click.argument("version")
+@click.option("--steps", default="1000,5000,10000", show_default=True, help="Basis points, rising, the last 10000.")
+@click.option("--hold-s", default=60.0, show_default=True, help="Least time on each step.")
+@click.option(
+    "--give-up-s", default=3600.0, show_default=True, help="Longest wait for a decision before a person is asked."
+)
+@click.option("--min-samples", default=30, show_default=True, help="Answered requests of the version at each step.")
+@click.option(
+    "--margin", default=0.1, show_default=True, help="How much worse feedback (0 to 1) may be and still pass."
+)
+@by_option
+@reason_option
+@json_option
+def rollout_start(
+    version: str,
+    steps: str,
+    hold_s: float,
+    give_up_s: float,
+    min_samples: int,
+    margin: float,
+    by: str,
+    reason: str,
+    as_json: bool,
+) -> None:
+    """Raise a version to 100 % in steps; roll back on fail, pause on inconclusive."""
+    model, number = parse_version_name(version)
+    try:
+        steps_bp = tuple(int(step) for step in steps.split(","))
+    except ValueError:
+        raise InvalidInput(f"--steps {steps!r} is not a list of basis points such as 1000,5000,10000") from None
+    plan = Plan(steps_bp, Limits(min_samples=min_samples, feedback_margin=margin), hold_s, give_up_s)
+    with Registry.open() as registry:
+        report = run(registry, model, number, plan, Change(by, reason), lambda line: click.echo(line, err=as_json))
+        emit(report.model_dump(mode="json") | {"verdict": report.verdict}, as_json, f"{version}: {report.verdict}")
+
+
+@rollout.command("status")
+@click.argument("model")
+@json_option
+def rollout_status(model: str, as_json: bool) -> None:
+    """Judge the running canary as it stands now."""
+    with Registry.open() as registry:
+        now = registry.routes.current(model)
+        running = [arm for arm in now.arms[:-1] if arm.weight_bp > 0]
+        if not running:
+            emit(None, as_json, f"{_line(now)}\nno canary is running")
+            return
+        version = running[-1].version
+        report = judgement(registry, model, version, Limits(), since=started_at(registry, model, version))
+        rows = [[check.name, check.verdict, check.detail] for check in report.checks]
+        text = f"{_line(now)}\n{model}@{version}: {report.verdict}\n" + table(["CHECK", "VERDICT", "DETAIL"], rows)
+        emit(report.model_dump(mode="json") | {"verdict": report.verdict}, as_json, text)
+
+
+@rollout.command("abort")
+@click.argument("model")
+@by_option
+@reason_option
+@json_option
+def rollout_abort(model: str, by: str, reason: str, as_json: bool) -> None:
+    """Take the canary's share away; a running `rollout start` stops by itself."""
+    with Registry.open() as registry:
+        if not any(arm.weight_bp > 0 for arm in registry.routes.current(model).arms[:-1]):
+            raise InvalidInput(f"no canary of {model} is running; `tuneloop rollback {model}` undoes a promotion")
+        _show(roll_back(registry, model, Change(by, reason)), as_json)
+
+
+def _show(route: Route, as_json: bool) -> None:
+    emit(route, as_json, _line(route))
+
+
+def _line(route: Route) -> str:
+    return f"{route.model} revision {route.revision}: {route.split_text} (by {route.by}: {route.reason})"

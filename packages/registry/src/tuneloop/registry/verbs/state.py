@@ -1,0 +1,115 @@
+"""`tuneloop status · trace · audit · db upgrade`."""
+
+from __future__ import annotations
+
+import click
+
+from tuneloop.registry.facade import Registry
+from tuneloop.registry.printing import emit, json_option, table
+from tuneloop.registry.trace import trace as trace_back
+
+
+@click.command()
+@json_option
+def status(as_json: bool) -> None:
+    """Show routes, engines, gateways, open alerts and retraining at a glance."""
+    with Registry.open() as registry:
+        routes = list(registry.routes.current_all().values())
+        engines, gateways = registry.fleet.engines(), registry.fleet.gateways()
+        alerts, requests = registry.episodes.all(open_only=True), registry.retraining.all(open_only=True)
+        parts = [
+            table(
+                ["MODEL", "REVISION", "SPLIT (BP)", "BY"], [[r.model, r.revision, r.split_text, r.by] for r in routes]
+            ),
+            table(
+                ["ENGINE", "STATE", "BASE", "ADAPTERS", "DETAIL"],
+                [
+                    [e.id, e.state, e.base, " ".join(f"{name}:{state}" for name, state in e.adapters.items()), e.detail]
+                    for e in engines
+                ],
+            ),
+            table(
+                ["GATEWAY", "APPLIES", "IN FLIGHT", "DROPPED RECORDS"],
+                [
+                    [
+                        g.id,
+                        " ".join(f"{m}:{r}" for m, r in g.applied.items()),
+                        sum(g.in_flight.values()),
+                        g.dropped_records,
+                    ]
+                    for g in gateways
+                ],
+            ),
+            table(
+                ["ALERT", "MODEL", "SIGNAL", "SINCE (UTC)"],
+                [[a.id, a.model, a.signal, f"{a.opened_at:%Y-%m-%d %H:%M:%S}"] for a in alerts],
+            ),
+            table(["RETRAINING", "MODEL", "STATE", "ROWS"], [[r.id, r.model, r.state, r.rows] for r in requests]),
+        ]
+        value = {"routes": routes, "engines": engines, "gateways": gateways, "alerts": alerts, "retraining": requests}
+        emit(value, as_json, "\n\n".join(parts))
+
+
+@click.command()
+@click.argument("request_id")
+@json_option
+def trace(request_id: str, as_json: bool) -> None:
+    """Walk one answer back to the version, run, data and alert behind it."""
+    with Registry.open() as registry:
+        steps = trace_back(registry, request_id)
+        text = "\n".join(
+            f"{'  ' * i}{'└─ ' if i else ''}{step.kind} {step.id}\n{'  ' * i}   {step.summary}"
+            for i, step in enumerate(steps)
+        )
+        emit(steps, as_json, text)
+
+
+@click.command()
+@click.argument("model")
+@click.option("--newest", type=int, help="Only so many, the newest.")
+@json_option
+def requests(model: str, newest: int | None, as_json: bool) -> None:
+    """List a model's requests in order of time, without their text."""
+    with Registry.open() as registry:
+        found = registry.traffic.window(model, newest=newest)
+        rows = [
+            [
+                r.id,
+                f"{r.at:%H:%M:%S}",
+                r.revision,
+                r.assigned_version,
+                r.served_version,
+                r.status,
+                f"{r.total_ms:.0f}",
+                r.error,
+            ]
+            for r in found
+        ]
+        shown = [r.model_dump(mode="json", exclude={"messages", "answer"}) for r in found]
+        headers = ["REQUEST", "AT (UTC)", "REVISION", "ASSIGNED", "SERVED", "STATUS", "MS", "ERROR"]
+        emit(shown, as_json, table(headers, rows))
+
+
+@click.command()
+@click.argument("subject", required=False)
+@click.option("--limit", default=50, show_default=True)
+@json_option
+def audit(subject: str | None, limit: int, as_json: bool) -> None:
+    """List who did what, the newest first; of one model, version or request when named."""
+    with Registry.open() as registry:
+        found = registry.audit.entries(subject, limit)
+        rows = [[e.id, f"{e.at:%Y-%m-%d %H:%M:%S}", e.actor, e.action, e.subject] for e in found]
+        emit(found, as_json, table(["ID", "AT (UTC)", "ACTOR", "ACTION", "SUBJECT"], rows))
+
+
+@click.group()
+def db() -> None:
+    """Look after the database."""
+
+
+@db.command("upgrade")
+def db_upgrade() -> None:
+    """Bring the schema to the newest revision; safe to repeat."""
+    with Registry.open(upgrade=False) as registry:
+        registry.database.upgrade()
+        click.echo(f"{registry.database.url.render_as_string(hide_password=True)} is at the newest schema")

@@ -1,0 +1,259 @@
+"""Versions live in MLflow (models, versions, metrics, artifacts); this is the only module that speaks to it.
+
+Importing it costs about 2 s (MLflow); everything else in the registry stays light. Nothing is created in MLflow before
+the folder has been checked, so a refused publish leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import tempfile
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import mlflow
+from mlflow.entities import Metric
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+
+from tuneloop.registry.artifacts import check_publishable, folder_digest
+from tuneloop.registry.errors import Conflict, InvalidInput, NotFound, Unavailable
+from tuneloop.registry.nouns import ModelName, Noun, Route, Version, version_name
+from tuneloop.registry.settings import RegistrySettings
+
+_TAG = "tuneloop.version"
+_REQUEST_TAG = "tuneloop.request_id"
+_ARTIFACT = "model"
+
+
+class VersionDraft(Noun):
+    """What a trainer says of a version before it has a number."""
+
+    model: ModelName
+    kind: Literal["adapter", "full"]
+    base: str
+    base_digest: str
+    template_digest: str
+    data_digest: str
+    data_rows: int
+    recipe_digest: str
+    code_commit: str
+    rank: int | None = None
+    target_modules: tuple[str, ...] = ()
+    parent: int | None = None
+    request_id: str | None = None
+    metrics: dict[str, float] = {}
+
+
+class Versions:
+    """Runs and versions over MLflow's own client; a tracking server works like the default SQLite file."""
+
+    def __init__(self, settings: RegistrySettings, clock: Callable[[], datetime]) -> None:
+        self._settings = settings
+        self._clock = clock
+
+    @cached_property
+    def _client(self) -> MlflowClient:
+        # Its schema migration logs a hundred lines at INFO on a fresh SQLite file.
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+        logging.getLogger("alembic").setLevel(logging.WARNING)
+        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+        if self._settings.mlflow.startswith("sqlite:///"):
+            Path(self._settings.mlflow.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+        mlflow.set_tracking_uri(self._settings.mlflow)
+        mlflow.set_registry_uri(self._settings.mlflow)
+        try:
+            client = MlflowClient(self._settings.mlflow, self._settings.mlflow)
+            client.search_registered_models(max_results=1)
+        except MlflowException as error:
+            raise Unavailable(
+                f"MLflow at {self._settings.mlflow}: {error.message}; `tuneloop config` shows mlflow_uri"
+            ) from error
+        return client
+
+    def start_run(self, model: str, *, name: str, params: Mapping[str, str | int | float | bool]) -> str:
+        """Begin an MLflow run in the experiment named after the model; returns its id."""
+        experiment = self._client.get_experiment_by_name(model)
+        where = self._settings.artifacts
+        location = f"{where}/{model}" if where else None
+        experiment_id = (
+            experiment.experiment_id
+            if experiment
+            else self._client.create_experiment(model, artifact_location=location)
+        )
+        run = self._client.create_run(experiment_id, run_name=name)
+        for key, value in params.items():
+            self._client.log_param(run.info.run_id, key, value)
+        return str(run.info.run_id)
+
+    def log_metrics(self, run_id: str, metrics: Mapping[str, float], step: int = 0) -> None:
+        """Log metrics of one step, in one call."""
+        now_ms = int(self._clock().timestamp() * 1000)
+        self._client.log_batch(
+            run_id, metrics=[Metric(key, float(value), now_ms, step) for key, value in metrics.items()]
+        )
+
+    def metric_history(self, run_id: str, key: str) -> list[tuple[int, float]]:
+        """(step, value) pairs in order of step."""
+        return sorted((point.step, point.value) for point in self._client.get_metric_history(run_id, key))
+
+    def run_metrics(self, run_id: str) -> dict[str, float]:
+        """The last value of every metric of a run."""
+        return dict(self._client.get_run(run_id).data.metrics)
+
+    def log_file(self, run_id: str, path: Path, folder: str = "lineage") -> None:
+        """Keep a file with a run, under `folder/`."""
+        self._client.log_artifact(run_id, str(path), folder)
+
+    def fetch_file(self, run_id: str, path: str) -> Path:
+        """A file kept with a run, on this machine.
+
+        Raises:
+            NotFound: the run has no such file.
+        """
+        try:
+            return Path(
+                mlflow.artifacts.download_artifacts(
+                    run_id=run_id, artifact_path=path, tracking_uri=self._settings.mlflow
+                )
+            )
+        except (MlflowException, OSError) as error:
+            raise NotFound(f"MLflow run {run_id} has no file {path}: {error}") from None
+
+    def end_run(self, run_id: str, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
+        """Close a run."""
+        self._client.set_terminated(run_id, status)
+
+    def publish(self, draft: VersionDraft, *, run_id: str, folder: Path) -> Version:
+        """Store a folder as the next version of its model, with its lineage.
+
+        Raises:
+            InvalidInput: the folder holds something that may not be published.
+            Conflict: the retraining request already has a version.
+        """
+        check_publishable(folder)
+        if draft.request_id is not None and (existing := self.for_request(draft.request_id)) is not None:
+            raise Conflict(f"retraining {draft.request_id} already made {existing.name}; a request makes one version")
+        digest = folder_digest(folder)
+        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        self._client.log_artifacts(run_id, str(folder), _ARTIFACT)
+        try:
+            self._client.create_registered_model(draft.model)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        fields = draft.model_dump(mode="json") | {
+            "run_id": run_id,
+            "artifact_digest": digest,
+            "artifact_bytes": size,
+            "created_at": self._clock().isoformat(),
+        }
+        tags = {_TAG: json.dumps(fields)} | ({_REQUEST_TAG: draft.request_id} if draft.request_id else {})
+        source = f"{self._client.get_run(run_id).info.artifact_uri}/{_ARTIFACT}"
+        made = self._client.create_model_version(draft.model, source=source, run_id=run_id, tags=tags)
+        return _version_of(made)
+
+    def get(self, model: str, number: int) -> Version:
+        """One version.
+
+        Raises:
+            NotFound: the model or the version does not exist; the message names those that do.
+        """
+        try:
+            return _version_of(self._client.get_model_version(model, str(number)))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            known = [version.name for version in self.all(model)[:5]]
+            raise NotFound(
+                f"{version_name(model, number)} does not exist; known: {', '.join(known)}"
+                if known
+                else f"no model named {model!r}; `tuneloop models` lists them"
+            ) from None
+
+    def all(self, model: str) -> list[Version]:
+        """Every version of a model, the newest first."""
+        return sorted(self._search(f"name = '{_safe(model)}'"), key=lambda version: -version.version)
+
+    def models(self) -> list[str]:
+        """The names of all registered models that hold our versions."""
+        names, token = [], None
+        while True:
+            page = self._client.search_registered_models(max_results=100, page_token=token)
+            names += [found.name for found in page]
+            if not (token := page.token):
+                return sorted(names)
+
+    def for_request(self, request_id: str) -> Version | None:
+        """The version a retraining request made, if it made one."""
+        return next(iter(self._search(f"tags.`{_REQUEST_TAG}` = '{_safe(request_id)}'")), None)
+
+    def fetch(self, version: Version, root: Path) -> Path:
+        """The version's files in `root/<digest>`, downloaded once and verified; appears whole or not at all.
+
+        Raises:
+            InvalidInput: the files are not those that were published.
+        """
+        target = root / version.artifact_digest.removeprefix("sha256:")
+        if target.is_dir():
+            return target
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=root, prefix=".fetch-") as scratch:
+            try:
+                got = mlflow.artifacts.download_artifacts(
+                    run_id=version.run_id, artifact_path=_ARTIFACT, dst_path=scratch, tracking_uri=self._settings.mlflow
+                )
+            except (MlflowException, OSError) as error:
+                raise Unavailable(f"{version.name}: its files cannot be fetched from MLflow: {error}") from error
+            folder = Path(got)
+            check_publishable(folder)
+            if (found := folder_digest(folder)) != version.artifact_digest:
+                raise InvalidInput(
+                    f"{version.name}: fetched files have digest {found}, published was {version.artifact_digest}; do not serve it"
+                )
+            try:
+                folder.rename(target)
+            except OSError:
+                if not target.is_dir():  # otherwise another process was first, with the same verified content
+                    raise
+        return target
+
+    def mirror(self, route: Route) -> None:
+        """Let MLflow's aliases follow the route: `champion` for the stable arm, `challenger` for one with a share."""
+        challengers = [arm.version for arm in route.arms[:-1] if arm.weight_bp > 0]
+        self._client.set_registered_model_alias(route.model, "champion", str(route.champion))
+        if challengers:
+            self._client.set_registered_model_alias(route.model, "challenger", str(challengers[-1]))
+        else:
+            self._client.delete_registered_model_alias(route.model, "challenger")
+
+    def aliases(self, model: str) -> dict[str, int]:
+        """Alias → version, as MLflow holds them."""
+        return {alias: int(number) for alias, number in self._client.get_registered_model(model).aliases.items()}
+
+    def _search(self, condition: str) -> list[Version]:
+        found: list[Version] = []
+        token = None
+        while True:
+            page = self._client.search_model_versions(condition, max_results=200, page_token=token)
+            found += [_version_of(made) for made in page if _TAG in made.tags]
+            if not (token := page.token):
+                return found
+
+
+def _version_of(made: Any) -> Version:
+    if _TAG not in made.tags:
+        raise NotFound(f"{made.name} version {made.version} in MLflow was not published by tuneloop")
+    return Version.model_validate(json.loads(made.tags[_TAG]) | {"version": int(made.version)})
+
+
+def _safe(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9._-]+", text):
+        raise InvalidInput(f"{text!r} is not a name")
+    return text

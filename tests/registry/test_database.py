@@ -1,0 +1,85 @@
+"""The database: its schema is what the tables say, on both kinds, and a missing one is a clear error."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+
+from tuneloop.registry import Registry
+from tuneloop.registry.database import Database
+from tuneloop.registry.errors import InvalidInput, Unavailable
+from tuneloop.registry.settings import RegistrySettings
+from tuneloop.registry.tables import metadata
+
+
+def test_migrations_make_exactly_the_tables_the_code_uses(registries: Registry) -> None:
+    with registries.database.reading() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+
+
+def test_upgrading_again_and_from_many_threads_changes_nothing(registries: Registry) -> None:
+    threads = [threading.Thread(target=registries.database.upgrade) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    with registries.database.reading() as connection:
+        assert connection.execute(sa.text("SELECT count(*) FROM alembic_version")).scalar() == 1
+
+
+def test_a_transaction_that_raises_leaves_nothing(registries: Registry) -> None:
+    def attempt() -> None:
+        with registries.database.writing() as connection:
+            connection.execute(sa.text("DELETE FROM alembic_version"))
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError):
+        attempt()
+    with registries.database.reading() as connection:
+        assert connection.execute(sa.text("SELECT count(*) FROM alembic_version")).scalar() == 1
+
+
+def test_a_database_that_is_away_is_one_clear_error() -> None:
+    settings = RegistrySettings(database_url="postgresql://me:secret@127.0.0.1:1/none")
+    with pytest.raises(Unavailable, match="tuneloop config") as caught:
+        Registry.open(settings)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_url_that_is_none_is_named() -> None:
+    with pytest.raises(InvalidInput, match="not a URL"):
+        Database("nonsense")
+
+
+def test_acknowledged_writes_survive_kill_9(tmp_path: Path) -> None:
+    """A process writes revisions and says each one only once it is written; killed at once, what it said is there."""
+    code = (
+        "import os, sys\n"
+        "from pathlib import Path\n"
+        "from tuneloop.registry import Registry\n"
+        "from tuneloop.registry.nouns import Arm\n"
+        "from tuneloop.registry.settings import RegistrySettings\n"
+        "registry = Registry.open(RegistrySettings(home=Path(sys.argv[1])))\n"
+        "for n in range(10_000):\n"
+        "    registry.routes.write('bot', [Arm(version=n + 1, weight_bp=10_000)], by='a', reason='r', expected_revision=n)\n"
+        "    os.write(1, b'%d\\n' % (n + 1))\n"
+    )
+    home = tmp_path / "home"
+    with subprocess.Popen([sys.executable, "-c", code, str(home)], stdout=subprocess.PIPE) as writer:
+        assert writer.stdout is not None
+        said = [int(writer.stdout.readline()) for _ in range(20)]
+        os.kill(writer.pid, signal.SIGKILL)
+        said += [int(line) for line in writer.stdout.read().split()]
+    with Registry.open(RegistrySettings(home=home)) as registry:
+        revisions = [route.revision for route in registry.routes.history("bot")]
+        assert len(registry.audit.entries("bot", limit=100_000)) == len(revisions)
+    assert max(revisions) >= said[-1]

@@ -1,0 +1,120 @@
+"""Promotion: nothing unapproved or unloaded gets a share, and taking it back loads nothing."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from tests_support import beat_engine, publish_version, retraining_request
+from tuneloop.registry import Registry
+from tuneloop.registry.errors import Conflict, InvalidInput, NotFound, Refused
+from tuneloop.registry.nouns import RetrainingState
+from tuneloop.registry.promotion import Change, promote, rollback, set_route
+
+CHANGE = Change("ada", "test")
+
+
+@pytest.fixture
+def two_versions(registry: Registry, tmp_path: Path) -> Registry:
+    """`bot@1` serves everything on a live engine; `bot@2` is approved and loaded too."""
+    for number in (1, 2):
+        publish_version(registry, tmp_path / f"v{number}")
+        registry.gates.approve("bot", number, by="ada", reason="test")
+    promote(registry, "bot", 1, CHANGE)
+    beat_engine(registry, "bot@1", "bot@2")
+    return registry
+
+
+def test_a_version_that_does_not_exist_is_refused_and_nothing_changes(two_versions: Registry) -> None:
+    with pytest.raises(NotFound, match="bot@7 does not exist; known: bot@2, bot@1"):
+        promote(two_versions, "bot", 7, CHANGE)
+    assert two_versions.routes.current("bot").revision == 1
+
+
+def test_weights_that_are_no_whole_are_refused_and_nothing_changes(two_versions: Registry) -> None:
+    with pytest.raises(InvalidInput, match="sum to 9500, not 10000"):
+        set_route(two_versions, "bot", {2: 500, 1: 9_000}, CHANGE)
+    assert two_versions.routes.current("bot").revision == 1
+
+
+def test_nothing_unapproved_serves_unless_forced_on_record(two_versions: Registry, tmp_path: Path) -> None:
+    publish_version(two_versions, tmp_path / "v3")
+    beat_engine(two_versions, "bot@1", "bot@2", "bot@3")
+    with pytest.raises(Refused, match="bot@3 is not approved"):
+        promote(two_versions, "bot", 3, CHANGE)
+    route = promote(two_versions, "bot", 3, Change("ada", "burning", force=True))
+    assert route.forced
+    assert two_versions.audit.entries("bot")[0].detail["forced"] is True
+
+
+def test_promotion_keeps_the_former_champion_loaded_and_rollback_returns_to_it(two_versions: Registry) -> None:
+    assert promote(two_versions, "bot", 2, CHANGE).split == {1: 0, 2: 10_000}
+    assert rollback(two_versions, "bot", CHANGE).split == {2: 0, 1: 10_000}
+    assert rollback(two_versions, "bot", CHANGE).split == {1: 0, 2: 10_000}
+    assert two_versions.versions.aliases("bot")["champion"] == 2
+
+
+def test_rollback_of_a_canary_is_the_exact_inverse(two_versions: Registry) -> None:
+    set_route(two_versions, "bot", {2: 1_000, 1: 9_000}, CHANGE)
+    assert two_versions.versions.aliases("bot") == {"champion": 1, "challenger": 2}
+    assert rollback(two_versions, "bot", CHANGE).split == {2: 0, 1: 10_000}
+    assert two_versions.versions.aliases("bot") == {"champion": 1}
+
+
+def test_rollback_to_a_named_revision(two_versions: Registry) -> None:
+    set_route(two_versions, "bot", {2: 1_000, 1: 9_000}, CHANGE)
+    promote(two_versions, "bot", 2, CHANGE)
+    assert rollback(two_versions, "bot", CHANGE, to_revision=2).split == {2: 1_000, 1: 9_000}
+    with pytest.raises(NotFound, match="no revision 77"):
+        rollback(two_versions, "bot", CHANGE, to_revision=77)
+
+
+def test_there_is_nothing_to_roll_back_to_before_a_second_champion(two_versions: Registry) -> None:
+    with pytest.raises(Refused, match="nothing to go back to"):
+        rollback(two_versions, "bot", CHANGE)
+
+
+def test_a_version_gets_its_share_only_once_an_engine_serves_it(two_versions: Registry) -> None:
+    beat_engine(two_versions, "bot@1")
+    done: list[dict[int, int]] = []
+    changing = threading.Thread(target=lambda: done.append(promote(two_versions, "bot", 2, CHANGE).split))
+    changing.start()
+    deadline = time.monotonic() + 10
+    while two_versions.routes.current("bot").revision == 1 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert two_versions.routes.current("bot").split == {2: 0, 1: 10_000}  # staged: engines load it, nobody gets it
+    assert not done
+    beat_engine(two_versions, "bot@1", "bot@2")
+    changing.join(timeout=10)
+    assert done == [{1: 0, 2: 10_000}]
+
+
+def test_an_adapter_no_engine_can_hold_is_refused_before_it_is_written(two_versions: Registry, tmp_path: Path) -> None:
+    beat_engine(two_versions, "bot@1", "bot@2", max_loras=2)
+    with pytest.raises(Refused, match="holds 1 adapters"):
+        set_route(two_versions, "bot", {2: 1_000, 1: 9_000}, CHANGE)
+    publish_version(two_versions, tmp_path / "v3", rank=64)
+    beat_engine(two_versions, "bot@1", "bot@2")
+    with pytest.raises(Refused, match="rank 64.*--max-lora-rank 64"):
+        promote(two_versions, "bot", 3, Change("ada", "test", force=True))
+    assert two_versions.routes.current("bot").revision == 1
+
+
+def test_an_expected_revision_that_is_past_says_who_won(two_versions: Registry) -> None:
+    set_route(two_versions, "bot", {2: 1_000, 1: 9_000}, Change("grace", "canary"))
+    with pytest.raises(Conflict, match="grace wrote revision 2"):
+        set_route(two_versions, "bot", {2: 5_000, 1: 5_000}, CHANGE, expected_revision=1)
+
+
+def test_promoting_a_retrained_version_ships_its_request(two_versions: Registry, tmp_path: Path) -> None:
+    request = two_versions.retraining.file(
+        retraining_request(two_versions.clock(), state=RetrainingState.GATED, idempotency_key="g"), by="monitor"
+    )
+    made = publish_version(two_versions, tmp_path / "v3", request_id=request.id, parent=1)
+    two_versions.gates.approve("bot", made.version, by="ada", reason="test")
+    beat_engine(two_versions, "bot@1", "bot@2", made.name)
+    promote(two_versions, "bot", made.version, CHANGE)
+    assert two_versions.retraining.get(request.id).state == "shipped"

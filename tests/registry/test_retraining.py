@@ -1,0 +1,97 @@
+"""The retraining queue: filed once, run by one worker at a time, never stepped around."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from tests_support import Clock, retraining_request
+from tuneloop.registry import Registry
+from tuneloop.registry.errors import Conflict, Refused
+from tuneloop.registry.nouns import RetrainingRequest, RetrainingState
+from tuneloop.registry.retraining import ENDED, MAX_ATTEMPTS, NEXT_STATES
+
+
+def _queued(registry: Registry) -> RetrainingRequest:
+    request = registry.retraining.file(retraining_request(registry.clock()), by="monitor")
+    return registry.retraining.approve(request.id, by="ada", reason="yes")
+
+
+def test_filed_twice_it_is_the_same_request(registries: Registry) -> None:
+    first = registries.retraining.file(retraining_request(registries.clock()), by="monitor")
+    again = registries.retraining.file(retraining_request(registries.clock()), by="monitor")
+    assert first.id == again.id
+    assert len(registries.retraining.all()) == 1
+
+
+def test_of_many_workers_one_claims(registries: Registry) -> None:
+    _queued(registries)
+    claimed: list[RetrainingRequest] = []
+
+    def work(name: str) -> None:
+        if (request := registries.retraining.claim(name, lease_s=60)) is not None:
+            claimed.append(request)
+
+    threads = [threading.Thread(target=work, args=(f"w{i}",)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(claimed) == 1
+
+
+def test_a_dead_workers_request_goes_to_the_next_and_the_dead_ones_result_is_refused(
+    registries: Registry, clock: Clock
+) -> None:
+    _queued(registries)
+    first = registries.retraining.claim("w1", lease_s=30)
+    assert first is not None
+    assert registries.retraining.claim("w2", lease_s=30) is None
+    clock.advance(31)
+    second = registries.retraining.claim("w2", lease_s=30)
+    assert second is not None
+    assert (second.id, second.fencing_token) == (first.id, first.fencing_token + 1)
+    with pytest.raises(Conflict, match="lease of w1 is lost"):
+        registries.retraining.renew(first, lease_s=30)
+    with pytest.raises(Conflict, match="took it over"):
+        registries.retraining.finish(first, RetrainingState.GATED, by="w1", outcome="pass", result_version=2)
+    done = registries.retraining.finish(second, RetrainingState.GATED, by="w2", outcome="pass", result_version=2)
+    assert (done.state, done.result_version, done.lease_owner) == ("gated", 2, None)
+
+
+def test_a_request_that_kills_its_workers_is_given_up(registries: Registry, clock: Clock) -> None:
+    request = _queued(registries)
+    for attempt in range(MAX_ATTEMPTS):
+        assert registries.retraining.claim(f"w{attempt}", lease_s=10) is not None
+        clock.advance(11)
+    assert registries.retraining.claim("w9", lease_s=10) is None
+    assert registries.retraining.get(request.id).state == "failed"
+
+
+def test_a_cancelled_run_loses_its_lease(registries: Registry) -> None:
+    _queued(registries)
+    running = registries.retraining.claim("w1", lease_s=60)
+    assert running is not None
+    registries.retraining.cancel(running.id, by="ada", reason="wrong data")
+    with pytest.raises(Conflict):
+        registries.retraining.renew(running, lease_s=60)
+
+
+@pytest.mark.parametrize("state", sorted(ENDED))
+def test_what_has_ended_stays_ended(registry: Registry, state: RetrainingState) -> None:
+    assert NEXT_STATES[state] == frozenset()
+    request = registry.retraining.file(retraining_request(registry.clock(), state=state), by="monitor")
+    with pytest.raises(Refused, match="it has ended"):
+        registry.retraining.cancel(request.id, by="ada", reason="late")
+
+
+def test_an_unapproved_request_does_not_run(registries: Registry) -> None:
+    registries.retraining.file(retraining_request(registries.clock()), by="monitor")
+    assert registries.retraining.claim("w1", lease_s=60) is None
+
+
+def test_every_move_is_on_record(registries: Registry) -> None:
+    request = _queued(registries)
+    actions = [entry.action for entry in registries.audit.entries(request.id)]
+    assert actions == ["retraining.queued", "retraining.approved", "retraining.file"]

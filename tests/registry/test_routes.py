@@ -1,0 +1,87 @@
+"""Routes: what is written is whole, ordered and on record, on both databases."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from tuneloop.registry import Registry
+from tuneloop.registry.errors import Conflict, InvalidInput, NotFound
+from tuneloop.registry.nouns import Arm
+
+
+def _write(registry: Registry, expected: int, *arms: tuple[int, int], by: str = "ada") -> int:
+    split = [Arm(version=version, weight_bp=weight) for version, weight in arms]
+    return registry.routes.write("bot", split, by=by, reason="test", expected_revision=expected).revision
+
+
+def test_revisions_only_grow_and_keep_their_salt(registries: Registry) -> None:
+    assert _write(registries, 0, (1, 10_000)) == 1
+    assert _write(registries, 1, (2, 1_000), (1, 9_000)) == 2
+    newest, first = registries.routes.history("bot")
+    assert (newest.revision, first.revision) == (2, 1)
+    assert newest.salt == first.salt
+    assert registries.routes.current("bot") == newest
+    assert registries.routes.current_all() == {"bot": newest}
+
+
+def test_a_lost_race_says_who_won_and_changes_nothing(registries: Registry) -> None:
+    _write(registries, 0, (1, 10_000))
+    _write(registries, 1, (2, 10_000), by="grace")
+    with pytest.raises(Conflict, match="grace wrote revision 2"):
+        _write(registries, 1, (3, 10_000))
+    assert registries.routes.current("bot").revision == 2
+
+
+def test_of_many_concurrent_writers_exactly_one_wins(registries: Registry) -> None:
+    _write(registries, 0, (1, 10_000))
+    outcomes: list[str] = []
+
+    def contend(version: int) -> None:
+        try:
+            _write(registries, 1, (version, 10_000), by=f"writer{version}")
+        except Conflict:
+            outcomes.append("lost")
+        else:
+            outcomes.append("won")
+
+    threads = [threading.Thread(target=contend, args=(version,)) for version in range(2, 10)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(outcomes) == ["lost"] * 7 + ["won"]
+    assert len(registries.routes.history("bot")) == 2
+
+
+@pytest.mark.parametrize(
+    ("arms", "message"),
+    [
+        (((1, 9_000),), "sum to 9000, not 10000 basis points"),
+        (((1, 6_000), (2, 6_000)), "sum to 12000"),
+        (((1, 5_000), (1, 5_000)), "stands twice"),
+    ],
+)
+def test_a_split_that_is_no_whole_is_refused_and_nothing_is_written(
+    registries: Registry, arms: tuple[tuple[int, int], ...], message: str
+) -> None:
+    with pytest.raises(InvalidInput, match=message):
+        _write(registries, 0, *arms)
+    with pytest.raises(NotFound, match="no route yet"):
+        registries.routes.current("bot")
+    assert registries.audit.entries() == []
+
+
+def test_every_revision_has_its_audit_record(registries: Registry) -> None:
+    _write(registries, 0, (1, 10_000))
+    _write(registries, 1, (2, 500), (1, 9_500))
+    entries = registries.audit.entries("bot")
+    assert [entry.detail["revision"] for entry in entries] == [2, 1]
+    assert entries[0].detail["before"] == "1=10000"
+    assert entries[0].actor == "ada"
+
+
+def test_a_change_without_a_reason_is_refused(registries: Registry) -> None:
+    with pytest.raises(InvalidInput, match="--reason"):
+        registries.routes.write("bot", [Arm(version=1, weight_bp=10_000)], by="ada", reason=" ", expected_revision=0)

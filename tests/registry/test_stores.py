@@ -1,0 +1,122 @@
+"""Traffic, fleet, keys, episodes, gates and policies: what goes in comes out, once, on both databases."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+
+from tests_support import Clock, alert_episode, beat_engine, request_record, window_score
+from tuneloop.registry import Registry
+from tuneloop.registry.errors import NotFound, Unavailable
+from tuneloop.registry.keys import key_digest
+from tuneloop.registry.nouns import Check, Feedback, GateReport, GatewayState
+from tuneloop.registry.policies import RetrainingPolicy
+
+
+def test_a_replayed_batch_of_records_is_stored_once(registries: Registry) -> None:
+    records = [request_record(i, registries.clock() + timedelta(seconds=i)) for i in range(5)]
+    registries.traffic.add_requests(records)
+    registries.traffic.add_requests(records)
+    assert registries.traffic.window("bot") == records
+    assert registries.traffic.request("req-3") == records[3]
+
+
+def test_windows_are_cut_by_time_version_and_count(registries: Registry) -> None:
+    start = registries.clock()
+    records = [request_record(i, start + timedelta(seconds=i), served_version=1 + i % 2) for i in range(10)]
+    registries.traffic.add_requests(records)
+    assert [r.id for r in registries.traffic.window("bot", since=start + timedelta(seconds=7))] == ["req-8", "req-9"]
+    assert [r.id for r in registries.traffic.window("bot", version=2, newest=2)] == ["req-7", "req-9"]
+    assert [r.id for r in registries.traffic.window("bot", oldest=1)] == ["req-0"]
+
+
+def test_feedback_joins_its_request(registries: Registry) -> None:
+    item = Feedback(id="f1", request_id="req-1", at=registries.clock(), thumb="down", correction="It dedents.")
+    registries.traffic.add_feedback([item])
+    registries.traffic.add_feedback([item])
+    assert registries.traffic.feedback_for(["req-1", "req-2"]) == {"req-1": [item]}
+
+
+def test_an_unknown_request_says_when_records_arrive(registries: Registry) -> None:
+    with pytest.raises(NotFound, match="about a second after"):
+        registries.traffic.request("nope")
+
+
+def test_a_silent_engine_is_not_live(registries: Registry, clock: Clock) -> None:
+    beat_engine(registries, "bot@1")
+    assert [engine.id for engine in registries.fleet.serving("bot@1")] == ["e1"]
+    clock.advance(11)
+    assert registries.fleet.serving("bot@1") == []
+    assert len(registries.fleet.engines(live_only=False)) == 1
+
+
+def test_gateways_that_lag_are_named(registries: Registry) -> None:
+    def beat(gateway: str, revision: int) -> None:
+        state = GatewayState(
+            id=gateway,
+            url="http://g",
+            applied={"bot": revision},
+            in_flight={},
+            dropped_records=0,
+            at=registries.clock(),
+        )
+        registries.fleet.beat_gateway(state)
+
+    beat("g1", 3)
+    beat("g2", 2)
+    with pytest.raises(Unavailable, match="g2$"):
+        registries.fleet.wait_applied("bot", 3, timeout_s=0.1)
+    beat("g2", 3)
+    assert registries.fleet.wait_applied("bot", 3, timeout_s=0.1) == ["g1", "g2"]
+
+
+def test_a_keys_secret_is_not_kept(registries: Registry) -> None:
+    secret, key = registries.keys.new("team-a", models=["bot"])
+    assert secret not in str(registries.keys.all())
+    assert registries.keys.all() == [key]
+    assert key.digest == key_digest(secret)
+
+
+def test_revoked_and_expired_keys_are_not_usable(registries: Registry, clock: Clock) -> None:
+    _, revoked = registries.keys.new("a")
+    _, expiring = registries.keys.new("b", ttl_s=10)
+    registries.keys.revoke(revoked.id, by="ada")
+    clock.advance(11)
+    assert [key.usable(clock()) for key in registries.keys.all()] == [False, False]
+    assert expiring.usable(clock() - timedelta(seconds=5))
+
+
+def test_one_open_episode_per_problem(registries: Registry, clock: Clock) -> None:
+    registries.episodes.add_score(window_score(clock()))
+    first = registries.episodes.open(alert_episode(clock()))
+    again = registries.episodes.open(alert_episode(clock(), id="ep2"))
+    assert again == first
+    registries.episodes.update(
+        first.model_copy(update={"state": "resolved", "resolved_at": clock()}), by="monitor", action="episode.resolve"
+    )
+    assert registries.episodes.open(alert_episode(clock(), id="ep3")).id == "ep3"
+    assert [episode.id for episode in registries.episodes.all(open_only=True)] == ["ep3"]
+    assert registries.episodes.scores("bot") == [registries.episodes.score("w1")]
+
+
+def test_no_gate_and_an_inconclusive_gate_approve_nothing(registries: Registry, clock: Clock) -> None:
+    assert registries.gates.approver("bot", 2) is None
+    for verdict, approver in (("inconclusive", None), ("fail", None), ("pass", "gate")):
+        check = Check(name="perplexity", verdict=verdict, detail="")
+        registries.gates.record(GateReport(model="bot", version=2, champion=1, at=clock(), checks=(check,)))
+        assert registries.gates.approver("bot", 2) == approver
+    registries.gates.approve("bot", 3, by="ada", reason="looked at it")
+    assert registries.gates.approver("bot", 3) == "ada"
+
+
+def test_a_gate_without_checks_is_inconclusive(clock: Clock) -> None:
+    assert GateReport(model="bot", version=1, champion=None, at=clock(), checks=()).verdict == "inconclusive"
+
+
+def test_the_newest_policy_counts(registries: Registry) -> None:
+    assert registries.policies.retraining("bot") == RetrainingPolicy()
+    registries.policies.set_retraining("bot", RetrainingPolicy(min_rows=5), by="ada", reason="small team")
+    registries.policies.set_retraining("bot", RetrainingPolicy(min_rows=9), by="ada", reason="more")
+    assert registries.policies.retraining("bot").min_rows == 9
+    assert registries.policies.retraining("other") == RetrainingPolicy()

@@ -1,0 +1,162 @@
+"""Builders of nouns for tests: valid by default, each field open to change."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from tuneloop.registry import Registry
+from tuneloop.registry.nouns import (
+    AdapterState,
+    AlertEpisode,
+    EngineState,
+    Message,
+    RequestRecord,
+    RetrainingRequest,
+    RetrainingState,
+    Version,
+    WindowScore,
+)
+from tuneloop.registry.retraining import new_request_id
+from tuneloop.registry.versions import VersionDraft
+
+
+@dataclass
+class Clock:
+    """A clock that stands still until it is told to move."""
+
+    now: datetime = field(default_factory=lambda: datetime(2026, 11, 1, 12, 0, tzinfo=UTC))
+
+    def __call__(self) -> datetime:
+        return self.now
+
+    def advance(self, seconds: float) -> None:
+        self.now += timedelta(seconds=seconds)
+
+
+def retraining_request(at: datetime, **changes: Any) -> RetrainingRequest:
+    """A proposed request for `bot`; the same idempotency key every time unless changed."""
+    fields: dict[str, Any] = {
+        "id": new_request_id(),
+        "idempotency_key": "k" * 64,
+        "model": "bot",
+        "base_version": 1,
+        "episode_id": None,
+        "reason": "prompt drift",
+        "window_start": at,
+        "window_end": at,
+        "rows": 80,
+        "recipe": "recipe.yaml",
+        "state": RetrainingState.PROPOSED,
+        "created_at": at,
+        "updated_at": at,
+    }
+    return RetrainingRequest(**(fields | changes))
+
+
+def request_record(number: int, at: datetime, **changes: Any) -> RequestRecord:
+    """An answered chat request to `bot`, served by version 1."""
+    fields: dict[str, Any] = {
+        "id": f"req-{number}",
+        "at": at,
+        "model": "bot",
+        "revision": 1,
+        "assigned_version": 1,
+        "served_version": 1,
+        "engine": "e1",
+        "key_hash": f"h{number}",
+        "key_source": "user",
+        "api_key": "key_1",
+        "endpoint": "chat",
+        "stream": False,
+        "status": 200,
+        "total_ms": 100.0 + number % 7,
+        "messages": (Message(role="user", content=f"What does f{number} do?"),),
+        "answer": "It does.",
+    }
+    return RequestRecord(**(fields | changes))
+
+
+def publish_version(registry: Registry, folder: Path, **changes: Any) -> Version:
+    """A version of `bot` in MLflow: a tiny but well-formed safetensors file, registered like any other."""
+    folder.mkdir(parents=True, exist_ok=True)
+    header = b'{"__metadata__":{"n":"%d"}}' % len(registry.versions.models())
+    (folder / "adapter_model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    (folder / "adapter_config.json").write_text('{"r": 8}')
+    fields: dict[str, Any] = {
+        "model": "bot",
+        "kind": "adapter",
+        "base": "base",
+        "base_digest": "sha256:base",
+        "template_digest": "sha256:template",
+        "data_digest": "sha256:data",
+        "data_rows": 10,
+        "recipe_digest": "sha256:recipe",
+        "code_commit": "0" * 40,
+        "rank": 8,
+    }
+    draft = VersionDraft(**(fields | changes))
+    run_id = registry.versions.start_run(draft.model, name="test", params={})
+    version = registry.versions.publish(draft, run_id=run_id, folder=folder)
+    registry.versions.end_run(run_id, "FINISHED")
+    return version
+
+
+def beat_engine(registry: Registry, *names: str, **changes: Any) -> EngineState:
+    """An engine's heartbeat that says it serves these versions."""
+    fields: dict[str, Any] = {
+        "id": "e1",
+        "url": "http://127.0.0.1:1",
+        "base": "base",
+        "base_digest": "sha256:base",
+        "template_digest": "sha256:template",
+        "state": "ready",
+        "adapters": dict.fromkeys(names, AdapterState.READY),
+        "max_loras": 6,
+        "max_lora_rank": 16,
+        "at": registry.clock(),
+    }
+    state = EngineState(**(fields | changes))
+    registry.fleet.beat_engine(state)
+    return state
+
+
+def window_score(at: datetime, **changes: Any) -> WindowScore:
+    """A window of `bot@1` that shows prompt drift."""
+    fields: dict[str, Any] = {
+        "id": "w1",
+        "at": at,
+        "model": "bot",
+        "version": 1,
+        "signal": "prompt_drift",
+        "window_start": at,
+        "window_end": at,
+        "n": 40,
+        "statistic": 0.2,
+        "threshold": 0.1,
+        "p_value": 0.001,
+        "mean_run_length": 10_000.0,
+        "verdict": "drift",
+    }
+    return WindowScore(**(fields | changes))
+
+
+def alert_episode(at: datetime, **changes: Any) -> AlertEpisode:
+    """An open episode of `bot@1`."""
+    fields: dict[str, Any] = {
+        "id": "ep1",
+        "model": "bot",
+        "version": 1,
+        "signal": "prompt_drift",
+        "detector": "mmd",
+        "severity": "page",
+        "state": "open",
+        "opened_at": at,
+        "updated_at": at,
+        "windows": ("w1",),
+        "evidence": {},
+        "runbook": "docs/runbooks/prompt_drift.md",
+    }
+    return AlertEpisode(**(fields | changes))
