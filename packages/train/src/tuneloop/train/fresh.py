@@ -1,0 +1,159 @@
+"""The rows of a retraining: old ones replayed, fresh ones from users' corrections, and nothing that is measured. Pure.
+
+Order of work: the newest correction of each request → redact → drop doubles → split off the evaluation set `fresh` → drop from
+training whatever equals or nearly equals a row of any evaluation set. Every row dropped is counted under its reason.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+
+from tuneloop.registry.nouns import Feedback, Message, RequestRecord
+from tuneloop.train.data import Row
+from tuneloop.train.near import NearIndex, normal
+
+NEAR = 0.8  # Jaccard index of character 5-grams, question and answer together, from which two rows count as one
+FRESH_SHARE_PERCENT = 20  # of the fresh rows measured instead of learned
+_ROLES = {"system": "system", "user": "user", "assistant": "assistant", "prompt": "user"}
+
+
+@dataclass(frozen=True)
+class RetrainingData:
+    """What a retraining learns from and what it is measured on, with the count of every row left out."""
+
+    train: tuple[Row, ...]
+    sets: Mapping[str, tuple[Row, ...]]
+    fresh_rows: int  # learned
+    replayed_rows: int
+    dropped: Mapping[str, int]
+
+
+def corrected_rows(
+    records: Sequence[RequestRecord], feedback: Mapping[str, Sequence[Feedback]], dropped: Counter[str]
+) -> list[Row]:
+    """The conversation of every corrected request, ended by the newest correction instead of the model's answer."""
+    rows = []
+    for record in records:
+        corrections = [item.correction for item in feedback.get(record.id, ()) if (item.correction or "").strip()]
+        if not corrections:
+            continue
+        turns = tuple(Message(role=_ROLES.get(m.role, ""), content=m.content) for m in record.messages)
+        if not turns:
+            dropped["question was not stored"] += 1
+        elif turns[-1].role != "user" or any(not turn.role or not turn.content.strip() for turn in turns):
+            dropped["conversation cannot be learned from"] += 1
+        else:
+            answer = Message(role="assistant", content=str(corrections[-1]))
+            rows.append(Row((*turns, answer), f"request {record.id}"))
+    return rows
+
+
+def build(
+    fresh: Sequence[Row],
+    replay: Sequence[Row],
+    sets: Mapping[str, tuple[Row, ...]],
+    *,
+    fresh_name: str,
+    replay_rows: int,
+    redact: Callable[[str], str],
+    dropped: Counter[str],
+) -> RetrainingData:
+    """Put a retraining's rows together.
+
+    Args:
+        fresh: corrected conversations, oldest first.
+        replay: the training rows of the champion and its ancestors.
+        sets: the evaluation sets so far; they stay as they are.
+        fresh_name: what the additional evaluation set is called.
+        replay_rows: how many old rows to keep, chosen by the hash of their text.
+        redact: takes personal data out of a text.
+        dropped: reasons and counts so far.
+    """
+    redacted = [_redacted(row, redact) for row in fresh]
+    single = without_doubles(redacted, dropped)
+    kept_apart = [row for rows in sets.values() for row in rows]
+    usable = [
+        row
+        for row, clash in zip(single, _clashes(single, kept_apart), strict=True)
+        if not _count(clash, dropped, "equals or nearly equals a row of an evaluation set")
+    ]
+    measured, learned = split_off(usable)
+    new_sets = {**sets, fresh_name: tuple(measured)} if measured else dict(sets)
+    chosen = sorted(without_doubles(replay, Counter()), key=lambda row: _hash(row.line()))
+    candidates = [*learned, *chosen]
+    clean: list[Row] = []
+    for row, clash in zip(candidates, _clashes(candidates, [*kept_apart, *measured]), strict=True):
+        if not _count(clash, dropped, "equals or nearly equals a row of an evaluation set"):
+            clean.append(row)
+    kept_fresh = [row for row in clean if row in set(learned)]
+    kept_replay = [row for row in clean if row not in set(learned)][:replay_rows]
+    return RetrainingData(
+        (*kept_fresh, *kept_replay), new_sets, len(kept_fresh), len(kept_replay), dict(sorted(dropped.items()))
+    )
+
+
+def without_doubles(rows: Sequence[Row], dropped: Counter[str]) -> list[Row]:
+    """Rows without exact and near doubles; of several answers to one question the newest (last) stays."""
+    kept: list[Row] = []
+    prompts: set[str] = set()
+    index = NearIndex()
+    for row in reversed(rows):
+        if normal(row.prompt) in prompts:
+            dropped["same question again"] += 1
+        elif index.similarity(_text(row)) >= NEAR:
+            dropped["nearly the same row again"] += 1
+        else:
+            prompts.add(normal(row.prompt))
+            index.add(_text(row))
+            kept.append(row)
+    return kept[::-1]
+
+
+def split_off(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
+    """(measured, learned): about a fifth of the rows by the hash of their question, the same ones every time.
+
+    Rows with one and the same answer stay on one side: the first question by alphabet decides for all of them.
+    """
+    groups: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        groups[normal(row.answer)].append(row)
+    leader = {answer: min(normal(row.prompt) for row in group) for answer, group in groups.items()}
+    measured, learned = [], []
+    for row in rows:
+        aside = _hash(leader[normal(row.answer)]) % 100 < FRESH_SHARE_PERCENT
+        (measured if aside else learned).append(row)
+    return measured, learned
+
+
+def _clashes(rows: Iterable[Row], measured: Sequence[Row]) -> list[bool]:
+    prompts = {normal(row.prompt) for row in measured}
+    answers = {normal(row.answer) for row in measured}
+    index = NearIndex()
+    for row in measured:
+        index.add(_text(row))
+    return [
+        normal(row.prompt) in prompts or normal(row.answer) in answers or index.similarity(_text(row)) >= NEAR
+        for row in rows
+    ]
+
+
+def _count(clash: bool, dropped: Counter[str], reason: str) -> bool:
+    if clash:
+        dropped[reason] += 1
+    return clash
+
+
+def _redacted(row: Row, redact: Callable[[str], str]) -> Row:
+    turns = tuple(Message(role=turn.role, content=redact(turn.content)) for turn in row.messages)
+    return Row(turns, row.place)
+
+
+def _text(row: Row) -> str:
+    return f"{row.prompt}\n{row.answer}"
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(sha256(text.encode()).digest()[:8], "big")

@@ -1,0 +1,84 @@
+"""The gate: a challenger against the champion, set by set. Pure; no data is inconclusive, never a pass."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from tuneloop.registry.nouns import Check, GateReport, Interval
+from tuneloop.train.recipe import FRESH
+from tuneloop.train.statistics import RowScore, paired_difference
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What the gate asks for."""
+
+    margin: float  # nats per token a challenger may be worse on an old set
+    min_rows: int  # fewer rows in a set decide nothing
+    level: float = 0.95
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Champion and challenger on the same rows of one set."""
+
+    champion: Sequence[RowScore]
+    challenger: Sequence[RowScore]
+
+
+def judge(
+    sets: Mapping[str, Pair], rules: Rules, *, model: str, version: int, champion: int, at: datetime
+) -> GateReport:
+    """Judge a challenger.
+
+    `fresh` is the primary set: better there means the whole interval of the NLL difference lies below 0. Every other set asks for
+    non-inferiority: the interval's upper end below `rules.margin`.
+    """
+    fresh = sets.get(FRESH, Pair((), ()))
+    checks = [_better(fresh, rules)]
+    checks += [_not_worse(name, pair, rules) for name, pair in sorted(sets.items()) if name != FRESH]
+    return GateReport(model=model, version=version, champion=champion, at=at, checks=tuple(checks))
+
+
+def _better(pair: Pair, rules: Rules) -> Check:
+    name = f"better on {FRESH}"
+    if (short := _too_few(name, pair, rules)) is not None:
+        return short
+    interval = paired_difference(pair.champion, pair.challenger, level=rules.level)
+    if interval.high < 0:
+        return _check(name, "pass", interval, pair, "below 0")
+    if interval.low > 0:
+        return _check(name, "fail", interval, pair, "above 0: the champion is better")
+    return _check(name, "inconclusive", interval, pair, "0 lies inside")
+
+
+def _not_worse(set_name: str, pair: Pair, rules: Rules) -> Check:
+    name = f"not worse on {set_name}"
+    if (short := _too_few(name, pair, rules)) is not None:
+        return short
+    interval = paired_difference(pair.champion, pair.challenger, level=rules.level)
+    if interval.high < rules.margin:
+        return _check(name, "pass", interval, pair, f"below the margin of {rules.margin:g}")
+    if interval.low > rules.margin:
+        return _check(name, "fail", interval, pair, f"above the margin of {rules.margin:g}")
+    return _check(name, "inconclusive", interval, pair, f"the margin of {rules.margin:g} lies inside")
+
+
+def _too_few(name: str, pair: Pair, rules: Rules) -> Check | None:
+    if len(pair.champion) >= rules.min_rows:
+        return None
+    return Check(
+        name=name,
+        verdict="inconclusive",
+        detail=f"{len(pair.champion)} rows, at least {rules.min_rows} are needed to decide",
+    )
+
+
+def _check(name: str, verdict: str, interval: Interval, pair: Pair, why: str) -> Check:
+    text = (
+        f"NLL difference {interval.estimate:+.4f} nats/token, {interval.level:.0%} interval "
+        f"[{interval.low:+.4f}, {interval.high:+.4f}] over {len(pair.champion)} rows: {why}"
+    )
+    return Check.model_validate({"name": name, "verdict": verdict, "detail": text, "interval": interval})

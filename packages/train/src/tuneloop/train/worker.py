@@ -1,0 +1,220 @@
+"""The retraining worker: claims a request under a lease, trains a challenger, gates it against the champion, registers it.
+
+At most one version per request, whatever crashes: a worker that claims a request anew first looks for the version an earlier
+attempt may have published, and then only judges it. A run that goes wrong ends its request as failed; the worker lives on.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections import Counter
+from datetime import timedelta
+from pathlib import Path
+
+from tuneloop.registry import Registry
+from tuneloop.registry.errors import Conflict, InvalidInput, TuneloopError, Unavailable
+from tuneloop.registry.nouns import GateReport, RetrainingRequest, RetrainingState, Version, version_name
+from tuneloop.registry.redaction import redact
+from tuneloop.train.base import Base, prepare_base, read_base
+from tuneloop.train.data import Row
+from tuneloop.train.fresh import RetrainingData, build, corrected_rows
+from tuneloop.train.judge import Rules, judge
+from tuneloop.train.leasing import held_lease
+from tuneloop.train.lineage import Lineage
+from tuneloop.train.recipe import FRESH, RecipeFile, RetrainSection, load_recipe
+from tuneloop.train.screen import Screen
+from tuneloop.train.settings import WorkerSettings
+from tuneloop.train.stopping import Stopped, StopFlag
+
+CHAMPIONS_OWN = {"", "champion"}  # a request that names no recipe of its own
+_ALL_OF_IT = timedelta(microseconds=1)  # `Traffic.window` leaves its first moment out
+
+
+class Worker:
+    """One worker process; several may share a queue."""
+
+    def __init__(
+        self, registry: Registry, settings: WorkerSettings, *, threads: int, screen: Screen, stop: StopFlag
+    ) -> None:
+        self.id = settings.id or f"{socket.gethostname()}-{os.getpid()}"
+        self._registry = registry
+        self._settings = settings
+        self._threads = threads
+        self._screen = screen
+        self._stop = stop  # of the process; each run has a flag of its own beside it
+
+    def run(self) -> None:
+        """Work until the process is asked to stop."""
+        self._screen.say(f"worker {self.id} waits for retraining requests")
+        while not self._stop.is_set:
+            try:
+                idle = self.run_once() is None
+            except Unavailable as away:
+                self._screen.say(f"the registry is away, trying again: {away}")
+                idle = True
+            except Stopped:
+                break
+            if idle:
+                self._stop.wait(self._settings.poll_s)
+        self._screen.say(f"worker {self.id} ends")
+
+    def run_once(self) -> RetrainingRequest | None:
+        """Claim one request and see it through; None when none is waiting.
+
+        Raises:
+            Stopped: the process was asked to stop; the request's lease runs out and another worker takes it.
+        """
+        request = self._registry.retraining.claim(self.id, self._settings.lease_s)
+        if request is None:
+            return None
+        self._screen.say(f"retraining {request.id}: {request.model}, because {request.reason} (attempt {request.attempts})")
+        run_stop = _Linked(self._stop)
+        try:
+            with held_lease(self._registry.retraining, request, self._settings.lease_s, run_stop):
+                return self._see_through(request, run_stop)
+        except Conflict as lost:  # whoever holds the lease now decides about the request
+            self._screen.say(f"retraining {request.id}: {lost}")
+        return self._registry.retraining.get(request.id)
+
+    def _see_through(self, request: RetrainingRequest, stop: StopFlag) -> RetrainingRequest:
+        try:
+            version = self._registry.versions.for_request(request.id) or self._train(request, stop)
+            report = self._report(version, request)
+        except (Stopped, Conflict, Unavailable):
+            raise
+        except Exception as error:  # noqa: BLE001 (whatever a run dies of is its request's outcome, not the worker's end)
+            kind = "" if isinstance(error, TuneloopError) else f"{type(error).__name__}: "
+            return self._finish(request, RetrainingState.FAILED, f"{kind}{error}")
+        passed = report.verdict == "pass"
+        outcome = f"{version.name} {report.verdict}: " + "; ".join(f"{c.name} {c.verdict}" for c in report.checks)
+        return self._finish(
+            request, RetrainingState.GATED if passed else RetrainingState.REJECTED, outcome, version.version
+        )
+
+    def _train(self, request: RetrainingRequest, stop: StopFlag) -> Version:
+        from tuneloop.train.job import Job, run_job  # noqa: PLC0415 (an idle worker carries no torch)
+
+        registry = self._registry
+        parent = registry.versions.get(request.model, request.base_version)
+        file = self._recipe(request, parent)
+        base = self._base(file, parent)
+        data = self._data(request, parent, file.recipe.retrain)
+        shown = ", ".join(f"{n} {reason}" for reason, n in data.dropped.items()) or "none"
+        self._screen.say(f"data: {data.fresh_rows} fresh and {data.replayed_rows} old rows to learn; dropped: {shown}")
+        job = Job(
+            file,
+            base,
+            data.train,
+            data.sets,
+            steps=file.recipe.retrain.steps,
+            parent=parent,
+            start=file.recipe.retrain.start_from,
+            request_id=request.id,
+            origin={
+                "fresh_rows": data.fresh_rows,
+                "replayed_rows": data.replayed_rows,
+                "dropped": dict(data.dropped),
+                "window": [request.window_start.isoformat(), request.window_end.isoformat()],
+            },
+        )
+        outcome = run_job(job, registry, screen=self._screen, stop=stop, threads=self._threads)
+        self._screen.say(f"\n{outcome.table()}\n")
+        return outcome.version
+
+    def _recipe(self, request: RetrainingRequest, parent: Version) -> RecipeFile:
+        if request.recipe in CHAMPIONS_OWN:
+            file = Lineage(self._registry.versions, parent).recipe()
+        else:
+            file = load_recipe(Path(request.recipe), check_paths=False)
+        if file.recipe.publish.model != request.model:
+            raise InvalidInput(f"recipe {request.recipe} publishes {file.recipe.publish.model}, not {request.model}")
+        return file
+
+    def _base(self, file: RecipeFile, parent: Version) -> Base:
+        bases = self._registry.settings.home / "bases"
+        kept = bases / parent.base
+        base = (
+            read_base(kept)
+            if (kept / "config.json").is_file()
+            else prepare_base(file.recipe.base.model, bases, relative_to=file.folder)
+        )
+        if (base.digest, base.template_digest) != (parent.base_digest, parent.template_digest):
+            raise InvalidInput(
+                f"the base in {base.folder} is not the one {parent.name} was trained on ({parent.base_digest}, template "
+                f"{parent.template_digest}); bring that one back, or train anew with `tuneloop train`"
+            )
+        return base
+
+    def _data(self, request: RetrainingRequest, parent: Version, retrain: RetrainSection) -> RetrainingData:
+        registry = self._registry
+        since = request.window_start - _ALL_OF_IT
+        records = registry.traffic.window(request.model, since=since, until=request.window_end)
+        feedback = registry.traffic.feedback_for([record.id for record in records])
+        dropped: Counter[str] = Counter()
+        fresh = corrected_rows(records, feedback, dropped)
+        lineage = Lineage(registry.versions, parent)
+        sets = {
+            (f"{FRESH}-{parent.version}" if name == FRESH else name): rows for name, rows in lineage.set_rows().items()
+        }
+        data = build(
+            fresh,
+            self._replayable(parent),
+            sets,
+            fresh_name=FRESH,
+            replay_rows=retrain.replay_rows,
+            redact=lambda text: redact(text).text,
+            dropped=dropped,
+        )
+        if not data.fresh_rows:
+            raise InvalidInput(
+                f"no correction in the window {request.window_start:%Y-%m-%d %H:%M:%S} to {request.window_end:%H:%M:%S} UTC can be "
+                f"learned from ({len(fresh)} found; dropped: {dict(data.dropped) or 'none'})"
+            )
+        return data
+
+    def _replayable(self, version: Version) -> list[Row]:
+        rows = list(Lineage(self._registry.versions, version).train_rows())
+        while version.parent is not None:
+            version = self._registry.versions.get(version.model, version.parent)
+            rows = [*Lineage(self._registry.versions, version).train_rows(), *rows]
+        return rows
+
+    def _report(self, version: Version, request: RetrainingRequest) -> GateReport:
+        known = self._registry.gates.latest(version.model, version.version)
+        if known is not None:
+            return known
+        lineage = Lineage(self._registry.versions, version)
+        retrain = lineage.recipe().recipe.retrain
+        report = judge(
+            lineage.pairs(),
+            Rules(retrain.margin, retrain.min_rows),
+            model=version.model,
+            version=version.version,
+            champion=request.base_version,
+            at=self._registry.clock(),
+        )
+        self._registry.gates.record(report)
+        name = version_name(request.model, request.base_version)
+        for check in report.checks:
+            self._screen.say(f"{version.name} against {name}: {check.name}: {check.verdict} ({check.detail})")
+        return report
+
+    def _finish(
+        self, request: RetrainingRequest, state: RetrainingState, outcome: str, version: int | None = None
+    ) -> RetrainingRequest:
+        self._screen.say(f"retraining {request.id} is {state}: {outcome}")
+        return self._registry.retraining.finish(request, state, by=self.id, outcome=outcome, result_version=version)
+
+
+class _Linked(StopFlag):
+    """A run's own flag that is also raised when the process is asked to stop."""
+
+    def __init__(self, parent: StopFlag) -> None:
+        super().__init__()
+        self._parent = parent
+
+    def check(self) -> None:
+        """As `StopFlag.check`, for both flags."""
+        self._parent.check()
+        super().check()
