@@ -1,0 +1,1 @@
+"""tuneloop.serve.engine: one agent owns one vLLM and keeps its adapters as the routes want them."""

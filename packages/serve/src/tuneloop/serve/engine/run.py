@@ -1,0 +1,57 @@
+"""Puts an engine agent together from its settings and runs it; what can be refused is refused before vLLM starts."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from tuneloop.registry import Registry
+from tuneloop.registry.artifacts import base_digest, template_digest
+from tuneloop.registry.settings import RegistrySettings
+from tuneloop.serve.engine import adapters, guard
+from tuneloop.serve.engine.agent import Agent, Identity
+from tuneloop.serve.engine.client import EngineClient
+from tuneloop.serve.engine.keeper import Keeper
+from tuneloop.serve.engine.launch import build, device_of
+from tuneloop.serve.engine.process import clear_leftovers, ensure_port_free, sole_agent
+from tuneloop.serve.engine.settings import EngineSettings
+from tuneloop.serve.engine.supervisor import Supervisor
+from tuneloop.serve.engine.wanted import RegistryWatch
+
+
+def run_engine(
+    settings: EngineSettings, registry: RegistrySettings, *, start: Path, say: Callable[[str], None]
+) -> None:
+    """Run the agent in the foreground until it is told to stop.
+
+    Raises:
+        InvalidInput: no base, no engine environment, a wrong setting.
+        Conflict: the port or the id is taken.
+        Unavailable: vLLM does not start.
+    """
+    base = settings.base_folder()
+    python = settings.engine_python(start)
+    identity = Identity(base.name, base_digest(base), template_digest(base))
+    limits = adapters.Limits(identity.base_digest, settings.max_lora_rank, adapters.base_shapes(base))
+    device = device_of(python)
+    home = (registry.home / "engines" / settings.engine_id).resolve()
+    with sole_agent(home):
+        if found := clear_leftovers(home):
+            say(f"ended {found} processes that an agent before this one left behind")
+        ensure_port_free(settings.host, settings.port)
+        launch = build(
+            settings, base=base, python=python, device=device, plugins=guard.install(home), environment=os.environ
+        )
+        watch = RegistryWatch(
+            lambda: Registry.open(registry), engine_id=settings.engine_id, base_digest=identity.base_digest, home=home
+        )
+
+        async def run() -> None:
+            async with EngineClient(settings.local_url) as client:
+                supervisor = Supervisor(settings, launch, client, base=identity.base, home=home, say=say)
+                keeper = Keeper(settings, limits, client, watch, base=identity.base, root=home / "adapters", say=say)
+                await Agent(settings, identity, supervisor, keeper, watch, say=say).run()
+
+        asyncio.run(run())

@@ -1,0 +1,125 @@
+"""What the registry wants of this engine: the adapters its routes name, and what the gateways still send here.
+
+Reads only, in a worker thread. The last wanted set is kept on disk, so that an agent that starts while the registry is
+away serves what it served before.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tuneloop.registry import Registry
+from tuneloop.registry.errors import TuneloopError
+from tuneloop.registry.nouns import EngineState, Route, Version, version_name
+from tuneloop.serve.engine.adapters import wrong_base
+from tuneloop.serve.engine.files import write_atomically
+from tuneloop.serve.engine.reconcile import Gateways
+
+MEMORY = "wanted.json"
+
+
+@dataclass(frozen=True)
+class Sight:
+    """One look at the registry."""
+
+    wanted: tuple[Version, ...]  # adapters of this engine's base, the largest share first
+    strange: dict[str, str] = field(default_factory=dict)  # version name → why a routed version is not for this engine
+    gateways: Gateways | None = None  # None: not known
+
+
+class RegistryWatch:
+    """Opens the registry when it can and looks at it; a version, once read, is never read again."""
+
+    def __init__(self, open_registry: Callable[[], Registry], *, engine_id: str, base_digest: str, home: Path) -> None:
+        self._open = open_registry
+        self._opened: Registry | None = None
+        self._engine_id = engine_id
+        self._base_digest = base_digest
+        self._memory = home / MEMORY
+        self._known: dict[str, Version] = {}
+
+    @property
+    def registry(self) -> Registry:
+        """The open registry; opening it upgrades the schema.
+
+        Raises:
+            Unavailable: the database does not answer.
+        """
+        if self._opened is None:
+            self._opened = self._open()
+        return self._opened
+
+    def remembered(self) -> Sight | None:
+        """What was wanted when this engine's agent last looked, as far as it fits the base; None the first time."""
+        if not self._memory.exists():
+            return None
+        kept = [Version.model_validate(entry) for entry in json.loads(self._memory.read_text(encoding="utf-8"))]
+        self._known |= {version.name: version for version in kept}
+        return Sight(tuple(version for version in kept if not wrong_base(version, self._base_digest)))
+
+    def look(self) -> Sight:
+        """The wanted adapters and the gateways' state now.
+
+        Raises:
+            Unavailable: the database does not answer.
+        """
+        routes = self.registry.routes.current_all()
+        strange: dict[str, str] = {}
+        found: list[tuple[int, Version]] = []
+        for route in routes.values():
+            for arm in route.arms:
+                name = version_name(route.model, arm.version)
+                try:
+                    version = self._version(route.model, arm.version)
+                except TuneloopError as error:
+                    strange[name] = str(error)
+                    continue
+                if why := wrong_base(version, self._base_digest):
+                    strange[name] = "; ".join(why)
+                else:
+                    found.append((arm.weight_bp, version))
+        wanted = tuple(version for _, version in sorted(found, key=lambda pair: (-pair[0], pair[1].name)))
+        self._remember(wanted)
+        return Sight(wanted, strange, self._gateways(routes))
+
+    def fetch(self, version: Version, root: Path) -> Path:
+        """The version's folder below `root`, verified; needs no MLflow when it is there already."""
+        return self.registry.versions.fetch(version, root)
+
+    def beat(self, state: EngineState) -> None:
+        """Store the engine's heartbeat."""
+        self.registry.fleet.beat_engine(state)
+
+    def leave(self) -> None:
+        """Take the engine off the fleet's list and close the registry."""
+        if self._opened is not None:
+            try:
+                self._opened.fleet.forget_engine(self._engine_id)
+            finally:
+                self._opened.close()
+
+    def _version(self, model: str, number: int) -> Version:
+        name = version_name(model, number)
+        if name not in self._known:
+            self._known[name] = self.registry.versions.get(model, number)
+        return self._known[name]
+
+    def _gateways(self, routes: dict[str, Route]) -> Gateways:
+        running: Counter[str] = Counter()
+        late: set[str] = set()
+        for gateway in self.registry.fleet.gateways():
+            for key, count in gateway.in_flight.items():
+                engine, _, name = key.partition("|")
+                if engine == self._engine_id:
+                    running[name] += count
+            late |= {model for model, route in routes.items() if gateway.applied.get(model, 0) < route.revision}
+        return Gateways(dict(running), frozenset(late))
+
+    def _remember(self, wanted: tuple[Version, ...]) -> None:
+        text = json.dumps([version.model_dump(mode="json") for version in wanted])
+        if not self._memory.exists() or self._memory.read_text(encoding="utf-8") != text:
+            write_atomically(self._memory, text)

@@ -1,0 +1,158 @@
+"""One attempt at one engine: send the request, wait for the first bytes, then pass on what comes.
+
+Until `Attempts.run` commits, nothing has reached the client and the caller may try elsewhere (`EngineFailure`);
+afterwards a failure can only be told as an event in the stream (`ApiError`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from tuneloop.serve.gateway.body import Ask
+from tuneloop.serve.gateway.errors import CLIENT_CLOSED_REQUEST, ApiError
+from tuneloop.serve.gateway.exchange import Exchange
+from tuneloop.serve.gateway.http import Send, send_json, send_part, send_start
+from tuneloop.serve.gateway.load import Load
+from tuneloop.serve.gateway.routing import Target
+from tuneloop.serve.gateway.settings import GatewaySettings
+from tuneloop.serve.gateway.sse import EngineError, Relay, name_member, usage_of
+from tuneloop.serve.gateway.upstream import EngineFailure, Reply, Upstream, lost, refused, too_late
+
+EVENT_BYTES_PER_CHAR = 64  # an event is some 250 bytes and says a word
+_SSE = b"text/event-stream; charset=utf-8"
+_SSE_HEADERS = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
+
+
+@dataclass(frozen=True)
+class Opened:
+    """An engine's answer that has begun well: the client's first bytes are here."""
+
+    reply: Reply
+    relay: Relay | None  # None: `first` is the whole answer
+    first: bytes
+
+
+class Attempts:
+    """Makes attempts; needs a running event loop from the start."""
+
+    def __init__(self, settings: GatewaySettings, load: Load) -> None:
+        self._load = load
+        self._upstream = Upstream(settings.connect_timeout_s)
+        self._first_byte_timeout_s = settings.first_byte_timeout_s
+        self._idle_timeout_s = settings.idle_timeout_s
+        keeps = settings.record_text == "redacted"
+        self._keep_bytes = EVENT_BYTES_PER_CHAR * settings.record_text_chars if keeps else 0
+
+    async def close(self) -> None:
+        """Close the connections to the engines."""
+        await self._upstream.close()
+
+    async def run(self, send: Send, exchange: Exchange, ask: Ask, target: Target) -> None:
+        """Ask one engine and deliver its answer.
+
+        Raises:
+            EngineFailure: it failed before anything was committed to the client.
+            ApiError: it failed afterwards.
+        """
+        exchange.target = target
+        with self._load.carrying(target):
+            try:
+                opened = await self._open(exchange, ask, target)
+            except EngineFailure as failure:
+                if failure.set_aside:
+                    self._load.set_aside(target.engine)
+                raise
+            exchange.error = None
+            try:
+                await self._deliver(send, exchange, opened)
+            finally:
+                opened.reply.close()
+
+    async def _open(self, exchange: Exchange, ask: Ask, target: Target) -> Opened:
+        """Send the request to an engine and wait until there is something for the client."""
+        headers = {"x-request-id": exchange.id} | ({"traceparent": exchange.trace} if exchange.trace else {})
+        path = "/v1/chat/completions" if exchange.endpoint == "chat" else "/v1/completions"
+        body = ask.for_engine(target.name)
+        exchange.queue_ms = exchange.elapsed_ms()
+        reply: Reply | None = None
+        try:
+            async with asyncio.timeout(self._first_byte_timeout_s):
+                reply = await self._upstream.send(target.engine, target.url.rstrip("/") + path, body, headers)
+                opened = await self._first(exchange, ask, target, reply)
+        except BaseException as error:
+            if reply is not None:
+                reply.close()
+            if isinstance(error, TimeoutError):
+                raise too_late(target.engine, self._first_byte_timeout_s) from None
+            raise
+        exchange.ttft_ms = exchange.elapsed_ms()
+        return opened
+
+    async def _first(self, exchange: Exchange, ask: Ask, target: Target, reply: Reply) -> Opened:
+        if not ask.stream:
+            whole = await reply.whole()
+            try:
+                exchange.usage = usage_of(whole)
+            except ValueError as error:
+                raise refused(target.engine, 200, EngineError(f"an answer that is no answer: {error}")) from error
+            exchange.answer = [whole]
+            return Opened(reply, None, whole.replace(name_member(target.name), name_member(ask.asked), 1))
+        relay = Relay(
+            engine_name=target.name, asked=ask.asked, wants_usage=ask.wants_usage, keep_bytes=self._keep_bytes
+        )
+        first = b""
+        while not first:
+            chunk = await reply.some()
+            if not chunk:
+                raise lost(target.engine, EOFError("the stream ended before its first event"))
+            first = relay.push(chunk)
+        if relay.error is not None:
+            raise refused(target.engine, relay.error.status, relay.error)
+        return Opened(reply, relay, first)
+
+    async def _deliver(self, send: Send, exchange: Exchange, opened: Opened) -> None:
+        """Commit to the client, then pass on what comes."""
+        assert exchange.target is not None
+        exchange.committed = True
+        if opened.relay is None:
+            await send_json(send, 200, opened.first, exchange.headers())
+            return
+        relay = opened.relay
+        exchange.answer = relay.kept
+        await send_start(send, 200, _SSE, [*_SSE_HEADERS, *exchange.headers()])
+        sending = False
+        try:
+            async with asyncio.timeout(self._idle_timeout_s) as patience:
+                data = opened.first
+                loop = asyncio.get_running_loop()
+                while True:
+                    if data:
+                        sending = True
+                        await send_part(send, data, more=True)
+                        sending = False
+                    patience.reschedule(loop.time() + self._idle_timeout_s)
+                    chunk = await opened.reply.some()
+                    if not chunk:
+                        break
+                    data = relay.push(chunk)
+        except TimeoutError:
+            if sending:  # nobody is there to be told
+                exchange.failed(CLIENT_CLOSED_REQUEST, f"the client read nothing for {self._idle_timeout_s:g} s")
+                return
+            raise ApiError(504, "the engine fell silent in mid-answer", code="engine_timeout") from None
+        except (EngineFailure, ValueError) as failure:
+            exchange.error = str(failure)
+            raise _broke_off() from failure
+        finally:
+            exchange.usage = relay.usage
+        if relay.error is not None:  # the engine has told the client itself, by an event
+            exchange.failed(relay.error.status, relay.error.message)
+        elif not relay.done:
+            exchange.error = f"engine {exchange.target.engine} ended the stream early"
+            raise _broke_off()
+        await send_part(send, b"", more=False)
+
+
+def _broke_off() -> ApiError:
+    return ApiError(502, "the engine broke off in mid-answer; what came so far may be incomplete", code="engine_error")

@@ -1,0 +1,199 @@
+"""What a client asks for, read from its JSON once and checked against this gateway's limits; pure.
+
+Only the members that the gateway decides by are decoded; the rest passes to the engine untouched, which checks it.
+What is refused here is what would hurt others: parameters that can exhaust or steer an engine, content that makes it
+fetch addresses, and texts no guard could read (token ids).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+import msgspec
+
+from tuneloop.serve.gateway.errors import ApiError, bad_request
+from tuneloop.serve.gateway.splice import DuplicateKey, Members, members
+
+Endpoint = Literal["chat", "completion"]
+T = TypeVar("T")
+
+REFUSED = {
+    "prompt_logprobs": "it can exhaust an engine's memory on long prompts",
+    "prompt_embeds": "embeddings cannot be read by the input guards",
+    "kv_transfer_params": "it steers the engine's cache",
+    "ec_transfer_params": "it steers the engine's cache",
+    "vllm_xargs": "it steers engine extensions",
+    "logits_processors": "it names code to run in the engine",
+    "chat_template": "a version is served with the template it was trained with",
+    "media_io_kwargs": "this gateway takes text only",
+    "mm_processor_kwargs": "this gateway takes text only",
+    "use_beam_search": "it multiplies the cost of a request",
+    "priority": "the order of requests is the operator's",
+    "request_id": "request ids are given by the gateway; read the x-request-id header",
+}
+_OFF = {b"null", b"false"}
+_TEXT_PARTS = {"text", "refusal"}
+
+
+class _Part(msgspec.Struct):
+    type: str
+    text: str | None = None
+    refusal: str | None = None
+
+
+class _Message(msgspec.Struct):
+    role: str
+    content: str | list[_Part] | None = None
+
+
+_MESSAGES = msgspec.json.Decoder(list[_Message])
+_PROMPT = msgspec.json.Decoder(str | list[str])
+_TEXT = msgspec.json.Decoder(str)
+_OPTIONAL_TEXT = msgspec.json.Decoder(str | None)
+_OPTIONAL_COUNT = msgspec.json.Decoder(int | None)
+_OPTIONAL_FLAG = msgspec.json.Decoder(bool | None)
+_OPTIONAL_OBJECT = msgspec.json.Decoder(dict[str, Any] | None)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one request may ask for."""
+
+    prompt_chars: int
+    tokens: int
+    choices: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One request, as far as the gateway understands it."""
+
+    members: Members
+    asked: str  # the model, as the client wrote it: `support-bot` or `support-bot@7`
+    stream: bool
+    wants_usage: bool  # the client asked for the usage event of a stream
+    user: str | None
+    messages: tuple[tuple[str, str], ...]  # (role, text)
+
+    def for_engine(self, name: str) -> bytes:
+        """The body for an engine that knows the model as `name`; a stream always reports its usage."""
+        changes = {"model": msgspec.json.encode(name)}
+        if self.stream and not self.wants_usage:
+            changes["stream_options"] = b'{"include_usage":true}'
+        return self.members.replaced(changes)
+
+
+def read(body: bytes, endpoint: Endpoint, limits: Limits) -> Ask:
+    """Read a request's body.
+
+    Raises:
+        ApiError: 400, naming the member and what is wrong with it.
+    """
+    found = _members(body)
+    asked = _decode(found, "model", _TEXT)
+    if asked is None:
+        raise bad_request("model: missing; name a registered model", param="model", code="missing_required_parameter")
+    for name, why in REFUSED.items():
+        if name in found.values and bytes(found.values[name]) not in _OFF:
+            raise bad_request(f"{name} is not allowed here: {why}", param=name, code="unsupported_parameter")
+    messages = _chat(found) if endpoint == "chat" else _completion(found)
+    _check_lengths(found, endpoint, messages, limits)
+    stream = bool(_decode(found, "stream", _OPTIONAL_FLAG))
+    options = _decode(found, "stream_options", _OPTIONAL_OBJECT) or {}
+    return Ask(
+        members=found,
+        asked=asked,
+        stream=stream,
+        wants_usage=options.get("include_usage") is True,
+        user=_decode(found, "user", _OPTIONAL_TEXT),
+        messages=messages,
+    )
+
+
+def _members(body: bytes) -> Members:
+    try:
+        return members(body)
+    except DuplicateKey as error:
+        raise bad_request(f"the key {str(error)!r} stands twice in the request", code="invalid_json") from None
+    except msgspec.ValidationError:
+        raise bad_request("the request's body must be a JSON object", code="invalid_json") from None
+    except RecursionError:
+        raise bad_request("the request's JSON is nested too deeply", code="invalid_json") from None
+    except ValueError as error:
+        raise bad_request(f"the request's body is not valid JSON: {error}", code="invalid_json") from None
+
+
+def _decode(found: Members, name: str, decoder: msgspec.json.Decoder[T]) -> T | None:
+    raw = found.values.get(name)
+    if raw is None:
+        return None
+    try:
+        return decoder.decode(raw)
+    except msgspec.ValidationError as error:
+        what, _, path = str(error).partition(" - at `$")
+        raise bad_request(f"{name}{path.rstrip('`')}: {what[:1].lower()}{what[1:]}", param=name) from None
+    except RecursionError:
+        raise bad_request(f"{name}: nested too deeply", param=name) from None
+
+
+def _chat(found: Members) -> tuple[tuple[str, str], ...]:
+    messages = _decode(found, "messages", _MESSAGES)
+    if not messages:
+        raise bad_request(
+            "messages: at least one message is needed", param="messages", code="missing_required_parameter"
+        )
+    return tuple((message.role, _text(index, message)) for index, message in enumerate(messages))
+
+
+def _text(index: int, message: _Message) -> str:
+    if message.content is None or isinstance(message.content, str):
+        return message.content or ""
+    for part in message.content:
+        if part.type not in _TEXT_PARTS:
+            raise bad_request(
+                f"messages[{index}].content: parts of type {part.type!r} are not allowed; this gateway takes text only",
+                param="messages",
+            )
+    return "\n".join(part.text or part.refusal or "" for part in message.content)
+
+
+def _completion(found: Members) -> tuple[tuple[str, str], ...]:
+    raw = found.values.get("prompt")
+    if raw is None or bytes(raw) == b"null":
+        raise bad_request("prompt: missing; give a text", param="prompt", code="missing_required_parameter")
+    prompt = _decode(found, "prompt", _PROMPT)
+    if not prompt:
+        raise bad_request("prompt: empty; give a text", param="prompt")
+    if _decode(found, "echo", _OPTIONAL_FLAG) and bytes(found.values.get("logprobs", b"null")) not in _OFF:
+        raise bad_request(
+            f"echo with logprobs is not allowed here: {REFUSED['prompt_logprobs']}",
+            param="echo",
+            code="unsupported_parameter",
+        )
+    return tuple(("prompt", text) for text in ([prompt] if isinstance(prompt, str) else prompt))
+
+
+def _check_lengths(found: Members, endpoint: Endpoint, messages: tuple[tuple[str, str], ...], limits: Limits) -> None:
+    chars = sum(len(text) for _, text in messages)
+    param = "messages" if endpoint == "chat" else "prompt"
+    if chars > limits.prompt_chars:
+        raise bad_request(
+            f"{param}: {chars} characters are more than the {limits.prompt_chars} allowed; shorten the prompt",
+            param=param,
+            code="context_length_exceeded",
+        )
+    for name in ("max_tokens", "max_completion_tokens"):
+        tokens = _decode(found, name, _OPTIONAL_COUNT)
+        if tokens is not None and not 1 <= tokens <= limits.tokens:
+            raise bad_request(f"{name}: {tokens} is not between 1 and {limits.tokens}", param=name)
+    n = _decode(found, "n", _OPTIONAL_COUNT)
+    n = 1 if n is None else n
+    choices = n * (len(messages) if endpoint == "completion" else 1)
+    if n < 1 or choices > limits.choices:
+        raise bad_request(f"n: {choices} answers in one request are not between 1 and {limits.choices}", param="n")
+
+
+def too_large(limit: int) -> ApiError:
+    """413: the body is longer than `limit` bytes."""
+    return ApiError(413, f"the request's body is larger than {limit} bytes; shorten it", code="request_too_large")

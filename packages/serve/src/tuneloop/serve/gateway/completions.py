@@ -1,0 +1,219 @@
+"""The hot path: POST /v1/chat/completions and /v1/completions, on bare ASGI.
+
+Order: API key → body → checks → route and version → engine → bytes through → record. Nothing here waits for database,
+MLflow or disk. Until the engine's first event (or its whole answer, when not streaming) is here, nothing is committed
+to the client and one other attempt may be made; afterwards never. A client that leaves cancels the engine's work at
+once.
+
+The `model` of an answer is what the client asked for; the version that answered stands in the header
+x-tuneloop-version.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Collection
+
+from tuneloop.registry.nouns import ApiKey, utc_now
+from tuneloop.serve.gateway.attempts import Attempts
+from tuneloop.serve.gateway.body import Ask, Endpoint, Limits, read
+from tuneloop.serve.gateway.errors import CLIENT_CLOSED_REQUEST, ApiError, bad_request
+from tuneloop.serve.gateway.exchange import Exchange, KeySource
+from tuneloop.serve.gateway.http import (
+    ClientLeft,
+    Receive,
+    Scope,
+    Send,
+    bearer,
+    header,
+    read_body,
+    send_json,
+    send_part,
+    unauthorized,
+)
+from tuneloop.serve.gateway.load import Load, RetryBudget
+from tuneloop.serve.gateway.routing import Target, pick, plan
+from tuneloop.serve.gateway.settings import GatewaySettings
+from tuneloop.serve.gateway.snapshot import Snapshot
+from tuneloop.serve.gateway.upstream import EngineFailure
+
+log = logging.getLogger(__name__)
+PATHS: dict[str, Endpoint] = {"/v1/chat/completions": "chat", "/v1/completions": "completion"}
+MAX_UNIT_BYTES = 512
+
+
+class Completions:
+    """Answers completion requests; one per event loop."""
+
+    def __init__(
+        self,
+        settings: GatewaySettings,
+        snapshot: Callable[[], Snapshot | None],
+        load: Load,
+        finished: Callable[[Exchange], None],
+        retried: Callable[[str], None],
+    ) -> None:
+        self._settings = settings
+        self._snapshot = snapshot
+        self._load = load
+        self._finished = finished
+        self._retried = retried
+        self._limits = Limits(settings.max_prompt_chars, settings.max_tokens, settings.max_choices)
+        self._budget = RetryBudget(settings.retry_share)
+        self._running: Attempts | None = None
+
+    async def start(self) -> None:
+        """Make the connection pool; needs the running loop."""
+        self._running = Attempts(self._settings, self._load)
+
+    async def stop(self) -> None:
+        """Close the connections to the engines."""
+        await self._attempts.close()
+
+    @property
+    def _attempts(self) -> Attempts:
+        assert self._running is not None, "start() comes first"
+        return self._running
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
+        exchange = Exchange(PATHS[scope["path"]])
+        try:
+            await self._answered(scope, receive, send, exchange)
+        except ClientLeft:
+            exchange.failed(CLIENT_CLOSED_REQUEST, "the client left before it had sent its request")
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if not exchange.left or task is None:  # the gateway is stopping and its time is up
+                exchange.failed(503, "the gateway stopped")
+                raise
+            task.uncancel()
+            exchange.failed(CLIENT_CLOSED_REQUEST, "the client left")
+        finally:
+            if exchange.watcher is not None:
+                exchange.watcher.cancel()
+            exchange.total_ms = exchange.elapsed_ms()
+            self._finished(exchange)
+
+    async def _answered(self, scope: Scope, receive: Receive, send: Send, exchange: Exchange) -> None:
+        """Give the client an answer or an error, whatever happens here."""
+        try:
+            key = self.authenticate(scope)
+            exchange.api_key = key.id
+            limit, timeout_s = self._settings.max_body_bytes, self._settings.body_timeout_s
+            body = await read_body(scope, receive, limit=limit, timeout_s=timeout_s)
+            exchange.watcher = asyncio.create_task(_watch(receive, exchange, asyncio.current_task()))
+            await self._answer(scope, send, exchange, key, body)
+        except ApiError as error:
+            exchange.failed(error.status, exchange.error or error.message)
+            await _end_with(send, exchange, error)
+        except ClientLeft:
+            raise
+        except Exception:
+            log.exception("request %s", exchange.id)
+            exchange.failed(500, "a defect of the gateway; its log has the cause")
+            sorry = ApiError(500, f"internal error; ask about {exchange.id}", code="internal_error")
+            await _end_with(send, exchange, sorry)
+
+    def authenticate(self, scope: Scope) -> ApiKey:
+        """The API key of a request.
+
+        Raises:
+            ApiError: 401, it is missing or may not be used.
+        """
+        snapshot = self._view()
+        key = snapshot.key(bearer(scope), utc_now())
+        if key is None:
+            raise unauthorized("this API key is unknown, expired or revoked; `tuneloop key new` makes another")
+        return key
+
+    def _view(self) -> Snapshot:
+        snapshot = self._snapshot()
+        if snapshot is None:
+            raise ApiError(
+                503,
+                "the gateway has not read its routes yet: its database does not answer",
+                code="not_ready",
+                retry_after_s=1,
+            )
+        return snapshot
+
+    async def _answer(self, scope: Scope, send: Send, exchange: Exchange, key: ApiKey, body: bytes) -> None:
+        ask = read(body, exchange.endpoint, self._limits)
+        exchange.asked, exchange.stream, exchange.messages = ask.asked, ask.stream, ask.messages
+        exchange.unit, exchange.unit_source = _unit(scope, ask, key)
+        exchange.trace = (header(scope, b"traceparent") or b"").decode("latin-1")
+        exchange.plan = plan(self._view(), ask.asked, key, exchange.unit)
+        self._budget.earn()
+        target = self._pick(exchange)
+        try:
+            await self._attempts.run(send, exchange, ask, target)
+        except EngineFailure as failure:
+            other = self._other(exchange, target, failure)
+            try:
+                await self._attempts.run(send, exchange, ask, other)
+            except EngineFailure as again:
+                exchange.error = again.detail
+                raise again.error from None
+
+    def _pick(self, exchange: Exchange, *, avoid: Collection[str] = (), never: str = "") -> Target:
+        assert exchange.plan is not None
+        route, versions = exchange.plan.route, exchange.plan.versions
+        avoid = self._load.aside().union(avoid)
+        target = pick(self._view(), route.model, versions, self._load.of, avoid=avoid, never=never)
+        if target is None:
+            message = f"no engine serves {route.model} now; try again in a few seconds"
+            raise ApiError(503, message, code="no_engine_ready", retry_after_s=2)
+        return target
+
+    def _other(self, exchange: Exchange, target: Target, failure: EngineFailure) -> Target:
+        """Where to try once more: another engine if there is one, else the same again where that may help.
+
+        Raises:
+            ApiError: nowhere, or the retries are used up.
+        """
+        exchange.error = failure.detail
+        if failure.retry == "never":
+            raise failure.error from None
+        try:
+            never = target.slot if failure.retry == "elsewhere" else ""
+            other = self._pick(exchange, avoid={target.engine}, never=never)
+        except ApiError:
+            raise failure.error from None
+        if not self._budget.spend():
+            raise failure.error from None
+        self._retried(exchange.plan.route.model if exchange.plan else "")
+        log.warning("request %s goes to %s after: %s", exchange.id, other.slot, failure.detail)
+        return other
+
+
+async def _watch(receive: Receive, exchange: Exchange, task: asyncio.Task[None] | None) -> None:
+    """Cancel the request's task when the client goes away."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    exchange.left = True
+    if task is not None:
+        task.cancel()
+
+
+async def _end_with(send: Send, exchange: Exchange, error: ApiError) -> None:
+    """Tell the client: by status before anything was committed, by an event afterwards."""
+    if not exchange.committed:
+        await send_json(send, error.status, error.body, [*exchange.headers(), *error.headers])
+        return
+    await send_part(send, b"data: " + error.body + b"\n\n", more=True)
+    await send_part(send, b"", more=False)
+
+
+def _unit(scope: Scope, ask: Ask, key: ApiKey) -> tuple[str, KeySource]:
+    """The sticky key and where it came from."""
+    sent = header(scope, b"x-tuneloop-unit")
+    if sent is not None and len(sent) > MAX_UNIT_BYTES:
+        raise bad_request(f"the header x-tuneloop-unit is longer than {MAX_UNIT_BYTES} bytes")
+    if sent:
+        try:
+            return sent.decode(), "header"
+        except UnicodeDecodeError:  # older HTTP clients write headers in Latin-1
+            return sent.decode("latin-1"), "header"
+    return (ask.user, "user") if ask.user else (key.id, "api_key")

@@ -1,0 +1,88 @@
+"""One request and its answer, from arrival to record."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from dataclasses import dataclass, field
+from datetime import datetime
+from hashlib import sha256
+from typing import Literal
+
+from tuneloop.registry.nouns import utc_now
+from tuneloop.serve.gateway.body import Endpoint
+from tuneloop.serve.gateway.routing import Plan, Target
+from tuneloop.serve.gateway.sse import Usage
+
+KeySource = Literal["header", "user", "api_key", "request"]
+
+
+def new_request_id() -> str:
+    """`req_…`, 96 random bits."""
+    return f"req_{secrets.token_hex(12)}"
+
+
+@dataclass(slots=True)
+class Exchange:
+    """What is known about a request so far; becomes its record when it has ended."""
+
+    endpoint: Endpoint
+    id: str = field(default_factory=new_request_id)
+    at: datetime = field(default_factory=utc_now)
+    started: float = field(default_factory=time.perf_counter)
+    api_key: str | None = None
+    unit: str = ""
+    unit_source: KeySource = "request"
+    asked: str = ""
+    stream: bool = False
+    trace: str = ""  # the client's W3C traceparent, for the engine
+    plan: Plan | None = None
+    target: Target | None = None
+    messages: tuple[tuple[str, str], ...] = ()
+    answer: list[bytes] = field(default_factory=list)  # the engine's events, or its one JSON body
+    usage: Usage | None = None
+    queue_ms: float | None = None
+    ttft_ms: float | None = None
+    total_ms: float = 0.0
+    status: int = 200
+    error: str | None = None
+    committed: bool = False  # the response's status has been sent
+    watcher: asyncio.Task[None] | None = None  # notices a client that leaves
+    left: bool = False  # the client went away first
+    guards: dict[str, str] = field(default_factory=dict)  # guard → verdict
+
+    def elapsed_ms(self) -> float:
+        """Milliseconds since the request arrived."""
+        return (time.perf_counter() - self.started) * 1e3
+
+    def failed(self, status: int, error: str) -> None:
+        """Note how it ended."""
+        self.status, self.error = status, error
+
+    def forget_text(self) -> None:
+        """Let go of what was said."""
+        self.messages, self.answer = (), []
+
+    @property
+    def key_hash(self) -> str:
+        """What the record keeps of the sticky key."""
+        return unit_hash(self.unit)
+
+    @property
+    def text_bytes(self) -> int:
+        """About how much memory its text takes."""
+        return sum(len(text) for _, text in self.messages) + sum(map(len, self.answer))
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """The response headers that say who answered."""
+        found = [(b"x-request-id", self.id.encode())]
+        if self.target is not None and self.plan is not None:
+            found.append((b"x-tuneloop-version", self.target.name.encode()))
+            found.append((b"x-tuneloop-revision", str(self.plan.route.revision).encode()))
+        return found
+
+
+def unit_hash(unit: str) -> str:
+    """The first 128 bits of the SHA-256 of a sticky key, in hex: what records call `key_hash`."""
+    return sha256(unit.encode("utf-8", "surrogatepass")).hexdigest()[:32]

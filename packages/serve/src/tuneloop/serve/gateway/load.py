@@ -1,0 +1,81 @@
+"""What one gateway knows of the load it makes: requests in flight, engines to set aside, retries it may still spend.
+
+Touched by the event loop alone; other threads get copies.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from tuneloop.serve.gateway.routing import Target
+
+SET_ASIDE_S = 2.0
+RETRY_BURST = 10.0
+
+
+class Load:
+    """Requests in flight, by slot and by engine, and the engines that did not answer lately."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._slots: Counter[str] = Counter()
+        self._engines: Counter[str] = Counter()
+        self._aside: dict[str, float] = {}
+
+    @contextmanager
+    def carrying(self, target: Target) -> Iterator[None]:
+        """Count one request while it is there."""
+        self._slots[target.slot] += 1
+        self._engines[target.engine] += 1
+        try:
+            yield
+        finally:
+            for counter, key in ((self._slots, target.slot), (self._engines, target.engine)):
+                counter[key] -= 1
+                if not counter[key]:
+                    del counter[key]
+
+    def of(self, engine: str) -> int:
+        """Requests in flight on an engine."""
+        return self._engines[engine]
+
+    def in_flight(self) -> dict[str, int]:
+        """Slot → requests, as the heartbeat reports them."""
+        return dict(self._slots)
+
+    def set_aside(self, engine: str) -> None:
+        """Prefer others for `SET_ASIDE_S`.
+
+        An engine that refuses connections has nothing in flight, and would else draw every request.
+        """
+        self._aside[engine] = self._clock() + SET_ASIDE_S
+
+    def aside(self) -> frozenset[str]:
+        """The engines set aside now."""
+        if not self._aside:
+            return frozenset()
+        now = self._clock()
+        self._aside = {engine: until for engine, until in self._aside.items() if until > now}
+        return frozenset(self._aside)
+
+
+class RetryBudget:
+    """Lets `share` of all requests, plus `RETRY_BURST`, be tried again: a dying fleet gets no double load."""
+
+    def __init__(self, share: float) -> None:
+        self._share = share
+        self._left = RETRY_BURST if share else 0.0
+
+    def earn(self) -> None:
+        """A request came."""
+        self._left = min(RETRY_BURST, self._left + self._share)
+
+    def spend(self) -> bool:
+        """Whether one more retry may be made; if so it is paid for."""
+        if self._left < 1.0:
+            return False
+        self._left -= 1.0
+        return True

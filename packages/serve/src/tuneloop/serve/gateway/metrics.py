@@ -1,0 +1,89 @@
+"""What Prometheus reads from a gateway; one registry per gateway, so several may live in one process.
+
+Label values are bounded: models and versions come from routes, never from what a client wrote.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from tuneloop.serve.gateway.exchange import Exchange
+from tuneloop.serve.gateway.snapshot import Snapshot
+
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
+
+
+class Metrics:
+    """Every series of one gateway."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        which = ("model", "version")
+        self._requests = self._counter("requests", "requests by outcome; 499: the client left", (*which, "status"))
+        self._seconds = self._histogram("request_seconds", "arrival to the end of the answer")
+        self._first_token = self._histogram("time_to_first_token_seconds", "arrival to the first event of a stream")
+        self._tokens = self._counter("tokens", "tokens read and written", (*which, "kind"))
+        self._retries = self._counter("retries", "second attempts", ("model",))
+        self.records_spooled = self._counter(
+            "records_spooled", "records and feedback put on disk: the database was away"
+        )
+        self.records_dropped = self._counter(
+            "records_dropped", "records lost: queue full, or disk and database refused"
+        )
+        self.records_without_text = self._counter(
+            "records_without_text", "records stored without text: redaction failed"
+        )
+        self._revision = self._gauge("route_revision", "the route revision this gateway applies", ("model",))
+        self._engine_ready = self._gauge("engine_ready", "1 when the engine is live and ready", ("engine",))
+        self._pending = self._gauge("records_pending", "records waiting in memory")
+        self._registry_up = self._gauge("registry_up", "1 when the database answered the last reads")
+        self._engines: set[str] = set()
+
+    def watch(self, *, pending: Callable[[], int], registry_up: Callable[[], bool]) -> None:
+        """Where gauges are read from when Prometheus asks."""
+        self._pending.set_function(pending)
+        self._registry_up.set_function(lambda: float(registry_up()))
+
+    def finished(self, exchange: Exchange) -> None:
+        """Count one request."""
+        model = exchange.plan.route.model if exchange.plan else ""
+        version = str(exchange.target.version) if exchange.target else ""
+        self._requests.labels(model, version, str(exchange.status)).inc()
+        if exchange.target is None:
+            return
+        self._seconds.labels(model, version).observe(exchange.total_ms / 1e3)
+        if exchange.stream and exchange.ttft_ms is not None:
+            self._first_token.labels(model, version).observe(exchange.ttft_ms / 1e3)
+        if exchange.usage is not None:
+            self._tokens.labels(model, version, "prompt").inc(exchange.usage.prompt_tokens)
+            self._tokens.labels(model, version, "completion").inc(exchange.usage.completion_tokens)
+
+    def retried(self, model: str) -> None:
+        """Count one second attempt."""
+        self._retries.labels(model).inc()
+
+    def applies(self, snapshot: Snapshot) -> None:
+        """Show a new view; engines that are gone stay, at 0."""
+        for model, revision in snapshot.applied.items():
+            self._revision.labels(model).set(revision)
+        ready = {engine.id for engine in snapshot.engines if engine.state == "ready"}
+        self._engines |= {engine.id for engine in snapshot.engines}
+        for engine in self._engines:
+            self._engine_ready.labels(engine).set(engine in ready)
+
+    def text(self) -> bytes:
+        """The exposition."""
+        return generate_latest(self.registry)
+
+    def _counter(self, name: str, what: str, labels: tuple[str, ...] = ()) -> Counter:
+        return Counter(name, what, labels, namespace="tuneloop", registry=self.registry)
+
+    def _gauge(self, name: str, what: str, labels: tuple[str, ...] = ()) -> Gauge:
+        return Gauge(name, what, labels, namespace="tuneloop", registry=self.registry)
+
+    def _histogram(self, name: str, what: str) -> Histogram:
+        return Histogram(
+            name, what, ("model", "version"), namespace="tuneloop", registry=self.registry, buckets=_SECONDS
+        )

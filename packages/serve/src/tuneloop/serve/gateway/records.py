@@ -1,0 +1,226 @@
+"""Records and feedback on their way to the database: off the request path, redacted before they touch a disk, spooled
+when it is away.
+
+A record waits in memory for a fraction of a second (after a start: until the redaction worker is warm, about 10 s),
+then it is in the database or in an fsynced file. Feedback is acknowledged only then. What cannot be kept is counted,
+never silently gone.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from tuneloop.registry.errors import InvalidInput, Unavailable
+from tuneloop.registry.nouns import Feedback, Message, RequestRecord
+from tuneloop.serve.gateway.exchange import Exchange
+from tuneloop.serve.gateway.link import Link
+from tuneloop.serve.gateway.metrics import Metrics
+from tuneloop.serve.gateway.redactor import Redactor
+from tuneloop.serve.gateway.settings import GatewaySettings
+from tuneloop.serve.gateway.spool import Spool
+from tuneloop.serve.gateway.store import Store
+from tuneloop.serve.gateway.transcript import answer_text
+
+log = logging.getLogger(__name__)
+PAUSE_S = 0.25
+BATCH = 200
+REDACT_TIMEOUT_S = 20.0
+_FEEDBACK_TEXTS = ("label", "comment", "correction")
+
+
+class Recorder:
+    """Takes finished exchanges and feedback; one thread stores them."""
+
+    def __init__(self, settings: GatewaySettings, link: Link, folder: Path, metrics: Metrics) -> None:
+        self._settings = settings
+        self._metrics = metrics
+        self._redactor = Redactor() if settings.record_text == "redacted" else None
+        self._requests = Store(
+            link,
+            Spool(folder, "requests", RequestRecord),
+            lambda registry, items: registry.traffic.add_requests(items),
+            metrics.records_spooled.inc,
+        )
+        self._feedback = Store(
+            link,
+            Spool(folder, "feedback", Feedback),
+            lambda registry, items: registry.traffic.add_feedback(items),
+            metrics.records_spooled.inc,
+        )
+        self._queue: deque[Exchange] = deque()
+        self._bytes_in = self._bytes_out = 0  # one writer each: the event loop, the thread
+        self._storing = 0
+        self._dropped = 0
+        self._drop_lock = threading.Lock()
+        self._wake = threading.Event()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="gateway-records", daemon=True)
+
+    @property
+    def pending(self) -> int:
+        """Records that are in memory only."""
+        return len(self._queue) + self._storing
+
+    @property
+    def dropped(self) -> int:
+        """Records lost since the start."""
+        return self._dropped
+
+    def start(self) -> None:
+        """Start the thread and, if text is kept, the redaction worker."""
+        if self._redactor is not None:
+            self._redactor.start()
+        self._thread.start()
+
+    def stop(self, timeout_s: float) -> None:
+        """Store what waits: with text as long as there is time, then without."""
+        self._stopping = True
+        self._wake.set()
+        self._thread.join(timeout=timeout_s)
+        if self._redactor is not None:
+            self._redactor.stop()
+        self._thread.join(timeout=timeout_s)
+        if self.pending:
+            log.error("%d records could not be stored within %g s and are lost", self.pending, 2 * timeout_s)
+        self._requests.close()
+        self._feedback.close()
+
+    def add(self, exchange: Exchange) -> None:
+        """Take a finished exchange; called on the event loop, waits for nothing."""
+        if exchange.plan is None:  # refused before it was known what it is about: counted, not recorded
+            return
+        if len(self._queue) >= self._settings.record_queue:
+            self._drop(1, "the queue is full")
+            return
+        if self._redactor is None:
+            exchange.forget_text()
+        elif self._bytes_in - self._bytes_out + exchange.text_bytes > self._settings.record_queue_bytes:
+            exchange.forget_text()
+            exchange.guards["redaction"] = "skipped"
+            self._metrics.records_without_text.inc()
+        self._bytes_in += exchange.text_bytes
+        self._queue.append(exchange)
+
+    def add_feedback(self, feedback: Feedback) -> None:
+        """Store feedback; once this returns it survives kill -9. Waits for redaction and for the database or a disk.
+
+        Raises:
+            InvalidInput: it holds text and this gateway keeps none, or the database refuses what it holds.
+            Unavailable: neither database nor disk takes it, or it cannot be redacted now.
+        """
+        clean = self._redacted_feedback(feedback)
+        try:
+            refused = self._feedback.keep([clean])
+        except OSError as error:
+            raise Unavailable(f"neither database nor disk takes this feedback: {error}") from error
+        if refused:
+            raise InvalidInput("the database refuses this feedback; send plain text")
+
+    def _redacted_feedback(self, feedback: Feedback) -> Feedback:
+        texts = {name: storable(text) for name in _FEEDBACK_TEXTS if (text := getattr(feedback, name))}
+        if not texts:
+            return feedback
+        if self._redactor is None:
+            raise InvalidInput("this gateway keeps no text (record_text is none); send a score or a thumb alone")
+        clean = self._redactor.redact(list(texts.values()), REDACT_TIMEOUT_S, urgent=True)
+        return feedback.model_copy(update=dict(zip(texts, clean, strict=True)))
+
+    def _run(self) -> None:
+        while True:
+            batch = [self._queue.popleft() for _ in range(min(BATCH, len(self._queue)))]
+            self._storing = len(batch)
+            try:
+                if batch:
+                    self._store(batch)
+                with suppress(Unavailable):  # the link has logged it
+                    self._requests.replay()
+                    self._feedback.replay()
+            except Exception:
+                log.exception("storing records failed")
+                self._drop(len(batch), "a defect of the gateway")
+            self._bytes_out += sum(exchange.text_bytes for exchange in batch)
+            self._storing = 0
+            if not self._queue:
+                if self._stopping:
+                    return
+                self._wake.wait(PAUSE_S)
+
+    def _store(self, batch: Sequence[Exchange]) -> None:
+        records = [self._redacted(record_of(exchange, self._settings.record_text_chars)) for exchange in batch]
+        try:
+            refused = self._requests.keep(records)
+        except OSError as error:
+            self._drop(len(records), f"neither database nor disk takes them: {error}")
+        else:
+            if refused:
+                self._drop(len(refused), "the database refuses them")
+
+    def _redacted(self, record: RequestRecord) -> RequestRecord:
+        """The record with its text redacted, or without text when that fails."""
+        texts = [
+            storable(text) for text in (*(m.content for m in record.messages), record.answer, record.error) if text
+        ]
+        if not texts or self._redactor is None:
+            return record
+        try:
+            clean = iter(self._redactor.redact(texts, REDACT_TIMEOUT_S))
+        except Unavailable as error:
+            log.error("a record is stored without its text: %s", error)
+            self._metrics.records_without_text.inc()
+            verdict = record.guards | {"redaction": "failed"}
+            return record.model_copy(update={"messages": (), "answer": None, "error": None, "guards": verdict})
+        messages = tuple(Message(role=m.role, content=next(clean) if m.content else "") for m in record.messages)
+        answer = next(clean) if record.answer else record.answer
+        reason = next(clean) if record.error else record.error
+        return record.model_copy(update={"messages": messages, "answer": answer, "error": reason})
+
+    def _drop(self, count: int, why: str) -> None:
+        with self._drop_lock:
+            if not self._dropped:
+                log.error("records are being lost, and counted in tuneloop_records_dropped_total: %s", why)
+            self._dropped += count
+        self._metrics.records_dropped.inc(count)
+
+
+def record_of(exchange: Exchange, text_chars: int) -> RequestRecord:
+    """The record of a finished exchange, its text not yet redacted and each piece cut to `text_chars`.
+
+    A request that pinned its version has no assigned version: the split had no say in it, so it belongs to no arm.
+    """
+    assert exchange.plan is not None
+    answer = answer_text(exchange.answer)
+    usage, target = exchange.usage, exchange.target
+    return RequestRecord(
+        id=exchange.id,
+        at=exchange.at,
+        model=exchange.plan.route.model,
+        revision=exchange.plan.route.revision,
+        assigned_version=exchange.plan.assigned,
+        served_version=target.version if target else None,
+        engine=target.engine if target else None,
+        key_hash=exchange.key_hash,
+        key_source=exchange.unit_source,
+        api_key=exchange.api_key,
+        endpoint=exchange.endpoint,
+        stream=exchange.stream,
+        status=exchange.status,
+        error=exchange.error,
+        prompt_tokens=usage.prompt_tokens if usage else None,
+        completion_tokens=usage.completion_tokens if usage else None,
+        queue_ms=exchange.queue_ms,
+        ttft_ms=exchange.ttft_ms,
+        total_ms=exchange.total_ms,
+        guards=exchange.guards,
+        messages=tuple(Message(role=role[:64], content=text[:text_chars]) for role, text in exchange.messages),
+        answer=answer[:text_chars] if answer is not None else None,
+    )
+
+
+def storable(text: str) -> str:
+    """Without the one character PostgreSQL cannot hold."""
+    return text.replace("\0", "\ufffd")

@@ -1,0 +1,153 @@
+"""Everything but completions: models, feedback, health, metrics. FastAPI, because none of it is hot."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.exceptions import HTTPException
+
+from tuneloop.registry.errors import InvalidInput, Unavailable
+from tuneloop.registry.nouns import ApiKey, Feedback, Route, utc_now
+from tuneloop.serve.gateway.errors import CLIENT_CLOSED_REQUEST, ApiError, bad_request, error_body
+from tuneloop.serve.gateway.http import ClientLeft, Scope, read_body
+from tuneloop.serve.gateway.records import Recorder
+from tuneloop.serve.gateway.routing import unknown_model
+from tuneloop.serve.gateway.settings import GatewaySettings
+
+_REQUEST_ID = re.compile(r"(?:chatcmpl-|cmpl-)?(req_[0-9a-f]{24})(?:-[0-9]+)?")
+
+
+class FeedbackBody(BaseModel):
+    """What a client may say about one answer; at least one of it."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    request_id: str  # the x-request-id header, or the `id` of the answer
+    score: float | None = Field(default=None, ge=0.0, le=1.0)
+    thumb: Literal["up", "down"] | None = None
+    label: str | None = Field(default=None, max_length=200)
+    comment: str | None = Field(default=None, max_length=10_000)
+    correction: str | None = Field(default=None, max_length=100_000)
+
+    def noun(self) -> Feedback:
+        """As it is stored.
+
+        Raises:
+            ApiError: the request id is none, or nothing is said.
+        """
+        match = _REQUEST_ID.fullmatch(self.request_id)
+        if match is None:
+            raise bad_request(
+                "request_id: not a request id; send the x-request-id header of the answer", param="request_id"
+            )
+        said = self.model_dump(exclude={"request_id"}, exclude_none=True)
+        if not said:
+            raise bad_request("say something: score, thumb, label, comment or correction")
+        return Feedback(id=f"fb_{secrets.token_hex(12)}", request_id=match[1], at=utc_now(), **said)
+
+
+@dataclass(frozen=True)
+class Services:
+    """What the endpoints stand on."""
+
+    settings: GatewaySettings
+    recorder: Recorder
+    authenticate: Callable[[Scope], ApiKey]  # raises ApiError
+    routes: Callable[[], dict[str, Route]]
+    not_ready: Callable[[], str]  # why the gateway cannot serve; empty when it can
+    metrics: Callable[[], bytes]
+
+    def allowed(self, request: Request) -> dict[str, Route]:
+        """The routes the request's key may use."""
+        key = self.authenticate(request.scope)
+        return {model: route for model, route in self.routes().items() if not key.models or model in key.models}
+
+
+def build(services: Services) -> FastAPI:
+    """The application."""
+    app = FastAPI(title="tuneloop gateway", docs_url=None, redoc_url=None, openapi_url=None)
+    _add_models(app, services)
+    _add_feedback(app, services)
+    _add_health(app, services)
+    _add_errors(app)
+    return app
+
+
+def _add_models(app: FastAPI, services: Services) -> None:
+    @app.get("/v1/models")
+    async def models(request: Request) -> dict[str, object]:
+        return {"object": "list", "data": [_model(route) for route in services.allowed(request).values()]}
+
+    @app.get("/v1/models/{model}")
+    async def model(request: Request, model: str) -> dict[str, object]:
+        route = services.allowed(request).get(model)
+        if route is None:
+            raise unknown_model(f"the model {model[:100]!r} does not exist; GET /v1/models lists what there is")
+        return _model(route)
+
+
+def _add_feedback(app: FastAPI, services: Services) -> None:
+    limit, timeout_s = services.settings.max_body_bytes, services.settings.body_timeout_s
+
+    @app.post("/v1/feedback", status_code=201)
+    async def feedback(request: Request) -> dict[str, str]:
+        services.authenticate(request.scope)
+        body = await read_body(request.scope, request.receive, limit=limit, timeout_s=timeout_s)
+        try:
+            noun = FeedbackBody.model_validate_json(body).noun()
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = ".".join(map(str, first["loc"]))
+            raise bad_request(f"{name or 'body'}: {first['msg']}", param=name or None) from None
+        try:
+            await asyncio.to_thread(services.recorder.add_feedback, noun)
+        except InvalidInput as error:
+            raise bad_request(str(error)) from None
+        except Unavailable as error:
+            raise ApiError(503, f"{error}; send it again", code="not_stored", retry_after_s=5) from None
+        return {"id": noun.id, "request_id": noun.request_id, "object": "feedback"}
+
+
+def _add_health(app: FastAPI, services: Services) -> None:
+    @app.get("/healthz")
+    async def healthz() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.get("/readyz")
+    async def readyz() -> JSONResponse:
+        reason = services.not_ready()
+        return JSONResponse({"ready": not reason, "reason": reason}, status_code=503 if reason else 200)
+
+    @app.get("/metrics")
+    async def exposition() -> Response:
+        return Response(services.metrics(), media_type=CONTENT_TYPE_LATEST)
+
+
+def _add_errors(app: FastAPI) -> None:
+    @app.exception_handler(ApiError)
+    async def api_error(_: Request, error: ApiError) -> Response:
+        headers = {name.decode(): value.decode() for name, value in error.headers}
+        return Response(error.body, error.status, headers, "application/json")
+
+    @app.exception_handler(HTTPException)
+    async def http_error(request: Request, error: HTTPException) -> Response:
+        message = f"{request.method} {request.url.path}: {error.detail}"
+        body = error_body(error.status_code, message, code=None)
+        return Response(body, error.status_code, dict(error.headers or {}), "application/json")
+
+    @app.exception_handler(ClientLeft)
+    async def client_left(_request: Request, _error: ClientLeft) -> Response:
+        return Response(status_code=CLIENT_CLOSED_REQUEST)  # nobody reads it
+
+
+def _model(route: Route) -> dict[str, object]:
+    return {"id": route.model, "object": "model", "created": int(route.at.timestamp()), "owned_by": "tuneloop"}

@@ -1,0 +1,52 @@
+"""Settings of one gateway: `[gateway]` in `tuneloop.toml`, or `TUNELOOP_GATEWAY_…`."""
+
+from __future__ import annotations
+
+import socket
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from tuneloop.registry.settings import Section
+
+
+class GatewaySettings(Section):
+    """What a gateway listens on, what it lets through, how long it waits, and how it records."""
+
+    section: ClassVar[str] = "gateway"
+
+    # Names the folder of what must survive a restart. Default: host name and port.
+    id: str = Field(default="", pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]{0,63})?$")
+    host: str = "127.0.0.1"
+    port: int = Field(default=8100, ge=0, le=65_535)
+    # How often routes, engines and keys are read; a promotion must arrive within 2 s.
+    poll_s: float = Field(default=0.5, gt=0, le=1.0)
+
+    record_text: Literal["redacted", "none"] = "redacted"  # none: no prompts, answers or corrections are kept
+    record_text_chars: int = Field(default=32_000, ge=0)  # of one message or answer; longer ones are cut in the record
+    record_queue: int = Field(default=10_000, ge=1)  # records that may wait in memory; more are dropped, and counted
+    record_queue_bytes: int = Field(default=64_000_000, ge=0)  # of waiting text; above it records go without theirs
+
+    max_body_bytes: int = Field(default=1_000_000, ge=1)
+    max_prompt_chars: int = Field(default=100_000, ge=1)
+    max_tokens: int = Field(
+        default=4_096, ge=1
+    )  # a client may ask for; if it does not say, the engine's context ends it
+    max_choices: int = Field(default=4, ge=1)  # answers per request: `n`, times the prompts of a completion
+
+    body_timeout_s: float = Field(default=30.0, gt=0)  # a client must have sent its whole request by then
+    connect_timeout_s: float = Field(default=2.0, gt=0)  # to an engine
+    first_byte_timeout_s: float = Field(default=120.0, gt=0)  # to an engine's first event, or its whole answer
+    idle_timeout_s: float = Field(default=30.0, gt=0)  # between two events, and for a client that does not read
+    retry_share: float = Field(default=0.1, ge=0, le=1)  # at most this share of requests is tried a second time
+    drain_s: float = Field(default=30.0, ge=0)  # after SIGTERM: for streams to end, then again for records to be stored
+
+    @property
+    def effective_id(self) -> str:
+        """The id this gateway goes by; stable over restarts."""
+        return self.id or f"{socket.gethostname()}-{self.port}"
+
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+        return f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"

@@ -1,0 +1,110 @@
+"""What a gateway knows: routes, live engines and usable keys, read together, immutable, looked up without waiting.
+
+It is swapped whole, so one request never sees two revisions; it is written to disk whenever it changes
+(last-known-good), so a gateway can start while the database is away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Self
+
+from pydantic import ValidationError
+
+from tuneloop.registry.errors import InvalidInput
+from tuneloop.registry.keys import key_digest
+from tuneloop.registry.nouns import AdapterState, ApiKey, EngineState, Noun, Route, version_name
+from tuneloop.serve.gateway.files import write_atomically
+
+LAST_KNOWN_GOOD = "last-known-good.json"
+
+
+class Snapshot(Noun):
+    """One consistent view of the registry."""
+
+    taken_at: datetime
+    routes: Mapping[str, Route]
+    engines: tuple[EngineState, ...]
+    keys: tuple[ApiKey, ...]
+
+    @classmethod
+    def of(
+        cls, taken_at: datetime, routes: Mapping[str, Route], engines: Iterable[EngineState], keys: Iterable[ApiKey]
+    ) -> Self:
+        """A view at `taken_at`; keys that cannot be used any more are left out."""
+        usable = tuple(key for key in keys if key.usable(taken_at))
+        return cls(taken_at=taken_at, routes=dict(routes), engines=tuple(engines), keys=usable)
+
+    @cached_property
+    def key_by_digest(self) -> dict[str, ApiKey]:
+        """Digest → key."""
+        return {key.digest: key for key in self.keys}
+
+    @cached_property
+    def serving(self) -> dict[str, tuple[EngineState, ...]]:
+        """Version name → the engines that can serve it now; those about to unload it only when no other can."""
+        found: dict[str, tuple[EngineState, ...]] = {}
+        for route in self.routes.values():
+            for arm in route.arms:
+                name = version_name(route.model, arm.version)
+                able = [engine for engine in self.engines if engine.serves(name)]
+                staying = [engine for engine in able if engine.adapters[name] is AdapterState.READY]
+                found[name] = tuple(staying or able)
+        return found
+
+    @property
+    def applied(self) -> dict[str, int]:
+        """Model → the route revision this view applies."""
+        return {model: route.revision for model, route in self.routes.items()}
+
+    def key(self, secret: str, now: datetime) -> ApiKey | None:
+        """The key of that secret, if it may still be used."""
+        key = self.key_by_digest.get(key_digest(secret))
+        return key if key is not None and key.usable(now) else None
+
+    def same_as(self, other: Snapshot) -> bool:
+        """Whether anything but times has changed."""
+        mine, theirs = (
+            {engine.id: engine.model_copy(update={"at": self.taken_at}) for engine in view.engines}
+            for view in (self, other)
+        )
+        return (self.routes, self.keys, mine) == (other.routes, other.keys, theirs)
+
+    def with_engines_of(self, before: Snapshot) -> Self:
+        """This view, with the engines that only the one before it knew."""
+        here = {engine.id for engine in self.engines}
+        gone = tuple(engine for engine in before.engines if engine.id not in here)
+        return type(self)(taken_at=self.taken_at, routes=self.routes, keys=self.keys, engines=(*self.engines, *gone))
+
+    def lost_in(self, fresh: Snapshot) -> str:
+        """What this view knows and a fresh one does not; routes only grow, so that one is of another database."""
+        for model, revision in self.applied.items():
+            found = fresh.applied.get(model, 0)
+            if found < revision:
+                return f"{model} revision {revision}" + (f" (there is only {found})" if found else "")
+        return ""
+
+    def save(self, folder: Path) -> None:
+        """Write it as the last known good view, whole or not at all."""
+        write_atomically(folder / LAST_KNOWN_GOOD, self.model_dump_json().encode())
+
+    @classmethod
+    def load(cls, folder: Path) -> Self | None:
+        """The last known good view, or None when there is none.
+
+        Raises:
+            InvalidInput: the file cannot be read as one.
+        """
+        path = folder / LAST_KNOWN_GOOD
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except ValidationError as error:
+            raise InvalidInput(
+                f"{path} cannot be read ({error.error_count()} errors); delete it, the gateway writes a new one "
+                "once the database answers"
+            ) from None

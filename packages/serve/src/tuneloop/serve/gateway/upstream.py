@@ -1,0 +1,139 @@
+"""The hop to an engine: send a request, hand back its answer as bytes, and name every way in which an engine can fail.
+
+Built on aiohttp. Idle connections are closed after 4 s, before vLLM closes them at 5 s. Closing a reply that is not
+read to its end closes its connection, which is how an engine learns that the client has left.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import aiohttp
+
+from tuneloop.serve.gateway.errors import ApiError
+from tuneloop.serve.gateway.sse import EngineError, error_of
+
+_MAX_ERROR_BYTES = 64_000
+_MAX_BODY_BYTES = 64_000_000
+_IDLE_CONNECTION_S = 4.0
+Retry = Literal["anywhere", "elsewhere", "never"]
+
+
+class EngineFailure(Exception):
+    """An attempt that failed: what to answer if it was the last, what to record, and whether another may be made."""
+
+    def __init__(self, error: ApiError, detail: str, *, retry: Retry, set_aside: bool = False) -> None:
+        super().__init__(detail)
+        self.error = error
+        self.detail = detail  # names the engine and the cause: for records and logs, not for clients
+        self.retry = retry
+        self.set_aside = set_aside  # the engine seems to be gone: use others first for a while
+
+
+class Reply:
+    """An engine's answer whose headers have come."""
+
+    def __init__(self, engine: str, response: aiohttp.ClientResponse) -> None:
+        self._engine = engine
+        self._response = response
+
+    async def some(self) -> bytes:
+        """The next bytes; empty at the end.
+
+        Raises:
+            EngineFailure: the connection broke.
+        """
+        try:
+            return await self._response.content.readany()
+        except (aiohttp.ClientError, OSError) as error:
+            raise lost(self._engine, error) from error
+
+    async def whole(self) -> bytes:
+        """Everything.
+
+        Raises:
+            EngineFailure: the connection broke, or the answer is absurdly long.
+        """
+        parts, size = [], 0
+        while part := await self.some():
+            size += len(part)
+            if size > _MAX_BODY_BYTES:
+                raise lost(self._engine, ValueError(f"an answer of more than {_MAX_BODY_BYTES} bytes"))
+            parts.append(part)
+        return b"".join(parts)
+
+    def close(self) -> None:
+        """Give the connection back if the answer was read to its end, else close it."""
+        self._response.close()
+
+
+class Upstream:
+    """Keeps connections to engines; one for each event loop."""
+
+    def __init__(self, connect_timeout_s: float) -> None:
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_IDLE_CONNECTION_S),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout_s),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            headers={"accept-encoding": "identity", "content-type": "application/json"},
+            auto_decompress=False,
+        )
+
+    async def send(self, engine: str, url: str, body: bytes, headers: dict[str, str]) -> Reply:
+        """POST `body`; returns once a 200's headers are there.
+
+        Raises:
+            EngineFailure: no connection, a broken one, or any other status.
+        """
+        try:
+            response = await self._session.post(url, data=body, headers=headers, allow_redirects=False)
+        except aiohttp.ClientConnectionError as error:
+            gone = isinstance(error, aiohttp.ClientConnectorError | aiohttp.ServerTimeoutError)
+            raise lost(engine, error, set_aside=gone) from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise lost(engine, error) from error
+        if response.status == 200:
+            return Reply(engine, response)
+        try:
+            said = error_of(await response.content.read(_MAX_ERROR_BYTES))
+        except (aiohttp.ClientError, OSError) as error:
+            raise lost(engine, error) from error
+        finally:
+            response.close()
+        raise refused(engine, response.status, said)
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._session.close()
+
+
+def lost(engine: str, cause: Exception, *, set_aside: bool = False) -> EngineFailure:
+    """The connection to the engine could not be made, or broke."""
+    error = ApiError(503, "the engine does not answer; try again", code="engine_unavailable", retry_after_s=1)
+    return EngineFailure(
+        error, f"engine {engine}: {type(cause).__name__} {cause}", retry="anywhere", set_aside=set_aside
+    )
+
+
+def refused(engine: str, status: int, said: EngineError) -> EngineFailure:
+    """The engine answered with an error, as a status or as a stream's first event."""
+    detail = f"engine {engine} answered {status}: {said.message}"
+    if status == 404:  # the version was unloaded between our last look and now
+        error = ApiError(503, "the version is not ready; try again", code="engine_unavailable", retry_after_s=1)
+        return EngineFailure(error, detail, retry="elsewhere")
+    if status in {429, 503}:
+        error = ApiError(503, "the engines are busy; try again", code="engine_busy", retry_after_s=1)
+        return EngineFailure(error, detail, retry="elsewhere")
+    if 400 <= status < 500 and status not in {401, 403, 405, 407}:
+        error = ApiError(status, said.message, code="invalid_value", param=said.param)
+        # What an engine says about a bad request may quote it: for the client, not for the record.
+        return EngineFailure(error, f"engine {engine} refused the request with {status}", retry="never")
+    return EngineFailure(ApiError(502, "the engine failed; try again", code="engine_error"), detail, retry="anywhere")
+
+
+def too_late(engine: str, timeout_s: float) -> EngineFailure:
+    """Nothing came in time."""
+    error = ApiError(504, f"the engine gave no answer within {timeout_s:g} s", code="engine_timeout")
+    return EngineFailure(
+        error, f"engine {engine} gave no answer within {timeout_s:g} s", retry="elsewhere", set_aside=True
+    )

@@ -1,0 +1,104 @@
+"""vLLM is started with a guard against each of its known defects, and without our secrets."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tuneloop.registry.errors import InvalidInput
+from tuneloop.serve.engine.launch import Device, Launch, build, check_room
+from tuneloop.serve.engine.settings import EngineSettings
+
+
+def launch(device: Device = "cpu", **changes: object) -> Launch:
+    return build(
+        EngineSettings.load(**changes),
+        base=Path("/bases/small"),
+        python=Path("/env/bin/python"),
+        device=device,
+        plugins=Path("/home/plugins"),
+        environment={"PATH": "/bin", "TUNELOOP_DATABASE_URL": "postgresql://u:secret@h/d", "PYTHONPATH": "/ours"},
+    )
+
+
+def options(launch: Launch) -> dict[str, str]:
+    """Option → what follows it."""
+    text = " ".join(launch.command)
+    return {name: value.strip() for name, value in re.findall(r"--([a-z-]+)((?: (?!--)\S+)*)", text)}
+
+
+def test_the_command_carries_the_guards() -> None:
+    given = options(launch())
+    assert given["lora-target-modules"].split() == [
+        *("q_proj", "k_proj", "v_proj", "o_proj"),
+        *("gate_proj", "up_proj", "down_proj"),
+    ]
+    assert given["api-server-count"] == "1"
+    assert given["served-model-name"] == "small"
+    assert (given["max-loras"], given["max-cpu-loras"]) == ("6", "16")
+    assert int(given["max-num-batched-tokens"]) >= int(given["max-model-len"])
+
+
+def test_a_machine_without_a_gpu_gets_its_variables_and_no_other_does() -> None:
+    cpu, gpu = launch("cpu"), launch("gpu")
+    assert cpu.environment["TORCHDYNAMO_DISABLE"] == "1"
+    assert cpu.environment["PYTHONPATH"] == "/home/plugins"
+    assert not {"TORCHDYNAMO_DISABLE", "VLLM_CPU_KVCACHE_SPACE", "PYTHONPATH"} & gpu.environment.keys()
+    assert options(gpu)["gpu-memory-utilization"] == "0.9"
+    assert "gpu-memory-utilization" not in options(cpu)
+    for made in (cpu, gpu):
+        assert made.environment["HF_HUB_OFFLINE"] == "1"
+        assert made.environment["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "True"
+
+
+def test_vllm_never_sees_our_secrets() -> None:
+    assert "secret" not in str(launch().environment)
+    assert launch().environment["PATH"] == "/bin"
+
+
+def test_one_slot_stays_reserved() -> None:
+    settings = EngineSettings.load(max_loras=3)
+    check_room(settings, loaded=1)
+    with pytest.raises(InvalidInput, match="--max-loras 4"):
+        check_room(settings, loaded=2)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"max_loras": 1}, "max_loras"),
+        ({"max_loras": 20}, "max_cpu_loras 16 is below max_loras 20"),
+        ({"max_lora_rank": 12}, "max_lora_rank"),
+        ({"id": "a/b"}, "id 'a/b'"),
+    ],
+)
+def test_settings_that_would_break_a_guard_are_refused(wrong: dict[str, object], told: str) -> None:
+    with pytest.raises(InvalidInput, match=re.escape(told)):
+        EngineSettings.load(**wrong)
+
+
+def test_an_engine_that_listens_everywhere_is_reached_locally_and_advertises_its_host() -> None:
+    settings = EngineSettings.load(host="0.0.0.0", port=9)  # noqa: S104 (what is tested)
+    assert settings.local_url == "http://127.0.0.1:9"
+    assert "0.0.0.0" not in settings.public_url  # noqa: S104 (what is tested)
+    assert EngineSettings.load(advertise_url="http://e1:9/").public_url == "http://e1:9"
+
+
+def test_the_engine_environment_is_looked_for_upwards(tmp_path: Path) -> None:
+    python = tmp_path / ".venv-engine" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.touch()
+    below = tmp_path / "a" / "b"
+    below.mkdir(parents=True)
+    assert EngineSettings.load().engine_python(below) == python
+    with pytest.raises(InvalidInput, match="make setup"):
+        EngineSettings.load(python=str(tmp_path / "none")).engine_python(below)
+
+
+def test_a_missing_base_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="--base FOLDER"):
+        EngineSettings.load().base_folder()
+    with pytest.raises(InvalidInput, match="is not a folder"):
+        EngineSettings.load(base=str(tmp_path / "none")).base_folder()

@@ -1,0 +1,74 @@
+"""What an engine wants comes from the routes; and from memory, while the registry is away."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests_support import publish_version
+from tuneloop.registry import Registry
+from tuneloop.registry.errors import Unavailable
+from tuneloop.registry.nouns import Arm, GatewayState, utc_now
+from tuneloop.registry.settings import RegistrySettings
+from tuneloop.serve.engine.reconcile import Gateways
+from tuneloop.serve.engine.wanted import RegistryWatch, Sight
+
+
+def watch_of(registry: Registry, home: Path, base_digest: str = "sha256:base") -> RegistryWatch:
+    return RegistryWatch(lambda: registry, engine_id="e1", base_digest=base_digest, home=home)
+
+
+def route(registry: Registry, *arms: tuple[int, int]) -> None:
+    registry.routes.write(
+        "bot", [Arm(version=v, weight_bp=w) for v, w in arms], by="t", reason="t", expected_revision=0
+    )
+
+
+def names(sight: Sight | None) -> list[str]:
+    assert sight is not None
+    return [version.name for version in sight.wanted]
+
+
+def test_every_arm_of_this_base_is_wanted_the_busiest_first(registry: Registry, tmp_path: Path) -> None:
+    for number in (1, 2):
+        publish_version(registry, tmp_path / f"v{number}")
+    publish_version(registry, tmp_path / "v3", base_digest="sha256:other")
+    publish_version(registry, tmp_path / "v4", kind="full")
+    route(registry, (1, 0), (3, 0), (4, 0), (9, 0), (2, 10_000))
+    sight = watch_of(registry, tmp_path).look()
+    assert names(sight) == ["bot@2", "bot@1"]
+    assert "start an engine with that base" in sight.strange["bot@3"]
+    assert "full set of weights" in sight.strange["bot@4"]
+    assert "bot@9 does not exist" in sight.strange["bot@9"]
+
+
+def test_gateways_in_flight_and_behind_are_seen(registry: Registry, tmp_path: Path) -> None:
+    publish_version(registry, tmp_path / "v1")
+    route(registry, (1, 10_000))
+    for gateway, applied in (("g1", 1), ("g2", 0)):
+        registry.fleet.beat_gateway(
+            GatewayState(
+                id=gateway,
+                url="http://127.0.0.1:1",
+                applied={"bot": applied},
+                in_flight={"e1|bot@1": 2, "e2|bot@1": 5},
+                dropped_records=0,
+                at=utc_now(),
+            )
+        )
+    assert watch_of(registry, tmp_path).look().gateways == Gateways({"bot@1": 4}, frozenset({"bot"}))
+
+
+def test_with_the_registry_away_the_last_wanted_adapters_are_still_known(registry: Registry, tmp_path: Path) -> None:
+    publish_version(registry, tmp_path / "v1")
+    route(registry, (1, 10_000))
+    assert watch_of(registry, tmp_path).remembered() is None
+    watch_of(registry, tmp_path).look()
+
+    away = RegistrySettings(home=tmp_path, database_url="postgresql://nobody@127.0.0.1:1/none")
+    watch = RegistryWatch(lambda: Registry.open(away), engine_id="e1", base_digest="sha256:base", home=tmp_path)
+    assert names(watch.remembered()) == ["bot@1"]
+    with pytest.raises(Unavailable, match=r"127\.0\.0\.1:1"):
+        watch.look()
+    assert names(watch_of(registry, tmp_path, "sha256:other").remembered()) == []

@@ -1,0 +1,231 @@
+"""A small real HTTP server that answers as vLLM does, and fails on request in the ways engines fail.
+
+The real vLLM is used wherever its answers matter; this one stands in where a fault must come at a known moment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Any, Literal
+
+Fault = Literal[
+    "none",
+    "dies_before_first_byte",
+    "dies_in_mid_stream",
+    "ends_without_done",
+    "never_answers",
+    "silent_in_mid_stream",
+    "error_as_first_event",
+    "error_as_later_event",
+    "status_400",
+    "status_404",
+    "status_500",
+    "status_503",
+    "absurd",
+]
+
+
+@dataclass
+class Seen:
+    """One request as the engine got it."""
+
+    path: str
+    headers: dict[str, str]
+    body: dict[str, Any]
+
+
+@dataclass
+class FaultyEngine:
+    """An engine on a port of its own; `fault` applies to requests from now on, `faults_left` to so many of them."""
+
+    id: str
+    fault: Fault = "none"
+    faults_left: int = 1_000_000
+    words: int = 5
+    pause_s: float = 0.0  # between two events
+    seen: list[Seen] = field(default_factory=list)
+    left: int = 0  # clients that went away while it was at work
+    at_work: int = 0
+    url: str = ""
+
+    def start(self) -> None:
+        """Listen."""
+        started = threading.Event()
+        self._loop = asyncio.new_event_loop()
+        self._writers: set[asyncio.StreamWriter] = set()
+
+        async def listen() -> None:
+            self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+            self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+            started.set()
+
+        def run() -> None:
+            self._loop.run_until_complete(listen())
+            self._loop.run_forever()
+            self._loop.run_until_complete(self._close())
+            self._loop.close()
+
+        self._thread = threading.Thread(target=run, daemon=True)
+        self._thread.start()
+        assert started.wait(5)
+
+    def stop(self) -> None:
+        """Die: every connection is reset, the port refuses."""
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join(5)
+
+    async def _close(self) -> None:
+        self._server.close()
+        for writer in self._writers:
+            writer.transport.abort()
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers.add(writer)
+        try:
+            while await self._one(reader, writer):
+                pass
+        except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            pass  # the client has gone, or this engine dies
+        finally:
+            self._writers.discard(writer)
+            writer.close()
+
+    async def _one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        first, *lines = head.strip().split("\r\n")
+        headers = {name.lower(): value.strip() for name, value in (line.split(":", 1) for line in lines)}
+        body = json.loads(await reader.readexactly(int(headers["content-length"])))
+        self.seen.append(Seen(first.split(" ")[1], headers, body))
+        fault: Fault = self.fault if self.faults_left > 0 else "none"
+        self.faults_left -= fault != "none"
+        self.at_work += 1
+        work = asyncio.ensure_future(self._answer(writer, self.seen[-1], fault))
+        gone = asyncio.ensure_future(reader.read(1))
+        try:
+            await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if work.done() and not isinstance(work.exception(), ConnectionError):
+                return work.result()
+            self.left += 1
+            return False
+        finally:
+            self.at_work -= 1
+            for task in (work, gone):
+                task.cancel()
+                with suppress(asyncio.CancelledError, ConnectionError):
+                    await task
+
+    async def _answer(self, writer: asyncio.StreamWriter, seen: Seen, fault: Fault) -> bool:
+        if fault == "never_answers":
+            await asyncio.sleep(3600)
+        if fault == "dies_before_first_byte":
+            writer.transport.abort()
+            return False
+        if fault.startswith("status_"):
+            status = int(fault.removeprefix("status_"))
+            said = {"message": f"said the engine with {status}", "type": "X", "param": "stop", "code": status}
+            await _whole(writer, status, json.dumps({"error": said}).encode())
+            return True
+        if fault == "absurd":
+            await _whole(writer, 200, b"\x00\xff not json")
+            return True
+        if not seen.body.get("stream"):
+            await asyncio.sleep(self.pause_s * self.words)
+            await _whole(writer, 200, _json(answer(seen, self.words)))
+            return True
+        writer.write(
+            b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\ntransfer-encoding: chunked\r\n\r\n"
+        )
+        async for event in self._events(seen, fault):
+            if not event:
+                writer.transport.abort()
+                return False
+            writer.write(b"%x\r\n%s\r\n" % (len(event), event))
+            await writer.drain()
+        writer.write(b"0\r\n\r\n")
+        await writer.drain()
+        return True
+
+    async def _events(self, seen: Seen, fault: Fault) -> AsyncIterator[bytes]:
+        error = b'data: {"error":{"message":"out of memory","type":"InternalServerError","param":null,"code":500}}\n\n'
+        if fault == "error_as_first_event":
+            yield error
+            yield b"data: [DONE]\n\n"
+            return
+        for number, event in enumerate(events(seen, self.words)):
+            if number == 2 and fault == "dies_in_mid_stream":
+                yield b""
+            if number == 2 and fault == "ends_without_done":
+                return
+            if number == 2 and fault == "silent_in_mid_stream":
+                await asyncio.sleep(3600)
+            if number == 2 and fault == "error_as_later_event":
+                yield error
+                break
+            yield b"data: " + _json(event) + b"\n\n"
+            await asyncio.sleep(self.pause_s)
+        yield b"data: [DONE]\n\n"
+
+
+def text_of(seen: Seen, words: int) -> Iterator[str]:
+    """What the engine says, word by word; it holds what could fool a search in the bytes."""
+    model = seen.body["model"]
+    return chain([f'{{"model":"{model}"}} ', '"choices":[] ', "é\n\n"], (f"w{n} " for n in range(words)))
+
+
+def _head(seen: Seen, kind: str) -> dict[str, Any]:
+    prefix = "chatcmpl" if "chat" in seen.path else "cmpl"
+    return {
+        "id": f"{prefix}-{seen.headers['x-request-id']}",
+        "object": kind,
+        "created": 1_700_000_000,
+        "model": seen.body["model"],
+    }
+
+
+def _usage(words: int) -> dict[str, int]:
+    return {"prompt_tokens": 7, "total_tokens": 7 + words, "completion_tokens": words}
+
+
+def answer(seen: Seen, words: int) -> dict[str, Any]:
+    """A whole answer, as vLLM shapes it."""
+    text = "".join(text_of(seen, words))
+    if "chat" in seen.path:
+        choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
+        return _head(seen, "chat.completion") | {"choices": [choice], "usage": _usage(words)}
+    choice = {"index": 0, "text": text, "finish_reason": "stop"}
+    return _head(seen, "text_completion") | {"choices": [choice], "usage": _usage(words)}
+
+
+def events(seen: Seen, words: int) -> Iterator[dict[str, Any]]:
+    """A streamed answer, as vLLM shapes it: the usage event only when it was asked for."""
+    chat = "chat" in seen.path
+    head = _head(seen, "chat.completion.chunk" if chat else "text_completion")
+    if chat:
+        yield head | {"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]}
+    for word in text_of(seen, words):
+        said: dict[str, Any] = {"delta": {"content": word}} if chat else {"text": word}
+        yield head | {"choices": [{"index": 0, **said, "finish_reason": None}]}
+    if (seen.body.get("stream_options") or {}).get("include_usage"):
+        yield head | {"choices": [], "usage": _usage(words)}
+
+
+def _json(value: object) -> bytes:
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+async def _whole(writer: asyncio.StreamWriter, status: int, body: bytes) -> None:
+    writer.write(
+        b"HTTP/1.1 %d X\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%s" % (status, len(body), body)
+    )
+    await writer.drain()

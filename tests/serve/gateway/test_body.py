@@ -1,0 +1,116 @@
+"""What a request may hold: every refusal names the member, so that its author can find it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from tuneloop.serve.gateway.body import REFUSED, Ask, Endpoint, Limits, read
+from tuneloop.serve.gateway.errors import ApiError
+
+LIMITS = Limits(prompt_chars=50, tokens=100, choices=2)
+CHAT = {"model": "bot", "messages": [{"role": "user", "content": "Hi"}]}
+COMPLETION = {"model": "bot", "prompt": "Hi"}
+
+
+def ask(body: object, endpoint: Endpoint = "chat") -> Ask:
+    return read(body if isinstance(body, bytes) else json.dumps(body).encode(), endpoint, LIMITS)
+
+
+@pytest.mark.parametrize(
+    ("change", "param"),
+    [
+        ({"model": None}, "model"),
+        ({"model": 7}, "model"),
+        ({"messages": None}, "messages"),
+        ({"messages": []}, "messages"),
+        ({"messages": "Hi"}, "messages"),
+        ({"messages": ["Hi"]}, "messages"),
+        ({"messages": [{"content": "Hi"}]}, "messages"),
+        ({"messages": [{"role": "user", "content": 7}]}, "messages"),
+        (
+            {
+                "messages": [
+                    {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://10.0.0.1"}}]}
+                ]
+            },
+            "messages",
+        ),
+        ({"messages": [{"role": "user", "content": "x" * 51}]}, "messages"),
+        ({"stream": "yes"}, "stream"),
+        ({"stream": True, "stream_options": []}, "stream_options"),
+        ({"user": 7}, "user"),
+        ({"max_tokens": 101}, "max_tokens"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": 1.5}, "max_tokens"),
+        ({"max_tokens": True}, "max_tokens"),
+        ({"max_completion_tokens": 101}, "max_completion_tokens"),
+        ({"n": 3}, "n"),
+        ({"n": 0}, "n"),
+        ({"n": "2"}, "n"),
+        *[({name: 1}, name) for name in REFUSED],
+        ({"prompt_logprobs": 0}, "prompt_logprobs"),
+    ],
+)
+def test_a_bad_chat_request_is_refused_with_the_member_named(change: dict[str, Any], param: str) -> None:
+    with pytest.raises(ApiError) as refused:
+        ask(CHAT | change)
+    assert (refused.value.status, refused.value.param) == (400, param)
+    assert param in refused.value.message
+
+
+@pytest.mark.parametrize(
+    ("change", "param"),
+    [
+        ({"prompt": None}, "prompt"),
+        ({"prompt": ""}, "prompt"),
+        ({"prompt": [1, 2, 3]}, "prompt"),
+        ({"prompt": [[1, 2], [3]]}, "prompt"),
+        ({"prompt": ["x" * 26, "y" * 26]}, "prompt"),
+        ({"prompt": ["a", "b", "c"]}, "n"),
+        ({"prompt": ["a", "b"], "n": 2}, "n"),
+        ({"echo": True, "logprobs": 1}, "echo"),
+        ({"echo": True, "logprobs": 0}, "echo"),
+    ],
+)
+def test_a_bad_completion_request_is_refused_with_the_member_named(change: dict[str, Any], param: str) -> None:
+    with pytest.raises(ApiError) as refused:
+        ask(COMPLETION | change, "completion")
+    assert (refused.value.status, refused.value.param) == (400, param)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_refused_parameter_that_is_switched_off_does_no_harm(name: str) -> None:
+    assert ask(CHAT | {name: None}).asked == "bot"
+    assert ask(CHAT | {name: False}).asked == "bot"
+
+
+def test_nested_members_do_not_count_as_parameters() -> None:
+    assert ask(CHAT | {"metadata": {"prompt_logprobs": 1, "model": "evil"}}).asked == "bot"
+
+
+@pytest.mark.parametrize("text", [b"", b"x", b"[]", b'{"model":"bot","model":"bot"}', b'{"a":' + b"[" * 100_000])
+def test_what_is_no_json_is_refused(text: bytes) -> None:
+    with pytest.raises(ApiError) as refused:
+        ask(text)
+    assert (refused.value.status, refused.value.code) == (400, "invalid_json")
+
+
+def test_text_parts_are_read_as_text() -> None:
+    parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
+    found = ask(CHAT | {"messages": [{"role": "system", "content": None}, {"role": "user", "content": parts}]})
+    assert found.messages == (("system", ""), ("user", "one\ntwo"))
+
+
+def test_a_stream_always_asks_the_engine_for_its_usage() -> None:
+    assert json.loads(ask(CHAT).for_engine("bot@2")) == CHAT | {"model": "bot@2"}
+    for options in (None, {}, {"include_usage": False}):
+        found = ask(CHAT | {"stream": True, "stream_options": options})
+        assert not found.wants_usage
+        assert json.loads(found.for_engine("bot@2"))["stream_options"] == {"include_usage": True}
+    theirs = {"include_usage": True, "continuous_usage_stats": True}
+    found = ask(CHAT | {"stream": True, "stream_options": theirs})
+    assert found.wants_usage
+    assert json.loads(found.for_engine("bot@2"))["stream_options"] == theirs

@@ -1,0 +1,97 @@
+"""A client that leaves must not keep an engine busy, wherever its request stands."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from urllib.parse import urlsplit
+
+import pytest
+
+from serve.gateway.world import Address, World, until
+
+ASK = {"model": "bot", "messages": [{"role": "user", "content": "Hello?"}]}
+
+
+def connect(gateway: Address, *, stream: bool, body: bytes | None = None) -> socket.socket:
+    """A raw client that has sent its request."""
+    url = urlsplit(gateway.url)
+    connection = socket.create_connection((url.hostname or "", url.port or 0), timeout=10)
+    data = body if body is not None else json.dumps(ASK | {"stream": stream}).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {gateway.key}\r\n"
+    connection.sendall(f"{head}content-length: {len(data)}\r\n\r\n".encode() + data)
+    return connection
+
+
+def only_record_is_499(world: World) -> None:
+    record = until(lambda: next(iter(world.registry.traffic.window("bot")), None))
+    assert (record.status, record.error) == (499, "the client left")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_leaving_before_the_first_token_cancels_the_engines_work(world: World, stream: bool) -> None:
+    engine = world.engine("e1", "bot@1", fault="never_answers")
+    world.route((1, 10_000))
+    connection = connect(world.gateway(), stream=stream)
+    until(lambda: engine.at_work == 1)
+    connection.close()
+    until(lambda: engine.left == 1, 2)
+    only_record_is_499(world)
+
+
+def test_leaving_in_mid_stream_cancels_the_engines_work(world: World) -> None:
+    engine = world.engine("e1", "bot@1", pause_s=0.05, words=1_000)
+    world.route((1, 10_000))
+    gateway = world.gateway()
+    connection = connect(gateway, stream=True)
+    while b"w3" not in connection.recv(65_536):
+        pass
+    connection.close()
+    until(lambda: engine.left == 1, 2)
+    only_record_is_499(world)
+    assert gateway.metric('tuneloop_requests_total{model="bot",status="499",version="1"}') == 1
+
+
+def test_a_client_that_reads_nothing_is_let_go(world: World) -> None:
+    engine = world.engine("e1", "bot@1", words=2_000_000)
+    world.route((1, 10_000))
+    with connect(world.gateway(idle_timeout_s=0.5), stream=True) as connection:
+        connection.recv(10)
+        until(lambda: engine.left == 1, 10)
+        record = until(lambda: next(iter(world.registry.traffic.window("bot")), None))
+    assert (record.status, record.error) == (499, "the client read nothing for 0.5 s")
+
+
+def test_a_finished_answer_is_not_mistaken_for_a_client_that_left(world: World) -> None:
+    world.engine("e1", "bot@1", words=1)
+    world.route((1, 10_000))
+    gateway = world.gateway()
+
+    def ask() -> None:
+        for n in range(25):
+            assert gateway.chat(stream=n % 2 == 0).status == 200
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    records = until(lambda: len(found := world.registry.traffic.window("bot")) == 100 and found)
+    assert {record.status for record in records} == {200}
+
+
+def test_keep_alive_connections_carry_one_request_after_another(world: World) -> None:
+    world.engine("e1", "bot@1", words=1)
+    world.route((1, 10_000))
+    with connect(world.gateway(), stream=False) as connection:
+        for _ in range(3):
+            got = b""
+            while not got.endswith(b"}}"):
+                got += connection.recv(65_536)
+            assert got.startswith(b"HTTP/1.1 200")
+            time.sleep(0.05)
+            data = json.dumps(ASK).encode()
+            head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {world.key}\r\n"
+            connection.sendall(f"{head}content-length: {len(data)}\r\n\r\n".encode() + data)

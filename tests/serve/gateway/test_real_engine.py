@@ -1,0 +1,122 @@
+"""The gateway in front of the real vLLM: what a client gets is what vLLM says, also while versions come and go."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import openai
+import pytest
+
+from serve.engine_support import MODEL, EngineAgent
+from serve.gateway.world import Address, World, until
+
+pytestmark = pytest.mark.engine
+QUESTIONS = ["What does textwrap.dedent do?", "Name a colour.", "Write one word about the sea."]
+GREEDY: dict[str, Any] = {"temperature": 0.0, "max_tokens": 12}
+
+
+@pytest.fixture
+def gateway(engine_agent: EngineAgent) -> Iterator[Address]:
+    """A gateway on the engine's registry, with a key that may pin versions."""
+    engine_agent.wait_ready()
+    engine_agent.serve({2: 0, 1: 10_000})
+    with ExitStack() as stack:
+        secret, _ = engine_agent.registry.keys.new("test", may_pin=True)
+        world = World(engine_agent.registry, stack, key=secret)
+        gateway = world.gateway()
+        until(lambda: gateway.metric(f'tuneloop_engine_ready{{engine="{engine_agent.id}"}}') == 1)
+        yield gateway
+    engine_agent.serve({2: 0, 1: 10_000})
+
+
+def chat(client: openai.OpenAI, model: str, question: str) -> Any:
+    return client.chat.completions.create(model=model, messages=[{"role": "user", "content": question}], **GREEDY)
+
+
+def streamed(client: openai.OpenAI, model: str, question: str, **more: Any) -> str:
+    messages = [{"role": "user", "content": question}]
+    with client.chat.completions.create(model=model, messages=messages, stream=True, **(GREEDY | more)) as stream:
+        return "".join(chunk.choices[0].delta.content or "" for chunk in stream)
+
+
+def test_answers_through_the_gateway_are_those_of_vllm(gateway: Address, engine_agent: EngineAgent) -> None:
+    direct = openai.OpenAI(base_url=f"{engine_agent.url}/v1", api_key="none", max_retries=0)
+    answers: set[str] = set()
+    with direct, gateway.client() as client:
+        for version in (1, 2):
+            name = f"{MODEL}@{version}"
+            for question in QUESTIONS:
+                expected, got = chat(direct, name, question), chat(client, name, question)
+                assert got.choices == expected.choices
+                assert got.usage == expected.usage
+                said = expected.choices[0].message.content
+                assert streamed(client, name, question) == streamed(direct, name, question) == said
+                plain = client.completions.create(model=name, prompt=question, **GREEDY)
+                assert plain.choices == direct.completions.create(model=name, prompt=question, **GREEDY).choices
+                answers.add(said)
+        assert chat(client, MODEL, QUESTIONS[0]).choices == chat(client, f"{MODEL}@1", QUESTIONS[0]).choices
+    assert len(answers) > len(QUESTIONS), "the two versions answer alike: the test proves nothing"
+
+
+def test_what_vllm_refuses_reaches_the_client_as_its_own_error(gateway: Address) -> None:
+    with gateway.client() as client:
+        hello: Any = {"model": MODEL, "messages": [{"role": "user", "content": "x"}]}
+        with pytest.raises(openai.BadRequestError, match="temperature"):
+            client.chat.completions.create(**hello, temperature=-1)
+        with pytest.raises(openai.BadRequestError, match="context length"):
+            client.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": "word " * 2_000}])
+
+
+def test_a_hot_loaded_version_breaks_no_stream_and_takes_over(gateway: Address, engine_agent: EngineAgent) -> None:
+    engine_agent.serve({1: 10_000})
+    long: dict[str, Any] = {"max_tokens": 80, "extra_body": {"ignore_eos": True}}
+    with gateway.client() as client:
+        expected = streamed(client, MODEL, QUESTIONS[0], **long)
+        said: list[str] = []
+        threads = [
+            threading.Thread(target=lambda: said.append(streamed(client, MODEL, QUESTIONS[0], **long)))
+            for _ in range(3)
+        ]
+        for thread in threads:
+            thread.start()
+        slot = f"{engine_agent.id}|{MODEL}@1"
+        until(lambda: engine_agent.registry.fleet.gateways()[0].in_flight == {slot: 3})
+        engine_agent.serve({2: 0, 1: 10_000})
+        revision = engine_agent.route({1: 0, 2: 10_000}).revision
+        engine_agent.registry.fleet.wait_applied(MODEL, revision, timeout_s=2.0)
+        assert said == [], "the streams ended before the new version was there: the test proves nothing"
+        with client.chat.completions.with_raw_response.create(
+            model=MODEL, messages=[{"role": "user", "content": "x"}], max_tokens=1
+        ) as raw:
+            assert raw.headers["x-tuneloop-version"] == f"{MODEL}@2"
+        for thread in threads:
+            thread.join()
+    assert said == [expected] * 3
+    records = until(lambda: [r for r in engine_agent.registry.traffic.window(MODEL) if r.completion_tokens == 80][3:])
+    assert {(record.served_version, record.status) for record in records} == {(1, 200)}
+
+
+def test_a_client_that_leaves_frees_the_engine(gateway: Address, engine_agent: EngineAgent) -> None:
+    with gateway.client() as client:
+        stream = client.chat.completions.create(
+            model=MODEL,
+            messages=[{"role": "user", "content": "Count."}],
+            stream=True,
+            max_tokens=900,
+            extra_body={"ignore_eos": True},
+        )
+        next(iter(stream))
+        stream.close()
+    record = until(lambda: next((r for r in engine_agent.registry.traffic.window(MODEL) if r.status == 499), None))
+    assert record.total_ms < 5_000
+    until(lambda: running(engine_agent) == 0, 10)
+
+
+def running(engine_agent: EngineAgent) -> float:
+    """vLLM's own count of requests at work."""
+    metrics = Address(engine_agent.url, "none").call("/metrics").body.decode()
+    values = [line.rsplit(" ", 1)[1] for line in metrics.splitlines() if line.startswith("vllm:num_requests_running")]
+    return sum(map(float, values))

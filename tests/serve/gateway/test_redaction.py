@@ -1,0 +1,81 @@
+"""Text is redacted before it is stored, by the real Presidio in a process of its own; if that fails, none is."""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from pathlib import Path
+
+import pytest
+
+from serve.gateway.test_answers import recorded
+from serve.gateway.world import World, free_port, until
+from tuneloop.registry.errors import Unavailable
+from tuneloop.serve.gateway.redactor import Redactor
+
+SECRET = "write to ada@example.com"
+
+
+def test_prompts_answers_and_corrections_are_redacted_before_they_are_stored(world: World) -> None:
+    world.engine("e1", "bot@1", words=3)
+    world.route((1, 10_000))
+    gateway = world.gateway(record_text="redacted", record_text_chars=60, drain_s=30.0)
+    got = gateway.chat(text=SECRET, stream=True)
+    request_id = got.headers["x-request-id"]
+    body = {"request_id": request_id, "correction": f"Better {SECRET}", "comment": SECRET, "label": "wrong"}
+    assert gateway.call("/v1/feedback", body).status == 201
+    feedback = world.registry.traffic.feedback_for([request_id])[request_id][0]
+    assert (feedback.correction, feedback.comment, feedback.label) == (
+        "Better write to <EMAIL_ADDRESS>",
+        "write to <EMAIL_ADDRESS>",
+        "wrong",
+    )
+    record = recorded(world, request_id)
+    assert record.question == "write to <EMAIL_ADDRESS>"
+    assert record.answer == '{"model":"bot@1"} "choices":[] é\n\nw0 w1 w2 '
+    assert gateway.chat(text="x" * 100).status == 200
+    assert (
+        until(lambda: next((r for r in world.registry.traffic.window("bot") if r.question[:1] == "x"), None)).question
+        == "x" * 60
+    )
+
+    workers = multiprocessing.active_children()
+    assert len(workers) == 1
+    workers[0].kill()  # the worker dies: one record may go without its text, the next has it again
+    time.sleep(0.2)
+    first = recorded(world, gateway.chat(text=SECRET).headers["x-request-id"])
+    assert (first.messages, first.answer, first.guards) == ((), None, {"redaction": "failed"})
+    assert gateway.metric("tuneloop_records_without_text_total") == 1
+    second = gateway.chat(text=SECRET).headers["x-request-id"]
+    until(lambda: any(r.id == second for r in world.registry.traffic.window("bot")), 60)
+    assert recorded(world, second).question == "write to <EMAIL_ADDRESS>"
+
+
+def test_a_worker_that_overruns_its_deadline_is_replaced() -> None:
+    redactor = Redactor()
+    try:
+        assert redactor.redact([SECRET], 20.0) == ["write to <EMAIL_ADDRESS>"]
+        with pytest.raises(Unavailable, match="no answer within"):
+            redactor.redact(["call 555 1234 " * 200_000], 0.2)
+    finally:
+        redactor.stop()
+    with pytest.raises(Unavailable, match="stopped"):
+        redactor.redact([SECRET], 20.0)
+    assert multiprocessing.active_children() == []
+
+
+def test_no_unredacted_text_ever_reaches_the_disk_and_no_worker_outlives_a_killed_gateway(world: World) -> None:
+    world.engine("e1", "bot@1")
+    world.route((1, 10_000))
+    with world.process(free_port(), TUNELOOP_GATEWAY_RECORD_TEXT="redacted") as process:
+        until(process.children)
+        workers = process.children()
+        assert process.address.chat(text=SECRET).status == 200
+        assert b"ada@example.com" not in b"".join(files(world.home))
+        process.kill()
+    until(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers), 15)
+    assert b"ada@example.com" not in b"".join(files(world.home))
+
+
+def files(folder: Path) -> list[bytes]:
+    return [path.read_bytes() for path in folder.rglob("*") if path.is_file()]
