@@ -1,0 +1,120 @@
+"""The life of an alert episode, as pure steps: opened by a window, joined by signals that agree, cleared with
+hysteresis.
+
+One problem is one episode: while it is open, further windows and related signals add evidence to it and open
+nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from hashlib import sha256
+from typing import Any
+
+from tuneloop.monitor.signals import DETECTORS, LATENCY, PERPLEXITY, PROMPT_DRIFT, TRAFFIC_SIGNALS
+from tuneloop.registry.nouns import AlertEpisode, WindowScore, version_name
+
+MAX_WINDOWS = 50  # an episode keeps the first windows that raised it; later ones are found by time
+RUNBOOKS = {signal: f"docs/runbooks/{signal}.md" for signal in (*TRAFFIC_SIGNALS, LATENCY)}
+
+
+def opened(score: WindowScore, at: datetime) -> AlertEpisode:
+    """The episode a window's alarm opens; the same window always gives the same id."""
+    evidence = {
+        "summary": summary(score),
+        "since": score.window_start.isoformat(),
+        "window_digest": sha256("\n".join(score.request_ids).encode()).hexdigest(),
+        "mean_run_length": score.detail["mean_run_length"],
+        "reference": score.detail["reference"],
+        "signals": {score.signal: _finding(score)},
+    }
+    return AlertEpisode(
+        id="ep_" + sha256(score.id.encode()).hexdigest()[:12],
+        model=score.model,
+        version=score.version,
+        signal=score.signal,
+        detector=DETECTORS[score.signal],
+        severity="page" if score.signal == LATENCY else "ticket",
+        state="open",
+        opened_at=at,
+        updated_at=at,
+        windows=(score.id,),
+        evidence=evidence,
+        runbook=RUNBOOKS[score.signal],
+    )
+
+
+def joined(episode: AlertEpisode, score: WindowScore, at: datetime) -> AlertEpisode:
+    """The episode with one more window of evidence; the same episode when it has that window or enough of them.
+
+    When prompts changed *and* the model finds them harder, users are likely hurt: the ticket becomes a page.
+    """
+    findings = episode.evidence["signals"]
+    agrees = score.signal in findings
+    if score.id in episode.windows or (agrees and len(episode.windows) >= MAX_WINDOWS):
+        return episode
+    evidence = episode.evidence
+    if not agrees:
+        evidence = evidence | {
+            "summary": f"{evidence['summary']}; {summary(score)}",
+            "signals": findings | {score.signal: _finding(score)},
+        }
+    severity = "page" if set(TRAFFIC_SIGNALS) <= set(evidence["signals"]) else episode.severity
+    windows = (*episode.windows, score.id)
+    return episode.model_copy(update={"windows": windows, "evidence": evidence, "severity": severity, "updated_at": at})
+
+
+def noted(episode: AlertEpisode, note: str, at: datetime, **evidence: Any) -> AlertEpisode:
+    """The episode with one more line of what was done about it."""
+    done = (*episode.done, f"{at:%Y-%m-%d %H:%M:%S}Z {note}")
+    return episode.model_copy(update={"done": done, "evidence": episode.evidence | evidence, "updated_at": at})
+
+
+def resolved(episode: AlertEpisode, note: str, at: datetime) -> AlertEpisode:
+    """The episode, over."""
+    return noted(episode, f"resolved: {note}", at).model_copy(update={"state": "resolved", "resolved_at": at})
+
+
+def is_quiet(scores: Sequence[WindowScore], clear_after: int) -> bool:
+    """Whether the last `clear_after` windows that could be judged raised nothing; `scores` the newest last."""
+    verdicts = [score.verdict for score in scores if score.verdict != "not enough data"]
+    return len(verdicts) >= clear_after and "drift" not in verdicts[-clear_after:]
+
+
+def is_news(score: WindowScore, past: Sequence[AlertEpisode]) -> bool:
+    """Whether an alarm may open an episode: not when a resolved one has dealt with that window already."""
+    return not any(
+        score.id in episode.windows or (episode.resolved_at is not None and score.at < episode.resolved_at)
+        for episode in past
+    )
+
+
+def summary(score: WindowScore) -> str:
+    """One line for the person who is woken up."""
+    name, detail = version_name(score.model, score.version), score.detail
+    if score.signal == PROMPT_DRIFT:
+        words = [f"{w['word']!r} {w['reference']:.0%} → {w['window']:.0%}" for w in detail.get("words", [])[:3]]
+        return f"{name} is asked other questions than before" + (f" ({', '.join(words)})" if words else "")
+    if score.signal == PERPLEXITY:
+        nats = detail["nats"]
+        return f"{name} finds its questions harder ({nats['reference']:.2f} → {nats['window']:.2f} nats per token)"
+    return (
+        f"{name} is slow: {score.statistic:.0%} of answers over the objective, p95 {detail['total_ms']['p95']:.0f} ms"
+    )
+
+
+def _finding(score: WindowScore) -> dict[str, Any]:
+    kept = {
+        key: score.detail[key] for key in ("words", "examples", "nats", "total_ms", "ttft_ms") if key in score.detail
+    }
+    return {
+        "window": score.id,
+        "window_start": score.window_start.isoformat(),
+        "window_end": score.window_end.isoformat(),
+        "detector": DETECTORS[score.signal],
+        "n": score.n,
+        "statistic": score.statistic,
+        "threshold": score.threshold,
+        "p_value": score.p_value,
+    } | kept

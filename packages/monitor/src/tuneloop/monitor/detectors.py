@@ -1,0 +1,133 @@
+"""Two-sample tests between a frozen reference and a window, held to a stated false-alarm budget. Pure; randomness is
+injected.
+
+The budget is a mean run length gamma: records between false alarms, over all S streams of a model. Windows hold w
+records and do not overlap, so every stream is tested at
+
+    alpha = w / (gamma * S)                    (Bonferroni over the streams)
+
+Why that is enough. A permutation test is exact: when reference and window are exchangeable, P(p <= alpha) <= alpha,
+taken over the reference, the window and the permutations, for any kernel and any distribution. All windows share one
+reference R, so their verdicts are dependent; but *given* R independent windows are alike, each raising a false alarm
+on some stream with probability a(R), and E[a(R)] <= S * alpha. The wait is then geometric with mean 1 / a(R)
+windows, and by Jensen's inequality
+
+    E[records to a false alarm] = w * E[1 / a(R)] >= w / E[a(R)] >= w / (S * alpha) = gamma.
+
+What it leans on: records that are independent and alike while nothing drifts. Two limits follow. The promise is an
+average over references: a lucky draw waits longer than gamma, an unlucky one less. And records that come in clusters
+(one user, ten questions on one thing; night against day) count as fewer than they are, which brings alarms earlier
+than promised: widen the windows then. Without independence between windows the union bound still gives gamma / 2.
+
+Source of the statistic: Gretton et al., "A Kernel Two-Sample Test", JMLR 13 (2012), unbiased MMD^2.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+_CHUNK = 8_192  # permutations held in memory at once: 10 MB at 160 points
+_TIE = 1e-12  # sums of the same numbers in another order differ by rounding; count them as equal, on the safe side
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a test found; it alarms exactly when `p_value <= alpha`, which is when `statistic > threshold`."""
+
+    statistic: float
+    threshold: float  # the (1 - alpha) quantile under permutation
+    p_value: float
+    alpha: float
+    permutations: int
+
+    @property
+    def alarm(self) -> bool:
+        """Whether the window differs from the reference."""
+        return self.p_value <= self.alpha
+
+
+def window_alpha(window: int, mean_run_length: float, streams: int) -> float:
+    """The level each stream's window is tested at; see the module's header for the derivation."""
+    return window / (mean_run_length * streams)
+
+
+def permutations_for(alpha: float) -> int:
+    """Enough permutations that the threshold is the tenth largest value, not the very largest: about 10 / alpha."""
+    return max(1_999, math.ceil(10 / alpha) - 1)
+
+
+def mmd_test(kernel: NDArray[np.float64], n_reference: int, alpha: float, rng: np.random.Generator) -> Outcome:
+    """Unbiased squared maximum mean discrepancy between the first `n_reference` rows and the others.
+
+    Args:
+        kernel: shape (N, N), symmetric; rows 0 … n_reference-1 are the reference, the rest the window.
+        n_reference: how many rows are the reference; both sides need two rows.
+        alpha: level of the test.
+        rng: source of the permutations.
+    """
+    points = len(kernel)
+    window = points - n_reference
+    off_diagonal = kernel - np.diag(np.diag(kernel))
+    row_sums, total = off_diagonal.sum(axis=1), off_diagonal.sum()
+
+    def statistic(in_window: NDArray[np.float64]) -> NDArray[np.float64]:
+        within = np.einsum("bn,bn->b", in_window @ off_diagonal, in_window)
+        touching = in_window @ row_sums
+        across, rest = touching - within, total - 2 * touching + within
+        result: NDArray[np.float64] = (
+            within / (window * (window - 1))
+            + rest / (n_reference * (n_reference - 1))
+            - 2 * across / (n_reference * window)
+        )
+        return result
+
+    return _permutation_test(statistic, points, window, alpha=alpha, rng=rng)
+
+
+def mean_rise_test(
+    reference: NDArray[np.float64], window: NDArray[np.float64], alpha: float, rng: np.random.Generator
+) -> Outcome:
+    """How much higher the window's mean is than the reference's; one-sided, exact by permutation."""
+    pooled = np.concatenate([reference, window])
+    total = pooled.sum()
+
+    def statistic(in_window: NDArray[np.float64]) -> NDArray[np.float64]:
+        inside = in_window @ pooled
+        result: NDArray[np.float64] = inside / len(window) - (total - inside) / len(reference)
+        return result
+
+    return _permutation_test(statistic, len(pooled), len(window), alpha=alpha, rng=rng)
+
+
+def _permutation_test(
+    statistic: Callable[[NDArray[np.float64]], NDArray[np.float64]],
+    points: int,
+    window: int,
+    *,
+    alpha: float,
+    rng: np.random.Generator,
+) -> Outcome:
+    observed_mask = np.zeros((1, points))
+    observed_mask[0, points - window :] = 1.0
+    observed = float(statistic(observed_mask)[0])
+    count = permutations_for(alpha)
+    permuted = np.concatenate([statistic(masks) for masks in _masks(count, points, window, rng)])
+    as_extreme = int((permuted >= observed - _TIE).sum())
+    allowed = max(math.floor(alpha * (count + 1) + 1e-9) - 1, 0)  # values that may reach the observed one in an alarm
+    threshold = float(np.partition(permuted, count - 1 - allowed)[count - 1 - allowed])
+    return Outcome(observed, threshold, (1 + as_extreme) / (count + 1), alpha, count)
+
+
+def _masks(count: int, points: int, window: int, rng: np.random.Generator) -> Iterator[NDArray[np.float64]]:
+    """Random choices of `window` of the points, as rows of zeros and ones, in chunks of shape (B, points)."""
+    for start in range(0, count, _CHUNK):
+        rows = min(_CHUNK, count - start)
+        chosen = np.argpartition(rng.random((rows, points)), window, axis=1)[:, :window]
+        masks = np.zeros((rows, points))
+        np.put_along_axis(masks, chosen, 1.0, axis=1)
+        yield masks

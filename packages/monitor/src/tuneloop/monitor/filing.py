@@ -1,0 +1,87 @@
+"""Acting on the policy: count the corrections, file the request, approve it where the policy says so, write down
+what was done.
+
+Every step can be cut off and done again: the idempotency key makes the second filing the first one, and a request
+that was filed but not yet approved or noted is picked up by the next pass.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from tuneloop.monitor.alerts import noted
+from tuneloop.monitor.policy import File, Hold, decide
+from tuneloop.monitor.reference import JUST_BEFORE
+from tuneloop.registry import Registry
+from tuneloop.registry.nouns import AlertEpisode, RetrainingRequest, RetrainingState
+from tuneloop.registry.policies import RetrainingPolicy
+from tuneloop.registry.retraining import ENDED, new_request_id
+
+BY = "monitor"
+
+
+def pursue(registry: Registry, episode: AlertEpisode) -> AlertEpisode:
+    """Do what the policy asks for this open episode; returns the episode as it stands then."""
+    policy = registry.policies.retraining(episode.model)
+    now = registry.clock()
+    since = datetime.fromisoformat(episode.evidence["since"]) - JUST_BEFORE
+    requests = registry.retraining.all(episode.model)
+    under_way = any(request.state not in ENDED for request in requests)
+    rows = 0 if under_way else corrections(registry, episode.model, since, now)  # reads every record since the drift
+    decision = decide(episode, policy, requests, rows, now)
+    if isinstance(decision, Hold):
+        if episode.evidence.get("held") == decision.kind:
+            return episode
+        return _note(registry, episode, f"no retraining yet: {decision.reason}", "episode.hold", held=decision.kind)
+    request = (
+        _file(registry, episode, decision, since=since, now=now, rows=rows)
+        if isinstance(decision, File)
+        else decision.request
+    )
+    if request.episode_id == episode.id:
+        _approve(registry, request, policy)
+        note = f"filed retraining {request.id} on {request.rows} corrections"
+    else:
+        note = f"retraining {request.id} of another episode is under way"
+    if episode.evidence.get("held") == request.id:
+        return episode
+    return _note(registry, episode, note, "episode.retraining", held=request.id)
+
+
+def corrections(registry: Registry, model: str, since: datetime, until: datetime) -> int:
+    """How many answers between the two times a user corrected."""
+    records = registry.traffic.window(model, since=since, until=until)
+    feedback = registry.traffic.feedback_for([record.id for record in records])
+    return sum(any(item.correction for item in items) for items in feedback.values())
+
+
+def _file(
+    registry: Registry, episode: AlertEpisode, decision: File, *, since: datetime, now: datetime, rows: int
+) -> RetrainingRequest:
+    request = RetrainingRequest(
+        id=new_request_id(),
+        idempotency_key=decision.key,
+        model=episode.model,
+        base_version=episode.version,
+        episode_id=episode.id,
+        reason=decision.reason,
+        window_start=since,
+        window_end=now,
+        rows=rows,
+        recipe=decision.recipe,
+        state=RetrainingState.PROPOSED,
+        created_at=now,
+        updated_at=now,
+    )
+    return registry.retraining.file(request, by=BY)
+
+
+def _approve(registry: Registry, request: RetrainingRequest, policy: RetrainingPolicy) -> None:
+    if policy.auto_approve and request.state == RetrainingState.PROPOSED:
+        registry.retraining.approve(request.id, by="policy", reason="auto_approve is on for this model")
+
+
+def _note(registry: Registry, episode: AlertEpisode, note: str, action: str, *, held: str) -> AlertEpisode:
+    changed = noted(episode, note, registry.clock(), held=held)
+    registry.episodes.update(changed, by=BY, action=action)
+    return changed

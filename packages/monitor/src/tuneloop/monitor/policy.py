@@ -1,0 +1,101 @@
+"""Whether an episode earns a retraining request now. Pure: everything it weighs is an argument.
+
+Storms are stopped here: one open request per model, a cooldown between requests, enough fresh corrections to learn
+from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from tuneloop.registry.nouns import AlertEpisode, RetrainingRequest, RetrainingState, version_name
+from tuneloop.registry.policies import RetrainingPolicy
+from tuneloop.registry.retraining import ENDED, idempotency_key
+
+
+@dataclass(frozen=True)
+class Hold:
+    """No request now; `kind` stays the same as long as the cause does, `reason` is for people."""
+
+    kind: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class File:
+    """A request is due."""
+
+    key: str
+    recipe: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A request of this model is already under way."""
+
+    request: RetrainingRequest
+
+
+def decide(
+    episode: AlertEpisode,
+    policy: RetrainingPolicy,
+    requests: Sequence[RetrainingRequest],
+    rows: int,
+    now: datetime,
+) -> File | Hold | Pending:
+    """File, hold or wait.
+
+    Args:
+        episode: an episode that is not resolved.
+        policy: the model's policy in force.
+        requests: every retraining request of the model, ended ones included.
+        rows: records with a user's correction since the episode's first window began.
+        now: the time.
+    """
+    held = _held_by_policy(episode, policy)
+    if held is not None:
+        return held
+    under_way = next((request for request in requests if request.state not in ENDED), None)
+    if under_way is not None:
+        return Pending(under_way)
+    mine = [request for request in requests if request.episode_id == episode.id]
+    held = _held_by_past(requests, mine, policy, now)
+    if held is not None:
+        return held
+    if rows < policy.min_rows:
+        return Hold("rows", f"{rows} of {policy.min_rows} corrections since {episode.evidence['since'][:19]}Z")
+    recipe = policy.recipe or version_name(episode.model, episode.version)
+    window = (
+        f"{episode.evidence['window_digest']}/{len(mine)}"  # the attempt counts: a failed run may be asked for again
+    )
+    key = idempotency_key(episode.model, episode.version, episode.id, window, recipe)
+    return File(key, recipe, f"{' and '.join(_signals(episode, policy))}: {episode.evidence['summary']}")
+
+
+def _signals(episode: AlertEpisode, policy: RetrainingPolicy) -> list[str]:
+    return [signal for signal in episode.evidence["signals"] if signal in policy.signals]
+
+
+def _held_by_policy(episode: AlertEpisode, policy: RetrainingPolicy) -> Hold | None:
+    if not policy.enabled:
+        return Hold("disabled", f"retraining of {episode.model} is switched off by its policy")
+    if not _signals(episode, policy):
+        return Hold("signal", f"the policy of {episode.model} retrains on {', '.join(policy.signals)} only")
+    return None
+
+
+def _held_by_past(
+    requests: Sequence[RetrainingRequest], mine: Sequence[RetrainingRequest], policy: RetrainingPolicy, now: datetime
+) -> Hold | None:
+    stopped = next((request for request in mine if request.state == RetrainingState.CANCELLED), None)
+    if stopped is not None:
+        return Hold(
+            "cancelled", f"{stopped.id} for this episode was cancelled ({stopped.outcome}); not asked for again"
+        )
+    newest = max(requests, key=lambda request: request.created_at, default=None)
+    if newest is not None and now < (until := newest.created_at + timedelta(seconds=policy.cooldown_s)):
+        return Hold("cooldown", f"{newest.id} is {newest.state}; the cooldown lasts until {until:%Y-%m-%d %H:%M:%S}Z")
+    return None

@@ -1,0 +1,55 @@
+"""The monitor as a process: opens the registry, wires the parts, ends in order on SIGTERM and Ctrl-C."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from types import FrameType
+
+import httpx
+
+from tuneloop.monitor.metrics import Metrics
+from tuneloop.monitor.scorer import Scorer
+from tuneloop.monitor.settings import MonitorSettings
+from tuneloop.monitor.watch import ModelState, Monitor
+from tuneloop.registry import Registry
+
+log = logging.getLogger("tuneloop.monitor")
+
+
+def run_monitor(settings: MonitorSettings, *, once: bool) -> list[ModelState]:
+    """Run until told to stop, or make one pass and return what it found.
+
+    Raises:
+        Unavailable: the database does not answer at the start, or the metrics port is taken.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # a line per scored prompt says nothing
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    stop = threading.Event()
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        log.info("%s: ending after the window in hand", signal.Signals(number).name)
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, end)
+    # Engines are private addresses: a proxy from the environment must not stand between.
+    with Registry.open() as registry, httpx.Client(timeout=settings.scorer_timeout_s, trust_env=False) as client:
+        scorer = Scorer(
+            registry.fleet, client, concurrency=settings.scorer_concurrency, max_tokens=settings.scorer_max_tokens
+        )
+        metrics = Metrics()
+        monitor = Monitor(registry, settings, scorer, metrics, stopping=stop.is_set)
+        if once:
+            return monitor.run_once()
+        server = metrics.serve(settings.metrics_host, settings.metrics_port) if settings.metrics_port else None
+        log.info("watching, every %.0f s", settings.every_s)
+        try:
+            monitor.run(stop.wait)
+        finally:
+            if server is not None:
+                server[0].shutdown()
+                server[0].server_close()
+    return []

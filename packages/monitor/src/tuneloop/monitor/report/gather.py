@@ -1,0 +1,154 @@
+"""Gathering a report's figures from the registry. Reads at most `MOST_RECORDS` requests, the newest."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from datetime import timedelta
+
+import numpy as np
+
+from tuneloop.monitor.latency import percentiles
+from tuneloop.monitor.report.figures import (
+    Figures,
+    Revision,
+    Spread,
+    TrafficOverTime,
+    VersionRow,
+    WindowPoint,
+)
+from tuneloop.monitor.signals import DETECTORS
+from tuneloop.registry import Registry
+from tuneloop.registry.nouns import RequestRecord, Version, WindowScore, version_name
+
+MOST_RECORDS = 50_000
+SPANS = 48
+BINS = 40
+
+
+def gather(registry: Registry, model: str) -> Figures:
+    """Everything the report of a model shows.
+
+    Raises:
+        NotFound: the model has no route yet.
+    """
+    route = registry.routes.current(model)
+    versions = sorted(registry.versions.all(model), key=lambda version: version.version)
+    records = registry.traffic.window(model, newest=MOST_RECORDS)
+    feedback = registry.traffic.feedback_for([record.id for record in records])
+    scores = registry.episodes.scores(model)
+    history = reversed(registry.routes.history(model))
+    answered = [record for record in records if record.status == 200]
+    return Figures(
+        model=model,
+        made_at=registry.clock(),
+        champion=version_name(model, route.champion),
+        split=route.split_text,
+        revision=route.revision,
+        requests=len(records),
+        answered=len(answered),
+        corrections=sum(any(item.correction for item in items) for items in feedback.values()),
+        versions=tuple(_version_row(registry, version) for version in versions),
+        base=versions[0].base if versions else "base",
+        perplexity=_perplexity(registry, versions),
+        revisions=tuple(
+            Revision(revision=r.revision, at=r.at, split=r.split_text, by=r.by, reason=r.reason) for r in history
+        ),
+        traffic=traffic_over_time(model, records),
+        drift={signal: points for signal in DETECTORS if (points := _points(scores, signal))},
+        mean_run_length=scores[-1].detail.get("mean_run_length") if scores else None,
+        latency={
+            name: spread
+            for name, spread in (
+                ("total", _spread([record.total_ms for record in answered])),
+                ("ttft", _spread([record.ttft_ms for record in answered if record.ttft_ms is not None])),
+            )
+            if spread is not None
+        },
+        episodes=tuple(registry.episodes.all(model)),
+        retraining=tuple(registry.retraining.all(model)),
+    )
+
+
+def traffic_over_time(model: str, records: Sequence[RequestRecord]) -> TrafficOverTime | None:
+    """Answers by served version in `SPANS` equal spans; None without records."""
+    if not records:
+        return None
+    first, last = records[0].at, records[-1].at
+    span_s = max((last - first).total_seconds() / SPANS, 1.0)
+    spans = min(SPANS, int((last - first).total_seconds() / span_s) + 1)
+    counts: dict[str, Counter[int]] = {}
+    for record in records:
+        answered = record.status == 200 and record.served_version is not None
+        name = version_name(model, record.served_version) if answered and record.served_version else "none"
+        counts.setdefault(name, Counter())[min(int((record.at - first).total_seconds() / span_s), spans - 1)] += 1
+    return TrafficOverTime(
+        span_s=span_s,
+        starts=tuple(first + timedelta(seconds=i * span_s) for i in range(spans)),
+        answers={name: tuple(counts[name][i] for i in range(spans)) for name in sorted(counts)},
+    )
+
+
+def _version_row(registry: Registry, version: Version) -> VersionRow:
+    report = registry.gates.latest(version.model, version.version)
+    return VersionRow(
+        version=version.version,
+        name=version.name,
+        created_at=version.created_at,
+        kind=version.kind,
+        parent=version.parent,
+        request_id=version.request_id,
+        data_rows=version.data_rows,
+        gate=report.verdict if report else "not judged",
+        metrics=version.metrics,
+        loss=tuple(registry.versions.metric_history(version.run_id, "loss")),
+    )
+
+
+def _perplexity(registry: Registry, versions: Sequence[Version]) -> dict[str, dict[str, float]]:
+    """Held-out set → base or version → perplexity.
+
+    A run measures what it starts from before its first step: the base, or the parent, also on sets new to the parent.
+    """
+    found: dict[str, dict[str, float]] = {}
+    for version in versions:
+        for key, value in version.metrics.items():
+            kind, _, held_out = key.partition(".")
+            if kind != "perplexity":
+                continue
+            series = found.setdefault(held_out, {})
+            points = registry.versions.metric_history(version.run_id, key)
+            started_from = "base" if version.parent is None else version_name(version.model, version.parent)
+            if len(points) > 1:
+                series.setdefault(started_from, points[0][1])
+            series[version.name] = value
+    return found
+
+
+def _points(scores: Sequence[WindowScore], signal: str) -> tuple[WindowPoint, ...]:
+    return tuple(
+        WindowPoint(
+            at=score.window_end,
+            version=score.version,
+            statistic=score.statistic,
+            threshold=score.threshold,
+            p_value=score.p_value,
+            verdict=score.verdict,
+        )
+        for score in scores
+        if score.signal == signal
+    )
+
+
+def _spread(values_ms: Sequence[float]) -> Spread | None:
+    positive = [value for value in values_ms if value > 0]
+    if not positive:
+        return None
+    low, high = min(positive) * 0.95, max(positive) * 1.05
+    counts, edges = np.histogram(positive, bins=np.geomspace(low, high, BINS + 1))
+    return Spread(
+        n=len(positive),
+        edges_ms=tuple(round(float(edge), 3) for edge in edges),
+        counts=tuple(int(count) for count in counts),
+        percentiles_ms=percentiles(positive),
+    )

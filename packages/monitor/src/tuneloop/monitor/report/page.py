@@ -1,0 +1,46 @@
+"""Writing the page: figures, pictures and one template, each file whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from importlib.resources import files
+from pathlib import Path
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from tuneloop.monitor.report.draw import alt_texts, pictures
+from tuneloop.monitor.report.figures import Figures
+from tuneloop.monitor.report.gather import gather
+from tuneloop.registry import Registry
+
+
+def write_report(registry: Registry, model: str, folder: Path) -> tuple[Path, Path]:
+    """Write `report.html` and `report.json` into a folder; returns both paths.
+
+    Raises:
+        NotFound: the model has no route yet.
+    """
+    figures = gather(registry, model)
+    folder.mkdir(parents=True, exist_ok=True)
+    page, values = folder / "report.html", folder / "report.json"
+    _write(values, figures.model_dump_json(indent=2))
+    _write(page, render(figures))
+    return page, values
+
+
+def render(figures: Figures) -> str:
+    """The page as text; nothing in it is loaded from anywhere else."""
+    source = files("tuneloop.monitor.report").joinpath("template.html.j2").read_text(encoding="utf-8")
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    drawn = {name: Markup(svg) for name, svg in pictures(figures).items()}  # noqa: S704 (our own drawing, not a user's text)
+    return environment.from_string(source).render(f=figures, pictures=drawn, alt=alt_texts(figures))
+
+
+def _write(path: Path, text: str) -> None:
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    with scratch.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    scratch.replace(path)

@@ -1,0 +1,52 @@
+"""The monitor's settings: `[monitor]` in `tuneloop.toml`, `TUNELOOP_MONITOR_…` variables."""
+
+from __future__ import annotations
+
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from tuneloop.registry.settings import Section
+
+
+class MonitorSettings(Section):
+    """How often to look, how much to look at, and how many false alarms are allowed."""
+
+    section = "monitor"
+
+    every_s: float = Field(default=10.0, gt=0)  # pause between passes
+    window: int = Field(default=40, ge=10, le=1_000)  # records a window holds
+    reference: int = Field(default=120, ge=20, le=2_000)  # records a champion's reference holds; frozen once full
+    mean_run_length: int = Field(
+        default=10_000, le=1_000_000
+    )  # records between false alarms, over all streams of a model
+    clear_after: int = Field(default=3, ge=1)  # quiet windows in a row that end an episode
+    late_s: float = Field(default=900.0, ge=0)  # how late a record may arrive and still be judged
+    scorer_concurrency: int = Field(
+        default=2, ge=1, le=8
+    )  # prompts scored at once; each one costs the engine a whole prefill
+    scorer_timeout_s: float = Field(default=30.0, gt=0)
+    scorer_max_tokens: int = Field(
+        default=2_048, ge=16
+    )  # longer prompts are not scored: their log-probabilities fill memory
+    latency_ms: float = Field(default=0.0, ge=0)  # 95 % of answers are to be whole within this; 0: no objective
+    ttft_ms: float = Field(default=0.0, ge=0)  # and to have begun within this; 0: no objective
+    metrics_host: str = "127.0.0.1"
+    metrics_port: int = Field(default=0, ge=0, le=65_535)  # Prometheus scrapes here; 0: off
+
+    @model_validator(mode="after")
+    def _budget_fits_the_window(self) -> Self:
+        if self.mean_run_length < 10 * self.window:
+            raise ValueError(
+                f"mean_run_length {self.mean_run_length} is under 10 windows of {self.window} records; "
+                f"raise it to {10 * self.window} or more, or every day brings false alarms"
+            )
+        return self
+
+    @property
+    def watches_latency(self) -> bool:
+        """Whether a latency objective is set."""
+        return self.latency_ms > 0 or self.ttft_ms > 0
+
+
+SETTINGS: tuple[type[Section], ...] = (MonitorSettings,)

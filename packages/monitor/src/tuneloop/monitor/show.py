@@ -1,0 +1,51 @@
+"""An alert episode in words: what the person on call reads first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from tuneloop.registry.nouns import AlertEpisode, version_name
+
+
+def episode_lines(episode: AlertEpisode) -> Iterator[str]:
+    """The episode, a line at a time: what, since when, how sure, examples, what was done, what to type next."""
+    evidence = episode.evidence
+    yield f"{episode.id}  {episode.severity}  {episode.state}"
+    yield evidence["summary"]
+    yield ""
+    yield f"since      {_when(evidence['since'])}, seen {_when(episode.opened_at.isoformat())}"
+    if episode.resolved_at is not None:
+        yield f"until      {_when(episode.resolved_at.isoformat())}"
+    reference = evidence["reference"]
+    yield (
+        f"held to    {reference['n']} records of {version_name(episode.model, episode.version)} "
+        f"from {_when(reference['from'])} to {_when(reference['to'])}"
+    )
+    yield f"how sure   one false alarm in {evidence['mean_run_length']} records or more, over all signals together"
+    for signal, finding in evidence["signals"].items():
+        yield from _finding_lines(signal, finding)
+    if episode.done:
+        yield ""
+        yield from (f"done       {line}" for line in episode.done)
+    yield ""
+    yield f"runbook    {episode.runbook}"
+    if episode.state != "resolved":
+        yield f"next       tuneloop retraining list; tuneloop report {episode.model}"
+        yield f"           tuneloop alert ack {episode.id} --by YOU"
+
+
+def _finding_lines(signal: str, finding: dict[str, Any]) -> Iterator[str]:
+    yield ""
+    p_value = f", p {finding['p_value']:.2g}" if finding["p_value"] is not None else ""
+    yield f"{signal}: {finding['statistic']:.4g} against a threshold of {finding['threshold']:.4g}{p_value}"
+    yield f"           {finding['detector']}; {finding['n']} records up to {_when(finding['window_end'])}"
+    for word in finding.get("words", [])[:5]:
+        yield f"word       {word['word']}: {word['reference']:.0%} of the reference, {word['window']:.0%} of the window"
+    for example in finding.get("examples", [])[:3]:
+        yield f"example    {example['question'][:100]}"
+        yield f"           tuneloop trace {example['request_id']}"
+
+
+def _when(text: str) -> str:
+    return text[:19].replace("T", " ") + "Z"

@@ -1,0 +1,150 @@
+"""The signals of a champion: what each looks at, which problem it tells of, and how one window of it is judged.
+
+Prompt drift and perplexity tell of the same problem (the traffic is no longer what the version was trained for) and
+share an episode; latency is a problem of its own. A judgement without enough data says so with its reason; it is
+never a pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tuneloop.monitor.detectors import Outcome, mean_rise_test, mmd_test, window_alpha
+from tuneloop.monitor.features import new_words, prompt_kernel, witness
+from tuneloop.monitor.latency import is_slow, percentiles, slow_share_test
+from tuneloop.monitor.reference import Reference, score_id
+from tuneloop.monitor.scorer import Scored, Scorer
+from tuneloop.monitor.settings import MonitorSettings
+from tuneloop.monitor.windows import Window
+from tuneloop.registry.errors import Unavailable
+from tuneloop.registry.nouns import RequestRecord, version_name
+
+PROMPT_DRIFT, PERPLEXITY, LATENCY = "prompt_drift", "perplexity", "latency"
+TRAFFIC_SIGNALS = (PROMPT_DRIFT, PERPLEXITY)
+DETECTORS = {
+    PROMPT_DRIFT: "MMD² on character n-grams, permutation test",
+    PERPLEXITY: "rise of the mean, permutation test",
+    LATENCY: "share of slow answers, exact binomial test",
+}
+ENOUGH_SCORED = (
+    0.8  # of a window's or reference's questions; a test on fewer would look at a chosen part of the traffic
+)
+_EXAMPLES, _EXAMPLE_CHARS = 5, 300
+
+
+def signals_of(settings: MonitorSettings) -> tuple[str, ...]:
+    """The streams watched for each model; the false-alarm budget is shared by all of them."""
+    return (*TRAFFIC_SIGNALS, LATENCY) if settings.watches_latency else TRAFFIC_SIGNALS
+
+
+def problem_of(signal: str) -> tuple[str, ...]:
+    """The signals that tell of the same problem, this one included."""
+    return TRAFFIC_SIGNALS if signal in TRAFFIC_SIGNALS else (signal,)
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What one signal says of one window; `detail` is JSON."""
+
+    verdict: Literal["drift", "none", "not enough data"]
+    n: int
+    result: Outcome | None
+    detail: dict[str, Any]
+
+
+class Judge:
+    """Judges windows of one monitor; deterministic but for what engines answer."""
+
+    def __init__(self, settings: MonitorSettings, scorer: Scorer) -> None:
+        self._settings = settings
+        self._scorer = scorer
+        self.alpha = window_alpha(settings.window, settings.mean_run_length, len(signals_of(settings)))
+
+    def judge(self, signal: str, model: str, version: int, reference: Reference, window: Window) -> Judgement:
+        """One signal of one window."""
+        if signal == LATENCY:
+            return self._latency(window.records)
+        seed = int(sha256(score_id(model, version, signal, window.index).encode()).hexdigest()[:16], 16)
+        rng = np.random.default_rng(seed)
+        if signal == PERPLEXITY:
+            return self._perplexity(version_name(model, version), reference, window, rng)
+        return prompt_drift(reference.records, window.records, self.alpha, rng)
+
+    def _perplexity(self, name: str, reference: Reference, window: Window, rng: np.random.Generator) -> Judgement:
+        try:
+            before = self._scorer.score(name, reference.records)
+            now = self._scorer.score(name, window.records)
+        except Unavailable as error:
+            return Judgement("not enough data", 0, None, {"reason": str(error)})
+        for what, scored in (("reference", before), ("window", now)):
+            if sum(s.nats is not None for s in scored.values()) < ENOUGH_SCORED * len(scored):
+                return Judgement("not enough data", len(_values(now)), None, {"reason": _unscored(what, scored)})
+        result = mean_rise_test(_values(before), _values(now), self.alpha, rng)
+        nats = {request_id: round(s.nats, 5) for request_id, s in now.items() if s.nats is not None}
+        detail = {
+            "unit": "nats per token of the question, above the reference",
+            "nats": {
+                "reference": round(float(_values(before).mean()), 5),
+                "window": round(float(_values(now).mean()), 5),
+            },
+            "window_nats": nats,
+            "reference_nats": {i: round(s.nats, 5) for i, s in before.items() if s.nats is not None},
+            "examples": _examples(window.records, [nats.get(record.id, -1.0) for record in window.records]),
+        }
+        return Judgement("drift" if result.alarm else "none", len(nats), result, detail)
+
+    def _latency(self, records: Sequence[RequestRecord]) -> Judgement:
+        settings = self._settings
+        slow = [record for record in records if is_slow(record, settings.latency_ms, settings.ttft_ms)]
+        result = slow_share_test(len(slow), len(records), self.alpha)
+        ttft = [record.ttft_ms for record in records if record.ttft_ms is not None]
+        detail = {
+            "unit": "share of answers over the objective",
+            "objective_ms": {"total": settings.latency_ms, "ttft": settings.ttft_ms},
+            "total_ms": percentiles([record.total_ms for record in records]),
+            "ttft_ms": percentiles(ttft),
+            "examples": _examples(slow, [record.total_ms for record in slow]),
+        }
+        return Judgement("drift" if result.alarm else "none", len(records), result, detail)
+
+
+def prompt_drift(
+    reference: Sequence[RequestRecord], window: Sequence[RequestRecord], alpha: float, rng: np.random.Generator
+) -> Judgement:
+    """Whether the window's questions are other questions than the reference's."""
+    before, now = [record.question for record in reference], [record.question for record in window]
+    kernel = prompt_kernel(before + now)
+    result = mmd_test(kernel, len(before), alpha, rng)
+    detail: dict[str, Any] = {"unit": "MMD²"}
+    if result.alarm:
+        detail["words"] = [vars(word) for word in new_words(before, now)]
+        detail["examples"] = _examples(window, list(witness(kernel, len(before))))
+    return Judgement("drift" if result.alarm else "none", len(now), result, detail)
+
+
+def _examples(records: Sequence[RequestRecord], weights: Sequence[float]) -> list[dict[str, Any]]:
+    """The records of most weight, as evidence."""
+    order = sorted(range(len(records)), key=lambda index: -weights[index])[:_EXAMPLES]
+    return [
+        {
+            "request_id": records[index].id,
+            "question": records[index].question[:_EXAMPLE_CHARS],
+            "weight": round(float(weights[index]), 4),
+        }
+        for index in order
+    ]
+
+
+def _values(scored: dict[str, Scored]) -> NDArray[np.float64]:
+    return np.array([s.nats for s in scored.values() if s.nats is not None], dtype=np.float64)
+
+
+def _unscored(what: str, scored: dict[str, Scored]) -> str:
+    reasons = [s.reason for s in scored.values() if s.nats is None]
+    return f"{len(reasons)} of the {what}'s {len(scored)} questions cannot be scored, for example: {reasons[0]}"

@@ -1,0 +1,233 @@
+"""The monitor: one pass judges what is new of every champion, and acts on it; a loop makes passes.
+
+Invariants: a window of a signal is judged once (its score's id is made of model, version, signal and index), an
+alarm is acted on at least once and has effect once, so a monitor killed anywhere goes on where it stopped. It needs
+no state of its own.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from sqlalchemy.exc import IntegrityError
+
+from tuneloop.monitor import alerts
+from tuneloop.monitor.filing import BY, pursue
+from tuneloop.monitor.metrics import Metrics
+from tuneloop.monitor.reference import ANCHOR, Reference, find_reference, score_id
+from tuneloop.monitor.scorer import Scorer
+from tuneloop.monitor.settings import MonitorSettings
+from tuneloop.monitor.signals import DETECTORS, PERPLEXITY, Judge, problem_of, signals_of
+from tuneloop.monitor.windows import Window, judged_window, next_window, progress
+from tuneloop.registry import Registry
+from tuneloop.registry.errors import NotFound, TuneloopError
+from tuneloop.registry.nouns import Route, WindowScore, version_name
+
+log = logging.getLogger("tuneloop.monitor")
+_RECENT = 50  # scores of a stream read back to see whether it has gone quiet
+
+
+@dataclass(frozen=True)
+class ModelState:
+    """What one pass found of one model."""
+
+    model: str
+    version: int
+    judged: int  # windows judged in this pass
+    alarms: int  # of which signals raised an alarm
+    waiting: str  # what the next window waits for
+
+
+class Monitor:
+    """Watches every model that has a route. `stopping` is asked between windows, so a stop is prompt."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        settings: MonitorSettings,
+        scorer: Scorer,
+        metrics: Metrics,
+        stopping: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._registry = registry
+        self._settings = settings
+        self._scorer = scorer
+        self._judge = Judge(settings, scorer)
+        self._metrics = metrics
+        self._stopping = stopping
+        self._signals = signals_of(settings)
+        self._references: dict[tuple[str, int], Reference] = {}
+        self._said: dict[str, str] = {}
+
+    def run(self, wait: Callable[[float], object]) -> None:
+        """Pass after pass until `stopping`; `wait` sleeps. A part that is away ends a pass, not the loop."""
+        while not self._stopping():
+            try:
+                self.run_once()
+            except TuneloopError as error:
+                self._metrics.failed()
+                log.warning("pass cut short, trying again in %.0f s: %s", self._settings.every_s, error)
+            wait(self._settings.every_s)
+
+    def run_once(self) -> list[ModelState]:
+        """One pass over all models.
+
+        Raises:
+            Unavailable: the database does not answer; what was judged before that is kept.
+        """
+        routes = self._registry.routes.current_all()
+        states = [self._watch(model) for model in sorted(routes)]
+        self._metrics.only({model: route.champion for model, route in routes.items()})
+        self._metrics.passed(self._registry.clock(), self._registry.episodes.all(open_only=True))
+        return states
+
+    def _watch(self, model: str) -> ModelState:
+        history = self._registry.routes.history(model)
+        version = history[0].champion
+        self._end_replaced(history[0])
+        reference = self._reference(history, version)
+        judged = alarms = 0
+        if isinstance(reference, str):
+            waiting = reference
+        else:
+            self._finish_last(model, version, reference)
+            while True:
+                done = progress(self._registry, history, version, reference, self._settings.late_s)
+                window = next_window(self._registry, model, version, done, self._settings.window)
+                if isinstance(window, int) or self._stopping():
+                    break
+                scores = self._judge_window(model, version, reference, window)
+                judged, alarms = judged + 1, alarms + sum(score.verdict == "drift" for score in scores)
+            held = window if isinstance(window, int) else len(window.records)
+            waiting = f"window {done.next_index} of {model}@{version} holds {held} of {self._settings.window} records"
+        for episode in self._registry.episodes.all(model, open_only=True):
+            pursue(self._registry, episode)
+        if self._said.get(model) != waiting:
+            self._said[model] = waiting
+            log.info("%s", waiting)
+        return ModelState(model, version, judged, alarms, waiting)
+
+    def _reference(self, history: Sequence[Route], version: int) -> Reference | str:
+        key = (history[0].model, version)
+        if key not in self._references:
+            found = find_reference(self._registry, history, version, self._settings.reference)
+            if isinstance(found, str):
+                return found
+            self._references[key] = found
+            self._recall_nats(*key, found)
+        return self._references[key]
+
+    def _recall_nats(self, model: str, version: int, reference: Reference) -> None:
+        """What an earlier monitor scored of the reference need not be scored again."""
+        for score in reversed(self._registry.episodes.scores(model, version=version, signal=PERPLEXITY, limit=_RECENT)):
+            if "reference_nats" in score.detail and score.detail["reference"]["digest"] == reference.digest:
+                self._scorer.remember(version_name(model, version), score.detail["reference_nats"])
+                return
+
+    def _finish_last(self, model: str, version: int, reference: Reference) -> None:
+        """Complete the last judged window, in case a monitor was stopped in the midst of it."""
+        anchors = self._registry.episodes.scores(model, version=version, signal=ANCHOR, limit=1)
+        if anchors:
+            self._judge_window(model, version, reference, judged_window(self._registry, anchors[0]))
+
+    def _judge_window(self, model: str, version: int, reference: Reference, window: Window) -> list[WindowScore]:
+        scores = [self._score(signal, model, version, reference, window) for signal in self._signals]
+        for score in scores:
+            if score.verdict == "drift":
+                self._raise(score)
+        self._end_quiet(model, version)
+        return scores
+
+    def _score(self, signal: str, model: str, version: int, reference: Reference, window: Window) -> WindowScore:
+        identity = score_id(model, version, signal, window.index)
+        try:
+            known = self._registry.episodes.score(identity)
+        except NotFound:
+            pass
+        else:
+            self._metrics.newest(known)
+            return known
+        judgement = self._judge.judge(signal, model, version, reference, window)
+        detail = judgement.detail | {
+            "window": window.index,
+            "high_water": window.high_water.isoformat(),
+            "reference": reference.summary(),
+            "alpha": self._judge.alpha,
+            "mean_run_length": self._settings.mean_run_length,
+            "detector": DETECTORS[signal],
+            "permutations": judgement.result.permutations if judgement.result else 0,
+        }
+        if signal == ANCHOR and window.index == 0:
+            detail["reference_ids"] = list(reference.ids)
+        now = self._registry.clock()
+        score = WindowScore(
+            id=identity,
+            at=now,
+            model=model,
+            version=version,
+            signal=signal,
+            window_start=window.start,
+            window_end=window.end,
+            n=judgement.n,
+            statistic=judgement.result.statistic if judgement.result else 0.0,
+            threshold=judgement.result.threshold if judgement.result else 0.0,
+            p_value=judgement.result.p_value if judgement.result else None,
+            mean_run_length=self._settings.window / self._judge.alpha,
+            verdict=judgement.verdict,
+            detail=detail,
+            request_ids=tuple(record.id for record in window.records),
+        )
+        try:
+            self._registry.episodes.add_score(score)
+        except IntegrityError:
+            return self._registry.episodes.score(identity)  # another monitor was first; its judgement stands
+        self._metrics.judged(score, now)
+        log.info(
+            "%s: statistic %.4g, threshold %.4g, %s", self._of(score), score.statistic, score.threshold, score.verdict
+        )
+        return score
+
+    def _raise(self, score: WindowScore) -> None:
+        now = self._registry.clock()
+        related = problem_of(score.signal)
+        episodes = [e for e in self._registry.episodes.all(score.model) if e.signal in related]
+        episode = next((e for e in episodes if e.state != "resolved"), None)
+        if episode is None:
+            if not alerts.is_news(score, [e for e in episodes if e.version == score.version]):
+                return
+            opened = self._registry.episodes.open(alerts.opened(score, now))
+            log.warning("episode %s opened (%s): %s", opened.id, opened.severity, opened.evidence["summary"])
+            return
+        changed = alerts.joined(episode, score, now)
+        if changed != episode:
+            self._registry.episodes.update(changed, by=BY, action="episode.window")
+
+    def _end_quiet(self, model: str, version: int) -> None:
+        for episode in self._registry.episodes.all(model, open_only=True):
+            recent = [
+                self._registry.episodes.scores(model, version=version, signal=signal, limit=_RECENT)
+                for signal in episode.evidence["signals"]
+            ]
+            if all(alerts.is_quiet(scores, self._settings.clear_after) for scores in recent):
+                note = f"{self._settings.clear_after} windows in a row without an alarm"
+                over = alerts.resolved(episode, note, self._registry.clock())
+                self._registry.episodes.update(over, by=BY, action="episode.resolve")
+                log.warning("episode %s resolved: %s", episode.id, note)
+
+    def _end_replaced(self, route: Route) -> None:
+        for episode in self._registry.episodes.all(route.model, open_only=True):
+            if episode.version != route.champion:
+                before, after = version_name(route.model, episode.version), version_name(route.model, route.champion)
+                note = f"{after} took over from {before} with revision {route.revision} ({route.by}: {route.reason})"
+                over = alerts.resolved(episode, note, self._registry.clock())
+                over = over.model_copy(
+                    update={"evidence": over.evidence | {"champion": {"before": before, "after": after}}}
+                )
+                self._registry.episodes.update(over, by=BY, action="episode.resolve")
+                log.warning("episode %s resolved: %s", episode.id, note)
+
+    @staticmethod
+    def _of(score: WindowScore) -> str:
+        return f"{score.model}@{score.version} {score.signal} window {score.detail['window']}"

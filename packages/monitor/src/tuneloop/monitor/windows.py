@@ -1,0 +1,95 @@
+"""Cutting a champion's traffic into windows: each record is judged once, in the order it came, also when it came
+late.
+
+A window takes the oldest records that no window and not the reference holds yet. A record that arrives late (a
+gateway's spool was replayed) joins the next window; one later than `late_s` is left out, so that looking back stays
+cheap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from tuneloop.monitor.reference import ANCHOR, JUST_BEFORE, Reference, champion_since, judgeable
+from tuneloop.registry import Registry
+from tuneloop.registry.nouns import RequestRecord, Route, WindowScore
+
+_LOOK_BACK = 64  # judged windows read back to know which records are taken
+
+
+@dataclass(frozen=True)
+class Window:
+    """The k-th window of a champion's traffic after its reference."""
+
+    index: int
+    records: tuple[RequestRecord, ...]
+    high_water: datetime  # the latest record any window or the reference held up to and with this one
+
+    @property
+    def start(self) -> datetime:
+        """Time of its first record."""
+        return self.records[0].at
+
+    @property
+    def end(self) -> datetime:
+        """Time of its last record."""
+        return self.records[-1].at
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a champion's traffic has been judged."""
+
+    next_index: int
+    taken: frozenset[str]  # ids of records that may not be judged again
+    horizon: datetime  # records up to here are out of reach
+    high_water: datetime
+
+
+def progress(
+    registry: Registry, history: Sequence[Route], version: int, reference: Reference, late_s: float
+) -> Progress:
+    """Where the next window begins, from the windows already judged."""
+    model = history[0].model
+    judged = registry.episodes.scores(model, version=version, signal=ANCHOR, limit=_LOOK_BACK)
+    high_water = max([reference.records[-1].at, *(_high_water(score) for score in judged)])
+    horizon = high_water - timedelta(seconds=late_s)
+    if judged and judged[0].detail["window"] > 0:
+        horizon = max(horizon, _high_water(judged[0]))  # what older windows hold lies before their high water
+    taken = set(reference.ids).union(*(score.request_ids for score in judged))
+    return Progress(
+        next_index=max((score.detail["window"] for score in judged), default=-1) + 1,
+        taken=frozenset(taken),
+        horizon=max(horizon, champion_since(history)),
+        high_water=high_water,
+    )
+
+
+def next_window(registry: Registry, model: str, version: int, done: Progress, size: int) -> Window | int:
+    """The next whole window, or how many records wait for it."""
+    limit = len(done.taken) + 4 * size
+    while True:
+        served = registry.traffic.window(model, since=done.horizon, version=version, oldest=limit)
+        fresh = [record for record in served if judgeable(record) and record.id not in done.taken]
+        if len(fresh) >= size:
+            records = tuple(fresh[:size])
+            return Window(done.next_index, records, max(done.high_water, records[-1].at))
+        if len(served) < limit:
+            return len(fresh)
+        limit *= 2
+
+
+def judged_window(registry: Registry, anchor: WindowScore) -> Window:
+    """The records of a window that was judged before, as far as they are still held."""
+    wanted = set(anchor.request_ids)
+    held = registry.traffic.window(
+        anchor.model, since=anchor.window_start - JUST_BEFORE, until=anchor.window_end, version=anchor.version
+    )
+    records = tuple(record for record in held if record.id in wanted)
+    return Window(anchor.detail["window"], records, _high_water(anchor))
+
+
+def _high_water(score: WindowScore) -> datetime:
+    return datetime.fromisoformat(score.detail["high_water"])

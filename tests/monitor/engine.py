@@ -1,0 +1,78 @@
+"""A small HTTP server that answers as vLLM does when asked for `prompt_logprobs`; strange questions are unlikely."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+TEMPLATE = ("<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n", "{}")
+_TOKEN = re.compile(r"\s*\S+|\s+$")
+KNOWN_NATS, STRANGE_NATS, TEMPLATE_NATS = 2.0, 6.0, 0.001
+
+
+@dataclass
+class FakeEngine:
+    """What the server was asked, and how it is to behave."""
+
+    url: str = ""
+    strange: str = "numpy"  # questions with this word are hard
+    status: int = 200
+    bodies: list[dict[str, Any]] = field(default_factory=list)
+
+    def answer(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        """The JSON of a chat or a plain completion."""
+        self.bodies.append(body)
+        chat = path == "/v1/chat/completions"
+        question = body["messages"][-1]["content"] if chat else body["prompt"]
+        tokens = _TOKEN.findall(TEMPLATE[0 if chat else 1].format(question))
+        nats = STRANGE_NATS if self.strange in question else KNOWN_NATS
+        positions: list[Any] = [None]
+        for index, token in enumerate(tokens[1:], 1):
+            value = TEMPLATE_NATS if "<|im" in token else nats + (len(token) % 5) / 10
+            positions.append({str(1_000 + index): {"logprob": -value, "rank": 1, "decoded_token": token}})
+        choice: dict[str, Any] = {"index": 0}
+        return (
+            {"choices": [choice], "prompt_logprobs": positions}
+            if chat
+            else {"choices": [choice | {"prompt_logprobs": positions}]}
+        )
+
+
+@contextmanager
+def fake_engine() -> Iterator[FakeEngine]:
+    """The server, for as long as the block lasts."""
+    engine = FakeEngine()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        wbufsize = 65_536  # one packet per answer; two would wait 40 ms for an acknowledgement
+
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            answer = engine.answer(self.path, body) if engine.status == 200 else {"error": {"message": "too long"}}
+            payload = json.dumps(answer).encode()
+            self.send_response(engine.status)
+            self.send_header("content-length", str(len(payload)))
+            self.end_headers()
+            self.wfile.write(payload)
+
+        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 (http.server's name)
+            """Quiet."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    engine.url = f"http://127.0.0.1:{server.server_address[1]}"
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+    thread.start()
+    try:
+        yield engine
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

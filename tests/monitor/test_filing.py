@@ -1,0 +1,98 @@
+"""Filing retraining: corrections are counted from the drift on, one request is filed, and holding says why once."""
+
+from __future__ import annotations
+
+import pytest
+
+from monitor.scene import Scene
+from tuneloop.registry.nouns import AlertEpisode, RetrainingState
+from tuneloop.registry.policies import RetrainingPolicy
+
+
+@pytest.fixture
+def drifting(scene: Scene) -> Scene:
+    """A drift is seen and an episode is open; no user has corrected anything since."""
+    set_policy(scene)
+    scene.correct(scene.usual(60)[:30])  # before the drift: of no use
+    scene.drifted(20)
+    scene.watch()
+    return scene
+
+
+def set_policy(scene: Scene, **changes: object) -> None:
+    policy = RetrainingPolicy.model_validate({"min_rows": 10} | changes)
+    scene.registry.policies.set_retraining("bot", policy, by="ada", reason="test")
+
+
+def episode_of(scene: Scene) -> AlertEpisode:
+    return scene.registry.episodes.all("bot")[0]
+
+
+def test_holding_is_written_down_once_and_retried_on_each_pass(drifting: Scene) -> None:
+    drifting.watch()
+    drifting.correct(drifting.drifted(5))
+    drifting.watch()
+    (note,) = episode_of(drifting).done
+    assert "no retraining yet: 0 of 10 corrections since" in note
+    assert drifting.requests() == []
+    drifting.correct(drifting.drifted(5))
+    drifting.watch()
+    (request,) = drifting.requests()
+    assert request.rows == 10
+    assert request.state == RetrainingState.PROPOSED
+    assert request.recipe == "bot@1"
+    assert request.episode_id == episode_of(drifting).id
+    assert "filed retraining" in episode_of(drifting).done[-1]
+
+
+def test_the_data_window_holds_the_first_drifted_record_and_every_correction(drifting: Scene) -> None:
+    drifting.correct(drifting.drifted(12))
+    drifting.watch()
+    (request,) = drifting.requests()
+    first = drifting.registry.episodes.score(episode_of(drifting).windows[0])
+    found = drifting.registry.traffic.window("bot", since=request.window_start, until=request.window_end)
+    assert found[0].id == first.request_ids[0]
+    assert len(drifting.registry.traffic.feedback_for([record.id for record in found])) == request.rows
+
+
+def test_one_request_however_often_it_is_looked_at(drifting: Scene) -> None:
+    drifting.correct(drifting.drifted(12))
+    for _ in range(3):
+        drifting.drifted(20)
+        drifting.watch()
+    assert len(drifting.requests()) == 1
+    assert sum("filed" in line for line in episode_of(drifting).done) == 1
+
+
+def test_auto_approval_is_on_record_and_done_even_when_cut_off_after_filing(drifting: Scene) -> None:
+    drifting.correct(drifting.drifted(12))
+    drifting.watch()
+    (request,) = drifting.requests()
+    set_policy(drifting, auto_approve=True)
+    drifting.watch()
+    (approved,) = drifting.requests()
+    assert approved.state == RetrainingState.QUEUED
+    assert {entry.actor for entry in drifting.registry.audit.entries(request.id)} == {"monitor", "policy"}
+
+
+def test_a_champion_that_replaced_the_version_resolves_the_episode_and_a_return_holds_for_the_cooldown(
+    drifting: Scene,
+) -> None:
+    drifting.correct(drifting.drifted(12))
+    drifting.watch()
+    (request,) = drifting.requests()
+    drifting.registry.retraining.cancel(request.id, by="ada", reason="by hand")
+    drifting.promote(2, "retrained by hand")
+    drifting.watch()
+    episode = episode_of(drifting)
+    assert episode.state == "resolved"
+    assert episode.done[-1].endswith("bot@2 took over from bot@1 with revision 2 (ada: retrained by hand)")
+    assert episode.evidence["champion"] == {"before": "bot@1", "after": "bot@2"}
+    drifting.promote(1, "rollback")
+    drifting.correct(drifting.drifted(20))
+    drifting.watch()
+    second = episode_of(drifting)
+    assert second.id != episode.id
+    assert second.state == "open"
+    assert "the cooldown lasts until" in second.done[-1]
+    assert len(drifting.requests()) == 1

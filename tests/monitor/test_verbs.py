@@ -1,0 +1,135 @@
+"""The monitor's verbs, as typed."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+from monitor.questions import NUMPY, STDLIB, ask
+from monitor.scene import Scene
+from tuneloop.monitor.verbs import VERBS
+from tuneloop.registry.errors import InvalidInput, NotFound, Refused
+
+VERB = {verb.name: verb for verb in VERBS}
+
+
+def tuneloop(*arguments: str, home: Path | None = None) -> Result:
+    command = VERB[arguments[0]]
+    assert isinstance(command, click.Command)
+    environment = {"TUNELOOP_HOME": str(home)} if home else {}
+    return CliRunner().invoke(command, arguments[1:], env=environment, catch_exceptions=False)
+
+
+def jsonl(path: Path, texts: list[str]) -> Path:
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return path
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> tuple[Path, Path, Path]:
+    """A reference, a window like it, and one of another topic."""
+    rng = random.Random(29)
+    usual = ask(STDLIB, 160, rng)
+    reference, same = jsonl(tmp_path / "reference.jsonl", usual[:120]), jsonl(tmp_path / "same.jsonl", usual[120:])
+    return reference, same, jsonl(tmp_path / "numpy.jsonl", ask(NUMPY, 40, rng))
+
+
+def test_drift_check_tells_a_change_of_topic_from_more_of_the_same(texts: tuple[Path, Path, Path]) -> None:
+    reference, same, other = texts
+    results = {}
+    for name, window in (("same", same), ("other", other)):
+        arguments = ("--reference", str(reference), "--window", str(window), "--json")
+        results[name] = json.loads(tuneloop("drift", "check", *arguments).output)
+        assert json.loads(tuneloop("drift", "check", *arguments).output) == results[name], "the same answer every time"
+    assert (results["same"]["verdict"], results["other"]["verdict"]) == ("none", "drift")
+    assert results["other"]["statistic"] > results["other"]["threshold"] > results["same"]["statistic"]
+    assert results["other"]["alpha"] == pytest.approx(0.004)
+    assert all("numpy" in example["text"] for example in results["other"]["examples"])
+
+
+def test_drift_check_reads_well(texts: tuple[Path, Path, Path]) -> None:
+    reference, _, other = texts
+    said = tuneloop("drift", "check", "--reference", str(reference), "--window", str(other), "--gamma", "1000").output
+    assert said.splitlines()[0] == "verdict    drift"
+    assert "one false alarm in 1000 texts or more; alpha 0.04" in said
+    assert "word       numpy: in 0% of the reference, 100% of the new" in said
+
+
+@pytest.mark.parametrize(
+    ("line", "error"),
+    [
+        ("{not json", r"window\.jsonl:12: not JSON"),
+        ('{"txt": "a"}', r'window\.jsonl:12: no text here; each line is \{"text": "…"\}'),
+        ("[1]", r"window\.jsonl:12: no text here"),
+    ],
+)
+def test_a_broken_line_is_named(texts: tuple[Path, Path, Path], tmp_path: Path, line: str, error: str) -> None:
+    window = jsonl(tmp_path / "window.jsonl", ["text"] * 11)
+    window.write_text(window.read_text() + line + "\n")
+    with pytest.raises(InvalidInput, match=error):
+        tuneloop("drift", "check", "--reference", str(texts[0]), "--window", str(window))
+
+
+def test_too_little_text_is_refused_with_the_number_needed(texts: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    window = jsonl(tmp_path / "window.jsonl", ["text"] * 9)
+    with pytest.raises(InvalidInput, match="9 texts; a test needs 10 or more"):
+        tuneloop("drift", "check", "--reference", str(texts[0]), "--window", str(window))
+    with pytest.raises(InvalidInput, match="--gamma 40 is too small for a window of 120 texts; give 240 or more"):
+        tuneloop("drift", "check", "--reference", str(texts[0]), "--window", str(texts[0]), "--gamma", "40")
+
+
+def test_an_alert_is_listed_shown_taken_and_ended(scene: Scene) -> None:
+    home = scene.registry.settings.home
+    assert tuneloop("alerts", home=home).output == "no open alert episodes\n"
+    scene.usual(60)
+    scene.drifted(20)
+    scene.watch()
+    (listed,) = json.loads(tuneloop("alerts", "--json", "--model", "bot", home=home).output)
+    episode = listed["id"]
+    assert f"{episode}  2026-11-01" in tuneloop("alerts", home=home).output
+    shown = tuneloop("alert", "show", episode, home=home).output
+    for part in (
+        "bot@1 is asked other questions than before",
+        "held to    60 records of bot@1",
+        "one false alarm in 2000 records or more",
+        "word       numpy: 0% of the reference, 100% of the window",
+        "tuneloop trace req-",
+        "docs/runbooks/prompt_drift.md",
+        f"tuneloop alert ack {episode} --by YOU",
+    ):
+        assert part in shown
+    tuneloop("alert", "ack", episode, "--by", "grace", "--note", "looking", home=home)
+    assert "acknowledged" in tuneloop("alerts", home=home).output
+    scene.watch()
+    tuneloop("alert", "resolve", episode, "--by", "grace", "--reason", "a load test", home=home)
+    assert tuneloop("alerts", home=home).output == "no open alert episodes\n"
+    ended = json.loads(tuneloop("alert", "show", episode, "--json", home=home).output)
+    assert ended["state"] == "resolved"
+    assert ended["done"][-1].endswith("resolved: a load test (by grace)")
+    with pytest.raises(Refused, match="is resolved already"):
+        tuneloop("alert", "ack", episode, "--by", "grace", home=home)
+    with pytest.raises(NotFound, match="no alert episode 'ep_none'"):
+        tuneloop("alert", "show", "ep_none", home=home)
+
+
+def test_every_verb_says_in_one_line_what_it_is_for() -> None:
+    assert set(VERB) == {"monitor", "alerts", "alert", "report", "drift"}
+    assert all(verb.get_short_help_str(80) for verb in VERBS)
+
+
+def test_the_runbooks_alerts_point_to_exist() -> None:
+    from tuneloop.monitor.alerts import RUNBOOKS
+
+    root = Path(__file__).parents[2]
+    assert all((root / path).is_file() for path in RUNBOOKS.values())
+
+
+def test_a_budget_no_window_can_keep_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TUNELOOP_MONITOR_MEAN_RUN_LENGTH", "100")
+    with pytest.raises(InvalidInput, match="mean_run_length 100 is under 10 windows of 40 records; raise it to 400"):
+        tuneloop("monitor", "--once")

@@ -1,0 +1,179 @@
+"""Watching: windows are judged once, one problem is one episode, and it ends when it is over."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from prometheus_client import generate_latest
+
+from monitor.scene import Scene
+from tuneloop.monitor.alerts import resolved
+from tuneloop.monitor.watch import Monitor
+from tuneloop.registry.nouns import AlertEpisode
+
+
+def the_episode(scene: Scene) -> AlertEpisode:
+    """The only episode there is."""
+    (episode,) = scene.registry.episodes.all("bot")
+    return episode
+
+
+def test_ordinary_traffic_opens_nothing(scene: Scene) -> None:
+    scene.usual(60 + 5 * 20)
+    state = scene.watch()
+    assert (state.judged, state.alarms) == (5, 0)
+    assert {score.verdict for score in scene.scores()} == {"none"}
+    assert {score.verdict for score in scene.scores("perplexity")} == {"none"}
+    assert scene.registry.episodes.all("bot") == []
+
+
+def test_a_drift_seen_by_two_signals_opens_one_episode_that_lists_both(scene: Scene) -> None:
+    scene.usual(80)
+    scene.drifted(40)
+    scene.watch()
+    episode = the_episode(scene)
+    assert set(episode.evidence["signals"]) == {"prompt_drift", "perplexity"}
+    assert episode.severity == "page"
+    assert len(episode.windows) == 4
+    first = scene.registry.episodes.score(episode.windows[0])
+    assert first.detail["window"] == 1
+    assert first.statistic > first.threshold
+    assert episode.evidence["signals"]["prompt_drift"]["words"][0] == {"word": "numpy", "reference": 0.0, "window": 1.0}
+    assert all("numpy" in e["question"] for e in episode.evidence["signals"]["prompt_drift"]["examples"])
+
+
+def test_an_engine_away_is_not_enough_data_with_its_reason_never_a_pass(scene: Scene) -> None:
+    scene.usual(80)
+    scene.watch(serves=())
+    (score,) = scene.scores("perplexity")
+    assert score.verdict == "not enough data"
+    assert "no live engine serves bot@1" in score.detail["reason"]
+    assert score.p_value is None
+    assert [s.verdict for s in scene.scores("prompt_drift")] == ["none"]
+
+
+def test_an_episode_clears_only_after_enough_quiet_windows(scene: Scene) -> None:
+    monitor = scene.monitor()
+    scene.usual(60)
+    scene.drifted(20)
+    scene.watch(monitor)
+    assert the_episode(scene).state == "open"
+    scene.usual(20)
+    scene.watch(monitor)
+    assert the_episode(scene).state == "open"
+    scene.usual(20)
+    scene.watch(monitor)
+    episode = the_episode(scene)
+    assert episode.state == "resolved"
+    assert "2 windows in a row" in episode.done[-1]
+
+
+def test_windows_without_enough_data_clear_nothing(scene: Scene) -> None:
+    scene.usual(60)
+    scene.drifted(20)
+    scene.watch()
+    assert "perplexity" in the_episode(scene).evidence["signals"]
+    scene.usual(80)
+    scene.watch(serves=())
+    assert [s.verdict for s in scene.scores("perplexity")][1:] == ["not enough data"] * 4
+    assert the_episode(scene).state == "open"
+
+
+def test_a_person_who_resolves_an_episode_is_not_overruled_by_the_same_window(scene: Scene) -> None:
+    scene.usual(60)
+    scene.drifted(20)
+    scene.watch()
+    episode = the_episode(scene)
+    scene.registry.episodes.update(resolved(episode, "known", scene.clock()), by="ada", action="episode.resolve")
+    scene.watch()
+    assert the_episode(scene).state == "resolved"
+    scene.drifted(20)
+    scene.watch()
+    states = sorted(found.state for found in scene.registry.episodes.all("bot"))
+    assert states == ["open", "resolved"], "a new window that drifts is a new sight of it"
+
+
+def test_latency_is_a_problem_of_its_own(scene: Scene) -> None:
+    scene.usual(60, total_ms=100.0, ttft_ms=20.0)
+    scene.drifted(20, total_ms=100.0, ttft_ms=900.0)
+    scene.watch(scene.monitor(latency_ms=500.0, ttft_ms=200.0))
+    drift, latency = sorted(scene.registry.episodes.all("bot"), key=lambda found: found.signal, reverse=True)
+    assert set(drift.evidence["signals"]) == {"prompt_drift", "perplexity"}
+    assert (latency.signal, latency.severity, latency.runbook) == ("latency", "page", "docs/runbooks/latency.md")
+    assert latency.evidence["signals"]["latency"]["ttft_ms"]["p95"] == 900.0
+
+
+def test_the_budget_counts_the_streams_that_are_watched(scene: Scene) -> None:
+    scene.usual(80)
+    scene.watch(scene.monitor(latency_ms=500.0))
+    by_signal = {score.signal: score for score in scene.registry.episodes.scores("bot")}
+    assert set(by_signal) == {"prompt_drift", "perplexity", "latency"}
+    assert all(score.mean_run_length == 6_000.0 for score in by_signal.values())
+    assert all(score.detail["mean_run_length"] == 2_000 for score in by_signal.values())
+
+
+def test_what_was_scored_is_not_scored_again_by_the_next_process(scene: Scene) -> None:
+    scene.usual(80)
+    scene.watch()
+    assert len(scene.engine.bodies) == 80
+    scene.usual(20)
+    scene.watch()
+    assert len(scene.engine.bodies) == 100
+
+
+def test_a_monitor_stopped_within_a_window_completes_it(scene: Scene) -> None:
+    scene.usual(60)
+    scene.drifted(20)
+    scene.watch()
+    with scene.registry.database.writing() as connection:  # as if killed after the first signal's score
+        connection.exec_driver_sql("DELETE FROM window_scores WHERE signal = 'perplexity'")
+        connection.exec_driver_sql("DELETE FROM episodes")
+    scene.watch()
+    assert [score.detail["window"] for score in scene.scores("perplexity")] == [0]
+    assert set(the_episode(scene).evidence["signals"]) == {"prompt_drift", "perplexity"}
+
+
+def test_a_database_away_cuts_passes_short_and_the_loop_goes_on(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
+    scene.usual(80)
+    database = Path(str(scene.registry.database.url.database))
+    aside = database.with_suffix(".away")
+    waits: list[float] = []
+    monitor = scene.monitor()
+    monitor = Monitor(scene.registry, scene.settings, monitor._scorer, monitor._metrics, lambda: len(waits) == 3)
+
+    def wait(seconds: float) -> None:
+        waits.append(seconds)
+        scene.registry.database.close()
+        if len(waits) == 1:
+            database.rename(aside)
+            database.mkdir()
+        if len(waits) == 2:
+            database.rmdir()
+            aside.rename(database)
+
+    monitor.run(wait)
+    assert waits == [10.0] * 3
+    assert "pass cut short" in caplog.text
+    text = generate_latest(monitor._metrics.collectors).decode()
+    assert "tuneloop_monitor_pass_failures_total 1.0" in text
+    assert len(scene.scores()) == 1
+
+
+def test_metrics_name_champions_only(scene: Scene) -> None:
+    scene.usual(60)
+    scene.drifted(20)
+    monitor = scene.monitor()
+    metrics = monitor._metrics
+    scene.watch(monitor)
+    text = generate_latest(metrics.collectors).decode()
+    assert 'tuneloop_drift_statistic{model="bot",signal="prompt_drift",version="1"}' in text
+    assert 'tuneloop_drift_threshold{model="bot",signal="perplexity",version="1"}' in text
+    assert 'tuneloop_episodes_open{model="bot",severity="page"} 1.0' in text
+    assert "tuneloop_monitor_last_pass_timestamp_seconds 1.7" in text
+    scene.promote(2)
+    scene.watch(monitor)
+    text = generate_latest(metrics.collectors).decode()
+    assert not re.search(r'tuneloop_drift_\w+{.*version="1"', text)
+    assert "tuneloop_episodes_open{" not in text
