@@ -1,0 +1,322 @@
+"""The ten steps, in order; each says what it did, and the first that fails ends the demo with its reason.
+
+Everything goes through public verbs (`tuneloop …`, read as JSON) and the gateway's public API. State lives in one
+folder, which a new run empties; only the converted base model is kept.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+import click
+import httpx
+import yaml
+
+from tuneloop.cli.demo.evidence import Gathered, build, failures
+from tuneloop.cli.demo.scale import FULL, QUICK, Scale
+from tuneloop.cli.demo.table import closing_table
+from tuneloop.cli.demo.traffic import Question, Traffic
+from tuneloop.cli.processes import Processes, tuneloop_command, wait_until
+
+MODEL = "python-helper"
+WHO = ("--by", "demo", "--reason")
+
+
+class DemoError(Exception):
+    """A step failed; the message says which and why."""
+
+    exit_code = 1
+
+
+def run(example: Path, home: Path, *, quick: bool) -> None:
+    """Run the loop; raises DemoError when a step fails or something promised did not hold."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
+    demo = Demo(example, home, QUICK if quick else FULL)
+    try:
+        demo.run()
+    finally:
+        demo.close()
+
+
+class Demo:
+    """One run: its state folder, its processes, and what it gathered so far."""
+
+    def __init__(self, example: Path, home: Path, scale: Scale) -> None:
+        self._example, self._home, self._scale = example.resolve(), home.resolve(), scale
+        self._empty_home()
+        self._gateway = f"http://127.0.0.1:{(gateway_port := _free_port())}"
+        engine_port = _free_port()
+        environment = {
+            "TUNELOOP_HOME": str(self._home),
+            "TUNELOOP_GATEWAY_PORT": str(gateway_port),
+            "TUNELOOP_ENGINE_PORT": str(engine_port),
+            "TUNELOOP_MONITOR_WINDOW": str(scale.window),
+            "TUNELOOP_MONITOR_REFERENCE": str(scale.reference),
+            "TUNELOOP_MONITOR_EVERY_S": "2",
+        }
+        self._processes = Processes(self._home / "logs", environment, click.echo)
+        self._gathered = Gathered()
+        self._drift_began = datetime.now(UTC)
+        self._traffic: Traffic | None = None
+        self._closing = threading.Event()
+        self._watcher = threading.Thread(target=self._watch_memory, daemon=True)
+        self._watcher.start()
+
+    def run(self) -> None:
+        """Every step, then the report, the evidence and the table."""
+        steps: list[tuple[str, Callable[[], str]]] = [
+            ("base", self._prepare_base),
+            ("data", self._build_data),
+            ("train", self._train),
+            ("register", self._register),
+            ("serve", self._serve),
+            ("traffic", self._send_traffic),
+            ("drift", self._drift),
+            ("retrain", self._retrain),
+            ("canary", self._canary),
+            ("trace", self._trace),
+            ("report", self._report),
+        ]
+        for number, (name, step) in enumerate(steps, start=1):
+            click.echo(f"\n[{number}/{len(steps)}] {name}")
+            began = time.monotonic()
+            try:
+                said = step()
+            except subprocess.CalledProcessError as error:
+                reason = (error.stderr or error.stdout or "").strip() or f"exit code {error.returncode}"
+                raise DemoError(f"step {number} ({name}): `{' '.join(error.cmd)}`: {reason}") from None
+            except (DemoError, TimeoutError, httpx.HTTPError) as error:
+                raise DemoError(f"step {number} ({name}): {error}") from error
+            took = time.monotonic() - began
+            self._gathered.seconds[name] = took
+            click.echo(f"      {said} ({took:.0f} s)")
+        self._conclude()
+
+    def close(self) -> None:
+        """Stop the traffic and every process."""
+        self._closing.set()
+        if self._traffic is not None:
+            self._traffic.end()
+        self._processes.stop_all()
+
+    def _prepare_base(self) -> str:
+        if self._scale.quick:
+            self._example = shutil.copytree(
+                self._example, self._home / "example", ignore=shutil.ignore_patterns("data")
+            )
+            recipe = yaml.safe_load((self._example / "recipe.yaml").read_text(encoding="utf-8"))
+            for section, changes in self._scale.recipe.items():
+                recipe[section] |= changes
+            (self._example / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+        self._gathered.base = self._verb("base", str(self._recipe))
+        return f"{self._gathered.base['name']}, {self._gathered.base['digest'][:19]}…"
+
+    def _build_data(self) -> str:
+        out = self._example / "data"
+        command = [sys.executable, str(self._example / "build_data.py"), "--out", str(out)]
+        subprocess.run(command, check=True, capture_output=True, text=True)
+        for path in out.glob("*/test.jsonl"):
+            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+            path.write_text("".join(lines[: self._scale.test_rows]), encoding="utf-8")
+        checked = self._verb("data", "check", str(out / "stdlib" / "train.jsonl"))
+        return f"{checked['rows']} training rows in {out}"
+
+    def _train(self) -> str:
+        self._processes.run("train", str(self._recipe), echo=True)
+        return "version 1 is trained"
+
+    def _register(self) -> str:
+        [version] = self._verb("versions", MODEL)
+        self._processes.run("approve", f"{MODEL}@1", *WHO, "the first version, looked at")
+        self._processes.run("promote", f"{MODEL}@1", *WHO, "the first version")
+        policy = str(self._example / "retraining.yaml")
+        self._processes.run("retraining", "policy", MODEL, "--set", policy, *WHO, "the demo's")
+        metrics = ", ".join(
+            f"{name} {value:.3g}" for name, value in version["metrics"].items() if name.startswith("perpl")
+        )
+        return f"{MODEL}@1, {version['artifact_digest'][:19]}…, {metrics}; the route gives it 100 %"
+
+    def _serve(self) -> str:
+        self._processes.start("engine", tuneloop_command("engine", "--base", self._gathered.base["folder"]), echo=True)
+        self._processes.start("gateway", tuneloop_command("gateway"))
+        wait_until("engine and gateway", self._ready, 300, self._someone_ended, every_s=2)
+        self._processes.start("monitor", tuneloop_command("monitor"))
+        secret = self._verb("key", "new", "--owner", "demo")["secret"]
+        self._traffic = Traffic(self._gateway, secret, MODEL)
+        wait_until("the gateway to know the key", lambda: self._key_works(secret), 10)
+        self._traffic.ask(self._questions("stdlib"), 2)
+        self._no_failures()
+        return f"gateway {self._gateway}, engine loaded {MODEL}@1, an openai client was answered"
+
+    def _send_traffic(self) -> str:
+        traffic = self._running_traffic()
+        traffic.ask(self._questions("stdlib"), self._scale.quiet_requests)
+        self._no_failures()
+        return f"{traffic.tally.sent} questions about the standard library, {traffic.tally.corrections} corrections"
+
+    def _drift(self) -> str:
+        traffic = self._running_traffic()
+        self._drift_began = datetime.now(UTC)
+        traffic.begin(self._questions("numpy"))
+        requests: list[dict[str, Any]] = []
+
+        def filed() -> bool:
+            requests.extend(self._verb("retraining", "list", "--model", MODEL))
+            return bool(requests)
+
+        try:
+            wait_until("a retraining request", filed, self._scale.drift_timeout_s, self._someone_ended, every_s=3)
+        finally:
+            traffic.end()
+        self._no_failures()
+        self._gathered.retraining = requests[0]
+        [alert] = self._verb("alerts", "--model", MODEL)
+        self._gathered.episode = self._verb("alert", "show", alert["id"])
+        request = self._gathered.retraining
+        return f"alert {alert['id']} ({alert['signal']}), request {request['id']} with {request['rows']} corrections"
+
+    def _retrain(self) -> str:
+        request = self._gathered.retraining["id"]
+        self._processes.run("retraining", "approve", request, *WHO, "the drift is real")
+        self._processes.start("worker", tuneloop_command("worker", "--once"), echo=True)
+        found: dict[str, Any] = {}
+
+        def ended() -> bool:
+            found.update(self._verb("retraining", "show", request)["request"])
+            return found["state"] not in {"queued", "running"}
+
+        wait_until("the retraining", ended, self._scale.retrain_timeout_s, self._someone_ended, every_s=3)
+        self._processes.stop("worker")
+        if found["state"] != "gated":
+            raise DemoError(f"the retraining is {found['state']}: {found['outcome']}")
+        self._gathered.gate = self._verb("gate", f"{MODEL}@2")
+        return f"{MODEL}@2: gate {self._gathered.gate['verdict']}"
+
+    def _canary(self) -> str:
+        traffic = self._running_traffic()
+        traffic.begin(self._questions("numpy") + self._questions("stdlib"))
+        try:
+            plan = (
+                "--steps",
+                "1000,5000,10000",
+                "--hold-s",
+                str(self._scale.hold_s),
+                "--margin",
+                str(self._scale.margin),
+            )
+            patience = ("--min-samples", str(self._scale.min_samples), "--give-up-s", str(self._scale.drift_timeout_s))
+            said = self._processes.run(
+                "rollout", "start", f"{MODEL}@2", *plan, *patience, *WHO, "answers the drift", "--json"
+            )
+            self._gathered.verdict = json.loads(said)
+            time.sleep(self._scale.hold_s)
+            self._processes.run("rollback", MODEL, *WHO, "a drill")
+            time.sleep(self._scale.hold_s)
+            self._processes.run("promote", f"{MODEL}@2", *WHO, "the drill is over")
+            time.sleep(self._scale.hold_s)
+        finally:
+            traffic.end()
+        self._no_failures()
+        return (
+            f"{MODEL}@2 serves everything after 10 %, 50 %, 100 %, one rollback and one roll-forward; no stream broke"
+        )
+
+    def _trace(self) -> str:
+        request = self._running_traffic().tally.last_request_id
+        wait_until(
+            "the last record",
+            lambda: any(r["id"] == request for r in self._verb("requests", MODEL, "--newest", "50")),
+            15,
+        )
+        self._gathered.trace = self._verb("trace", request)
+        return " → ".join(step["kind"] for step in self._gathered.trace)
+
+    def _report(self) -> str:
+        out = self._home / "report"
+        self._processes.run("report", MODEL, "--out", str(out))
+        gathered = self._gathered
+        gathered.versions = self._verb("versions", MODEL)
+        gathered.routes = self._verb("route", "history", MODEL)
+        gathered.audit = self._verb("audit", MODEL, "--limit", "1000")
+        gathered.requests = self._verb("requests", MODEL)
+        gathered.windows = self._verb("drift", "windows", MODEL)
+        gathered.retraining = self._verb("retraining", "show", gathered.retraining["id"])["request"]
+        return str(out / "report.html")
+
+    def _conclude(self) -> None:
+        self._closing.set()
+        self._watcher.join()
+        evidence = build(self._gathered, self._running_traffic().tally, self._drift_began)
+        path = self._home / "evidence.json"
+        path.write_text(json.dumps(evidence, indent=2), encoding="utf-8")
+        click.echo("\n" + closing_table(evidence))
+        click.echo(f"\nreport    {self._home / 'report' / 'report.html'}\nevidence  {path}")
+        if wrong := failures(evidence):
+            raise DemoError("not shown: " + "; ".join(wrong))
+
+    @property
+    def _recipe(self) -> Path:
+        return self._example / "recipe.yaml"
+
+    def _verb(self, *arguments: str) -> Any:
+        return json.loads(self._processes.run(*arguments, "--json"))
+
+    def _questions(self, domain: str) -> list[Question]:
+        return Question.read(self._example / "data" / domain / "questions.jsonl")
+
+    def _running_traffic(self) -> Traffic:
+        assert self._traffic is not None, "the serve step makes it"
+        return self._traffic
+
+    def _no_failures(self) -> None:
+        tally = self._running_traffic().tally
+        if tally.failed:
+            raise DemoError(f"{tally.failed} of {tally.sent} requests failed: {dict(tally.failures.most_common(3))}")
+
+    def _ready(self) -> bool:
+        now = self._verb("status")
+        return bool(now["gateways"]) and any(engine["state"] == "ready" for engine in now["engines"])
+
+    def _key_works(self, secret: str) -> bool:
+        headers = {"authorization": f"Bearer {secret}"}
+        return httpx.get(f"{self._gateway}/v1/models", headers=headers, timeout=5).status_code == httpx.codes.OK
+
+    def _someone_ended(self) -> str | None:
+        gone = [process for process in self._processes.ended() if process.code != 0]
+        return f"{gone[0].name} ended with exit code {gone[0].code}:\n{gone[0].tail}" if gone else None
+
+    def _empty_home(self) -> None:
+        for path in self._home.glob("*"):
+            if path.name == "bases":
+                continue
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+    def _watch_memory(self) -> None:
+        while not self._closing.wait(3):
+            self._gathered.peak_memory_bytes = max(self._gathered.peak_memory_bytes, self._processes.memory_bytes())
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt

@@ -1,0 +1,72 @@
+"""`tuneloop up`: engine, gateway, monitor and worker on one machine, until Ctrl-C.
+
+A process that ends soon after its start stops everything with its last lines (a taken port, a wrong setting); one that
+dies later is started again, with a pause that doubles up to half a minute.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import click
+
+from tuneloop.cli.processes import Ended, Processes, tuneloop_command
+
+STARTING_S = 15.0
+FIRST_PAUSE_S = 1.0
+LONGEST_PAUSE_S = 30.0
+
+
+def run(base: Path, logs: Path) -> None:
+    """Run every process until SIGINT or SIGTERM; exits 1 when one cannot start."""
+    commands = {
+        "engine": tuneloop_command("engine", "--base", str(base)),
+        "gateway": tuneloop_command("gateway"),
+        "monitor": tuneloop_command("monitor"),
+        "worker": tuneloop_command("worker"),
+    }
+    failure = supervise(commands, logs)
+    if failure is not None:
+        click.echo(f"tuneloop up: {failure.name} could not start (exit code {failure.code}):", err=True)
+        click.echo(failure.tail, err=True)
+        sys.exit(1)
+    click.echo("all stopped")
+
+
+def supervise(commands: Mapping[str, Sequence[str]], logs: Path, *, starting_s: float = STARTING_S) -> Ended | None:
+    """Keep the commands running until SIGINT or SIGTERM, then stop them; the one that could not start, if one could not.
+
+    Only a process that never ran for `starting_s` could not start. One that did is started again however often it
+    ends, with a pause that doubles until it has run for `starting_s` again.
+    """
+    stopping = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda _signal, _frame: stopping.set())
+    processes = Processes(logs, {}, click.echo)
+    due = dict.fromkeys(commands, 0.0)  # name → when to start it
+    started: dict[str, float] = {}
+    pause: dict[str, float] = {}  # name → before the next start; only of those that once ran
+    try:
+        while not stopping.is_set():
+            now = time.monotonic()
+            for name in [name for name, at in due.items() if at <= now]:
+                del due[name]
+                processes.start(name, commands[name], echo=True)
+                started[name] = now
+            for gone in processes.ended():
+                ran = now - started[gone.name] >= starting_s
+                if not ran and gone.name not in pause:
+                    return gone
+                wait_s = FIRST_PAUSE_S if ran else pause[gone.name]
+                click.echo(f"{gone.name} ended with {gone.code}; starting it again in {wait_s:.0f} s", err=True)
+                due[gone.name] = now + wait_s
+                pause[gone.name] = min(2 * wait_s, LONGEST_PAUSE_S)
+            stopping.wait(0.2)
+        return None
+    finally:
+        processes.stop_all()

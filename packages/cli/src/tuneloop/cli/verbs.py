@@ -1,0 +1,92 @@
+"""The front door's own verbs: `config`, `up` and `demo`."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+def config(as_json: bool) -> None:
+    """Print every effective setting and where it came from."""
+    sections = _sections()
+    path, tables = sections["registry"].tables()
+    for name in tables:
+        if name not in sections:
+            close = difflib.get_close_matches(name, sections, n=1)
+            hint = f"did you mean [{close[0]}]?" if close else f"known: {', '.join(sections)}"
+            raise click.UsageError(f"{path}: nothing reads [{name}]; {hint}")
+    found = [
+        {"section": section.section, "name": name, "value": _shown(name, value), "from": origin}
+        for section in sections.values()
+        for name, (value, origin) in section.load().origins().items()
+    ]
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+        return
+    width = max(len(f"{row['section']}.{row['name']}") for row in found)
+    for row in found:
+        click.echo(f"{row['section']}.{row['name']}".ljust(width) + f"  {row['value']}  ({row['from']})")
+
+
+@click.command()
+@click.option(
+    "--base",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    required=True,
+    help="The base model's folder.",
+)
+@click.option(
+    "--logs", type=click.Path(path_type=Path, file_okay=False), default=Path(".tuneloop/logs"), show_default=True
+)
+def up(base: Path, logs: Path) -> None:
+    """Run engine, gateway, monitor and worker on this machine until Ctrl-C."""
+    from tuneloop.cli.up import run
+
+    run(base, logs)
+
+
+@click.command()
+@click.option("--quick", is_flag=True, help="Fewer steps and requests: the loop, not the quality.")
+@click.option(
+    "--example",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    default=Path("examples/python-helper"),
+    show_default=True,
+)
+@click.option(
+    "--home",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path(".tuneloop/demo"),
+    show_default=True,
+    help="Emptied first.",
+)
+def demo(quick: bool, example: Path, home: Path) -> None:
+    """Run the whole loop on this machine and write a report."""
+    from tuneloop.cli.demo import run
+
+    run(example, home, quick=quick)
+
+
+def _sections() -> dict[str, Any]:
+    """Section name → its settings class, of every installed package."""
+    points = sorted(entry_points(group="tuneloop.settings"), key=lambda point: point.name)
+    return {section.section: section for point in points for section in point.load()}
+
+
+def _shown(name: str, value: object) -> object:
+    """A value as it may be printed: a password inside a URL is not."""
+    text = str(value)
+    if name.endswith(("_url", "_uri")) and "@" in text and "://" in text:
+        scheme, _, rest = text.partition("://")
+        return f"{scheme}://***@{rest.rpartition('@')[2]}"
+    return value if isinstance(value, int | float | bool | None) else text
+
+
+VERBS = (config, up, demo)
