@@ -26,7 +26,7 @@ LOCK_engine := --no-config requirements/engine.in --override requirements/engine
 LOCK_engine-cuda := --no-config requirements/engine-cuda.in
 LOCK_project := pyproject.toml --group dev $(PACKAGES:%=packages/%/pyproject.toml)
 
-.PHONY: help setup demo test check lock bench clean
+.PHONY: help setup demo test check locks lock bench clean
 
 help:  ## show this help
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -44,6 +44,9 @@ check: .venv/.project  ## lint, types, import contract, lock freshness
 	.venv/bin/ruff check .
 	.venv/bin/mypy
 	.venv/bin/lint-imports --no-logo
+	@$(MAKE) --no-print-directory locks
+
+locks: .venv/.uv
 	@mkdir -p .cache; $(foreach lock,$(LOCKS),cp requirements/$(lock).txt .cache/$(lock).txt; \
 	  $(COMPILE) $(LOCK_$(lock)) -o .cache/$(lock).txt; diff -q requirements/$(lock).txt .cache/$(lock).txt \
 	    || { echo "requirements/$(lock).txt is out of date: run make lock"; exit 1; };) echo "locks are fresh"
