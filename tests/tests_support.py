@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -12,6 +13,7 @@ from tuneloop.registry.nouns import (
     AdapterState,
     AlertEpisode,
     EngineState,
+    GatewayState,
     Message,
     RequestRecord,
     RetrainingRequest,
@@ -120,6 +122,21 @@ def beat_engine(registry: Registry, *names: str, **changes: Any) -> EngineState:
     }
     state = EngineState(**(fields | changes))
     registry.fleet.beat_engine(state)
+    return state
+
+
+def beat_gateway(registry: Registry, applied: Mapping[str, int], **changes: Any) -> GatewayState:
+    """A gateway's heartbeat that says which revision of each route it applies."""
+    fields: dict[str, Any] = {
+        "id": "g1",
+        "url": "http://127.0.0.1:2",
+        "applied": dict(applied),
+        "in_flight": {},
+        "dropped_records": 0,
+        "at": registry.clock(),
+    }
+    state = GatewayState(**(fields | changes))
+    registry.fleet.beat_gateway(state)
     return state
 
 

@@ -36,7 +36,8 @@ def test_a_key_stays_in_its_arm(key: str, share: int) -> None:
 
 @pytest.mark.parametrize(
     ("salt", "model", "key", "place"),
-    # Computed with `b2sum -l 64`: printf '00ff\0support-bot\0user-1' | b2sum -l 64, read as a big-endian integer mod 10,000.
+    # Computed with `b2sum -l 64`: printf '00ff\0support-bot\0user-1' | b2sum -l 64, read as a big-endian integer mod
+    # 10,000.
     [
         ("00ff", "support-bot", "user-1", 7313),
         ("00ff", "support-bot", "user-2", 9773),
@@ -73,7 +74,7 @@ def test_a_new_challenger_stands_behind_those_that_stood() -> None:
     assert [arm.version for arm in arms] == [2, 3, 1]
 
 
-@pytest.mark.parametrize("split", [{1: 9_999}, {1: 10_001}, {1: -1, 2: 10_001}, {}])
+@pytest.mark.parametrize("split", [{1: 9_999}, {1: 10_001}, {1: -1, 2: 10_001}, {0: 10_000}, {}])
 def test_splits_that_are_no_whole_are_refused(split: dict[int, int]) -> None:
-    with pytest.raises(InvalidInput, match="basis points|at least one"):
+    with pytest.raises(InvalidInput, match=r"basis points|at least one|numbered from 1"):
         arrange(None, split)

@@ -11,10 +11,14 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
 
+from tests_support import request_record
 from tuneloop.registry import Registry
+from tuneloop.registry import database as migrations_home
 from tuneloop.registry.database import Database
 from tuneloop.registry.errors import InvalidInput, Unavailable
 from tuneloop.registry.settings import RegistrySettings
@@ -34,6 +38,22 @@ def test_upgrading_again_and_from_many_threads_changes_nothing(registries: Regis
         thread.join()
     with registries.database.reading() as connection:
         assert connection.execute(sa.text("SELECT count(*) FROM alembic_version")).scalar() == 1
+
+
+def test_migrations_go_down_and_up_again(registries: Registry) -> None:
+    database = registries.database
+    config = Config()
+    config.set_main_option("script_location", str(Path(migrations_home.__file__).parent / "migrations"))
+    with database.writing() as connection:
+        config.attributes["connection"] = connection
+        command.downgrade(config, "base")
+    with database.reading() as connection:
+        assert sa.inspect(connection).get_table_names() == ["alembic_version"]
+    database.upgrade()
+    with database.reading() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+    registries.traffic.add_requests([request_record(1, registries.clock())])
+    assert len(registries.traffic.window("bot")) == 1
 
 
 def test_a_transaction_that_raises_leaves_nothing(registries: Registry) -> None:
@@ -70,7 +90,8 @@ def test_acknowledged_writes_survive_kill_9(tmp_path: Path) -> None:
         "from tuneloop.registry.settings import RegistrySettings\n"
         "registry = Registry.open(RegistrySettings(home=Path(sys.argv[1])))\n"
         "for n in range(10_000):\n"
-        "    registry.routes.write('bot', [Arm(version=n + 1, weight_bp=10_000)], by='a', reason='r', expected_revision=n)\n"
+        "    arms = [Arm(version=n + 1, weight_bp=10_000)]\n"
+        "    registry.routes.write('bot', arms, by='a', reason='r', expected_revision=n)\n"
         "    os.write(1, b'%d\\n' % (n + 1))\n"
     )
     home = tmp_path / "home"

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from tests_support import beat_engine, publish_version, retraining_request
-from tuneloop.registry import Registry
-from tuneloop.registry.errors import Conflict, InvalidInput, NotFound, Refused
+from tests_support import beat_engine, beat_gateway, publish_version, retraining_request
+from tuneloop.registry import Registry, promotion, staging
+from tuneloop.registry.assignment import assign
+from tuneloop.registry.errors import Conflict, InvalidInput, NotFound, Refused, Unavailable
 from tuneloop.registry.nouns import RetrainingState
 from tuneloop.registry.promotion import Change, promote, rollback, set_route
+from tuneloop.registry.settings import RegistrySettings
 
 CHANGE = Change("ada", "test")
 
@@ -72,6 +75,37 @@ def test_rollback_to_a_named_revision(two_versions: Registry) -> None:
         rollback(two_versions, "bot", CHANGE, to_revision=77)
 
 
+def test_rollback_to_a_named_revision_gives_every_key_the_arm_it_had(two_versions: Registry) -> None:
+    canary = set_route(two_versions, "bot", {2: 1_000, 1: 9_000}, CHANGE)
+    promote(two_versions, "bot", 2, CHANGE)
+    back = rollback(two_versions, "bot", CHANGE, to_revision=canary.revision)
+    assert (back.arms, back.champion) == (canary.arms, 1)
+    keys = [f"user-{i}" for i in range(500)]
+    assert [assign(back, key) for key in keys] == [assign(canary, key) for key in keys]
+
+
+def test_a_rollback_needs_no_mlflow_no_free_slot_and_no_approval_of_the_champion(
+    two_versions: Registry, registry_home: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    set_route(two_versions, "bot", {2: 1_000, 1: 9_000}, CHANGE)
+    beat_engine(two_versions, "bot@1", "bot@2", max_loras=1)
+    with two_versions.database.writing() as connection:
+        connection.exec_driver_sql("DELETE FROM approvals")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with Registry.open(RegistrySettings(home=registry_home, mlflow_uri="http://127.0.0.1:1")) as cut_off:
+        assert rollback(cut_off, "bot", CHANGE).split == {2: 0, 1: 10_000}
+    assert "aliases of bot do not follow revision 3 yet" in caplog.text
+
+
+def test_an_expected_revision_that_is_past_stops_a_rollback_and_a_promotion(two_versions: Registry) -> None:
+    set_route(two_versions, "bot", {2: 1_000, 1: 9_000}, Change("grace", "canary"))
+    with pytest.raises(Conflict, match="grace wrote revision 2"):
+        rollback(two_versions, "bot", CHANGE, expected_revision=1)
+    with pytest.raises(Conflict, match="grace wrote revision 2"):
+        promote(two_versions, "bot", 2, CHANGE, expected_revision=1)
+    assert two_versions.routes.current("bot").revision == 2
+
+
 def test_there_is_nothing_to_roll_back_to_before_a_second_champion(two_versions: Registry) -> None:
     with pytest.raises(Refused, match="nothing to go back to"):
         rollback(two_versions, "bot", CHANGE)
@@ -92,13 +126,54 @@ def test_a_version_gets_its_share_only_once_an_engine_serves_it(two_versions: Re
     assert done == [{1: 0, 2: 10_000}]
 
 
+def test_what_cannot_be_loaded_is_taken_out_of_the_route_again(
+    two_versions: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(staging, "LOAD_TIMEOUT_S", 0.1)
+    beat_engine(two_versions, "bot@1", detail="disk is full")
+    with pytest.raises(Unavailable, match=r"no live engine serves bot@2.*disk is full"):
+        promote(two_versions, "bot", 2, CHANGE)
+    assert two_versions.routes.current("bot").split == {1: 10_000}
+    actions = [entry.action for entry in two_versions.audit.entries("bot")]
+    assert actions == ["route.unstage", "route.stage", "version.promote"]
+
+
+def test_staging_lets_go_of_what_the_new_route_will_not_keep(two_versions: Registry, tmp_path: Path) -> None:
+    """Two slots: the version kept for rollback leaves as the next one comes, or the engine could never load it."""
+    promote(two_versions, "bot", 2, CHANGE)
+    publish_version(two_versions, tmp_path / "v3")
+    two_versions.gates.approve("bot", 3, by="ada", reason="test")
+    beat_engine(two_versions, "bot@1", "bot@2", max_loras=3)
+    with ThreadPoolExecutor() as pool:
+        changing = pool.submit(promote, two_versions, "bot", 3, CHANGE)
+        deadline = time.monotonic() + 10
+        while two_versions.routes.current("bot").revision == 2 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert two_versions.routes.current("bot").split == {3: 0, 2: 10_000}
+        beat_engine(two_versions, "bot@2", "bot@3", max_loras=3)
+        assert changing.result(timeout=10).split == {2: 0, 3: 10_000}
+
+
+def test_an_adapter_of_another_base_or_template_is_refused_before_it_is_written(
+    two_versions: Registry, tmp_path: Path
+) -> None:
+    publish_version(two_versions, tmp_path / "v3", base="other-base", base_digest="sha256:other")
+    publish_version(two_versions, tmp_path / "v4", template_digest="sha256:chatml")
+    force = Change("ada", "test", force=True)
+    with pytest.raises(Refused, match=r"bot@3 was trained on other-base sha256:other.*e1 has base sha256:base"):
+        promote(two_versions, "bot", 3, force)
+    with pytest.raises(Refused, match=r"bot@4 was trained with the chat template sha256:chatml"):
+        promote(two_versions, "bot", 4, force)
+    assert two_versions.routes.current("bot").revision == 1
+
+
 def test_an_adapter_no_engine_can_hold_is_refused_before_it_is_written(two_versions: Registry, tmp_path: Path) -> None:
     beat_engine(two_versions, "bot@1", "bot@2", max_loras=2)
     with pytest.raises(Refused, match="holds 1 adapters"):
         set_route(two_versions, "bot", {2: 1_000, 1: 9_000}, CHANGE)
     publish_version(two_versions, tmp_path / "v3", rank=64)
     beat_engine(two_versions, "bot@1", "bot@2")
-    with pytest.raises(Refused, match="rank 64.*--max-lora-rank 64"):
+    with pytest.raises(Refused, match=r"rank 64.*--max-lora-rank 64"):
         promote(two_versions, "bot", 3, Change("ada", "test", force=True))
     assert two_versions.routes.current("bot").revision == 1
 
@@ -107,6 +182,23 @@ def test_an_expected_revision_that_is_past_says_who_won(two_versions: Registry) 
     set_route(two_versions, "bot", {2: 1_000, 1: 9_000}, Change("grace", "canary"))
     with pytest.raises(Conflict, match="grace wrote revision 2"):
         set_route(two_versions, "bot", {2: 5_000, 1: 5_000}, CHANGE, expected_revision=1)
+
+
+def test_a_request_is_shipped_even_when_a_gateway_lags(
+    two_versions: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(promotion, "APPLY_TIMEOUT_S", 0.1)
+    request = two_versions.retraining.file(
+        retraining_request(two_versions.clock(), state=RetrainingState.GATED), by="monitor"
+    )
+    made = publish_version(two_versions, tmp_path / "v3", request_id=request.id, parent=1)
+    two_versions.gates.approve("bot", made.version, by="ada", reason="test")
+    beat_engine(two_versions, "bot@1", "bot@2", made.name)
+    beat_gateway(two_versions, {"bot": 1})
+    with pytest.raises(Unavailable, match="gateways do not apply it: g1"):
+        promote(two_versions, "bot", made.version, CHANGE)
+    assert two_versions.routes.current("bot").champion == made.version
+    assert two_versions.retraining.get(request.id).state == "shipped"
 
 
 def test_promoting_a_retrained_version_ships_its_request(two_versions: Registry, tmp_path: Path) -> None:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import sqlalchemy as sa
 
 from tests_support import Clock, retraining_request
 from tuneloop.registry import Registry
 from tuneloop.registry.errors import Conflict, Refused
 from tuneloop.registry.nouns import RetrainingRequest, RetrainingState
 from tuneloop.registry.retraining import ENDED, MAX_ATTEMPTS, NEXT_STATES
+from tuneloop.registry.tables import retraining
 
 
 def _queued(registry: Registry) -> RetrainingRequest:
@@ -39,6 +43,39 @@ def test_of_many_workers_one_claims(registries: Registry) -> None:
     for thread in threads:
         thread.join()
     assert len(claimed) == 1
+
+
+def test_as_many_workers_as_requests_each_get_one(registries: Registry) -> None:
+    for number in range(6):
+        request = retraining_request(registries.clock(), idempotency_key=f"k{number}")
+        registries.retraining.approve(registries.retraining.file(request, by="monitor").id, by="ada", reason="yes")
+    ready = threading.Barrier(6)
+
+    def work(number: int) -> str:
+        ready.wait()
+        claimed = registries.retraining.claim(f"w{number}", lease_s=60)
+        return claimed.id if claimed else "nothing"
+
+    with ThreadPoolExecutor(6) as pool:
+        claimed = list(pool.map(work, range(6)))
+    assert sorted(claimed) == sorted(request.id for request in registries.retraining.all())
+
+
+def test_a_result_that_arrives_while_another_worker_takes_over_is_refused(registries: Registry) -> None:
+    """The old worker looks before the take-over is committed and writes after it: it must see the newer token."""
+    _queued(registries)
+    running = registries.retraining.claim("w1", lease_s=60)
+    assert running is not None
+    with ThreadPoolExecutor() as pool:
+        with registries.database.writing() as connection:
+            connection.execute(sa.update(retraining).values(fencing_token=2, lease_owner="w2"))
+            late = pool.submit(
+                registries.retraining.finish, running, RetrainingState.GATED, by="w1", outcome="pass", result_version=2
+            )
+            time.sleep(0.3)  # long enough for it to look; it cannot write before this transaction ends
+        with pytest.raises(Conflict, match="took it over"):
+            late.result(timeout=20)
+    assert registries.retraining.get(running.id).state == "running"
 
 
 def test_a_dead_workers_request_goes_to_the_next_and_the_dead_ones_result_is_refused(

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from typing import TypeVar
 
 import pytest
 
-from tests_support import Clock, alert_episode, beat_engine, request_record, window_score
+from tests_support import Clock, alert_episode, beat_engine, beat_gateway, request_record, window_score
 from tuneloop.registry import Registry
-from tuneloop.registry.errors import NotFound, Unavailable
+from tuneloop.registry.errors import InvalidInput, NotFound, Unavailable
 from tuneloop.registry.keys import key_digest
-from tuneloop.registry.nouns import Check, Feedback, GateReport, GatewayState
+from tuneloop.registry.nouns import Check, Feedback, GateReport
 from tuneloop.registry.policies import RetrainingPolicy
+
+T = TypeVar("T")
 
 
 def test_a_replayed_batch_of_records_is_stored_once(registries: Registry) -> None:
@@ -52,22 +58,11 @@ def test_a_silent_engine_is_not_live(registries: Registry, clock: Clock) -> None
 
 
 def test_gateways_that_lag_are_named(registries: Registry) -> None:
-    def beat(gateway: str, revision: int) -> None:
-        state = GatewayState(
-            id=gateway,
-            url="http://g",
-            applied={"bot": revision},
-            in_flight={},
-            dropped_records=0,
-            at=registries.clock(),
-        )
-        registries.fleet.beat_gateway(state)
-
-    beat("g1", 3)
-    beat("g2", 2)
-    with pytest.raises(Unavailable, match="g2$"):
+    beat_gateway(registries, {"bot": 3})
+    beat_gateway(registries, {"bot": 2}, id="g2")
+    with pytest.raises(Unavailable, match=r"g2$"):
         registries.fleet.wait_applied("bot", 3, timeout_s=0.1)
-    beat("g2", 3)
+    beat_gateway(registries, {"bot": 3}, id="g2")
     assert registries.fleet.wait_applied("bot", 3, timeout_s=0.1) == ["g1", "g2"]
 
 
@@ -98,6 +93,39 @@ def test_one_open_episode_per_problem(registries: Registry, clock: Clock) -> Non
     assert registries.episodes.open(alert_episode(clock(), id="ep3")).id == "ep3"
     assert [episode.id for episode in registries.episodes.all(open_only=True)] == ["ep3"]
     assert registries.episodes.scores("bot") == [registries.episodes.score("w1")]
+
+
+def _all_at_once(work: Callable[[int], T], count: int = 8) -> list[T]:
+    """The results of `work(0)`, `work(1)`, … from as many threads, let go together."""
+    ready = threading.Barrier(count)
+
+    def begin(number: int) -> T:
+        ready.wait()
+        return work(number)
+
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(begin, range(count)))
+
+
+def test_of_many_monitors_one_opens_the_episode_and_all_see_it(registries: Registry, clock: Clock) -> None:
+    opened = _all_at_once(lambda n: registries.episodes.open(alert_episode(clock(), id=f"ep{n}")).id)
+    assert len(set(opened)) == 1
+    assert len(registries.episodes.all()) == 1
+    assert [entry.action for entry in registries.audit.entries()] == ["episode.open"]
+
+
+def test_first_heartbeats_and_approvals_at_the_same_moment_both_count(registries: Registry) -> None:
+    _all_at_once(lambda n: beat_engine(registries, f"bot@{n + 1}"))
+    assert [engine.id for engine in registries.fleet.engines()] == ["e1"]
+    _all_at_once(lambda n: registries.gates.approve("bot", 1, by=f"person{n}", reason="looked at it"))
+    assert str(registries.gates.approver("bot", 1)).startswith("person")
+    assert len(registries.audit.entries("bot@1")) == 8
+
+
+def test_a_key_that_could_never_be_used_is_refused(registries: Registry) -> None:
+    with pytest.raises(InvalidInput, match="never be used"):
+        registries.keys.new("a", ttl_s=0)
+    assert registries.keys.all() == []
 
 
 def test_no_gate_and_an_inconclusive_gate_approve_nothing(registries: Registry, clock: Clock) -> None:

@@ -1,7 +1,7 @@
 """Which version answers which key: a pure function of (route, key), so every replica agrees without talking.
 
-`bucket = BLAKE2b-64(salt ‖ 0 ‖ model ‖ 0 ‖ key) mod 10,000`. A challenger of weight w owns `[0, w)`, so raising w only moves
-keys from the champion to it, and lowering it is the exact inverse. Costs about 2 µs.
+`bucket = BLAKE2b-64(salt ‖ 0 ‖ model ‖ 0 ‖ key) mod 10,000`. A challenger of weight w owns `[0, w)`, so raising w only
+moves keys from the champion to it, and lowering it is the exact inverse. Costs about 2 µs.
 """
 
 from __future__ import annotations

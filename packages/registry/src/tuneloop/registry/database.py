@@ -1,7 +1,7 @@
 """The one database: SQLite (WAL) or PostgreSQL behind SQLAlchemy 2, brought to the newest schema by Alembic.
 
-Invariants: a write transaction is taken at once (`BEGIN IMMEDIATE` on SQLite), so compare-and-swap never reads a stale row;
-what a transaction acknowledged survives kill -9.
+Invariants: a write transaction is taken at once (`BEGIN IMMEDIATE` on SQLite), so compare-and-swap never reads a stale
+row; what a transaction acknowledged survives kill -9.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy.engine import Connection, Engine, make_url
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine import Connection, Engine, RowMapping, make_url
 
 from tuneloop.registry.errors import InvalidInput, Unavailable
 from tuneloop.registry.nouns import Noun
@@ -20,6 +21,15 @@ from tuneloop.registry.tables import Json
 
 NounT = TypeVar("NounT", bound=Noun)
 BUSY_TIMEOUT_MS = 15_000
+# A connection that swallows everything must end in an error, not in a thread that waits for ever.
+_POSTGRESQL: dict[str, str | int] = {
+    "connect_timeout": 3,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 15_000,
+    "options": "-c statement_timeout=60000",
+}
 
 
 class Database:
@@ -38,7 +48,7 @@ class Database:
         if self.is_sqlite and parsed.database:
             Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
         self.url = parsed
-        connect_args = {} if self.is_sqlite else {"connect_timeout": 3}
+        connect_args = {} if self.is_sqlite else _POSTGRESQL
         self.engine: Engine = sa.create_engine(parsed, pool_pre_ping=not self.is_sqlite, connect_args=connect_args)
         if self.is_sqlite:
             sa.event.listen(self.engine, "connect", _configure_sqlite)
@@ -77,17 +87,20 @@ class Database:
         Raises:
             Unavailable: the database does not answer.
         """
-        with self._guarded(), self.engine.connect() as connection:
+        with self._guarded(), self.engine.begin() as connection:
             if self.is_sqlite:
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
-            with connection.begin() if not connection.in_transaction() else connection.get_transaction():  # type: ignore[union-attr]
-                yield connection
+            yield connection
+
+    def insert(self, table: sa.Table) -> postgresql.Insert | sqlite.Insert:
+        """An INSERT that knows ON CONFLICT, which both databases have in the same form."""
+        return sqlite.insert(table) if self.is_sqlite else postgresql.insert(table)
 
     @contextmanager
     def _guarded(self) -> Iterator[None]:
         try:
             yield
-        except sa.exc.OperationalError as error:
+        except (sa.exc.OperationalError, sa.exc.InterfaceError) as error:
             shown = self.url.render_as_string(hide_password=True)
             cause = str(error.orig).strip().splitlines()[0] if error.orig else str(error)
             raise Unavailable(
@@ -101,7 +114,7 @@ class Database:
 
 def _configure_sqlite(connection: Any, _record: Any) -> None:
     connection.isolation_level = None  # transactions begin where `writing` says, not where the driver guesses
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", f"busy_timeout={BUSY_TIMEOUT_MS}", "foreign_keys=ON"):
+    for pragma in (f"busy_timeout={BUSY_TIMEOUT_MS}", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
         connection.execute(f"PRAGMA {pragma}")
 
 
@@ -111,6 +124,6 @@ def row_of(noun: Noun, table: sa.Table) -> dict[str, Any]:
     return {c.name: plain[c.name] if c.type is Json else rich[c.name] for c in table.columns if c.name in rich}
 
 
-def noun_of(kind: type[NounT], row: Mapping[str, Any]) -> NounT:
+def noun_of(kind: type[NounT], row: Mapping[str, Any] | RowMapping) -> NounT:
     """A row as its noun; columns that only exist for the database are left out."""
     return kind.model_validate({name: row[name] for name in kind.model_fields if name in row})

@@ -53,17 +53,17 @@ class Episodes:
 
     def open(self, episode: AlertEpisode) -> AlertEpisode:
         """Open an episode, or return the one already open for that model, version and signal."""
+        of_this_problem = sa.select(episodes).where(
+            episodes.c.model == episode.model,
+            episodes.c.version == episode.version,
+            episodes.c.signal == episode.signal,
+            episodes.c.state != "resolved",
+        )
         with self._db.writing() as connection:
-            query = sa.select(episodes).where(
-                episodes.c.model == episode.model,
-                episodes.c.version == episode.version,
-                episodes.c.signal == episode.signal,
-                episodes.c.state != "resolved",
-            )
-            row = connection.execute(query).mappings().first()
-            if row is not None:
-                return noun_of(AlertEpisode, row)
-            connection.execute(sa.insert(episodes).values(**row_of(episode, episodes)))
+            insert = self._db.insert(episodes).values(**row_of(episode, episodes))
+            opened = connection.execute(insert.on_conflict_do_nothing().returning(episodes.c.id)).first()
+            if opened is None:  # another monitor may have been first: the index `episodes_one_open` decides
+                return noun_of(AlertEpisode, connection.execute(of_this_problem).mappings().one())
             detail = {"model": episode.model, "version": episode.version, "signal": episode.signal}
             audit.record(
                 connection,

@@ -86,15 +86,16 @@ class Fleet:
                 return [g.id for g in live]
             if time.monotonic() > deadline:
                 raise Unavailable(
-                    f"{model} revision {revision} is written, but after {timeout_s:.0f} s these gateways do not apply it: {', '.join(late)}"
+                    f"{model} revision {revision} is written, but after {timeout_s:.0f} s these gateways do "
+                    f"not apply it: {', '.join(late)}"
                 )
             time.sleep(0.05)
 
     def _beat(self, table: sa.Table, state: EngineState | GatewayState) -> None:
         values = row_of(state, table)
         with self._db.writing() as connection:
-            if connection.execute(sa.update(table).where(table.c.id == state.id).values(**values)).rowcount == 0:
-                connection.execute(sa.insert(table).values(**values))
+            insert = self._db.insert(table).values(**values)
+            connection.execute(insert.on_conflict_do_update(index_elements=["id"], set_=values))
 
     def _rows(self, table: sa.Table, live_only: bool) -> list[sa.RowMapping]:
         query = sa.select(table).order_by(table.c.id)

@@ -46,9 +46,9 @@ class Gates:
             raise InvalidInput("an approval needs --by and --reason: it is kept for ever")
         now = self._clock()
         with self._db.writing() as connection:
-            here = sa.and_(approvals.c.model == model, approvals.c.version == version)
-            connection.execute(sa.delete(approvals).where(here))
-            connection.execute(sa.insert(approvals).values(model=model, version=version, by=by, reason=reason, at=now))
+            said = {"by": by, "reason": reason, "at": now}
+            insert = self._db.insert(approvals).values(model=model, version=version, **said)
+            connection.execute(insert.on_conflict_do_update(index_elements=["model", "version"], set_=said))
             name = version_name(model, version)
             audit.record(
                 connection, at=now, actor=by, action="version.approve", subject=name, detail={"reason": reason}

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from tuneloop.registry import audit
 from tuneloop.registry.database import Database, noun_of, row_of
-from tuneloop.registry.errors import NotFound
+from tuneloop.registry.errors import InvalidInput, NotFound
 from tuneloop.registry.nouns import ApiKey
 from tuneloop.registry.tables import api_keys
 
@@ -31,7 +31,13 @@ class Keys:
     def new(
         self, owner: str, *, models: Sequence[str] = (), may_pin: bool = False, ttl_s: float | None = None
     ) -> tuple[str, ApiKey]:
-        """Make a key; returns the secret, which is not kept, and its record."""
+        """Make a key; returns the secret, which is not kept, and its record.
+
+        Raises:
+            InvalidInput: it would expire before it could be used.
+        """
+        if ttl_s is not None and ttl_s <= 0:
+            raise InvalidInput(f"a key that expires after {ttl_s:g} s can never be used; give it a time above 0")
         secret = f"tl-{secrets.token_urlsafe(32)}"
         now = self._clock()
         key = ApiKey(
@@ -41,7 +47,7 @@ class Keys:
             models=tuple(models),
             may_pin=may_pin,
             created_at=now,
-            expires_at=now + timedelta(seconds=ttl_s) if ttl_s else None,
+            expires_at=now + timedelta(seconds=ttl_s) if ttl_s is not None else None,
         )
         with self._db.writing() as connection:
             connection.execute(sa.insert(api_keys).values(**row_of(key, api_keys)))

@@ -295,7 +295,7 @@ class RetrainingRequest(Noun):
     window_start: AwareDatetime
     window_end: AwareDatetime
     rows: int  # corrections in the window when it was filed
-    recipe: str  # path or name the worker can resolve
+    recipe: str  # a path the worker can read, or the champion's name (`bot@1`) for the recipe it was made with
     state: RetrainingState
     created_at: AwareDatetime
     updated_at: AwareDatetime

@@ -1,21 +1,22 @@
 """Changing who serves: the checks a route change must pass, then one atomic write, then the wait for every gateway.
 
-A version gets a share only after some live engine can serve it, so it is staged first: written into the route with weight 0,
-which is what makes engines load it. The former champion stays in the route at weight 0, so a rollback loads nothing.
+A version gets a share only after some live engine can serve it (`staging`). The former champion stays in the route at
+weight 0, so a rollback loads nothing, and needs neither MLflow nor a free slot.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from tuneloop.registry.errors import InvalidInput, NotFound, Refused, TuneloopError
+from tuneloop.registry.errors import InvalidInput, Refused, TuneloopError
 from tuneloop.registry.facade import Registry
 from tuneloop.registry.nouns import FULL_SHARE_BP, Arm, RetrainingState, Route, Version, version_name
+from tuneloop.registry.routes import lost_race
+from tuneloop.registry.staging import check_approved, check_fits, stage
 
 APPLY_TIMEOUT_S = 5.0
-LOAD_TIMEOUT_S = 120.0
 _log = logging.getLogger(__name__)
 
 
@@ -46,91 +47,97 @@ def set_route(
         InvalidInput: the weights do not sum to 10,000.
         Refused: a version with a share was not approved (and not forced), or cannot fit on the engines.
         Conflict: another writer was first.
-        Unavailable: no engine serves a version in time, or a gateway did not apply the revision in time.
+        Unavailable: no engine serves a version in time (the route is as it was), or a gateway did not apply the
+            revision in time (the route is changed).
     """
-    before = _current(registry, model)
-    if expected_revision is None:
-        expected_revision = before.revision if before else 0
-    arms = arrange(before, split)
-    versions = [registry.versions.get(model, arm.version) for arm in arms]
-    _check_approved(registry, model, arms, change)
-    _check_fits(registry, model, versions)
-    if before is not None:
-        expected_revision = _stage(registry, before, arms, change, expected_revision)
-    route = registry.routes.write(
-        model,
-        arms,
-        by=change.by,
-        reason=change.reason,
-        expected_revision=expected_revision,
-        forced=change.force,
-        action=action,
-    )
-    _mirror(registry, route)
+    before = _current(registry, model, expected_revision)
+    route = _write(registry, model, before, arrange(before, split), change, action)
     registry.fleet.wait_applied(model, route.revision, APPLY_TIMEOUT_S)
     return route
 
 
-def promote(registry: Registry, model: str, version: int, change: Change) -> Route:
-    """Give a version everything; the former champion stays loaded at weight 0. Closes the retraining request it answers."""
-    before = _current(registry, model)
+def promote(
+    registry: Registry, model: str, version: int, change: Change, *, expected_revision: int | None = None
+) -> Route:
+    """Give a version everything; the former champion stays loaded at weight 0. Closes the request it answers.
+
+    Raises:
+        Like `set_route`.
+    """
+    promoted = registry.versions.get(model, version)
+    before = _current(registry, model, expected_revision)
     split = {version: FULL_SHARE_BP}
     if before is not None and before.champion != version:
         split[before.champion] = 0
     elif before is not None:  # a challenger is dropped, the version kept for rollback stays
         split |= {arm.version: 0 for arm in before.arms[:-1] if arm.weight_bp == 0}
-    route = set_route(registry, model, split, change, action="version.promote")
-    request_id = registry.versions.get(model, version).request_id
-    if request_id is not None:
-        request = registry.retraining.get(request_id)
-        if request.state is RetrainingState.GATED:
-            registry.retraining.finish(
-                request,
-                RetrainingState.SHIPPED,
-                by=change.by,
-                outcome=f"{version_name(model, version)} serves everything",
-            )
+    route = _write(registry, model, before, arrange(before, split), change, "version.promote")
+    close_request(
+        registry, promoted, RetrainingState.SHIPPED, by=change.by, outcome=f"{promoted.name} serves everything"
+    )
+    registry.fleet.wait_applied(model, route.revision, APPLY_TIMEOUT_S)
     return route
 
 
-def rollback(registry: Registry, model: str, change: Change, *, to_revision: int | None = None) -> Route:
+def rollback(
+    registry: Registry,
+    model: str,
+    change: Change,
+    *,
+    to_revision: int | None = None,
+    expected_revision: int | None = None,
+) -> Route:
     """Take the last change of who serves back: a canary loses its share, or the former champion returns. Loads nothing.
 
+    With `to_revision` the arms of that revision return as they stood, the champion included.
+
     Raises:
-        NotFound: there is no such revision.
+        NotFound: there is no route, or no such revision.
         Refused: there is nothing to go back to.
+        Conflict, Unavailable: like `set_route`.
     """
-    now = registry.routes.current(model)
+    registry.routes.current(model)  # raises what to do when there is none
+    now = _current(registry, model, expected_revision)
+    assert now is not None
     if to_revision is not None:
-        target = next((route for route in registry.routes.history(model) if route.revision == to_revision), None)
-        if target is None:
-            raise NotFound(f"{model} has no revision {to_revision}; `tuneloop route history {model}` shows them")
-        return set_route(registry, model, target.split, change, expected_revision=now.revision, action="route.rollback")
-    if any(arm.weight_bp > 0 for arm in now.arms[:-1]):
-        split = {arm.version: 0 for arm in now.arms[:-1]} | {now.champion: FULL_SHARE_BP}
+        arms = registry.routes.at(model, to_revision).arms
+    elif any(arm.weight_bp > 0 for arm in now.arms[:-1]):
+        arms = arrange(now, {arm.version: 0 for arm in now.arms[:-1]} | {now.champion: FULL_SHARE_BP})
     else:
-        former = next(
-            (route.champion for route in registry.routes.history(model) if route.champion != now.champion), None
-        )
+        former = next((r.champion for r in registry.routes.history(model) if r.champion != now.champion), None)
         if former is None:
             raise Refused(
                 f"{model} has only ever been served by {version_name(model, now.champion)}; nothing to go back to"
             )
-        split = {now.champion: 0, former: FULL_SHARE_BP}
-    return set_route(registry, model, split, change, expected_revision=now.revision, action="route.rollback")
+        arms = arrange(now, {now.champion: 0, former: FULL_SHARE_BP})
+    route = _write(registry, model, now, arms, change, "route.rollback")
+    registry.fleet.wait_applied(model, route.revision, APPLY_TIMEOUT_S)
+    return route
+
+
+def close_request(registry: Registry, version: Version, state: RetrainingState, *, by: str, outcome: str) -> None:
+    """End the retraining request that made a version, if one did and it still waits for what becomes of it."""
+    if version.request_id is None:
+        return
+    request = registry.retraining.get(version.request_id)
+    if request.state is RetrainingState.GATED:
+        registry.retraining.finish(request, state, by=by, outcome=outcome)
 
 
 def arrange(before: Route | None, split: Mapping[int, int]) -> tuple[Arm, ...]:
     """The arms in order: challengers as they stood, new ones after them, the champion last.
 
-    The champion stays while it has a share, so raising a canary never moves a key back; without one the heaviest follows.
+    The champion stays while it has a share, so raising a canary never moves a key back; without one the heaviest
+    follows.
 
     Raises:
-        InvalidInput: a weight is out of range, or there are no arms.
+        InvalidInput: a version or a weight is out of range, or there are no arms.
     """
     if not split:
         raise InvalidInput("a route needs at least one VERSION=WEIGHT")
     for version, weight_bp in split.items():
+        if version < 1:
+            raise InvalidInput(f"version {version} does not exist; versions are numbered from 1")
         if not 0 <= weight_bp <= FULL_SHARE_BP:
             raise InvalidInput(
                 f"weight {weight_bp} of version {version} is not between 0 and {FULL_SHARE_BP} basis points"
@@ -149,67 +156,35 @@ def arrange(before: Route | None, split: Mapping[int, int]) -> tuple[Arm, ...]:
     return tuple(Arm(version=v, weight_bp=split[v]) for v in (*order, champion))
 
 
-def _current(registry: Registry, model: str) -> Route | None:
+def _current(registry: Registry, model: str, expected_revision: int | None) -> Route | None:
     found = registry.routes.history(model, limit=1)
-    return found[0] if found else None
+    newest = found[0] if found else None
+    if expected_revision is not None and expected_revision != (newest.revision if newest else 0):
+        raise lost_race(model, expected_revision, newest)
+    return newest
 
 
-def _check_approved(registry: Registry, model: str, arms: tuple[Arm, ...], change: Change) -> None:
-    for arm in arms:
-        if arm.weight_bp > 0 and not change.force and registry.gates.approver(model, arm.version) is None:
-            name = version_name(model, arm.version)
-            report = registry.gates.latest(model, arm.version)
-            verdict = f"its gate says {report.verdict}" if report else "no gate has judged it"
-            raise Refused(
-                f"{name} is not approved ({verdict}); `tuneloop approve {name} --by YOU --reason WHY`, or --force with a reason, on record"
-            )
-
-
-def _check_fits(registry: Registry, model: str, versions: list[Version]) -> None:
-    """One engine must hold every adapter the routes of its base name, with one slot to spare (see the engine's launch guards)."""
-    for engine in registry.fleet.engines():
-        mine = [v for v in versions if v.kind == "adapter" and v.base_digest == engine.base_digest]
-        for version in mine:
-            if version.rank is not None and version.rank > engine.max_lora_rank:
-                raise Refused(
-                    f"{version.name} has rank {version.rank}, engine {engine.id} serves up to {engine.max_lora_rank}; "
-                    f"start it with --max-lora-rank {version.rank}"
-                )
-        others = [
-            v
-            for route in registry.routes.current_all().values()
-            if route.model != model
-            for v in (registry.versions.get(route.model, arm.version) for arm in route.arms)
-            if v.kind == "adapter" and v.base_digest == engine.base_digest
-        ]
-        if mine and len(mine) + len(others) > engine.max_loras - 1:
-            raise Refused(
-                f"engine {engine.id} holds {engine.max_loras - 1} adapters, the routes would name {len(mine) + len(others)}; "
-                f"take a version out of a route or start it with --max-loras {len(mine) + len(others) + 1}"
-            )
-
-
-def _stage(registry: Registry, before: Route, arms: tuple[Arm, ...], change: Change, expected_revision: int) -> int:
-    """Have every arm that gets a share loaded before it gets it; the revision the next write must find as the newest."""
-    if not registry.fleet.engines():  # nothing serves anyway: the route says what the first engine will load
-        return expected_revision
-    names = {arm.version: version_name(before.model, arm.version) for arm in arms if arm.weight_bp > 0}
-    missing = [version for version, name in names.items() if not registry.fleet.serving(name)]
-    unknown = [version for version in missing if version not in before.split]
-    if unknown:
-        # Behind the standing challengers, so that nobody's bucket moves.
-        staged = (*before.arms[:-1], *(Arm(version=v, weight_bp=0) for v in unknown), before.arms[-1])
-        expected_revision = registry.routes.write(
-            before.model,
-            staged,
-            by=change.by,
-            reason=f"stage for: {change.reason}",
-            expected_revision=expected_revision,
-            action="route.stage",
-        ).revision
-    for version in missing:
-        registry.fleet.wait_serving(names[version], LOAD_TIMEOUT_S)
-    return expected_revision
+def _write(
+    registry: Registry, model: str, before: Route | None, arms: Sequence[Arm], change: Change, action: str
+) -> Route:
+    """Check, stage and write the arms as the revision after `before`; MLflow's aliases follow."""
+    standing = before.split if before else {}
+    newcomers = [registry.versions.get(model, arm.version) for arm in arms if arm.version not in standing]
+    if not change.force:
+        check_approved(registry, model, before, arms)
+    check_fits(registry, model, before, arms, newcomers)
+    expected_revision = 0 if before is None else stage(registry, before, arms, by=change.by, reason=change.reason)
+    route = registry.routes.write(
+        model,
+        arms,
+        by=change.by,
+        reason=change.reason,
+        expected_revision=expected_revision,
+        forced=change.force,
+        action=action,
+    )
+    _mirror(registry, route)
+    return route
 
 
 def _mirror(registry: Registry, route: Route) -> None:

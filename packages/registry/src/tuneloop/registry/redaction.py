@@ -1,7 +1,7 @@
 """Personal data out of a text before it is stored, by Presidio's pattern recognisers.
 
-The first call costs about 9 s and 450 MB (Presidio imports spaCy), later ones about 15 ms for 200 words: a server runs this in a
-process of its own. Names of persons need a language model and are not found here.
+The first call costs about 9 s and 450 MB (Presidio imports spaCy), later ones about 15 ms for 200 words: a server runs
+this in a process of its own. Names of persons need a language model and are not found here.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-# Entity → the least score that counts. Patterns whose false alarms outnumber their finds (licence and passport numbers) are left out.
+# Entity → the least score that counts. Patterns whose false alarms outnumber their finds (licence and passport
+# numbers) are left out.
 _MIN_SCORE = {
     "EMAIL_ADDRESS": 0.5,
     "PHONE_NUMBER": 0.4,
@@ -33,11 +34,12 @@ class Redacted:
 
 def redact(text: str) -> Redacted:
     """Replace e-mail addresses, telephone, card, account and social security numbers, and IP addresses."""
-    spans: list[tuple[int, int, float, str]] = []
-    for recognizer in _recognizers():
-        for found in recognizer.analyze(text=text, entities=recognizer.supported_entities, nlp_artifacts=None) or ():
-            if found.score >= _MIN_SCORE.get(found.entity_type, 2.0):
-                spans.append((found.start, found.end, found.score, found.entity_type))
+    spans: list[tuple[int, int, float, str]] = [
+        (found.start, found.end, found.score, found.entity_type)
+        for recognizer in _recognizers()
+        for found in recognizer.analyze(text=text, entities=recognizer.supported_entities, nlp_artifacts=None) or ()
+        if found.score >= _MIN_SCORE[found.entity_type]
+    ]
     kept: list[tuple[int, int, str]] = []
     for start, end, _, entity in sorted(spans, key=lambda span: (-span[2], span[0] - span[1])):
         if all(end <= other_start or start >= other_end for other_start, other_end, _ in kept):
@@ -53,7 +55,7 @@ def _recognizers() -> tuple[Any, ...]:
     from presidio_analyzer import predefined_recognizers as known  # noqa: PLC0415
 
     class OfflineEmailRecognizer(known.EmailRecognizer):  # type: ignore[misc]  # Presidio is untyped
-        """Presidio's own asks the network for the list of public suffixes; this one uses the list that was installed."""
+        """Presidio's own asks the network for the list of public suffixes; this one has it from the package."""
 
         suffixes = tldextract.TLDExtract(suffix_list_urls=(), cache_dir=None)
 

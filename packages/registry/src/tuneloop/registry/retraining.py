@@ -1,6 +1,7 @@
 """The retraining queue: idempotent filing, leases with fencing tokens, and a state machine nobody can step around.
 
-A lease that runs out hands the request to the next worker; the old one's token is then stale and its writes are refused.
+A lease that runs out hands the request to the next worker; the old one's token is then stale and its writes are
+refused.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ MAX_ATTEMPTS = 3
 
 
 def idempotency_key(*parts: object) -> str:
-    """Hash of (model, base version, episode, data-window digest, recipe digest): filed twice, it is the same request."""
+    """Hash of (model, base version, episode, data-window digest, recipe digest): twice filed is the same request."""
     return sha256("\0".join(map(str, parts)).encode()).hexdigest()
 
 
@@ -126,11 +127,11 @@ class RetrainingQueue:
         waiting = sa.or_(
             retraining.c.state == S.QUEUED, sa.and_(retraining.c.state == S.RUNNING, retraining.c.lease_until < now)
         )
-        query = sa.select(retraining).where(waiting).order_by(retraining.c.created_at)
-        if not self._db.is_sqlite:
-            query = query.with_for_update(skip_locked=True)
+        # One row at a time: locking more would hide them from a worker that looks at this moment (PostgreSQL).
+        query = sa.select(retraining).where(waiting).order_by(retraining.c.created_at, retraining.c.id).limit(1)
+        query = query.with_for_update(skip_locked=True)
         with self._db.writing() as connection:
-            for row in connection.execute(query).mappings().all():
+            while (row := connection.execute(query).mappings().first()) is not None:
                 request = noun_of(RetrainingRequest, row)
                 if request.attempts >= MAX_ATTEMPTS:
                     outcome = f"given up after {request.attempts} attempts; the last worker was {request.lease_owner}"
@@ -181,7 +182,7 @@ class RetrainingQueue:
             Refused: the state machine has no such step.
         """
         with self._db.writing() as connection:
-            row = connection.execute(sa.select(retraining).where(retraining.c.id == request.id)).mappings().first()
+            row = _locked(connection, request.id)
             if row is None or row["fencing_token"] != request.fencing_token:
                 raise Conflict(
                     f"retraining {request.id}: another worker took it over; this run's result is not recorded"
@@ -209,7 +210,7 @@ class RetrainingQueue:
     def _move(
         self, connection: Connection, request_id: str, state: RetrainingState, *, by: str, note: str, **values: object
     ) -> RetrainingRequest:
-        row = connection.execute(sa.select(retraining).where(retraining.c.id == request_id)).mappings().first()
+        row = _locked(connection, request_id)
         if row is None:
             raise NotFound(f"no retraining request {request_id!r}; `tuneloop retraining list` shows them")
         before = RetrainingState(row["state"])
@@ -232,6 +233,12 @@ class RetrainingQueue:
             RetrainingRequest,
             connection.execute(sa.select(retraining).where(retraining.c.id == request_id)).mappings().one(),
         )
+
+
+def _locked(connection: Connection, request_id: str) -> sa.RowMapping | None:
+    """The row, held until the transaction ends: what was read is still true when it is written (PostgreSQL)."""
+    query = sa.select(retraining).where(retraining.c.id == request_id).with_for_update()
+    return connection.execute(query).mappings().first()
 
 
 def new_request_id() -> str:

@@ -1,22 +1,26 @@
-"""A staged rollout: raise the share step by step, judge against the concurrent champion, stop on fail, pause on inconclusive.
+"""A staged rollout: raise the share, judge against the concurrent champion, stop on fail, pause on inconclusive.
 
-It runs in the foreground and holds no state of its own: killed at any point, the route stays at the step it had reached and
-`rollout start` goes on from there.
+It runs in the foreground and holds no state of its own: killed at any point, the route stays at the step it had
+reached, and `rollout start` goes on from there. It changes only revisions it wrote or found itself (compare-and-swap):
+when anybody else changes the route, it stops and leaves the route to them.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from tuneloop.registry import audit
 from tuneloop.registry.canary import ArmSample, Limits, judge
 from tuneloop.registry.errors import InvalidInput, Refused
 from tuneloop.registry.facade import Registry
-from tuneloop.registry.nouns import FULL_SHARE_BP, Check, GateReport, Route, version_name
-from tuneloop.registry.promotion import Change, promote, rollback, set_route
+from tuneloop.registry.nouns import FULL_SHARE_BP, Check, GateReport, RetrainingState, Route, version_name
+from tuneloop.registry.promotion import Change, close_request, promote, rollback, set_route
+
+LOOK_EVERY_S = 0.5
+_LOOK_COST = 5  # a look reads every record since the start: it takes at most a fifth of the time
 
 
 @dataclass(frozen=True)
@@ -26,13 +30,18 @@ class Plan:
     steps_bp: tuple[int, ...] = (1_000, 5_000, 10_000)
     limits: Limits = field(default_factory=Limits)
     hold_s: float = 60.0  # least time on each step
-    give_up_s: float = 3_600.0  # longest wait for enough samples before a person is asked
+    give_up_s: float = 3_600.0  # longest wait on one step before a person is asked
 
     def __post_init__(self) -> None:
         if not self.steps_bp or list(self.steps_bp) != sorted(set(self.steps_bp)) or self.steps_bp[-1] != FULL_SHARE_BP:
             raise InvalidInput(f"steps {self.steps_bp} must rise and end at {FULL_SHARE_BP} basis points")
         if self.steps_bp[0] <= 0:
             raise InvalidInput("the first step must be above 0 basis points")
+        if len(self.steps_bp) == 1:
+            raise InvalidInput(
+                f"a rollout needs a step below {FULL_SHARE_BP} basis points to judge on; "
+                "`tuneloop promote` goes straight there"
+            )
 
 
 def run(
@@ -40,43 +49,53 @@ def run(
 ) -> GateReport:
     """Raise `version` through the plan's steps to everything, or take it back; returns the judgement that decided.
 
-    A step goes on unless a check fails; the last step, to 100 %, needs every check to pass.
+    A step goes on once it was held, has its samples and no check failed; the last one, to 100 %, needs every check to
+    pass. A version that has a share already is held at the step it had reached first.
 
     Raises:
-        Refused: a check failed (the version was rolled back), or nothing was decided in time (it stays where it is).
+        Refused: a check failed (the version was rolled back, its retraining request is rejected), nothing was decided
+        in
+            time (it stays where it is), another canary is running, or somebody else changed the route.
         Conflict: somebody changed the route between a look and a write; the route is left to them.
+        Unavailable: no engine serves the version, or a gateway does not follow; the share stays where it is.
     """
     name = version_name(model, version)
     route = registry.routes.current(model)
     champion = route.champion
     if champion == version:
         raise Refused(f"{name} is the champion already")
+    if others := [version_name(model, a.version) for a in route.arms[:-1] if a.weight_bp > 0 and a.version != version]:
+        raise Refused(
+            f"{', '.join(others)} has a share of {model}'s traffic; one rollout at a time: finish it, or "
+            f"take its share away with `tuneloop rollout abort {model}`"
+        )
+    *steps_bp, _ = plan.steps_bp
+    reached_bp = max((step for step in steps_bp if step <= route.split.get(version, 0)), default=0)
     report: GateReport | None = None
-    for step_bp in plan.steps_bp[:-1]:
-        if route.split.get(version, 0) >= step_bp:
-            say(f"{name} has {route.split[version] / 100:g} % already")
+    for step_bp in steps_bp:
+        if step_bp < reached_bp:
             continue
-        route = _raise_share(registry, route, version, step_bp, change)
-        say(f"revision {route.revision}: {name} {step_bp / 100:g} %, {version_name(model, champion)} the rest")
-        last = step_bp == plan.steps_bp[-2]
-        report = _hold(registry, route, version, plan, change, say, must_pass=last)
-    if report is None:  # resumed at the last step before everything
-        report = _hold(registry, route, version, plan, change, say, must_pass=True)
-    _expect(registry, route)
-    final = promote(registry, model, version, change)
+        if step_bp == reached_bp:
+            say(f"revision {route.revision}: {name} has {route.split[version] / 100:g} % already; judging there first")
+        else:
+            route = _raise_share(registry, route, version, step_bp, change)
+            say(f"revision {route.revision}: {name} {step_bp / 100:g} %, {version_name(model, champion)} the rest")
+        report = _hold(registry, route, version, plan, change, say, must_pass=step_bp == steps_bp[-1])
+    assert report is not None, "a plan has a step below everything"
+    final = promote(registry, model, version, change, expected_revision=route.revision)
     _on_record(registry, report, change, "promoted")
     say(f"revision {final.revision}: {name} 100 %")
     return report
 
 
 def judgement(registry: Registry, model: str, version: int, limits: Limits, *, since: datetime) -> GateReport:
-    """The challenger against the champion over what both served since then, as it stands now."""
+    """The challenger against the champion over what the split gave both since then, as it stands now."""
     champion = registry.routes.current(model).champion
-    samples = []
-    for number in (champion, version):
-        records = registry.traffic.window(model, since=since, version=number)
-        samples.append(ArmSample.of(records, registry.traffic.feedback_for([record.id for record in records])))
-    checks = judge(samples[0], samples[1], limits)
+    arms = (champion, version)
+    records = [r for r in registry.traffic.window(model, since=since) if r.assigned_version in arms]
+    feedback = registry.traffic.feedback_for([record.id for record in records])
+    before, after = (ArmSample.of(number, records, feedback) for number in arms)
+    checks = judge(before, after, limits)
     return GateReport(model=model, version=version, champion=champion, at=registry.clock(), checks=checks)
 
 
@@ -99,9 +118,7 @@ def started_at(registry: Registry, model: str, version: int) -> datetime:
 
 
 def _raise_share(registry: Registry, route: Route, version: int, step_bp: int, change: Change) -> Route:
-    split = route.split
-    split[version] = step_bp
-    split[route.champion] = FULL_SHARE_BP - sum(weight for v, weight in split.items() if v != route.champion)
+    split = {arm.version: 0 for arm in route.arms} | {version: step_bp, route.champion: FULL_SHARE_BP - step_bp}
     return set_route(registry, route.model, split, change, expected_revision=route.revision, action="rollout.step")
 
 
@@ -116,27 +133,38 @@ def _hold(
     must_pass: bool,
 ) -> GateReport:
     began = time.monotonic()
+    since = started_at(registry, route.model, version)
     while True:
+        looked = time.monotonic()
         _expect(registry, route)
-        report = judgement(
-            registry, route.model, version, plan.limits, since=started_at(registry, route.model, version)
-        )
-        held_s = time.monotonic() - began
+        report = judgement(registry, route.model, version, plan.limits, since=since)
         if report.verdict == "fail":
-            rollback(registry, route.model, change)
-            _on_record(registry, report, change, "rolled back")
-            raise Refused(f"{version_name(route.model, version)} was rolled back: {_worst(report.checks, 'fail')}")
-        ready = report.verdict == "pass" if must_pass else report.checks[0].verdict == "pass" or held_s >= plan.hold_s
-        if held_s >= plan.hold_s and ready:
+            _take_back(registry, route, version, report, change)
+        held_s = time.monotonic() - began
+        decided = report.verdict if must_pass else report.checks[0].verdict
+        if held_s >= plan.hold_s and decided == "pass":
             say("  " + "; ".join(f"{check.name}: {check.verdict} ({check.detail})" for check in report.checks))
             return report
         if held_s > plan.give_up_s:
             _on_record(registry, report, change, "paused")
+            name, model = version_name(route.model, version), route.model
             raise Refused(
-                f"paused at {route.split[version] / 100:g} %, nothing decided after {held_s:.0f} s: {_worst(report.checks, 'inconclusive')}; "
-                f"start again for more samples, or `tuneloop promote {version_name(route.model, version)}` or `tuneloop rollback {route.model}`"
+                f"paused at {route.split[version] / 100:g} %, nothing decided after {held_s:.0f} s: "
+                f"{_worst(report.checks, 'inconclusive')}; start again for more samples, or `tuneloop promote {name}`, "
+                f"or `tuneloop rollback {model}`"
             )
-        time.sleep(0.5)
+        time.sleep(max(LOOK_EVERY_S, _LOOK_COST * (time.monotonic() - looked)))
+
+
+def _take_back(registry: Registry, route: Route, version: int, report: GateReport, change: Change) -> None:
+    """Roll back and refuse; the retraining that made the version is rejected, so that the next one may be asked for."""
+    reason = _worst(report.checks, "fail")
+    why = replace(change, reason=f"rollout failed: {reason}")
+    rollback(registry, route.model, why, expected_revision=route.revision)
+    _on_record(registry, report, change, "rolled back")
+    made = registry.versions.get(route.model, version)
+    close_request(registry, made, RetrainingState.REJECTED, by=change.by, outcome=f"{made.name} rolled back: {reason}")
+    raise Refused(f"{made.name} was rolled back: {reason}")
 
 
 def _expect(registry: Registry, route: Route) -> None:

@@ -1,4 +1,4 @@
-"""Routes: append-only revisions, each written with compare-and-swap together with its audit record, in one transaction."""
+"""Routes: append-only revisions, each written with compare-and-swap and its audit record in one transaction."""
 
 from __future__ import annotations
 
@@ -54,6 +54,19 @@ class Routes:
         with self._db.reading() as connection:
             return [noun_of(Route, row) for row in connection.execute(query).mappings()]
 
+    def at(self, model: str, revision: int) -> Route:
+        """One revision of a model's route.
+
+        Raises:
+            NotFound: there is no such revision.
+        """
+        query = sa.select(routes).where(routes.c.model == model, routes.c.revision == revision)
+        with self._db.reading() as connection:
+            row = connection.execute(query).mappings().first()
+        if row is None:
+            raise NotFound(f"{model} has no revision {revision}; `tuneloop route history {model}` shows them")
+        return noun_of(Route, row)
+
     def write(
         self,
         model: str,
@@ -78,7 +91,7 @@ class Routes:
             row = connection.execute(query).mappings().first()
             newest = noun_of(Route, row) if row else None
             if (newest.revision if newest else 0) != expected_revision:
-                raise _lost(model, expected_revision, newest)
+                raise lost_race(model, expected_revision, newest)
             try:
                 route = Route(
                     model=model,
@@ -97,7 +110,7 @@ class Routes:
             try:
                 connection.execute(sa.insert(routes).values(**row_of(route, routes)))
             except sa.exc.IntegrityError:
-                raise _lost(model, expected_revision, None) from None
+                raise lost_race(model, expected_revision, None) from None
             detail = {
                 "revision": route.revision,
                 "split": route.split_text,
@@ -109,12 +122,13 @@ class Routes:
         return route
 
 
-def _lost(model: str, expected: int, newest: Route | None) -> Conflict:
+def lost_race(model: str, expected: int, newest: Route | None) -> Conflict:
+    """The error for a writer who saw revision `expected` of a route that is at `newest` by now."""
     if newest is None:
         return Conflict(
             f"route of {model}: revision {expected + 1} was written by somebody else just now; look at it and try again"
         )
     return Conflict(
-        f"route of {model}: you saw revision {expected}, but {newest.by} wrote revision {newest.revision} ({newest.split_text}) at "
-        f"{newest.at:%H:%M:%S} because {newest.reason!r}; look at it and try again"
+        f"route of {model}: you saw revision {expected}, but {newest.by} wrote revision {newest.revision} "
+        f"({newest.split_text}) at {newest.at:%H:%M:%S} because {newest.reason!r}; look at it and try again"
     )

@@ -1,7 +1,7 @@
 """Settings: one object per process, from `tuneloop.toml` and `TUNELOOP_…` variables, each value with its origin.
 
-Order: variable, `<variable>_FILE` (a file holding the value, for secrets), the section's table in `tuneloop.toml`, default.
-Nothing outside the classes built here reads the environment.
+Order: variable, `<variable>_FILE` (a file holding the value, for secrets), the section's table in `tuneloop.toml`,
+default. Nothing outside the classes built here reads the environment.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from pydantic import ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from tuneloop.registry.errors import InvalidInput
 
@@ -52,32 +52,59 @@ class Section(BaseSettings):
             for name in type(self).model_fields
         }
 
+    @staticmethod
+    def tables() -> tuple[Path, dict[str, Any]]:
+        """The file `TUNELOOP_CONFIG` names, or `tuneloop.toml` if there is one, and every table in it.
+
+        Raises:
+            InvalidInput: the file is no TOML, or the one that was named does not exist.
+        """
+        named = os.environ.get("TUNELOOP_CONFIG")
+        path = Path(named or "tuneloop.toml")
+        if not path.is_file():
+            if named:
+                raise InvalidInput(f"TUNELOOP_CONFIG names {path}, which is no file")
+            return path, {}
+        try:
+            return path, tomllib.loads(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise InvalidInput(f"{path}: {error}") from None
+
     @classmethod
     def _found(cls) -> dict[str, tuple[Any, str]]:
-        path = Path(os.environ.get("TUNELOOP_CONFIG", "tuneloop.toml"))
-        found: dict[str, tuple[Any, str]] = {}
-        if path.is_file():
-            try:
-                table = tomllib.loads(path.read_text(encoding="utf-8")).get(cls.section, {})
-            except tomllib.TOMLDecodeError as error:
-                raise InvalidInput(f"{path}: {error}") from None
-            for name, value in table.items():
-                if name not in cls.model_fields:
-                    close = difflib.get_close_matches(name, cls.model_fields, n=1)
-                    hint = f"; did you mean {close[0]}?" if close else f"; known: {', '.join(cls.model_fields)}"
-                    raise InvalidInput(f"{path}: [{cls.section}] has no key {name!r}{hint}")
-                found[name] = (value, str(path))
+        path, tables = cls.tables()
+        table = tables.get(cls.section, {})
+        if not isinstance(table, dict):
+            raise InvalidInput(f"{path}: {cls.section} must be a table, [{cls.section}]")
+        unknown = []
+        for name in [name for name in table if name not in cls.model_fields]:
+            close = difflib.get_close_matches(name, cls.model_fields, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(cls.model_fields)}"
+            unknown.append(f"[{cls.section}] has no key {name!r}; {hint}")
+        if unknown:
+            raise InvalidInput(f"{path}: {'; '.join(unknown)}")
+        found: dict[str, tuple[Any, str]] = {name: (value, str(path)) for name, value in table.items()}
         for name in cls.model_fields:
             variable = cls.prefix() + name.upper()
             if variable in os.environ:
                 found[name] = (os.environ[variable], variable)
             elif f"{variable}_FILE" in os.environ:
                 secret = Path(os.environ[f"{variable}_FILE"])
-                found[name] = (secret.read_text(encoding="utf-8").strip(), f"{variable}_FILE")
+                try:
+                    found[name] = (secret.read_text(encoding="utf-8").strip(), f"{variable}_FILE")
+                except (OSError, UnicodeDecodeError) as error:
+                    raise InvalidInput(f"{variable}_FILE: {secret} cannot be read: {error}") from None
         return found
 
     @classmethod
-    def settings_customise_sources(cls, settings_cls: Any, init_settings: Any, **_: Any) -> tuple[Any, ...]:  # noqa: ARG003 (pydantic's signature)
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003 (pydantic's signature, here and below)
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Only what `load` found counts; pydantic's own sources would hide where a value came from."""
         return (init_settings,)
 

@@ -26,30 +26,37 @@ def trace(registry: Registry, request_id: str) -> list[TraceStep]:
         NotFound: the request is not on record.
     """
     record = registry.traffic.request(request_id)
-    served = "nothing" if record.served_version is None else version_name(record.model, record.served_version)
+    served = (
+        "not served"
+        if record.served_version is None
+        else f"served by {version_name(record.model, record.served_version)}"
+    )
+    if record.engine is not None:
+        served += f" on {record.engine}"
     steps = [
         TraceStep(
             kind="request",
             id=record.id,
-            summary=f"{record.at:%Y-%m-%d %H:%M:%S} UTC, {record.status}, {record.total_ms:.0f} ms, served by {served} on {record.engine}",
+            summary=f"{record.at:%Y-%m-%d %H:%M:%S} UTC, {record.status}, {record.total_ms:.0f} ms, {served}",
             detail=record.model_dump(mode="json", exclude={"messages", "answer"}),
         )
     ]
-    route = next((r for r in registry.routes.history(record.model) if r.revision == record.revision), None)
-    if route is not None:
-        summary = f"{route.split_text}, by {route.by}: {route.reason}"
-        steps.append(
-            TraceStep(
-                kind="route",
-                id=f"{route.model} revision {route.revision}",
-                summary=summary,
-                detail=route.model_dump(mode="json"),
-            )
-        )
+    if record.revision is not None:
+        steps.append(_route_step(registry, record.model, record.revision))
     if record.served_version is None:
         return steps
     version = registry.versions.get(record.model, record.served_version)
     return steps + _behind_version(registry, version)
+
+
+def _route_step(registry: Registry, model: str, revision: int) -> TraceStep:
+    name = f"{model} revision {revision}"
+    try:
+        route = registry.routes.at(model, revision)
+    except NotFound:  # the request was made before this database was; the rest of the chain may still be told
+        return TraceStep(kind="route", id=name, summary="not in this database", detail={})
+    summary = f"{route.split_text}, by {route.by}: {route.reason}"
+    return TraceStep(kind="route", id=name, summary=summary, detail=route.model_dump(mode="json"))
 
 
 def _behind_version(registry: Registry, version: Version) -> list[TraceStep]:
@@ -58,7 +65,8 @@ def _behind_version(registry: Registry, version: Version) -> list[TraceStep]:
         TraceStep(
             kind="version",
             id=version.name,
-            summary=f"{version.kind} on {version.base} ({version.base_digest[:19]}…), made {version.created_at:%Y-%m-%d %H:%M:%S} UTC{parent}",
+            summary=f"{version.kind} on {version.base} ({version.base_digest[:19]}…), "
+            f"made {version.created_at:%Y-%m-%d %H:%M:%S} UTC{parent}",
             detail=version.model_dump(mode="json"),
         ),
         TraceStep(

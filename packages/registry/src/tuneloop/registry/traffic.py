@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from datetime import datetime
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection
 
 from tuneloop.registry.database import Database, noun_of, row_of
@@ -55,7 +54,10 @@ class Traffic:
         newest: int | None = None,
         oldest: int | None = None,
     ) -> list[RequestRecord]:
-        """Records of a model in order of time: `since` < at ≤ `until`, by served version, at most `newest` or `oldest` of them."""
+        """Records of a model in order of time: `since` < at ≤ `until`, of one served version, at most so many.
+
+        `newest` or `oldest` says from which end they are counted.
+        """
         query = sa.select(requests).where(requests.c.model == model)
         if since is not None:
             query = query.where(requests.c.at > since)
@@ -87,7 +89,5 @@ class Traffic:
 
     def _insert(self, connection: Connection, table: sa.Table, items: Sequence[Noun]) -> None:
         if items:
-            insert = sqlite.insert(table) if self._db.is_sqlite else postgresql.insert(table)
-            connection.execute(
-                insert.on_conflict_do_nothing(index_elements=["id"]), [row_of(item, table) for item in items]
-            )
+            insert = self._db.insert(table).on_conflict_do_nothing(index_elements=["id"])
+            connection.execute(insert, [row_of(item, table) for item in items])

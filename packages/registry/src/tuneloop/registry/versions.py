@@ -10,12 +10,13 @@ import json
 import logging
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from datetime import datetime
-from functools import cached_property
+from functools import cached_property, wraps
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, ParamSpec, TypeVar
 
 import mlflow
 from mlflow.entities import Metric
@@ -27,9 +28,28 @@ from tuneloop.registry.errors import Conflict, InvalidInput, NotFound, Unavailab
 from tuneloop.registry.nouns import ModelName, Noun, Route, Version, version_name
 from tuneloop.registry.settings import RegistrySettings
 
+_log = logging.getLogger(__name__)
 _TAG = "tuneloop.version"
 _REQUEST_TAG = "tuneloop.request_id"
+_MODEL_TAG = "tuneloop.model"
 _ARTIFACT = "model"
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _asking(ask: Callable[P, R]) -> Callable[P, R]:
+    """MLflow's own errors become ours: what is missing is NotFound, everything else Unavailable."""
+
+    @wraps(ask)
+    def asked(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return ask(*args, **kwargs)
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                raise NotFound(f"MLflow: {error.message}") from error
+            raise Unavailable(f"MLflow, in {ask.__name__}: {error.message}") from error
+
+    return asked
 
 
 class VersionDraft(Noun):
@@ -77,6 +97,7 @@ class Versions:
             ) from error
         return client
 
+    @_asking
     def start_run(self, model: str, *, name: str, params: Mapping[str, str | int | float | bool]) -> str:
         """Begin an MLflow run in the experiment named after the model; returns its id."""
         experiment = self._client.get_experiment_by_name(model)
@@ -92,6 +113,7 @@ class Versions:
             self._client.log_param(run.info.run_id, key, value)
         return str(run.info.run_id)
 
+    @_asking
     def log_metrics(self, run_id: str, metrics: Mapping[str, float], step: int = 0) -> None:
         """Log metrics of one step, in one call."""
         now_ms = int(self._clock().timestamp() * 1000)
@@ -99,14 +121,17 @@ class Versions:
             run_id, metrics=[Metric(key, float(value), now_ms, step) for key, value in metrics.items()]
         )
 
+    @_asking
     def metric_history(self, run_id: str, key: str) -> list[tuple[int, float]]:
         """(step, value) pairs in order of step."""
         return sorted((point.step, point.value) for point in self._client.get_metric_history(run_id, key))
 
+    @_asking
     def run_metrics(self, run_id: str) -> dict[str, float]:
         """The last value of every metric of a run."""
         return dict(self._client.get_run(run_id).data.metrics)
 
+    @_asking
     def log_file(self, run_id: str, path: Path, folder: str = "lineage") -> None:
         """Keep a file with a run, under `folder/`."""
         self._client.log_artifact(run_id, str(path), folder)
@@ -126,10 +151,12 @@ class Versions:
         except (MlflowException, OSError) as error:
             raise NotFound(f"MLflow run {run_id} has no file {path}: {error}") from None
 
+    @_asking
     def end_run(self, run_id: str, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
         """Close a run."""
         self._client.set_terminated(run_id, status)
 
+    @_asking
     def publish(self, draft: VersionDraft, *, run_id: str, folder: Path) -> Version:
         """Store a folder as the next version of its model, with its lineage.
 
@@ -148,6 +175,7 @@ class Versions:
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
+        self._client.set_registered_model_tag(draft.model, _MODEL_TAG, "1")
         fields = draft.model_dump(mode="json") | {
             "run_id": run_id,
             "artifact_digest": digest,
@@ -159,6 +187,7 @@ class Versions:
         made = self._client.create_model_version(draft.model, source=source, run_id=run_id, tags=tags)
         return _version_of(made)
 
+    @_asking
     def get(self, model: str, number: int) -> Version:
         """One version.
 
@@ -177,32 +206,40 @@ class Versions:
                 else f"no model named {model!r}; `tuneloop models` lists them"
             ) from None
 
+    @_asking
     def all(self, model: str) -> list[Version]:
         """Every version of a model, the newest first."""
         return sorted(self._search(f"name = '{_safe(model)}'"), key=lambda version: -version.version)
 
+    @_asking
     def models(self) -> list[str]:
-        """The names of all registered models that hold our versions."""
+        """The names of the registered models that hold versions of ours; others in the same MLflow are left out."""
         names, token = [], None
         while True:
-            page = self._client.search_registered_models(max_results=100, page_token=token)
+            page = self._client.search_registered_models(
+                f"tags.`{_MODEL_TAG}` = '1'", max_results=100, page_token=token
+            )
             names += [found.name for found in page]
             if not (token := page.token):
                 return sorted(names)
 
+    @_asking
     def for_request(self, request_id: str) -> Version | None:
         """The version a retraining request made, if it made one."""
         return next(iter(self._search(f"tags.`{_REQUEST_TAG}` = '{_safe(request_id)}'")), None)
 
     def fetch(self, version: Version, root: Path) -> Path:
-        """The version's files in `root/<digest>`, downloaded once and verified; appears whole or not at all.
+        """The version's files in `root/<digest>`, downloaded once, verified each time; they appear whole or not at all.
 
         Raises:
             InvalidInput: the files are not those that were published.
         """
         target = root / version.artifact_digest.removeprefix("sha256:")
         if target.is_dir():
-            return target
+            if folder_digest(target) == version.artifact_digest:
+                return target
+            _log.warning("%s: %s is damaged; fetching it again", version.name, target)
+            shutil.rmtree(target)
         root.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=root, prefix=".fetch-") as scratch:
             try:
@@ -215,7 +252,8 @@ class Versions:
             check_publishable(folder)
             if (found := folder_digest(folder)) != version.artifact_digest:
                 raise InvalidInput(
-                    f"{version.name}: fetched files have digest {found}, published was {version.artifact_digest}; do not serve it"
+                    f"{version.name}: fetched files have digest {found}, published was {version.artifact_digest}; "
+                    "do not serve it"
                 )
             try:
                 folder.rename(target)
@@ -224,15 +262,17 @@ class Versions:
                     raise
         return target
 
+    @_asking
     def mirror(self, route: Route) -> None:
         """Let MLflow's aliases follow the route: `champion` for the stable arm, `challenger` for one with a share."""
         challengers = [arm.version for arm in route.arms[:-1] if arm.weight_bp > 0]
         self._client.set_registered_model_alias(route.model, "champion", str(route.champion))
         if challengers:
             self._client.set_registered_model_alias(route.model, "challenger", str(challengers[-1]))
-        else:
+        elif "challenger" in self.aliases(route.model):  # some stores refuse to delete what is not there
             self._client.delete_registered_model_alias(route.model, "challenger")
 
+    @_asking
     def aliases(self, model: str) -> dict[str, int]:
         """Alias → version, as MLflow holds them."""
         return {alias: int(number) for alias, number in self._client.get_registered_model(model).aliases.items()}

@@ -23,7 +23,9 @@ def key() -> None:
 def key_new(owner: str, models: tuple[str, ...], pin: bool, days: float | None, as_json: bool) -> None:
     """Make a key; the secret is printed once and not kept."""
     with Registry.open() as registry:
-        secret, made = registry.keys.new(owner, models=models, may_pin=pin, ttl_s=days * 86_400 if days else None)
+        secret, made = registry.keys.new(
+            owner, models=models, may_pin=pin, ttl_s=days * 86_400 if days is not None else None
+        )
         emit({"id": made.id, "secret": secret, "owner": owner}, as_json, secret)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import click
 
 from tuneloop.registry.canary import Limits
@@ -26,7 +28,10 @@ force_option = click.option("--force", is_flag=True, help="Serve what nobody app
 @force_option
 @json_option
 def promote(version: str, by: str, reason: str, force: bool, as_json: bool) -> None:
-    """Give a version all the traffic; the former champion stays loaded for rollback."""
+    """Give a version all the traffic.
+
+    The former champion stays loaded for rollback.
+    """
     model, number = parse_version_name(version)
     with Registry.open() as registry:
         _show(promote_version(registry, model, number, Change(by, reason, force)), as_json)
@@ -98,10 +103,10 @@ def route_set(
     """Write a split, for example `7=9000 8=1000`, as the next revision."""
     shares: dict[int, int] = {}
     for part in split:
-        version, _, weight = part.partition("=")
-        if not version.isdigit() or not weight.isdigit() or int(version) in shares:
+        said = re.fullmatch(r"([0-9]{1,9})=([0-9]{1,9})", part)
+        if said is None or int(said[1]) in shares:
             raise InvalidInput(f"{part!r} is not VERSION=BASIS_POINTS, each version once, for example 7=9000")
-        shares[int(version)] = int(weight)
+        shares[int(said[1])] = int(said[2])
     with Registry.open() as registry:
         _show(set_route(registry, model, shares, Change(by, reason, force), expected_revision=expect), as_json)
 
@@ -118,7 +123,9 @@ def rollout() -> None:
 @click.option(
     "--give-up-s", default=3600.0, show_default=True, help="Longest wait for a decision before a person is asked."
 )
-@click.option("--min-samples", default=30, show_default=True, help="Answered requests of the version at each step.")
+@click.option(
+    "--min-samples", default=30, show_default=True, help="Answered requests of the version before a step is left."
+)
 @click.option(
     "--margin", default=0.1, show_default=True, help="How much worse feedback (0 to 1) may be and still pass."
 )

@@ -1,4 +1,4 @@
-"""`tuneloop status · trace · audit · db upgrade`."""
+"""`tuneloop status · trace · requests · audit · db upgrade`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tuneloop.registry.trace import trace as trace_back
 @click.command()
 @json_option
 def status(as_json: bool) -> None:
-    """Show routes, engines, gateways, open alerts and retraining at a glance."""
+    """Show routes, engines, gateways, alerts and retraining."""
     with Registry.open() as registry:
         routes = list(registry.routes.current_all().values())
         engines, gateways = registry.fleet.engines(), registry.fleet.gateways()
@@ -54,7 +54,7 @@ def status(as_json: bool) -> None:
 @click.argument("request_id")
 @json_option
 def trace(request_id: str, as_json: bool) -> None:
-    """Walk one answer back to the version, run, data and alert behind it."""
+    """Walk one answer back to the version, data and alert behind it."""
     with Registry.open() as registry:
         steps = trace_back(registry, request_id)
         text = "\n".join(
@@ -95,7 +95,10 @@ def requests(model: str, newest: int | None, as_json: bool) -> None:
 @click.option("--limit", default=50, show_default=True)
 @json_option
 def audit(subject: str | None, limit: int, as_json: bool) -> None:
-    """List who did what, the newest first; of one model, version or request when named."""
+    """List who did what, the newest first.
+
+    SUBJECT is the name of a model, version, request or episode.
+    """
     with Registry.open() as registry:
         found = registry.audit.entries(subject, limit)
         rows = [[e.id, f"{e.at:%Y-%m-%d %H:%M:%S}", e.actor, e.action, e.subject] for e in found]

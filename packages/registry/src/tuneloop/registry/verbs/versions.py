@@ -76,8 +76,10 @@ def compare(before: str, after: str, as_json: bool) -> None:
             "request_id",
         ]
         rows: list[list[object]] = [[name, *(_short(getattr(v, name)) for v in pair)] for name in fields]
-        for metric in sorted(set(pair[0].metrics) | set(pair[1].metrics)):
-            rows.append([metric, *(f"{v.metrics[metric]:.4g}" if metric in v.metrics else None for v in pair)])
+        rows += [
+            [metric, *(f"{v.metrics[metric]:.4g}" if metric in v.metrics else None for v in pair)]
+            for metric in sorted(set(pair[0].metrics) | set(pair[1].metrics))
+        ]
         emit(pair, as_json, table(["", pair[0].name, pair[1].name], rows))
 
 
@@ -94,7 +96,8 @@ def gate(version: str, as_json: bool) -> None:
             emit(
                 None,
                 as_json,
-                f"{version} has not been judged; a retraining judges what it makes, a first version needs a person's approval",
+                f"{version} has not been judged; a retraining judges what it makes, "
+                "a first version needs a person's approval",
             )
             return
         rows = [[check.name, check.verdict, check.detail] for check in report.checks]

@@ -1,0 +1,158 @@
+"""Bringing a version onto the engines before it gets a share: may it serve, is there room, is it loaded.
+
+What makes engines load a version is its name in the route, so it is staged there with weight 0 first. Nothing here
+moves anybody's bucket.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from tuneloop.registry.errors import Conflict, Refused, Unavailable
+from tuneloop.registry.facade import Registry
+from tuneloop.registry.nouns import Arm, EngineState, Route, Version, version_name
+
+LOAD_TIMEOUT_S = 120.0
+_log = logging.getLogger(__name__)
+
+
+def check_approved(registry: Registry, model: str, before: Route | None, arms: Sequence[Arm]) -> None:
+    """Refuse a share to what nobody approved.
+
+    The champion was let in when it became one: what takes traffic back to it must never wait for an approval.
+
+    Raises:
+        Refused: names the version and what its gate says.
+    """
+    for arm in arms:
+        if arm.weight_bp == 0 or (before is not None and arm.version == before.champion):
+            continue
+        if registry.gates.approver(model, arm.version) is None:
+            name = version_name(model, arm.version)
+            report = registry.gates.latest(model, arm.version)
+            verdict = f"its gate says {report.verdict}" if report else "no gate has judged it"
+            raise Refused(
+                f"{name} is not approved ({verdict}); `tuneloop approve {name} --by YOU --reason WHY`, "
+                "or --force with a reason, on record"
+            )
+
+
+def check_fits(
+    registry: Registry, model: str, before: Route | None, arms: Sequence[Arm], newcomers: Sequence[Version]
+) -> None:
+    """Refuse what the live engines cannot hold.
+
+    Each holds every adapter that the routes of its base name, with one slot to spare (see the engine's launch guards).
+    While newcomers are loaded, the versions that still have a share are there too. Without newcomers nothing is to be
+    loaded.
+
+    Raises:
+        Refused: names the version, the engine and how to start it instead.
+    """
+    engines = registry.fleet.engines()
+    if not engines or not newcomers:
+        return
+    for version in newcomers:
+        _check_servable(version, engines, serving=before is not None)
+    staying = [arm.version for arm in _staged(before, arms) if arm.version not in {v.version for v in newcomers}]
+    mine = [*newcomers, *(registry.versions.get(model, number) for number in staying)]
+    others = [
+        registry.versions.get(route.model, arm.version)
+        for route in registry.routes.current_all().values()
+        if route.model != model
+        for arm in route.arms
+    ]
+    for engine in engines:
+        here = [v for v in mine if v.kind == "adapter" and v.base_digest == engine.base_digest]
+        count = len(here) + sum(v.kind == "adapter" and v.base_digest == engine.base_digest for v in others)
+        if here and count > engine.max_loras - 1:
+            raise Refused(
+                f"engine {engine.id} holds {engine.max_loras - 1} adapters, the routes would name {count} (of {model}, "
+                f"on the way there: {', '.join(v.name for v in here)}); take a version out of a route or start it with "
+                f"--max-loras {count + 1}"
+            )
+
+
+def _check_servable(version: Version, engines: Sequence[EngineState], *, serving: bool) -> None:
+    fitting = [engine for engine in engines if engine.base_digest == version.base_digest]
+    if version.kind != "adapter":
+        return
+    if serving and not fitting:
+        there = ", ".join(f"{engine.id} has {engine.base} {engine.base_digest[:19]}…" for engine in engines)
+        raise Refused(
+            f"{version.name} was trained on {version.base} {version.base_digest[:19]}…, which no live engine has "
+            f"({there}); start an engine with that base"
+        )
+    for engine in fitting:
+        if engine.template_digest != version.template_digest:
+            raise Refused(
+                f"{version.name} was trained with the chat template {version.template_digest[:19]}…, engine "
+                f"{engine.id} has {engine.template_digest[:19]}…; it would be asked in a form it never saw"
+            )
+        if version.rank is not None and version.rank > engine.max_lora_rank:
+            raise Refused(
+                f"{version.name} has rank {version.rank}, engine {engine.id} serves up to {engine.max_lora_rank}; "
+                f"start it with --max-lora-rank {version.rank}"
+            )
+
+
+def _staged(before: Route | None, arms: Sequence[Arm]) -> tuple[Arm, ...]:
+    """The arms while newcomers are loaded: everybody's share as it was, nobody kept who neither serves nor will.
+
+    Newcomers stand behind the standing challengers, so that nobody's bucket moves.
+    """
+    if before is None:
+        return tuple(arms)
+    wanted = {arm.version for arm in arms}
+    kept = [arm for arm in before.arms[:-1] if arm.weight_bp > 0 or arm.version in wanted]
+    new = [Arm(version=arm.version, weight_bp=0) for arm in arms if arm.version not in before.split]
+    return (*kept, *new, before.arms[-1])
+
+
+def stage(registry: Registry, before: Route, arms: Sequence[Arm], *, by: str, reason: str) -> int:
+    """Have every arm that gets a share loaded before it gets it; the revision the next write must find as the newest.
+
+    What cannot be loaded is taken out of the route again. The champion is not waited for: it serves already, or
+    nothing could be done about it here.
+
+    Raises:
+        Conflict: another writer was first.
+        Unavailable: no engine serves a version in time; the route is as it was.
+    """
+    if not registry.fleet.engines():  # nothing serves anyway: the route says what the first engine will load
+        return before.revision
+    sharing = [arm.version for arm in arms if arm.weight_bp > 0 and arm.version != before.champion]
+    missing = [version for version in sharing if not registry.fleet.serving(version_name(before.model, version))]
+    revision = before.revision
+    if any(version not in before.split for version in missing):
+        revision = registry.routes.write(
+            before.model,
+            _staged(before, arms),
+            by=by,
+            reason=f"stage for: {reason}",
+            expected_revision=revision,
+            action="route.stage",
+        ).revision
+    try:
+        for version in missing:
+            registry.fleet.wait_serving(version_name(before.model, version), LOAD_TIMEOUT_S)
+    except Unavailable:
+        if revision != before.revision:
+            _unstage(registry, before, revision, by=by, reason=reason)
+        raise
+    return revision
+
+
+def _unstage(registry: Registry, before: Route, revision: int, *, by: str, reason: str) -> None:
+    try:
+        registry.routes.write(
+            before.model,
+            before.arms,
+            by=by,
+            reason=f"could not be loaded: {reason}",
+            expected_revision=revision,
+            action="route.unstage",
+        )
+    except Conflict as error:  # the route is somebody else's now
+        _log.warning("%s stays as it is: %s", before.model, error)

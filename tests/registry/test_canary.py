@@ -1,0 +1,164 @@
+"""Judging a canary: the published intervals, which hold however often one looks; no data never passes."""
+
+from __future__ import annotations
+
+import math
+import random
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests_support import request_record
+from tuneloop.registry.canary import ArmSample, Limits, always_valid_difference, judge
+from tuneloop.registry.errors import InvalidInput
+from tuneloop.registry.nouns import Feedback
+
+AT = datetime(2026, 11, 1, 12, 0, tzinfo=UTC)
+NOTHING = ArmSample(0, 0, (), ())
+
+
+def _arm(answered: int, *, failed: int = 0, score: float = 0.8, ms: float = 100.0) -> ArmSample:
+    """An arm whose scores lie 0.1 around `score` and whose times lie 10 % around `ms`."""
+    scores = tuple(score + (0.1 if i % 2 else -0.1) for i in range(answered))
+    times = tuple(ms * (1.1 if i % 2 else 1 / 1.1) for i in range(answered))
+    return ArmSample(answered, failed, scores, times)
+
+
+def _verdicts(champion: ArmSample, challenger: ArmSample, limits: Limits | None = None) -> dict[str, str]:
+    return {check.name: check.verdict for check in judge(champion, challenger, limits or Limits())}
+
+
+def test_the_feedback_interval_is_the_one_worked_out_by_hand() -> None:
+    # Before: 0, 1, 1, 1: mean 0.75, squares about it 0.75; after: 0, 0, 1, 0: mean 0.25, squares 0.75. Variance with
+    # four imagined values of 0.25 each: (0.75 + 4 · 0.25) / (3 + 4) = 0.25; spread V = 0.25/4 + 0.25/4 = 0.125. τ =
+    # 0.5: V + τ² = 0.375; radius = √(0.125 · 0.375 / 0.25 · (2 ln 20 + ln 3)) = √(0.1875 · 7.090077) = 1.152991.
+    found = always_valid_difference([0, 1, 1, 1], [0, 0, 1, 0], alpha=0.05, effect=0.5)
+    assert found is not None
+    assert found.estimate == pytest.approx(-0.5)
+    assert found.low == pytest.approx(-0.5 - 1.152991, abs=1e-5)
+    assert found.high == pytest.approx(-0.5 + 1.152991, abs=1e-5)
+    assert found.level == 0.95
+
+
+def test_the_error_interval_is_the_one_worked_out_by_hand() -> None:
+    # Agresti and Caffo: p₀ = (0 + 1) / (98 + 2) = 0.01, p₁ = (4 + 1) / (48 + 2) = 0.1; V = 0.01 · 0.99/100 + 0.1 ·
+    # 0.9/50 = 0.001899; τ = 0.05: V + τ² = 0.004399; radius = √(0.001899 · 0.004399 / 0.0025 · (5.991465 + ln
+    # 2.316482)) = 0.151087.
+    _, errors, _, _ = judge(_arm(98), _arm(44, failed=4), Limits())
+    assert errors.interval is not None
+    assert errors.interval.estimate == pytest.approx(0.09)
+    assert errors.interval.high - errors.interval.estimate == pytest.approx(0.151087, abs=1e-5)
+    assert errors.detail == "4 of 48 failed, champion 0 of 98"
+
+
+def test_the_latency_ratio_is_of_geometric_means() -> None:
+    _, _, latency, _ = judge(_arm(200), _arm(200, ms=120.0), Limits())
+    assert latency.interval is not None
+    assert latency.interval.estimate == pytest.approx(1.2)
+    assert latency.interval.low * latency.interval.high == pytest.approx(1.2**2)  # symmetric on the log scale
+
+
+@pytest.mark.parametrize("samples", [(NOTHING, NOTHING), (_arm(500), NOTHING), (NOTHING, _arm(500))])
+def test_no_data_is_inconclusive_never_a_pass(samples: tuple[ArmSample, ArmSample]) -> None:
+    found = _verdicts(*samples)
+    assert {found[name] for name in ("errors", "latency", "feedback")} == {"inconclusive"}
+
+
+def test_a_challenger_as_good_as_the_champion_passes_with_enough_samples() -> None:
+    assert set(_verdicts(_arm(400), _arm(400)).values()) == {"pass"}
+
+
+def test_too_few_samples_are_inconclusive() -> None:
+    assert _verdicts(_arm(400), _arm(29))["samples"] == "inconclusive"
+    assert _verdicts(_arm(400), _arm(30))["samples"] == "pass"
+
+
+@pytest.mark.parametrize(
+    ("challenger", "failing"),
+    [
+        (_arm(400, score=0.4), "feedback"),
+        (_arm(400, ms=250.0), "latency"),
+        (_arm(300, failed=100), "errors"),
+        (ArmSample(0, 8, (), ()), "errors"),  # it answers nobody: eight requests are enough to know
+    ],
+)
+def test_a_worse_challenger_fails_in_what_it_is_worse(challenger: ArmSample, failing: str) -> None:
+    found = _verdicts(_arm(400), challenger)
+    assert [name for name, verdict in found.items() if verdict == "fail"] == [failing]
+
+
+def test_one_failed_request_or_two_slow_ones_decide_nothing() -> None:
+    assert _verdicts(_arm(400), ArmSample(0, 1, (), ()))["errors"] == "inconclusive"
+    assert _verdicts(_arm(400), _arm(2, ms=300.0))["latency"] == "inconclusive"
+    assert _verdicts(_arm(400), ArmSample(2, 0, (0.5, 0.5), (100.0, 100.0)))["feedback"] == "inconclusive"
+
+
+def _ever_wrong(seed: int, looks: int, share: float, draw: str) -> bool:
+    """Whether an A/A stream, looked at after every request, ever shows a difference that is not there."""
+    rng = random.Random(seed)
+    arms: tuple[list[float], list[float]] = ([], [])
+    for _ in range(looks):
+        value = float(rng.random() < 0.3) if draw == "thumbs" else rng.betavariate(2, 5)
+        arms[rng.random() < share].append(value)
+        found = always_valid_difference(*arms, alpha=0.05, effect=0.1)
+        if found is not None and not found.low <= 0.0 <= found.high:
+            return True
+    return False
+
+
+@pytest.mark.parametrize(("share", "draw"), [(0.1, "thumbs"), (0.5, "scores")])
+def test_an_a_a_stream_looked_at_all_the_time_is_wrong_less_often_than_alpha(share: float, draw: str) -> None:
+    """Three hundred streams of 150 looks; taking the variance of two values at its word, a third are wrong."""
+    wrong = sum(_ever_wrong(seed, looks=150, share=share, draw=draw) for seed in range(300))
+    assert wrong <= 0.05 * 300
+
+
+@given(
+    before=st.lists(st.floats(0, 1), min_size=2, max_size=30), after=st.lists(st.floats(0, 1), min_size=2, max_size=30)
+)
+def test_the_interval_holds_its_estimate_and_mirrors_when_the_arms_change_places(
+    before: list[float], after: list[float]
+) -> None:
+    there = always_valid_difference(before, after, alpha=0.05, effect=0.1)
+    back = always_valid_difference(after, before, alpha=0.05, effect=0.1)
+    assert there is not None
+    assert back is not None
+    assert there.low < there.estimate < there.high
+    assert math.isclose(there.low, -back.high, abs_tol=1e-9)
+
+
+def test_what_was_assigned_counts_not_what_served() -> None:
+    records = [
+        request_record(0, AT, assigned_version=2, served_version=2, total_ms=50.0),
+        request_record(
+            1, AT, assigned_version=2, served_version=1
+        ),  # the champion had to answer: a failure of version 2
+        request_record(2, AT, assigned_version=2, served_version=2, status=502, error="engine died"),
+        request_record(3, AT, assigned_version=2, served_version=2, error="the stream ended early"),
+        request_record(4, AT, assigned_version=2, served_version=2, status=400, error="too long"),  # the client's fault
+        request_record(5, AT, assigned_version=2, served_version=2, status=499),  # the client left
+        request_record(6, AT, assigned_version=None, served_version=2),  # pinned: belongs to no arm
+        request_record(7, AT, assigned_version=1, served_version=1),
+    ]
+
+    def said(request: str, minute: int, **how: object) -> Feedback:
+        return Feedback.model_validate(
+            {"id": f"{request}{minute}", "request_id": request, "at": AT + timedelta(minutes=minute), **how}
+        )
+
+    feedback = {
+        "req-0": [said("req-0", 0, score=0.2), said("req-0", 1, thumb="up"), said("req-0", 2, comment="hm")],
+        "req-1": [said("req-1", 0, score=1.0)],
+    }
+    assert ArmSample.of(2, records, feedback) == ArmSample(answered=1, failed=3, scores=(1.0,), total_ms=(50.0,))
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [{"min_samples": 0}, {"feedback_margin": 0.0}, {"error_margin": 1.5}, {"latency_ratio": 1.0}, {"alpha": 0.0}],
+)
+def test_limits_nothing_could_pass_are_refused(limits: dict[str, float]) -> None:
+    with pytest.raises(InvalidInput):
+        Limits(**limits)  # type: ignore[arg-type]  # one field of either type at a time

@@ -1,0 +1,243 @@
+"""A rollout from its first step to its end, against the heartbeats and traffic that a thread writes.
+
+The thread does what an engine, a gateway and two hundred users do; the stores are the real ones.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests_support import beat_engine, beat_gateway, publish_version, request_record, retraining_request
+from tuneloop.registry import Registry
+from tuneloop.registry.assignment import assign
+from tuneloop.registry.canary import Limits
+from tuneloop.registry.errors import InvalidInput, Refused
+from tuneloop.registry.nouns import Arm, Feedback, RetrainingState, Route, version_name
+from tuneloop.registry.promotion import Change, promote, set_route
+from tuneloop.registry.rollout import Plan, run, started_at
+
+CHANGE = Change("ada", "answers the drift")
+LIMITS = Limits(min_samples=20, feedback_margin=0.2, error_margin=0.1)
+PLAN = Plan((1_000, 5_000, 10_000), LIMITS, hold_s=0.0, give_up_s=60.0)
+NO_TRAFFIC = Plan((1_000, 5_000, 10_000), LIMITS, hold_s=0.0, give_up_s=0.2)
+KEYS = [f"user-{i}" for i in range(200)]
+
+
+class World(threading.Thread):
+    """An engine that loads what the route names, a gateway that follows at once, users who rate every answer."""
+
+    def __init__(self, registry: Registry) -> None:
+        super().__init__()
+        self.score: dict[int, float] = {}  # version → what users think of its answers; empty: nobody asks
+        self._registry = registry
+        self._closing = threading.Event()
+        self._numbers = itertools.count()
+
+    def run(self) -> None:
+        while not self._closing.wait(0.05):
+            route = self._registry.routes.current("bot")
+            beat_engine(self._registry, *(version_name("bot", arm.version) for arm in route.arms))
+            beat_gateway(self._registry, {"bot": route.revision})
+            if self.score:
+                self._ask(route)
+
+    def close(self) -> None:
+        self._closing.set()
+        self.join()
+
+    def _ask(self, route: Route) -> None:
+        now, records, feedback = self._registry.clock(), [], []
+        for key in KEYS[::4]:
+            number, version = next(self._numbers), assign(route, key)
+            who = {"assigned_version": version, "served_version": version, "revision": route.revision, "key_hash": key}
+            records.append(request_record(number, now, **who))
+            score = min(1.0, self.score[version] + 0.1 * (number % 2))
+            feedback.append(Feedback(id=f"f{number}", request_id=f"req-{number}", at=now, score=score))
+        self._registry.traffic.add_requests(records)
+        self._registry.traffic.add_feedback(feedback)
+
+
+@pytest.fixture
+def world(registry: Registry, tmp_path: Path) -> Iterator[World]:
+    """`bot@1` serves everything, `bot@2` is approved and made by a retraining request; nobody asks yet."""
+    request = registry.retraining.file(
+        retraining_request(registry.clock(), id="rt_1", state=RetrainingState.GATED), by="monitor"
+    )
+    publish_version(registry, tmp_path / "v1")
+    publish_version(registry, tmp_path / "v2", request_id=request.id, parent=1)
+    registry.gates.approve("bot", 1, by="ada", reason="test")
+    registry.gates.approve("bot", 2, by="ada", reason="test")
+    promote(registry, "bot", 1, CHANGE)
+    running = World(registry)
+    running.start()
+    deadline = time.monotonic() + 5
+    while not registry.fleet.gateways() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    yield running
+    running.close()
+
+
+def _quiet(_line: str) -> None:
+    """What a rollout says is looked at elsewhere."""
+
+
+def _splits(registry: Registry) -> list[dict[int, int]]:
+    return [route.split for route in reversed(registry.routes.history("bot"))]
+
+
+def test_a_good_version_rises_step_by_step_to_everything(registry: Registry, world: World) -> None:
+    world.score = {1: 0.5, 2: 0.8}
+    said: list[str] = []
+    report = run(registry, "bot", 2, PLAN, CHANGE, said.append)
+    assert report.verdict == "pass"
+    assert _splits(registry) == [
+        {1: 10_000},
+        {2: 0, 1: 10_000},  # staged: loaded before anybody gets it
+        {2: 1_000, 1: 9_000},
+        {2: 5_000, 1: 5_000},
+        {1: 0, 2: 10_000},
+    ]
+    assert [route.by for route in registry.routes.history("bot")] == ["ada"] * 5
+    assert registry.retraining.get("rt_1").state == "shipped"
+    [verdict] = [e for e in registry.audit.entries("bot@2") if e.action == "rollout.verdict"]
+    assert (verdict.detail["outcome"], verdict.detail["verdict"]) == ("promoted", "pass")
+    assert [line for line in said if line.startswith("revision")] == [
+        "revision 3: bot@2 10 %, bot@1 the rest",
+        "revision 4: bot@2 50 %, bot@1 the rest",
+        "revision 5: bot@2 100 %",
+    ]
+
+
+def test_no_key_moves_back_over_a_rollouts_revisions(registry: Registry, world: World) -> None:
+    world.score = {1: 0.5, 2: 0.8}
+    run(registry, "bot", 2, PLAN, CHANGE, _quiet)
+    held: set[str] = set()
+    for route in reversed(registry.routes.history("bot")):
+        now = {key for key in KEYS if assign(route, key) == 2}
+        assert held <= now
+        held = now
+    assert held == set(KEYS)
+
+
+def test_a_bad_version_is_rolled_back_and_its_request_rejected(registry: Registry, world: World) -> None:
+    world.score = {1: 0.9, 2: 0.1}
+    with pytest.raises(Refused, match=r"bot@2 was rolled back: feedback: score -0\.\d+"):
+        run(registry, "bot", 2, PLAN, CHANGE, _quiet)
+    route = registry.routes.current("bot")
+    assert route.split == {2: 0, 1: 10_000}
+    assert route.reason.startswith("rollout failed: feedback")
+    assert registry.retraining.get("rt_1").state == "rejected"
+    assert registry.audit.entries("bot@2")[0].detail["outcome"] == "rolled back"
+
+
+def test_a_bad_version_is_rolled_back_even_onto_a_champion_that_was_forced(registry: Registry, world: World) -> None:
+    with registry.database.writing() as connection:
+        connection.exec_driver_sql("DELETE FROM approvals WHERE version = 1")
+    world.score = {1: 0.9, 2: 0.1}
+    with pytest.raises(Refused, match="was rolled back"):
+        run(registry, "bot", 2, PLAN, CHANGE, _quiet)
+    assert registry.routes.current("bot").split == {2: 0, 1: 10_000}
+
+
+def test_without_samples_a_rollout_pauses_where_it_is(registry: Registry, world: World) -> None:
+    with pytest.raises(Refused, match=r"paused at 10 %, nothing decided .*samples: 0 answered, at least 20.*promote"):
+        run(registry, "bot", 2, NO_TRAFFIC, CHANGE, _quiet)
+    assert registry.routes.current("bot").split == {2: 1_000, 1: 9_000}
+    assert registry.retraining.get("rt_1").state == "gated"
+    assert registry.audit.entries("bot@2")[0].detail["outcome"] == "paused"
+
+
+def test_a_paused_rollout_is_judged_at_the_step_it_had_reached_before_it_rises(
+    registry: Registry, world: World
+) -> None:
+    for _ in range(2):  # the second begins where the first stopped, and pauses there again: nobody has asked yet
+        with pytest.raises(Refused, match="paused at 10 %"):
+            run(registry, "bot", 2, NO_TRAFFIC, CHANGE, _quiet)
+    revision = registry.routes.current("bot").revision
+    world.score = {1: 0.5, 2: 0.8}
+    said: list[str] = []
+    run(registry, "bot", 2, PLAN, CHANGE, said.append)
+    assert said[0] == f"revision {revision}: bot@2 has 10 % already; judging there first"
+    assert _splits(registry)[revision:] == [{2: 5_000, 1: 5_000}, {1: 0, 2: 10_000}]
+
+
+def test_a_rollout_killed_before_its_last_step_is_judged_there_and_promoted(registry: Registry, world: World) -> None:
+    set_route(registry, "bot", {2: 5_000, 1: 5_000}, CHANGE)
+    revision = registry.routes.current("bot").revision
+    world.score = {1: 0.5, 2: 0.8}
+    assert run(registry, "bot", 2, PLAN, CHANGE, _quiet).verdict == "pass"
+    assert _splits(registry)[revision:] == [{1: 0, 2: 10_000}]
+
+
+def test_somebody_elses_revision_stops_a_rollout_and_stays(registry: Registry, world: World) -> None:
+    def interfere() -> None:
+        deadline = time.monotonic() + 10
+        while (route := registry.routes.current("bot")).split.get(2, 0) == 0 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        arms = [Arm(version=2, weight_bp=300), Arm(version=1, weight_bp=9_700)]
+        registry.routes.write("bot", arms, by="grace", reason="less", expected_revision=route.revision)
+
+    other = threading.Thread(target=interfere)
+    other.start()
+    with pytest.raises(Refused, match="grace wrote revision 4"):
+        run(registry, "bot", 2, PLAN, CHANGE, _quiet)
+    other.join()
+    assert registry.routes.current("bot").by == "grace"
+
+
+def test_the_version_kept_for_rollback_gives_way_to_the_new_champions_predecessor(
+    registry: Registry, world: World, tmp_path: Path
+) -> None:
+    """Arms at weight 0 stay while the rollout runs, so it can be taken back; afterwards only the last champion does."""
+    promote(registry, "bot", 2, CHANGE)
+    publish_version(registry, tmp_path / "v3")
+    registry.gates.approve("bot", 3, by="ada", reason="test")
+    world.score = {1: 0.5, 2: 0.5, 3: 0.8}
+    run(registry, "bot", 3, PLAN, CHANGE, _quiet)
+    assert _splits(registry)[-3:] == [
+        {1: 0, 3: 1_000, 2: 9_000},
+        {1: 0, 3: 5_000, 2: 5_000},
+        {2: 0, 3: 10_000},
+    ]
+
+
+def test_one_rollout_at_a_time(registry: Registry, world: World, tmp_path: Path) -> None:
+    publish_version(registry, tmp_path / "v3")
+    registry.gates.approve("bot", 3, by="ada", reason="test")
+    set_route(registry, "bot", {2: 1_000, 1: 9_000}, CHANGE)
+    with pytest.raises(Refused, match=r"bot@2 has a share.*rollout abort bot"):
+        run(registry, "bot", 3, PLAN, CHANGE, _quiet)
+    with pytest.raises(Refused, match="bot@1 is the champion already"):
+        run(registry, "bot", 1, PLAN, CHANGE, _quiet)
+    assert registry.routes.current("bot").split == {2: 1_000, 1: 9_000}
+
+
+def test_what_is_compared_begins_when_the_version_last_got_a_share(registry: Registry, world: World) -> None:
+    with pytest.raises(Refused, match="bot@2 has no share"):
+        started_at(registry, "bot", 2)
+    set_route(registry, "bot", {2: 1_000, 1: 9_000}, CHANGE)
+    set_route(registry, "bot", {2: 0, 1: 10_000}, CHANGE)
+    again = set_route(registry, "bot", {2: 500, 1: 9_500}, CHANGE)
+    set_route(registry, "bot", {2: 1_000, 1: 9_000}, CHANGE)
+    assert started_at(registry, "bot", 2) == again.at
+
+
+@pytest.mark.parametrize(
+    ("steps", "message"),
+    [
+        ((), "must rise and end at 10000"),
+        ((1_000, 5_000), "must rise and end at 10000"),
+        ((5_000, 1_000, 10_000), "must rise"),
+        ((0, 10_000), "first step must be above 0"),
+        ((10_000,), "needs a step below 10000.*tuneloop promote"),
+    ],
+)
+def test_a_plan_that_is_none_is_refused(steps: tuple[int, ...], message: str) -> None:
+    with pytest.raises(InvalidInput, match=message):
+        Plan(steps)

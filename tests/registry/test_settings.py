@@ -1,0 +1,88 @@
+"""Settings: every value knows where it came from, and a misspelt one is an error, not a default."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tuneloop.registry.errors import InvalidInput
+from tuneloop.registry.settings import RegistrySettings, Section
+
+
+class Oven(Section):
+    """A section as the packages make them."""
+
+    section = "oven"
+    heat_c: int = 180
+    door: str = "closed"
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in [name for name in os.environ if name.startswith("TUNELOOP_")]:
+        monkeypatch.delenv(name)
+
+
+def test_a_variable_wins_over_its_file_the_table_and_the_default(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def now() -> tuple[int, str]:
+        value, origin = Oven.load().origins()["heat_c"]
+        return value, origin
+
+    assert now() == (180, "default")
+    (tmp_path / "tuneloop.toml").write_text("[oven]\nheat_c = 200\n")
+    assert now() == (200, "tuneloop.toml")
+    (tmp_path / "heat").write_text("220\n")
+    monkeypatch.setenv("TUNELOOP_OVEN_HEAT_C_FILE", str(tmp_path / "heat"))
+    assert now() == (220, "TUNELOOP_OVEN_HEAT_C_FILE")
+    monkeypatch.setenv("TUNELOOP_OVEN_HEAT_C", "240")
+    assert now() == (240, "TUNELOOP_OVEN_HEAT_C")
+    assert Oven.load(heat_c=260, door=None) == Oven(heat_c=260)
+
+
+def test_the_registrys_own_variables_have_no_section_in_their_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TUNELOOP_HOME", "/srv/tuneloop")
+    settings = RegistrySettings.load()
+    assert settings.database == "sqlite:////srv/tuneloop/tuneloop.db"
+    assert settings.mlflow == "sqlite:////srv/tuneloop/mlflow.db"
+    assert settings.artifacts == "file:///srv/tuneloop/artifacts"
+
+
+def test_an_mlflow_server_keeps_its_own_artifacts_unless_told() -> None:
+    assert RegistrySettings(mlflow_uri="http://mlflow:5000").artifacts is None
+    assert RegistrySettings(mlflow_uri="http://mlflow:5000", artifact_root="s3://b/a").artifacts == "s3://b/a"
+
+
+@pytest.mark.parametrize(
+    ("toml", "message"),
+    [
+        ("[oven]\nheat = 200\n", r"tuneloop\.toml: \[oven\] has no key 'heat'; did you mean heat_c\?"),
+        ("[oven]\nwattage = 9\ndor = 'x'\n", r"'wattage'; known: heat_c, door; .*'dor'; did you mean door\?"),
+        ("[oven]\nheat_c = 'hot'\ndoor = 3\n", r"\[oven\] heat_c: .*; \[oven\] door: "),
+        ("[oven\n", r"tuneloop\.toml: "),
+        ("oven = 3\n", r"oven must be a table"),
+    ],
+)
+def test_a_wrong_file_is_named_with_what_is_wrong_in_it(tmp_path: Path, toml: str, message: str) -> None:
+    (tmp_path / "tuneloop.toml").write_text(toml)
+    with pytest.raises(InvalidInput, match=message):
+        Oven.load()
+
+
+def test_files_that_are_named_must_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TUNELOOP_OVEN_DOOR_FILE", str(tmp_path / "nowhere"))
+    with pytest.raises(InvalidInput, match=r"TUNELOOP_OVEN_DOOR_FILE: .*nowhere cannot be read"):
+        Oven.load()
+    monkeypatch.setenv("TUNELOOP_CONFIG", str(tmp_path / "other.toml"))
+    with pytest.raises(InvalidInput, match=r"TUNELOOP_CONFIG names .*other\.toml, which is no file"):
+        Oven.load()
+
+
+def test_another_file_may_be_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "other.toml").write_text("[oven]\ndoor = 'open'\n[gateway]\nport = 1\n")
+    monkeypatch.setenv("TUNELOOP_CONFIG", str(tmp_path / "other.toml"))
+    assert Oven.load().door == "open"

@@ -1,0 +1,266 @@
+"""The registry's verbs as people and scripts meet them: exit codes, messages, and JSON from every verb that reads."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests_support import (
+    alert_episode,
+    beat_engine,
+    beat_gateway,
+    publish_version,
+    request_record,
+    retraining_request,
+    window_score,
+)
+from tuneloop.cli.main import main
+from tuneloop.registry import Registry
+from tuneloop.registry.nouns import Check, GateReport
+from tuneloop.registry.promotion import Change, promote, set_route
+from tuneloop.registry.settings import RegistrySettings
+
+WHO = ("--by", "ada", "--reason", "test")
+Verb = Callable[..., tuple[int, str, str]]
+
+
+def _verb(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Verb:
+    monkeypatch.chdir(home)
+    monkeypatch.setenv("TUNELOOP_HOME", str(home))
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["tuneloop", *arguments])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        said = capsys.readouterr()
+        assert isinstance(stopped.value.code, int)
+        return stopped.value.code, said.out, said.err
+
+    return run
+
+
+def _live(registry: Registry, folder: Path) -> Registry:
+    """Let everything there is to list happen once."""
+    now = registry.clock()
+    for number in (1, 2, 3):
+        publish_version(registry, folder / f"v{number}", metrics={"perplexity.stdlib": 10.0 / number, "loss": 1.0})
+    for number in (1, 2):
+        registry.gates.approve("bot", number, by="ada", reason="test")
+    promote(registry, "bot", 1, Change("ada", "first"))
+    beat_engine(registry, "bot@1", "bot@2", "bot@3")
+    set_route(registry, "bot", {2: 1_000, 1: 9_000}, Change("ada", "canary"))
+    beat_gateway(registry, {"bot": 2})
+    check = Check(name="perplexity", verdict="inconclusive", detail="3 rows")
+    registry.gates.record(GateReport(model="bot", version=3, champion=1, at=now, checks=(check,)))
+    registry.episodes.add_score(window_score(now))
+    registry.episodes.open(alert_episode(now))
+    registry.retraining.file(retraining_request(now, id="rt_1", episode_id="ep1"), by="monitor")
+    registry.traffic.add_requests([request_record(1, now, revision=2)])
+    registry.keys.new("team-a")
+    return registry
+
+
+@pytest.fixture
+def verb(registry_home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Verb:
+    """Runs `tuneloop …` on this test's registry, in this process: (exit code, stdout, stderr)."""
+    return _verb(registry_home, monkeypatch, capsys)
+
+
+@pytest.fixture
+def lived_in(registry: Registry, tmp_path: Path) -> Registry:
+    """This test's own registry, in which something has happened."""
+    return _live(registry, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory, empty_mlflow: Path) -> Iterator[Registry]:
+    """One for all the tests that change nothing."""
+    home = tmp_path_factory.mktemp("shared")
+    shutil.copy(empty_mlflow, home)
+    with Registry.open(RegistrySettings(home=home)) as opened:
+        yield _live(opened, home)
+
+
+@pytest.fixture
+def verb_there(shared: Registry, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Verb:
+    """Runs `tuneloop …` on the shared registry."""
+    return _verb(shared.settings.home, monkeypatch, capsys)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("status",),
+        ("models",),
+        ("versions", "bot"),
+        ("compare", "bot@1", "bot@2"),
+        ("gate", "bot@3"),
+        ("route", "show", "bot"),
+        ("route", "history", "bot"),
+        ("rollout", "status", "bot"),
+        ("retraining", "list"),
+        ("retraining", "list", "--model", "bot"),
+        ("retraining", "show", "rt_1"),
+        ("retraining", "policy", "bot"),
+        ("trace", "req-1"),
+        ("requests", "bot", "--newest", "5"),
+        ("audit",),
+        ("audit", "bot"),
+        ("key", "list"),
+        ("config",),
+    ],
+    ids=" ".join,
+)
+def test_every_verb_that_reads_speaks_to_people_and_to_programs(verb_there: Verb, arguments: tuple[str, ...]) -> None:
+    code, text, _ = verb_there(*arguments)
+    assert code == 0
+    assert text.strip()
+    code, said, _ = verb_there(*arguments, "--json")
+    assert code == 0
+    assert json.loads(said)
+
+
+def test_what_json_says_is_what_there_is(lived_in: Registry, verb: Verb) -> None:
+    def read(*arguments: str) -> Any:
+        return json.loads(verb(*arguments, "--json")[1])
+
+    assert [found["version"] for found in read("versions", "bot")] == [3, 2, 1]
+    assert read("models") == [{"model": "bot", "newest_version": 3, "split_bp": "2=1000 1=9000", "revision": 2}]
+    assert read("route", "show", "bot")["gateways"] == {"g1": 2}
+    assert read("gate", "bot@3")["verdict"] == "inconclusive"
+    assert read("gate", "bot@1") is None
+    assert read("rollout", "status", "bot")["verdict"] == "inconclusive"
+    assert [entry["action"] for entry in read("retraining", "show", "rt_1")["history"]] == ["retraining.file"]
+    assert "digest" not in read("key", "list")[0]
+    assert "messages" not in read("requests", "bot")[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("versions", "nobody"), 2, "no model named 'nobody'; `tuneloop models` lists them"),
+        (("route", "show", "nobody"), 2, "nobody has no route yet"),
+        (("route", "history", "nobody"), 2, "nobody has no route yet"),
+        (("gate", "bot"), 2, "'bot' is not a version; write MODEL@NUMBER"),
+        (("compare", "bot@1", "bot@8"), 2, "bot@8 does not exist; known: bot@3, bot@2, bot@1"),
+        (("trace", "req-9"), 2, "no request 'req-9' is on record"),
+        (("retraining", "show", "rt_9"), 2, "no retraining request 'rt_9'"),
+        (("promote", "bot@9", *WHO), 2, "bot@9 does not exist"),
+        (("promote", "bot@3", *WHO), 3, "bot@3 is not approved (its gate says inconclusive)"),
+        (("promote", "bot@2"), 2, "Missing option '--by'"),
+        (("route", "set", "bot", "1=9000", "2=500", *WHO), 2, "weights sum to 9500, not 10000"),
+        (("route", "set", "bot", "1=9000", "1=1000", *WHO), 2, "each version once"),
+        (("route", "set", "bot", "1=90%", "2=10%", *WHO), 2, "'1=90%' is not VERSION=BASIS_POINTS"),
+        (("route", "set", "bot", "²=10000", *WHO), 2, "'²=10000' is not VERSION=BASIS_POINTS"),
+        (("route", "set", "bot", "0=10000", *WHO), 2, "versions are numbered from 1"),
+        (("route", "set", "bot", "1=10000", "--expect", "1", *WHO), 1, "ada wrote revision 2"),
+        (("rollback", "bot", "--to", "9", *WHO), 2, "bot has no revision 9"),
+        (("rollback", "nobody", *WHO), 2, "nobody has no route yet"),
+        (("rollout", "start", "bot@2", "--steps", "a,b", *WHO), 2, "is not a list of basis points"),
+        (("rollout", "start", "bot@2", "--steps", "10000", *WHO), 2, "needs a step below 10000"),
+        (("rollout", "start", "bot@2", "--margin", "0", *WHO), 2, "margins are shares above 0"),
+        (("rollout", "start", "bot@1", *WHO), 3, "bot@1 is the champion already"),
+        (("key", "new", "--owner", "a", "--days", "0"), 2, "can never be used"),
+        (("key", "revoke", "key_9", "--by", "ada"), 2, "no API key 'key_9'"),
+        (("approve", "bot@9", *WHO), 2, "bot@9 does not exist"),
+        (("approve", "bot@3", "--by", " ", "--reason", "x"), 2, "an approval needs --by and --reason"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
+)
+def test_bad_input_names_what_is_wrong_and_changes_nothing(
+    shared: Registry, verb_there: Verb, arguments: tuple[str, ...], code: int, message: str
+) -> None:
+    before = shared.audit.entries(limit=1_000)
+    got, out, err = verb_there(*arguments)
+    assert message in err
+    assert got == code
+    assert out == ""
+    assert shared.audit.entries(limit=1_000) == before
+
+
+def test_the_life_of_a_version_in_verbs(lived_in: Registry, verb: Verb) -> None:
+    lived_in.fleet.forget_gateway("g1")  # nobody applies anything here
+    assert verb("approve", "bot@3", *WHO) == (0, "bot@3 is approved by ada\n", "")
+    code, out, _ = verb("promote", "bot@3", *WHO, "--json")
+    assert (code, json.loads(out)["arms"]) == (
+        0,
+        [{"version": 1, "weight_bp": 0}, {"version": 3, "weight_bp": 10_000}],
+    )
+    assert verb("rollback", "bot", *WHO)[1] == "bot revision 4: 3=0 1=10000 (by ada: test)\n"
+    assert verb("route", "set", "bot", "3=2500", "1=7500", *WHO)[0] == 0
+    assert verb("rollout", "abort", "bot", *WHO)[1] == "bot revision 6: 3=0 1=10000 (by ada: test)\n"
+    assert verb("rollout", "abort", "bot", *WHO)[0] == 2
+    assert verb("rollout", "status", "bot")[1].endswith("no canary is running\n")
+
+
+def test_a_retraining_request_is_approved_and_cancelled_once(lived_in: Registry, verb: Verb) -> None:
+    assert verb("retraining", "approve", "rt_1", *WHO)[1] == "rt_1 is queued\n"
+    code, _, err = verb("retraining", "approve", "rt_1", *WHO)
+    assert (code, "is queued; it cannot become approved" in err) == (3, True)
+    assert verb("retraining", "cancel", "rt_1", *WHO)[1] == "rt_1 is cancelled\n"
+
+
+def test_a_keys_secret_is_printed_once(lived_in: Registry, verb: Verb) -> None:
+    secret = verb("key", "new", "--owner", "team-b", "--days", "30")[1].strip()
+    assert secret.startswith("tl-")
+    assert secret not in verb("key", "list", "--json")[1]
+    [made] = [key for key in lived_in.keys.all() if key.owner == "team-b"]
+    assert made.expires_at is not None
+    assert verb("key", "revoke", made.id, "--by", "ada")[1] == f"{made.id} is revoked\n"
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("min_row: 5\n", "min_row: Extra inputs are not permitted; known keys: enabled, recipe, signals, min_rows"),
+        ("min_rows: none\ncooldown_s: -1\n", "min_rows: Input should be a valid integer"),
+        ("min_rows: none\ncooldown_s: -1\n", "cooldown_s: Input should be greater than or equal to 0"),
+        ("min_rows: [5\n", "policy.yaml: "),
+        ("- 5\n", "file: Input should be a valid dictionary"),
+        ("", "file: Input should be a valid dictionary"),
+    ],
+)
+def test_a_policy_that_is_wrong_is_refused_with_every_error(
+    shared: Registry, verb_there: Verb, tmp_path: Path, body: str, message: str
+) -> None:
+    path = tmp_path / "policy.yaml"
+    path.write_text(body)
+    code, _, err = verb_there("retraining", "policy", "bot", "--set", str(path), *WHO)
+    assert (code, message in err) == (2, True), err
+    assert str(path) in err
+    assert verb_there("retraining", "policy", "bot", "--set", str(tmp_path / "none.yaml"), *WHO)[0] == 2
+    assert not any(entry.action == "policy.retraining" for entry in shared.audit.entries())
+
+
+def test_a_policy_is_set_with_a_name_and_a_reason(lived_in: Registry, verb: Verb, tmp_path: Path) -> None:
+    path = tmp_path / "policy.yaml"
+    path.write_text("min_rows: 5\nsignals: [perplexity]\n")
+    code, _, err = verb("retraining", "policy", "bot", "--set", str(path))
+    assert (code, "needs --by and --reason" in err) == (2, True)
+    assert json.loads(verb("retraining", "policy", "bot", "--set", str(path), *WHO, "--json")[1])["min_rows"] == 5
+    assert lived_in.policies.retraining("bot").signals == ("perplexity",)
+
+
+def test_the_schema_is_brought_up_to_date_by_its_verb(verb: Verb, registry_home: Path) -> None:
+    code, out, _ = verb("db", "upgrade")
+    assert (code, out) == (0, f"sqlite:///{registry_home}/tuneloop.db is at the newest schema\n")
+
+
+def test_a_database_that_is_away_ends_with_1(verb: Verb, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TUNELOOP_DATABASE_URL", "postgresql://me:secret@127.0.0.1:1/none")
+    code, _, err = verb("status")
+    assert (code, "secret" in err) == (1, False)
+    assert "`tuneloop config` shows where database_url comes from" in err
+    assert "secret" not in verb("config")[1]
+
+
+def test_config_names_a_table_that_nothing_reads(verb: Verb, registry_home: Path) -> None:
+    (registry_home / "tuneloop.toml").write_text("[gatway]\nport = 1\n")
+    code, _, err = verb("config")
+    assert (code, "nothing reads [gatway]; did you mean [gateway]?" in err) == (2, True)
