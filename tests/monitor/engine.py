@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ class FakeEngine:
     url: str = ""
     strange: str = "numpy"  # questions with this word are hard
     status: int = 200
+    delay_s: float = 0.0
     bodies: list[dict[str, Any]] = field(default_factory=list)
 
     def answer(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
@@ -56,6 +58,7 @@ def fake_engine() -> Iterator[FakeEngine]:
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["content-length"])))
             answer = engine.answer(self.path, body) if engine.status == 200 else {"error": {"message": "too long"}}
+            time.sleep(engine.delay_s)
             payload = json.dumps(answer).encode()
             self.send_response(engine.status)
             self.send_header("content-length", str(len(payload)))

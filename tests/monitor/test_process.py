@@ -88,10 +88,10 @@ def until(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
 
 def test_a_monitor_killed_again_and_again_judges_and_files_everything_once(live: Live) -> None:
     live.traffic(STDLIB, REFERENCE + WINDOW)
-    for round_ in range(4):
+    for round_ in range(3):
         live.traffic(NUMPY, 2 * WINDOW, corrected=True)
         process = live.start()
-        # After one, two, three or four scores: between signals, windows, opening, noting and filing.
+        # After one, two or three scores: between signals, windows, opening, noting and filing.
         wanted = live.judged() + round_ + 1
         until(partial(live.has_judged, wanted))
         process.kill()
@@ -121,6 +121,21 @@ def test_it_is_scraped_and_ends_in_order_on_sigterm(live: Live, free: int) -> No
     assert process.returncode == 0
     assert "SIGTERM: ending" in errors
     assert "Traceback" not in errors
+
+
+def test_told_to_end_while_an_engine_scores_it_ends_soon_and_concludes_nothing(live: Live, engine: FakeEngine) -> None:
+    engine.delay_s = 1.0  # sixty questions, two at a time: half a minute
+    live.traffic(STDLIB, REFERENCE + WINDOW)
+    process = live.start()
+    until(lambda: bool(engine.bodies))
+    asked = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=30) == 0
+    assert time.monotonic() - asked < 15
+    assert [score.signal for score in live.registry.episodes.scores("bot")] == ["prompt_drift"]
+    engine.delay_s = 0.0
+    assert live.start("--once").wait(timeout=60) == 0
+    assert [score.verdict for score in live.registry.episodes.scores("bot", signal="perplexity")] == ["none"]
 
 
 def test_a_taken_metrics_port_is_one_clear_error(live: Live, free: int, tmp_path: Path) -> None:

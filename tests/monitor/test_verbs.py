@@ -57,7 +57,7 @@ def test_drift_check_reads_well(texts: tuple[Path, Path, Path]) -> None:
     said = tuneloop("drift", "check", "--reference", str(reference), "--window", str(other), "--gamma", "1000").output
     assert said.splitlines()[0] == "verdict    drift"
     assert "one false alarm in 1000 texts or more; alpha 0.04" in said
-    assert "word       numpy: in 0% of the reference, 100% of the new" in said
+    assert "word       numpy: in 0% of the reference, 100% of the window" in said
 
 
 @pytest.mark.parametrize(
@@ -91,6 +91,11 @@ def test_an_alert_is_listed_shown_taken_and_ended(scene: Scene) -> None:
     scene.watch()
     (listed,) = json.loads(tuneloop("alerts", "--json", "--model", "bot", home=home).output)
     episode = listed["id"]
+    windows = json.loads(tuneloop("drift", "windows", "bot", "--json", home=home).output)
+    assert {window["id"] for window in windows} == set(scene.registry.episodes.get(episode).windows)
+    printed = tuneloop("drift", "windows", "bot", "--signal", "prompt_drift", home=home).output.splitlines()
+    assert len(printed) == 2
+    assert printed[1].endswith("drift")
     assert f"{episode}  2026-11-01" in tuneloop("alerts", home=home).output
     shown = tuneloop("alert", "show", episode, home=home).output
     for part in (

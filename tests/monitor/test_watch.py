@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import httpx
 import pytest
 from prometheus_client import generate_latest
 
+from monitor.engine import FakeEngine
 from monitor.scene import Scene
+from tests_support import Clock, beat_engine
 from tuneloop.monitor.alerts import resolved
 from tuneloop.monitor.watch import Monitor
+from tuneloop.registry import Registry
 from tuneloop.registry.nouns import AlertEpisode
 
 
@@ -177,3 +182,20 @@ def test_metrics_name_champions_only(scene: Scene) -> None:
     text = generate_latest(metrics.collectors).decode()
     assert not re.search(r'tuneloop_drift_\w+{.*version="1"', text)
     assert "tuneloop_episodes_open{" not in text
+
+
+def test_two_monitors_at_once_judge_each_window_once_and_open_one_episode(
+    registries: Registry, clock: Clock, engine: FakeEngine
+) -> None:
+    with httpx.Client(timeout=5, trust_env=False) as client, ThreadPoolExecutor(2) as pool:
+        scene = Scene(registries, clock, engine, client)
+        scene.promote(1)
+        scene.usual(80)
+        scene.drifted(60)
+        beat_engine(registries, "bot@1", url=engine.url, at=clock.now)
+        for done in [pool.submit(scene.monitor().run_once) for _ in range(2)]:
+            done.result()
+        scene.monitor().run_once()  # evidence one of them overwrote in the other's episode is added again
+    for signal in ("prompt_drift", "perplexity"):
+        assert sorted(score.detail["window"] for score in scene.scores(signal)) == [0, 1, 2, 3]
+    assert set(the_episode(scene).evidence["signals"]) == {"prompt_drift", "perplexity"}

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 import aiohttp
 import numpy as np
-import psutil  # type: ignore[import-untyped]  # it ships no types
+import psutil
 from safetensors.numpy import save_file
 
 from tuneloop.registry import Registry
@@ -34,7 +34,7 @@ from tuneloop.serve.engine.launch import SERVED_MODULES
 T = TypeVar("T")
 MODEL = "python-helper"
 START_TIMEOUT_S = 240.0
-ENGINE = (sys.executable, "-c", "from tuneloop.serve.engine.verb import engine; engine()")
+ENGINE = (sys.executable, "-m", "tuneloop.cli", "engine")
 
 
 def free_port() -> int:

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 from serve.engine_support import write_adapter
 from tuneloop.registry.errors import InvalidInput
 from tuneloop.registry.nouns import Version
-from tuneloop.serve.engine.adapters import CONFIG, WEIGHTS, Limits, base_shapes, check, reasons
+from tuneloop.serve.engine.adapters import CONFIG, WEIGHTS, Base, Limits, base_shapes, check, reasons
 
 VERSION = Version(
     model="m",
@@ -23,7 +23,7 @@ VERSION = Version(
     kind="adapter",
     base="tiny",
     base_digest="sha256:base",
-    template_digest="t",
+    template_digest="sha256:template",
     data_digest="d",
     data_rows=1,
     recipe_digest="r",
@@ -48,7 +48,7 @@ def base(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def limits(base: Path) -> Limits:
-    return Limits("sha256:base", 16, base_shapes(base))
+    return Limits(Base("tiny", "sha256:base", "sha256:template"), 16, base_shapes(base))
 
 
 @pytest.fixture
@@ -136,6 +136,12 @@ def test_an_adapter_of_another_base_is_refused_by_digest(adapter: Path, limits: 
     (told,) = reasons(adapter, strange, limits)
     assert "trained on base tiny" in told
     assert "start an engine with that base" in told
+
+
+def test_an_adapter_trained_with_another_chat_template_is_refused(adapter: Path, limits: Limits) -> None:
+    strange = VERSION.model_copy(update={"template_digest": "sha256:other"})
+    (told,) = reasons(adapter, strange, limits)
+    assert "trained with chat template sha256:other" in told
 
 
 def test_every_reason_is_told_at_once(tmp_path: Path, base: Path, limits: Limits) -> None:

@@ -19,7 +19,12 @@ def launch(device: Device = "cpu", **changes: object) -> Launch:
         python=Path("/env/bin/python"),
         device=device,
         plugins=Path("/home/plugins"),
-        environment={"PATH": "/bin", "TUNELOOP_DATABASE_URL": "postgresql://u:secret@h/d", "PYTHONPATH": "/ours"},
+        environment={
+            "PATH": "/bin",
+            "TUNELOOP_DATABASE_URL": "postgresql://u:secret@h/d",
+            "PYTHONPATH": "/ours",
+            "VLLM_PLUGINS": "theirs",
+        },
     )
 
 
@@ -46,6 +51,7 @@ def test_a_machine_without_a_gpu_gets_its_variables_and_no_other_does() -> None:
     assert cpu.environment["TORCHDYNAMO_DISABLE"] == "1"
     assert cpu.environment["PYTHONPATH"] == "/home/plugins"
     assert not {"TORCHDYNAMO_DISABLE", "VLLM_CPU_KVCACHE_SPACE", "PYTHONPATH"} & gpu.environment.keys()
+    assert cpu.environment["VLLM_PLUGINS"] == "theirs,tuneloop_engine_guard"
     assert options(gpu)["gpu-memory-utilization"] == "0.9"
     assert "gpu-memory-utilization" not in options(cpu)
     for made in (cpu, gpu):

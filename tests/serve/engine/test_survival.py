@@ -8,17 +8,17 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-import psutil  # type: ignore[import-untyped]  # it ships no types
+import psutil
 import pytest
 
 from serve.engine_support import ENGINE, MODEL, START_TIMEOUT_S, EngineAgent, free_port
 from tuneloop.registry.nouns import AdapterState
+from tuneloop.serve.engine.process import ensure_port_free
 
 pytestmark = pytest.mark.engine
 ADAPTERS = {f"{MODEL}@1", f"{MODEL}@2"}
@@ -71,8 +71,7 @@ def test_a_hung_vllm_is_ended_and_kill_9_of_the_agent_leaves_nothing_for_the_nex
     assert old
     engine_agent.kill()
     wait_gone(old, timeout_s=10)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", engine_agent.port))
+    ensure_port_free("127.0.0.1", engine_agent.port)
 
     engine_agent.start()
     ready_again(engine_agent)

@@ -11,12 +11,15 @@ from tuneloop.registry import Registry
 from tuneloop.registry.errors import Unavailable
 from tuneloop.registry.nouns import Arm, GatewayState, utc_now
 from tuneloop.registry.settings import RegistrySettings
+from tuneloop.serve.engine.adapters import Base
 from tuneloop.serve.engine.reconcile import Gateways
 from tuneloop.serve.engine.wanted import RegistryWatch, Sight
 
+BASE = Base("base", "sha256:base", "sha256:template")
 
-def watch_of(registry: Registry, home: Path, base_digest: str = "sha256:base") -> RegistryWatch:
-    return RegistryWatch(lambda: registry, engine_id="e1", base_digest=base_digest, home=home)
+
+def watch_of(registry: Registry, home: Path, base: Base = BASE) -> RegistryWatch:
+    return RegistryWatch(lambda: registry, engine_id="e1", base=base, home=home)
 
 
 def route(registry: Registry, *arms: tuple[int, int]) -> None:
@@ -67,8 +70,8 @@ def test_with_the_registry_away_the_last_wanted_adapters_are_still_known(registr
     watch_of(registry, tmp_path).look()
 
     away = RegistrySettings(home=tmp_path, database_url="postgresql://nobody@127.0.0.1:1/none")
-    watch = RegistryWatch(lambda: Registry.open(away), engine_id="e1", base_digest="sha256:base", home=tmp_path)
+    watch = RegistryWatch(lambda: Registry.open(away), engine_id="e1", base=BASE, home=tmp_path)
     assert names(watch.remembered()) == ["bot@1"]
     with pytest.raises(Unavailable, match=r"127\.0\.0\.1:1"):
         watch.look()
-    assert names(watch_of(registry, tmp_path, "sha256:other").remembered()) == []
+    assert names(watch_of(registry, tmp_path, Base("base", "sha256:other", "sha256:template")).remembered()) == []

@@ -104,10 +104,11 @@ class Processes:
         assert process.stderr is not None
         reader = threading.Thread(target=_collect, args=(process.stderr, errors), daemon=True)
         reader.start()
-        for line in process.stdout:
-            lines.append(line)
-            if echo:
-                self._say(line.rstrip())
+        with process.stdout:
+            for line in process.stdout:
+                lines.append(line)
+                if echo:
+                    self._say(line.rstrip())
         code = process.wait()
         reader.join(timeout=5)
         self._verbs.pop(name, None)
@@ -164,7 +165,7 @@ class Processes:
                 process.kill()
                 process.wait()
         # What it started and did not take with it: its session, and whatever was below it when the stopping began.
-        left = psutil.wait_procs({*below, *_session(process.pid)}, timeout=LEFT_BEHIND_S)[1]
+        left = psutil.wait_procs({*below, *_session(process.pid)}, timeout=min(LEFT_BEHIND_S, self._stop_timeout_s))[1]
         for child in left:
             try:
                 child.kill()
@@ -174,7 +175,7 @@ class Processes:
 
     def _copy(self, name: str, process: subprocess.Popen[str], echo: bool) -> None:
         assert process.stdout is not None
-        with (self._logs / f"{name}.log").open("a", encoding="utf-8") as log:
+        with process.stdout, (self._logs / f"{name}.log").open("a", encoding="utf-8") as log:
             for line in process.stdout:
                 log.write(line)
                 log.flush()
@@ -225,4 +226,5 @@ def wait_until(
 
 
 def _collect(stream: IO[str], into: list[str]) -> None:
-    into.extend(stream)
+    with stream:
+        into.extend(stream)

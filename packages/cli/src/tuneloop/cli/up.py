@@ -39,7 +39,7 @@ def run(base: Path, logs: Path) -> None:
 
 
 def supervise(commands: Mapping[str, Sequence[str]], logs: Path, *, starting_s: float = STARTING_S) -> Ended | None:
-    """Keep the commands running until SIGINT or SIGTERM, then stop them; the one that could not start, if one could not.
+    """Keep the commands running until SIGINT or SIGTERM, then stop them; returns the one that could not start, if any.
 
     Only a process that never ran for `starting_s` could not start. One that did is started again however often it
     ends, with a pause that doubles until it has run for `starting_s` again.

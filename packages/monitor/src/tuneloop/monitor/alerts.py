@@ -77,8 +77,9 @@ def resolved(episode: AlertEpisode, note: str, at: datetime) -> AlertEpisode:
 
 
 def is_quiet(scores: Sequence[WindowScore], clear_after: int) -> bool:
-    """Whether the last `clear_after` windows that could be judged raised nothing; `scores` the newest last."""
-    verdicts = [score.verdict for score in scores if score.verdict != "not enough data"]
+    """Whether the last `clear_after` windows that could be judged raised nothing; `scores` of one stream."""
+    in_order = sorted(scores, key=lambda score: int(score.detail["window"]))
+    verdicts = [score.verdict for score in in_order if score.verdict != "not enough data"]
     return len(verdicts) >= clear_after and "drift" not in verdicts[-clear_after:]
 
 

@@ -33,7 +33,7 @@ def is_slow(record: RequestRecord, latency_ms: float, ttft_ms: float) -> bool:
 
 def slow_share_test(slow: int, n: int, alpha: float) -> Outcome:
     """Whether `slow` of `n` is more than an objective of 95 % in time explains; statistic and threshold are shares."""
-    from scipy.stats import binom  # noqa: PLC0415 (1 s, and only with an objective)
+    from scipy.stats import binom  # noqa: PLC0415 (slow to import, and only needed with an objective)
 
     p_value = float(binom.sf(slow - 1, n, SLOW_ALLOWED))
     return Outcome(slow / n, float(binom.isf(alpha, n, SLOW_ALLOWED)) / n, p_value, alpha, 0)

@@ -5,6 +5,7 @@ relying on it.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -67,6 +68,20 @@ def check_files(reference: Path, window: Path, mean_run_length: int) -> DriftChe
         words=tuple(vars(word) for word in new_words(before, now)),
         examples=tuple({"line": int(i) + 1, "text": now[i], "weight": round(float(pull[i]), 4)} for i in order),
     )
+
+
+def check_lines(found: DriftCheck) -> Iterator[str]:
+    """What the detector says, for people."""
+    yield f"verdict    {found.verdict}"
+    yield f"statistic  {found.statistic:.5f} (MMD², {found.n_reference} against {found.n_window} texts)"
+    once = f"one false alarm in {found.mean_run_length} texts or more"
+    yield f"threshold  {found.threshold:.5f} ({once}; alpha {found.alpha:.2g})"
+    yield f"p          {found.p_value:.2g} ({found.permutations} permutations)"
+    for word in found.words:
+        shares = f"in {word['reference']:.0%} of the reference, {word['window']:.0%} of the window"
+        yield f"word       {word['word']}: {shares}"
+    for example in found.examples:
+        yield f"line {example['line']:<5} {example['text'][:110]}"
 
 
 def read_texts(path: Path) -> list[str]:

@@ -30,7 +30,7 @@ def run_monitor(settings: MonitorSettings, *, once: bool) -> list[ModelState]:
     stop = threading.Event()
 
     def end(number: int, _frame: FrameType | None) -> None:
-        log.info("%s: ending after the window in hand", signal.Signals(number).name)
+        log.info("%s: ending", signal.Signals(number).name)
         stop.set()
 
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -38,7 +38,11 @@ def run_monitor(settings: MonitorSettings, *, once: bool) -> list[ModelState]:
     # Engines are private addresses: a proxy from the environment must not stand between.
     with Registry.open() as registry, httpx.Client(timeout=settings.scorer_timeout_s, trust_env=False) as client:
         scorer = Scorer(
-            registry.fleet, client, concurrency=settings.scorer_concurrency, max_tokens=settings.scorer_max_tokens
+            registry.fleet,
+            client,
+            concurrency=settings.scorer_concurrency,
+            max_tokens=settings.scorer_max_tokens,
+            stopping=stop.is_set,
         )
         metrics = Metrics()
         monitor = Monitor(registry, settings, scorer, metrics, stopping=stop.is_set)

@@ -27,6 +27,7 @@ class Reference:
 
     records: tuple[RequestRecord, ...]
     digest: str
+    frozen: bool  # a window was held against it; before that a late record may still change it
 
     @property
     def ids(self) -> tuple[str, ...]:
@@ -43,10 +44,10 @@ class Reference:
         }
 
 
-def reference_of(records: Sequence[RequestRecord]) -> Reference:
-    """Freeze these records, in order of time and id."""
+def reference_of(records: Sequence[RequestRecord], *, frozen: bool) -> Reference:
+    """A reference of these records."""
     ordered = tuple(sorted(records, key=lambda record: (record.at, record.id)))
-    return Reference(ordered, sha256("\n".join(record.id for record in ordered).encode()).hexdigest())
+    return Reference(ordered, sha256("\n".join(record.id for record in ordered).encode()).hexdigest(), frozen)
 
 
 def judgeable(record: RequestRecord) -> bool:
@@ -91,7 +92,7 @@ def _beginning(registry: Registry, history: Sequence[Route], version: int, size:
         served = registry.traffic.window(model, since=since, version=version, oldest=limit)
         usable = [record for record in served if judgeable(record)]
         if len(usable) >= size:
-            return reference_of(usable[:size])
+            return reference_of(usable[:size], frozen=False)
         if len(served) < limit:
             break
         limit *= 2
@@ -115,4 +116,4 @@ def _frozen(registry: Registry, first: WindowScore) -> Reference | str:
             f"the reference of {first.model}@{first.version} lost {len(wanted) - len(found)} of its {len(wanted)} "
             "records; promote a version to begin a new one"
         )
-    return reference_of(found)
+    return reference_of(found, frozen=True)

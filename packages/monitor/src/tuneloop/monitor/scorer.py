@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +29,10 @@ _MAX_NATS = 30.0  # a token the model deems impossible arrives as 9999 nats; one
 _SPACE = re.compile(r"\s+")
 
 
+class Stopped(Exception):
+    """Scoring was broken off; nothing may be concluded from what is missing."""
+
+
 @dataclass(frozen=True)
 class Scored:
     """Nats per token of one record's question, or why there is no such number."""
@@ -40,8 +44,17 @@ class Scored:
 class Scorer:
     """Scores records once each: results are remembered by version and request id."""
 
-    def __init__(self, fleet: Fleet, client: httpx.Client, *, concurrency: int, max_tokens: int) -> None:
+    def __init__(
+        self,
+        fleet: Fleet,
+        client: httpx.Client,
+        *,
+        concurrency: int,
+        max_tokens: int,
+        stopping: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._fleet = fleet
+        self._stopping = stopping
         self._client = client
         self._concurrency = concurrency
         self._max_tokens = max_tokens
@@ -57,6 +70,7 @@ class Scorer:
 
         Raises:
             Unavailable: no live engine serves the version, or all that do failed; what was scored is kept.
+            Stopped: `stopping` said so.
         """
         missing = [record for record in records if (name, record.id) not in self._known]
         if missing:
@@ -68,7 +82,7 @@ class Scorer:
                 try:
                     for record, future in zip(missing, waiting, strict=True):
                         self._known[name, record.id] = future.result()
-                except Unavailable:
+                except (Unavailable, Stopped):
                     pool.shutdown(cancel_futures=True)
                     raise
         found = {record.id: self._known[name, record.id] for record in records}
@@ -77,6 +91,8 @@ class Scorer:
         return found
 
     def _one(self, engines: Sequence[EngineState], name: str, record: RequestRecord) -> Scored:
+        if self._stopping():
+            raise Stopped
         if (record.prompt_tokens or 0) > self._max_tokens:
             return Scored(None, f"longer than scorer_max_tokens ({self._max_tokens})")
         failures: list[str] = []

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from tuneloop.registry.nouns import AlertEpisode, version_name
+from tuneloop.registry.nouns import AlertEpisode, WindowScore, version_name
+
+WINDOW_HEADERS = ("UNTIL (UTC)", "VERSION", "SIGNAL", "N", "STATISTIC", "THRESHOLD", "P", "VERDICT")
 
 
 def episode_lines(episode: AlertEpisode) -> Iterator[str]:
@@ -33,6 +35,21 @@ def episode_lines(episode: AlertEpisode) -> Iterator[str]:
     if episode.state != "resolved":
         yield f"next       tuneloop retraining list; tuneloop report {episode.model}"
         yield f"           tuneloop alert ack {episode.id} --by YOU"
+
+
+def window_row(score: WindowScore) -> tuple[object, ...]:
+    """A judged window as a line of a table; see `WINDOW_HEADERS`."""
+    judged = score.verdict != "not enough data"
+    return (
+        f"{score.window_end:%Y-%m-%d %H:%M:%S}",
+        version_name(score.model, score.version),
+        score.signal,
+        score.n,
+        f"{score.statistic:.4g}" if judged else None,
+        f"{score.threshold:.4g}" if judged else None,
+        f"{score.p_value:.2g}" if score.p_value is not None else None,
+        score.verdict if judged else f"{score.verdict}: {score.detail['reason']}",
+    )
 
 
 def _finding_lines(signal: str, finding: dict[str, Any]) -> Iterator[str]:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Literal
 
 import click
 
 from tuneloop.registry.errors import Refused
+from tuneloop.registry.nouns import AlertEpisode
 from tuneloop.registry.printing import emit, json_option, table
-
-if TYPE_CHECKING:
-    from tuneloop.registry.nouns import AlertEpisode
 
 DEFAULT_REPORT = Path("report")
 
@@ -35,23 +32,19 @@ def monitor(*, once: bool, every_s: float | None, metrics_port: int | None) -> N
 @click.command()
 @click.option("--model", help="Of one model only.")
 @click.option("--all", "ended", is_flag=True, help="Resolved ones too.")
-@click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
+@json_option
 def alerts(*, model: str | None, ended: bool, as_json: bool) -> None:
     """What is wrong now: one line per alert episode."""
     from tuneloop.registry import Registry
 
     with Registry.open() as registry:
         found = registry.episodes.all(model, open_only=not ended)
-    if as_json:
-        click.echo(json.dumps([episode.model_dump(mode="json") for episode in found], indent=2))
-        return
-    if not found:
-        click.echo("no open alert episodes" if not ended else "no alert episodes")
-    for episode in found:
-        click.echo(
-            f"{episode.id}  {episode.opened_at:%Y-%m-%d %H:%M:%S}Z  {episode.severity:<6}  {episode.state:<12}  "
-            f"{episode.evidence['summary']}"
-        )
+    rows = [
+        (e.id, f"{e.opened_at:%Y-%m-%d %H:%M:%S}", e.severity, e.state, e.evidence.get("summary", e.signal))
+        for e in found
+    ]
+    none = "no alert episodes" if ended else "no open alert episodes"
+    emit(found, as_json, table(("EPISODE", "OPENED (UTC)", "SEVERITY", "STATE", "WHAT"), rows) if found else none)
 
 
 @click.group()
@@ -61,7 +54,7 @@ def alert() -> None:
 
 @alert.command()
 @click.argument("episode_id")
-@click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
+@json_option
 def show(episode_id: str, *, as_json: bool) -> None:
     """What happened, how sure, which examples, what to do next."""
     from tuneloop.monitor.show import episode_lines
@@ -69,7 +62,7 @@ def show(episode_id: str, *, as_json: bool) -> None:
 
     with Registry.open() as registry:
         episode = registry.episodes.get(episode_id)
-    click.echo(episode.model_dump_json(indent=2) if as_json else "\n".join(episode_lines(episode)))
+    emit(episode, as_json, "\n".join(episode_lines(episode)))
 
 
 @alert.command()
@@ -115,45 +108,31 @@ def drift() -> None:
 @click.option("--reference", type=click.Path(path_type=Path), required=True, help='What is normal: {"text": …} lines.')
 @click.option("--window", type=click.Path(path_type=Path), required=True, help='What is new: {"text": …} lines.')
 @click.option("--gamma", type=click.IntRange(min=1), default=10_000, show_default=True, help="Texts per false alarm.")
-@click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
+@json_option
 def check(*, reference: Path, window: Path, gamma: int, as_json: bool) -> None:
     """Hold one file of texts against another: statistic, threshold, p, verdict, examples."""
-    from tuneloop.monitor.offline import check_files
+    from tuneloop.monitor.offline import check_files, check_lines
 
     found = check_files(reference, window, gamma)
-    if as_json:
-        click.echo(json.dumps(vars(found), indent=2))
-        return
-    click.echo(f"verdict    {found.verdict}")
-    click.echo(f"statistic  {found.statistic:.5f} (MMD², {found.n_reference} against {found.n_window} texts)")
-    click.echo(f"threshold  {found.threshold:.5f} (one false alarm in {gamma} texts or more; alpha {found.alpha:.2g})")
-    click.echo(f"p          {found.p_value:.2g} ({found.permutations} permutations)")
-    for word in found.words:
-        click.echo(
-            f"word       {word['word']}: in {word['reference']:.0%} of the reference, {word['window']:.0%} of the new"
-        )
-    for example in found.examples:
-        click.echo(f"line {example['line']:<5} {example['text'][:110]}")
+    emit(vars(found), as_json, "\n".join(check_lines(found)))
 
 
 @drift.command()
 @click.argument("model")
+@click.option("--signal", help="Of one signal only.")
 @json_option
-def windows(model: str, as_json: bool) -> None:
-    """List the judged windows of a model in order of time."""
+def windows(model: str, *, signal: str | None, as_json: bool) -> None:
+    """Every window that was judged: statistic, threshold, verdict."""
+    from tuneloop.monitor.show import WINDOW_HEADERS, window_row
     from tuneloop.registry import Registry
 
     with Registry.open() as registry:
-        found = registry.episodes.scores(model)
-    rows = [
-        [f"{w.window_end:%H:%M:%S}", w.version, w.signal, w.n, f"{w.statistic:.4g}", f"{w.threshold:.4g}", w.verdict]
-        for w in found
-    ]
-    headers = ["END (UTC)", "VERSION", "SIGNAL", "N", "STATISTIC", "THRESHOLD", "VERDICT"]
-    emit(found, as_json, table(headers, rows))
+        found = registry.episodes.scores(model, signal=signal)
+    none = f"no window of {model} has been judged yet"
+    emit(found, as_json, table(WINDOW_HEADERS, [window_row(score) for score in found]) if found else none)
 
 
-def _change(episode_id: str, state: str, by: str, note: str) -> AlertEpisode:
+def _change(episode_id: str, state: Literal["acknowledged", "resolved"], by: str, note: str) -> AlertEpisode:
     from tuneloop.monitor.alerts import noted, resolved
     from tuneloop.registry import Registry
 

@@ -17,13 +17,13 @@ from tuneloop.monitor import alerts
 from tuneloop.monitor.filing import BY, pursue
 from tuneloop.monitor.metrics import Metrics
 from tuneloop.monitor.reference import ANCHOR, Reference, find_reference, score_id
-from tuneloop.monitor.scorer import Scorer
+from tuneloop.monitor.scorer import Scorer, Stopped
 from tuneloop.monitor.settings import MonitorSettings
 from tuneloop.monitor.signals import DETECTORS, PERPLEXITY, Judge, problem_of, signals_of
 from tuneloop.monitor.windows import Window, judged_window, next_window, progress
 from tuneloop.registry import Registry
 from tuneloop.registry.errors import NotFound, TuneloopError
-from tuneloop.registry.nouns import Route, WindowScore, version_name
+from tuneloop.registry.nouns import AlertEpisode, Route, WindowScore, version_name
 
 log = logging.getLogger("tuneloop.monitor")
 _RECENT = 50  # scores of a stream read back to see whether it has gone quiet
@@ -66,6 +66,8 @@ class Monitor:
         while not self._stopping():
             try:
                 self.run_once()
+            except Stopped:
+                return
             except TuneloopError as error:
                 self._metrics.failed()
                 log.warning("pass cut short, trying again in %.0f s: %s", self._settings.every_s, error)
@@ -76,6 +78,7 @@ class Monitor:
 
         Raises:
             Unavailable: the database does not answer; what was judged before that is kept.
+            Stopped: told to end while an engine was scoring; that window is judged by the next process.
         """
         routes = self._registry.routes.current_all()
         states = [self._watch(model) for model in sorted(routes)]
@@ -102,7 +105,7 @@ class Monitor:
                 judged, alarms = judged + 1, alarms + sum(score.verdict == "drift" for score in scores)
             held = window if isinstance(window, int) else len(window.records)
             waiting = f"window {done.next_index} of {model}@{version} holds {held} of {self._settings.window} records"
-        for episode in self._registry.episodes.all(model, open_only=True):
+        for episode in self._open_episodes(model):
             pursue(self._registry, episode)
         if self._said.get(model) != waiting:
             self._said[model] = waiting
@@ -115,8 +118,10 @@ class Monitor:
             found = find_reference(self._registry, history, version, self._settings.reference)
             if isinstance(found, str):
                 return found
-            self._references[key] = found
             self._recall_nats(*key, found)
+            if not found.frozen:
+                return found
+            self._references[key] = found
         return self._references[key]
 
     def _recall_nats(self, model: str, version: int, reference: Reference) -> None:
@@ -130,11 +135,14 @@ class Monitor:
         """Complete the last judged window, in case a monitor was stopped in the midst of it."""
         anchors = self._registry.episodes.scores(model, version=version, signal=ANCHOR, limit=1)
         if anchors:
-            self._judge_window(model, version, reference, judged_window(self._registry, anchors[0]))
+            window = judged_window(self._registry, anchors[0])
+            if len(window.records) == window.size:  # otherwise retention took some: nothing can be added
+                self._judge_window(model, version, reference, window)
 
     def _judge_window(self, model: str, version: int, reference: Reference, window: Window) -> list[WindowScore]:
-        scores = [self._score(signal, model, version, reference, window) for signal in self._signals]
-        for score in scores:
+        scores = []
+        for signal in self._signals:  # each alarm is raised at once: scoring the next signal may take an engine minutes
+            scores.append(score := self._score(signal, model, version, reference, window))
             if score.verdict == "drift":
                 self._raise(score)
         self._end_quiet(model, version)
@@ -205,7 +213,7 @@ class Monitor:
             self._registry.episodes.update(changed, by=BY, action="episode.window")
 
     def _end_quiet(self, model: str, version: int) -> None:
-        for episode in self._registry.episodes.all(model, open_only=True):
+        for episode in self._open_episodes(model):
             recent = [
                 self._registry.episodes.scores(model, version=version, signal=signal, limit=_RECENT)
                 for signal in episode.evidence["signals"]
@@ -217,7 +225,7 @@ class Monitor:
                 log.warning("episode %s resolved: %s", episode.id, note)
 
     def _end_replaced(self, route: Route) -> None:
-        for episode in self._registry.episodes.all(route.model, open_only=True):
+        for episode in self._open_episodes(route.model):
             if episode.version != route.champion:
                 before, after = version_name(route.model, episode.version), version_name(route.model, route.champion)
                 note = f"{after} took over from {before} with revision {route.revision} ({route.by}: {route.reason})"
@@ -227,6 +235,10 @@ class Monitor:
                 )
                 self._registry.episodes.update(over, by=BY, action="episode.resolve")
                 log.warning("episode %s resolved: %s", episode.id, note)
+
+    def _open_episodes(self, model: str) -> list[AlertEpisode]:
+        """Those this monitor answers for; others may have opened some of other signals."""
+        return [e for e in self._registry.episodes.all(model, open_only=True) if e.signal in DETECTORS]
 
     @staticmethod
     def _of(score: WindowScore) -> str:

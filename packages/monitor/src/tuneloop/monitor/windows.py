@@ -25,6 +25,7 @@ class Window:
 
     index: int
     records: tuple[RequestRecord, ...]
+    size: int  # records it was cut with; more than `records` once retention has taken some
     high_water: datetime  # the latest record any window or the reference held up to and with this one
 
     @property
@@ -75,7 +76,7 @@ def next_window(registry: Registry, model: str, version: int, done: Progress, si
         fresh = [record for record in served if judgeable(record) and record.id not in done.taken]
         if len(fresh) >= size:
             records = tuple(fresh[:size])
-            return Window(done.next_index, records, max(done.high_water, records[-1].at))
+            return Window(done.next_index, records, size, max(done.high_water, records[-1].at))
         if len(served) < limit:
             return len(fresh)
         limit *= 2
@@ -88,7 +89,7 @@ def judged_window(registry: Registry, anchor: WindowScore) -> Window:
         anchor.model, since=anchor.window_start - JUST_BEFORE, until=anchor.window_end, version=anchor.version
     )
     records = tuple(record for record in held if record.id in wanted)
-    return Window(anchor.detail["window"], records, _high_water(anchor))
+    return Window(anchor.detail["window"], records, len(anchor.request_ids), _high_water(anchor))
 
 
 def _high_water(score: WindowScore) -> datetime:

@@ -54,8 +54,7 @@ def run(
 
     Raises:
         Refused: a check failed (the version was rolled back, its retraining request is rejected), nothing was decided
-        in
-            time (it stays where it is), another canary is running, or somebody else changed the route.
+            in time (it stays where it is), another canary is running, or somebody else changed the route.
         Conflict: somebody changed the route between a look and a write; the route is left to them.
         Unavailable: no engine serves the version, or a gateway does not follow; the share stays where it is.
     """

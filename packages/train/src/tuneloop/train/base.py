@@ -1,8 +1,8 @@
 """The base model a recipe names, resolved to one Hugging Face folder that training and serving both read.
 
-A GGUF file (alone, or inside an installed package) is converted once: dequantised to bfloat16 safetensors with its tokenizer
-and chat template (about 36 s and 270 MB for 135M parameters on two cores). A folder is used where it lies; a hub id is downloaded.
-The folder appears by a rename, whole or not at all.
+A GGUF file (alone, or inside an installed package) is converted once: dequantised to bfloat16 safetensors with its
+tokenizer and chat template (135M parameters: about 33 s and 270 MB). A folder is used where it lies; a hub id is
+downloaded. The folder appears by a rename, whole or not at all.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def prepare_base(source: str, bases_root: Path, *, relative_to: Path | None = No
     """Resolve `source` and convert or download it into `bases_root/<name>` unless it is there already.
 
     Args:
-        source: `package:<distribution>` (a GGUF inside an installed package), a .gguf file, a model folder, or a hub id.
+        source: `package:<distribution>` (a GGUF inside an installed package), a .gguf file, a folder, or a hub id.
         bases_root: the folder that keeps converted and downloaded bases.
         relative_to: what a relative path is relative to (the recipe's folder); the working directory by default.
 

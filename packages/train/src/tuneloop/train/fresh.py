@@ -1,13 +1,14 @@
 """The rows of a retraining: old ones replayed, fresh ones from users' corrections, and nothing that is measured. Pure.
 
-Order of work: the newest correction of each request → redact → drop doubles → split off the evaluation set `fresh` → drop from
-training whatever equals or nearly equals a row of any evaluation set. Every row dropped is counted under its reason.
+Order of work: the newest correction of each request → redact → drop doubles → split off the evaluation set `fresh` →
+drop from training whatever equals or nearly equals a row of any evaluation set. Every row dropped is counted under
+its reason.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 
@@ -75,23 +76,15 @@ def build(
     redacted = [_redacted(row, redact) for row in fresh]
     single = without_doubles(redacted, dropped)
     kept_apart = [row for rows in sets.values() for row in rows]
-    usable = [
-        row
-        for row, clash in zip(single, _clashes(single, kept_apart), strict=True)
-        if not _count(clash, dropped, "equals or nearly equals a row of an evaluation set")
-    ]
-    measured, learned = split_off(usable)
+    measured, learned = split_off(_apart(single, kept_apart, dropped))
+    kept_apart += measured
     new_sets = {**sets, fresh_name: tuple(measured)} if measured else dict(sets)
-    chosen = sorted(without_doubles(replay, Counter()), key=lambda row: _hash(row.line()))
-    candidates = [*learned, *chosen]
-    clean: list[Row] = []
-    for row, clash in zip(candidates, _clashes(candidates, [*kept_apart, *measured]), strict=True):
-        if not _count(clash, dropped, "equals or nearly equals a row of an evaluation set"):
-            clean.append(row)
-    kept_fresh = [row for row in clean if row in set(learned)]
-    kept_replay = [row for row in clean if row not in set(learned)][:replay_rows]
+    kept_fresh = _apart(learned, kept_apart, dropped)
+    seen = set(learned)
+    old = [row for row in without_doubles(replay, Counter()) if row not in seen]
+    kept_old = _apart(sorted(old, key=lambda row: _hash(row.line())), kept_apart, dropped)[:replay_rows]
     return RetrainingData(
-        (*kept_fresh, *kept_replay), new_sets, len(kept_fresh), len(kept_replay), dict(sorted(dropped.items()))
+        (*kept_fresh, *kept_old), new_sets, len(kept_fresh), len(kept_old), dict(sorted(dropped.items()))
     )
 
 
@@ -121,29 +114,27 @@ def split_off(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
     for row in rows:
         groups[normal(row.answer)].append(row)
     leader = {answer: min(normal(row.prompt) for row in group) for answer, group in groups.items()}
-    measured, learned = [], []
+    measured: list[Row] = []
+    learned: list[Row] = []
     for row in rows:
         aside = _hash(leader[normal(row.answer)]) % 100 < FRESH_SHARE_PERCENT
         (measured if aside else learned).append(row)
     return measured, learned
 
 
-def _clashes(rows: Iterable[Row], measured: Sequence[Row]) -> list[bool]:
+def _apart(rows: Sequence[Row], measured: Sequence[Row], dropped: Counter[str]) -> list[Row]:
     prompts = {normal(row.prompt) for row in measured}
     answers = {normal(row.answer) for row in measured}
     index = NearIndex()
     for row in measured:
         index.add(_text(row))
-    return [
-        normal(row.prompt) in prompts or normal(row.answer) in answers or index.similarity(_text(row)) >= NEAR
-        for row in rows
-    ]
-
-
-def _count(clash: bool, dropped: Counter[str], reason: str) -> bool:
-    if clash:
-        dropped[reason] += 1
-    return clash
+    kept = []
+    for row in rows:
+        if normal(row.prompt) in prompts or normal(row.answer) in answers or index.similarity(_text(row)) >= NEAR:
+            dropped["equals or nearly equals a row of an evaluation set"] += 1
+        else:
+            kept.append(row)
+    return kept
 
 
 def _redacted(row: Row, redact: Callable[[str], str]) -> Row:

@@ -1,6 +1,7 @@
-"""One training run from rows to a registered version: audit, measure, fit, measure again, publish. `train` and the worker share it.
+"""One training run from rows to a registered version: audit, measure, fit, measure again, publish.
 
-Whatever ends a run early closes its MLflow run (KILLED when it was stopped, FAILED otherwise) and publishes nothing.
+`train` and the worker share it. Whatever ends a run early closes its MLflow run (KILLED when it was stopped, FAILED
+otherwise) and publishes nothing.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from tuneloop.train.stopping import StopFlag, Stopped
 
 @dataclass(frozen=True)
 class Job:
-    """What a run needs to know. A retraining has a parent: the version it is compared with, and starts from if `start` says so."""
+    """What a run needs to know; a retraining has a parent, the version it is compared with and may start from."""
 
     recipe: RecipeFile
     base: Base
@@ -286,9 +287,9 @@ def _params(job: Job, audit: LabelAudit) -> dict[str, str | int | float | bool]:
 
 def _say_audit(screen: Screen, audit: LabelAudit) -> None:
     screen.say(
-        f"labels: {audit.rows} rows, {audit.tokens:,} tokens (longest row {audit.longest}), {audit.trained_share:.1%} learned; "
-        f"{audit.end_of_turn} learned in all but {audit.rows_without_end} rows; {audit.truncated_rows} rows cut; "
-        f"template {audit.template_digest[:19]}…"
+        f"labels: {audit.rows} rows, {audit.tokens:,} tokens (longest row {audit.longest}), "
+        f"{audit.trained_share:.1%} learned; {audit.end_of_turn} learned in all but {audit.rows_without_end} rows; "
+        f"{audit.truncated_rows} rows cut; template {audit.template_digest[:19]}…"
     )
 
 

@@ -33,8 +33,8 @@ def judge(
 ) -> GateReport:
     """Judge a challenger.
 
-    `fresh` is the primary set: better there means the whole interval of the NLL difference lies below 0. Every other set asks for
-    non-inferiority: the interval's upper end below `rules.margin`.
+    `fresh` is the primary set: better there means the whole interval of the NLL difference lies below 0. Every other
+    set asks for non-inferiority: the interval's upper end below `rules.margin`.
     """
     fresh = sets.get(FRESH, Pair((), ()))
     checks = [_better(fresh, rules)]

@@ -1,8 +1,9 @@
-"""Which tokens are learned: the assistant's turns and their end-of-turn token, nothing else; audited before the first step.
+"""Which tokens are learned: the assistant's turns and their end-of-turn token, nothing else; audited before step one.
 
-Rows are rendered with the base's own chat template, turn by turn: what the template writes for the conversation up to an
-answer must be a prefix of what it writes with the answer. So each turn is tokenised just as it is when served, and this works for any
-template that keeps earlier turns as they were; one that rewrites them is refused with what to do about it.
+Rows are rendered with the base's own chat template, turn by turn: what it writes for the conversation up to an answer
+must be a prefix of what it writes with the answer. So each turn is tokenised just as it is when served, and this
+works for any template that keeps earlier turns as they were; one that rewrites them is refused with what to do about
+it.
 
 Shapes: every list of a row is T tokens long.
 """
@@ -121,16 +122,17 @@ class Labeller:
     def _require_prefix(self, row: Row, start: str, whole: str) -> None:
         if not whole.startswith(start):
             raise InvalidInput(
-                f"{row.place or 'a row'}: the base's chat template rewrites earlier turns when later ones follow, so what the "
-                "assistant said cannot be told from what it was told; give one question and one answer per row, or put a "
-                "chat_template.jinja that keeps earlier turns as they are into the base's folder"
+                f"{row.place or 'a row'}: the base's chat template rewrites earlier turns when later ones follow, so "
+                "what the assistant said cannot be told from what it was told; give one question and one answer per "
+                "row, or put a chat_template.jinja that keeps earlier turns as they are into the base's folder"
             )
 
     def _after_last_end(self, row: Row, learned: list[int]) -> int:
         if self._end not in learned:
             raise InvalidInput(
-                f"{row.place or 'a row'}: the base's chat template does not end an assistant turn with {self.end_of_turn}, "
-                "its end-of-sequence token: the model would never learn to stop; correct eos_token or the template"
+                f"{row.place or 'a row'}: the base's chat template does not end an assistant turn with "
+                f"{self.end_of_turn}, its end-of-sequence token: the model would never learn to stop; "
+                "correct eos_token or the template"
             )
         return len(learned) - learned[::-1].index(self._end)
 
@@ -139,8 +141,8 @@ class Labeller:
             found = sorted(token for token in self._control if token in message.content)
             if found:
                 raise InvalidInput(
-                    f"{row.place or 'a row'}: the text holds the control token {found[0]}, which would open or close a turn; "
-                    "remove it"
+                    f"{row.place or 'a row'}: the text holds the control token {found[0]}, which would open or close a "
+                    "turn; remove it"
                 )
 
 
@@ -160,8 +162,8 @@ def label_rows(labeller: Labeller, rows: Sequence[Row], template_digest: str) ->
             continue
         if made.trained == 0:
             errors.append(
-                f"{row.place or 'a row'}: no token of it would be learned: objective.max_length cuts it before the answer "
-                f"(token {made.prompt_length + 1}); raise max_length or shorten the question"
+                f"{row.place or 'a row'}: no token of it would be learned: objective.max_length cuts it before the "
+                f"answer (token {made.prompt_length + 1}); raise max_length or shorten the question"
             )
         labelled.append(made)
     if errors:
@@ -179,7 +181,7 @@ def label_rows(labeller: Labeller, rows: Sequence[Row], template_digest: str) ->
     )
     if audit.rows_without_end == audit.rows:
         raise InvalidInput(
-            f"every row is cut off by objective.max_length before its {audit.end_of_turn}: the model would never learn to "
-            "stop; raise max_length"
+            f"every row is cut off by objective.max_length before its {audit.end_of_turn}: the model would never learn "
+            "to stop; raise max_length"
         )
     return labelled, audit

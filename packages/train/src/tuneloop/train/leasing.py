@@ -35,7 +35,9 @@ def held_lease(queue: RetrainingQueue, request: RetrainingRequest, lease_s: floa
                 return
             except Unavailable as away:
                 if monotonic() > held_until:
-                    stop.stop(Conflict(f"retraining {request.id}: the lease ran out while it could not be renewed: {away}"))
+                    stop.stop(
+                        Conflict(f"retraining {request.id}: the lease ran out while it could not be renewed: {away}")
+                    )
                     return
 
     thread = threading.Thread(target=renew, name=f"lease-{request.id}", daemon=True)

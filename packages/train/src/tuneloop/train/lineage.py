@@ -1,11 +1,10 @@
-"""What a run leaves in MLflow beside its weights, so that a version can be explained, compared and retrained from the registry alone.
+"""What a run leaves in MLflow beside its weights: a version is explained, compared and retrained from the registry
+alone.
 
-lineage/recipe.yaml       the recipe, word for word
-lineage/data.json         base, data sets with digests and counts, what was dropped and why
-lineage/label_audit.json  what was learned from
-lineage/train.jsonl       the rows themselves
-lineage/sets/NAME.jsonl   the evaluation sets
-lineage/evaluation.json   every row's NLL before and after, for paired comparisons
+lineage/recipe.yaml the recipe, word for word lineage/data.json base, data sets with digests and counts, what was
+dropped and why lineage/label_audit.json what was learned from lineage/train.jsonl the rows themselves
+lineage/sets/NAME.jsonl the evaluation sets lineage/evaluation.json every row's NLL before and after, for paired
+comparisons
 """
 
 from __future__ import annotations
@@ -116,8 +115,8 @@ class Lineage:
             return self.versions.fetch_file(self.version.run_id, f"lineage/{name}")
         except NotFound as error:
             raise InvalidInput(
-                f"{self.version.name} cannot be retrained or judged from the registry: its run {self.version.run_id} lacks "
-                f"lineage/{name}; train it again with `tuneloop train`"
+                f"{self.version.name} cannot be retrained or judged from the registry: its run {self.version.run_id} "
+                f"lacks lineage/{name}; train it again with `tuneloop train`"
             ) from error
 
 

@@ -6,6 +6,8 @@ import importlib.util
 import json
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,17 +91,24 @@ def new_adapter(model: Any, tuning: TuningSection, seed: int) -> Any:
     )
     torch.manual_seed(seed)
     try:
-        return get_peft_model(model, config)
+        with _peft_as_it_is():
+            return get_peft_model(model, config)
     except ValueError as error:
         raise InvalidInput(f"tuning.target_modules {targets}: {error}") from error
 
 
 def load_adapter(model: Any, folder: Path, *, trainable: bool) -> Any:
     """The base with a published adapter on it."""
-    with warnings.catch_warnings():
-        # PEFT warns that it cannot look up the base by the name in the adapter's config; that name is not a path on purpose.
-        warnings.filterwarnings("ignore", message=".*base model.*", category=UserWarning)
+    with _peft_as_it_is():
         return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+
+
+@contextmanager
+def _peft_as_it_is() -> Iterator[None]:
+    """PEFT 0.21 still asks transformers 5.23 by an old name; drop this when it no longer warns."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+        yield
 
 
 def adapter_shape(folder: Path) -> tuple[int, tuple[str, ...]]:
@@ -114,5 +123,7 @@ def servable(tuning: TuningSection, max_lora_rank: int = 16) -> str | None:
     if tuning.dora:
         return "vLLM does not serve DoRA adapters; set tuning.dora to false"
     if tuning.rank > max_lora_rank:
-        return f"tuning.rank {tuning.rank} is above the engine's default --max-lora-rank {max_lora_rank}; raise that when you start it"
+        return (
+            f"tuning.rank {tuning.rank} is above the engine's default --max-lora-rank {max_lora_rank}; raise that one"
+        )
     return None

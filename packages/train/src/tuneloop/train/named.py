@@ -1,4 +1,4 @@
-"""The recipes that come with tuneloop, each a commented YAML file in `recipes/` whose first line says what it is for."""
+"""The recipes that come with tuneloop: commented YAML files in `recipes/` whose first line says what each is for."""
 
 from __future__ import annotations
 

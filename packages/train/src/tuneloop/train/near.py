@@ -1,4 +1,4 @@
-"""When two texts are the same for training's purposes: equal after normalising, or sharing most of their character 5-grams.
+"""When two texts are the same to training: equal after normalising, or sharing most of their character 5-grams.
 
 An inverted index keeps a look-up proportional to the texts that share something, not to all of them.
 """

@@ -1,4 +1,4 @@
-"""From a trained adapter to a registered version: a folder of safetensors and text, told without this machine's paths."""
+"""From a trained adapter to what is registered: a folder of safetensors and text, without this machine's paths."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from tuneloop.train.base import Base
 
 def save_adapter(model: Any, folder: Path, base: Base, card: str) -> None:
     """Write adapter_model.safetensors, adapter_config.json and README.md; the base is named, never located."""
-    model.save_pretrained(str(folder))
+    # Embeddings are never trained here; left to itself PEFT would look for the base's vocabulary under its name on the hub.
+    model.save_pretrained(str(folder), save_embedding_layers=False)
     path = folder / "adapter_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
     config["base_model_name_or_path"] = base.name
@@ -46,9 +47,8 @@ def model_card(
     for name, gap in differences.items():
         bleu = metrics.get(f"bleu.{name}")
         shown = "–" if bleu is None else f"{bleu:.1f}"
-        lines.append(
-            f"| {name} | {metrics[f'perplexity.{name}']:.2f} | {shown} | {gap.estimate:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}] |"
-        )
+        difference = f"{gap.estimate:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}]"
+        lines.append(f"| {name} | {metrics[f'perplexity.{name}']:.2f} | {shown} | {difference} |")
     return "\n".join(lines) + "\n"
 
 

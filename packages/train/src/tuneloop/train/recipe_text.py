@@ -74,7 +74,7 @@ class RecipeText:
             return self._mapping(node, place)
         if isinstance(node, yaml.SequenceNode):
             return [self._value(item, (*place, index)) for index, item in enumerate(node.value)]
-        if node.style is None and _EXPONENT.match(node.value):
+        if isinstance(node, yaml.ScalarNode) and node.style is None and _EXPONENT.match(node.value):
             return float(node.value)
         return self._loader.construct_object(node)
 
@@ -98,7 +98,7 @@ class RecipeText:
 def _keys_at(model: type[BaseModel], place: Place) -> list[str]:
     here: Any = model
     for part in place:
-        field = here.model_fields.get(part) if isinstance(here, type) and issubclass(here, BaseModel) else None
+        field = here.model_fields.get(str(part)) if isinstance(here, type) and issubclass(here, BaseModel) else None
         if field is None:
             return []
         here = field.annotation

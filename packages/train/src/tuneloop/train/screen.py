@@ -1,4 +1,4 @@
-"""What a run tells the person watching: lines, and one line that is rewritten in place when the stream is a terminal."""
+"""What a run tells the person watching: lines, and on a terminal one line that is rewritten in place."""
 
 from __future__ import annotations
 

@@ -4,6 +4,8 @@ Everything is weighted by tokens: a set's NLL is the sum over its rows divided b
 Cost: 10,000 resamples of 100 rows take about 30 ms.
 """
 
+# ruff: noqa: N806 (suffixes are shapes: R rows, S samples)
+
 from __future__ import annotations
 
 import math
@@ -46,8 +48,8 @@ def paired_difference(
 ) -> Interval:
     """After minus before in nats per token, with a percentile bootstrap interval over rows; below 0 is better.
 
-    Rows are resampled in pairs, so that what makes a row hard for both cancels (Koehn 2004, "Statistical significance tests
-    for machine translation evaluation").
+    Rows are resampled in pairs, so that what makes a row hard for both cancels (Koehn 2004, "Statistical significance
+    tests for machine translation evaluation").
 
     Args:
         before: one score per row.
@@ -63,11 +65,11 @@ def paired_difference(
         raise InvalidInput("only scores of the same rows can be compared in pairs")
     if not before:
         raise InvalidInput("there are no rows to compare")
-    gaps_R = np.array([a.nll - b.nll for b, a in zip(before, after, strict=True)])  # noqa: N806 (R: rows)
-    tokens_R = np.array([row.tokens for row in before], dtype=float)  # noqa: N806
-    counts_SR = np.random.default_rng(seed).multinomial(  # noqa: N806 (S: samples)
+    gaps_R = np.array([a.nll - b.nll for b, a in zip(before, after, strict=True)])
+    tokens_R = np.array([row.tokens for row in before], dtype=float)
+    counts_SR = np.random.default_rng(seed).multinomial(
         len(gaps_R), np.full(len(gaps_R), 1 / len(gaps_R)), size=resamples
     )
-    means_S = (counts_SR @ gaps_R) / (counts_SR @ tokens_R)  # noqa: N806
+    means_S = (counts_SR @ gaps_R) / (counts_SR @ tokens_R)
     low, high = np.quantile(means_S, [(1 - level) / 2, (1 + level) / 2])
     return Interval(estimate=float(gaps_R.sum() / tokens_R.sum()), low=float(low), high=float(high), level=level)

@@ -52,7 +52,7 @@ class StopFlag:
 
 @contextmanager
 def stop_on_signals(flag: StopFlag) -> Iterator[None]:
-    """Let SIGTERM and SIGINT set the flag while the block runs (main thread only); a second one raises KeyboardInterrupt."""
+    """Let SIGTERM and SIGINT set the flag while the block runs (main thread only); a second one interrupts at once."""
 
     def handle(number: int, _frame: FrameType | None) -> None:
         if flag.is_set:

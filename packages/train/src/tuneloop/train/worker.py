@@ -1,7 +1,9 @@
-"""The retraining worker: claims a request under a lease, trains a challenger, gates it against the champion, registers it.
+"""The retraining worker: claims a request under a lease, trains a challenger, gates it against the champion, registers
+it.
 
-At most one version per request, whatever crashes: a worker that claims a request anew first looks for the version an earlier
-attempt may have published, and then only judges it. A run that goes wrong ends its request as failed; the worker lives on.
+At most one version per request, whatever crashes: a worker that claims a request anew first looks for the version an
+earlier attempt may have published, and then only judges it. A run that goes wrong ends its request as failed; the
+worker lives on.
 """
 
 from __future__ import annotations
@@ -25,9 +27,8 @@ from tuneloop.train.lineage import Lineage
 from tuneloop.train.recipe import FRESH, RecipeFile, RetrainSection, load_recipe
 from tuneloop.train.screen import Screen
 from tuneloop.train.settings import WorkerSettings
-from tuneloop.train.stopping import Stopped, StopFlag
+from tuneloop.train.stopping import StopFlag, Stopped
 
-CHAMPIONS_OWN = {"", "champion"}  # a request that names no recipe of its own
 _ALL_OF_IT = timedelta(microseconds=1)  # `Traffic.window` leaves its first moment out
 
 
@@ -68,7 +69,9 @@ class Worker:
         request = self._registry.retraining.claim(self.id, self._settings.lease_s)
         if request is None:
             return None
-        self._screen.say(f"retraining {request.id}: {request.model}, because {request.reason} (attempt {request.attempts})")
+        self._screen.say(
+            f"retraining {request.id}: {request.model}, because {request.reason} (attempt {request.attempts})"
+        )
         run_stop = _Linked(self._stop)
         try:
             with held_lease(self._registry.retraining, request, self._settings.lease_s, run_stop):
@@ -123,7 +126,7 @@ class Worker:
         return outcome.version
 
     def _recipe(self, request: RetrainingRequest, parent: Version) -> RecipeFile:
-        if request.recipe in CHAMPIONS_OWN:
+        if request.recipe == parent.name:  # the champion's own, as it is kept with its run
             file = Lineage(self._registry.versions, parent).recipe()
         else:
             file = load_recipe(Path(request.recipe), check_paths=False)
@@ -141,8 +144,8 @@ class Worker:
         )
         if (base.digest, base.template_digest) != (parent.base_digest, parent.template_digest):
             raise InvalidInput(
-                f"the base in {base.folder} is not the one {parent.name} was trained on ({parent.base_digest}, template "
-                f"{parent.template_digest}); bring that one back, or train anew with `tuneloop train`"
+                f"the base in {base.folder} is not the one {parent.name} was trained on ({parent.base_digest}, "
+                f"template {parent.template_digest}); bring that one back, or train anew with `tuneloop train`"
             )
         return base
 
@@ -168,8 +171,8 @@ class Worker:
         )
         if not data.fresh_rows:
             raise InvalidInput(
-                f"no correction in the window {request.window_start:%Y-%m-%d %H:%M:%S} to {request.window_end:%H:%M:%S} UTC can be "
-                f"learned from ({len(fresh)} found; dropped: {dict(data.dropped) or 'none'})"
+                f"no correction from {request.window_start.isoformat()} to {request.window_end.isoformat()} "
+                f"can be learned from ({len(fresh)} found; dropped: {dict(data.dropped) or 'none'})"
             )
         return data
 

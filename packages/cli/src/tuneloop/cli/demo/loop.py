@@ -209,18 +209,18 @@ class Demo:
         traffic = self._running_traffic()
         traffic.begin(self._questions("numpy") + self._questions("stdlib"))
         try:
-            plan = (
-                "--steps",
-                "1000,5000,10000",
-                "--hold-s",
-                str(self._scale.hold_s),
-                "--margin",
-                str(self._scale.margin),
-            )
-            patience = ("--min-samples", str(self._scale.min_samples), "--give-up-s", str(self._scale.drift_timeout_s))
-            said = self._processes.run(
-                "rollout", "start", f"{MODEL}@2", *plan, *patience, *WHO, "answers the drift", "--json"
-            )
+            scale = self._scale
+            options = {
+                "--steps": "1000,5000,10000",
+                "--hold-s": scale.hold_s,
+                "--margin": scale.margin,
+                "--error-margin": scale.error_margin,
+                "--min-samples": scale.min_samples,
+                "--give-up-s": scale.drift_timeout_s,
+            }
+            given = [str(part) for option in options.items() for part in option]
+            start = ("rollout", "start", f"{MODEL}@2", *given, *WHO, "answers the drift", "--json")
+            said = self._processes.run(*start)
             self._gathered.verdict = json.loads(said)
             time.sleep(self._scale.hold_s)
             self._processes.run("rollback", MODEL, *WHO, "a drill")

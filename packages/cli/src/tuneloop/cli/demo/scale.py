@@ -18,6 +18,7 @@ class Scale:
     hold_s: float  # on each step of the canary
     min_samples: int  # answered by the canary at each step
     margin: float  # how much worse feedback may be
+    error_margin: float  # how much larger a share of requests may fail
     drift_timeout_s: float
     retrain_timeout_s: float
     test_rows: int  # of each evaluation set
@@ -32,6 +33,7 @@ FULL = Scale(
     hold_s=10,
     min_samples=5,
     margin=0.15,
+    error_margin=0.05,
     drift_timeout_s=300,
     retrain_timeout_s=600,
     test_rows=100,
@@ -44,6 +46,7 @@ QUICK = Scale(
     hold_s=5,
     min_samples=3,
     margin=0.2,
+    error_margin=0.15,
     drift_timeout_s=240,
     retrain_timeout_s=400,
     test_rows=40,

@@ -175,7 +175,9 @@ def _drift(figures: Figures) -> Figure | None:
         axes.set_title(title, loc="left", fontsize=11)
         axes.set_ylabel(unit)
         _stream(axes, figures, figures.drift[signal])
-        for number, episode in enumerate(e for e in reversed(figures.episodes) if signal in e.evidence["signals"]):
+        for number, episode in enumerate(
+            e for e in reversed(figures.episodes) if signal in e.evidence.get("signals", ())
+        ):
             end = episode.resolved_at or figures.made_at
             label = "episode" if number == 0 else None
             axes.axvspan(_day(episode_start(episode)), _day(end), color=ALARM, alpha=0.10, lw=0, label=label)

@@ -97,5 +97,6 @@ class Figures(Noun):
 
 
 def episode_start(episode: AlertEpisode) -> datetime:
-    """When the drift began as far as windows tell."""
-    return datetime.fromisoformat(episode.evidence["since"])
+    """When the problem began as far as windows tell."""
+    since = episode.evidence.get("since")
+    return datetime.fromisoformat(since) if since else episode.opened_at

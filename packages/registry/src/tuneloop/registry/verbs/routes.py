@@ -129,6 +129,12 @@ def rollout() -> None:
 @click.option(
     "--margin", default=0.1, show_default=True, help="How much worse feedback (0 to 1) may be and still pass."
 )
+@click.option(
+    "--error-margin",
+    default=0.05,
+    show_default=True,
+    help="How much larger a share of requests may fail and still pass.",
+)
 @by_option
 @reason_option
 @json_option
@@ -139,6 +145,7 @@ def rollout_start(
     give_up_s: float,
     min_samples: int,
     margin: float,
+    error_margin: float,
     by: str,
     reason: str,
     as_json: bool,
@@ -149,7 +156,8 @@ def rollout_start(
         steps_bp = tuple(int(step) for step in steps.split(","))
     except ValueError:
         raise InvalidInput(f"--steps {steps!r} is not a list of basis points such as 1000,5000,10000") from None
-    plan = Plan(steps_bp, Limits(min_samples=min_samples, feedback_margin=margin), hold_s, give_up_s)
+    limits = Limits(min_samples=min_samples, feedback_margin=margin, error_margin=error_margin)
+    plan = Plan(steps_bp, limits, hold_s, give_up_s)
     with Registry.open() as registry:
         report = run(registry, model, number, plan, Change(by, reason), lambda line: click.echo(line, err=as_json))
         emit(report.model_dump(mode="json") | {"verdict": report.verdict}, as_json, f"{version}: {report.verdict}")

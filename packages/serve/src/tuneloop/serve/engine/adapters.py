@@ -54,10 +54,19 @@ Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
+class Base:
+    """The base model an engine serves, known by content."""
+
+    name: str
+    digest: str
+    template_digest: str
+
+
+@dataclass(frozen=True)
 class Limits:
     """What the engine can serve."""
 
-    base_digest: str
+    base: Base
     max_lora_rank: int
     base_shapes: Mapping[str, Shape]  # tensor name → shape, from the base's own headers
     modules: tuple[str, ...] = SERVED_MODULES
@@ -75,7 +84,7 @@ def check(folder: Path, version: Version, limits: Limits) -> None:
 
 def reasons(folder: Path, version: Version, limits: Limits) -> list[str]:
     """Everything that speaks against serving the adapter; empty when nothing does."""
-    found = wrong_base(version, limits.base_digest)
+    found = wrong_base(version, limits.base)
     foreign = sorted(path.name for path in folder.rglob("*") if path.is_file() and path.suffix not in PUBLISHABLE)
     if foreign:
         found.append(
@@ -95,14 +104,19 @@ def reasons(folder: Path, version: Version, limits: Limits) -> list[str]:
     return found + _tensor_reasons(shapes, limits)
 
 
-def wrong_base(version: Version, base_digest: str) -> list[str]:
+def wrong_base(version: Version, base: Base) -> list[str]:
     """Why a version does not belong on an engine with this base; empty when it does."""
     if version.kind != "adapter":
         return ["it is a full set of weights, not an adapter; start an engine with it as --base"]
-    if version.base_digest != base_digest:
+    if version.base_digest != base.digest:
         return [
             f"it was trained on base {version.base} ({version.base_digest[:19]}…) and this engine serves "
-            f"{base_digest[:19]}…; start an engine with that base"
+            f"{base.digest[:19]}…; start an engine with that base"
+        ]
+    if version.template_digest != base.template_digest:
+        return [
+            f"it was trained with chat template {version.template_digest[:19]}… and this engine's base has "
+            f"{base.template_digest[:19]}…: it would be asked in a form it never saw; bring that template back"
         ]
     return []
 

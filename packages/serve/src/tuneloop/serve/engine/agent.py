@@ -10,11 +10,12 @@ import asyncio
 import signal
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Literal, ParamSpec, TypeVar
 
 from tuneloop.registry.errors import Unavailable
 from tuneloop.registry.nouns import EngineState, utc_now
+from tuneloop.serve.engine.adapters import Base
 from tuneloop.serve.engine.keeper import Keeper
 from tuneloop.serve.engine.settings import EngineSettings
 from tuneloop.serve.engine.supervisor import Supervisor
@@ -26,22 +27,13 @@ _BEAT_EVERY_S = 1.0
 _RESTORE_EVERY_S = 0.1  # while a started engine waits for its adapters
 
 
-@dataclass(frozen=True)
-class Identity:
-    """What this engine is, found out once at its start."""
-
-    base: str
-    base_digest: str
-    template_digest: str
-
-
 class Agent:
     """Runs until it is told to stop, or vLLM's first start fails."""
 
     def __init__(
         self,
         settings: EngineSettings,
-        identity: Identity,
+        base: Base,
         supervisor: Supervisor,
         keeper: Keeper,
         watch: RegistryWatch,
@@ -49,7 +41,7 @@ class Agent:
         say: Callable[[str], None],
     ) -> None:
         self._settings = settings
-        self._identity = identity
+        self._base = base
         self._supervisor = supervisor
         self._keeper = keeper
         self._watch = watch
@@ -107,9 +99,9 @@ class Agent:
         return EngineState(
             id=self._settings.engine_id,
             url=self._settings.public_url,
-            base=self._identity.base,
-            base_digest=self._identity.base_digest,
-            template_digest=self._identity.template_digest,
+            base=self._base.name,
+            base_digest=self._base.digest,
+            template_digest=self._base.template_digest,
             state=state,
             adapters={name: held.state for name, held in self._keeper.held.items()},
             detail="; ".join(part for part in said if part),
@@ -135,6 +127,7 @@ class Agent:
             await asyncio.sleep(self._settings.reconcile_every_s)
 
     async def _reconcile_for_ever(self) -> None:
+        told = ""
         while True:
             if self._supervisor.up and self._sight is not None:
                 if self._life != self._supervisor.starts:
@@ -143,8 +136,9 @@ class Agent:
                 try:
                     await self._keeper.step(self._sight)
                 except Unavailable as error:
-                    if self._supervisor.up:  # else the supervisor tells why
-                        self._say(str(error))
+                    if self._supervisor.up and str(error) != told:  # when vLLM is down, the supervisor tells why
+                        told = str(error)
+                        self._say(told)
             await asyncio.sleep(self._settings.reconcile_every_s if self._keeper.ready else _RESTORE_EVERY_S)
 
     async def _with_registry(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:

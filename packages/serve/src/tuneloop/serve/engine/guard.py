@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tuneloop.serve.engine.files import write_atomically
 
-_NAME = "tuneloop_engine_guard"
+GUARD = "tuneloop_engine_guard"
 _CODE = '''"""Written by tuneloop's engine agent: tokens without adapter get none, whatever lies in the last slot."""
 
 
@@ -32,16 +32,16 @@ def install():
     lora_ops.bgmv_shrink = guarded
     punica_cpu.bgmv_shrink = guarded
 '''
-_METADATA = f"Metadata-Version: 2.1\nName: {_NAME.replace('_', '-')}\nVersion: 1\n"
-_ENTRY_POINTS = f"[vllm.general_plugins]\n{_NAME} = {_NAME}:install\n"
+_METADATA = f"Metadata-Version: 2.1\nName: {GUARD.replace('_', '-')}\nVersion: 1\n"
+_ENTRY_POINTS = f"[vllm.general_plugins]\n{GUARD} = {GUARD}:install\n"
 
 
 def install(home: Path) -> Path:
     """Write the plugin below the engine's folder; the folder that has to stand on vLLM's PYTHONPATH."""
     folder = home / "plugins"
-    about = folder / f"{_NAME}-1.dist-info"
+    about = folder / f"{GUARD}-1.dist-info"
     about.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / f"{_NAME}.py", _CODE)
+    write_atomically(folder / f"{GUARD}.py", _CODE)
     write_atomically(about / "METADATA", _METADATA)
     write_atomically(about / "entry_points.txt", _ENTRY_POINTS)
     return folder

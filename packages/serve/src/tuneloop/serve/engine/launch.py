@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from tuneloop.registry.errors import InvalidInput, Unavailable
+from tuneloop.serve.engine.guard import GUARD
 from tuneloop.serve.engine.settings import RESERVED_SLOTS, EngineSettings
 
 SERVED_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -77,6 +78,8 @@ def build(
             "TORCHDYNAMO_DISABLE": "1",  # else the first request with logprobs compiles for half a minute
             "PYTHONPATH": str(plugins),
         }
+        if "VLLM_PLUGINS" in env:  # a list of the only plugins to load; ours is not optional
+            env["VLLM_PLUGINS"] += f",{GUARD}"
     else:
         command += ["--gpu-memory-utilization", str(settings.gpu_memory_share)]
     return Launch(tuple(command), env)

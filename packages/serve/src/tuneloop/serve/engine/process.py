@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import psutil  # type: ignore[import-untyped]  # it ships no types
+import psutil
 
 from tuneloop.registry.errors import Conflict, InvalidInput
 from tuneloop.serve.engine import leash
@@ -187,7 +187,7 @@ def _process_space() -> str:
 def _owner(port: int) -> str:
     with contextlib.suppress(psutil.AccessDenied):  # other users' sockets may be hidden from us
         for connection in psutil.net_connections("tcp"):
-            if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
+            if connection.status == psutil.CONN_LISTEN and connection.pid and tuple(connection.laddr)[1:2] == (port,):
                 with contextlib.suppress(psutil.NoSuchProcess):
                     return f" by pid {connection.pid} ({psutil.Process(connection.pid).name()})"
     return ""

@@ -11,7 +11,7 @@ from tuneloop.registry import Registry
 from tuneloop.registry.artifacts import base_digest, template_digest
 from tuneloop.registry.settings import RegistrySettings
 from tuneloop.serve.engine import adapters, guard
-from tuneloop.serve.engine.agent import Agent, Identity
+from tuneloop.serve.engine.agent import Agent
 from tuneloop.serve.engine.client import EngineClient
 from tuneloop.serve.engine.keeper import Keeper
 from tuneloop.serve.engine.launch import build, device_of
@@ -31,10 +31,10 @@ def run_engine(
         Conflict: the port or the id is taken.
         Unavailable: vLLM does not start.
     """
-    base = settings.base_folder()
+    folder = settings.base_folder()
     python = settings.engine_python(start)
-    identity = Identity(base.name, base_digest(base), template_digest(base))
-    limits = adapters.Limits(identity.base_digest, settings.max_lora_rank, adapters.base_shapes(base))
+    base = adapters.Base(folder.name, base_digest(folder), template_digest(folder))
+    limits = adapters.Limits(base, settings.max_lora_rank, adapters.base_shapes(folder))
     device = device_of(python)
     home = (registry.home / "engines" / settings.engine_id).resolve()
     with sole_agent(home):
@@ -42,16 +42,14 @@ def run_engine(
             say(f"ended {found} processes that an agent before this one left behind")
         ensure_port_free(settings.host, settings.port)
         launch = build(
-            settings, base=base, python=python, device=device, plugins=guard.install(home), environment=os.environ
+            settings, base=folder, python=python, device=device, plugins=guard.install(home), environment=os.environ
         )
-        watch = RegistryWatch(
-            lambda: Registry.open(registry), engine_id=settings.engine_id, base_digest=identity.base_digest, home=home
-        )
+        watch = RegistryWatch(lambda: Registry.open(registry), engine_id=settings.engine_id, base=base, home=home)
 
         async def run() -> None:
             async with EngineClient(settings.local_url) as client:
-                supervisor = Supervisor(settings, launch, client, base=identity.base, home=home, say=say)
-                keeper = Keeper(settings, limits, client, watch, base=identity.base, root=home / "adapters", say=say)
-                await Agent(settings, identity, supervisor, keeper, watch, say=say).run()
+                supervisor = Supervisor(settings, launch, client, base=base.name, home=home, say=say)
+                keeper = Keeper(settings, limits, client, watch, base=base.name, root=home / "adapters", say=say)
+                await Agent(settings, base, supervisor, keeper, watch, say=say).run()
 
         asyncio.run(run())

@@ -15,7 +15,7 @@ from pathlib import Path
 from tuneloop.registry import Registry
 from tuneloop.registry.errors import TuneloopError
 from tuneloop.registry.nouns import EngineState, Route, Version, version_name
-from tuneloop.serve.engine.adapters import wrong_base
+from tuneloop.serve.engine.adapters import Base, wrong_base
 from tuneloop.serve.engine.files import write_atomically
 from tuneloop.serve.engine.reconcile import Gateways
 
@@ -34,11 +34,11 @@ class Sight:
 class RegistryWatch:
     """Opens the registry when it can and looks at it; a version, once read, is never read again."""
 
-    def __init__(self, open_registry: Callable[[], Registry], *, engine_id: str, base_digest: str, home: Path) -> None:
+    def __init__(self, open_registry: Callable[[], Registry], *, engine_id: str, base: Base, home: Path) -> None:
         self._open = open_registry
         self._opened: Registry | None = None
         self._engine_id = engine_id
-        self._base_digest = base_digest
+        self._base = base
         self._memory = home / MEMORY
         self._known: dict[str, Version] = {}
 
@@ -59,7 +59,7 @@ class RegistryWatch:
             return None
         kept = [Version.model_validate(entry) for entry in json.loads(self._memory.read_text(encoding="utf-8"))]
         self._known |= {version.name: version for version in kept}
-        return Sight(tuple(version for version in kept if not wrong_base(version, self._base_digest)))
+        return Sight(tuple(version for version in kept if not wrong_base(version, self._base)))
 
     def look(self) -> Sight:
         """The wanted adapters and the gateways' state now.
@@ -78,7 +78,7 @@ class RegistryWatch:
                 except TuneloopError as error:
                     strange[name] = str(error)
                     continue
-                if why := wrong_base(version, self._base_digest):
+                if why := wrong_base(version, self._base):
                     strange[name] = "; ".join(why)
                 else:
                     found.append((arm.weight_bp, version))

@@ -1,0 +1,97 @@
+"""What `deploy/` says, read once, and what the code says that it must agree with."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from prometheus_client import CollectorRegistry
+
+from tuneloop.monitor.metrics import Metrics as MonitorMetrics
+from tuneloop.serve.gateway.metrics import Metrics as GatewayMetrics
+
+ROOT = Path(__file__).parents[2]
+DEPLOY = ROOT / "deploy"
+RULES = DEPLOY / "prometheus" / "rules.yml"
+_OF_KIND = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count"), "gauge": ("",)}
+
+
+def compose(name: str = "compose.yaml") -> dict[str, Any]:
+    """A compose file with its anchors and merges resolved."""
+    found: dict[str, Any] = yaml.safe_load((DEPLOY / name).read_text(encoding="utf-8"))
+    return found
+
+
+def rules() -> list[dict[str, Any]]:
+    """Every recording and alert rule."""
+    groups = yaml.safe_load(RULES.read_text(encoding="utf-8"))["groups"]
+    return [rule for group in groups for rule in group["rules"]]
+
+
+def dashboard() -> dict[str, Any]:
+    """The dashboard as Grafana reads it."""
+    found: dict[str, Any] = json.loads((DEPLOY / "grafana" / "dashboard.json").read_text(encoding="utf-8"))
+    return found
+
+
+def panels() -> list[dict[str, Any]]:
+    """The dashboard's panels, without the rows between them."""
+    return [panel for panel in dashboard()["panels"] if panel["type"] != "row"]
+
+
+def queries() -> list[str]:
+    """Every PromQL expression of the dashboard with its variables filled in."""
+    found = [target["expr"] for panel in panels() for target in panel["targets"]]
+    found += [note["expr"] for note in dashboard()["annotations"]["list"]]
+    return [text.replace("$__rate_interval", "10s").replace("$model", ".*") for text in found]
+
+
+def exported_metrics() -> set[str]:
+    """The names of the series that gateway and monitor export, from their own definitions."""
+    return set(_names(GatewayMetrics().registry)) | set(_names(MonitorMetrics().collectors))
+
+
+def vllm_metrics() -> set[str]:
+    """The gauges that the installed vLLM exports, from its source."""
+    found = list((ROOT / ".venv-engine").glob("lib/python3.*/site-packages/vllm/v1/metrics/loggers.py"))
+    if not found:
+        pytest.fail("vLLM is not installed; `make setup` makes .venv-engine")
+    return set(re.findall(r'name="(vllm:\w+)"', found[0].read_text(encoding="utf-8")))
+
+
+def metrics_in(expression: str) -> set[str]:
+    """The names of ours and of vLLM's metrics that an expression reads."""
+    return set(re.findall(r"\b(?:\w+:)?tuneloop_\w+(?::\w+)?|\bvllm:\w+", expression))
+
+
+def run(program: str, *arguments: object) -> str:
+    """Run a tool that the system or the project's environment has; its output.
+
+    Fails the test with what the tool said when it does not end with 0.
+    """
+    try:
+        done = subprocess.run(
+            [program, *map(str, arguments)], capture_output=True, text=True, timeout=120, check=False, cwd=ROOT
+        )
+    except FileNotFoundError:
+        pytest.fail(f"{program} is not installed; `make setup` installs it (apt-get install prometheus)")
+    said = done.stdout + done.stderr
+    assert done.returncode == 0, said
+    return said
+
+
+def python_tool(module: str, *arguments: object) -> str:
+    """Run a tool of the project's environment."""
+    return run(sys.executable, "-m", module, *arguments)
+
+
+def _names(registry: CollectorRegistry) -> Iterator[str]:
+    for family in registry.collect():
+        yield from (family.name + ending for ending in _OF_KIND[family.type])

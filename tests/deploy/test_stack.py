@@ -1,0 +1,148 @@
+"""What of deploy/ runs without containers, run: Prometheus on real exporters, MLflow as compose starts it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from deploy.deployed import DEPLOY, RULES, compose, queries
+from serve.gateway.world import free_port, make_world, until
+from tests_support import alert_episode, publish_version, window_score
+from tuneloop.monitor.metrics import Metrics as MonitorMetrics
+from tuneloop.monitor.signals import LATENCY, PERPLEXITY, PROMPT_DRIFT
+from tuneloop.registry import Registry
+from tuneloop.registry.nouns import utc_now
+from tuneloop.registry.settings import RegistrySettings
+
+
+@contextmanager
+def process(command: list[str], log: Path, **variables: str) -> Iterator[None]:
+    """A program that runs meanwhile; its output is in the error when the test fails on it."""
+    with log.open("w") as output:
+        running = subprocess.Popen(command, stdout=output, stderr=output, env={**os.environ, **variables})
+    try:
+        yield
+    except AssertionError as error:
+        raise AssertionError(f"{error}\n{log.read_text()[-2_000:]}") from error
+    finally:
+        running.terminate()
+        running.wait(20)
+
+
+def answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as response:  # noqa: S310 (always http, on this machine)
+            return bool(response.status == 200)
+    except OSError:
+        return False
+
+
+def asked(url: str, **query: str) -> Any:
+    """The data of one answer of Prometheus."""
+    with urllib.request.urlopen(f"{url}?{urllib.parse.urlencode(query)}", timeout=10) as response:  # noqa: S310
+        return json.loads(response.read())["data"]
+
+
+def export_monitor(stack: ExitStack) -> int:
+    """The monitor's metrics after a pass that judged every signal; the port where they are scraped."""
+    metrics, now, port = MonitorMetrics(), utc_now(), free_port()
+    for signal in (PROMPT_DRIFT, PERPLEXITY, LATENCY):
+        metrics.judged(window_score(now, id=signal, signal=signal), now)
+    metrics.passed(now, [alert_episode(now)])
+    server, thread = metrics.serve("127.0.0.1", port)
+    stack.callback(thread.join, 10)
+    stack.callback(server.server_close)
+    stack.callback(server.shutdown)
+    return port
+
+
+def test_prometheus_fills_every_rule_and_panel_from_real_exporters(tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        world = make_world(RegistrySettings(home=tmp_path / "home"), stack)
+        engine = world.engine("e1", "bot@1", "bot@2")
+        world.engine("e2", "bot@1", "bot@2")
+        world.route((2, 5_000), (1, 5_000))
+        world.route((1, 10_000), model="unserved")
+        gateway = world.gateway()
+        targets = {"gateway": gateway.url, "monitor": f"http://127.0.0.1:{export_monitor(stack)}"}
+
+        config = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text(encoding="utf-8"))
+        config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
+        for job in config[
+            "scrape_configs"
+        ]:  # vLLM itself is not here: its metrics are held against its source elsewhere
+            url = targets.get(job["job_name"], "http://127.0.0.1:1")
+            job["static_configs"] = [{"targets": [url.removeprefix("http://")]}]
+        (tmp_path / "rules.yml").write_text(RULES.read_text(encoding="utf-8"))
+        (tmp_path / "prometheus.yml").write_text(yaml.safe_dump(config))
+        address = f"127.0.0.1:{free_port()}"
+        command = ["prometheus", f"--config.file={tmp_path / 'prometheus.yml'}", f"--web.listen-address={address}"]
+        command += [f"--storage.tsdb.path={tmp_path / 'tsdb'}"]
+        stack.enter_context(process(command, tmp_path / "prometheus.log"))
+        api = f"http://{address}/api/v1"
+        until(lambda: answers(f"http://{address}/-/ready"), 20, "Prometheus is ready")
+
+        def traffic() -> None:
+            engine.fault, engine.faults_left = "dies_before_first_byte", 1
+            for number in range(6):
+                assert gateway.chat(unit=f"user-{number}", stream=number % 2 == 0).status == 200
+            assert gateway.chat(model="unserved").status == 503
+
+        def empty() -> list[str]:
+            traffic()
+            ours = [query for query in queries() if "vllm:" not in query or "tuneloop_" in query]
+            return [query for query in ours if not asked(f"{api}/query", query=query)["result"]]
+
+        quiet = {'ALERTS{alertstate="firing"}', "changes(tuneloop_route_revision[1m]) > 0"}
+        until(lambda: set(empty()) <= quiet, 40, "every query of the dashboard finds something")
+        loaded = [rule for group in asked(f"{api}/rules")["groups"] for rule in group["rules"]]
+        assert {rule["health"] for rule in loaded} == {"ok"}
+        assert asked(f"{api}/query", query="tuneloop_registry_up")["result"][0]["value"][1] == "1"
+        firing = until(lambda: asked(f"{api}/alerts")["alerts"], 20, "the open episode alerts")
+        found = {alert["labels"]["alertname"]: alert for alert in firing}
+        assert found["EpisodeOpen"]["labels"]["severity"] == "page"
+        assert found["EpisodeOpen"]["labels"]["model"] == "bot"
+
+
+def test_mlflow_as_compose_starts_it_keeps_versions_in_postgresql(tmp_path: Path, postgres: Any) -> None:
+    service = compose()["services"]["mlflow"]
+    port = free_port()
+    secrets, artifacts = tmp_path / "secrets", tmp_path / "artifacts"
+    secrets.mkdir()
+    (secrets / "mlflow_database_url").write_text(postgres.new_database())
+    (line,) = service["command"]
+    for inside, here in {
+        "$$": "$",
+        "/run/secrets": str(secrets),
+        "/var/lib/tuneloop/artifacts": str(artifacts),
+        "0.0.0.0": "127.0.0.1",  # noqa: S104 (what compose says, replaced)
+        "5000": str(port),
+        "exec mlflow": f"exec {Path(sys.executable).with_name('mlflow')}",
+    }.items():
+        assert inside in line
+        line = line.replace(inside, here)
+    line = re.sub(r"--workers \d", "--workers 1", line)
+    url = f"http://127.0.0.1:{port}"
+    settings = RegistrySettings(home=tmp_path / "home", mlflow_uri=url, database_url=postgres.new_database())
+    with process([*service["entrypoint"], line], tmp_path / "mlflow.log", **service["environment"]):
+        until(lambda: answers(f"{url}/health"), 90, "MLflow answers")
+        with Registry.open(settings) as registry:
+            version = publish_version(registry, tmp_path / "made")
+            fetched = registry.versions.fetch(version, tmp_path / "fetched")
+        assert (fetched / "adapter_model.safetensors").is_file()
+        assert list(artifacts.rglob("adapter_model.safetensors")), "the server keeps the files, not the client"
+        foreign = urllib.request.Request(f"{url}/", headers={"host": "elsewhere"})  # noqa: S310 (http, on this machine)
+        with pytest.raises(OSError, match="403"):
+            urllib.request.urlopen(foreign, timeout=5)  # noqa: S310 (the same)

@@ -1,0 +1,99 @@
+"""A tiny real Llama (0.8M random parameters) behind SmolLM2's tokenizer and template: for plumbing, not content."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tuneloop.train.base import Base, read_base
+
+TOPICS = ("tides", "rivers", "glaciers", "volcanoes", "deserts", "forests", "meadows", "canyons", "islands", "lagoons")
+VERBS = ("rise", "fall", "turn", "spread", "shrink", "freeze", "burn", "settle")
+
+
+def rows(start: int, count: int) -> list[dict[str, str]]:
+    """Instruction rows whose questions and answers all differ well."""
+    made = []
+    for number in range(start, start + count):
+        topic, verb = TOPICS[number % len(TOPICS)], VERBS[number // len(TOPICS) % len(VERBS)]
+        code = f"{number * 7919 % 99991:05d}"
+        made.append(
+            {
+                "instruction": f"Case {code}: when do the {topic} {verb}?",
+                "output": f"The {topic} {verb} after signal {code[::-1]} on day {number * 31 % 97}.",
+            }
+        )
+    return made
+
+
+def write_jsonl(path: Path, values: list[dict[str, str]]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(value) + "\n" for value in values))
+    return path
+
+
+@pytest.fixture(scope="session")
+def make_rows() -> Callable[[int, int], list[dict[str, str]]]:
+    return rows
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("bases") / "tiny"
+    config = LlamaConfig(
+        vocab_size=49152,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=2,
+    )
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(smollm2 / name, folder / name)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_folder: Path) -> Base:
+    return read_base(tiny_folder)
+
+
+@pytest.fixture(scope="session")
+def smollm2_base(smollm2: Path) -> Base:
+    return read_base(smollm2)
+
+
+@pytest.fixture
+def tiny_recipe(tmp_path: Path, tiny_folder: Path) -> Path:
+    """A recipe that trains the tiny model in seconds, with its data beside it."""
+    folder = tmp_path / "recipe"
+    write_jsonl(folder / "train.jsonl", rows(0, 40))
+    write_jsonl(folder / "test.jsonl", rows(60, 12))
+    write_jsonl(folder / "validation.jsonl", rows(74, 4))
+    (folder / "recipe.yaml").write_text(
+        f"""base: {{model: {tiny_folder}}}
+data: {{train: train.jsonl, validation: validation.jsonl}}
+tuning: {{rank: 4}}
+objective: {{max_length: 96}}
+optim: {{learning_rate: 5e-3}}
+run: {{steps: 3, batch_size: 4, micro_batch: 2, dtype: float32}}
+evaluate: {{sets: {{old: test.jsonl}}, generate: 2, max_new_tokens: 4}}
+publish: {{model: bot}}
+retrain: {{steps: 4, replay_rows: 16, margin: 0.5, min_rows: 2}}
+"""
+    )
+    return folder / "recipe.yaml"

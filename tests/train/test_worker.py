@@ -1,0 +1,291 @@
+"""The worker from request to gated version, on real parts: what it learns from, and what survives its death."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import mlflow
+import pytest
+
+from tests_support import request_record, retraining_request
+from tuneloop.registry import Registry
+from tuneloop.registry.nouns import (
+    Feedback,
+    GateReport,
+    Message,
+    RetrainingRequest,
+    RetrainingState,
+    Version,
+)
+from tuneloop.train.data import Row
+from tuneloop.train.job import job_from_recipe, run_job
+from tuneloop.train.lineage import Lineage
+from tuneloop.train.near import normal
+from tuneloop.train.recipe import load_recipe
+from tuneloop.train.screen import Screen
+from tuneloop.train.settings import WorkerSettings
+from tuneloop.train.stopping import StopFlag
+from tuneloop.train.worker import Worker
+
+Rows = Callable[[int, int], list[dict[str, str]]]
+MAIL = "ann.example@python.org"
+
+
+@pytest.fixture
+def champion(registry: Registry, tiny_recipe: Path) -> Version:
+    """Version 1 of `bot`, trained for real."""
+    job = job_from_recipe(load_recipe(tiny_recipe), registry.settings.home)
+    return run_job(job, registry, screen=Screen(io.StringIO()), stop=StopFlag()).version
+
+
+@pytest.fixture
+def request_waiting(registry: Registry, champion: Version, make_rows: Rows) -> RetrainingRequest:
+    """An approved request over a window with 30 corrections: one repeats an evaluation row, one holds an address."""
+    now = registry.clock()
+    asked = [*make_rows(100, 28), make_rows(60, 1)[0], {"instruction": f"Who is {MAIL}?", "output": f"Ask {MAIL}."}]
+    records = [
+        request_record(n, now + timedelta(seconds=n), messages=(Message(role="user", content=row["instruction"]),))
+        for n, row in enumerate(asked)
+    ]
+    registry.traffic.add_requests(records)
+    registry.traffic.add_feedback(
+        [
+            Feedback(id=f"fb-{n}", request_id=f"req-{n}", at=record.at, thumb="down", correction=row["output"])
+            for n, (row, record) in enumerate(zip(asked, records, strict=True))
+        ]
+    )
+    return filed(registry, window_start=records[0].at, window_end=records[-1].at)
+
+
+def filed(registry: Registry, **changes: object) -> RetrainingRequest:
+    request = retraining_request(registry.clock(), **({"recipe": "bot@1"} | changes))
+    registry.retraining.file(request, by="monitor")
+    return registry.retraining.approve(request.id, by="test", reason="drift is real")
+
+
+def worker(registry: Registry, lease_s: float = 60.0) -> Worker:
+    settings = WorkerSettings(id="w", poll_s=0.1, lease_s=lease_s)
+    return Worker(registry, settings, threads=0, screen=Screen(), stop=StopFlag())
+
+
+def run_states(registry: Registry) -> list[str]:
+    """The states of all MLflow runs of `bot`, the oldest first."""
+    client = mlflow.MlflowClient(registry.settings.mlflow)
+    experiment = client.get_experiment_by_name("bot")
+    runs = client.search_runs([experiment.experiment_id], order_by=["attributes.start_time ASC"])
+    return [run.info.status for run in runs]
+
+
+def texts(rows: tuple[Row, ...]) -> set[str]:
+    return {normal(row.prompt) for row in rows} | {normal(row.answer) for row in rows}
+
+
+def test_a_request_becomes_one_gated_version(registry: Registry, request_waiting: RetrainingRequest) -> None:
+    done = worker(registry).run_once()
+    assert done is not None
+    version = registry.versions.get("bot", 2)
+    assert (version.parent, version.request_id, done.result_version) == (1, request_waiting.id, 2)
+    report = registry.gates.latest("bot", 2)
+    assert isinstance(report, GateReport)
+    assert {check.name for check in report.checks} == {"better on fresh", "not worse on old"}
+    expected = RetrainingState.GATED if report.verdict == "pass" else RetrainingState.REJECTED
+    assert done.state is expected
+    assert report.verdict in done.outcome
+    assert {"nll.old", "perplexity.fresh", "bleu.fresh"} <= set(version.metrics)
+    assert run_states(registry) == ["FINISHED", "FINISHED"]
+    assert worker(registry).run_once() is None
+
+    lineage = Lineage(registry.versions, version)
+    sets, learned = lineage.set_rows(), lineage.train_rows()
+    assert set(sets) == {"old", "fresh"}
+    assert not texts(learned) & (texts(sets["old"]) | texts(sets["fresh"]))
+    everything = "\n".join(row.line() for row in (*learned, *sets["fresh"]))
+    assert MAIL not in everything
+    assert "Who is <EMAIL_ADDRESS>?" in everything
+    manifest = lineage.manifest()
+    assert manifest["fresh_rows"] + len(sets["fresh"]) == 29
+    assert manifest["replayed_rows"] == 16
+    assert sum(manifest["dropped"].values()) >= 1
+
+
+def test_a_retraining_starts_from_its_parents_weights(registry: Registry, request_waiting: RetrainingRequest) -> None:
+    worker(registry).run_once()
+    first, second = registry.versions.all("bot")[::-1]
+    before = Lineage(registry.versions, second).pairs()["old"].champion
+    after_first = Lineage(registry.versions, first).pairs()["old"].challenger
+    assert [row.nll for row in before] == pytest.approx([row.nll for row in after_first], rel=1e-5)
+
+
+def test_a_retraining_of_a_retraining_keeps_every_evaluation_set(
+    registry: Registry, request_waiting: RetrainingRequest
+) -> None:
+    worker(registry).run_once()
+    filed(
+        registry,
+        base_version=2,
+        idempotency_key="second",
+        window_start=request_waiting.window_start,
+        window_end=request_waiting.window_end,
+    )
+    done = worker(registry).run_once()
+    assert done is not None
+    third = registry.versions.all("bot")[0]
+    # Every correction is known by now, so this one may well learn nothing new; what was measured stays measured.
+    assert (third.version, done.state) in {(2, RetrainingState.FAILED), (3, done.state)}
+    if third.version == 3:
+        assert {"old", "fresh-2"} <= set(Lineage(registry.versions, third).set_rows())
+
+
+def test_a_window_without_corrections_fails_with_the_reason_and_the_worker_lives(
+    registry: Registry, champion: Version
+) -> None:
+    filed(registry)
+    crew = worker(registry)
+    done = crew.run_once()
+    assert done is not None
+    assert done.state is RetrainingState.FAILED
+    assert "no correction" in done.outcome
+    assert crew.run_once() is None
+    assert [version.version for version in registry.versions.all("bot")] == [1]
+
+
+def test_a_base_that_changed_is_refused(
+    registry: Registry, champion: Version, request_waiting: RetrainingRequest, tiny_folder: Path, tmp_path: Path
+) -> None:
+    import shutil
+
+    kept = registry.settings.home / "bases" / champion.base
+    shutil.copytree(tiny_folder, kept)
+    (kept / "chat_template.jinja").write_text("{% for m in messages %}{{ m['content'] }}<|im_end|>{% endfor %}")
+    done = worker(registry).run_once()
+    assert done is not None
+    assert done.state is RetrainingState.FAILED
+    assert "is not the one bot@1 was trained on" in done.outcome
+
+
+class _Dies(Worker):
+    """A worker that is gone right after publishing, before it could judge or finish."""
+
+    def _report(self, version: Version, request: RetrainingRequest) -> GateReport:
+        raise KeyboardInterrupt(f"{version.name} is published, {request.id} is not finished")
+
+
+def test_death_after_publishing_leads_to_one_version_judged_by_the_next_worker(
+    registry: Registry, request_waiting: RetrainingRequest
+) -> None:
+    dying = _Dies(
+        registry,
+        WorkerSettings(id="dying", lease_s=1.0),
+        threads=0,
+        screen=Screen(io.StringIO()),
+        stop=StopFlag(),
+    )
+    with pytest.raises(KeyboardInterrupt):
+        dying.run_once()
+    assert registry.retraining.get(request_waiting.id).state is RetrainingState.RUNNING
+    time.sleep(1.2)  # the dead worker's lease runs out on the real clock
+    done = worker(registry).run_once()
+    assert done is not None
+    assert done.state in {RetrainingState.GATED, RetrainingState.REJECTED}
+    assert (done.attempts, done.result_version) == (2, 2)
+    assert [version.version for version in registry.versions.all("bot")] == [2, 1]
+    assert registry.gates.latest("bot", 2) is not None
+
+
+def test_a_lost_lease_stops_the_run_and_publishes_nothing(
+    registry: Registry, champion: Version, request_waiting: RetrainingRequest, tiny_recipe: Path
+) -> None:
+    long = tiny_recipe.with_name("long.yaml")
+    long.write_text(tiny_recipe.read_text().replace("retrain: {steps: 4", "retrain: {steps: 100000"))
+    registry.retraining.cancel(request_waiting.id, by="test", reason="make room")
+    window = {"window_start": request_waiting.window_start, "window_end": request_waiting.window_end}
+    request = filed(registry, idempotency_key="long", recipe=str(long), **window)
+    states: list[RetrainingState] = []
+
+    def work() -> None:
+        done = worker(registry, lease_s=1.0).run_once()
+        assert done is not None
+        states.append(done.state)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    wait_for(lambda: len(run_states(registry)) == 2, 120)
+    registry.retraining.cancel(request.id, by="test", reason="changed my mind")
+    thread.join(timeout=60)
+    assert not thread.is_alive()
+    assert states == [RetrainingState.CANCELLED]
+    assert run_states(registry) == ["FINISHED", "KILLED"]
+    assert [version.version for version in registry.versions.all("bot")] == [1]
+
+
+@pytest.fixture
+def worker_process(registry_home: Path) -> Iterator[Callable[[], subprocess.Popen[str]]]:
+    started: list[subprocess.Popen[str]] = []
+
+    def start() -> subprocess.Popen[str]:
+        code = "from tuneloop.train.verbs import worker; worker(['--once'])"
+        environment = os.environ | {
+            "TUNELOOP_HOME": str(registry_home),
+            "TUNELOOP_WORKER_LEASE_S": "2",
+            "HF_HUB_OFFLINE": "1",
+        }
+        process = subprocess.Popen(
+            [sys.executable, "-u", "-c", code],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def test_kill_9_in_the_middle_of_training_costs_nothing_but_time(
+    registry_home: Path,
+    tiny_recipe: Path,
+    request_waiting: RetrainingRequest,
+    registry: Registry,
+    worker_process: Callable[[], subprocess.Popen[str]],
+) -> None:
+    long = tiny_recipe.with_name("long.yaml")
+    long.write_text(tiny_recipe.read_text().replace("retrain: {steps: 4", "retrain: {steps: 400"))
+    registry.retraining.cancel(request_waiting.id, by="test", reason="make room")
+    window = {"window_start": request_waiting.window_start, "window_end": request_waiting.window_end}
+    request = filed(registry, idempotency_key="killed", recipe=str(long), **window)
+    first = worker_process()
+    assert first.stdout is not None
+    for line in first.stdout:
+        if line.startswith("step "):
+            break
+    first.send_signal(signal.SIGKILL)
+    assert first.wait(timeout=10) == -signal.SIGKILL
+    assert [version.version for version in registry.versions.all("bot")] == [1]
+    long.write_text(tiny_recipe.read_text())
+    time.sleep(2.2)  # the dead worker's lease runs out on the real clock
+    done = worker(registry).run_once()
+    assert done is not None
+    assert (done.id, done.attempts, done.result_version) == (request.id, 2, 2)
+    assert done.state in {RetrainingState.GATED, RetrainingState.REJECTED}
+    assert [version.version for version in registry.versions.all("bot")] == [2, 1]
+    assert registry.versions.for_request(request.id) == registry.versions.get("bot", 2)
+
+
+def wait_for(condition: Callable[[], bool], timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {timeout_s} s"
+        time.sleep(0.2)
