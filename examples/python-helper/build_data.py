@@ -1,10 +1,11 @@
-"""Questions and answers about Python from public docstrings: the standard library's, and NumPy's as the domain users drift to.
+"""Questions and answers about Python from public docstrings: the standard library's, and NumPy's for users who drift.
 
     python examples/python-helper/build_data.py --out examples/python-helper/data
 
-Writes stdlib/{train,validation,test,questions}.jsonl and numpy/{questions,test}.jsonl. A function is in one file only, chosen
-by the hash of its own name without its module (`str.upper` and `bytes.upper` stay together), and no two rows share an answer,
-so nothing that is measured was ever learned. The same Python and NumPy give the same files. Takes about 1 s.
+Writes stdlib/{train,validation,test,questions}.jsonl and numpy/{questions,test}.jsonl. A function is in one file
+only, chosen by the hash of its own name without its module (`str.upper` and `bytes.upper` stay together), and no two
+rows share an answer, so nothing that is measured was ever learned. The same Python and NumPy give the same files.
+Takes about 1 s.
 """
 
 from __future__ import annotations
@@ -23,23 +24,24 @@ from types import ModuleType
 from typing import Any
 
 # Modules whose import does nothing but define things.
-STDLIB = (
-    "abc argparse array ast asyncio base64 bdb binascii bisect builtins bz2 calendar cmath cmd codecs collections collections.abc "
-    "colorsys compileall concurrent.futures configparser contextlib contextvars copy csv dataclasses datetime decimal difflib dis "
-    "email.message email.utils enum filecmp fileinput fnmatch fractions ftplib functools gc getpass gettext glob gzip hashlib heapq "
-    "hmac html html.parser http.client http.cookies http.server imaplib importlib.metadata importlib.util inspect io ipaddress "
-    "itertools json keyword linecache locale logging logging.handlers lzma mailbox marshal math mimetypes mmap multiprocessing "
-    "netrc operator optparse os os.path pathlib pdb pickle pickletools pkgutil platform plistlib poplib pprint profile pstats "
-    "py_compile pyclbr queue quopri random re reprlib sched secrets select selectors shelve shlex shutil signal smtplib socket "
-    "socketserver sqlite3 ssl stat statistics string struct subprocess symtable sys sysconfig tarfile tempfile textwrap threading "
-    "time timeit token tokenize trace traceback tracemalloc types typing unicodedata unittest unittest.mock urllib.parse "
-    "urllib.request uuid venv warnings wave weakref webbrowser wsgiref.util xml.dom.minidom xml.etree.ElementTree xml.sax.saxutils "
-    "xmlrpc.client zipapp zipfile zipimport zlib zoneinfo"
-).split()
-NUMPY = (
-    "numpy numpy.linalg numpy.fft numpy.random numpy.ma numpy.char numpy.strings numpy.polynomial.polynomial numpy.testing "
-    "numpy.lib.stride_tricks numpy.lib.scimath numpy.lib.format numpy.rec numpy.dtypes numpy.ctypeslib"
-).split()
+STDLIB = """
+abc argparse array ast asyncio base64 bdb binascii bisect builtins bz2 calendar cmath cmd codecs collections
+collections.abc colorsys compileall concurrent.futures configparser contextlib contextvars copy csv dataclasses
+datetime decimal difflib dis email.message email.utils enum filecmp fileinput fnmatch fractions ftplib functools gc
+getpass gettext glob gzip hashlib heapq hmac html html.parser http.client http.cookies http.server imaplib
+importlib.metadata importlib.util inspect io ipaddress itertools json keyword linecache locale logging
+logging.handlers lzma mailbox marshal math mimetypes mmap multiprocessing netrc operator optparse os os.path pathlib
+pdb pickle pickletools pkgutil platform plistlib poplib pprint profile pstats py_compile pyclbr queue quopri random
+re reprlib sched secrets select selectors shelve shlex shutil signal smtplib socket socketserver sqlite3 ssl stat
+statistics string struct subprocess symtable sys sysconfig tarfile tempfile textwrap threading time timeit token
+tokenize trace traceback tracemalloc types typing unicodedata unittest unittest.mock urllib.parse urllib.request
+uuid venv warnings wave weakref webbrowser wsgiref.util xml.dom.minidom xml.etree.ElementTree xml.sax.saxutils
+xmlrpc.client zipapp zipfile zipimport zlib zoneinfo
+""".split()  # noqa: SIM905 (a hundred quoted names would fill two screens)
+NUMPY = """
+numpy numpy.linalg numpy.fft numpy.random numpy.ma numpy.char numpy.strings numpy.polynomial.polynomial
+numpy.testing numpy.lib.stride_tricks numpy.lib.scimath numpy.lib.format numpy.rec numpy.dtypes numpy.ctypeslib
+""".split()  # noqa: SIM905 (a hundred quoted names would fill two screens)
 PHRASINGS = (
     "What does `{name}` do?",
     "Explain `{name}` in one sentence.",
@@ -53,8 +55,8 @@ Split = tuple[tuple[str, int, int | None], ...]
 STDLIB_SPLIT: Split = (("train", 68, None), ("validation", 5, 32), ("test", 12, 100), ("questions", 15, None))
 NUMPY_SPLIT: Split = (("questions", 72, None), ("test", 28, 100))
 _DULL = re.compile(
-    r"^(initialize self|return self|return repr|return str|implement |see |same as|alias|deprecated|undocumented|internal|"
-    r"note|todo|helper|scalar method identical|create and return a new object|docstring|built-in)",
+    r"^(initialize self|return self|return repr|return str|implement |see |same as|alias|deprecated|undocumented|"
+    r"internal|note|todo|helper|scalar method identical|create and return a new object|docstring|built-in)",
     re.IGNORECASE,
 )
 

@@ -94,8 +94,9 @@ def test_prometheus_fills_every_rule_and_panel_from_real_exporters(tmp_path: Pat
         api = f"http://{address}/api/v1"
         until(lambda: answers(f"http://{address}/-/ready"), 20, "Prometheus is ready")
 
+        engine.fault, engine.faults_left = "dies_before_first_byte", 1  # one second attempt, at the other engine
+
         def traffic() -> None:
-            engine.fault, engine.faults_left = "dies_before_first_byte", 1
             for number in range(6):
                 assert gateway.chat(unit=f"user-{number}", stream=number % 2 == 0).status == 200
             assert gateway.chat(model="unserved").status == 503

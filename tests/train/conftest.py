@@ -55,6 +55,7 @@ def tiny_folder(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
         num_attention_heads=2,
         num_key_value_heads=1,
         max_position_embeddings=512,
+        initializer_range=0.3,  # far from flat, so that prompts, positions and training make a difference
         tie_word_embeddings=True,
         bos_token_id=1,
         eos_token_id=2,
@@ -73,19 +74,15 @@ def tiny(tiny_folder: Path) -> Base:
 
 
 @pytest.fixture(scope="session")
-def smollm2_base(smollm2: Path) -> Base:
-    return read_base(smollm2)
+def recipe_in(tiny_folder: Path) -> Callable[[Path], Path]:
+    """Writes a recipe that trains the tiny model in seconds, with its data, into a folder."""
 
-
-@pytest.fixture
-def tiny_recipe(tmp_path: Path, tiny_folder: Path) -> Path:
-    """A recipe that trains the tiny model in seconds, with its data beside it."""
-    folder = tmp_path / "recipe"
-    write_jsonl(folder / "train.jsonl", rows(0, 40))
-    write_jsonl(folder / "test.jsonl", rows(60, 12))
-    write_jsonl(folder / "validation.jsonl", rows(74, 4))
-    (folder / "recipe.yaml").write_text(
-        f"""base: {{model: {tiny_folder}}}
+    def write(folder: Path) -> Path:
+        write_jsonl(folder / "train.jsonl", rows(0, 40))
+        write_jsonl(folder / "test.jsonl", rows(60, 12))
+        write_jsonl(folder / "validation.jsonl", rows(74, 4))
+        (folder / "recipe.yaml").write_text(
+            f"""base: {{model: {tiny_folder}}}
 data: {{train: train.jsonl, validation: validation.jsonl}}
 tuning: {{rank: 4}}
 objective: {{max_length: 96}}
@@ -95,5 +92,12 @@ evaluate: {{sets: {{old: test.jsonl}}, generate: 2, max_new_tokens: 4}}
 publish: {{model: bot}}
 retrain: {{steps: 4, replay_rows: 16, margin: 0.5, min_rows: 2}}
 """
-    )
-    return folder / "recipe.yaml"
+        )
+        return folder / "recipe.yaml"
+
+    return write
+
+
+@pytest.fixture
+def tiny_recipe(tmp_path: Path, recipe_in: Callable[[Path], Path]) -> Path:
+    return recipe_in(tmp_path / "recipe")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from tuneloop.registry.nouns import (
     RetrainingState,
     Version,
 )
+from tuneloop.registry.settings import RegistrySettings
 from tuneloop.train.data import Row
 from tuneloop.train.job import job_from_recipe, run_job
 from tuneloop.train.lineage import Lineage
@@ -40,11 +42,24 @@ Rows = Callable[[int, int], list[dict[str, str]]]
 MAIL = "ann.example@python.org"
 
 
+@pytest.fixture(scope="module")
+def trained_home(tmp_path_factory: pytest.TempPathFactory, recipe_in: Callable[[Path], Path]) -> Path:
+    """A state folder in which version 1 of `bot` was trained for real, once; each test works on a copy."""
+    folder = tmp_path_factory.mktemp("trained")
+    with Registry.open(RegistrySettings(home=folder / "home")) as registry:
+        job = job_from_recipe(load_recipe(recipe_in(folder)), registry.settings.home)
+        run_job(job, registry, screen=Screen(io.StringIO()), stop=StopFlag())
+    return folder / "home"
+
+
 @pytest.fixture
-def champion(registry: Registry, tiny_recipe: Path) -> Version:
-    """Version 1 of `bot`, trained for real."""
-    job = job_from_recipe(load_recipe(tiny_recipe), registry.settings.home)
-    return run_job(job, registry, screen=Screen(io.StringIO()), stop=StopFlag()).version
+def registry_home(tmp_path: Path, trained_home: Path) -> Path:
+    return Path(shutil.copytree(trained_home, tmp_path / "home"))
+
+
+@pytest.fixture
+def champion(registry: Registry) -> Version:
+    return registry.versions.get("bot", 1)
 
 
 @pytest.fixture
@@ -87,6 +102,10 @@ def run_states(registry: Registry) -> list[str]:
 
 def texts(rows: tuple[Row, ...]) -> set[str]:
     return {normal(row.prompt) for row in rows} | {normal(row.answer) for row in rows}
+
+
+def _learned(registry: Registry, number: int) -> tuple[Row, ...]:
+    return Lineage(registry.versions, registry.versions.get("bot", number)).train_rows()
 
 
 def test_a_request_becomes_one_gated_version(registry: Registry, request_waiting: RetrainingRequest) -> None:
@@ -132,6 +151,7 @@ def test_a_retraining_of_a_retraining_keeps_every_evaluation_set(
     filed(
         registry,
         base_version=2,
+        recipe="bot@2",
         idempotency_key="second",
         window_start=request_waiting.window_start,
         window_end=request_waiting.window_end,
@@ -139,10 +159,13 @@ def test_a_retraining_of_a_retraining_keeps_every_evaluation_set(
     done = worker(registry).run_once()
     assert done is not None
     third = registry.versions.all("bot")[0]
-    # Every correction is known by now, so this one may well learn nothing new; what was measured stays measured.
-    assert (third.version, done.state) in {(2, RetrainingState.FAILED), (3, done.state)}
-    if third.version == 3:
-        assert {"old", "fresh-2"} <= set(Lineage(registry.versions, third).set_rows())
+    # The same corrections once more: those that were measured stay measured, so nothing fresh is left to prove it.
+    assert (third.version, third.parent, done.state) == (3, 2, RetrainingState.REJECTED)
+    lineage = Lineage(registry.versions, third)
+    assert set(lineage.set_rows()) == {"old", "fresh-2"}
+    assert "better on fresh inconclusive" in done.outcome
+    everything_learned = {row.line() for number in (1, 2) for row in _learned(registry, number)}
+    assert {row.line() for row in lineage.train_rows()} <= everything_learned
 
 
 def test_a_window_without_corrections_fails_with_the_reason_and_the_worker_lives(
@@ -161,8 +184,6 @@ def test_a_window_without_corrections_fails_with_the_reason_and_the_worker_lives
 def test_a_base_that_changed_is_refused(
     registry: Registry, champion: Version, request_waiting: RetrainingRequest, tiny_folder: Path, tmp_path: Path
 ) -> None:
-    import shutil
-
     kept = registry.settings.home / "bases" / champion.base
     shutil.copytree(tiny_folder, kept)
     (kept / "chat_template.jinja").write_text("{% for m in messages %}{{ m['content'] }}<|im_end|>{% endfor %}")

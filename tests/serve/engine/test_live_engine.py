@@ -116,15 +116,15 @@ def test_the_adapter_as_served_equals_the_adapter_as_trained(engine_agent: Engin
     model = PeftModel.from_pretrained(base, str(engine_agent.home / "adapter-1")).eval()
     partings = []
     for question, answer in zip(QUESTIONS, served, strict=True):
-        prompt = tokenizer.apply_chat_template(
-            [{"role": "user", "content": question}], add_generation_prompt=True, return_tensors="pt", return_dict=True
-        )
+        turns = [{"role": "user", "content": question}]
+        prompt = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=True)["input_ids"]
+        # Greedy decoding takes the likeliest token at each place; one pass over the served text finds them all.
         with torch.inference_mode():
-            made = model.generate(**prompt, max_new_tokens=16, do_sample=False)
-        expected = made[0, prompt["input_ids"].shape[1] :].tolist()
+            logits = model(input_ids=torch.tensor([prompt + answer[:-1]])).logits[0, len(prompt) - 1 :]
+        expected = logits.argmax(dim=-1).tolist()
         if expected != answer:
-            at = next(i for i, (a, b) in enumerate(zip([*expected, -1], [*answer, -1], strict=False)) if a != b)
-            partings.append(f"{question} parts at token {at}: {expected[at:]} trained, {answer[at:]} served")
+            at = next(i for i, (a, b) in enumerate(zip(expected, answer, strict=True)) if a != b)
+            partings.append(f"{question} parts at token {at}: {expected[at]} trained, {answer[at]} served")
     assert partings == []
     assert sum(a != b for a, b in zip(plain, served, strict=True)) >= 15, "the adapter must change what the base says"
 
@@ -137,7 +137,7 @@ def test_a_base_request_among_adapter_requests_gets_no_adapter(engine_agent: Eng
         engine_agent.serve({publish_adapter(engine_agent.registry, folder, smollm2).version: 0, 1: 10_000})
     engine_agent.serve({2: 0, 1: 10_000})
     # A salt of its own keeps each request from re-using what another one left in the prefix cache.
-    requests = [chat(model, q) for q in QUESTIONS[:4] for model in (base, V1, base, V2)]
+    requests = [chat(model, q) for q in QUESTIONS[:2] for model in (base, V1, base, V2)]
     alone = [
         tokens(engine_agent.complete([request | {"cache_salt": f"alone {n}"}], path="/v1/chat/completions"))[0]
         for n, request in enumerate(requests)

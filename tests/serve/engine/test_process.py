@@ -15,9 +15,11 @@ from pathlib import Path
 import psutil
 import pytest
 
+from serve.engine_support import free_port
 from tuneloop.registry.errors import Conflict
 from tuneloop.serve.engine.launch import Launch
-from tuneloop.serve.engine.process import RECORD, EngineProcess, clear_leftovers, ensure_port_free, sole_agent
+from tuneloop.serve.engine.ports import ensure_port_free, hold_port
+from tuneloop.serve.engine.process import RECORD, EngineProcess, clear_leftovers, sole_agent
 
 # A process with a child of its own that ignores SIGTERM, as vLLM's engine core under load does.
 CHILD = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
@@ -31,6 +33,7 @@ AGENT = """
 import os, sys, time
 from pathlib import Path
 from tuneloop.serve.engine.launch import Launch
+from tuneloop.serve.engine.ports import ensure_port_free, hold_port
 from tuneloop.serve.engine.process import EngineProcess
 EngineProcess(Launch((sys.executable, "-c", sys.argv[2]), dict(os.environ)), Path(sys.argv[1]))
 time.sleep(600)
@@ -129,6 +132,26 @@ def test_a_taken_port_is_told_with_its_owner() -> None:
         with pytest.raises(Conflict, match=f"port {port} on 127.0.0.1 is taken by pid {os.getpid()}"):
             ensure_port_free("127.0.0.1", port)
     ensure_port_free("127.0.0.1", port)
+
+
+def test_an_agent_keeps_its_port_while_its_vllm_is_away() -> None:
+    port = free_port()
+    with hold_port(port):
+        ensure_port_free("127.0.0.1", port)
+        with pytest.raises(Conflict, match=f"port {port} is taken by another engine agent"), hold_port(port):
+            pass
+    with hold_port(port):
+        pass
+
+
+def test_who_listens_on_the_port_is_known(tmp_path: Path) -> None:
+    port = free_port()
+    server = f"import socket, time; s = socket.socket(); s.bind(('127.0.0.1', {port})); s.listen(); time.sleep(600)"
+    process = EngineProcess(Launch((sys.executable, "-c", server), dict(os.environ)), tmp_path)
+    eventually(lambda: process.answers_on(port))
+    assert not process.answers_on(port + 1)
+    process.kill()
+    assert not process.answers_on(port)
 
 
 def test_each_start_has_its_own_log_and_the_last_ones_are_kept(tmp_path: Path) -> None:

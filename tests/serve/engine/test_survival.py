@@ -18,7 +18,7 @@ import pytest
 
 from serve.engine_support import ENGINE, MODEL, START_TIMEOUT_S, EngineAgent, free_port
 from tuneloop.registry.nouns import AdapterState
-from tuneloop.serve.engine.process import ensure_port_free
+from tuneloop.serve.engine.ports import ensure_port_free
 
 pytestmark = pytest.mark.engine
 ADAPTERS = {f"{MODEL}@1", f"{MODEL}@2"}
@@ -63,8 +63,8 @@ def test_a_hung_vllm_is_ended_and_kill_9_of_the_agent_leaves_nothing_for_the_nex
     old = engine_agent.vllm()
     (worker,) = processes(engine_agent, "VLLM::Worker") or processes(engine_agent, "VLLM::EngineCore")
     os.kill(worker.pid, signal.SIGSTOP)
-    wait_gone(old, timeout_s=60)
-    assert "vLLM made no token in 16 s: hung" in engine_agent.said()
+    engine_agent.wait_until(lambda state: "vLLM made no token in 16 s: hung" in state.detail, 60)
+    wait_gone(old, timeout_s=10)
 
     engine_agent.wait_until(lambda state: state.state == "starting")
     old = engine_agent.vllm()

@@ -5,6 +5,10 @@ spell the last user turn, given the template and the turns before it. Template t
 in every prompt and would hide the question. Prompts are the stored ones, so redacted where storage redacts: the same
 in reference and window.
 
+What it can tell: strange language, garbled input, a wrong template. What it cannot: a new topic in familiar words.
+Measured on SmolLM2-135M-Instruct through vLLM 0.32: standard-library questions 4.65 nats per token (deviation 1.15),
+NumPy questions 4.31 (1.05), double spaces and stray special tokens 12 to 14; 60 questions in 8 s on two busy cores.
+
 vLLM is asked for `prompt_logprobs: 0`, the prompt's own tokens and no others, with one generated token. Two prompts
 at once, since each costs a whole prefill beside live traffic and ignores the prefix cache.
 """

@@ -11,8 +11,6 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy.exc import IntegrityError
-
 from tuneloop.monitor import alerts
 from tuneloop.monitor.filing import BY, pursue
 from tuneloop.monitor.metrics import Metrics
@@ -187,9 +185,7 @@ class Monitor:
             detail=detail,
             request_ids=tuple(record.id for record in window.records),
         )
-        try:
-            self._registry.episodes.add_score(score)
-        except IntegrityError:
+        if not self._registry.episodes.add_score(score):
             return self._registry.episodes.score(identity)  # another monitor was first; its judgement stands
         self._metrics.judged(score, now)
         log.info(

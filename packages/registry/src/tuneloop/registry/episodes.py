@@ -21,10 +21,11 @@ class Episodes:
         self._db = database
         self._clock = clock
 
-    def add_score(self, score: WindowScore) -> None:
-        """Store one judged window."""
+    def add_score(self, score: WindowScore) -> bool:
+        """Store one judged window; False when one of that id is stored already, which then stands."""
+        insert = self._db.insert(window_scores).values(**row_of(score, window_scores))
         with self._db.writing() as connection:
-            connection.execute(sa.insert(window_scores).values(**row_of(score, window_scores)))
+            return connection.execute(insert.on_conflict_do_nothing(index_elements=["id"])).rowcount == 1
 
     def scores(
         self, model: str, *, version: int | None = None, signal: str | None = None, limit: int = 10_000

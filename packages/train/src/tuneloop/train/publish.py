@@ -15,7 +15,7 @@ from tuneloop.train.base import Base
 
 def save_adapter(model: Any, folder: Path, base: Base, card: str) -> None:
     """Write adapter_model.safetensors, adapter_config.json and README.md; the base is named, never located."""
-    # Embeddings are never trained here; left to itself PEFT would look for the base's vocabulary under its name on the hub.
+    # Embeddings are never trained here; left to itself PEFT would look for the base's vocabulary on the hub.
     model.save_pretrained(str(folder), save_embedding_layers=False)
     path = folder / "adapter_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tuneloop.serve.engine.files import write_atomically
+from tuneloop.serve.files import write_atomically
 
 GUARD = "tuneloop_engine_guard"
 _CODE = '''"""Written by tuneloop's engine agent: tokens without adapter get none, whatever lies in the last slot."""
@@ -41,7 +41,7 @@ def install(home: Path) -> Path:
     folder = home / "plugins"
     about = folder / f"{GUARD}-1.dist-info"
     about.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / f"{GUARD}.py", _CODE)
-    write_atomically(about / "METADATA", _METADATA)
-    write_atomically(about / "entry_points.txt", _ENTRY_POINTS)
+    write_atomically(folder / f"{GUARD}.py", _CODE.encode())
+    write_atomically(about / "METADATA", _METADATA.encode())
+    write_atomically(about / "entry_points.txt", _ENTRY_POINTS.encode())
     return folder

@@ -11,7 +11,6 @@ import fcntl
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -23,8 +22,9 @@ import psutil
 
 from tuneloop.registry.errors import Conflict, InvalidInput
 from tuneloop.serve.engine import leash
-from tuneloop.serve.engine.files import write_atomically
 from tuneloop.serve.engine.launch import Launch
+from tuneloop.serve.engine.ports import listens
+from tuneloop.serve.files import write_atomically
 
 LOG, RECORD, LOCK = "engine.log", "process.json", "agent.lock"
 _KEPT_LOGS = 3
@@ -69,25 +69,6 @@ def clear_leftovers(home: Path) -> int:
     return found
 
 
-def ensure_port_free(host: str, port: int) -> None:
-    """Find out before a minute of loading that the port is taken.
-
-    Raises:
-        Conflict: names the process that listens there, where that can be known.
-        InvalidInput: the address is not one of this machine.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            if error.errno not in {98, 13}:
-                raise InvalidInput(f"cannot listen on {host}:{port}: {error.strerror}; give another --host") from None
-            owner = "may not be used by this user" if error.errno == 13 else f"is taken{_owner(port)}"
-            raise Conflict(f"port {port} on {host} {owner}; stop what listens there or give another --port") from None
-
-
 class EngineProcess:
     """One run of vLLM, from start to certain end."""
 
@@ -106,10 +87,14 @@ class EngineProcess:
             )
         self.pid = self._leash.pid
         self._started = psutil.Process(self.pid).create_time()
-        write_atomically(home / RECORD, json.dumps(self._record()))
+        write_atomically(home / RECORD, json.dumps(self._record()).encode())
 
     def _record(self) -> dict[str, int | float | str]:
         return {"pid": self.pid, "started": self._started, "where": _process_space()}
+
+    def answers_on(self, port: int) -> bool:
+        """Whether it is this process's family that listens there, not somebody else's."""
+        return any(listens(process, port) for process in _session_members(self.pid, self._started))
 
     def ended(self) -> str | None:
         """How it ended, in words; None while it runs."""
@@ -182,15 +167,6 @@ def _process_space() -> str:
     """Which boot and process namespace pids belong to: in another one, the same number is somebody else."""
     boot = Path("/proc/sys/kernel/random/boot_id")
     return f"{boot.read_text(encoding='ascii').strip()} {Path('/proc/self/ns/pid').readlink()}" if boot.exists() else ""
-
-
-def _owner(port: int) -> str:
-    with contextlib.suppress(psutil.AccessDenied):  # other users' sockets may be hidden from us
-        for connection in psutil.net_connections("tcp"):
-            if connection.status == psutil.CONN_LISTEN and connection.pid and tuple(connection.laddr)[1:2] == (port,):
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    return f" by pid {connection.pid} ({psutil.Process(connection.pid).name()})"
-    return ""
 
 
 def _rotate(log: Path) -> None:

@@ -15,7 +15,8 @@ from tuneloop.serve.engine.agent import Agent
 from tuneloop.serve.engine.client import EngineClient
 from tuneloop.serve.engine.keeper import Keeper
 from tuneloop.serve.engine.launch import build, device_of
-from tuneloop.serve.engine.process import clear_leftovers, ensure_port_free, sole_agent
+from tuneloop.serve.engine.ports import ensure_port_free, hold_port
+from tuneloop.serve.engine.process import clear_leftovers, sole_agent
 from tuneloop.serve.engine.settings import EngineSettings
 from tuneloop.serve.engine.supervisor import Supervisor
 from tuneloop.serve.engine.wanted import RegistryWatch
@@ -37,7 +38,7 @@ def run_engine(
     limits = adapters.Limits(base, settings.max_lora_rank, adapters.base_shapes(folder))
     device = device_of(python)
     home = (registry.home / "engines" / settings.engine_id).resolve()
-    with sole_agent(home):
+    with sole_agent(home), hold_port(settings.port):
         if found := clear_leftovers(home):
             say(f"ended {found} processes that an agent before this one left behind")
         ensure_port_free(settings.host, settings.port)

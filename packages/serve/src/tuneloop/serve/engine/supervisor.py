@@ -16,7 +16,8 @@ from tuneloop.registry.errors import Conflict, Unavailable
 from tuneloop.serve.engine.client import EngineClient
 from tuneloop.serve.engine.health import HealthWatch, Verdict
 from tuneloop.serve.engine.launch import Launch
-from tuneloop.serve.engine.process import EngineProcess, ensure_port_free
+from tuneloop.serve.engine.ports import ensure_port_free
+from tuneloop.serve.engine.process import EngineProcess
 from tuneloop.serve.engine.settings import EngineSettings
 
 _LOOK_EVERY_S = 1.0
@@ -95,7 +96,7 @@ class Supervisor:
         self.starts += 1
         self._process = process = EngineProcess(self._launch, self._home)
         self._say(f"starting vLLM for {self._base} on {self._settings.local_url} (log: {process.log})")
-        while not await self._answers():
+        while not (await self._answers() and process.answers_on(self._settings.port)):
             waited_s = time.monotonic() - began
             how = process.ended() or (
                 f"vLLM does not answer after {waited_s:.0f} s" if waited_s > self._settings.start_timeout_s else None

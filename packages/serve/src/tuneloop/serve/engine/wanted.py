@@ -16,8 +16,8 @@ from tuneloop.registry import Registry
 from tuneloop.registry.errors import TuneloopError
 from tuneloop.registry.nouns import EngineState, Route, Version, version_name
 from tuneloop.serve.engine.adapters import Base, wrong_base
-from tuneloop.serve.engine.files import write_atomically
 from tuneloop.serve.engine.reconcile import Gateways
+from tuneloop.serve.files import write_atomically
 
 MEMORY = "wanted.json"
 
@@ -122,4 +122,4 @@ class RegistryWatch:
     def _remember(self, wanted: tuple[Version, ...]) -> None:
         text = json.dumps([version.model_dump(mode="json") for version in wanted])
         if not self._memory.exists() or self._memory.read_text(encoding="utf-8") != text:
-            write_atomically(self._memory, text)
+            write_atomically(self._memory, text.encode())

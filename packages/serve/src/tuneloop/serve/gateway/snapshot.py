@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from tuneloop.registry.errors import InvalidInput
 from tuneloop.registry.keys import key_digest
 from tuneloop.registry.nouns import AdapterState, ApiKey, EngineState, Noun, Route, version_name
-from tuneloop.serve.gateway.files import write_atomically
+from tuneloop.serve.files import write_atomically
 
 LAST_KNOWN_GOOD = "last-known-good.json"
 

@@ -20,7 +20,7 @@ from typing import Generic, TypeVar
 from pydantic import ValidationError
 
 from tuneloop.registry.nouns import Noun
-from tuneloop.serve.gateway.files import sync_folder
+from tuneloop.serve.files import sync_folder
 
 log = logging.getLogger(__name__)
 NounT = TypeVar("NounT", bound=Noun)
