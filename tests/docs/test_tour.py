@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -28,13 +27,15 @@ from tuneloop.registry.nouns import Arm, Check, GateReport, Interval, Retraining
 MODEL = "python-helper"
 TOUR = ROOT / "docs" / "tour.md"
 SHOWN = [command for console in consoles(TOUR) for command in console.commands if command.output]
-READS = ("status", "versions", "models", "route show", "route history", "alerts", "alert show", "retraining list")
-READS += ("retraining show", "gate", "compare", "trace", "requests", "audit", "key list", "drift windows")
+READS = (
+    *("status", "versions", "models", "route show", "route history", "alerts", "alert show", "retraining list"),
+    *("retraining show", "gate", "compare", "trace", "requests", "audit", "key list", "drift windows"),
+)
 READ = [command for command in SHOWN if command.line.removeprefix("tuneloop ").startswith(READS)]
 
 
 @pytest.fixture
-def after_the_loop(registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Registry]:
+def after_the_loop(registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Registry:
     """Two versions, the second from a retraining that a drift led to, and in charge; everybody is alive."""
     now = utc_now()
     metrics = {"perplexity.stdlib": 12.1, "bleu.stdlib": 13.3}
@@ -80,7 +81,7 @@ def after_the_loop(registry: Registry, tmp_path: Path, monkeypatch: pytest.Monke
     beat_engine(registry, f"{MODEL}@1", f"{MODEL}@2")
     beat_gateway(registry, {MODEL: 3})
     monkeypatch.setenv("TUNELOOP_HOME", str(registry.settings.home))
-    yield registry
+    return registry
 
 
 def test_the_tour_shows_what_verbs_print() -> None:
@@ -99,9 +100,15 @@ def test_every_table_of_the_tour_has_the_columns_it_shows(command: Command, afte
 
 
 def landmarks(output: str) -> set[str]:
-    """What stays the same from run to run: the heads of tables, the kinds of a trace's steps, the labels of an alert."""
-    heads = {re.sub(r"  +", " | ", line) for line in output.splitlines() if re.fullmatch(r"[A-Z][A-Z ()/]{4,}", _bare(line))}
-    links = set(re.findall(r"^ *(?:└─ )?(request|route|version|run|data|retraining request|alert episode|window) ", output, re.M))
+    """What stays from run to run: the heads of tables, the kinds of a trace's steps, the labels of an alert."""
+    heads = {
+        re.sub(r"  +", " | ", line) for line in output.splitlines() if re.fullmatch(r"[A-Z][A-Z ()/]{4,}", _bare(line))
+    }
+    links = set(
+        re.findall(
+            r"^ *(?:└─ )?(request|route|version|run|data|retraining request|alert episode|window) ", output, re.M
+        )
+    )
     labels = set(re.findall(r"^(since|held to|how sure|word|example|done|runbook|next) {2,}", output, re.M))
     words = set(re.findall(r"(?:revision|gateways:|applies)(?= )", output)) if not heads | links | labels else set()
     return heads | links | labels | words

@@ -13,7 +13,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -150,24 +149,27 @@ def test_the_report_holds_its_pictures(home: Path) -> None:
 
 
 def test_nothing_is_left_running(home: Path) -> None:
-    left = [
-        p.info["cmdline"] for p in psutil.process_iter(["cmdline", "environ"]) if str(home) in str(p.info["environ"])
-    ]
-    assert left == []
+    assert _left(home) == []
 
 
-def test_ctrl_c_cleans_up_every_process(tmp_path: Path) -> None:
-    """Interrupted in the middle of its first training step's verbs, the demo ends with 130 and leaves nothing."""
+def test_ctrl_c_cleans_up_every_process(tmp_path: Path, smollm2: Path) -> None:
+    """Interrupted while a verb of its own trains, the demo ends with 130 and leaves nothing."""
     home = tmp_path / "home"
-    command = [sys.executable, "-m", "tuneloop.cli", "demo", "--quick", "--home", str(home)]
+    shutil.copytree(smollm2, home / "bases" / smollm2.name)
+    command = [sys.executable, "-u", "-m", "tuneloop.cli", "demo", "--quick", "--home", str(home)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True) as demo:
-        time.sleep(4)
+        assert demo.stdout is not None
+        assert any(line.startswith("labels:") for line in demo.stdout)  # the trainer has begun
+        assert len(_left(home)) >= 1
         os.kill(demo.pid, signal.SIGINT)
+        demo.stdout.read()
         assert demo.wait(60) == 130
-    left = [
-        p.info["cmdline"] for p in psutil.process_iter(["cmdline", "environ"]) if str(home) in str(p.info["environ"])
-    ]
-    assert left == []
+    assert _left(home) == []
+
+
+def _left(home: Path) -> list[list[str]]:
+    running = psutil.process_iter(["cmdline", "environ"])
+    return [process.info["cmdline"] for process in running if str(home) in str(process.info["environ"])]
 
 
 def _rows(path: Path) -> list[Json]:

@@ -210,3 +210,27 @@ def test_promoting_a_retrained_version_ships_its_request(two_versions: Registry,
     beat_engine(two_versions, "bot@1", "bot@2", made.name)
     promote(two_versions, "bot", made.version, CHANGE)
     assert two_versions.retraining.get(request.id).state == "shipped"
+
+
+def test_going_back_to_a_forced_champion_waits_for_no_approval(two_versions: Registry, tmp_path: Path) -> None:
+    publish_version(two_versions, tmp_path / "v3")
+    beat_engine(two_versions, "bot@1", "bot@2", "bot@3")
+    promote(two_versions, "bot", 3, Change("ada", "burning", force=True))
+    promote(two_versions, "bot", 2, CHANGE)
+    assert rollback(two_versions, "bot", CHANGE).split == {2: 0, 3: 10_000}
+
+
+@pytest.mark.parametrize(("split", "state"), [({3: 10_000, 1: 0}, "shipped"), ({3: 0, 1: 10_000}, "rejected")])
+def test_a_route_set_by_hand_closes_the_request_too(
+    two_versions: Registry, tmp_path: Path, split: dict[int, int], state: str
+) -> None:
+    request = two_versions.retraining.file(
+        retraining_request(two_versions.clock(), state=RetrainingState.GATED, idempotency_key="g"), by="monitor"
+    )
+    made = publish_version(two_versions, tmp_path / "v3", request_id=request.id, parent=1)
+    two_versions.gates.approve("bot", made.version, by="ada", reason="test")
+    beat_engine(two_versions, "bot@1", "bot@2", made.name)
+    set_route(two_versions, "bot", {made.version: 1_000, 1: 9_000}, CHANGE)
+    assert two_versions.retraining.get(request.id).state == "gated"
+    set_route(two_versions, "bot", split, CHANGE)
+    assert two_versions.retraining.get(request.id).state == state

@@ -148,3 +148,12 @@ def test_the_newest_policy_counts(registries: Registry) -> None:
     registries.policies.set_retraining("bot", RetrainingPolicy(min_rows=9), by="ada", reason="more")
     assert registries.policies.retraining("bot").min_rows == 9
     assert registries.policies.retraining("other") == RetrainingPolicy()
+
+
+def test_feedback_from_another_key_does_not_count(registries: Registry) -> None:
+    registries.traffic.add_requests([request_record(1, registries.clock(), api_key="key_1")])
+    own, other = (
+        Feedback(id=k, request_id="req-1", at=registries.clock(), score=0.5, api_key=k) for k in ("key_1", "key_2")
+    )
+    registries.traffic.add_feedback([own, other])
+    assert registries.traffic.feedback_for(["req-1"]) == {"req-1": [own]}

@@ -36,6 +36,14 @@ def write_jsonl(path: Path, values: list[dict[str, str]]) -> Path:
     return path
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """The tiny model gains nothing from a second thread, and loses much when another process wants that core."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def make_rows() -> Callable[[int, int], list[dict[str, str]]]:
     return rows

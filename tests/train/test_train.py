@@ -16,10 +16,10 @@ from click.testing import CliRunner
 
 from tuneloop.registry import Registry
 from tuneloop.registry.errors import InvalidInput
-from tuneloop.registry.nouns import Version
+from tuneloop.registry.nouns import Message, Version
 from tuneloop.train import models
 from tuneloop.train.base import Base
-from tuneloop.train.data import data_digest, read_rows
+from tuneloop.train.data import Row, data_digest, read_rows
 from tuneloop.train.evaluate import bleu_of, greedy_answers, pad_token_id, score_rows
 from tuneloop.train.fit import Watch, fit, planned_steps
 from tuneloop.train.job import job_from_recipe, run_job
@@ -90,7 +90,7 @@ def test_a_term_signal_ends_the_run_as_killed_and_publishes_nothing(at_home: Pat
     code = "import sys; from tuneloop.train.verbs import train; train([sys.argv[1]])"
     process = subprocess.Popen(
         [sys.executable, "-u", "-c", code, str(tiny_recipe)],
-        env=os.environ | {"TUNELOOP_HOME": str(at_home)},
+        env=os.environ | {"TUNELOOP_HOME": str(at_home), "TUNELOOP_TRAIN_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -153,7 +153,9 @@ def test_nll_by_rows_equals_the_models_own_loss_whatever_the_batch(tiny: Base, t
 def test_answers_do_not_depend_on_their_neighbours_in_a_batch(tiny: Base, tiny_recipe: Path) -> None:
     """Rows of unlike length are padded on the left, which must change nothing."""
     tokenizer = models.load_tokenizer(tiny)
-    rows = read_rows(tiny_recipe.with_name("test.jsonl")).rows[:5]
+    rows = [
+        Row((Message(role="user", content="why " * n), Message(role="assistant", content="so"))) for n in range(1, 6)
+    ]
     labeller = Labeller(tokenizer, 96)
     model = models.load_base(tiny, dtype="float32", device="cpu", attention="sdpa")
 

@@ -257,6 +257,7 @@ def worker_process(registry_home: Path) -> Iterator[Callable[[], subprocess.Pope
         environment = os.environ | {
             "TUNELOOP_HOME": str(registry_home),
             "TUNELOOP_WORKER_LEASE_S": "2",
+            "TUNELOOP_TRAIN_THREADS": "1",
             "HF_HUB_OFFLINE": "1",
         }
         process = subprocess.Popen(

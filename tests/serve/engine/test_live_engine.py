@@ -50,6 +50,17 @@ def usual_route(engine_agent: EngineAgent) -> Iterator[None]:
     engine_agent.serve({2: 0, 1: 10_000})
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """vLLM is bound to the same cores: torch threads that wait for each other there take ten times as long."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def chat(model: str, question: str, **changes: Any) -> dict[str, Any]:
     body = {"model": model, "messages": [{"role": "user", "content": question}], "temperature": 0, "max_tokens": 16}
     return body | {"return_token_ids": True} | changes
@@ -101,9 +112,9 @@ def test_an_unwanted_adapter_is_drained_and_not_unloaded_while_a_gateway_uses_it
 
 # PEFT 0.21 asks every model for an attribute that transformers 5 deprecates; goes when PEFT asks for the new one.
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
-def test_the_adapter_as_served_equals_the_adapter_as_trained(engine_agent: EngineAgent) -> None:
+def test_the_adapter_as_served_equals_the_adapter_as_trained(engine_agent: EngineAgent, one_thread: None) -> None:
     """Greedy tokens of 20 prompts, float32: transformers + PEFT against vLLM's chat completions; none may part."""
-    torch = pytest.importorskip("torch")
+    import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

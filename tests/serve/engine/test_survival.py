@@ -68,7 +68,7 @@ def test_a_hung_vllm_is_ended_and_kill_9_of_the_agent_leaves_nothing_for_the_nex
 
     engine_agent.wait_until(lambda state: state.state == "starting")
     old = engine_agent.vllm()
-    assert old
+    assert old, "the next vLLM is on its way up when its agent is killed"
     engine_agent.kill()
     wait_gone(old, timeout_s=10)
     ensure_port_free("127.0.0.1", engine_agent.port)

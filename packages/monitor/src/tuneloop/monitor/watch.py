@@ -180,7 +180,7 @@ class Monitor:
             statistic=judgement.result.statistic if judgement.result else 0.0,
             threshold=judgement.result.threshold if judgement.result else 0.0,
             p_value=judgement.result.p_value if judgement.result else None,
-            mean_run_length=self._settings.window / self._judge.alpha,
+            mean_run_length=self._settings.mean_run_length,
             verdict=judgement.verdict,
             detail=detail,
             request_ids=tuple(record.id for record in window.records),

@@ -186,6 +186,7 @@ class Feedback(Noun):
     label: str | None = Field(default=None, max_length=200)
     comment: str | None = Field(default=None, max_length=10_000)
     correction: str | None = Field(default=None, max_length=100_000)
+    api_key: str | None = None  # id of the key that sent it; counts only for requests that this key made
 
 
 class AdapterState(StrEnum):
@@ -243,7 +244,7 @@ class WindowScore(Noun):
     statistic: float
     threshold: float
     p_value: float | None
-    mean_run_length: float  # records between false alarms of this stream, at least
+    mean_run_length: float  # the budget: records between false alarms over all streams of the model, at least
     verdict: Literal["drift", "none", "not enough data"]
     detail: dict[str, Any] = {}
     request_ids: tuple[str, ...] = ()

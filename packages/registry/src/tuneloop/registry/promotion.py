@@ -64,7 +64,7 @@ def promote(
     Raises:
         Like `set_route`.
     """
-    promoted = registry.versions.get(model, version)
+    registry.versions.get(model, version)  # raises with the names that exist
     before = _current(registry, model, expected_revision)
     split = {version: FULL_SHARE_BP}
     if before is not None and before.champion != version:
@@ -72,9 +72,6 @@ def promote(
     elif before is not None:  # a challenger is dropped, the version kept for rollback stays
         split |= {arm.version: 0 for arm in before.arms[:-1] if arm.weight_bp == 0}
     route = _write(registry, model, before, arrange(before, split), change, "version.promote")
-    close_request(
-        registry, promoted, RetrainingState.SHIPPED, by=change.by, outcome=f"{promoted.name} serves everything"
-    )
     registry.fleet.wait_applied(model, route.revision, APPLY_TIMEOUT_S)
     return route
 
@@ -110,7 +107,8 @@ def rollback(
                 f"{model} has only ever been served by {version_name(model, now.champion)}; nothing to go back to"
             )
         arms = arrange(now, {now.champion: 0, former: FULL_SHARE_BP})
-    route = _write(registry, model, now, arms, change, "route.rollback")
+    # What served before was let in then; going back must never wait for an approval.
+    route = _write(registry, model, now, arms, change, "route.rollback", approved=True)
     registry.fleet.wait_applied(model, route.revision, APPLY_TIMEOUT_S)
     return route
 
@@ -165,12 +163,19 @@ def _current(registry: Registry, model: str, expected_revision: int | None) -> R
 
 
 def _write(
-    registry: Registry, model: str, before: Route | None, arms: Sequence[Arm], change: Change, action: str
+    registry: Registry,
+    model: str,
+    before: Route | None,
+    arms: Sequence[Arm],
+    change: Change,
+    action: str,
+    *,
+    approved: bool = False,
 ) -> Route:
     """Check, stage and write the arms as the revision after `before`; MLflow's aliases follow."""
     standing = before.split if before else {}
     newcomers = [registry.versions.get(model, arm.version) for arm in arms if arm.version not in standing]
-    if not change.force:
+    if not (change.force or approved):
         check_approved(registry, model, before, arms)
     check_fits(registry, model, before, arms, newcomers)
     expected_revision = 0 if before is None else stage(registry, before, arms, by=change.by, reason=change.reason)
@@ -184,7 +189,27 @@ def _write(
         action=action,
     )
     _mirror(registry, route)
+    _close_requests(registry, before, route)
     return route
+
+
+def _close_requests(registry: Registry, before: Route | None, route: Route) -> None:
+    """Whoever gave a version everything, or took its share away, has decided about the retraining that made it."""
+    had, now = before.split if before else {}, route.split
+    for number in sorted({*had, *now}):
+        was_bp, is_bp = had.get(number, 0), now.get(number, 0)
+        if is_bp == FULL_SHARE_BP != was_bp:
+            state, what = RetrainingState.SHIPPED, "serves everything"
+        elif is_bp == 0 < was_bp:
+            state, what = RetrainingState.REJECTED, "lost its share"
+        else:
+            continue
+        name = version_name(route.model, number)
+        try:
+            version = registry.versions.get(route.model, number)
+            close_request(registry, version, state, by=route.by, outcome=f"{name} {what}: {route.reason}")
+        except TuneloopError as error:  # the route is written; the request only follows
+            _log.warning("the retraining request of %s is not closed: %s", name, error)
 
 
 def _mirror(registry: Registry, route: Route) -> None:

@@ -31,7 +31,10 @@ class Routes:
         """
         found = self.history(model, limit=1)
         if not found:
-            raise NotFound(f"{model} has no route yet; give it one with `tuneloop promote {model}@1`")
+            raise NotFound(
+                f"{model} has no route yet; approve a version and "
+                f"promote it: `tuneloop approve {model}@1 --by YOU --reason WHY`, then `tuneloop promote` likewise"
+            )
         return found[0]
 
     def current_all(self) -> dict[str, Route]:

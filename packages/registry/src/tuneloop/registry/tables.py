@@ -135,6 +135,7 @@ feedback = sa.Table(
     _text("label", nullable=True),
     _text("comment", nullable=True),
     _text("correction", nullable=True),
+    _text("api_key", nullable=True),
 )
 engines = sa.Table(
     "engines",

@@ -74,13 +74,18 @@ class Traffic:
         return found[::-1] if newest is not None else found
 
     def feedback_for(self, request_ids: Sequence[str]) -> dict[str, list[Feedback]]:
-        """Request id → its feedback in order of time; requests without any are absent."""
+        """Request id → its feedback in order of time; requests without any are absent.
+
+        What came with another API key than the request's does not count: nobody speaks for other people's users.
+        """
+        theirs = sa.or_(feedback.c.api_key.is_(None), feedback.c.api_key == requests.c.api_key)
         found: dict[str, list[Feedback]] = {}
         with self._db.reading() as connection:
             for start in range(0, len(request_ids), 500):
                 query = (
                     sa.select(feedback)
-                    .where(feedback.c.request_id.in_(request_ids[start : start + 500]))
+                    .outerjoin(requests, requests.c.id == feedback.c.request_id)
+                    .where(feedback.c.request_id.in_(request_ids[start : start + 500]), theirs)
                     .order_by(feedback.c.at)
                 )
                 for row in connection.execute(query).mappings():

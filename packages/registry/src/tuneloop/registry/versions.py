@@ -148,8 +148,12 @@ class Versions:
                     run_id=run_id, artifact_path=path, tracking_uri=self._settings.mlflow
                 )
             )
-        except (MlflowException, OSError) as error:
+        except FileNotFoundError as error:
             raise NotFound(f"MLflow run {run_id} has no file {path}: {error}") from None
+        except (MlflowException, OSError) as error:
+            if getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST":
+                raise NotFound(f"MLflow run {run_id} has no file {path}: {error}") from None
+            raise Unavailable(f"MLflow run {run_id}: {path} cannot be fetched: {error}") from error
 
     @_asking
     def end_run(self, run_id: str, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:

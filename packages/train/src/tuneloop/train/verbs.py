@@ -23,9 +23,10 @@ def train(recipe: Path, as_json: bool) -> None:
     from tuneloop.registry import Registry
     from tuneloop.train.recipe import load_recipe
     from tuneloop.train.screen import Screen
-    from tuneloop.train.settings import TrainSettings
+    from tuneloop.train.settings import TrainSettings, share_cores
     from tuneloop.train.stopping import StopFlag, stop_on_signals
 
+    share_cores()
     file = load_recipe(recipe)
     settings = TrainSettings.load()
     stop = StopFlag()
@@ -45,7 +46,9 @@ def train(recipe: Path, as_json: bool) -> None:
         "after": {name: score.metrics(name) for name, score in outcome.after.items()},
         "differences": dict(outcome.differences),
     }
-    text = f"\n{outcome.table()}\n\n{made.name} is registered; `tuneloop promote {made.name}` sends it traffic"
+    text = (
+        f"\n{outcome.table()}\n\n{made.name} is registered; next: `tuneloop approve {made.name} --by YOU --reason WHY`"
+    )
     emit(found, as_json, text)
 
 
@@ -59,10 +62,11 @@ def worker(once: bool, poll_s: float | None) -> None:
     from tuneloop.registry.errors import TuneloopError
     from tuneloop.registry.nouns import RetrainingState
     from tuneloop.train.screen import Screen
-    from tuneloop.train.settings import TrainSettings, WorkerSettings
+    from tuneloop.train.settings import TrainSettings, WorkerSettings, share_cores
     from tuneloop.train.stopping import StopFlag, stop_on_signals
     from tuneloop.train.worker import Worker
 
+    share_cores()
     settings = WorkerSettings.load(poll_s=poll_s)
     stop = StopFlag()
     with Registry.open() as registry, stop_on_signals(stop):

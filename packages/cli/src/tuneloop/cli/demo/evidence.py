@@ -96,7 +96,7 @@ def moved_back(requests: Sequence[Json], routes: Sequence[Json]) -> int:
     share = {route["revision"]: {arm["version"]: arm["weight_bp"] for arm in route["arms"]} for route in routes}
     by_key: dict[str, list[Json]] = defaultdict(list)
     for request in sorted(requests, key=lambda r: (r["revision"] or 0, r["at"])):
-        if request["assigned_version"] is not None:  # a pinned request is nobody's arm
+        if None not in (request["revision"], request["assigned_version"]):  # a pinned request is nobody's arm
             by_key[request["key_hash"]].append(request)
     count = 0
     for asked in by_key.values():

@@ -91,7 +91,7 @@ class Agent:
         """The heartbeat as it stands now."""
         up = self._supervisor.up and self._life == self._supervisor.starts
         state: Literal["starting", "ready", "down"] = "ready" if self._keeper.ready and up else "starting"
-        if self._stopping or (self._supervisor.trouble and not self._supervisor.running):
+        if self._stopping or self._supervisor.phase == "down":
             state = "down"
         strange = self._sight.strange if self._sight else {}
         said = [self._supervisor.trouble.partition("\n")[0], *(f"{name}: {why}" for name, why in strange.items())]

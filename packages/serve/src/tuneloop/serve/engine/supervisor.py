@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Literal
 
 from tuneloop.registry.errors import Conflict, Unavailable
 from tuneloop.serve.engine.client import EngineClient
@@ -48,13 +49,13 @@ class Supervisor:
         self._process: EngineProcess | None = None
         self._was_up = False
         self.starts = 0
-        self.up = False  # vLLM answers
-        self.trouble = ""  # why it is down, while it is
+        self.phase: Literal["starting", "up", "down"] = "starting"
+        self.trouble = ""  # why it went down, until it is up again
 
     @property
-    def running(self) -> bool:
-        """Whether there is a process at all."""
-        return self._process is not None
+    def up(self) -> bool:
+        """Whether vLLM answers."""
+        return self.phase == "up"
 
     async def keep(self) -> None:
         """Start vLLM and keep it running until cancelled.
@@ -74,7 +75,7 @@ class Supervisor:
                 if not self._was_up:
                     raise
                 end = str(error)
-            self.up = False
+            self.phase = "down"
             self.trouble = end
             await self._end()
             failures = 1 if time.monotonic() - lived_from > _LONG_LIFE_S else failures + 1
@@ -85,7 +86,7 @@ class Supervisor:
     async def stop(self) -> None:
         """Let vLLM finish what is running, then end it for certain."""
         patience_s = _STOP_MARGIN_S + (self._settings.drain_timeout_s if self.up else 0.0)
-        self.up = False
+        self.phase = "down"
         if self._process is not None:
             await asyncio.to_thread(self._process.stop, patience_s)
             self._process = None
@@ -94,6 +95,7 @@ class Supervisor:
         ensure_port_free(self._settings.host, self._settings.port)
         began = time.monotonic()
         self.starts += 1
+        self.phase = "starting"
         self._process = process = EngineProcess(self._launch, self._home)
         self._say(f"starting vLLM for {self._base} on {self._settings.local_url} (log: {process.log})")
         while not (await self._answers() and process.answers_on(self._settings.port)):
@@ -106,7 +108,8 @@ class Supervisor:
                 raise Unavailable(f"engine {name} cannot start: {how}; {process.log} ends with\n{process.last_lines()}")
             await asyncio.sleep(0.5)
         self.trouble = ""
-        self.up = self._was_up = True
+        self.phase = "up"
+        self._was_up = True
         self._say(f"vLLM is up after {time.monotonic() - began:.0f} s")
 
     async def _answers(self) -> bool:

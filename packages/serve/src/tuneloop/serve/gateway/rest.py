@@ -38,8 +38,8 @@ class FeedbackBody(BaseModel):
     comment: str | None = Field(default=None, max_length=10_000)
     correction: str | None = Field(default=None, max_length=100_000)
 
-    def noun(self) -> Feedback:
-        """As it is stored.
+    def noun(self, api_key: str) -> Feedback:
+        """As it is stored; `api_key` is the id of the key it came with.
 
         Raises:
             ApiError: the request id is none, or nothing is said.
@@ -52,7 +52,7 @@ class FeedbackBody(BaseModel):
         said = self.model_dump(exclude={"request_id"}, exclude_none=True)
         if not said:
             raise bad_request("say something: score, thumb, label, comment or correction")
-        return Feedback(id=f"fb_{secrets.token_hex(12)}", request_id=match[1], at=utc_now(), **said)
+        return Feedback(id=f"fb_{secrets.token_hex(12)}", request_id=match[1], at=utc_now(), api_key=api_key, **said)
 
 
 @dataclass(frozen=True)
@@ -100,10 +100,10 @@ def _add_feedback(app: FastAPI, services: Services) -> None:
 
     @app.post("/v1/feedback", status_code=201)
     async def feedback(request: Request) -> dict[str, str]:
-        services.authenticate(request.scope)
+        key = services.authenticate(request.scope)
         body = await read_body(request.scope, request.receive, limit=limit, timeout_s=timeout_s)
         try:
-            noun = FeedbackBody.model_validate_json(body).noun()
+            noun = FeedbackBody.model_validate_json(body).noun(key.id)
         except ValidationError as error:
             first = error.errors()[0]
             name = ".".join(map(str, first["loc"]))

@@ -100,6 +100,7 @@ def upgrade() -> None:
         sa.Column("label", sa.Text(), nullable=True),
         sa.Column("comment", sa.Text(), nullable=True),
         sa.Column("correction", sa.Text(), nullable=True),
+        sa.Column("api_key", sa.Text(), nullable=True),
         sa.PrimaryKeyConstraint("id"),
     )
     op.create_index("ix_feedback_at", "feedback", ["at"], unique=False)
