@@ -84,12 +84,13 @@ clean:  ## remove the environments, caches and the demo's state
 	$(if $(HAS_GPU),,$(UV) pip install -q --no-config --compile-bytecode --no-deps --python .venv-engine/bin/python $(FIND_LINKS) $(TORCH_INSTALL))
 	touch $@
 
-# What the tests use and PyPI does not carry. Without root they must be installed by hand; the tests that need them say so.
+# What the tests (and vLLM: libnuma) use and PyPI does not carry. Without root it must be installed by hand.
 .venv/.system: .venv/.uv
 	@missing=""; \
 	ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || command -v initdb >/dev/null || missing="$$missing postgresql"; \
 	command -v promtool >/dev/null || missing="$$missing prometheus"; \
 	command -v chromium >/dev/null || missing="$$missing chromium"; \
+	ldconfig -p | grep -q libnuma.so.1 || missing="$$missing libnuma1"; \
 	if [ -n "$$missing" ]; then \
 	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	    echo "installing$$missing"; \
