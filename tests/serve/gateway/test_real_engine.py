@@ -16,6 +16,10 @@ from tuneloop.registry.nouns import RequestRecord
 
 pytestmark = pytest.mark.engine
 QUESTIONS = ["What does textwrap.dedent do?", "Name a colour."]
+TWENTY_MODULES = (
+    *("abc", "ast", "bisect", "calendar", "csv", "dis", "enum", "glob", "heapq", "io"),
+    *("json", "math", "os", "pathlib", "queue", "re", "shlex", "string", "time", "uuid"),
+)
 GREEDY: dict[str, Any] = {"temperature": 0.0, "max_tokens": 8}
 
 
@@ -60,6 +64,17 @@ def test_answers_through_the_gateway_are_those_of_vllm(gateway: Address, engine_
                 answers.add(said)
         assert chat(client, MODEL, QUESTIONS[0]).choices == chat(client, f"{MODEL}@1", QUESTIONS[0]).choices
     assert len(answers) > len(QUESTIONS), "the two versions answer alike: the test proves nothing"
+
+
+def test_twenty_prompts_get_the_same_tokens_through_the_gateway(gateway: Address, engine_agent: EngineAgent) -> None:
+    """The engine's own tests hold vLLM's tokens against the adapter as trained; here is the last hop."""
+    direct = openai.OpenAI(base_url=f"{engine_agent.url}/v1", api_key="none", max_retries=0)
+    with direct, gateway.client() as client, ThreadPoolExecutor(4) as pool:
+        asked = [f"What is the standard library's module `{name}` for?" for name in TWENTY_MODULES]
+        expected = list(pool.map(lambda question: chat(direct, f"{MODEL}@1", question), asked))
+        got = list(pool.map(lambda question: chat(client, MODEL, question), asked))
+    assert [answer.choices for answer in got] == [answer.choices for answer in expected]
+    assert len({answer.choices[0].message.content for answer in got}) > 10
 
 
 def test_what_vllm_refuses_reaches_the_client_as_its_own_error(gateway: Address) -> None:
