@@ -78,7 +78,8 @@ class Traffic:
 
         What came with another API key than the request's does not count: nobody speaks for other people's users.
         """
-        theirs = sa.or_(feedback.c.api_key.is_(None), feedback.c.api_key == requests.c.api_key)
+        unknown = sa.or_(feedback.c.api_key.is_(None), requests.c.id.is_(None))  # the request may not be on record yet
+        theirs = sa.or_(unknown, feedback.c.api_key == requests.c.api_key)
         found: dict[str, list[Feedback]] = {}
         with self._db.reading() as connection:
             for start in range(0, len(request_ids), 500):
