@@ -223,13 +223,13 @@ from pathlib import Path
 runs = Path({str(count)!r})
 runs.write_text((runs.read_text() if runs.exists() else "") + "x")
 if len(runs.read_text()) == 1:
-    time.sleep(0.6)
+    time.sleep(5)
 elif len(runs.read_text()) == 4:
     time.sleep(600)
 os._exit(9)
 """
-    with _supervised(tmp_path, 0.5, "engine", code) as supervising:
-        _soon(lambda: count.exists() and len(count.read_text()) == 4, timeout_s=30)
+    with _supervised(tmp_path, 4.0, "engine", code) as supervising:
+        _soon(lambda: count.exists() and len(count.read_text()) == 4, timeout_s=60)
         supervising.send_signal(signal.SIGTERM)
         out, _ = supervising.communicate(timeout=60)
     assert supervising.returncode == 0
