@@ -36,7 +36,7 @@ FULL = Scale(
     error_margin=0.05,
     drift_timeout_s=300,
     retrain_timeout_s=600,
-    test_rows=100,
+    test_rows=60,
 )
 QUICK = Scale(
     quick=True,
