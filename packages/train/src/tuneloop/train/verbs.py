@@ -19,7 +19,6 @@ _EXISTING = click.Path(path_type=Path)
 @json_option
 def train(recipe: Path, as_json: bool) -> None:
     """Train a version from a recipe: audit, progress, held-out measures before and after, registered."""
-    _share_the_cores()
     from tuneloop.registry import Registry
     from tuneloop.train.recipe import load_recipe
     from tuneloop.train.screen import Screen
@@ -180,7 +179,8 @@ def base(recipe: Path, as_json: bool) -> None:
 def _share_the_cores() -> None:
     """Let OpenMP threads that wait sleep instead of spin; must come before torch is loaded.
 
-    Beside a busy engine on two cores, spinning made the same work take 2 to 4 times as long.
+    A worker trains beside an engine: on two busy cores, spinning made the same work take 2 to 4 times as long. Alone on
+    a machine, as `tuneloop train` usually is, spinning is the faster way.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
