@@ -31,7 +31,8 @@ class WorkerSettings(Section):
 def share_cores() -> None:
     """Let idle compute threads sleep instead of spin; call it before anything imports torch.
 
-    On two cores that also serve a model, spinning made training ten times slower; alone it gains nothing.
+    Two threads of bf16 matrix products on two cores: beside a busy engine 65 to 80 a second asleep against 17 to 35
+    spinning; alone the two are level (spinning / asleep 1.06, 0.97, 1.09).
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -56,7 +55,6 @@ def train(recipe: Path, as_json: bool) -> None:
 @click.option("--poll-s", type=float, help="Seconds between looks at an empty queue.")
 def worker(once: bool, poll_s: float | None) -> None:
     """Claim retraining requests: build the data, train, gate against the champion, register."""
-    _share_the_cores()
     from tuneloop.registry import Registry
     from tuneloop.registry.errors import TuneloopError
     from tuneloop.registry.nouns import RetrainingState
@@ -174,15 +172,6 @@ def base(recipe: Path, as_json: bool) -> None:
         "template_digest": found.template_digest,
     }
     emit(shown, as_json, table(("base", ""), list(shown.items())))
-
-
-def _share_the_cores() -> None:
-    """Let OpenMP threads that wait sleep instead of spin; must come before torch is loaded.
-
-    A worker trains beside an engine: on two busy cores, spinning made the same work take 2 to 4 times as long. Alone on
-    a machine, as `tuneloop train` usually is, spinning is the faster way.
-    """
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 VERBS = (train, worker, recipe, data, base)
