@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tuneloop.cli.demo.evidence import moved_back
+from tuneloop.cli.demo.evidence import NEW_DOMAIN, failures, moved_back
 from tuneloop.cli.demo.traffic import token_f1
 
 
@@ -77,3 +77,42 @@ def test_requests_without_a_revision_do_not_count() -> None:
 def test_token_f1_is_the_harmonic_mean_of_precision_and_recall(answer: str, truth: str, f1: float) -> None:
     assert token_f1(answer, truth) == pytest.approx(f1)
     assert token_f1(truth, answer) == pytest.approx(f1)
+
+
+def _shown(**changes: Any) -> dict[str, Any]:
+    """Evidence of a run that showed everything, but for the changes."""
+    better = {"verdict": "pass", "detail": "", "interval": {"estimate": -0.2, "low": -0.3, "high": -0.1}}
+    whole: dict[str, Any] = {
+        "traffic": {"sent": 100, "failed": 0, "moved_back": 0},
+        "swaps": [{"streams_in_flight": 3, "streams_broken": 0}],
+        "gate": {NEW_DOMAIN: better},
+        "verdict": {"outcome": "pass"},
+        "retraining": {"state": "shipped"},
+        "trace": {"steps": ["request req_1", "window w_1"]},
+    }
+    return whole | changes
+
+
+def test_a_run_that_showed_everything_is_no_failure() -> None:
+    assert failures(_shown()) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"traffic": {"sent": 100, "failed": 1, "moved_back": 0}}, "1 of 100 requests failed"),
+        ({"traffic": {"sent": 100, "failed": 0, "moved_back": 2}}, "2 keys moved back"),
+        ({"swaps": [{"streams_in_flight": 3, "streams_broken": 1}]}, "1 streams broke"),
+        ({"swaps": [{"streams_in_flight": 0, "streams_broken": 0}]}, "no stream was in flight"),
+        (
+            {"gate": {NEW_DOMAIN: {"verdict": "pass", "detail": "", "interval": {"high": 0.01}}}},
+            "not better on the new",
+        ),
+        ({"verdict": {"outcome": "inconclusive"}}, "verdict is inconclusive"),
+        ({"retraining": {"state": "rejected"}}, "ended as rejected"),
+        ({"trace": {"steps": ["request req_1", "version v"]}}, "ends at version"),
+    ],
+)
+def test_whatever_was_not_shown_fails_the_demo(changes: dict[str, Any], said: str) -> None:
+    [reason] = failures(_shown(**changes))
+    assert said in reason

@@ -20,6 +20,7 @@ SWAPS = {
     "route.rollback": "rollback",
 }
 AFTER_SWAP_S = 10.0
+NEW_DOMAIN = "not worse on numpy"  # the gate's check on the domain that users drift to
 
 
 @dataclass
@@ -80,6 +81,10 @@ def failures(evidence: Json) -> list[str]:
         wrong.append(f"{traffic['moved_back']} keys moved back to the champion while the canary rose")
     if broken := sum(swap["streams_broken"] for swap in evidence["swaps"]):
         wrong.append(f"{broken} streams broke around a swap")
+    if not any(swap["streams_in_flight"] for swap in evidence["swaps"]):
+        wrong.append("no stream was in flight at any swap, so that none broke shows nothing")
+    if (gap := gate[NEW_DOMAIN]["interval"]) is None or gap["high"] >= 0:
+        wrong.append(f"version 2 is not better on the new domain: {gate[NEW_DOMAIN]['detail']}")
     wrong += [f"gate: {name}: {check['detail']}" for name, check in gate.items() if check["verdict"] != "pass"]
     if evidence["verdict"]["outcome"] != "pass":
         wrong.append(f"the canary's verdict is {evidence['verdict']['outcome']}")
