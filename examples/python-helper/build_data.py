@@ -1,10 +1,10 @@
-"""Questions and answers about Python from public docstrings: the standard library's, and NumPy's for users who drift.
+"""Questions and answers about Python from public docstrings: of the standard library, and of SQLAlchemy for the drift.
 
     python examples/python-helper/build_data.py --out examples/python-helper/data
 
-Writes stdlib/{train,validation,test,questions}.jsonl and numpy/{questions,test}.jsonl. A function is in one file
+Writes stdlib/{train,validation,test,questions}.jsonl and sqlalchemy/{questions,test}.jsonl. A function is in one file
 only, chosen by the hash of its own name without its module (`str.upper` and `bytes.upper` stay together), and no two
-rows share an answer, so nothing that is measured was ever learned. The same Python and NumPy give the same files.
+rows share an answer, so nothing that is measured was ever learned. The same Python and SQLAlchemy give the same files.
 Takes about 1 s.
 """
 
@@ -38,9 +38,10 @@ tokenize trace traceback tracemalloc types typing unicodedata unittest unittest.
 uuid venv warnings wave weakref webbrowser wsgiref.util xml.dom.minidom xml.etree.ElementTree xml.sax.saxutils
 xmlrpc.client zipapp zipfile zipimport zlib zoneinfo
 """.split()  # noqa: SIM905 (a hundred quoted names would fill two screens)
-NUMPY = """
-numpy numpy.linalg numpy.fft numpy.random numpy.ma numpy.char numpy.strings numpy.polynomial.polynomial
-numpy.testing numpy.lib.stride_tricks numpy.lib.scimath numpy.lib.format numpy.rec numpy.dtypes numpy.ctypeslib
+SQLALCHEMY = """
+sqlalchemy.orm sqlalchemy.orm.attributes sqlalchemy.orm.events sqlalchemy.orm.mapper sqlalchemy.orm.query
+sqlalchemy.orm.session sqlalchemy.ext.associationproxy sqlalchemy.ext.automap
+sqlalchemy.ext.hybrid sqlalchemy.ext.indexable sqlalchemy.ext.mutable sqlalchemy.ext.orderinglist
 """.split()  # noqa: SIM905 (a hundred quoted names would fill two screens)
 PHRASINGS = (
     "What does `{name}` do?",
@@ -53,7 +54,7 @@ PHRASINGS = (
 # File, its share in percent of the hash's range, and the most rows it keeps: what is measured costs time twice a run.
 Split = tuple[tuple[str, int, int | None], ...]
 STDLIB_SPLIT: Split = (("train", 68, None), ("validation", 5, 32), ("test", 12, 60), ("questions", 15, None))
-NUMPY_SPLIT: Split = (("questions", 72, None), ("test", 28, 60))
+SQLALCHEMY_SPLIT: Split = (("questions", 72, None), ("test", 28, 60))
 _DULL = re.compile(
     r"^(initialize self|return self|return repr|return str|implement |see |same as|alias|deprecated|undocumented|"
     r"internal|note|todo|helper|scalar method identical|create and return a new object|docstring|built-in)",
@@ -84,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "data", help="folder to write to")
     out = parser.parse_args(arguments).out
     known: set[str] = set()
-    for domain, modules, split in (("stdlib", STDLIB, STDLIB_SPLIT), ("numpy", NUMPY, NUMPY_SPLIT)):
+    for domain, modules, split in (("stdlib", STDLIB, STDLIB_SPLIT), ("sqlalchemy", SQLALCHEMY, SQLALCHEMY_SPLIT)):
         entries = unique(collect(modules), known)
         for file, chosen in divide(entries, split, salt=domain).items():
             path = out / domain / f"{file}.jsonl"

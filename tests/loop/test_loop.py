@@ -105,6 +105,8 @@ def test_7_the_drift_opened_one_episode_and_nothing_alarmed_before(evidence: Jso
     drift = evidence["drift"]
     assert drift["statistic"] > drift["threshold"]
     assert drift["before_drift_alarms"] == 0
+    assert "prompt_drift" in drift["signals"]
+    assert {"perplexity", "correction_perplexity"} & set(drift["signals"])
     episodes = registry.episodes.all("python-helper")
     assert [episode.id for episode in episodes] == [evidence["episode"]["id"]]
 

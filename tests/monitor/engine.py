@@ -23,6 +23,7 @@ class FakeEngine:
 
     url: str = ""
     strange: str = "numpy"  # questions with this word are hard
+    unknown: str = "numpy"  # and so are the answers of questions with this one
     status: int = 200
     delay_s: float = 0.0
     bodies: list[dict[str, Any]] = field(default_factory=list)
@@ -31,11 +32,16 @@ class FakeEngine:
         """The JSON of a chat or a plain completion."""
         self.bodies.append(body)
         chat = path == "/v1/chat/completions"
-        question = body["messages"][-1]["content"] if chat else body["prompt"]
+        turns = body["messages"] if chat else [{"role": "user", "content": body["prompt"]}]
+        corrected = turns[-1]["role"] == "assistant"
+        question = turns[-2 if corrected else -1]["content"]
         tokens = _TOKEN.findall(TEMPLATE[0 if chat else 1].format(question))
-        nats = STRANGE_NATS if self.strange in question else KNOWN_NATS
+        answer_at = len(tokens)
+        tokens += _TOKEN.findall(f"{turns[-1]['content']} <|im_end|>") if corrected else []
         positions: list[Any] = [None]
         for index, token in enumerate(tokens[1:], 1):
+            strange = (self.unknown in question) if index >= answer_at else (self.strange in question)
+            nats = STRANGE_NATS if strange else KNOWN_NATS
             value = TEMPLATE_NATS if "<|im" in token else nats + (len(token) % 5) / 10
             positions.append({str(1_000 + index): {"logprob": -value, "rank": 1, "decoded_token": token}})
         choice: dict[str, Any] = {"index": 0}

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from monitor.engine import KNOWN_NATS, FakeEngine
+from monitor.engine import KNOWN_NATS, STRANGE_NATS, FakeEngine
 from monitor.scene import Scene
 from tests_support import Clock, beat_engine, request_record
-from tuneloop.monitor.scorer import Scorer, question_nats
+from tuneloop.monitor.scorer import Scorer, text_nats
 from tuneloop.registry.errors import Unavailable
 from tuneloop.registry.nouns import Message, RequestRecord
 
@@ -32,8 +32,8 @@ def asked(number: int, question: str, **changes: object) -> RequestRecord:
 
 def test_a_question_is_scored_once_with_one_token_and_no_alternatives(scene: Scene) -> None:
     scorer, records = scorer_of(scene), [asked(n, f"What is number {n} for?") for n in range(6)]
-    first = scorer.score("bot@1", records)
-    assert scorer.score("bot@1", records) == first
+    first = scorer.score("bot@1", records, {})
+    assert scorer.score("bot@1", records, {}) == first
     assert len(scene.engine.bodies) == 6
     for body in scene.engine.bodies:
         assert body | {"messages": []} == {
@@ -52,15 +52,44 @@ def test_only_the_tokens_of_the_last_question_count() -> None:
 
     prompt = [None, token("user\n", 9.0), token("why", 5.0), token("assistant\n", 9.0), token("so", 9.0)]
     prompt += [token("user\n", 9.0), token("why", 1.0), token(" not", 3.0), token("<|end|>", 0.0)]
-    assert question_nats(prompt, "why not ").nats == pytest.approx(2.0)
-    assert question_nats(prompt, "why").nats == pytest.approx(1.0), "the last occurrence counts"
-    assert question_nats(prompt, "when").nats is None
-    assert question_nats([None, token("x", 9_999.0)], "x").nats == pytest.approx(30.0)
+    assert text_nats(prompt, "why not ").nats == pytest.approx(2.0)
+    assert text_nats(prompt, "why").nats == pytest.approx(1.0), "the last occurrence counts"
+    assert text_nats(prompt, "when").nats is None
+    assert text_nats([None, token("x", 9_999.0)], "x").nats == pytest.approx(30.0)
+
+
+def test_a_correction_is_read_where_the_answer_stood_and_scored_beside_its_question(scene: Scene) -> None:
+    scene.engine.unknown, record = "number", asked(1, "What is number 1 for?")
+    scorer = scorer_of(scene)
+    scored = scorer.score("bot@1", [record], {"req-1": "What it says."})["req-1"]
+    assert scored.nats == pytest.approx(KNOWN_NATS, abs=0.5)
+    assert scored.correction_nats == pytest.approx(STRANGE_NATS, abs=0.5)
+    (body,) = scene.engine.bodies
+    assert body["messages"][-1] == {"role": "assistant", "content": "What it says."}
+    assert body["add_generation_prompt"] is False
+    assert scorer.score("bot@1", [record], {})["req-1"].correction_nats is None
+    assert len(scene.engine.bodies) == 2, "with another correction it is another text"
+
+
+def test_a_correction_that_repeats_the_question_is_not_taken_for_it() -> None:
+    def token(text: str, nats: float) -> dict[str, dict[str, object]]:
+        return {"7": {"logprob": -nats, "rank": 1, "decoded_token": text}}
+
+    prompt = [
+        None,
+        token("user\n", 9.0),
+        token("why", 5.0),
+        token("assistant\n", 9.0),
+        token("why", 1.0),
+        token("not", 2.0),
+    ]
+    scored = text_nats([*prompt, token("<|end|>", 0.0)], "why", "why not")
+    assert (scored.nats, scored.correction_nats) == (5.0, 1.5)
 
 
 def test_a_plain_completion_is_scored_by_its_own_endpoint(scene: Scene) -> None:
     record = asked(1, "", endpoint="completion", messages=(Message(role="prompt", content="one two three"),))
-    scored = scorer_of(scene).score("bot@1", [record])
+    scored = scorer_of(scene).score("bot@1", [record], {})
     assert scored["req-1"].nats == pytest.approx(KNOWN_NATS, abs=0.5)
     assert scene.engine.bodies[0]["prompt"] == "one two three"
 
@@ -68,13 +97,13 @@ def test_a_plain_completion_is_scored_by_its_own_endpoint(scene: Scene) -> None:
 def test_a_prompt_the_engine_refuses_has_no_score_but_a_reason(scene: Scene) -> None:
     scorer = scorer_of(scene)
     scene.engine.status = 400
-    scored = scorer.score("bot@1", [asked(1, "why?")])
+    scored = scorer.score("bot@1", [asked(1, "why?")], {})
     assert scored["req-1"].nats is None
     assert "too long" in scored["req-1"].reason
 
 
 def test_long_prompts_never_reach_the_engine(scene: Scene) -> None:
-    scored = scorer_of(scene, max_tokens=100).score("bot@1", [asked(1, "why?", prompt_tokens=101)])
+    scored = scorer_of(scene, max_tokens=100).score("bot@1", [asked(1, "why?", prompt_tokens=101)], {})
     assert scored["req-1"].nats is None
     assert scene.engine.bodies == []
 
@@ -84,15 +113,15 @@ def test_an_engine_that_fails_is_unavailable_not_a_score(scene: Scene, status: i
     scorer = scorer_of(scene)
     scene.engine.status = status
     with pytest.raises(Unavailable, match=f"no engine could score bot@1: e1: .*{status}"):
-        scorer.score("bot@1", [asked(1, "why?")])
+        scorer.score("bot@1", [asked(1, "why?")], {})
     scene.engine.status = 200
-    assert scorer.score("bot@1", [asked(1, "why?")])["req-1"].nats is not None, "a failure is not remembered"
+    assert scorer.score("bot@1", [asked(1, "why?")], {})["req-1"].nats is not None, "a failure is not remembered"
 
 
 def test_another_engine_is_asked_when_the_first_is_gone(scene: Scene, engine: FakeEngine) -> None:
     scorer = scorer_of(scene)
     beat_engine(scene.registry, "bot@1", id="e0", url="http://127.0.0.1:1", at=scene.clock.now)
-    assert scorer.score("bot@1", [asked(1, "why?")])["req-1"].nats is not None
+    assert scorer.score("bot@1", [asked(1, "why?")], {})["req-1"].nats is not None
     assert len(engine.bodies) == 1
 
 

@@ -11,6 +11,7 @@ import pytest
 from prometheus_client import generate_latest
 
 from monitor.engine import FakeEngine
+from monitor.questions import STDLIB, ask
 from monitor.scene import Scene
 from tests_support import Clock, beat_engine
 from tuneloop.monitor.alerts import resolved
@@ -47,6 +48,30 @@ def test_a_drift_seen_by_two_signals_opens_one_episode_that_lists_both(scene: Sc
     assert first.statistic > first.threshold
     assert episode.evidence["signals"]["prompt_drift"]["words"][0] == {"word": "numpy", "reference": 0.0, "window": 1.0}
     assert all("numpy" in e["question"] for e in episode.evidence["signals"]["prompt_drift"]["examples"])
+
+
+def test_harder_answers_alone_are_seen_in_what_users_correct(scene: Scene) -> None:
+    """Questions in the same words, of which the model no longer knows the answers."""
+    scene.engine.strange, scene.engine.unknown = "nothing", "nobody knows"
+    scene.correct(scene.usual(80))
+    scene.watch()
+    assert [score.verdict for score in scene.scores("correction_perplexity")] == ["none"]
+    scene.correct(scene.traffic([f"{q} nobody knows" for q in ask(STDLIB, 20, scene.rng)]))
+    scene.watch(scene.monitor(mean_run_length=200))
+    (score,) = [s for s in scene.scores("correction_perplexity") if s.verdict == "drift"]
+    assert score.detail["nats"]["window"] > score.detail["nats"]["reference"] + 3
+    assert {s.verdict for s in scene.scores("perplexity")} == {"none"}
+    episode = the_episode(scene)
+    assert "the answers users want harder" in episode.evidence["summary"]
+    assert episode.evidence["signals"]["correction_perplexity"]["examples"]
+
+
+def test_too_few_corrections_are_not_enough_data_and_say_so(scene: Scene) -> None:
+    scene.correct(scene.usual(80)[:9])
+    scene.watch()
+    (score,) = scene.scores("correction_perplexity")
+    assert score.verdict == "not enough data"
+    assert score.detail["reason"] == "9 answers of the reference were corrected; 10 are needed"
 
 
 def test_an_engine_away_is_not_enough_data_with_its_reason_never_a_pass(scene: Scene) -> None:
@@ -114,9 +139,9 @@ def test_the_budget_counts_the_streams_that_are_watched(scene: Scene) -> None:
     scene.usual(80)
     scene.watch(scene.monitor(latency_ms=500.0))
     by_signal = {score.signal: score for score in scene.registry.episodes.scores("bot")}
-    assert set(by_signal) == {"prompt_drift", "perplexity", "latency"}
+    assert set(by_signal) == {"prompt_drift", "perplexity", "correction_perplexity", "latency"}
     assert {score.mean_run_length for score in by_signal.values()} == {2_000.0}
-    assert {round(score.n / score.detail["alpha"]) for score in by_signal.values()} == {3 * 2_000}
+    assert {round(20 / score.detail["alpha"]) for score in by_signal.values()} == {4 * 2_000}
 
 
 def test_what_was_scored_is_not_scored_again_by_the_next_process(scene: Scene) -> None:

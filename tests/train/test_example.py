@@ -12,7 +12,14 @@ import pytest
 from tuneloop.train.data import Row, data_digest, read_rows
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "python-helper"
-FILES = ("stdlib/train", "stdlib/validation", "stdlib/test", "stdlib/questions", "numpy/questions", "numpy/test")
+FILES = (
+    "stdlib/train",
+    "stdlib/validation",
+    "stdlib/test",
+    "stdlib/questions",
+    "sqlalchemy/questions",
+    "sqlalchemy/test",
+)
 
 
 def build(out: Path) -> dict[str, tuple[Row, ...]]:
@@ -34,8 +41,8 @@ def test_there_is_enough_to_train_drift_and_measure(built: dict[str, tuple[Row, 
     counts = {name: len(rows) for name, rows in built.items()}
     assert counts["stdlib/train"] > 1500
     assert counts["stdlib/questions"] > 250
-    assert counts["numpy/questions"] > 250
-    assert counts["stdlib/test"] == counts["numpy/test"] == 60
+    assert counts["sqlalchemy/questions"] > 250
+    assert counts["stdlib/test"] == counts["sqlalchemy/test"] == 60
 
 
 def test_no_two_files_share_a_function_or_an_answer(built: dict[str, tuple[Row, ...]]) -> None:
@@ -43,7 +50,7 @@ def test_no_two_files_share_a_function_or_an_answer(built: dict[str, tuple[Row, 
     answers = [row.answer.lower() for rows in built.values() for row in rows]
     assert len(set(names)) == len(names)
     assert len(set(answers)) == len(answers)
-    for domain in ("stdlib", "numpy"):
+    for domain in ("stdlib", "sqlalchemy"):
         own = {name: {asked_about(r).rpartition(".")[2] for r in built[name]} for name in FILES if domain in name}
         assert sum(map(len, own.values())) == len(set().union(*own.values()))
 

@@ -107,4 +107,4 @@ def test_the_example_recipe_is_valid() -> None:
     path = Path(__file__).parents[2] / "examples" / "python-helper" / "recipe.yaml"
     recipe = load_recipe(path, check_paths=False).recipe
     assert recipe.publish.model == "python-helper"
-    assert set(recipe.evaluate.sets) == {"stdlib", "numpy"}
+    assert set(recipe.evaluate.sets) == {"stdlib", "sqlalchemy"}

@@ -12,7 +12,7 @@ from datetime import datetime
 from hashlib import sha256
 from typing import Any
 
-from tuneloop.monitor.signals import DETECTORS, LATENCY, PERPLEXITY, PROMPT_DRIFT, TRAFFIC_SIGNALS
+from tuneloop.monitor.signals import DETECTORS, LATENCY, PERPLEXITIES, PERPLEXITY, PROMPT_DRIFT, TRAFFIC_SIGNALS
 from tuneloop.registry.nouns import AlertEpisode, WindowScore, version_name
 
 MAX_WINDOWS = 50  # an episode keeps the first windows that raised it; later ones are found by time
@@ -48,7 +48,8 @@ def opened(score: WindowScore, at: datetime) -> AlertEpisode:
 def joined(episode: AlertEpisode, score: WindowScore, at: datetime) -> AlertEpisode:
     """The episode with one more window of evidence; the same episode when it has that window or enough of them.
 
-    When prompts changed *and* the model finds them harder, users are likely hurt: the ticket becomes a page.
+    When prompts changed *and* the model finds them or their true answers harder, users are likely hurt: the ticket
+    becomes a page.
     """
     findings = episode.evidence["signals"]
     agrees = score.signal in findings
@@ -60,7 +61,8 @@ def joined(episode: AlertEpisode, score: WindowScore, at: datetime) -> AlertEpis
             "summary": f"{evidence['summary']}; {summary(score)}",
             "signals": findings | {score.signal: _finding(score)},
         }
-    severity = "page" if set(TRAFFIC_SIGNALS) <= set(evidence["signals"]) else episode.severity
+    harder = PROMPT_DRIFT in evidence["signals"] and any(signal in evidence["signals"] for signal in PERPLEXITIES)
+    severity = "page" if harder else episode.severity
     windows = (*episode.windows, score.id)
     return episode.model_copy(update={"windows": windows, "evidence": evidence, "severity": severity, "updated_at": at})
 
@@ -97,9 +99,9 @@ def summary(score: WindowScore) -> str:
     if score.signal == PROMPT_DRIFT:
         words = [f"{w['word']!r} {w['reference']:.0%} → {w['window']:.0%}" for w in detail.get("words", [])[:3]]
         return f"{name} is asked other questions than before" + (f" ({', '.join(words)})" if words else "")
-    if score.signal == PERPLEXITY:
-        nats = detail["nats"]
-        return f"{name} finds its questions harder ({nats['reference']:.2f} → {nats['window']:.2f} nats per token)"
+    if score.signal in PERPLEXITIES:
+        nats, what = detail["nats"], "its questions" if score.signal == PERPLEXITY else "the answers users want"
+        return f"{name} finds {what} harder ({nats['reference']:.2f} → {nats['window']:.2f} nats per token)"
     return (
         f"{name} is slow: {score.statistic:.0%} of answers over the objective, p95 {detail['total_ms']['p95']:.0f} ms"
     )

@@ -1,19 +1,18 @@
 """The signals of a champion: what each looks at, which problem it tells of, and how one window of it is judged.
 
-Prompt drift and perplexity tell of the same problem (the traffic is no longer what the version was trained for) and
-share an episode; latency is a problem of its own. A judgement without enough data says so with its reason; it is
-never a pass.
+Prompt drift and the perplexities (of questions, and of the answers users say they should have got) tell of the same
+problem (the traffic is no longer what the version was trained for) and share an episode; latency is a problem of its
+own. A judgement without enough data says so with its reason; it is never a pass.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tuneloop.monitor.detectors import Outcome, mean_rise_test, mmd_test, window_alpha
 from tuneloop.monitor.features import new_words, prompt_kernel, witness
@@ -26,15 +25,19 @@ from tuneloop.registry.errors import Unavailable
 from tuneloop.registry.nouns import RequestRecord, version_name
 
 PROMPT_DRIFT, PERPLEXITY, LATENCY = "prompt_drift", "perplexity", "latency"
-TRAFFIC_SIGNALS = (PROMPT_DRIFT, PERPLEXITY)
+CORRECTION_PERPLEXITY = "correction_perplexity"
+PERPLEXITIES = (PERPLEXITY, CORRECTION_PERPLEXITY)
+TRAFFIC_SIGNALS = (PROMPT_DRIFT, *PERPLEXITIES)
 DETECTORS = {
     PROMPT_DRIFT: "MMD² on character n-grams, permutation test",
     PERPLEXITY: "rise of the mean, permutation test",
+    CORRECTION_PERPLEXITY: "rise of the mean, permutation test",
     LATENCY: "share of slow answers, exact binomial test",
 }
 ENOUGH_SCORED = (
     0.8  # of a window's or reference's questions; a test on fewer would look at a chosen part of the traffic
 )
+ENOUGH_CORRECTED = 10  # on either side
 _EXAMPLES, _EXAMPLE_CHARS = 5, 300
 
 
@@ -66,38 +69,61 @@ class Judge:
         self._scorer = scorer
         self.alpha = window_alpha(settings.window, settings.mean_run_length, len(signals_of(settings)))
 
-    def judge(self, signal: str, model: str, version: int, reference: Reference, window: Window) -> Judgement:
-        """One signal of one window."""
+    def judge(
+        self,
+        signal: str,
+        model: str,
+        version: int,
+        reference: Reference,
+        window: Window,
+        corrections: Mapping[str, str],
+    ) -> Judgement:
+        """One signal of one window; `corrections` by request id, of reference and window."""
         if signal == LATENCY:
             return self._latency(window.records)
         seed = int(sha256(score_id(model, version, signal, window.index).encode()).hexdigest()[:16], 16)
         rng = np.random.default_rng(seed)
-        if signal == PERPLEXITY:
-            return self._perplexity(version_name(model, version), reference, window, rng)
+        if signal in PERPLEXITIES:
+            return self._perplexity(signal, version_name(model, version), reference, window, corrections, rng)
         return prompt_drift(reference.records, window.records, self.alpha, rng)
 
-    def _perplexity(self, name: str, reference: Reference, window: Window, rng: np.random.Generator) -> Judgement:
-        try:
-            before = self._scorer.score(name, reference.records)
-            now = self._scorer.score(name, window.records)
-        except Unavailable as error:
-            return Judgement("not enough data", 0, None, {"reason": str(error)})
-        for what, scored in (("reference", before), ("window", now)):
-            if sum(s.nats is not None for s in scored.values()) < ENOUGH_SCORED * len(scored):
-                return Judgement("not enough data", len(_values(now)), None, {"reason": _unscored(what, scored)})
-        result = mean_rise_test(_values(before), _values(now), self.alpha, rng)
-        nats = {request_id: round(s.nats, 5) for request_id, s in now.items() if s.nats is not None}
+    def _perplexity(
+        self,
+        signal: str,
+        name: str,
+        reference: Reference,
+        window: Window,
+        corrections: Mapping[str, str],
+        rng: np.random.Generator,
+    ) -> Judgement:
+        of_corrections = signal == CORRECTION_PERPLEXITY
+        sides = {"reference": reference.records, "window": window.records}
+        if of_corrections:
+            sides = {what: tuple(r for r in records if r.id in corrections) for what, records in sides.items()}
+            for what, records in sides.items():
+                if len(records) < ENOUGH_CORRECTED:
+                    reason = f"{len(records)} answers of the {what} were corrected; {ENOUGH_CORRECTED} are needed"
+                    return Judgement("not enough data", len(sides["window"]), None, {"reason": reason})
+        nats: dict[str, dict[str, float]] = {}
+        for what, records in sides.items():
+            try:
+                scored = self._scorer.score(name, records, corrections)
+            except Unavailable as error:
+                return Judgement("not enough data", 0, None, {"reason": str(error)})
+            values = {i: s.correction_nats if of_corrections else s.nats for i, s in scored.items()}
+            nats[what] = {i: round(value, 5) for i, value in values.items() if value is not None}
+            if len(nats[what]) < ENOUGH_SCORED * len(records):
+                return Judgement("not enough data", len(nats[what]), None, {"reason": _unscored(what, scored, signal)})
+        before, now = (np.array(list(nats[what].values()), dtype=np.float64) for what in sides)
+        result = mean_rise_test(before, now, self.alpha, rng)
         detail = {
-            "unit": "nats per token of the question, above the reference",
-            "nats": {
-                "reference": round(float(_values(before).mean()), 5),
-                "window": round(float(_values(now).mean()), 5),
-            },
-            "window_nats": nats,
-            "reference_nats": {i: round(s.nats, 5) for i, s in before.items() if s.nats is not None},
-            "examples": _examples(window.records, [nats.get(record.id, -1.0) for record in window.records]),
+            "unit": f"nats per token of the {'correction' if of_corrections else 'question'}, above the reference",
+            "nats": {"reference": round(float(before.mean()), 5), "window": round(float(now.mean()), 5)},
+            "window_nats": nats["window"],
+            "reference_nats": nats["reference"],
+            "examples": _examples(sides["window"], [nats["window"].get(r.id, -1.0) for r in sides["window"]]),
         }
-        return Judgement("drift" if result.alarm else "none", len(nats), result, detail)
+        return Judgement("drift" if result.alarm else "none", len(now), result, detail)
 
     def _latency(self, records: Sequence[RequestRecord]) -> Judgement:
         settings = self._settings
@@ -141,10 +167,9 @@ def _examples(records: Sequence[RequestRecord], weights: Sequence[float]) -> lis
     ]
 
 
-def _values(scored: dict[str, Scored]) -> NDArray[np.float64]:
-    return np.array([s.nats for s in scored.values() if s.nats is not None], dtype=np.float64)
-
-
-def _unscored(what: str, scored: dict[str, Scored]) -> str:
+def _unscored(what: str, scored: Mapping[str, Scored], signal: str) -> str:
+    if signal == CORRECTION_PERPLEXITY:
+        missing = sum(s.correction_nats is None for s in scored.values())
+        return f"{missing} of the {what}'s {len(scored)} corrections cannot be scored; they are not in what was read"
     reasons = [s.reason for s in scored.values() if s.nats is None]
     return f"{len(reasons)} of the {what}'s {len(scored)} questions cannot be scored, for example: {reasons[0]}"

@@ -8,20 +8,20 @@ no state of its own.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from tuneloop.monitor import alerts
 from tuneloop.monitor.filing import BY, pursue
 from tuneloop.monitor.metrics import Metrics
 from tuneloop.monitor.reference import ANCHOR, Reference, find_reference, score_id
-from tuneloop.monitor.scorer import Scorer, Stopped
+from tuneloop.monitor.scorer import Scored, Scorer, Stopped
 from tuneloop.monitor.settings import MonitorSettings
-from tuneloop.monitor.signals import DETECTORS, PERPLEXITY, Judge, problem_of, signals_of
+from tuneloop.monitor.signals import CORRECTION_PERPLEXITY, DETECTORS, PERPLEXITY, Judge, problem_of, signals_of
 from tuneloop.monitor.windows import Window, judged_window, next_window, progress
 from tuneloop.registry import Registry
 from tuneloop.registry.errors import NotFound, TuneloopError
-from tuneloop.registry.nouns import AlertEpisode, Route, WindowScore, version_name
+from tuneloop.registry.nouns import AlertEpisode, RequestRecord, Route, WindowScore, version_name
 
 log = logging.getLogger("tuneloop.monitor")
 _RECENT = 50  # scores of a stream read back to see whether it has gone quiet
@@ -124,10 +124,27 @@ class Monitor:
 
     def _recall_nats(self, model: str, version: int, reference: Reference) -> None:
         """What an earlier monitor scored of the reference need not be scored again."""
-        for score in reversed(self._registry.episodes.scores(model, version=version, signal=PERPLEXITY, limit=_RECENT)):
+        asked, corrected = (
+            self._reference_nats(model, version, signal, reference) for signal in (PERPLEXITY, CORRECTION_PERPLEXITY)
+        )
+        corrections = self._corrections(reference.records)
+        known = {
+            i: Scored(nats, "", corrected.get(i)) for i, nats in asked.items() if (i in corrections) == (i in corrected)
+        }
+        self._scorer.remember(version_name(model, version), known, corrections)
+
+    def _reference_nats(self, model: str, version: int, signal: str, reference: Reference) -> dict[str, float]:
+        for score in reversed(self._registry.episodes.scores(model, version=version, signal=signal, limit=_RECENT)):
             if "reference_nats" in score.detail and score.detail["reference"]["digest"] == reference.digest:
-                self._scorer.remember(version_name(model, version), score.detail["reference_nats"])
-                return
+                nats: dict[str, float] = score.detail["reference_nats"]
+                return nats
+        return {}
+
+    def _corrections(self, records: Sequence[RequestRecord]) -> dict[str, str]:
+        """Request id → the newest correction a user gave."""
+        feedback = self._registry.traffic.feedback_for([record.id for record in records])
+        given = ((i, [item.correction for item in items if item.correction]) for i, items in feedback.items())
+        return {request_id: texts[-1] for request_id, texts in given if texts}
 
     def _finish_last(self, model: str, version: int, reference: Reference) -> None:
         """Complete the last judged window, in case a monitor was stopped in the midst of it."""
@@ -138,15 +155,24 @@ class Monitor:
                 self._judge_window(model, version, reference, window)
 
     def _judge_window(self, model: str, version: int, reference: Reference, window: Window) -> list[WindowScore]:
+        corrections = self._corrections((*reference.records, *window.records))
         scores = []
         for signal in self._signals:  # each alarm is raised at once: scoring the next signal may take an engine minutes
-            scores.append(score := self._score(signal, model, version, reference, window))
+            scores.append(score := self._score(signal, model, version, reference, window, corrections))
             if score.verdict == "drift":
                 self._raise(score)
         self._end_quiet(model, version)
         return scores
 
-    def _score(self, signal: str, model: str, version: int, reference: Reference, window: Window) -> WindowScore:
+    def _score(
+        self,
+        signal: str,
+        model: str,
+        version: int,
+        reference: Reference,
+        window: Window,
+        corrections: Mapping[str, str],
+    ) -> WindowScore:
         identity = score_id(model, version, signal, window.index)
         try:
             known = self._registry.episodes.score(identity)
@@ -155,7 +181,7 @@ class Monitor:
         else:
             self._metrics.newest(known)
             return known
-        judgement = self._judge.judge(signal, model, version, reference, window)
+        judgement = self._judge.judge(signal, model, version, reference, window, corrections)
         detail = judgement.detail | {
             "window": window.index,
             "high_water": window.high_water.isoformat(),

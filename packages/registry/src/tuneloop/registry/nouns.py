@@ -237,7 +237,7 @@ class WindowScore(Noun):
     at: AwareDatetime
     model: str
     version: int
-    signal: str  # `prompt_drift`, `perplexity`, `latency`
+    signal: str  # `prompt_drift`, `perplexity`, `correction_perplexity`, `latency`
     window_start: AwareDatetime
     window_end: AwareDatetime
     n: int

@@ -19,7 +19,7 @@ class RetrainingPolicy(Noun):
 
     enabled: bool = True
     recipe: str | None = None  # None: the champion's own recipe, from its MLflow run
-    signals: tuple[str, ...] = ("prompt_drift", "perplexity")
+    signals: tuple[str, ...] = ("prompt_drift", "perplexity", "correction_perplexity")
     min_rows: int = Field(default=50, ge=1)  # fresh corrections
     cooldown_s: float = Field(default=6 * 3600.0, ge=0)
     auto_approve: bool = False  # otherwise a person runs `tuneloop retraining approve`

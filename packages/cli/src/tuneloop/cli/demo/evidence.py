@@ -20,7 +20,7 @@ SWAPS = {
     "route.rollback": "rollback",
 }
 AFTER_SWAP_S = 10.0
-NEW_DOMAIN = "not worse on numpy"  # the gate's check on the domain that users drift to
+NEW_DOMAIN = "not worse on sqlalchemy"  # the gate's check on the domain that users drift to
 
 
 @dataclass
@@ -172,7 +172,12 @@ def _drift(gathered: Gathered, drift_began: datetime) -> Json:
         if window["verdict"] == "drift" and datetime.fromisoformat(window["window_end"]) < drift_began
     ]
     keys = ("signal", "statistic", "threshold", "p_value", "mean_run_length", "n")
-    return {key: opened[key] for key in keys} | {"before_drift_alarms": len(before), "windows": len(gathered.windows)}
+    seen = {
+        signal: {key: found[key] for key in ("statistic", "threshold", "p_value", "n")}
+        for signal, found in gathered.episode["evidence"]["signals"].items()
+    }
+    rest = {"signals": seen, "before_drift_alarms": len(before), "windows": len(gathered.windows)}
+    return {key: opened[key] for key in keys} | rest
 
 
 def _verdict(report: Mapping[str, Any]) -> Json:

@@ -31,6 +31,7 @@ from tuneloop.cli.demo.traffic import Question, Traffic
 from tuneloop.cli.processes import Processes, tuneloop_command, wait_until
 
 MODEL = "python-helper"
+PERPLEXITIES = {"perplexity", "correction_perplexity"}  # the monitor's signals of how hard the version finds its work
 WHO = ("--by", "demo", "--reason")
 
 
@@ -170,15 +171,19 @@ class Demo:
     def _drift(self) -> str:
         traffic = self._running_traffic()
         self._drift_began = datetime.now(UTC)
-        traffic.begin(self._questions("numpy"))
+        traffic.begin(self._questions("sqlalchemy"))
         requests: list[dict[str, Any]] = []
 
-        def filed() -> bool:
-            requests.extend(self._verb("retraining", "list", "--model", MODEL))
-            return bool(requests)
+        def seen_and_filed() -> bool:
+            requests[:] = self._verb("retraining", "list", "--model", MODEL)
+            if not requests:
+                return False
+            [episode] = self._verb("alerts", "--model", MODEL)
+            return PERPLEXITIES & episode["evidence"]["signals"].keys() != set()
 
+        what = "a retraining request, and perplexity that rises"
         try:
-            wait_until("a retraining request", filed, self._scale.drift_timeout_s, self._someone_ended, every_s=3)
+            wait_until(what, seen_and_filed, self._scale.drift_timeout_s, self._someone_ended, every_s=3)
         finally:
             traffic.end()
         self._no_failures()
@@ -186,7 +191,8 @@ class Demo:
         [alert] = self._verb("alerts", "--model", MODEL)
         self._gathered.episode = self._verb("alert", "show", alert["id"])
         request = self._gathered.retraining
-        return f"alert {alert['id']} ({alert['signal']}), request {request['id']} with {request['rows']} corrections"
+        signals = ", ".join(self._gathered.episode["evidence"]["signals"])
+        return f"alert {alert['id']} ({signals}), request {request['id']} with {request['rows']} corrections"
 
     def _retrain(self) -> str:
         request = self._gathered.retraining["id"]
@@ -207,7 +213,7 @@ class Demo:
 
     def _canary(self) -> str:
         traffic = self._running_traffic()
-        traffic.begin(self._questions("numpy") + self._questions("stdlib"))
+        traffic.begin(self._questions("sqlalchemy") + self._questions("stdlib"))
         try:
             scale = self._scale
             options = {

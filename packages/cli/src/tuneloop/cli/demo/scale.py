@@ -27,9 +27,9 @@ class Scale:
 
 FULL = Scale(
     quick=False,
-    reference=80,
-    window=30,
-    quiet_requests=116,
+    reference=100,
+    window=40,
+    quiet_requests=146,
     hold_s=10,
     min_samples=5,
     margin=0.15,

@@ -31,8 +31,11 @@ def closing_table(evidence: dict[str, Any]) -> str:
         ),
         (
             "drift",
-            f"{drift['signal']} {drift['statistic']:.4g} over {drift['threshold']:.4g} in {drift['n']} requests; "
-            f"at most one false alarm in {drift['mean_run_length']:.0f} requests; "
+            "; ".join(
+                f"{signal} {found['statistic']:.4g} over {found['threshold']:.4g} in {found['n']} requests"
+                for signal, found in drift["signals"].items()
+            )
+            + f"; at most one false alarm in {drift['mean_run_length']:.0f} requests; "
             f"{drift['before_drift_alarms']} alarms before the drift",
         ),
         ("episode", f"{evidence['episode']['id']}, opened {evidence['episode']['opened_at']}"),

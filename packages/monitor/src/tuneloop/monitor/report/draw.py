@@ -43,6 +43,7 @@ _STYLE = {
 _SIGNAL_UNITS = {
     "prompt_drift": ("Prompt drift", "MMD²"),
     "perplexity": ("Perplexity of questions", "nats per token\nabove reference"),
+    "correction_perplexity": ("Perplexity of users' corrections", "nats per token\nabove reference"),
     "latency": ("Latency", "share of\nslow answers"),
 }
 

@@ -3,7 +3,9 @@
 vLLM 0.32 marks a token without adapter by slot -1, and its PyTorch kernels then index the last slot: a base request
 batched with adapter requests gets whatever adapter lies there. `--max-loras` above the number of loaded adapters keeps
 that slot empty only at first: unloading does not free a slot, so after as many loads as there are slots the last one is
-filled for good. The plugin zeroes those rows. GPU kernels skip them by themselves and get no plugin.
+filled for good. Those kernels also copy an adapter's weights once for every token. The plugin replaces them: tokens are
+grouped by slot, slot -1 adds nothing, and each group is one product with weights that lie where they are. GPU kernels
+do both by themselves and get no plugin.
 """
 
 from __future__ import annotations
@@ -13,24 +15,50 @@ from pathlib import Path
 from tuneloop.serve.files import write_atomically
 
 GUARD = "tuneloop_engine_guard"
-_CODE = '''"""Written by tuneloop's engine agent: tokens without adapter get none, whatever lies in the last slot."""
+_CODE = '''"""Written by tuneloop's engine agent: tokens without adapter get none, and no weights are copied per token.
+
+Shapes: inputs (tokens, in), weights (slots, out, in) or (slots, 1, out, in), output (tokens or more, out or more).
+"""
 
 
 def install():
+    import torch
     from vllm.lora.ops.torch_ops import lora_ops
     from vllm.lora.punica_wrapper import punica_cpu
 
-    shrink = lora_ops.bgmv_shrink
-    if getattr(shrink, "tuneloop_guard", False):
+    if getattr(lora_ops.bgmv_shrink, "tuneloop_guard", False):
         return
 
-    def guarded(inputs, weights, output, indices, scaling=1.0):
-        shrink(inputs, weights, output, indices, scaling)
-        output[: indices.shape[0]].masked_fill_((indices < 0).unsqueeze(1), 0.0)
+    def products(inputs, weights, output, indices):
+        """(rows, their product with their slot's weights) for every slot in use."""
+        indices = indices[: inputs.shape[0]]
+        for slot in torch.unique(indices).tolist():
+            if slot < 0:
+                continue
+            matrix = weights[slot].to(output.dtype)
+            if matrix.dim() == 3:
+                matrix = matrix.squeeze(0)
+            rows = (indices == slot).nonzero().squeeze(1)
+            yield rows, torch.nn.functional.linear(inputs[rows].to(output.dtype), matrix)
 
-    guarded.tuneloop_guard = True
-    lora_ops.bgmv_shrink = guarded
-    punica_cpu.bgmv_shrink = guarded
+    def shrink(inputs, weights, output, indices, scaling=1.0):
+        output[: inputs.shape[0], : weights.shape[-2]] = 0.0
+        for rows, product in products(inputs, weights, output, indices):
+            output[rows, : product.shape[1]] = scaling * product
+
+    def expand_slice(inputs, weights, output, indices, slice_offset, slice_size, add_inputs=True):
+        width = min(weights.shape[-2], slice_size, output.shape[1] - slice_offset)
+        if not add_inputs:
+            output[: inputs.shape[0], slice_offset : slice_offset + width] = 0.0
+        for rows, product in products(inputs, weights, output, indices):
+            output[rows, slice_offset : slice_offset + width] += product[:, :width]
+
+    def expand(inputs, weights, output, indices, add_inputs=True):
+        expand_slice(inputs, weights, output, indices, 0, output.shape[1], add_inputs)
+
+    shrink.tuneloop_guard = True
+    for module in (lora_ops, punica_cpu):
+        module.bgmv_shrink, module.bgmv_expand, module.bgmv_expand_slice = shrink, expand, expand_slice
 '''
 _METADATA = f"Metadata-Version: 2.1\nName: {GUARD.replace('_', '-')}\nVersion: 1\n"
 _ENTRY_POINTS = f"[vllm.general_plugins]\n{GUARD} = {GUARD}:install\n"
