@@ -21,7 +21,7 @@ from deploy.deployed import DEPLOY, RULES, compose, queries
 from serve.gateway.world import free_port, make_world, until
 from tests_support import alert_episode, publish_version, window_score
 from tuneloop.monitor.metrics import Metrics as MonitorMetrics
-from tuneloop.monitor.signals import LATENCY, PERPLEXITY, PROMPT_DRIFT
+from tuneloop.monitor.signals import CORRECTION_PERPLEXITY, LATENCY, PERPLEXITY, PROMPT_DRIFT
 from tuneloop.registry import Registry
 from tuneloop.registry.nouns import utc_now
 from tuneloop.registry.settings import RegistrySettings
@@ -58,7 +58,7 @@ def asked(url: str, **query: str) -> Any:
 def export_monitor(stack: ExitStack) -> int:
     """The monitor's metrics after a pass that judged every signal; the port where they are scraped."""
     metrics, now, port = MonitorMetrics(), utc_now(), free_port()
-    for signal in (PROMPT_DRIFT, PERPLEXITY, LATENCY):
+    for signal in (PROMPT_DRIFT, PERPLEXITY, CORRECTION_PERPLEXITY, LATENCY):
         metrics.judged(window_score(now, id=signal, signal=signal), now)
     metrics.passed(now, [alert_episode(now)])
     server, thread = metrics.serve("127.0.0.1", port)

@@ -116,7 +116,8 @@ def test_a_person_who_resolves_an_episode_is_not_overruled_by_the_same_window(sc
     scene.drifted(20)
     scene.watch()
     episode = the_episode(scene)
-    scene.registry.episodes.update(resolved(episode, "known", scene.clock()), by="ada", action="episode.resolve")
+    over = resolved(episode, "known", scene.clock())
+    scene.registry.episodes.update(episode, over, by="ada", action="episode.resolve")
     scene.watch()
     assert the_episode(scene).state == "resolved"
     scene.drifted(20)

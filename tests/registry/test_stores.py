@@ -12,7 +12,7 @@ import pytest
 
 from tests_support import Clock, alert_episode, beat_engine, beat_gateway, request_record, window_score
 from tuneloop.registry import Registry
-from tuneloop.registry.errors import InvalidInput, NotFound, Unavailable
+from tuneloop.registry.errors import Conflict, InvalidInput, NotFound, Unavailable
 from tuneloop.registry.keys import key_digest
 from tuneloop.registry.nouns import Check, Feedback, GateReport
 from tuneloop.registry.policies import RetrainingPolicy
@@ -87,12 +87,27 @@ def test_one_open_episode_per_problem(registries: Registry, clock: Clock) -> Non
     first = registries.episodes.open(alert_episode(clock()))
     again = registries.episodes.open(alert_episode(clock(), id="ep2"))
     assert again == first
-    registries.episodes.update(
-        first.model_copy(update={"state": "resolved", "resolved_at": clock()}), by="monitor", action="episode.resolve"
-    )
+    over = first.model_copy(update={"state": "resolved", "resolved_at": clock()})
+    registries.episodes.update(first, over, by="monitor", action="episode.resolve")
     assert registries.episodes.open(alert_episode(clock(), id="ep3")).id == "ep3"
     assert [episode.id for episode in registries.episodes.all(open_only=True)] == ["ep3"]
     assert registries.episodes.scores("bot") == [registries.episodes.score("w1")]
+
+
+def test_an_acknowledgement_is_not_lost_to_a_monitor_that_read_before_it(registries: Registry, clock: Clock) -> None:
+    registries.episodes.add_score(window_score(clock()))
+    read = registries.episodes.open(alert_episode(clock()))
+    clock.advance(1)
+    taken = read.model_copy(update={"state": "acknowledged", "updated_at": clock()})
+    registries.episodes.update(read, taken, by="ada", action="episode.ack")
+    with pytest.raises(Conflict, match=f"{read.id} has changed meanwhile"):
+        registries.episodes.update(
+            read, read.model_copy(update={"done": ("seen",)}), by="monitor", action="episode.window"
+        )
+    assert registries.episodes.get(read.id) == taken
+    gone = read.model_copy(update={"id": "ep404"})
+    with pytest.raises(NotFound):
+        registries.episodes.update(gone, gone, by="ada", action="episode.ack")
 
 
 def _all_at_once(work: Callable[[int], T], count: int = 8) -> list[T]:

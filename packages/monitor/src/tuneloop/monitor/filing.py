@@ -83,5 +83,5 @@ def _approve(registry: Registry, request: RetrainingRequest, policy: RetrainingP
 
 def _note(registry: Registry, episode: AlertEpisode, note: str, action: str, *, held: str) -> AlertEpisode:
     changed = noted(episode, note, registry.clock(), held=held)
-    registry.episodes.update(changed, by=BY, action=action)
+    registry.episodes.update(episode, changed, by=BY, action=action)
     return changed

@@ -145,7 +145,9 @@ def _change(episode_id: str, state: Literal["acknowledged", "resolved"], by: str
             changed = resolved(episode, note, now)
         else:
             changed = noted(episode, note, now).model_copy(update={"state": state})
-        registry.episodes.update(changed, by=by, action=f"episode.{'resolve' if state == 'resolved' else 'ack'}")
+        registry.episodes.update(
+            episode, changed, by=by, action=f"episode.{'resolve' if state == 'resolved' else 'ack'}"
+        )
     return changed
 
 

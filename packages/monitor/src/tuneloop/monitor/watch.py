@@ -232,7 +232,7 @@ class Monitor:
             return
         changed = alerts.joined(episode, score, now)
         if changed != episode:
-            self._registry.episodes.update(changed, by=BY, action="episode.window")
+            self._registry.episodes.update(episode, changed, by=BY, action="episode.window")
 
     def _end_quiet(self, model: str, version: int) -> None:
         for episode in self._open_episodes(model):
@@ -243,7 +243,7 @@ class Monitor:
             if all(alerts.is_quiet(scores, self._settings.clear_after) for scores in recent):
                 note = f"{self._settings.clear_after} windows in a row without an alarm"
                 over = alerts.resolved(episode, note, self._registry.clock())
-                self._registry.episodes.update(over, by=BY, action="episode.resolve")
+                self._registry.episodes.update(episode, over, by=BY, action="episode.resolve")
                 log.warning("episode %s resolved: %s", episode.id, note)
 
     def _end_replaced(self, route: Route) -> None:
@@ -255,7 +255,7 @@ class Monitor:
                 over = over.model_copy(
                     update={"evidence": over.evidence | {"champion": {"before": before, "after": after}}}
                 )
-                self._registry.episodes.update(over, by=BY, action="episode.resolve")
+                self._registry.episodes.update(episode, over, by=BY, action="episode.resolve")
                 log.warning("episode %s resolved: %s", episode.id, note)
 
     def _open_episodes(self, model: str) -> list[AlertEpisode]:

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from tuneloop.registry import audit
 from tuneloop.registry.database import Database, noun_of, row_of
-from tuneloop.registry.errors import NotFound
+from tuneloop.registry.errors import Conflict, NotFound
 from tuneloop.registry.nouns import AlertEpisode, WindowScore
 from tuneloop.registry.tables import episodes, window_scores
 
@@ -76,18 +76,32 @@ class Episodes:
             )
         return episode
 
-    def update(self, episode: AlertEpisode, *, by: str, action: str) -> None:
+    def update(self, before: AlertEpisode, episode: AlertEpisode, *, by: str, action: str) -> None:
         """Replace an episode with its next state, on record.
+
+        Args:
+            before: the episode as it was read; what somebody else wrote since is not overwritten.
+            episode: its next state.
+            by: who.
+            action: what, for the audit log.
 
         Raises:
             NotFound: there is no such episode.
+            Conflict: it has changed since `before` was read; nothing was written.
         """
+        as_read = (
+            episodes.c.id == before.id,
+            episodes.c.updated_at == before.updated_at,
+            episodes.c.state == before.state,
+        )
         with self._db.writing() as connection:
-            changed = connection.execute(
-                sa.update(episodes).where(episodes.c.id == episode.id).values(**row_of(episode, episodes))
-            )
+            changed = connection.execute(sa.update(episodes).where(*as_read).values(**row_of(episode, episodes)))
             if changed.rowcount == 0:
-                raise NotFound(f"no alert episode {episode.id!r}; `tuneloop alerts` lists them")
+                if connection.execute(sa.select(episodes.c.id).where(episodes.c.id == episode.id)).first() is None:
+                    raise NotFound(f"no alert episode {episode.id!r}; `tuneloop alerts` lists them")
+                raise Conflict(
+                    f"{episode.id} has changed meanwhile; look at it (`tuneloop alert show`), then try again"
+                )
             audit.record(
                 connection,
                 at=self._clock(),

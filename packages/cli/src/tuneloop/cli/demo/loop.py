@@ -179,7 +179,7 @@ class Demo:
             if not requests:
                 return False
             [episode] = self._verb("alerts", "--model", MODEL)
-            return PERPLEXITIES & episode["evidence"]["signals"].keys() != set()
+            return not PERPLEXITIES.isdisjoint(episode["evidence"]["signals"])
 
         what = "a retraining request, and perplexity that rises"
         try:
