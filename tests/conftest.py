@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -17,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests_support import Clock
+from tests_support import Clock, free_port
 from tuneloop.registry import Registry
 from tuneloop.registry.settings import RegistrySettings
 
@@ -28,13 +27,6 @@ CACHE = ROOT / ".cache"
 @pytest.fixture
 def clock() -> Clock:
     return Clock()
-
-
-def free_port() -> int:
-    """A port nobody listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def postgres_binaries() -> Path | None:

@@ -18,8 +18,8 @@ import pytest
 import yaml
 
 from deploy.deployed import DEPLOY, RULES, compose, queries
-from serve.gateway.world import free_port, make_world, until
-from tests_support import alert_episode, publish_version, window_score
+from serve.gateway.world import make_world, until
+from tests_support import alert_episode, free_port, publish_version, window_score
 from tuneloop.monitor.metrics import Metrics as MonitorMetrics
 from tuneloop.monitor.signals import CORRECTION_PERPLEXITY, LATENCY, PERPLEXITY, PROMPT_DRIFT
 from tuneloop.registry import Registry

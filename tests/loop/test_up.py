@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from conftest import free_port
+from tests_support import free_port
 from tuneloop.registry import Registry
 from tuneloop.registry.settings import RegistrySettings
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -95,7 +94,6 @@ def test_a_model_without_anything_yet_still_has_a_page(scene: Scene, tmp_path: P
         write_report(scene.registry, "nobody", tmp_path / "out")
 
 
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Chromium")
 def test_a_browser_shows_it_without_complaint(story: Scene, tmp_path: Path) -> None:
     page, _ = write_report(story.registry, "bot", tmp_path / "out")
     options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]

@@ -11,7 +11,6 @@ import pytest
 from prometheus_client import generate_latest
 
 from monitor.engine import FakeEngine
-from monitor.questions import STDLIB, ask
 from monitor.scene import Scene
 from tests_support import Clock, beat_engine
 from tuneloop.monitor.alerts import resolved
@@ -51,19 +50,30 @@ def test_a_drift_seen_by_two_signals_opens_one_episode_that_lists_both(scene: Sc
 
 
 def test_harder_answers_alone_are_seen_in_what_users_correct(scene: Scene) -> None:
-    """Questions in the same words, of which the model no longer knows the answers."""
-    scene.engine.strange, scene.engine.unknown = "nothing", "nobody knows"
+    """The same kind of questions, of which the model no longer knows the answers."""
+    scene.engine.unknown = "nobody asks this"
     scene.correct(scene.usual(80))
     scene.watch()
     assert [score.verdict for score in scene.scores("correction_perplexity")] == ["none"]
-    scene.correct(scene.traffic([f"{q} nobody knows" for q in ask(STDLIB, 20, scene.rng)]))
-    scene.watch(scene.monitor(mean_run_length=200))
-    (score,) = [s for s in scene.scores("correction_perplexity") if s.verdict == "drift"]
+    scene.engine.unknown = ""  # every answer read from now on
+    scene.correct(scene.usual(20))
+    scene.watch()
+    score = scene.scores("correction_perplexity")[1]
+    assert score.verdict == "drift"
     assert score.detail["nats"]["window"] > score.detail["nats"]["reference"] + 3
-    assert {s.verdict for s in scene.scores("perplexity")} == {"none"}
+    assert {s.verdict for s in (*scene.scores("perplexity"), *scene.scores("prompt_drift"))} == {"none"}
     episode = the_episode(scene)
+    assert (episode.severity, episode.runbook) == ("ticket", "docs/runbooks/correction_perplexity.md")
     assert "the answers users want harder" in episode.evidence["summary"]
     assert episode.evidence["signals"]["correction_perplexity"]["examples"]
+
+
+def test_a_backlog_of_windows_does_not_hold_the_retraining_back(scene: Scene) -> None:
+    scene.usual(60)
+    scene.correct(scene.drifted(6 * 20))
+    scene.watch()
+    (request,) = scene.requests()
+    assert request.created_at < scene.scores()[1].at
 
 
 def test_too_few_corrections_are_not_enough_data_and_say_so(scene: Scene) -> None:

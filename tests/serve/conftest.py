@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from serve.engine_support import EngineAgent, free_port, publish_adapter, write_adapter
+from serve.engine_support import EngineAgent, publish_adapter, write_adapter
+from tests_support import free_port
 from tuneloop.registry import Registry
 from tuneloop.registry.settings import RegistrySettings
 

@@ -10,7 +10,6 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -35,13 +34,6 @@ T = TypeVar("T")
 MODEL = "python-helper"
 START_TIMEOUT_S = 240.0
 ENGINE = (sys.executable, "-m", "tuneloop.cli", "engine")
-
-
-def free_port() -> int:
-    """A port nobody listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def write_adapter(folder: Path, base: Path, *, seed: int, rank: int = 8, **config: Any) -> Path:

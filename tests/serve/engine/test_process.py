@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from serve.engine_support import free_port
+from tests_support import free_port
 from tuneloop.registry.errors import Conflict
 from tuneloop.serve.engine.launch import Launch
 from tuneloop.serve.engine.ports import ensure_port_free, hold_port

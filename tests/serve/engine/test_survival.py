@@ -16,7 +16,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from serve.engine_support import ENGINE, MODEL, START_TIMEOUT_S, EngineAgent, free_port
+from serve.engine_support import ENGINE, MODEL, START_TIMEOUT_S, EngineAgent
+from tests_support import free_port
 from tuneloop.registry.nouns import AdapterState
 from tuneloop.serve.engine.ports import ensure_port_free
 

@@ -8,7 +8,8 @@ import time
 import pytest
 import sqlalchemy as sa
 
-from serve.gateway.world import World, free_port, until
+from serve.gateway.world import World, until
+from tests_support import free_port
 from tuneloop.registry.nouns import utc_now
 from tuneloop.serve.gateway.snapshot import LAST_KNOWN_GOOD
 

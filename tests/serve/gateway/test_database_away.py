@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from serve.gateway.wire import Wire
-from serve.gateway.world import Address, World, free_port, until
+from serve.gateway.world import Address, World, until
+from tests_support import free_port
 
 Far = tuple[World, World, Wire]
 

@@ -8,7 +8,8 @@ import time
 
 import pytest
 
-from serve.gateway.world import Address, World, free_port, until
+from serve.gateway.world import Address, World, until
+from tests_support import free_port
 
 
 def test_a_second_gateway_on_a_taken_port_gets_one_clear_error(world: World) -> None:

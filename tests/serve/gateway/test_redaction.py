@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from serve.gateway.test_answers import recorded
-from serve.gateway.world import World, free_port, until
+from serve.gateway.world import World, until
+from tests_support import free_port
 from tuneloop.registry.errors import Unavailable
 from tuneloop.serve.gateway.redactor import Redactor
 

@@ -101,10 +101,10 @@ class Monitor:
                     break
                 scores = self._judge_window(model, version, reference, window)
                 judged, alarms = judged + 1, alarms + sum(score.verdict == "drift" for score in scores)
+                self._pursue(model)  # a backlog of windows may take engines minutes
             held = window if isinstance(window, int) else len(window.records)
             waiting = f"window {done.next_index} of {model}@{version} holds {held} of {self._settings.window} records"
-        for episode in self._open_episodes(model):
-            pursue(self._registry, episode)
+        self._pursue(model)
         if self._said.get(model) != waiting:
             self._said[model] = waiting
             log.info("%s", waiting)
@@ -257,6 +257,10 @@ class Monitor:
                 )
                 self._registry.episodes.update(episode, over, by=BY, action="episode.resolve")
                 log.warning("episode %s resolved: %s", episode.id, note)
+
+    def _pursue(self, model: str) -> None:
+        for episode in self._open_episodes(model):
+            pursue(self._registry, episode)
 
     def _open_episodes(self, model: str) -> list[AlertEpisode]:
         """Those this monitor answers for; others may have opened some of other signals."""
