@@ -107,8 +107,12 @@ def test_7_the_drift_opened_one_episode_and_nothing_alarmed_before(evidence: Jso
     assert drift["before_drift_alarms"] == 0
     assert "prompt_drift" in drift["signals"]
     assert {"perplexity", "correction_perplexity"} & set(drift["signals"])
+    rolled_back = next(route for route in registry.routes.history("python-helper") if route.revision == 6)
     episodes = registry.episodes.all("python-helper")
-    assert [episode.id for episode in episodes] == [evidence["episode"]["id"]]
+    first = [episode.id for episode in episodes if episode.opened_at < rolled_back.at]
+    assert first == [evidence["episode"]["id"]]
+    # The drill makes version 1 champion again, for whom this traffic is still strange; it ends when version 2 is back.
+    assert {episode.state for episode in episodes} == {"resolved"}
 
 
 def test_8_one_retraining_request_made_version_2_through_the_gate(evidence: Json, registry: Registry) -> None:
