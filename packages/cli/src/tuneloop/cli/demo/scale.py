@@ -52,7 +52,7 @@ QUICK = Scale(
     test_rows=40,
     recipe={
         "run": {"steps": 12},
-        "evaluate": {"generate": 4, "max_new_tokens": 16},
+        "evaluate": {"generate": 1, "max_new_tokens": 16},
         "retrain": {"steps": 16, "start_from": "parent", "replay_rows": 60},
     },
 )
