@@ -25,6 +25,7 @@ class FakeEngine:
     strange: str = "numpy"  # questions with this word are hard
     unknown: str = "numpy"  # and so are the answers of questions with this one
     status: int = 200
+    refuses_corrections: bool = False
     delay_s: float = 0.0
     bodies: list[dict[str, Any]] = field(default_factory=list)
 
@@ -63,10 +64,14 @@ def fake_engine() -> Iterator[FakeEngine]:
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-            answer = engine.answer(self.path, body) if engine.status == 200 else {"error": {"message": "too long"}}
+            answer, status = engine.answer(self.path, body), engine.status
+            if engine.refuses_corrections and body["messages"][-1]["role"] == "assistant":
+                status = 400
+            if status != 200:
+                answer = {"error": {"message": "too long"}}
             time.sleep(engine.delay_s)
             payload = json.dumps(answer).encode()
-            self.send_response(engine.status)
+            self.send_response(status)
             self.send_header("content-length", str(len(payload)))
             self.end_headers()
             self.wfile.write(payload)

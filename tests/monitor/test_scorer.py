@@ -71,6 +71,17 @@ def test_a_correction_is_read_where_the_answer_stood_and_scored_beside_its_quest
     assert len(scene.engine.bodies) == 2, "with another correction it is another text"
 
 
+def test_a_correction_that_cannot_be_read_does_not_cost_its_question_the_score(scene: Scene) -> None:
+    scorer, record = scorer_of(scene, max_tokens=100), asked(1, "why?", prompt_tokens=90)
+    long = scorer.score("bot@1", [record], {"req-1": "x" * 41})["req-1"]
+    assert (long.nats is not None, long.correction_nats) == (True, None)
+    assert len(scene.engine.bodies) == 1
+    scene.engine.refuses_corrections = True
+    refused = scorer.score("bot@1", [record], {"req-1": "Because."})["req-1"]
+    assert (refused.nats, refused.correction_nats) == (long.nats, None)
+    assert [body["messages"][-1]["role"] for body in scene.engine.bodies] == ["user", "assistant", "user"]
+
+
 def test_a_correction_that_repeats_the_question_is_not_taken_for_it() -> None:
     def token(text: str, nats: float) -> dict[str, dict[str, object]]:
         return {"7": {"logprob": -nats, "rank": 1, "decoded_token": text}}

@@ -51,13 +51,14 @@ def test_a_drift_seen_by_two_signals_opens_one_episode_that_lists_both(scene: Sc
 
 def test_harder_answers_alone_are_seen_in_what_users_correct(scene: Scene) -> None:
     """The same kind of questions, of which the model no longer knows the answers."""
+    monitor = scene.monitor()  # one process: it remembers how the reference was scored
     scene.engine.unknown = "nobody asks this"
     scene.correct(scene.usual(80))
-    scene.watch()
+    scene.watch(monitor)
     assert [score.verdict for score in scene.scores("correction_perplexity")] == ["none"]
     scene.engine.unknown = ""  # every answer read from now on
     scene.correct(scene.usual(20))
-    scene.watch()
+    scene.watch(monitor)
     score = scene.scores("correction_perplexity")[1]
     assert score.verdict == "drift"
     assert score.detail["nats"]["window"] > score.detail["nats"]["reference"] + 3

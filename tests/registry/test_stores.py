@@ -94,6 +94,24 @@ def test_one_open_episode_per_problem(registries: Registry, clock: Clock) -> Non
     assert registries.episodes.scores("bot") == [registries.episodes.score("w1")]
 
 
+def test_the_newest_correction_counts_and_a_blank_one_says_nothing(registries: Registry, clock: Clock) -> None:
+    registries.traffic.add_requests([request_record(number, clock()) for number in (1, 2, 3)])
+    said = (
+        ("req-1", "first"),
+        ("req-1", "second"),
+        ("req-1", None),
+        ("req-1", " \n"),
+        ("req-2", "\t"),
+        ("req-3", None),
+    )
+    items = [
+        Feedback(id=f"fb{n}", request_id=request, at=clock() + timedelta(seconds=n), correction=text)
+        for n, (request, text) in enumerate(said)
+    ]
+    registries.traffic.add_feedback(items)
+    assert registries.traffic.corrections_for(["req-1", "req-2", "req-3", "req-4"]) == {"req-1": "second"}
+
+
 def test_an_acknowledgement_is_not_lost_to_a_monitor_that_read_before_it(registries: Registry, clock: Clock) -> None:
     registries.episodes.add_score(window_score(clock()))
     read = registries.episodes.open(alert_episode(clock()))

@@ -222,6 +222,7 @@ def test_a_keys_secret_is_printed_once(lived_in: Registry, verb: Verb) -> None:
         ("min_rows: none\ncooldown_s: -1\n", "min_rows: Input should be a valid integer"),
         ("min_rows: none\ncooldown_s: -1\n", "cooldown_s: Input should be greater than or equal to 0"),
         ("min_rows: [5\n", "policy.yaml: "),
+        ("cooldown_s: .inf\n", "cooldown_s"),
         ("- 5\n", "file: Input should be a valid dictionary"),
         ("", "file: Input should be a valid dictionary"),
     ],

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests_support import request_record
-from tuneloop.registry.nouns import Feedback, Message
+from tuneloop.registry.nouns import Message
 from tuneloop.train.data import Row
 from tuneloop.train.fresh import NEAR, RetrainingData, build, corrected_rows, split_off, without_doubles
 from tuneloop.train.near import NearIndex, normal
@@ -29,12 +29,6 @@ def distinct(start: int, count: int) -> list[Row]:
     ]
 
 
-def feedback(request: int, correction: str | None, *, minute: int = 0) -> Feedback:
-    return Feedback(
-        id=f"fb-{request}-{minute}", request_id=f"req-{request}", at=AT.replace(minute=minute), correction=correction
-    )
-
-
 def built(
     fresh: list[Row], replay: list[Row], sets: dict[str, tuple[Row, ...]], replay_rows: int = 100
 ) -> RetrainingData:
@@ -49,7 +43,7 @@ def built(
     )
 
 
-def test_the_newest_correction_ends_the_conversation_that_was_asked() -> None:
+def test_the_correction_ends_the_conversation_that_was_asked() -> None:
     records = [
         request_record(1, AT),
         request_record(2, AT, messages=()),
@@ -57,14 +51,9 @@ def test_the_newest_correction_ends_the_conversation_that_was_asked() -> None:
         request_record(4, AT, endpoint="completion", messages=(Message(role="prompt", content="Once"),)),
         request_record(5, AT, messages=(Message(role="tool", content="x"), Message(role="user", content="y"))),
     ]
-    given_feedback = {
-        "req-1": [feedback(1, "first"), feedback(1, None, minute=1), feedback(1, "second", minute=2)],
-        "req-2": [feedback(2, "lost")],
-        "req-4": [feedback(4, "upon a time")],
-        "req-5": [feedback(5, "z")],
-    }
+    corrections = {"req-1": "second", "req-2": "lost", "req-4": "upon a time", "req-5": "z"}
     dropped: Counter[str] = Counter()
-    found = corrected_rows(records, given_feedback, dropped)
+    found = corrected_rows(records, corrections, dropped)
     assert [(r.messages[0].role, r.prompt, r.answer) for r in found] == [
         ("user", "What does f1 do?", "second"),
         ("user", "Once", "upon a time"),

@@ -29,12 +29,19 @@ for indices in ([2, 2, 2, 2, 2], [0, 3, -1, 3, 1], [-1, -1, -1, -1, -1], [1]):
     shrunk, expanded, sliced = torch.ones(rows, RANK), torch.ones(rows, OUT), torch.ones(rows, 2 * OUT)
     punica_cpu.bgmv_shrink(x, down, shrunk, slots, 0.5)
     punica_cpu.bgmv_expand(z, up, expanded, slots, True)
+    padded, narrow, anew = torch.ones(rows, OUT + 8), torch.ones(rows, OUT - 8), torch.ones(rows, OUT)
+    punica_cpu.bgmv_expand(z, up, padded, slots, True)
+    punica_cpu.bgmv_expand(z, up, narrow, slots, True)
+    punica_cpu.bgmv_expand(z, up, anew, slots, False)
     punica_cpu.bgmv_expand_slice(z, up, sliced, slots, OUT, OUT, True)
     for row, slot in enumerate(indices):
         low = 0.5 * down[slot, 0] @ x[row] if slot >= 0 else torch.zeros(RANK)
         high = up[slot, 0] @ z[row] if slot >= 0 else torch.zeros(OUT)
         torch.testing.assert_close(shrunk[row], low)
         torch.testing.assert_close(expanded[row], 1 + high)
+        torch.testing.assert_close(padded[row], torch.cat([1 + high, torch.ones(8)]))
+        torch.testing.assert_close(narrow[row], 1 + high[: OUT - 8])
+        torch.testing.assert_close(anew[row], high)
         torch.testing.assert_close(sliced[row], torch.cat([torch.ones(OUT), 1 + high]))
     assert (shrunk[len(slots):] == 1).all() and (expanded[len(slots):] == 1).all(), "padding is nobody's"
     if -1 not in indices and len(indices) > 1:  # there vLLM's own are right
@@ -42,7 +49,7 @@ for indices in ([2, 2, 2, 2, 2], [0, 3, -1, 3, 1], [-1, -1, -1, -1, -1], [1]):
             out = torch.ones(len(slots), mine.shape[1])
             own(given, weights, out, slots, 0.5 if mine is shrunk else True)
             torch.testing.assert_close(mine[: len(slots)], out)
-wrong = torch.ones(1, RANK)
+wrong = torch.zeros(1, RANK)
 theirs[0](torch.randn(1, IN), down, wrong, torch.tensor([-1]), 1.0)
 assert (wrong != 0).any(), "vLLM has mended its slot -1: the guard may go"
 """

@@ -129,6 +129,7 @@ def test_other_paths_and_methods_get_an_openai_shaped_error(
         ({"label": "x" * 201}, "label"),
         ({"colour": "red"}, "colour"),
         ({"thumb": None}, None),
+        ({"thumb": None, "correction": "   \n\t"}, None),
         ({"comment": "this gateway keeps no text"}, None),
     ],
 )

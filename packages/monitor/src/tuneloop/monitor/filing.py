@@ -51,8 +51,7 @@ def pursue(registry: Registry, episode: AlertEpisode) -> AlertEpisode:
 def corrections(registry: Registry, model: str, since: datetime, until: datetime) -> int:
     """How many answers between the two times a user corrected."""
     records = registry.traffic.window(model, since=since, until=until)
-    feedback = registry.traffic.feedback_for([record.id for record in records])
-    return sum(any(item.correction for item in items) for items in feedback.values())
+    return len(registry.traffic.corrections_for([record.id for record in records]))
 
 
 def _file(

@@ -23,6 +23,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any
 
 import httpx
@@ -33,6 +34,7 @@ from tuneloop.registry.nouns import EngineState, RequestRecord
 
 _REMEMBERED = 50_000
 _MAX_NATS = 30.0  # a token the model deems impossible arrives as 9999 nats; one such token must not be the whole mean
+_CHARS_PER_TOKEN = 4  # of English text, roughly
 _SPACE = re.compile(r"\s+")
 
 
@@ -66,12 +68,14 @@ class Scorer:
         self._client = client
         self._concurrency = concurrency
         self._max_tokens = max_tokens
-        self._known: OrderedDict[tuple[str, str, str], Scored] = OrderedDict()
+        self._known: OrderedDict[tuple[str, str, str], Scored] = (
+            OrderedDict()
+        )  # by version, request, correction's digest
 
-    def remember(self, name: str, scored: Mapping[str, Scored], corrections: Mapping[str, str]) -> None:
-        """Take over what an earlier process scored, by request id."""
-        for request_id, value in scored.items():
-            self._known[name, request_id, corrections.get(request_id, "")] = value
+    def remember(self, name: str, nats: Mapping[str, float]) -> None:
+        """Take over what an earlier process scored of requests that nobody corrected."""
+        for request_id, value in nats.items():
+            self._known[name, request_id, _digest("")] = Scored(value)
 
     def score(self, name: str, records: Sequence[RequestRecord], corrections: Mapping[str, str]) -> dict[str, Scored]:
         """Request id → its score under the version `name`.
@@ -85,14 +89,16 @@ class Scorer:
             Unavailable: no live engine serves the version, or all that do failed; what was scored is kept.
             Stopped: `stopping` said so.
         """
-        keys = {record.id: (name, record.id, corrections.get(record.id, "")) for record in records}
+        keys = {record.id: (name, record.id, _digest(corrections.get(record.id, ""))) for record in records}
         missing = [record for record in records if keys[record.id] not in self._known]
         if missing:
             engines = self._fleet.serving(name)
             if not engines:
                 raise Unavailable(f"no live engine serves {name}; `tuneloop status` shows the engines")
             with ThreadPoolExecutor(self._concurrency) as pool:
-                waiting = [pool.submit(self._one, engines, keys[record.id], record) for record in missing]
+                waiting = [
+                    pool.submit(self._one, engines, name, record, corrections.get(record.id, "")) for record in missing
+                ]
                 try:
                     for record, future in zip(missing, waiting, strict=True):
                         self._known[keys[record.id]] = future.result()
@@ -104,12 +110,13 @@ class Scorer:
             self._known.popitem(last=False)
         return found
 
-    def _one(self, engines: Sequence[EngineState], key: tuple[str, str, str], record: RequestRecord) -> Scored:
-        name, _, correction = key
+    def _one(self, engines: Sequence[EngineState], name: str, record: RequestRecord, correction: str) -> Scored:
         if self._stopping():
             raise Stopped
         if (record.prompt_tokens or 0) > self._max_tokens:
             return Scored(None, f"longer than scorer_max_tokens ({self._max_tokens})")
+        if (record.prompt_tokens or 0) + len(correction) / _CHARS_PER_TOKEN > self._max_tokens:
+            correction = ""  # too long to be read; the question is not to go unread for it
         failures: list[str] = []
         for engine in engines:
             try:
@@ -126,6 +133,8 @@ class Scorer:
     def _ask(self, engine: EngineState, name: str, record: RequestRecord, correction: str) -> Scored:
         path, body = probe(name, record, correction)
         response = self._client.post(engine.url.rstrip("/") + path, json=body)
+        if response.status_code == 400 and correction:  # the question alone may still be read
+            return self._ask(engine, name, record, "")
         if response.status_code == 400:  # this prompt, not this engine: too long, or a role the template does not know
             return Scored(None, f"the engine refuses the prompt: {response.text[:200]}")
         response.raise_for_status()
@@ -176,6 +185,10 @@ def text_nats(positions: Sequence[dict[str, Any] | None], question: str, correct
         return Scored(None, "the question is not in the prompt the engine read", corrected)
     asked = _mean_nats(owners[at : min(at + len(question), len(before))], nats)
     return Scored(asked, "" if asked is not None else "the question is a single token", corrected)
+
+
+def _digest(correction: str) -> str:
+    return sha256(correction.encode()).hexdigest()
 
 
 def _mean_nats(owners: Sequence[int], nats: Sequence[float | None]) -> float | None:

@@ -52,6 +52,21 @@ def problem_of(signal: str) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
+class Comparison:
+    """A window of a champion's traffic, held against its reference."""
+
+    model: str
+    version: int
+    reference: Reference
+    window: Window
+    corrections: Mapping[str, str]  # request id → how the answer should have read, of both sides
+
+    def score_id(self, signal: str) -> str:
+        """The id of one signal's judgement."""
+        return score_id(self.model, self.version, signal, self.window.index)
+
+
+@dataclass(frozen=True)
 class Judgement:
     """What one signal says of one window; `detail` is JSON."""
 
@@ -69,37 +84,21 @@ class Judge:
         self._scorer = scorer
         self.alpha = window_alpha(settings.window, settings.mean_run_length, len(signals_of(settings)))
 
-    def judge(
-        self,
-        signal: str,
-        model: str,
-        version: int,
-        reference: Reference,
-        window: Window,
-        corrections: Mapping[str, str],
-    ) -> Judgement:
-        """One signal of one window; `corrections` by request id, of reference and window."""
+    def judge(self, signal: str, held: Comparison) -> Judgement:
+        """One signal of one window."""
         if signal == LATENCY:
-            return self._latency(window.records)
-        seed = int(sha256(score_id(model, version, signal, window.index).encode()).hexdigest()[:16], 16)
+            return self._latency(held.window.records)
+        seed = int(sha256(held.score_id(signal).encode()).hexdigest()[:16], 16)
         rng = np.random.default_rng(seed)
         if signal in PERPLEXITIES:
-            return self._perplexity(signal, version_name(model, version), reference, window, corrections, rng)
-        return prompt_drift(reference.records, window.records, self.alpha, rng)
+            return self._perplexity(signal, held, rng)
+        return prompt_drift(held.reference.records, held.window.records, self.alpha, rng)
 
-    def _perplexity(
-        self,
-        signal: str,
-        name: str,
-        reference: Reference,
-        window: Window,
-        corrections: Mapping[str, str],
-        rng: np.random.Generator,
-    ) -> Judgement:
+    def _perplexity(self, signal: str, held: Comparison, rng: np.random.Generator) -> Judgement:
         of_corrections = signal == CORRECTION_PERPLEXITY
-        sides = {"reference": reference.records, "window": window.records}
+        sides = {"reference": held.reference.records, "window": held.window.records}
         if of_corrections:
-            sides = {what: tuple(r for r in records if r.id in corrections) for what, records in sides.items()}
+            sides = {what: tuple(r for r in records if r.id in held.corrections) for what, records in sides.items()}
             for what, records in sides.items():
                 if len(records) < ENOUGH_CORRECTED:
                     reason = f"{len(records)} answers of the {what} were corrected; {ENOUGH_CORRECTED} are needed"
@@ -107,7 +106,7 @@ class Judge:
         nats: dict[str, dict[str, float]] = {}
         for what, records in sides.items():
             try:
-                scored = self._scorer.score(name, records, corrections)
+                scored = self._scorer.score(version_name(held.model, held.version), records, held.corrections)
             except Unavailable as error:
                 return Judgement("not enough data", 0, None, {"reason": str(error)})
             values = {i: s.correction_nats if of_corrections else s.nats for i, s in scored.items()}
@@ -170,6 +169,8 @@ def _examples(records: Sequence[RequestRecord], weights: Sequence[float]) -> lis
 def _unscored(what: str, scored: Mapping[str, Scored], signal: str) -> str:
     if signal == CORRECTION_PERPLEXITY:
         missing = sum(s.correction_nats is None for s in scored.values())
-        return f"{missing} of the {what}'s {len(scored)} corrections cannot be scored; they are not in what was read"
+        return (
+            f"{missing} of the {what}'s {len(scored)} corrections cannot be scored: too long, or refused by the engine"
+        )
     reasons = [s.reason for s in scored.values() if s.nats is None]
     return f"{len(reasons)} of the {what}'s {len(scored)} questions cannot be scored, for example: {reasons[0]}"

@@ -8,20 +8,20 @@ no state of its own.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from tuneloop.monitor import alerts
 from tuneloop.monitor.filing import BY, pursue
 from tuneloop.monitor.metrics import Metrics
-from tuneloop.monitor.reference import ANCHOR, Reference, find_reference, score_id
-from tuneloop.monitor.scorer import Scored, Scorer, Stopped
+from tuneloop.monitor.reference import ANCHOR, Reference, find_reference
+from tuneloop.monitor.scorer import Scorer, Stopped
 from tuneloop.monitor.settings import MonitorSettings
-from tuneloop.monitor.signals import CORRECTION_PERPLEXITY, DETECTORS, PERPLEXITY, Judge, problem_of, signals_of
+from tuneloop.monitor.signals import DETECTORS, PERPLEXITY, Comparison, Judge, problem_of, signals_of
 from tuneloop.monitor.windows import Window, judged_window, next_window, progress
 from tuneloop.registry import Registry
 from tuneloop.registry.errors import NotFound, TuneloopError
-from tuneloop.registry.nouns import AlertEpisode, RequestRecord, Route, WindowScore, version_name
+from tuneloop.registry.nouns import AlertEpisode, Route, WindowScore, version_name
 
 log = logging.getLogger("tuneloop.monitor")
 _RECENT = 50  # scores of a stream read back to see whether it has gone quiet
@@ -92,19 +92,19 @@ class Monitor:
         judged = alarms = 0
         if isinstance(reference, str):
             waiting = reference
+            self._pursue(model)
         else:
             self._finish_last(model, version, reference)
             while True:
+                self._pursue(model)  # after each window: a backlog of them may take engines minutes
                 done = progress(self._registry, history, version, reference, self._settings.late_s)
                 window = next_window(self._registry, model, version, done, self._settings.window)
                 if isinstance(window, int) or self._stopping():
                     break
                 scores = self._judge_window(model, version, reference, window)
                 judged, alarms = judged + 1, alarms + sum(score.verdict == "drift" for score in scores)
-                self._pursue(model)  # a backlog of windows may take engines minutes
             held = window if isinstance(window, int) else len(window.records)
             waiting = f"window {done.next_index} of {model}@{version} holds {held} of {self._settings.window} records"
-        self._pursue(model)
         if self._said.get(model) != waiting:
             self._said[model] = waiting
             log.info("%s", waiting)
@@ -123,28 +123,13 @@ class Monitor:
         return self._references[key]
 
     def _recall_nats(self, model: str, version: int, reference: Reference) -> None:
-        """What an earlier monitor scored of the reference need not be scored again."""
-        asked, corrected = (
-            self._reference_nats(model, version, signal, reference) for signal in (PERPLEXITY, CORRECTION_PERPLEXITY)
-        )
-        corrections = self._corrections(reference.records)
-        known = {
-            i: Scored(nats, "", corrected.get(i)) for i, nats in asked.items() if (i in corrections) == (i in corrected)
-        }
-        self._scorer.remember(version_name(model, version), known, corrections)
-
-    def _reference_nats(self, model: str, version: int, signal: str, reference: Reference) -> dict[str, float]:
-        for score in reversed(self._registry.episodes.scores(model, version=version, signal=signal, limit=_RECENT)):
+        """What an earlier monitor scored of the reference need not be scored again, but for what users corrected."""
+        corrected = self._registry.traffic.corrections_for(reference.ids)
+        for score in reversed(self._registry.episodes.scores(model, version=version, signal=PERPLEXITY, limit=_RECENT)):
             if "reference_nats" in score.detail and score.detail["reference"]["digest"] == reference.digest:
-                nats: dict[str, float] = score.detail["reference_nats"]
-                return nats
-        return {}
-
-    def _corrections(self, records: Sequence[RequestRecord]) -> dict[str, str]:
-        """Request id → the newest correction a user gave."""
-        feedback = self._registry.traffic.feedback_for([record.id for record in records])
-        given = ((i, [item.correction for item in items if item.correction]) for i, items in feedback.items())
-        return {request_id: texts[-1] for request_id, texts in given if texts}
+                nats = {i: value for i, value in score.detail["reference_nats"].items() if i not in corrected}
+                self._scorer.remember(version_name(model, version), nats)
+                return
 
     def _finish_last(self, model: str, version: int, reference: Reference) -> None:
         """Complete the last judged window, in case a monitor was stopped in the midst of it."""
@@ -155,25 +140,18 @@ class Monitor:
                 self._judge_window(model, version, reference, window)
 
     def _judge_window(self, model: str, version: int, reference: Reference, window: Window) -> list[WindowScore]:
-        corrections = self._corrections((*reference.records, *window.records))
+        ids = [record.id for record in (*reference.records, *window.records)]
+        held = Comparison(model, version, reference, window, self._registry.traffic.corrections_for(ids))
         scores = []
         for signal in self._signals:  # each alarm is raised at once: scoring the next signal may take an engine minutes
-            scores.append(score := self._score(signal, model, version, reference, window, corrections))
+            scores.append(score := self._score(signal, held))
             if score.verdict == "drift":
                 self._raise(score)
         self._end_quiet(model, version)
         return scores
 
-    def _score(
-        self,
-        signal: str,
-        model: str,
-        version: int,
-        reference: Reference,
-        window: Window,
-        corrections: Mapping[str, str],
-    ) -> WindowScore:
-        identity = score_id(model, version, signal, window.index)
+    def _score(self, signal: str, held: Comparison) -> WindowScore:
+        identity = held.score_id(signal)
         try:
             known = self._registry.episodes.score(identity)
         except NotFound:
@@ -181,27 +159,27 @@ class Monitor:
         else:
             self._metrics.newest(known)
             return known
-        judgement = self._judge.judge(signal, model, version, reference, window, corrections)
+        judgement = self._judge.judge(signal, held)
         detail = judgement.detail | {
-            "window": window.index,
-            "high_water": window.high_water.isoformat(),
-            "reference": reference.summary(),
+            "window": held.window.index,
+            "high_water": held.window.high_water.isoformat(),
+            "reference": held.reference.summary(),
             "alpha": self._judge.alpha,
             "mean_run_length": self._settings.mean_run_length,
             "detector": DETECTORS[signal],
             "permutations": judgement.result.permutations if judgement.result else 0,
         }
-        if signal == ANCHOR and window.index == 0:
-            detail["reference_ids"] = list(reference.ids)
+        if signal == ANCHOR and held.window.index == 0:
+            detail["reference_ids"] = list(held.reference.ids)
         now = self._registry.clock()
         score = WindowScore(
             id=identity,
             at=now,
-            model=model,
-            version=version,
+            model=held.model,
+            version=held.version,
             signal=signal,
-            window_start=window.start,
-            window_end=window.end,
+            window_start=held.window.start,
+            window_end=held.window.end,
             n=judgement.n,
             statistic=judgement.result.statistic if judgement.result else 0.0,
             threshold=judgement.result.threshold if judgement.result else 0.0,
@@ -209,7 +187,7 @@ class Monitor:
             mean_run_length=self._settings.mean_run_length,
             verdict=judgement.verdict,
             detail=detail,
-            request_ids=tuple(record.id for record in window.records),
+            request_ids=tuple(record.id for record in held.window.records),
         )
         if not self._registry.episodes.add_score(score):
             return self._registry.episodes.score(identity)  # another monitor was first; its judgement stands

@@ -21,7 +21,7 @@ class RetrainingPolicy(Noun):
     recipe: str | None = None  # None: the champion's own recipe, from its MLflow run
     signals: tuple[str, ...] = ("prompt_drift", "perplexity", "correction_perplexity")
     min_rows: int = Field(default=50, ge=1)  # fresh corrections
-    cooldown_s: float = Field(default=6 * 3600.0, ge=0)
+    cooldown_s: float = Field(default=6 * 3600.0, ge=0, le=10 * 365 * 86_400.0, allow_inf_nan=False)
     auto_approve: bool = False  # otherwise a person runs `tuneloop retraining approve`
 
 

@@ -93,6 +93,14 @@ class Traffic:
                     found.setdefault(row["request_id"], []).append(noun_of(Feedback, row))
         return found
 
+    def corrections_for(self, request_ids: Sequence[str]) -> dict[str, str]:
+        """Request id → the newest correction a user gave; blank ones say nothing. Requests without any are absent."""
+        given = {
+            request_id: [item.correction for item in items if item.correction and item.correction.strip()]
+            for request_id, items in self.feedback_for(request_ids).items()
+        }
+        return {request_id: texts[-1] for request_id, texts in given.items() if texts}
+
     def _insert(self, connection: Connection, table: sa.Table, items: Sequence[Noun]) -> None:
         if items:
             insert = self._db.insert(table).on_conflict_do_nothing(index_elements=["id"])

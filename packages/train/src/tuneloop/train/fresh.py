@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 
-from tuneloop.registry.nouns import Feedback, Message, RequestRecord
+from tuneloop.registry.nouns import Message, RequestRecord
 from tuneloop.train.data import Row
 from tuneloop.train.near import NearIndex, normal
 
@@ -33,13 +33,12 @@ class RetrainingData:
 
 
 def corrected_rows(
-    records: Sequence[RequestRecord], feedback: Mapping[str, Sequence[Feedback]], dropped: Counter[str]
+    records: Sequence[RequestRecord], corrections: Mapping[str, str], dropped: Counter[str]
 ) -> list[Row]:
-    """The conversation of every corrected request, ended by the newest correction instead of the model's answer."""
+    """The conversation of every corrected request (by id), ended by the correction instead of the model's answer."""
     rows = []
     for record in records:
-        corrections = [item.correction for item in feedback.get(record.id, ()) if (item.correction or "").strip()]
-        if not corrections:
+        if record.id not in corrections:
             continue
         turns = tuple(Message(role=_ROLES.get(m.role, ""), content=m.content) for m in record.messages)
         if not turns:
@@ -47,7 +46,7 @@ def corrected_rows(
         elif turns[-1].role != "user" or any(not turn.role or not turn.content.strip() for turn in turns):
             dropped["conversation cannot be learned from"] += 1
         else:
-            answer = Message(role="assistant", content=str(corrections[-1]))
+            answer = Message(role="assistant", content=corrections[record.id])
             rows.append(Row((*turns, answer), f"request {record.id}"))
     return rows
 

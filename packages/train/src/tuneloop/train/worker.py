@@ -153,9 +153,9 @@ class Worker:
         registry = self._registry
         since = request.window_start - _ALL_OF_IT
         records = registry.traffic.window(request.model, since=since, until=request.window_end)
-        feedback = registry.traffic.feedback_for([record.id for record in records])
+        corrections = registry.traffic.corrections_for([record.id for record in records])
         dropped: Counter[str] = Counter()
-        fresh = corrected_rows(records, feedback, dropped)
+        fresh = corrected_rows(records, corrections, dropped)
         lineage = Lineage(registry.versions, parent)
         sets = {
             (f"{FRESH}-{parent.version}" if name == FRESH else name): rows for name, rows in lineage.set_rows().items()

@@ -35,7 +35,6 @@ def gather(registry: Registry, model: str) -> Figures:
     route = registry.routes.current(model)
     versions = sorted(registry.versions.all(model), key=lambda version: version.version)
     records = registry.traffic.window(model, newest=MOST_RECORDS)
-    feedback = registry.traffic.feedback_for([record.id for record in records])
     scores = registry.episodes.scores(model)
     history = reversed(registry.routes.history(model))
     answered = [record for record in records if record.status == 200]
@@ -47,7 +46,7 @@ def gather(registry: Registry, model: str) -> Figures:
         revision=route.revision,
         requests=len(records),
         answered=len(answered),
-        corrections=sum(any(item.correction for item in items) for items in feedback.values()),
+        corrections=len(registry.traffic.corrections_for([record.id for record in records])),
         versions=tuple(_version_row(registry, version) for version in versions),
         base=versions[0].base if versions else "base",
         perplexity=_perplexity(registry, versions),

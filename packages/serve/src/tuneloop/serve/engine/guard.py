@@ -47,14 +47,14 @@ def install():
             output[rows, : product.shape[1]] = scaling * product
 
     def expand_slice(inputs, weights, output, indices, slice_offset, slice_size, add_inputs=True):
-        width = min(weights.shape[-2], slice_size, output.shape[1] - slice_offset)
         if not add_inputs:
-            output[: inputs.shape[0], slice_offset : slice_offset + width] = 0.0
+            output[: inputs.shape[0], slice_offset : slice_offset + slice_size] = 0.0
         for rows, product in products(inputs, weights, output, indices):
-            output[rows, slice_offset : slice_offset + width] += product[:, :width]
+            output[rows, slice_offset : slice_offset + slice_size] += product
 
     def expand(inputs, weights, output, indices, add_inputs=True):
-        expand_slice(inputs, weights, output, indices, 0, output.shape[1], add_inputs)
+        width = min(weights.shape[-2], output.shape[1])  # adapter and model may pad their output differently
+        expand_slice(inputs, weights[..., :width, :], output, indices, 0, width, add_inputs)
 
     shrink.tuneloop_guard = True
     for module in (lora_ops, punica_cpu):

@@ -49,7 +49,8 @@ class FeedbackBody(BaseModel):
             raise bad_request(
                 "request_id: not a request id; send the x-request-id header of the answer", param="request_id"
             )
-        said = self.model_dump(exclude={"request_id"}, exclude_none=True)
+        given = self.model_dump(exclude={"request_id"}, exclude_none=True)
+        said = {name: value for name, value in given.items() if not isinstance(value, str) or value.strip()}
         if not said:
             raise bad_request("say something: score, thumb, label, comment or correction")
         return Feedback(id=f"fb_{secrets.token_hex(12)}", request_id=match[1], at=utc_now(), api_key=api_key, **said)
