@@ -51,7 +51,7 @@ QUICK = Scale(
     retrain_timeout_s=400,
     test_rows=40,
     recipe={
-        "run": {"steps": 12},
+        "run": {"steps": 12, "batch_size": 4, "micro_batch": 4},
         "evaluate": {"generate": 1, "max_new_tokens": 16},
         "retrain": {"steps": 16, "start_from": "parent", "replay_rows": 60},
     },

@@ -17,6 +17,7 @@ from tuneloop.serve.engine.keeper import Keeper
 from tuneloop.serve.engine.launch import build, device_of
 from tuneloop.serve.engine.ports import ensure_port_free, hold_port
 from tuneloop.serve.engine.process import clear_leftovers, sole_agent
+from tuneloop.serve.engine.precision import choose_precision, cpu_features
 from tuneloop.serve.engine.settings import EngineSettings
 from tuneloop.serve.engine.supervisor import Supervisor
 from tuneloop.serve.engine.wanted import RegistryWatch
@@ -37,6 +38,9 @@ def run_engine(
     base = adapters.Base(folder.name, base_digest(folder), template_digest(folder))
     limits = adapters.Limits(base, settings.max_lora_rank, adapters.base_shapes(folder))
     device = device_of(python)
+    precision = choose_precision(settings.dtype, device, cpu_features())
+    say(f"dtype: {precision}")
+    settings = settings.model_copy(update={"dtype": precision.dtype})
     home = (registry.home / "engines" / settings.engine_id).resolve()
     with sole_agent(home), hold_port(settings.port):
         if found := clear_leftovers(home):

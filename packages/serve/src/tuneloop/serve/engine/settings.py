@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from tuneloop.registry.errors import InvalidInput
 from tuneloop.registry.settings import Section
 
+EngineDtype = Literal["auto", "float32", "bfloat16", "float16"]
 RESERVED_SLOTS = 1  # vLLM's CPU LoRA path reads the last slot for base requests, so no adapter may sit in it
 _ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
 _EVERYWHERE = {"0.0.0.0", "::", ""}  # noqa: S104 (recognised here, never bound by default)
@@ -28,7 +29,7 @@ class EngineSettings(Section):
     port: int = Field(default=8101, ge=1, le=65_535)
     advertise_url: str = ""  # what gateways call; default: http://<host>:<port>
     python: str = ""  # python of the engine environment; default: .venv-engine/bin/python, looked for upwards
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    dtype: EngineDtype = "auto"  # auto: the base's own on a GPU, what the machine is fast in on a CPU
     max_loras: int = Field(default=6, ge=1 + RESERVED_SLOTS)  # slots; one stays reserved
     max_cpu_loras: int = 16
     max_lora_rank: Literal[1, 8, 16, 32, 64, 128, 256, 320, 512] = 16
