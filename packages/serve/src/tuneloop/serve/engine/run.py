@@ -16,8 +16,8 @@ from tuneloop.serve.engine.client import EngineClient
 from tuneloop.serve.engine.keeper import Keeper
 from tuneloop.serve.engine.launch import build, device_of
 from tuneloop.serve.engine.ports import ensure_port_free, hold_port
-from tuneloop.serve.engine.process import clear_leftovers, sole_agent
 from tuneloop.serve.engine.precision import choose_precision, cpu_features
+from tuneloop.serve.engine.process import clear_leftovers, sole_agent
 from tuneloop.serve.engine.settings import EngineSettings
 from tuneloop.serve.engine.supervisor import Supervisor
 from tuneloop.serve.engine.wanted import RegistryWatch
