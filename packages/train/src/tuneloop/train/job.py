@@ -13,22 +13,25 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tuneloop.registry import Registry
-from tuneloop.registry.errors import Conflict, TuneloopError
+from tuneloop.registry.errors import Conflict, InvalidInput, TuneloopError
 from tuneloop.registry.nouns import Interval, Version
 from tuneloop.registry.printing import table
 from tuneloop.registry.versions import VersionDraft
-from tuneloop.train import models
 from tuneloop.train.base import Base, prepare_base
-from tuneloop.train.data import Row, data_digest, read_rows
-from tuneloop.train.evaluate import EvaluationSet, SetScore, score_set
-from tuneloop.train.fit import FitResult, Watch, fit, planned_steps
-from tuneloop.train.labels import LabelAudit, LabelledRow, Labeller, label_rows
-from tuneloop.train.lineage import Keeper, evaluation_json
-from tuneloop.train.publish import code_commit, model_card, save_adapter
+from tuneloop.train.data.labels import LabelAudit, LabelledRow, Labeller, label_rows
+from tuneloop.train.data.rows import Row, data_digest, read_rows
+from tuneloop.train.evaluation.measure import EvaluationSet, SetScore, score_set
+from tuneloop.train.evaluation.statistics import paired_difference
+from tuneloop.train.fit.arguments import planned_steps
+from tuneloop.train.fit.progress import FitResult, Watch
+from tuneloop.train.fit.run import fit
+from tuneloop.train.publishing.folder import code_commit, model_card, save_adapter
+from tuneloop.train.publishing.lineage import Keeper, evaluation_json
 from tuneloop.train.recipe import RecipeFile
+from tuneloop.train.recipe.objective import SftObjective
 from tuneloop.train.screen import Screen
-from tuneloop.train.statistics import paired_difference
 from tuneloop.train.stopping import StopFlag, Stopped
+from tuneloop.train.tuning import models
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,10 @@ def run_job(job: Job, registry: Registry, *, screen: Screen, stop: StopFlag, thr
     """
     models.prepare_process(threads)
     tokenizer = models.load_tokenizer(job.base)
-    labeller = Labeller(tokenizer, job.recipe.recipe.objective.max_length)
+    objective = job.recipe.recipe.objective
+    if not isinstance(objective, SftObjective):
+        raise InvalidInput(f"objective.kind {objective.kind} is not built yet")
+    labeller = Labeller(tokenizer, objective.max_length)
     labelled, audit = label_rows(labeller, job.train, job.base.template_digest)
     sets = {name: _prepared(name, rows, labeller, job) for name, rows in job.sets.items()}
     validation = label_rows(labeller, job.validation, job.base.template_digest)[0] if job.validation else []
