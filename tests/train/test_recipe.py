@@ -56,7 +56,7 @@ def test_every_error_is_reported_at_once_with_its_line(tmp_path: Path) -> None:
     assert errors_of(tmp_path, text) == [
         "recipe.yaml:4: data.train: there is no file missing.jsonl",
         "recipe.yaml:6: run.steps: input should be a valid integer (given: 'many')",
-        "recipe.yaml:8: run.dtype: input should be 'bfloat16' or 'float32' (given: 'int4')",
+        "recipe.yaml:8: run.dtype: input should be 'auto', 'bfloat16' or 'float32' (given: 'int4')",
         "recipe.yaml:13: publish.model: string should match pattern '^[a-z0-9][a-z0-9._-]{0,62}$' (given: 'My Model')",
         "recipe.yaml:15: tuning.rnak: unknown key; did you mean 'rank'?",
         "recipe.yaml:16: tuning.dropout: input should be less than 1 (given: 1.5)",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,6 +32,7 @@ from tuneloop.train.recipe.objective import SftObjective
 from tuneloop.train.screen import Screen
 from tuneloop.train.stopping import StopFlag, Stopped
 from tuneloop.train.tuning import models
+from tuneloop.train.tuning.precision import choose_dtype
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,10 @@ def run_job(job: Job, registry: Registry, *, screen: Screen, stop: StopFlag, thr
         TuneloopError: the run was stopped or went wrong; nothing was published.
     """
     models.prepare_process(threads)
+    device = models.choose_device()
+    dtype = choose_dtype(job.recipe.recipe.run.dtype, device.value)
+    screen.say(f"device: {device}\ndtype: {dtype}")
+    job = replace(job, recipe=job.recipe.computed_in(dtype.value))
     tokenizer = models.load_tokenizer(job.base)
     objective = job.recipe.recipe.objective
     if not isinstance(objective, SftObjective):
@@ -107,7 +112,7 @@ def run_job(job: Job, registry: Registry, *, screen: Screen, stop: StopFlag, thr
     status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
     try:
         with tempfile.TemporaryDirectory(prefix="tuneloop-train-") as scratch:
-            run = _Run(job, registry, screen, stop, run_id, Path(scratch), tokenizer, labeller)
+            run = _Run(job, registry, screen, stop, run_id, Path(scratch), tokenizer, labeller, device.value)
             outcome = run.go(labelled, audit, sets, validation)
         status = "FINISHED"
         return outcome
@@ -131,6 +136,7 @@ class _Run:
         scratch: Path,
         tokenizer: Any,
         labeller: Labeller,
+        device: str,
     ) -> None:
         self._job = job
         self._registry = registry
@@ -140,6 +146,7 @@ class _Run:
         self._scratch = scratch
         self._tokenizer = tokenizer
         self._labeller = labeller
+        self._device = device
         self._keeper = Keeper(registry.versions, run_id, scratch)
 
     def go(
@@ -152,12 +159,11 @@ class _Run:
         """Lineage in, measure, fit, measure, publish."""
         job, recipe = self._job, self._job.recipe.recipe
         self._keep_inputs(audit, sets)
-        device = models.choose_device()
-        attention = models.choose_attention(device.value, recipe.run.dtype)
-        self._screen.say(f"device: {device}\nattention: {attention}")
+        attention = models.choose_attention(self._device, recipe.run.dtype)
+        self._screen.say(f"attention: {attention}")
         if (reason := models.servable(recipe.tuning)) is not None:
             self._screen.say(f"warning: this adapter cannot be served as it is: {reason}")
-        model = models.load_base(job.base, dtype=recipe.run.dtype, device=device.value, attention=attention.value)
+        model = models.load_base(job.base, dtype=recipe.run.dtype, device=self._device, attention=attention.value)
         if job.parent is not None:
             folder = self._registry.versions.fetch(job.parent, self._registry.settings.home / "adapters")
             model = models.load_adapter(model, folder, trainable=job.start == "parent")
@@ -175,7 +181,7 @@ class _Run:
             self._tokenizer,
             labelled,
             recipe,
-            device=device.value,
+            device=self._device,
             steps=steps,
             validation=validation,
             watch=watch,

@@ -5,7 +5,7 @@ Every option here is read by something. `load_recipe` reports all errors of a fi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -84,6 +84,11 @@ class RecipeFile:
     def digest(self) -> str:
         """`sha256:…` of the text."""
         return text_digest(self.text)
+
+    def computed_in(self, dtype: Literal["bfloat16", "float32"]) -> RecipeFile:
+        """The same file with `run.dtype` decided; its text stays what the author wrote."""
+        run = self.recipe.run.model_copy(update={"dtype": dtype})
+        return replace(self, recipe=self.recipe.model_copy(update={"run": run}))
 
 
 def load_recipe(path: Path, *, check_paths: bool = True) -> RecipeFile:

@@ -77,7 +77,7 @@ class RunSection(Part):
     epochs: float | None = Field(default=None, gt=0.0)
     batch_size: int = Field(default=16, ge=1)  # rows per optimiser step
     micro_batch: MicroBatch = 8  # rows per forward pass; auto: the largest that fits the worst-case batch
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"  # auto: bfloat16 where the machine is fast in it
     seed: int = Field(default=0, ge=0)
     gradient_checkpointing: bool = False  # halves activation memory or better, about 30 % slower
     packing: bool = False  # several rows in one sequence, each seeing only itself: no padding is computed
