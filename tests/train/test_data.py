@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from tuneloop.registry.errors import InvalidInput
-from tuneloop.train.data import data_digest, read_rows, summarise, write_rows
-from tuneloop.train.near import NearIndex, normal
+from tuneloop.train.data.near import NearIndex, normal
+from tuneloop.train.data.rows import data_digest, read_rows, summarise, write_rows
 
 
 def test_both_formats_become_the_same_conversation(tmp_path: Path) -> None:

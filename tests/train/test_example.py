@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tuneloop.train.data import Row, data_digest, read_rows
+from tuneloop.train.data.rows import Row, data_digest, read_rows
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "python-helper"
 FILES = (

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from tests_support import request_record
 from tuneloop.registry.nouns import Message
-from tuneloop.train.data import Row
-from tuneloop.train.fresh import NEAR, RetrainingData, build, corrected_rows, split_off, without_doubles
-from tuneloop.train.near import NearIndex, normal
+from tuneloop.train.data.near import NearIndex, normal
+from tuneloop.train.data.rows import Row
+from tuneloop.train.retraining.fresh import NEAR, RetrainingData, build, corrected_rows, split_off, without_doubles
 
 AT = datetime(2026, 11, 1, tzinfo=UTC)
 

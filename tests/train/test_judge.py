@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from tuneloop.registry.nouns import GateReport
-from tuneloop.train.judge import Pair, Rules, judge
-from tuneloop.train.statistics import RowScore
+from tuneloop.train.evaluation.judge import Pair, Rules, judge
+from tuneloop.train.evaluation.statistics import RowScore
 
 RULES = Rules(margin=0.02, min_rows=10)
 

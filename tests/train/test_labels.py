@@ -14,8 +14,8 @@ from transformers import AutoTokenizer
 
 from tuneloop.registry.errors import InvalidInput
 from tuneloop.registry.nouns import Message
-from tuneloop.train.data import Row
-from tuneloop.train.labels import IGNORED, Labeller, label_rows
+from tuneloop.train.data.labels import IGNORED, Labeller, label_rows
+from tuneloop.train.data.rows import Row
 
 # SmolLM2's template with generation markers round what the assistant says, its end-of-turn token included.
 MARKED = (

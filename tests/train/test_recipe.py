@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from tuneloop.registry.errors import InvalidInput, NotFound
-from tuneloop.train.named import named_recipes, write_new
 from tuneloop.train.recipe import load_recipe
+from tuneloop.train.recipe.named import named_recipes, write_new
+from tuneloop.train.recipe.tuning import LoraTuning
 
 GOOD = """\
 base:
@@ -40,6 +41,7 @@ def test_a_good_recipe_is_read_with_defaults(tmp_path: Path) -> None:
     )
     (tmp_path / "train.jsonl").write_text("{}\n")
     recipe = load_recipe(tmp_path / "recipe.yaml").recipe
+    assert isinstance(recipe.tuning, LoraTuning)
     assert (recipe.tuning.rank, recipe.tuning.alpha, recipe.tuning.target_modules) == (16, 32, ("all-linear",))
     assert (recipe.optim.learning_rate, recipe.run.epochs, recipe.run.steps) == (0.001, 2.0, None)
 
@@ -54,7 +56,7 @@ def test_every_error_is_reported_at_once_with_its_line(tmp_path: Path) -> None:
     assert errors_of(tmp_path, text) == [
         "recipe.yaml:4: data.train: there is no file missing.jsonl",
         "recipe.yaml:6: run.steps: input should be a valid integer (given: 'many')",
-        "recipe.yaml:8: run.dtype: input should be 'bfloat16' or 'float32' (given: 'int4')",
+        "recipe.yaml:8: run.dtype: input should be 'auto', 'bfloat16' or 'float32' (given: 'int4')",
         "recipe.yaml:13: publish.model: string should match pattern '^[a-z0-9][a-z0-9._-]{0,62}$' (given: 'My Model')",
         "recipe.yaml:15: tuning.rnak: unknown key; did you mean 'rank'?",
         "recipe.yaml:16: tuning.dropout: input should be less than 1 (given: 1.5)",
@@ -93,6 +95,7 @@ def test_named_recipes_load_and_a_new_one_never_overwrites(tmp_path: Path) -> No
     found = named_recipes()
     assert {"lora", "guide"} <= set(found)
     guide = found["guide"].recipe
+    assert isinstance(guide.tuning, LoraTuning)
     assert (guide.tuning.rank, guide.tuning.dropout, guide.optim.learning_rate) == (16, 0.1, 2e-4)
     assert guide.tuning.target_modules == ("q_proj", "k_proj", "v_proj", "o_proj")
     write_new(tmp_path / "mine.yaml", "lora")

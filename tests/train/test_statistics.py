@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from tuneloop.registry.errors import InvalidInput
-from tuneloop.train.statistics import RowScore, mean_nll, paired_difference, perplexity
+from tuneloop.train.evaluation.statistics import RowScore, mean_nll, paired_difference, perplexity
 
 BEFORE = [RowScore(6.0, 2), RowScore(4.0, 4), RowScore(10.0, 5)]
 AFTER = [RowScore(5.0, 2), RowScore(4.5, 4), RowScore(6.0, 5)]

@@ -17,18 +17,21 @@ from click.testing import CliRunner
 from tuneloop.registry import Registry
 from tuneloop.registry.errors import InvalidInput
 from tuneloop.registry.nouns import Message, Version
-from tuneloop.train import models
 from tuneloop.train.base import Base
-from tuneloop.train.data import Row, data_digest, read_rows
-from tuneloop.train.evaluate import bleu_of, greedy_answers, pad_token_id, score_rows
-from tuneloop.train.fit import Watch, fit, planned_steps
+from tuneloop.train.data.labels import IGNORED, Labeller, label_rows
+from tuneloop.train.data.rows import Row, data_digest, read_rows
+from tuneloop.train.evaluation.measure import bleu_of, greedy_answers, pad_token_id, score_rows
+from tuneloop.train.fit.arguments import planned_steps
+from tuneloop.train.fit.progress import Watch
+from tuneloop.train.fit.run import fit
 from tuneloop.train.job import job_from_recipe, run_job
-from tuneloop.train.labels import IGNORED, Labeller, label_rows
-from tuneloop.train.lineage import Lineage
+from tuneloop.train.publishing.lineage import Lineage
 from tuneloop.train.recipe import load_recipe
 from tuneloop.train.screen import Screen
 from tuneloop.train.stopping import StopFlag
-from tuneloop.train.verbs import base, data, train
+from tuneloop.train.tuning import models
+from tuneloop.train.verbs.data import data
+from tuneloop.train.verbs.train import base, train
 
 
 @pytest.fixture
@@ -87,7 +90,7 @@ def test_bad_data_change_nothing(at_home: Path, tiny_recipe: Path) -> None:
 
 def test_a_term_signal_ends_the_run_as_killed_and_publishes_nothing(at_home: Path, tiny_recipe: Path) -> None:
     tiny_recipe.write_text(tiny_recipe.read_text().replace("steps: 3,", "steps: 100000,"))
-    code = "import sys; from tuneloop.train.verbs import train; train([sys.argv[1]])"
+    code = "import sys; from tuneloop.train.verbs.train import train; train([sys.argv[1]])"
     process = subprocess.Popen(
         [sys.executable, "-u", "-c", code, str(tiny_recipe)],
         env=os.environ | {"TUNELOOP_HOME": str(at_home), "TUNELOOP_TRAIN_THREADS": "1"},

@@ -28,15 +28,15 @@ from tuneloop.registry.nouns import (
     Version,
 )
 from tuneloop.registry.settings import RegistrySettings
-from tuneloop.train.data import Row
+from tuneloop.train.data.near import normal
+from tuneloop.train.data.rows import Row
 from tuneloop.train.job import job_from_recipe, run_job
-from tuneloop.train.lineage import Lineage
-from tuneloop.train.near import normal
+from tuneloop.train.publishing.lineage import Lineage
 from tuneloop.train.recipe import load_recipe
+from tuneloop.train.retraining.worker import Worker
 from tuneloop.train.screen import Screen
 from tuneloop.train.settings import WorkerSettings
 from tuneloop.train.stopping import StopFlag
-from tuneloop.train.worker import Worker
 
 Rows = Callable[[int, int], list[dict[str, str]]]
 MAIL = "ann.example@python.org"

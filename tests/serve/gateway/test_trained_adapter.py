@@ -117,8 +117,8 @@ def as_trained(base: Path, adapter: Path) -> tuple[list[tuple[list[int], list[in
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from tuneloop.train.data import Row
-    from tuneloop.train.labels import Labeller
+    from tuneloop.train.data.labels import Labeller
+    from tuneloop.train.data.rows import Row
 
     torch.set_num_threads(1)  # vLLM is bound to the same cores
     tokenizer = AutoTokenizer.from_pretrained(base)

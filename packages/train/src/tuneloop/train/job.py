@@ -8,27 +8,31 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from tuneloop.registry import Registry
-from tuneloop.registry.errors import Conflict, TuneloopError
+from tuneloop.registry.errors import Conflict, InvalidInput, TuneloopError
 from tuneloop.registry.nouns import Interval, Version
 from tuneloop.registry.printing import table
 from tuneloop.registry.versions import VersionDraft
-from tuneloop.train import models
 from tuneloop.train.base import Base, prepare_base
-from tuneloop.train.data import Row, data_digest, read_rows
-from tuneloop.train.evaluate import EvaluationSet, SetScore, score_set
-from tuneloop.train.fit import FitResult, Watch, fit, planned_steps
-from tuneloop.train.labels import LabelAudit, LabelledRow, Labeller, label_rows
-from tuneloop.train.lineage import Keeper, evaluation_json
-from tuneloop.train.publish import code_commit, model_card, save_adapter
+from tuneloop.train.data.labels import LabelAudit, LabelledRow, Labeller, label_rows
+from tuneloop.train.data.rows import Row, data_digest, read_rows
+from tuneloop.train.evaluation.measure import EvaluationSet, SetScore, score_set
+from tuneloop.train.evaluation.statistics import paired_difference
+from tuneloop.train.fit.arguments import planned_steps
+from tuneloop.train.fit.progress import FitResult, Watch
+from tuneloop.train.fit.run import fit
+from tuneloop.train.publishing.folder import code_commit, model_card, save_adapter
+from tuneloop.train.publishing.lineage import Keeper, evaluation_json
 from tuneloop.train.recipe import RecipeFile
+from tuneloop.train.recipe.objective import SftObjective
 from tuneloop.train.screen import Screen
-from tuneloop.train.statistics import paired_difference
 from tuneloop.train.stopping import StopFlag, Stopped
+from tuneloop.train.tuning import models
+from tuneloop.train.tuning.precision import choose_dtype
 
 
 @dataclass(frozen=True)
@@ -90,8 +94,15 @@ def run_job(job: Job, registry: Registry, *, screen: Screen, stop: StopFlag, thr
         TuneloopError: the run was stopped or went wrong; nothing was published.
     """
     models.prepare_process(threads)
+    device = models.choose_device()
+    dtype = choose_dtype(job.recipe.recipe.run.dtype, device.value)
+    screen.say(f"device: {device}\ndtype: {dtype}")
+    job = replace(job, recipe=job.recipe.computed_in(dtype.value))
     tokenizer = models.load_tokenizer(job.base)
-    labeller = Labeller(tokenizer, job.recipe.recipe.objective.max_length)
+    objective = job.recipe.recipe.objective
+    if not isinstance(objective, SftObjective):
+        raise InvalidInput(f"objective.kind {objective.kind} is not built yet")
+    labeller = Labeller(tokenizer, objective.max_length)
     labelled, audit = label_rows(labeller, job.train, job.base.template_digest)
     sets = {name: _prepared(name, rows, labeller, job) for name, rows in job.sets.items()}
     validation = label_rows(labeller, job.validation, job.base.template_digest)[0] if job.validation else []
@@ -101,7 +112,7 @@ def run_job(job: Job, registry: Registry, *, screen: Screen, stop: StopFlag, thr
     status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
     try:
         with tempfile.TemporaryDirectory(prefix="tuneloop-train-") as scratch:
-            run = _Run(job, registry, screen, stop, run_id, Path(scratch), tokenizer, labeller)
+            run = _Run(job, registry, screen, stop, run_id, Path(scratch), tokenizer, labeller, device.value)
             outcome = run.go(labelled, audit, sets, validation)
         status = "FINISHED"
         return outcome
@@ -125,6 +136,7 @@ class _Run:
         scratch: Path,
         tokenizer: Any,
         labeller: Labeller,
+        device: str,
     ) -> None:
         self._job = job
         self._registry = registry
@@ -134,6 +146,7 @@ class _Run:
         self._scratch = scratch
         self._tokenizer = tokenizer
         self._labeller = labeller
+        self._device = device
         self._keeper = Keeper(registry.versions, run_id, scratch)
 
     def go(
@@ -146,12 +159,11 @@ class _Run:
         """Lineage in, measure, fit, measure, publish."""
         job, recipe = self._job, self._job.recipe.recipe
         self._keep_inputs(audit, sets)
-        device = models.choose_device()
-        attention = models.choose_attention(device.value, recipe.run.dtype)
-        self._screen.say(f"device: {device}\nattention: {attention}")
+        attention = models.choose_attention(self._device, recipe.run.dtype)
+        self._screen.say(f"attention: {attention}")
         if (reason := models.servable(recipe.tuning)) is not None:
             self._screen.say(f"warning: this adapter cannot be served as it is: {reason}")
-        model = models.load_base(job.base, dtype=recipe.run.dtype, device=device.value, attention=attention.value)
+        model = models.load_base(job.base, dtype=recipe.run.dtype, device=self._device, attention=attention.value)
         if job.parent is not None:
             folder = self._registry.versions.fetch(job.parent, self._registry.settings.home / "adapters")
             model = models.load_adapter(model, folder, trainable=job.start == "parent")
@@ -169,7 +181,7 @@ class _Run:
             self._tokenizer,
             labelled,
             recipe,
-            device=device.value,
+            device=self._device,
             steps=steps,
             validation=validation,
             watch=watch,

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from hashlib import sha256
 
 from tuneloop.registry.nouns import Message, RequestRecord
-from tuneloop.train.data import Row
-from tuneloop.train.near import NearIndex, normal
+from tuneloop.train.data.near import NearIndex, normal
+from tuneloop.train.data.rows import Row
 
 NEAR = 0.8  # Jaccard index of character 5-grams, question and answer together, from which two rows count as one
 FRESH_SHARE_PERCENT = 20  # of the fresh rows measured instead of learned

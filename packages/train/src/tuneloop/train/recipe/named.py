@@ -1,4 +1,4 @@
-"""The recipes that come with tuneloop: commented YAML files in `recipes/` whose first line says what each is for."""
+"""The recipes that come with tuneloop: commented YAML files in `ready/` whose first line says what each is for."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tuneloop.registry.errors import InvalidInput, NotFound
-from tuneloop.train.recipe import Recipe, load_recipe
+from tuneloop.train.recipe.file import Recipe, load_recipe
 
-_FOLDER = Path(__file__).parent / "recipes"
+_FOLDER = Path(__file__).parent / "ready"
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import difflib
 import re
+import types
 import typing
 from typing import Any
 
 import yaml
-from pydantic import BaseModel
+from pydantic import BaseModel, Tag
 from pydantic_core import ErrorDetails
 
 from tuneloop.registry.errors import InvalidInput
@@ -56,12 +57,17 @@ class RecipeText:
 
     def add(self, error: ErrorDetails, model: type[BaseModel]) -> None:
         """Add one of pydantic's errors, in words, with the closest known key for an unknown one."""
-        place = tuple(part for part in error["loc"] if part != "[key]")
+        place, known = _walk(model, tuple(part for part in error["loc"] if part != "[key]"))
         if error["type"] == "extra_forbidden":
-            known = _keys_at(model, place[:-1])
             close = difflib.get_close_matches(str(place[-1]), known, n=1, cutoff=0.5)
             hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}"
             return self.complain(place, f"unknown key; {hint}")
+        if error["type"] == "union_tag_invalid":
+            given = error["ctx"]
+            key, tags = given["discriminator"].strip("_()"), given["expected_tags"].replace("'", "")
+            close = difflib.get_close_matches(given["tag"], tags.split(", "), n=1, cutoff=0.5)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            return self.complain((*place, key), f"{given['tag']!r} is none of {tags}{hint}")
         if error["type"] == "missing":
             return self.complain(place, "is missing")
         message = error["msg"].removeprefix("Value error, ")
@@ -95,13 +101,42 @@ class RecipeText:
         return values
 
 
-def _keys_at(model: type[BaseModel], place: Place) -> list[str]:
+def _walk(model: type[BaseModel], loc: Place) -> tuple[Place, list[str]]:
+    """The place in the document of one of pydantic's errors, and the keys known beside it.
+
+    Where a section has several shapes (`tuning.method`, `objective.kind`), pydantic names the shape as a part of the
+    place; the document knows no such part.
+    """
+    place: Place = ()
     here: Any = model
-    for part in place:
-        field = here.model_fields.get(str(part)) if isinstance(here, type) and issubclass(here, BaseModel) else None
+    known: list[str] = []
+    parts = list(loc)
+    while parts:
+        part = parts.pop(0)
+        place = (*place, part)
+        known = list(here.model_fields) if isinstance(here, type) and issubclass(here, BaseModel) else []
+        field = here.model_fields.get(str(part)) if known else None
         if field is None:
-            return []
-        here = field.annotation
-        if typing.get_origin(here) is not None:
-            return []
-    return list(here.model_fields) if isinstance(here, type) and issubclass(here, BaseModel) else []
+            here = None
+        elif shapes := _shapes(field.annotation):
+            here = shapes.get(str(parts.pop(0))) if parts else None
+        else:
+            here = _section_in(field.annotation)
+    return place, known
+
+
+def _shapes(annotation: Any) -> dict[str, type[BaseModel]]:
+    found: dict[str, type[BaseModel]] = {}
+    for option in (
+        typing.get_args(annotation) if typing.get_origin(annotation) in {typing.Union, types.UnionType} else ()
+    ):
+        tags = [extra.tag for extra in getattr(option, "__metadata__", ()) if isinstance(extra, Tag)]
+        if tags:
+            found[tags[0]] = typing.get_args(option)[0]
+    return found
+
+
+def _section_in(annotation: Any) -> Any:
+    """The model in `Section` or `Section | None`."""
+    options = typing.get_args(annotation) or (annotation,)
+    return next((one for one in options if isinstance(one, type) and issubclass(one, BaseModel)), None)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from tuneloop.registry.nouns import Check, GateReport, Interval
+from tuneloop.train.evaluation.statistics import RowScore, paired_difference
 from tuneloop.train.recipe import FRESH
-from tuneloop.train.statistics import RowScore, paired_difference
 
 
 @dataclass(frozen=True)

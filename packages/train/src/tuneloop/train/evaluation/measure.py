@@ -16,9 +16,9 @@ import sacrebleu
 import torch
 from transformers import GenerationConfig
 
-from tuneloop.train.data import Row
-from tuneloop.train.labels import IGNORED, LabelledRow, Labeller
-from tuneloop.train.statistics import RowScore, mean_nll, perplexity
+from tuneloop.train.data.labels import IGNORED, LabelledRow, Labeller
+from tuneloop.train.data.rows import Row
+from tuneloop.train.evaluation.statistics import RowScore, mean_nll, perplexity
 
 BATCH = 16
 

@@ -18,11 +18,11 @@ from typing import Any
 from tuneloop.registry.errors import InvalidInput, NotFound
 from tuneloop.registry.nouns import Version
 from tuneloop.registry.versions import Versions
-from tuneloop.train.data import Row, read_rows, write_rows
-from tuneloop.train.evaluate import EvaluationSet, SetScore
-from tuneloop.train.judge import Pair
+from tuneloop.train.data.rows import Row, read_rows, write_rows
+from tuneloop.train.evaluation.judge import Pair
+from tuneloop.train.evaluation.measure import EvaluationSet, SetScore
+from tuneloop.train.evaluation.statistics import RowScore, mean_nll, paired_difference, perplexity
 from tuneloop.train.recipe import RecipeFile, load_recipe
-from tuneloop.train.statistics import RowScore, mean_nll, paired_difference, perplexity
 
 
 class Keeper:

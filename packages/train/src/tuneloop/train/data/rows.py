@@ -19,7 +19,7 @@ from typing import Any
 from tuneloop.registry.artifacts import text_digest
 from tuneloop.registry.errors import InvalidInput
 from tuneloop.registry.nouns import Message
-from tuneloop.train.near import normal
+from tuneloop.train.data.near import normal
 
 _ROLES = ("system", "user", "assistant")
 _SHOWN_ERRORS = 50

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from tuneloop.registry.errors import InvalidInput
-from tuneloop.train.data import Row
+from tuneloop.train.data.rows import Row
 
 IGNORED = -100  # the label PyTorch's cross entropy leaves out
 _SHOWN = 5

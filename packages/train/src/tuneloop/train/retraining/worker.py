@@ -19,12 +19,12 @@ from tuneloop.registry.errors import Conflict, InvalidInput, TuneloopError, Unav
 from tuneloop.registry.nouns import GateReport, RetrainingRequest, RetrainingState, Version, version_name
 from tuneloop.registry.redaction import redact
 from tuneloop.train.base import Base, prepare_base, read_base
-from tuneloop.train.data import Row
-from tuneloop.train.fresh import RetrainingData, build, corrected_rows
-from tuneloop.train.judge import Rules, judge
-from tuneloop.train.leasing import held_lease
-from tuneloop.train.lineage import Lineage
+from tuneloop.train.data.rows import Row
+from tuneloop.train.evaluation.judge import Rules, judge
+from tuneloop.train.publishing.lineage import Lineage
 from tuneloop.train.recipe import FRESH, RecipeFile, RetrainSection, load_recipe
+from tuneloop.train.retraining.fresh import RetrainingData, build, corrected_rows
+from tuneloop.train.retraining.leasing import held_lease
 from tuneloop.train.screen import Screen
 from tuneloop.train.settings import WorkerSettings
 from tuneloop.train.stopping import StopFlag, Stopped

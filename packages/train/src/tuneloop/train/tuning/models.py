@@ -8,7 +8,6 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,28 +18,19 @@ from transformers.utils import logging as transformers_logging
 
 from tuneloop.registry.errors import InvalidInput
 from tuneloop.train.base import Base
+from tuneloop.train.choice import Choice
 from tuneloop.train.recipe import TuningSection
+from tuneloop.train.recipe.tuning import LoraTuning
 
 
-@dataclass(frozen=True)
-class Choice:
-    """Something decided for the user, and why."""
-
-    value: str
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{self.value} because {self.reason}"
-
-
-def choose_device() -> Choice:
+def choose_device() -> Choice[str]:
     """CUDA when there is a device."""
     if torch.cuda.is_available():
         return Choice("cuda", f"{torch.cuda.get_device_name(0)} is there")
     return Choice("cpu", f"there is no CUDA device; {torch.get_num_threads()} threads")
 
 
-def choose_attention(device: str, dtype: str) -> Choice:
+def choose_attention(device: str, dtype: str) -> Choice[str]:
     """Flash attention 2 where it can run, PyTorch's own otherwise."""
     if device != "cuda":
         return Choice("sdpa", "flash attention needs a CUDA device")
@@ -79,6 +69,8 @@ def new_adapter(model: Any, tuning: TuningSection, seed: int) -> Any:
     Raises:
         InvalidInput: no layer of the base bears a name in `tuning.target_modules`.
     """
+    if not isinstance(tuning, LoraTuning):
+        raise InvalidInput(f"tuning.method {tuning.method} is not built yet")
     targets = "all-linear" if tuning.adapts_all_linear else list(tuning.target_modules)
     config = LoraConfig(
         r=tuning.rank,
@@ -120,6 +112,8 @@ def adapter_shape(folder: Path) -> tuple[int, tuple[str, ...]]:
 
 def servable(tuning: TuningSection, max_lora_rank: int = 16) -> str | None:
     """Why vLLM would refuse the adapter with its default settings; None when it would not."""
+    if not isinstance(tuning, LoraTuning):
+        return f"vLLM serves no {tuning.method}"
     if tuning.dora:
         return "vLLM does not serve DoRA adapters; set tuning.dora to false"
     if tuning.rank > max_lora_rank:

@@ -1,0 +1,1 @@
+"""Fitting: one trainer for each objective, and what they share (arguments, progress, checkpoints)."""

@@ -1,0 +1,133 @@
+"""The recipe: everything a training run is told, as strict values; a misspelt key is an error, never ignored.
+
+Every option here is read by something. `load_recipe` reports all errors of a file at once, each with its line.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+
+from tuneloop.registry.artifacts import text_digest
+from tuneloop.registry.errors import InvalidInput
+from tuneloop.registry.nouns import ModelName
+from tuneloop.train.choice import Choice
+from tuneloop.train.recipe.data import DataSection
+from tuneloop.train.recipe.evaluate import EvaluateSection
+from tuneloop.train.recipe.objective import ObjectiveSection, SftObjective
+from tuneloop.train.recipe.part import Part
+from tuneloop.train.recipe.run import OptimSection, RunSection
+from tuneloop.train.recipe.text import RecipeText
+from tuneloop.train.recipe.tuning import LoraTuning, TuningSection
+
+_FULL_RATE = {"sft": 2e-5, "reward": 1e-5, "dpo": 5e-7, "grpo": 1e-6, "ppo": 1e-6}
+
+
+class BaseSection(Part):
+    """`base`: what is adapted."""
+
+    model: str = Field(min_length=1)  # hub id, folder, .gguf file, or package:<distribution>
+
+
+class PublishSection(Part):
+    """`publish`: under which name the version is registered."""
+
+    model: ModelName
+
+
+class RetrainSection(Part):
+    """`retrain`: what the worker does differently when it trains the model again."""
+
+    steps: int = Field(default=60, ge=1)
+    start_from: Literal["parent", "base"] = "parent"
+    replay_rows: int = Field(default=200, ge=0)  # of the champion's own training rows, against forgetting
+    margin: float = Field(default=0.02, gt=0.0)  # nats per token it may be worse on an old set
+    min_rows: int = Field(default=10, ge=2)  # fewer rows in a set decide nothing
+
+
+class Recipe(Part):
+    """All sections of a recipe."""
+
+    base: BaseSection
+    data: DataSection
+    tuning: TuningSection = LoraTuning()
+    objective: ObjectiveSection = SftObjective()
+    optim: OptimSection = OptimSection()
+    run: RunSection
+    evaluate: EvaluateSection
+    publish: PublishSection
+    retrain: RetrainSection = RetrainSection()
+
+    @property
+    def learning_rate(self) -> Choice[float]:
+        """The rate that is used: the recipe's, or the one that holds up for its method and objective."""
+        if self.optim.learning_rate is not None:
+            return Choice(self.optim.learning_rate, "the recipe says so")
+        full, kind = _FULL_RATE[self.objective.kind], self.objective.kind
+        if self.tuning.method == "full":
+            return Choice(full, f"that holds up for {kind} of all weights")
+        return Choice(10 * full, f"an adapter takes about ten times the rate of all weights, {full:g} for {kind}")
+
+
+@dataclass(frozen=True)
+class RecipeFile:
+    """A recipe with the text it came from, and the folder its paths are relative to."""
+
+    recipe: Recipe
+    text: str
+    folder: Path
+
+    @property
+    def digest(self) -> str:
+        """`sha256:…` of the text."""
+        return text_digest(self.text)
+
+    def computed_in(self, dtype: Literal["bfloat16", "float32"]) -> RecipeFile:
+        """The same file with `run.dtype` decided; its text stays what the author wrote."""
+        run = self.recipe.run.model_copy(update={"dtype": dtype})
+        return replace(self, recipe=self.recipe.model_copy(update={"run": run}))
+
+
+def load_recipe(path: Path, *, check_paths: bool = True) -> RecipeFile:
+    """Read and check a recipe.
+
+    Args:
+        path: the YAML file.
+        check_paths: whether the data files must exist; a recipe taken from a registry stands alone.
+
+    Raises:
+        InvalidInput: every error of the file, one a line, as `recipe.yaml:LINE: section.key: message`.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise InvalidInput(f"{path}: cannot be read: {reason}; `tuneloop recipe new {path}` writes one") from None
+    document = RecipeText(str(path), text)
+    recipe = None
+    try:
+        recipe = Recipe.model_validate(document.values)
+    except ValidationError as error:
+        for found in error.errors():
+            document.add(found, Recipe)
+    if check_paths:
+        for place, value in _paths_in(document.values):
+            if isinstance(value, str) and not (path.parent / value).is_file():
+                document.complain(place, f"there is no file {path.parent / value}")
+    if document.errors or recipe is None:
+        raise InvalidInput("\n".join(document.errors))
+    return RecipeFile(recipe, text, path.parent)
+
+
+def _paths_in(values: Any) -> list[tuple[tuple[str, ...], Any]]:
+    def section(*names: str) -> dict[str, Any]:
+        here = values
+        for name in names:
+            here = here.get(name) if isinstance(here, dict) else None
+        return here if isinstance(here, dict) else {}
+
+    found = [(("data", key), section("data").get(key)) for key in ("train", "validation")]
+    return found + [(("evaluate", "sets", str(name)), value) for name, value in section("evaluate", "sets").items()]

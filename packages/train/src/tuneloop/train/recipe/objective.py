@@ -1,0 +1,92 @@
+"""`objective`: what is learned, and by which loss. Each kind has its own keys; one that it does not read is an error.
+
+Sources: reward models (Bradley-Terry loss, Ouyang et al. 2203.02155), PPO (1707.06347) with KL control, DPO
+(2305.18290), GRPO (2402.03300).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from tuneloop.train.recipe.part import Names, Part
+
+
+class _Lengths(Part):
+    max_length: int = Field(default=1024, ge=16)  # tokens of a row; longer ones are cut at the end, and counted
+
+
+class SftObjective(_Lengths):
+    """Supervised fine-tuning on the assistant's turns; instruction, chat and prompt/completion rows are told apart."""
+
+    kind: Literal["sft"] = "sft"
+    template: Literal["chat", "instruction"] = "chat"  # the base's own, or `### Instruction: … ### Response: …`
+
+
+class RewardObjective(_Lengths):
+    """A reward model: the base with one output, trained to put the chosen answer above the rejected one."""
+
+    kind: Literal["reward"]
+
+
+class DpoObjective(_Lengths):
+    """Direct preference optimisation on chosen and rejected answers, against the base with its adapter switched off."""
+
+    kind: Literal["dpo"]
+    beta: float = Field(default=0.1, gt=0.0)  # how strongly it is held to the reference
+
+
+class _Sampling(Part):
+    """Learning from the policy's own answers, scored by `rewards` or a reward model."""
+
+    rewards: Annotated[Names, Field()] = ()  # names of reward functions, by entry point `tuneloop.rewards`; summed
+    reward_model: str | None = None  # a folder, or `model@version`, made with objective reward
+    max_prompt_length: int = Field(default=512, ge=8)  # tokens; longer questions are left out, and counted
+    max_new_tokens: int = Field(default=128, ge=1)
+    temperature: float = Field(default=1.0, gt=0.0)
+    kl_coefficient: float = Field(default=0.05, ge=0.0)  # how strongly it is held to the reference
+
+    @model_validator(mode="after")
+    def _is_rewarded(self) -> Self:
+        if not self.rewards and self.reward_model is None:
+            raise ValueError("give rewards (names of reward functions), reward_model, or both")
+        return self
+
+
+class GrpoObjective(_Sampling):
+    """Group-relative policy optimisation: several answers to a question, each against their mean."""
+
+    kind: Literal["grpo"]
+    answers: int = Field(default=8, ge=2)  # per question
+
+
+class PpoObjective(_Sampling):
+    """Proximal policy optimisation with a value head, generalised advantages and a clipped ratio."""
+
+    kind: Literal["ppo"]
+    clip: float = Field(default=0.2, gt=0.0, lt=1.0)  # how far the ratio of new to old probability counts
+    value_clip: float = Field(default=0.2, gt=0.0)
+    value_coefficient: float = Field(default=0.1, ge=0.0)
+    gamma: float = Field(default=1.0, gt=0.0, le=1.0)  # discount a token
+    gae_lambda: float = Field(default=0.95, ge=0.0, le=1.0)
+    target_kl: float | None = Field(
+        default=6.0, gt=0.0
+    )  # nats an answer; the coefficient adapts to hold it; none: fixed
+    passes: int = Field(default=4, ge=1)  # over each batch of answers
+
+
+def _kind(value: Any) -> str:
+    found = value.get("kind", "sft") if isinstance(value, dict) else value.kind
+    return found if isinstance(found, str) else "sft"
+
+
+ObjectiveSection = Annotated[
+    Annotated[SftObjective, Tag("sft")]
+    | Annotated[RewardObjective, Tag("reward")]
+    | Annotated[DpoObjective, Tag("dpo")]
+    | Annotated[GrpoObjective, Tag("grpo")]
+    | Annotated[PpoObjective, Tag("ppo")],
+    Discriminator(_kind),
+]
+SamplingObjective = GrpoObjective | PpoObjective

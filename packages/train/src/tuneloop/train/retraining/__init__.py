@@ -1,0 +1,1 @@
+"""The retraining worker: claims a request, builds its data, trains, gates, registers."""

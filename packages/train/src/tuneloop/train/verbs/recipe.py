@@ -1,0 +1,56 @@
+"""`tuneloop recipe`: list, show and begin recipes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from tuneloop.registry.printing import emit, json_option, table
+
+_EXISTING = click.Path(path_type=Path)
+
+
+@click.group()
+def recipe() -> None:
+    """List, show and begin recipes."""
+
+
+@recipe.command("list")
+@json_option
+def recipe_list(as_json: bool) -> None:
+    """List the recipes that come with tuneloop."""
+    from tuneloop.train.recipe.named import named_recipes
+
+    found = named_recipes()
+    rows = [(name, one.summary) for name, one in found.items()]
+    emit({name: one.summary for name, one in found.items()}, as_json, table(("recipe", "what it is for"), rows))
+
+
+@recipe.command("show")
+@click.argument("name_or_path")
+@json_option
+def recipe_show(name_or_path: str, as_json: bool) -> None:
+    """Show a recipe: one that comes with tuneloop by name, or a file with every effective value."""
+    import yaml
+
+    from tuneloop.train.recipe import load_recipe
+    from tuneloop.train.recipe.named import named_recipes
+
+    named = named_recipes().get(name_or_path)
+    if named is not None:
+        emit(named.recipe, as_json, named.text.rstrip())
+        return
+    found = load_recipe(Path(name_or_path)).recipe
+    emit(found, as_json, yaml.safe_dump(found.model_dump(mode="json"), sort_keys=False).rstrip())
+
+
+@recipe.command("new")
+@click.argument("path", type=_EXISTING)
+@click.option("--like", default="lora", show_default=True, help="The recipe to begin with; see `tuneloop recipe list`.")
+def recipe_new(path: Path, like: str) -> None:
+    """Begin a recipe of your own: a commented file to fill in."""
+    from tuneloop.train.recipe.named import write_new
+
+    write_new(path, like)
+    click.echo(f"{path} is written; point data.train and evaluate.sets at your files, then `tuneloop train {path}`")
