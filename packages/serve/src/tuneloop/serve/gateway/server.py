@@ -16,6 +16,7 @@ import uvicorn
 from tuneloop.registry.errors import InvalidInput, Unavailable
 from tuneloop.registry.settings import RegistrySettings
 from tuneloop.serve.gateway.app import Gateway, gateway_folder
+from tuneloop.serve.gateway.protocol import GatewayProtocol
 from tuneloop.serve.gateway.settings import GatewaySettings
 
 log = logging.getLogger(__name__)
@@ -48,7 +49,7 @@ def config(settings: GatewaySettings, registry: RegistrySettings) -> uvicorn.Con
     return uvicorn.Config(
         Gateway(settings, registry),
         loop="uvloop",
-        http="httptools",
+        http=GatewayProtocol,
         ws="none",
         lifespan="on",
         log_config=None,
