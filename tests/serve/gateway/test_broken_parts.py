@@ -190,3 +190,25 @@ def test_without_a_known_view_every_part_is_needed() -> None:
     found = follow(None, seen(keys=[ONE], routes={}, engines=[]), spare_engines=False)
     assert found.view is not None
     assert found.view.keys == (ONE,)
+
+
+@pytest.mark.parametrize("garbage", [b"", b"\xff\x00", b"[" * 100_000, b'{"taken_at": "2999"}', None])
+def test_garbage_for_a_last_known_good_view_is_told_and_written_anew(
+    world: World, garbage: bytes | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.engine("e1", "bot@1")
+    world.route((1, 10_000))
+    file = world.home / "gateway" / "gw" / LAST_KNOWN_GOOD
+    file.parent.mkdir(parents=True)
+    if garbage is None:  # no file at all: not even a view that is written can replace it
+        file.mkdir()
+    else:
+        file.write_bytes(garbage)
+    gateway = world.gateway()
+    assert gateway.chat().status == 200
+    said = [record.getMessage() for record in caplog.records]
+    assert sum("cannot be read" in line for line in said) == 1
+    if garbage is None:
+        until(lambda: sum("cannot be written" in record.getMessage() for record in caplog.records) == 1)
+        file.rmdir()
+    until(lambda: file.is_file() and b'"revision":1' in file.read_bytes())

@@ -7,7 +7,7 @@ import socket
 import pytest
 
 from serve.gateway.world import Address, World
-from tuneloop.serve.gateway.protocol import MAX_HEAD_BYTES
+from tuneloop.serve.gateway.protocol import MAX_HEAD_BYTES, MAX_WAITING
 
 
 def flood(gateway: Address, head: bytes, more: bytes) -> tuple[int, bytes]:
@@ -59,3 +59,22 @@ def test_long_heads_and_long_bodies_on_one_connection_are_no_trouble(world: Worl
             client.sendall(request)
             answer = client.recv(65_536)
             assert answer.startswith(b"HTTP/1.1 405 ")
+
+
+def test_requests_sent_ahead_without_end_close_the_connection(world: World) -> None:
+    gateway = world.gateway()
+    sent, _ = flood(gateway, b"", b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n" * 1_000)
+    assert sent < 100 * MAX_HEAD_BYTES
+    assert gateway.call("/readyz").status == 200
+
+
+def test_a_few_requests_sent_ahead_are_answered_in_order(world: World) -> None:
+    gateway = world.gateway()
+    ahead = b"".join(b"GET /%d HTTP/1.1\r\nhost: x\r\n\r\n" % number for number in range(MAX_WAITING))
+    with socket.create_connection(("127.0.0.1", int(gateway.url.rsplit(":", 1)[1])), timeout=10) as client:
+        client.sendall(ahead)
+        answer = b""
+        while answer.count(b"HTTP/1.1 404 ") < MAX_WAITING:
+            answer += client.recv(65_536)
+    found = [answer.index(b"GET /%d: Not Found" % number) for number in range(MAX_WAITING)]
+    assert found == sorted(found)

@@ -1,7 +1,7 @@
 """uvicorn's HTTP protocol, with an end to what a client may send before it has said who it is.
 
-httptools keeps a header however long it grows, and uvicorn every header of a request: without a limit one connection
-without a key could fill the memory. Costs two integer operations per read.
+httptools keeps a header however long it grows, and uvicorn every header of a request and every request that is sent
+before the one before it is answered: without limits one connection without a key could fill the memory.
 """
 
 from __future__ import annotations
@@ -11,10 +11,15 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from tuneloop.serve.gateway.errors import error_body
 
 MAX_HEAD_BYTES = 65_536  # request line and headers; what one read of the socket brings may come on top
+MAX_WAITING = 16  # requests of one connection behind the one that is being answered
+
+
+class TooManyWaiting(Exception):
+    """A client sends requests faster than it lets them be answered."""
 
 
 class GatewayProtocol(HttpToolsProtocol):
-    """Answers 431 and closes the connection when a request's head does not end in time."""
+    """Answers 431 when a request's head does not end in time, 400 to too many requests at once, and closes."""
 
     _in_head = True
     _head_bytes = 0
@@ -34,6 +39,8 @@ class GatewayProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Its head is here."""
         self._in_head = False
+        if len(self.pipeline) >= MAX_WAITING:
+            raise TooManyWaiting  # the parser stops, and uvicorn answers 400
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
