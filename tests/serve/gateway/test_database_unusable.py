@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 import threading
+import time
 from http.client import HTTPException
 from pathlib import Path
 
@@ -133,3 +135,28 @@ def test_feedback_that_neither_database_nor_disk_takes_gets_a_503_with_the_reaso
     with world.registry.database.writing() as connection:
         connection.execute(sa.text("ALTER TABLE feedback_moved RENAME TO feedback"))
     until(lambda: world.registry.traffic.feedback_for([answer.headers["x-request-id"]]))
+
+
+def test_a_database_that_reads_and_does_not_write_costs_no_record_and_fills_no_log(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.engine("e1", "bot@1")
+    world.route((1, 10_000))
+    gateway = world.gateway()
+    with world.registry.database.writing() as connection:
+        connection.execute(sa.text("ALTER TABLE requests RENAME TO requests_moved"))
+    ended = time.monotonic() + 4
+    asked = 0
+    while time.monotonic() < ended:
+        assert gateway.chat().status == 200
+        asked += 1
+        time.sleep(0.02)
+    assert gateway.metric("tuneloop_registry_up") == 1
+    assert gateway.metric("tuneloop_records_spooled_total") > 0
+    assert gateway.metric("tuneloop_records_dropped_total") == 0
+    said = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert len(said) <= 4, said
+    with world.registry.database.writing() as connection:
+        connection.execute(sa.text("ALTER TABLE requests_moved RENAME TO requests"))
+    until(lambda: len(world.registry.traffic.window("bot")) == asked, 10)
+    assert gateway.metric("tuneloop_records_dropped_total") == 0
