@@ -118,7 +118,7 @@ def test_a_gateway_that_cannot_be_read_keeps_no_adapter_from_being_wanted(regist
     gateway = GatewayState(id="g1", url="http://x", applied={}, in_flight={}, dropped_records=0, at=utc_now())
     registry.fleet.beat_gateway(gateway)
     with registry.database.writing() as connection:
-        connection.execute(sa.text("UPDATE gateways SET applied = '7'"))
+        connection.execute(sa.text("UPDATE gateways SET url = CAST(x'ff00fe' AS TEXT)"))
     sight = watch_of(registry, tmp_path).look()
     assert names(sight) == ["bot@1"]
     assert sight.gateways is None

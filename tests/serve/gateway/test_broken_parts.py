@@ -97,7 +97,9 @@ def test_an_unreadable_engine_stops_neither_revisions_nor_the_engines_known(worl
     with world.registry.database.writing() as connection:
         columns = "url, base, base_digest, template_digest, state, adapters, detail, max_loras, max_lora_rank, at"
         connection.execute(sa.text(f"INSERT INTO engines (id, {columns}) SELECT 'e9', {columns} FROM engines"))  # noqa: S608 (no input)
-        connection.execute(sa.text("UPDATE engines SET state = 'odd', at = '2999-01-01' WHERE id = 'e9'"))
+        connection.execute(
+            sa.text("UPDATE engines SET detail = CAST(x'ff00fe' AS TEXT), at = '2999-01-01' WHERE id = 'e9'")
+        )
     until(lambda: set(last_known(gateway)) == {"engines"})
     revision = world.route((1, 0), (2, 10_000)).revision
     assert world.registry.fleet.wait_applied("bot", revision, timeout_s=2.0) == ["gw"]
@@ -107,7 +109,7 @@ def test_an_unreadable_engine_stops_neither_revisions_nor_the_engines_known(worl
 def test_before_every_part_was_read_once_it_is_not_ready_and_says_which(world: World) -> None:
     world.engine("e1", "bot@1")
     world.route((1, 10_000))
-    damage(world, "UPDATE api_keys SET models = '7'")
+    damage(world, "UPDATE api_keys SET owner = CAST(x'ff00fe' AS TEXT)")  # no UTF-8
     with world.process(free_port(), ready=False) as process:
 
         def reason() -> str:
@@ -118,7 +120,7 @@ def test_before_every_part_was_read_once_it_is_not_ready_and_says_which(world: W
 
         until(lambda: "the keys cannot be read" in reason(), 15)
         assert process.address.call("/readyz").status == 503
-        damage(world, "UPDATE api_keys SET models = '[]'")
+        damage(world, "UPDATE api_keys SET owner = 'test'")
         until(lambda: process.address.chat().status == 200)
 
 

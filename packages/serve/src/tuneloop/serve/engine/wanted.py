@@ -134,7 +134,7 @@ class RegistryWatch:
         late: set[str] = set()
         try:
             gateways = self.registry.fleet.gateways()
-        except ValueError as error:  # a heartbeat that is none; adapters are loaded all the same
+        except (TuneloopError, ValueError) as error:  # the routes could be read: adapters are loaded all the same
             strange["gateways"] = f"cannot be read, so nothing is unloaded: {str(error).partition(chr(10))[0]}"
             return None
         for gateway in gateways:
