@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from tests_support import free_port
-from tuneloop.registry.errors import Conflict
+from tuneloop.registry.errors import Conflict, InvalidInput
 from tuneloop.serve.engine.launch import Launch
 from tuneloop.serve.engine.ports import ensure_port_free, hold_port
 from tuneloop.serve.engine.process import RECORD, EngineProcess, clear_leftovers, sole_agent
@@ -166,3 +166,11 @@ def test_each_start_has_its_own_log_and_the_last_ones_are_kept(tmp_path: Path) -
         *("engine.log", "engine.log.1", "engine.log.2", "engine.log.3"),
     ]
     assert "run 1" in (tmp_path / "engine.log.3").read_text()
+
+
+@pytest.mark.parametrize("garbage", [b"", b"\xff", b"[]", b'{"pid": 1}', b'{"pid": "x", "started": 0, "where": ""}'])
+def test_a_record_that_cannot_be_read_stops_the_start_with_one_clear_error(tmp_path: Path, garbage: bytes) -> None:
+    (tmp_path / RECORD).write_bytes(garbage)
+    with pytest.raises(InvalidInput, match="see with `ps` that no vLLM of this engine runs"):
+        clear_leftovers(tmp_path)
+    assert (tmp_path / RECORD).read_bytes() == garbage

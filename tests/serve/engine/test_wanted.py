@@ -5,15 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
 from tests_support import publish_version
 from tuneloop.registry import Registry
-from tuneloop.registry.errors import Unavailable
+from tuneloop.registry.errors import InvalidInput, Unavailable
 from tuneloop.registry.nouns import Arm, GatewayState, utc_now
 from tuneloop.registry.settings import RegistrySettings
 from tuneloop.serve.engine.adapters import Base
 from tuneloop.serve.engine.reconcile import Gateways
-from tuneloop.serve.engine.wanted import RegistryWatch, Sight
+from tuneloop.serve.engine.wanted import MEMORY, RegistryWatch, Sight
 
 BASE = Base("base", "sha256:base", "sha256:template")
 
@@ -75,3 +76,59 @@ def test_with_the_registry_away_the_last_wanted_adapters_are_still_known(registr
     with pytest.raises(Unavailable, match=r"127\.0\.0\.1:1"):
         watch.look()
     assert names(watch_of(registry, tmp_path, Base("base", "sha256:other", "sha256:template")).remembered()) == []
+
+
+GARBAGE = [b"", b"\xff\x00", b"{}", b'[{"model": "bot"}]', b"[" * 100_000]
+
+
+@pytest.mark.parametrize("garbage", GARBAGE, ids=["empty", "no text", "no list", "half", "nested"])
+def test_a_memory_that_cannot_be_read_is_told_and_written_anew(
+    registry: Registry, tmp_path: Path, garbage: bytes
+) -> None:
+    publish_version(registry, tmp_path / "v1")
+    route(registry, (1, 10_000))
+    (tmp_path / MEMORY).write_bytes(garbage)
+    watch = watch_of(registry, tmp_path)
+    with pytest.raises(InvalidInput, match=r"wanted\.json cannot be read"):
+        watch.remembered()
+    assert names(watch.look()) == ["bot@1"]
+    assert names(watch_of(registry, tmp_path).remembered()) == ["bot@1"]
+
+
+def test_a_route_that_is_shown_no_more_unloads_nothing_not_even_after_a_start(
+    registry: Registry, tmp_path: Path
+) -> None:
+    publish_version(registry, tmp_path / "v1")
+    route(registry, (1, 10_000))
+    watch = watch_of(registry, tmp_path)
+    assert names(watch.look()) == ["bot@1"]
+    with registry.database.writing() as connection:
+        connection.execute(sa.text("DELETE FROM routes"))
+    assert names(watch.look()) == ["bot@1"]
+    again = watch_of(registry, tmp_path)
+    assert names(again.remembered()) == ["bot@1"]
+    sight = again.look()
+    assert names(sight) == ["bot@1"]
+    assert sight.strange == {"bot@1": "the registry shows no route of bot any more"}
+
+
+def test_a_gateway_that_cannot_be_read_keeps_no_adapter_from_being_wanted(registry: Registry, tmp_path: Path) -> None:
+    publish_version(registry, tmp_path / "v1")
+    route(registry, (1, 10_000))
+    gateway = GatewayState(id="g1", url="http://x", applied={}, in_flight={}, dropped_records=0, at=utc_now())
+    registry.fleet.beat_gateway(gateway)
+    with registry.database.writing() as connection:
+        connection.execute(sa.text("UPDATE gateways SET url = CAST(x'ff00fe' AS TEXT)"))
+    sight = watch_of(registry, tmp_path).look()
+    assert names(sight) == ["bot@1"]
+    assert sight.gateways is None
+    assert "nothing is unloaded" in sight.strange["gateways"]
+
+
+def test_a_memory_that_cannot_be_written_keeps_no_adapter_from_being_wanted(registry: Registry, tmp_path: Path) -> None:
+    publish_version(registry, tmp_path / "v1")
+    route(registry, (1, 10_000))
+    (tmp_path / MEMORY).mkdir()
+    sight = watch_of(registry, tmp_path).look()
+    assert names(sight) == ["bot@1"]
+    assert "cannot be written" in sight.strange[MEMORY]

@@ -95,3 +95,14 @@ def test_keep_alive_connections_carry_one_request_after_another(world: World) ->
             data = json.dumps(ASK).encode()
             head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {world.key}\r\n"
             connection.sendall(f"{head}content-length: {len(data)}\r\n\r\n".encode() + data)
+
+
+def test_a_client_that_had_sent_its_next_request_ahead_is_noticed_when_it_leaves(world: World) -> None:
+    engine = world.engine("e1", "bot@1", pause_s=0.02, words=2_000)
+    world.route((1, 10_000))
+    with connect(world.gateway(), stream=True) as connection:
+        assert connection.recv(65_536).startswith(b"HTTP/1.1 200 ")
+        connection.sendall(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n")
+        time.sleep(0.3)
+        assert engine.at_work == 1
+    until(lambda: engine.left == 1, 5, "the engine is told that nobody listens")

@@ -111,7 +111,7 @@ def test_without_database_and_without_a_last_view_it_starts_and_says_why_it_is_n
             except OSError:
                 return ""
 
-        until(lambda: "the database does not answer" in says(), 15)
+        until(lambda: "onnection" in says() and "no last known good view" in says(), 15)
         assert gateway.call("/readyz").status == 503
         assert gateway.call("/healthz").status == 200
         got = gateway.chat()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -85,4 +86,16 @@ def test_on_sigterm_streams_end_records_are_stored_and_the_gateway_leaves_the_li
     assert all(body.endswith(b"data: [DONE]\n\n") for body in bodies)
     assert [record.status for record in world.registry.traffic.window("bot")] == [200] * 4
     assert world.registry.fleet.gateways() == []
+    assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize("in_the_way", ["home", "home/gateway", "home/gateway/gw"])
+def test_a_file_where_its_folder_should_be_gets_one_clear_error(world: World, tmp_path: Path, in_the_way: str) -> None:
+    file = tmp_path / "other" / in_the_way
+    file.parent.mkdir(parents=True)
+    file.write_text("in the way")
+    with world.process(free_port(), ready=False, TUNELOOP_HOME=str(tmp_path / "other" / "home")) as process:
+        code, errors = process.wait()
+    assert code == 2
+    assert "must be a folder this user may write" in errors
     assert "Traceback" not in errors

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Literal, ParamSpec, TypeVar
 
-from tuneloop.registry.errors import Unavailable
+from tuneloop.registry.errors import InvalidInput, Unavailable
 from tuneloop.registry.nouns import EngineState, utc_now
 from tuneloop.serve.engine.adapters import Base
 from tuneloop.serve.engine.keeper import Keeper
@@ -58,7 +58,10 @@ class Agent:
         Raises:
             Unavailable: vLLM's first start failed.
         """
-        self._sight = self._watch.remembered()
+        try:
+            self._sight = self._watch.remembered()
+        except InvalidInput as error:
+            self._say(str(error))
         self._keeper.collect(self._sight)
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):

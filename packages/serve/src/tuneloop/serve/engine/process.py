@@ -58,13 +58,14 @@ def clear_leftovers(home: Path) -> int:
     record = home / RECORD
     try:
         said = json.loads(record.read_text(encoding="utf-8"))
+        pid, started, where = int(said["pid"]), float(said["started"]), said["where"]
     except FileNotFoundError:
         return 0
-    except json.JSONDecodeError as error:
+    except (ValueError, TypeError, KeyError) as error:
         raise InvalidInput(
             f"{record}: {error}; see with `ps` that no vLLM of this engine runs, then remove the file"
         ) from None
-    found = _kill_session(said["pid"], said["started"]) if said["where"] == _process_space() else 0
+    found = _kill_session(pid, started) if where == _process_space() else 0
     record.unlink()
     return found
 

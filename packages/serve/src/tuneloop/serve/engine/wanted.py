@@ -1,25 +1,27 @@
 """What the registry wants of this engine: the adapters its routes name, and what the gateways still send here.
 
 Reads only, in a worker thread. The last wanted set is kept on disk, so that an agent that starts while the registry is
-away serves what it served before.
+away serves what it served before. Routes only grow: a model whose route is not shown keeps what was wanted of it last.
 """
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pydantic import TypeAdapter, ValidationError
+
 from tuneloop.registry import Registry
-from tuneloop.registry.errors import TuneloopError
+from tuneloop.registry.errors import InvalidInput, TuneloopError
 from tuneloop.registry.nouns import EngineState, Route, Version, version_name
 from tuneloop.serve.engine.adapters import Base, wrong_base
 from tuneloop.serve.engine.reconcile import Gateways
 from tuneloop.serve.files import write_atomically
 
 MEMORY = "wanted.json"
+_MEMORY = TypeAdapter(tuple[Version, ...])
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,9 @@ class Sight:
     """One look at the registry."""
 
     wanted: tuple[Version, ...]  # adapters of this engine's base, the largest share first
-    strange: dict[str, str] = field(default_factory=dict)  # version name → why a routed version is not for this engine
+    strange: dict[str, str] = field(
+        default_factory=dict
+    )  # version name → why a routed version is not for this engine; other oddities
     gateways: Gateways | None = None  # None: not known
 
 
@@ -41,6 +45,7 @@ class RegistryWatch:
         self._base = base
         self._memory = home / MEMORY
         self._known: dict[str, Version] = {}
+        self._last: tuple[Version, ...] = ()  # what was wanted last, in this life or the one before
 
     @property
     def registry(self) -> Registry:
@@ -54,12 +59,24 @@ class RegistryWatch:
         return self._opened
 
     def remembered(self) -> Sight | None:
-        """What was wanted when this engine's agent last looked, as far as it fits the base; None the first time."""
-        if not self._memory.exists():
+        """What was wanted when this engine's agent last looked, as far as it fits the base; None the first time.
+
+        Raises:
+            InvalidInput: the memory cannot be read.
+        """
+        try:
+            kept = _MEMORY.validate_json(self._memory.read_bytes())
+        except FileNotFoundError:
             return None
-        kept = [Version.model_validate(entry) for entry in json.loads(self._memory.read_text(encoding="utf-8"))]
+        except (OSError, ValidationError) as error:
+            why = error.strerror if isinstance(error, OSError) else f"{error.error_count()} errors"
+            raise InvalidInput(
+                f"{self._memory} cannot be read ({why}): nothing is served before the registry answers, "
+                "then it is written anew"
+            ) from None
         self._known |= {version.name: version for version in kept}
-        return Sight(tuple(version for version in kept if not wrong_base(version, self._base)))
+        self._last = tuple(version for version in kept if not wrong_base(version, self._base))
+        return Sight(self._last)
 
     def look(self) -> Sight:
         """The wanted adapters and the gateways' state now.
@@ -83,8 +100,11 @@ class RegistryWatch:
                 else:
                     found.append((arm.weight_bp, version))
         wanted = tuple(version for _, version in sorted(found, key=lambda pair: (-pair[0], pair[1].name)))
-        self._remember(wanted)
-        return Sight(wanted, strange, self._gateways(routes))
+        unseen = tuple(version for version in self._last if version.model not in routes)
+        strange |= {version.name: f"the registry shows no route of {version.model} any more" for version in unseen}
+        self._last = (*wanted, *unseen)
+        strange |= self._remember(self._last)
+        return Sight(self._last, strange, self._gateways(routes, strange))
 
     def fetch(self, version: Version, root: Path) -> Path:
         """The version's folder below `root`, verified; needs no MLflow when it is there already."""
@@ -108,10 +128,16 @@ class RegistryWatch:
             self._known[name] = self.registry.versions.get(model, number)
         return self._known[name]
 
-    def _gateways(self, routes: dict[str, Route]) -> Gateways:
+    def _gateways(self, routes: dict[str, Route], strange: dict[str, str]) -> Gateways | None:
+        """The gateways' state; None, and the reason in `strange`, when it cannot be read."""
         running: Counter[str] = Counter()
         late: set[str] = set()
-        for gateway in self.registry.fleet.gateways():
+        try:
+            gateways = self.registry.fleet.gateways()
+        except (TuneloopError, ValueError) as error:  # the routes could be read: adapters are loaded all the same
+            strange["gateways"] = f"cannot be read, so nothing is unloaded: {str(error).partition(chr(10))[0]}"
+            return None
+        for gateway in gateways:
             for key, count in gateway.in_flight.items():
                 engine, _, name = key.partition("|")
                 if engine == self._engine_id:
@@ -119,7 +145,12 @@ class RegistryWatch:
             late |= {model for model, route in routes.items() if gateway.applied.get(model, 0) < route.revision}
         return Gateways(dict(running), frozenset(late))
 
-    def _remember(self, wanted: tuple[Version, ...]) -> None:
-        text = json.dumps([version.model_dump(mode="json") for version in wanted])
-        if not self._memory.exists() or self._memory.read_text(encoding="utf-8") != text:
-            write_atomically(self._memory, text.encode())
+    def _remember(self, wanted: tuple[Version, ...]) -> dict[str, str]:
+        """Keep what is wanted for the next life; why that failed, under the file's name."""
+        text = _MEMORY.dump_json(wanted)
+        try:
+            if not self._memory.exists() or self._memory.read_bytes() != text:
+                write_atomically(self._memory, text)
+        except OSError as error:
+            return {MEMORY: f"cannot be written, and a start without the registry would serve what it says: {error}"}
+        return {}

@@ -42,7 +42,9 @@ class Gateway:
         self._metrics = Metrics()
         self._load = Load()
         self._recorder = Recorder(settings, self._link, self.folder / "spool", self._metrics)
-        self._refresh = Refresh(self._link, self.folder, settings.poll_s, self._beat, self._metrics.applies)
+        self._refresh = Refresh(
+            self._link, self.folder, settings.poll_s, self._beat, self._metrics.applies, self._metrics.part_failed
+        )
         self._completions = Completions(
             settings, lambda: self._refresh.snapshot, self._load, self._finished, self._metrics.retried
         )
@@ -53,12 +55,13 @@ class Gateway:
                 authenticate=self._completions.authenticate,
                 routes=self._routes,
                 not_ready=self.not_ready,
+                last_known=lambda: self._refresh.trouble,
                 metrics=self._metrics.text,
             )
         )
         self._metrics.watch(
             pending=lambda: self._recorder.pending,
-            registry_up=lambda: self._link.up(REGISTRY_UP_WITHIN_S) and not self._refresh.distrust,
+            registry_up=lambda: self._refresh.up(REGISTRY_UP_WITHIN_S),
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -77,11 +80,10 @@ class Gateway:
         """Why this gateway cannot serve; empty when it can."""
         if self._refresh.snapshot is not None:
             return ""
-        return (
-            f"no routes yet: the database does not answer, and there is no last known good view in {self.folder}"
-            if self._link.down
-            else "no routes yet: the first reading of the registry is under way"
-        )
+        why = "; ".join(dict.fromkeys(self._refresh.trouble.values()))
+        if not why:
+            return "the first reading of the registry is under way"
+        return f"nothing to serve yet: {why}; and {self._refresh.no_last_view}"
 
     async def start(self) -> None:
         """Start what stands behind the request path."""

@@ -133,7 +133,7 @@ class Completions:
         if snapshot is None:
             raise ApiError(
                 503,
-                "the gateway has not read its routes yet: its database does not answer",
+                "the gateway has not read its routes yet; its /readyz says why",
                 code="not_ready",
                 retry_after_s=1,
             )

@@ -29,6 +29,9 @@ class Metrics:
         self.records_spooled = self._counter(
             "records_spooled", "records and feedback put on disk: the database was away"
         )
+        self.records_aside = self._counter(
+            "records_aside", "spooled records and feedback that cannot be read or stored, kept beside the spool"
+        )
         self.records_dropped = self._counter(
             "records_dropped", "records lost: queue full, or disk and database refused"
         )
@@ -38,7 +41,10 @@ class Metrics:
         self._revision = self._gauge("route_revision", "the route revision this gateway applies", ("model",))
         self._engine_ready = self._gauge("engine_ready", "1 when the engine is live and ready", ("engine",))
         self._pending = self._gauge("records_pending", "records waiting in memory")
-        self._registry_up = self._gauge("registry_up", "1 when the database answered the last reads")
+        self._registry_up = self._gauge("registry_up", "1 when the last reads of the database gave every part")
+        self._part_failures = self._counter(
+            "registry_part_failures", "reads that left a part of the registry as it was known last", ("part",)
+        )
         self._engines: set[str] = set()
 
     def watch(self, *, pending: Callable[[], int], registry_up: Callable[[], bool]) -> None:
@@ -72,6 +78,10 @@ class Metrics:
         self._engines |= {engine.id for engine in snapshot.engines}
         for engine in self._engines:
             self._engine_ready.labels(engine).set(engine in ready)
+
+    def part_failed(self, part: str) -> None:
+        """Count one reading that could not renew a part of the view."""
+        self._part_failures.labels(part).inc()
 
     def text(self) -> bytes:
         """The exposition."""

@@ -12,7 +12,6 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from tuneloop.registry.errors import InvalidInput, Unavailable
@@ -44,13 +43,15 @@ class Recorder:
             link,
             Spool(folder, "requests", RequestRecord),
             lambda registry, items: registry.traffic.add_requests(items),
-            metrics.records_spooled.inc,
+            spooled=metrics.records_spooled.inc,
+            aside=metrics.records_aside.inc,
         )
         self._feedback = Store(
             link,
             Spool(folder, "feedback", Feedback),
             lambda registry, items: registry.traffic.add_feedback(items),
-            metrics.records_spooled.inc,
+            spooled=metrics.records_spooled.inc,
+            aside=metrics.records_aside.inc,
         )
         self._queue: deque[Exchange] = deque()
         self._bytes_in = self._bytes_out = 0  # one writer each: the event loop, the thread
@@ -117,7 +118,10 @@ class Recorder:
         try:
             refused = self._feedback.keep([clean])
         except OSError as error:
-            raise Unavailable(f"neither database nor disk takes this feedback: {error}") from error
+            log.error("feedback is refused: the database is away, and the disk refuses: %s", error)
+            raise Unavailable(
+                f"the database is away and the disk refuses this feedback: {error.strerror or error}"
+            ) from error
         if refused:
             raise InvalidInput("the database refuses this feedback; send plain text")
 
@@ -137,18 +141,25 @@ class Recorder:
             try:
                 if batch:
                     self._store(batch)
-                with suppress(Unavailable):  # the link has logged it
-                    self._requests.replay()
-                    self._feedback.replay()
             except Exception:
                 log.exception("storing records failed")
                 self._drop(len(batch), "a defect of the gateway")
             self._bytes_out += sum(exchange.text_bytes for exchange in batch)
             self._storing = 0
+            self._replay()
             if not self._queue:
                 if self._stopping:
                     return
                 self._wake.wait(PAUSE_S)
+
+    def _replay(self) -> None:
+        for store in (self._requests, self._feedback):
+            try:
+                store.replay()
+            except Unavailable:  # the link has logged it
+                pass
+            except Exception:
+                log.exception("bringing in what is on disk failed; it stays there and is tried again")
 
     def _store(self, batch: Sequence[Exchange]) -> None:
         records = [self._redacted(record_of(exchange, self._settings.record_text_chars)) for exchange in batch]

@@ -12,18 +12,18 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
-from tuneloop.registry import Registry
 from tuneloop.registry.errors import InvalidInput, Unavailable
 from tuneloop.registry.fleet import STALE_AFTER_S
 from tuneloop.registry.nouns import GatewayState, utc_now
-from tuneloop.serve.gateway.link import Link
-from tuneloop.serve.gateway.snapshot import LAST_KNOWN_GOOD, Snapshot
+from tuneloop.serve.gateway.link import Link, cause_of
+from tuneloop.serve.gateway.look import PARTS, follow, look
+from tuneloop.serve.gateway.snapshot import Snapshot
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -40,16 +40,26 @@ class Refresh:
         poll_s: float,
         beat: Callable[[Snapshot], GatewayState],
         applied: Callable[[Snapshot], None],
+        failed: Callable[[str], None],
     ) -> None:
-        """`beat` makes the heartbeat, `applied` hears of each new view; both run on the event loop."""
+        """`beat` makes the heartbeat, `applied` hears of each new view; both run on the event loop.
+
+        `failed` hears, on the thread that reads, of every part that a reading left as it was.
+        """
         self._link = link
         self._folder = folder
         self._poll_s = poll_s
         self._beat = beat
         self._applied = applied
+        self._failed = failed
         self.snapshot: Snapshot | None = None
-        self.from_disk = False
-        self.distrust = ""  # what the database has forgotten: it is not the one this gateway knows
+        self.trouble: Mapping[str, str] = {}  # part → why the view has it as it was known last
+        self.no_last_view = f"there is no last known good view in {folder}"  # or why it is of no use
+        self._told: Mapping[str, str] = {}
+        self._lost_models: frozenset[str] = frozenset()
+        self._read_at = -math.inf
+        self._saved = False
+        self._save_trouble = ""
         self._away = False
         self._back_at = -math.inf  # engines could not beat while the database was away: give them time when it is back
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -67,9 +77,9 @@ class Refresh:
             known = Snapshot.load(self._folder)
         except InvalidInput as error:
             log.error("%s", error)
+            self.no_last_view = str(error)
             known = None
         if known is not None:
-            self.from_disk = True
             self._apply(known)
         for thread in self._threads:
             thread.start()
@@ -81,50 +91,72 @@ class Refresh:
         for thread in self._threads:
             thread.join(timeout=5.0)
 
+    def up(self, within_s: float) -> bool:
+        """Whether every part of the view was read, not longer than `within_s` ago."""
+        return not self.trouble and time.monotonic() - self._read_at <= within_s
+
     def _keep_reading(self) -> None:
         while not self._stopping.is_set():
             try:
                 self._read()
-            except Unavailable:  # the link has logged it; the view stays as it is
-                self._away = True
-            except Exception:
-                log.exception("reading the registry failed; the view stays as it is")
+            except Exception as error:
+                if not self.trouble:
+                    log.exception("reading the registry failed; the view stays as it is")
+                self._has(dict.fromkeys(PARTS, f"a defect of the gateway: {cause_of(error)}"))
             self._stopping.wait(self._poll_s)
 
     def _read(self) -> None:
-        with self._link.registry() as registry:
-            fresh = read_registry(registry)
-        known = self.snapshot
-        lost = known.lost_in(fresh) if known is not None else ""
-        if lost and not self.distrust:
-            log.error(
-                "the database has lost %s: serving on with the last known routes; if it was replaced on purpose, "
-                "stop this gateway, delete %s and start it again",
-                lost,
-                self._folder / LAST_KNOWN_GOOD,
-            )
-        self.distrust = lost
-        if lost:
+        try:
+            with self._link.registry() as registry:
+                seen = look(registry, utc_now())
+        except Unavailable as error:  # the link has logged it; the view stays as it is
+            self._away = True
+            self._has(dict.fromkeys(PARTS, str(error)))
             return
         if self._away:
             self._away, self._back_at = False, time.monotonic()
-        if known is not None and time.monotonic() - self._back_at < STALE_AFTER_S:
-            fresh = fresh.with_engines_of(known)
-        if known is not None and not self.from_disk and fresh.same_as(known):
+        known = self.snapshot
+        found = follow(known, seen, spare_engines=time.monotonic() - self._back_at < STALE_AFTER_S)
+        self._tell(found.trouble)
+        self._has(found.trouble)
+        self._lost_models = found.lost_models
+        self._read_at = time.monotonic()
+        fresh = found.view
+        if fresh is None or (known is not None and self._saved and fresh.same_as(known)):
             return
         self._on_loop(lambda: self._apply(fresh))
-        self.from_disk = False
         self._changed.set()
+        self._save(fresh)
+
+    def _has(self, trouble: Mapping[str, str]) -> None:
+        self.trouble = trouble
+        for part in trouble:
+            self._failed(part)
+
+    def _tell(self, trouble: Mapping[str, str]) -> None:
+        """Log what has changed about the parts since this was last called."""
+        for part, why in trouble.items():
+            if why != self._told.get(part):
+                log.error("serving on with the last known %s: %s", part, why)
+        for part in self._told.keys() - trouble.keys():
+            log.warning("the %s can be read again", part)
+        self._told = trouble
+
+    def _save(self, view: Snapshot) -> None:
         try:
-            fresh.save(self._folder)
-        except OSError as error:
-            log.error("the last known good view cannot be written to %s: %s", self._folder, error)
+            view.save(self._folder)
+        except OSError as error:  # it is tried again at every reading
+            if str(error) != self._save_trouble:
+                log.error("the last known good view cannot be written to %s: %s", self._folder, error)
+            self._saved, self._save_trouble = False, str(error)
+        else:
+            self._saved, self._save_trouble = True, ""
 
     def _keep_beating(self) -> None:
         state: GatewayState | None = None
         while not self._stopping.is_set():
             try:
-                if self.snapshot is not None and not self.distrust:
+                if self.snapshot is not None:
                     state = self._on_loop(self._state)
                     with suppress(Unavailable), self._link.registry() as registry:  # the link has logged it
                         registry.fleet.beat_gateway(state)
@@ -140,8 +172,11 @@ class Refresh:
                 log.warning("this gateway stays on the registry's list until its heartbeat is stale: %s", error)
 
     def _state(self) -> GatewayState:
+        """The heartbeat; a route that this database does not show is none that can be said to be applied."""
         assert self.snapshot is not None
-        return self._beat(self.snapshot)
+        state = self._beat(self.snapshot)
+        applied = {model: revision for model, revision in state.applied.items() if model not in self._lost_models}
+        return state.model_copy(update={"applied": applied})
 
     def _apply(self, snapshot: Snapshot) -> None:
         self.snapshot = snapshot
@@ -160,8 +195,3 @@ class Refresh:
 
         self._loop.call_soon_threadsafe(run)
         return result.result(timeout=30.0)
-
-
-def read_registry(registry: Registry) -> Snapshot:
-    """The registry as it is now."""
-    return Snapshot.of(utc_now(), registry.routes.current_all(), registry.fleet.engines(), registry.keys.all())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -65,6 +65,7 @@ class Services:
     authenticate: Callable[[Scope], ApiKey]  # raises ApiError
     routes: Callable[[], dict[str, Route]]
     not_ready: Callable[[], str]  # why the gateway cannot serve; empty when it can
+    last_known: Callable[[], Mapping[str, str]]  # part of the registry → why it is served as it was known last
     metrics: Callable[[], bytes]
 
     def allowed(self, request: Request) -> dict[str, Route]:
@@ -126,7 +127,9 @@ def _add_health(app: FastAPI, services: Services) -> None:
     @app.get("/readyz")
     async def readyz() -> JSONResponse:
         reason = services.not_ready()
-        return JSONResponse({"ready": not reason, "reason": reason}, status_code=503 if reason else 200)
+        last_known = {} if reason else dict(services.last_known())
+        told = {"ready": not reason, "reason": reason, "last_known": last_known}
+        return JSONResponse(told, status_code=503 if reason else 200)
 
     @app.get("/metrics")
     async def exposition() -> Response:
@@ -144,6 +147,11 @@ def _add_errors(app: FastAPI) -> None:
         message = f"{request.method} {request.url.path}: {error.detail}"
         body = error_body(error.status_code, message, code=None)
         return Response(body, error.status_code, dict(error.headers or {}), "application/json")
+
+    @app.exception_handler(Exception)
+    async def defect(_request: Request, _error: Exception) -> Response:  # the server logs it with its traceback
+        body = error_body(500, "internal error; the gateway's log has the cause", code="internal_error")
+        return Response(body, 500, media_type="application/json")
 
     @app.exception_handler(ClientLeft)
     async def client_left(_request: Request, _error: ClientLeft) -> Response:

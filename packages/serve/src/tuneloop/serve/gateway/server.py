@@ -16,6 +16,7 @@ import uvicorn
 from tuneloop.registry.errors import InvalidInput, Unavailable
 from tuneloop.registry.settings import RegistrySettings
 from tuneloop.serve.gateway.app import Gateway, gateway_folder
+from tuneloop.serve.gateway.protocol import GatewayProtocol
 from tuneloop.serve.gateway.settings import GatewaySettings
 
 log = logging.getLogger(__name__)
@@ -26,7 +27,7 @@ def serve(settings: GatewaySettings, registry: RegistrySettings) -> None:
     """Run until SIGTERM or Ctrl-C: then accept nothing new, let streams end, store every record.
 
     Raises:
-        InvalidInput: the address cannot be used on this machine.
+        InvalidInput: the address, or this gateway's folder, cannot be used on this machine.
         Unavailable: the port, or this gateway's folder, is taken.
     """
     with listening(settings.host, settings.port) as listener:
@@ -48,7 +49,7 @@ def config(settings: GatewaySettings, registry: RegistrySettings) -> uvicorn.Con
     return uvicorn.Config(
         Gateway(settings, registry),
         loop="uvloop",
-        http="httptools",
+        http=GatewayProtocol,
         ws="none",
         lifespan="on",
         log_config=None,
@@ -91,10 +92,18 @@ def locked(folder: Path, gateway_id: str) -> Iterator[None]:
     """This folder for one process.
 
     Raises:
+        InvalidInput: it cannot be made or written.
         Unavailable: another gateway goes by the same id.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as file:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / "lock").open("w")
+    except OSError as error:
+        raise InvalidInput(
+            f"gateway folder {folder}: {error.strerror}; it must be a folder this user may write, below `home` "
+            "(`tuneloop config` shows where that comes from)"
+        ) from None
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

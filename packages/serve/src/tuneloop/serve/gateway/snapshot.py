@@ -73,20 +73,6 @@ class Snapshot(Noun):
         )
         return (self.routes, self.keys, mine) == (other.routes, other.keys, theirs)
 
-    def with_engines_of(self, before: Snapshot) -> Self:
-        """This view, with the engines that only the one before it knew."""
-        here = {engine.id for engine in self.engines}
-        gone = tuple(engine for engine in before.engines if engine.id not in here)
-        return type(self)(taken_at=self.taken_at, routes=self.routes, keys=self.keys, engines=(*self.engines, *gone))
-
-    def lost_in(self, fresh: Snapshot) -> str:
-        """What this view knows and a fresh one does not; routes only grow, so that one is of another database."""
-        for model, revision in self.applied.items():
-            found = fresh.applied.get(model, 0)
-            if found < revision:
-                return f"{model} revision {revision}" + (f" (there is only {found})" if found else "")
-        return ""
-
     def save(self, folder: Path) -> None:
         """Write it as the last known good view, whole or not at all."""
         write_atomically(folder / LAST_KNOWN_GOOD, self.model_dump_json().encode())
@@ -103,6 +89,8 @@ class Snapshot(Noun):
             return cls.model_validate_json(path.read_bytes())
         except FileNotFoundError:
             return None
+        except OSError as error:
+            raise InvalidInput(f"{path} cannot be read ({error.strerror}); give it to this gateway's user") from None
         except ValidationError as error:
             raise InvalidInput(
                 f"{path} cannot be read ({error.error_count()} errors); delete it, the gateway writes a new one "

@@ -1,9 +1,14 @@
-"""Into the database, or onto disk while it is away; and from disk into the database when it is back."""
+"""Into the database, or onto disk while it is away; and from disk into the database when it is back.
+
+Whatever the database answers, an item that was taken is in it, in the spool, or set aside beside the spool and counted.
+"""
 
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Generic, TypeVar
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -11,12 +16,13 @@ from sqlalchemy.exc import SQLAlchemyError
 from tuneloop.registry import Registry
 from tuneloop.registry.errors import Unavailable
 from tuneloop.registry.nouns import Noun
-from tuneloop.serve.gateway.link import Link
-from tuneloop.serve.gateway.spool import Spool
+from tuneloop.serve.gateway.link import Link, cause_of
+from tuneloop.serve.gateway.spool import Spool, line_of
 
 log = logging.getLogger(__name__)
 NounT = TypeVar("NounT", bound=Noun)
 REPLAY_BATCH = 500
+REPLAY_AGAIN_AFTER_S = 2.0  # when the last one did not get through
 
 
 class Store(Generic[NounT]):
@@ -27,54 +33,99 @@ class Store(Generic[NounT]):
         link: Link,
         spool: Spool[NounT],
         insert: Callable[[Registry, Sequence[NounT]], None],
+        *,
         spooled: Callable[[int], None],
+        aside: Callable[[int], None],
     ) -> None:
-        """`insert` must keep the first of two items with one id; `spooled` hears how many items went to disk."""
+        """`insert` must keep the first of two items with one id; `spooled` and `aside` hear how many went there."""
         self._link = link
         self._spool = spool
         self._insert_into = insert
         self._spooled = spooled
+        self._aside = aside
         self._may_have_files = True  # an earlier life may have left some
+        self._replay_at = 0.0
+        self._tried_aside = False
 
     def keep(self, items: Sequence[NounT]) -> list[NounT]:
         """Store items durably; returns those that the database refuses for what they hold.
 
         Raises:
-            OSError: the database is away and the disk refuses too.
+            OSError: the database cannot be used and the disk refuses too.
         """
         if not self._link.down:  # else not even try: a connection attempt may take seconds
             try:
                 return self._insert(items)
-            except Unavailable:
+            except Unavailable:  # the link has logged it
                 pass
+            except Exception:
+                log.exception("storing failed for a reason nobody foresaw; onto the disk instead")
         self._spool.append(items)
         self._may_have_files = True
         self._spooled(len(items))
         return []
 
     def replay(self) -> None:
-        """Bring what is on disk into the database, if it answers.
+        """Bring what is on disk into the database, if it answers; what it cannot take is set aside.
 
         Raises:
             Unavailable: it stopped answering on the way; the files stay.
         """
-        if self._link.down or not self._may_have_files:
+        if self._link.down or not self._may_have_files or time.monotonic() < self._replay_at:
             return
         self._may_have_files = False
+        whole = False
         try:
-            for path in self._spool.waiting():
-                items = list(self._spool.read(path))
-                for start in range(0, len(items), REPLAY_BATCH):
-                    self._insert(items[start : start + REPLAY_BATCH])
-                path.unlink()
-                log.info("%d items of %s are in the database now", len(items), path.name)
-        except BaseException:
-            self._may_have_files = True
-            raise
+            if not self._tried_aside:
+                self._spool.try_aside_again()
+                self._tried_aside = True
+            stuck = [path for path in self._spool.waiting() if not self._replayed(path)]
+            whole = not stuck
+        finally:
+            if not whole:
+                self._may_have_files = True
+                self._replay_at = time.monotonic() + REPLAY_AGAIN_AFTER_S
 
     def close(self) -> None:
         """Close the spool."""
         self._spool.close()
+
+    def _replayed(self, path: Path) -> bool:
+        """Bring one file in; False when the disk does not let it, and the file stays."""
+        try:
+            found = list(self._spool.read(path))
+            items = [item for item in found if not isinstance(item, bytes)]
+            lines = [line for line in found if isinstance(line, bytes)]
+            for start in range(0, len(items), REPLAY_BATCH):
+                lines += map(line_of, self._refused(items[start : start + REPLAY_BATCH]))
+            if lines:
+                self._spool.set_aside(lines)
+                self._aside(len(lines))
+                log.error("%d lines of %s cannot be stored and are set aside", len(lines), path)
+            path.unlink()
+        except Unavailable:  # an OSError too, but not of the disk
+            raise
+        except OSError as error:
+            log.error("%s cannot be replayed and stays: %s", path, error)
+            return False
+        log.info("%d items of %s are in the database now", len(found) - len(lines), path.name)
+        return True
+
+    def _refused(self, items: Sequence[NounT]) -> list[NounT]:
+        """Store items; returns those that cannot be, for whatever reason but the database being away.
+
+        Raises:
+            Unavailable: it is away.
+        """
+        try:
+            return self._insert(items)
+        except Unavailable:
+            raise
+        except Exception as error:
+            if len(items) > 1:
+                return [refused for item in items for refused in self._refused([item])]
+            log.exception("an item cannot be stored: %s", cause_of(error))
+            return list(items)
 
     def _insert(self, items: Sequence[NounT]) -> list[NounT]:
         try:
@@ -83,6 +134,6 @@ class Store(Generic[NounT]):
         except SQLAlchemyError as error:
             if len(items) > 1:  # one of them is bad: find it, keep the others
                 return [refused for item in items for refused in self._insert([item])]
-            log.error("the database refuses an item: %s", error)
+            log.error("the database refuses an item: %s", cause_of(error))
             return list(items)
         return []

@@ -1,0 +1,124 @@
+"""One look at the registry, part by part, and what follows from it for the view a gateway has.
+
+A part that cannot be read leaves the others as fresh as they are. Routes and keys only grow: one that a gateway knows
+and the database does not show was lost, or cannot be read there, and stays in force. Nothing stays silently.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from traceback import clear_frames
+from typing import TypeVar
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from tuneloop.registry import Registry
+from tuneloop.registry.errors import Unavailable
+from tuneloop.registry.nouns import ApiKey, EngineState, Route
+from tuneloop.serve.gateway.link import cause_of
+from tuneloop.serve.gateway.snapshot import LAST_KNOWN_GOOD, Snapshot
+
+T = TypeVar("T")
+PARTS = ("keys", "routes", "engines")
+
+
+@dataclass(frozen=True)
+class Look:
+    """What the registry showed; None stands for a part that could not be read, `trouble` says why."""
+
+    at: datetime
+    keys: Sequence[ApiKey] | None
+    routes: Mapping[str, Route] | None
+    engines: Sequence[EngineState] | None
+    trouble: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Followed:
+    """The view after a look; None while a part of it has never been read."""
+
+    view: Snapshot | None
+    trouble: Mapping[str, str]  # part → why (some of) it is as it was known last
+    lost_models: frozenset[str] = frozenset()
+
+
+def look(registry: Registry, at: datetime) -> Look:
+    """Read every part, whatever becomes of the others.
+
+    Raises:
+        Unavailable: the database does not answer.
+        SQLAlchemyError: it refuses everything.
+    """
+    failed: dict[str, Exception] = {}
+    seen = Look(
+        at=at,
+        keys=_read("keys", registry.keys.all, failed),
+        routes=_read("routes", registry.routes.current_all, failed),
+        engines=_read("engines", registry.fleet.engines, failed),
+        trouble={},
+    )
+    if len(failed) == len(PARTS) and all(isinstance(e, Unavailable | SQLAlchemyError) for e in failed.values()):
+        raise failed["keys"]
+    trouble = {part: f"the {part} cannot be read: {cause_of(error)}" for part, error in failed.items()}
+    return Look(seen.at, seen.keys, seen.routes, seen.engines, trouble)
+
+
+def follow(known: Snapshot | None, seen: Look, *, spare_engines: bool) -> Followed:
+    """The view that follows from the known one and a look; pure.
+
+    `spare_engines` keeps engines that only the known view has: they could not beat while the database was away.
+    """
+    trouble = dict(seen.trouble)
+    if known is None:
+        if seen.keys is None or seen.routes is None or seen.engines is None:
+            return Followed(None, trouble)
+        return Followed(Snapshot.of(seen.at, seen.routes, seen.engines, seen.keys), trouble)
+    keys, routes, engines = seen.keys, seen.routes, seen.engines
+    if keys is None:
+        keys = known.keys
+    if routes is None:
+        routes = known.routes
+    if engines is None:
+        engines = known.engines
+    shown = {key.id for key in keys}
+    lost_keys = [key for key in known.keys if key.id not in shown and key.usable(seen.at)]
+    if lost_keys:
+        trouble["keys"] = _lost(f"API key {key.id}" for key in lost_keys)
+    lost_routes = {model: route for model, route in known.routes.items() if _newest(routes, model) < route.revision}
+    if lost_routes:
+        trouble["routes"] = _lost(
+            f"{model} revision {route.revision}"
+            + (f" (there is only {found})" if (found := _newest(routes, model)) else "")
+            for model, route in lost_routes.items()
+        )
+    if spare_engines:
+        here = {engine.id for engine in engines}
+        engines = [*engines, *(engine for engine in known.engines if engine.id not in here)]
+    view = Snapshot.of(seen.at, {**routes, **lost_routes}, engines, [*keys, *lost_keys])
+    return Followed(view, trouble, frozenset(lost_routes))
+
+
+def _read(part: str, call: Callable[[], T], failed: dict[str, Exception]) -> T | None:
+    try:
+        return call()
+    except Exception as error:  # noqa: BLE001 (whatever a row provokes is told as the trouble of its part)
+        # A SELECT that was not read to its end would keep SQLite's snapshot of this moment on its pooled connection:
+        # later reads there would see nothing new, and writes would find the database locked.
+        clear_frames(error.__traceback__)
+        failed[part] = error
+        return None
+
+
+def _newest(routes: Mapping[str, Route], model: str) -> int:
+    return routes[model].revision if model in routes else 0
+
+
+def _lost(what: Iterable[str]) -> str:
+    names = list(what)
+    some = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    return (
+        f"the database has lost {some}, or cannot read it; if it was replaced on purpose, stop this gateway, "
+        f"delete its {LAST_KNOWN_GOOD} and start it again"
+    )

@@ -1,0 +1,80 @@
+"""A client that has not shown a key yet cannot fill the gateway's memory, nor hold up the others."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+
+from serve.gateway.world import Address, World
+from tuneloop.serve.gateway.protocol import MAX_HEAD_BYTES, MAX_WAITING
+
+
+def flood(gateway: Address, head: bytes, more: bytes) -> tuple[int, bytes]:
+    """Send `head`, then `more` again and again; how many bytes went out, and what came back."""
+    sent, answer = 0, b""
+    with socket.create_connection(("127.0.0.1", int(gateway.url.rsplit(":", 1)[1])), timeout=10) as client:
+        client.sendall(head)
+        try:
+            while sent < 100 * MAX_HEAD_BYTES:
+                sent += client.send(more)
+        except OSError:
+            pass
+        try:
+            while part := client.recv(65_536):
+                answer += part
+        except OSError:  # what the gateway did not read resets the connection, maybe before its answer is here
+            pass
+    return sent, answer
+
+
+@pytest.mark.parametrize("before", [b"", b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n"], ids=["first", "second"])
+@pytest.mark.parametrize("more", [b"a" * 10_000, b"x: y\r\n" * 1_000], ids=["one header", "many headers"])
+def test_a_head_without_end_is_refused_and_the_connection_closed(world: World, before: bytes, more: bytes) -> None:
+    world.engine("e1", "bot@1")
+    world.route((1, 10_000))
+    gateway = world.gateway()
+    sent, _ = flood(gateway, before + b"GET /v1/models HTTP/1.1\r\nhost: x\r\nx-a: ", more)
+    assert sent < 100 * MAX_HEAD_BYTES
+    assert gateway.chat().status == 200
+
+
+def test_a_head_slightly_too_long_gets_a_clear_431(world: World) -> None:
+    gateway = world.gateway()
+    with socket.create_connection(("127.0.0.1", int(gateway.url.rsplit(":", 1)[1])), timeout=10) as client:
+        client.sendall(b"GET /v1/models HTTP/1.1\r\nhost: x\r\nx-a: " + b"a" * MAX_HEAD_BYTES)
+        answer = b"".join(iter(lambda: client.recv(65_536), b""))
+    assert answer.startswith(b"HTTP/1.1 431 ")
+    assert b'"code":"headers_too_large"' in answer
+
+
+def test_long_heads_and_long_bodies_on_one_connection_are_no_trouble(world: World) -> None:
+    gateway = world.gateway()
+    request = b"POST /healthz HTTP/1.1\r\nhost: x\r\nx-a: %s\r\ncontent-length: 200000\r\n\r\n%s" % (
+        b"a" * (MAX_HEAD_BYTES // 2),
+        b"b" * 200_000,
+    )
+    with socket.create_connection(("127.0.0.1", int(gateway.url.rsplit(":", 1)[1])), timeout=10) as client:
+        for _ in range(4):
+            client.sendall(request)
+            answer = client.recv(65_536)
+            assert answer.startswith(b"HTTP/1.1 405 ")
+
+
+def test_requests_sent_ahead_without_end_close_the_connection(world: World) -> None:
+    gateway = world.gateway()
+    sent, _ = flood(gateway, b"", b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n" * 1_000)
+    assert sent < 100 * MAX_HEAD_BYTES
+    assert gateway.call("/readyz").status == 200
+
+
+def test_a_few_requests_sent_ahead_are_answered_in_order(world: World) -> None:
+    gateway = world.gateway()
+    ahead = b"".join(b"GET /%d HTTP/1.1\r\nhost: x\r\n\r\n" % number for number in range(MAX_WAITING))
+    with socket.create_connection(("127.0.0.1", int(gateway.url.rsplit(":", 1)[1])), timeout=10) as client:
+        client.sendall(ahead)
+        answer = b""
+        while answer.count(b"HTTP/1.1 404 ") < MAX_WAITING:
+            answer += client.recv(65_536)
+    found = [answer.index(b"GET /%d: Not Found" % number) for number in range(MAX_WAITING)]
+    assert found == sorted(found)
