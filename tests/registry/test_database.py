@@ -75,9 +75,39 @@ def test_a_database_that_is_away_is_one_clear_error() -> None:
     assert "secret" not in str(caught.value)
 
 
-def test_a_url_that_is_none_is_named() -> None:
-    with pytest.raises(InvalidInput, match="not a URL"):
-        Database("nonsense")
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("nonsense", "database_url 'nonsense' is not a URL"),
+        ("", "is not a URL"),
+        ("postgresql//me:s3cret@h/db", "is not a URL"),
+        ("postgresql://me:s3cret@h:port/db", "is not a URL"),
+        ("postgresql://h:s3cret/db", "is not a URL"),
+        ("host=h password='s3cret s3cret' user=me", "is not a URL"),
+        ("postgresql://me:ab@s3cret@h/db", "write %40 for one in a password"),
+        ("mysql://me:s3cret@h/db", "there is no driver for 'mysql'"),
+        ("postgresql+asyncpg://me:s3cret@h/db", r"there is no driver for 'postgresql\+asyncpg'"),
+        ("nosuch://h/db?user=me&password=s3cret", "there is no driver for 'nosuch'"),
+    ],
+)
+def test_a_url_that_cannot_be_used_is_refused_without_its_password(
+    url: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(InvalidInput, match=message) as caught:
+        Database(url)
+    assert "s3cret" not in str(caught.value)
+    assert "`tuneloop config` shows where" in str(caught.value)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TUNELOOP_DATABASE_URL", url)
+    assert "s3cret" not in str(RegistrySettings.load().origins())
+
+
+def test_a_password_among_the_urls_options_is_not_said_either() -> None:
+    database = Database("postgresql://127.0.0.1:1/none?user=me&password=s3cret")
+    with pytest.raises(Unavailable) as caught, database.reading():
+        pass
+    assert "password=***" in str(caught.value)
+    assert "s3cret" not in str(caught.value)
 
 
 def test_acknowledged_writes_survive_kill_9(tmp_path: Path) -> None:

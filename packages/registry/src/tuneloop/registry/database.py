@@ -17,10 +17,19 @@ from sqlalchemy.engine import Connection, Engine, RowMapping, make_url
 
 from tuneloop.registry.errors import InvalidInput, Unavailable
 from tuneloop.registry.nouns import Noun
+from tuneloop.registry.settings import shown_url, without_password
 from tuneloop.registry.tables import Json
 
 NounT = TypeVar("NounT", bound=Noun)
 BUSY_TIMEOUT_MS = 15_000
+_WHERE = "; `tuneloop config` shows where database_url comes from"
+_DRIVERS = {
+    "sqlite": "sqlite",
+    "sqlite+pysqlite": "sqlite",
+    "postgres": "postgresql+psycopg",
+    "postgresql": "postgresql+psycopg",
+    "postgresql+psycopg": "postgresql+psycopg",
+}
 # A connection that swallows everything must end in an error, not in a thread that waits for ever.
 _POSTGRESQL: dict[str, str | int] = {
     "connect_timeout": 3,
@@ -36,18 +45,12 @@ class Database:
     """A connection pool with two kinds of transaction: `reading` and `writing`."""
 
     def __init__(self, url: str) -> None:
-        try:
-            parsed = make_url(url)
-        except sa.exc.ArgumentError:
-            raise InvalidInput(
-                f"database_url {url!r} is not a URL; write sqlite:///PATH or postgresql+psycopg://…"
-            ) from None
-        if parsed.drivername in {"postgresql", "postgres"}:
-            parsed = parsed.set(drivername="postgresql+psycopg")
-        self.is_sqlite = parsed.get_backend_name() == "sqlite"
+        parsed = _parsed(url)
+        self.is_sqlite = parsed.drivername == "sqlite"
         if self.is_sqlite and parsed.database:
             Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
         self.url = parsed
+        self.shown = without_password(parsed.render_as_string(hide_password=True))
         connect_args = {} if self.is_sqlite else _POSTGRESQL
         self.engine: Engine = sa.create_engine(parsed, pool_pre_ping=not self.is_sqlite, connect_args=connect_args)
         if self.is_sqlite:
@@ -101,15 +104,33 @@ class Database:
         try:
             yield
         except (sa.exc.OperationalError, sa.exc.InterfaceError) as error:
-            shown = self.url.render_as_string(hide_password=True)
             cause = str(error.orig).strip().splitlines()[0] if error.orig else str(error)
-            raise Unavailable(
-                f"database {shown}: {cause}; `tuneloop config` shows where database_url comes from"
-            ) from error
+            raise Unavailable(f"database {self.shown}: {without_password(cause)}{_WHERE}") from error
 
     def close(self) -> None:
         """Close every pooled connection."""
         self.engine.dispose()
+
+
+def _parsed(url: str) -> sa.URL:
+    """The URL, with the driver that is used; one that cannot be used is refused without showing its password."""
+    try:
+        parsed = make_url(url)
+    except (sa.exc.ArgumentError, ValueError):  # a port that is no number is a ValueError
+        raise InvalidInput(
+            f"database_url {shown_url(url)!r} is not a URL; write sqlite:///PATH or postgresql://USER:PASSWORD@HOST/NAME"
+            + _WHERE
+        ) from None
+    if "@" in (parsed.host or ""):
+        raise InvalidInput(
+            f"database_url {shown_url(url)!r} holds more than one @; write %40 for one in a password{_WHERE}"
+        )
+    if parsed.drivername not in _DRIVERS:
+        raise InvalidInput(
+            f"database_url {shown_url(url)!r}: there is no driver for {parsed.drivername!r}; "
+            f"write sqlite:///PATH or postgresql://…{_WHERE}"
+        )
+    return parsed.set(drivername=_DRIVERS[parsed.drivername])
 
 
 def _configure_sqlite(connection: Any, _record: Any) -> None:

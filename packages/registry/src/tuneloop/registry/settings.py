@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import tomllib
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -16,6 +17,26 @@ from pydantic import ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from tuneloop.registry.errors import InvalidInput
+
+_USERINFO = re.compile(r"(?<!sqlite)://\S*@")
+_PASSWORD_AS_PORT = re.compile(r"(?<=://)([^\s/@:?\[]*):(?!\d+(?:[/?\s]|$))[^\s/@?]+")
+_PASSWORD_OPTION = re.compile(r"((?:password|passwd|pwd|secret|token)\s*=\s*)(?:'[^']*'|[^\s&;]*)", re.IGNORECASE)
+
+
+def without_password(text: str) -> str:
+    """A text with the passwords of the URLs in it hidden, also of URLs that are malformed.
+
+    Up to the last @ of a word nothing is shown: a password may itself hold an @ that should have been escaped.
+    """
+    text = _PASSWORD_AS_PORT.sub(r"\1:***", _USERINFO.sub("://***@", text))
+    return _PASSWORD_OPTION.sub(r"\1***", text)
+
+
+def shown_url(url: str) -> str:
+    """A setting that is a URL, or was meant as one, as it may be printed."""
+    if "@" in url and "://" not in url:
+        return f"***@{url.rpartition('@')[2]}"
+    return without_password(url)
 
 
 class Section(BaseSettings):
@@ -45,10 +66,10 @@ class Section(BaseSettings):
             raise InvalidInput("settings: " + "; ".join(lines)) from None
 
     def origins(self) -> dict[str, tuple[Any, str]]:
-        """Field → (effective value, where it came from), for `tuneloop config`."""
+        """Field → (effective value, where it came from), for `tuneloop config`: passwords are hidden."""
         found = self._found()
         return {
-            name: (getattr(self, name), found[name][1] if name in found else "default")
+            name: (_shown(name, getattr(self, name)), found[name][1] if name in found else "default")
             for name in type(self).model_fields
         }
 
@@ -135,6 +156,10 @@ class RegistrySettings(Section):
         if self.artifact_root:
             return self.artifact_root
         return None if self.mlflow.startswith("http") else (self.home.resolve() / "artifacts").as_uri()
+
+
+def _shown(name: str, value: Any) -> Any:
+    return shown_url(value) if isinstance(value, str) and name.endswith(("_url", "_uri")) else value
 
 
 SETTINGS: tuple[type[Section], ...] = (RegistrySettings,)

@@ -26,7 +26,7 @@ from mlflow.tracking import MlflowClient
 from tuneloop.registry.artifacts import check_publishable, folder_digest
 from tuneloop.registry.errors import Conflict, InvalidInput, NotFound, Unavailable
 from tuneloop.registry.nouns import ModelName, Noun, Route, Version, version_name
-from tuneloop.registry.settings import RegistrySettings
+from tuneloop.registry.settings import RegistrySettings, shown_url, without_password
 
 _log = logging.getLogger(__name__)
 _TAG = "tuneloop.version"
@@ -46,8 +46,8 @@ def _asking(ask: Callable[P, R]) -> Callable[P, R]:
             return ask(*args, **kwargs)
         except MlflowException as error:
             if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                raise NotFound(f"MLflow: {error.message}") from error
-            raise Unavailable(f"MLflow, in {ask.__name__}: {error.message}") from error
+                raise NotFound(f"MLflow: {without_password(error.message)}") from error
+            raise Unavailable(f"MLflow, in {ask.__name__}: {without_password(error.message)}") from error
 
     return asked
 
@@ -93,7 +93,8 @@ class Versions:
             client.search_registered_models(max_results=1)
         except MlflowException as error:
             raise Unavailable(
-                f"MLflow at {self._settings.mlflow}: {error.message}; `tuneloop config` shows mlflow_uri"
+                f"MLflow at {shown_url(self._settings.mlflow)}: {without_password(error.message)}; "
+                "`tuneloop config` shows mlflow_uri"
             ) from error
         return client
 
@@ -149,11 +150,13 @@ class Versions:
                 )
             )
         except FileNotFoundError as error:
-            raise NotFound(f"MLflow run {run_id} has no file {path}: {error}") from None
+            raise NotFound(f"MLflow run {run_id} has no file {path}: {without_password(str(error))}") from None
         except (MlflowException, OSError) as error:
             if getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST":
-                raise NotFound(f"MLflow run {run_id} has no file {path}: {error}") from None
-            raise Unavailable(f"MLflow run {run_id}: {path} cannot be fetched: {error}") from error
+                raise NotFound(f"MLflow run {run_id} has no file {path}: {without_password(str(error))}") from None
+            raise Unavailable(
+                f"MLflow run {run_id}: {path} cannot be fetched: {without_password(str(error))}"
+            ) from error
 
     @_asking
     def end_run(self, run_id: str, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
@@ -251,7 +254,8 @@ class Versions:
                     run_id=version.run_id, artifact_path=_ARTIFACT, dst_path=scratch, tracking_uri=self._settings.mlflow
                 )
             except (MlflowException, OSError) as error:
-                raise Unavailable(f"{version.name}: its files cannot be fetched from MLflow: {error}") from error
+                why = without_password(str(error))
+                raise Unavailable(f"{version.name}: its files cannot be fetched from MLflow: {why}") from error
             folder = Path(got)
             check_publishable(folder)
             if (found := folder_digest(folder)) != version.artifact_digest:

@@ -115,4 +115,4 @@ def db_upgrade() -> None:
     """Bring the schema to the newest revision; safe to repeat."""
     with Registry.open(upgrade=False) as registry:
         registry.database.upgrade()
-        click.echo(f"{registry.database.url.render_as_string(hide_password=True)} is at the newest schema")
+        click.echo(f"{registry.database.shown} is at the newest schema")
