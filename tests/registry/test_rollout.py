@@ -67,7 +67,7 @@ class World(threading.Thread):
 def world(registry: Registry, tmp_path: Path) -> Iterator[World]:
     """`bot@1` serves everything, `bot@2` is approved and made by a retraining request; nobody asks yet."""
     request = registry.retraining.file(
-        retraining_request(registry.clock(), id="rt_1", state=RetrainingState.GATED), by="monitor"
+        retraining_request(registry.clock(), id="rt_1", state=RetrainingState.GATED, result_version=2), by="monitor"
     )
     publish_version(registry, tmp_path / "v1")
     publish_version(registry, tmp_path / "v2", request_id=request.id, parent=1)

@@ -26,10 +26,12 @@ class Audit:
     def __init__(self, database: Database) -> None:
         self._db = database
 
-    def entries(self, subject: str | None = None, limit: int = 100) -> list[AuditEntry]:
-        """The newest entries first, of one subject (a model, version or request name) or of all."""
+    def entries(self, subject: str | None = None, limit: int = 100, *, action: str | None = None) -> list[AuditEntry]:
+        """The newest entries first, of one subject (a model, version or request name) or all; of one action, or all."""
         query = sa.select(audit).order_by(audit.c.id.desc()).limit(limit)
         if subject is not None:
             query = query.where(audit.c.subject == subject)
+        if action is not None:
+            query = query.where(audit.c.action == action)
         with self._db.reading() as connection:
             return [noun_of(AuditEntry, row) for row in connection.execute(query).mappings()]

@@ -16,8 +16,8 @@ from tuneloop.registry import audit
 from tuneloop.registry.canary import ArmSample, Limits, judge
 from tuneloop.registry.errors import InvalidInput, Refused
 from tuneloop.registry.facade import Registry
-from tuneloop.registry.nouns import FULL_SHARE_BP, Check, GateReport, RetrainingState, Route, version_name
-from tuneloop.registry.promotion import Change, close_request, promote, rollback, set_route
+from tuneloop.registry.nouns import FULL_SHARE_BP, Check, GateReport, Route, version_name
+from tuneloop.registry.promotion import Change, promote, rollback, set_route
 
 LOOK_EVERY_S = 0.5
 _LOOK_COST = 5  # a look reads every record since the start: it takes at most a fifth of the time
@@ -156,14 +156,12 @@ def _hold(
 
 
 def _take_back(registry: Registry, route: Route, version: int, report: GateReport, change: Change) -> None:
-    """Roll back and refuse; the retraining that made the version is rejected, so that the next one may be asked for."""
+    """Roll back, which rejects the retraining that made the version, so that the next may be asked for; then refuse."""
     reason = _worst(report.checks, "fail")
     why = replace(change, reason=f"rollout failed: {reason}")
     rollback(registry, route.model, why, expected_revision=route.revision)
     _on_record(registry, report, change, "rolled back")
-    made = registry.versions.get(route.model, version)
-    close_request(registry, made, RetrainingState.REJECTED, by=change.by, outcome=f"{made.name} rolled back: {reason}")
-    raise Refused(f"{made.name} was rolled back: {reason}")
+    raise Refused(f"{version_name(route.model, version)} was rolled back: {reason}")
 
 
 def _expect(registry: Registry, route: Route) -> None:

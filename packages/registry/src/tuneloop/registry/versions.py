@@ -14,7 +14,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from datetime import datetime
-from functools import cached_property, wraps
+from functools import wraps
 from pathlib import Path
 from typing import Any, Literal, ParamSpec, TypeVar
 
@@ -77,9 +77,17 @@ class Versions:
     def __init__(self, settings: RegistrySettings, clock: Callable[[], datetime]) -> None:
         self._settings = settings
         self._clock = clock
+        self._connected: MlflowClient | None = None
 
-    @cached_property
+    @property
     def _client(self) -> MlflowClient:
+        """Connected at the first call. No lock is held meanwhile (`cached_property` has one for all instances), so a
+        thread that waits for an MLflow that is away holds up nobody."""
+        if self._connected is None:
+            self._connected = self._connect()
+        return self._connected
+
+    def _connect(self) -> MlflowClient:
         # Its schema migration logs a hundred lines at INFO on a fresh SQLite file.
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
         logging.getLogger("alembic").setLevel(logging.WARNING)
