@@ -110,6 +110,44 @@ def test_a_password_among_the_urls_options_is_not_said_either() -> None:
     assert "s3cret" not in str(caught.value)
 
 
+def test_a_schema_newer_than_the_code_is_one_clear_error(registries: Registry) -> None:
+    database = registries.database
+    with database.writing() as connection:
+        connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(
+        Unavailable, match=r"is at schema 9999, which this tuneloop does not know.*a newer tuneloop has"
+    ):
+        database.upgrade()
+
+
+def test_an_error_nobody_foresaw_is_unavailable_with_the_drivers_words(registries: Registry) -> None:
+    with registries.database.writing() as connection:
+        connection.execute(sa.text("DROP TABLE engines"))
+    with pytest.raises(Unavailable, match=r"engines.*`tuneloop db upgrade`.*`tuneloop config` shows"):
+        registries.fleet.engines()
+
+
+@pytest.mark.parametrize(
+    "damage", [b"this is no database, but a text of some length" * 200, b"SQLite format 3\0" + b"x" * 9_000]
+)
+def test_a_damaged_database_file_is_one_clear_error(tmp_path: Path, damage: bytes) -> None:
+    (tmp_path / "tuneloop.db").write_bytes(damage)
+    with pytest.raises(Unavailable, match="damaged or no database: restore it from a copy"):
+        Registry.open(RegistrySettings(home=tmp_path))
+
+
+def test_a_file_where_the_home_should_be_is_one_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "home").write_text("")
+    with pytest.raises(InvalidInput, match="its folder cannot be made"):
+        Registry.open(RegistrySettings(home=tmp_path / "home"))
+
+
+def test_a_database_at_the_newest_schema_is_opened_while_somebody_writes(registry: Registry) -> None:
+    """Reading verbs neither write nor wait for a writer."""
+    with registry.database.writing(), Registry.open(registry.settings) as reader:
+        assert reader.routes.current_all() == {}
+
+
 def test_acknowledged_writes_survive_kill_9(tmp_path: Path) -> None:
     """A process writes revisions and says each one only once it is written; killed at once, what it said is there."""
     code = (

@@ -7,7 +7,7 @@ from typing import Literal
 
 import click
 
-from tuneloop.registry.errors import Refused
+from tuneloop.registry.errors import Refused, TuneloopError
 from tuneloop.registry.nouns import AlertEpisode
 from tuneloop.registry.printing import emit, json_option, table
 
@@ -24,9 +24,13 @@ def monitor(*, once: bool, every_s: float | None, metrics_port: int | None) -> N
     from tuneloop.monitor.settings import MonitorSettings
 
     settings = MonitorSettings.load(every_s=every_s, metrics_port=metrics_port)
-    for state in run_monitor(settings, once=once):
+    states = run_monitor(settings, once=once)
+    for state in states:
         raised = f", {state.alarms} alarms" if state.alarms else ""
-        click.echo(f"{state.model}@{state.version}: {state.judged} windows judged{raised}; {state.waiting}")
+        if not state.failure:
+            click.echo(f"{state.model}@{state.version}: {state.judged} windows judged{raised}; {state.waiting}")
+    if failed := [f"{state.model}: {state.failure}" for state in states if state.failure]:
+        raise TuneloopError(f"the pass was cut short for {'; '.join(failed)}")
 
 
 @click.command()

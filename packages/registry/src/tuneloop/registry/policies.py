@@ -6,10 +6,11 @@ from collections.abc import Callable
 from datetime import datetime
 
 import sqlalchemy as sa
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from tuneloop.registry import audit
-from tuneloop.registry.database import Database
+from tuneloop.registry.database import Database, faults
+from tuneloop.registry.errors import Unreadable
 from tuneloop.registry.nouns import Noun
 from tuneloop.registry.tables import policies
 
@@ -33,11 +34,21 @@ class Policies:
         self._clock = clock
 
     def retraining(self, model: str) -> RetrainingPolicy:
-        """A model's retraining policy; the defaults when none was ever set."""
+        """A model's retraining policy; the defaults when none was ever set.
+
+        Raises:
+            Unreadable: the one that was set is none.
+        """
         query = sa.select(policies.c.body).where(policies.c.model == model, policies.c.kind == "retraining")
         with self._db.reading() as connection:
             body = connection.execute(query.order_by(policies.c.id.desc()).limit(1)).scalar()
-        return RetrainingPolicy() if body is None else RetrainingPolicy.model_validate(body)
+        try:
+            return RetrainingPolicy() if body is None else RetrainingPolicy.model_validate(body)
+        except ValidationError as error:
+            raise Unreadable(
+                f"the retraining policy of {model} cannot be read: {faults(error)}; set another: "
+                f"`tuneloop retraining policy {model} --set FILE --by YOU --reason WHY`"
+            ) from None
 
     def set_retraining(self, model: str, policy: RetrainingPolicy, *, by: str, reason: str) -> None:
         """Append a new revision of a model's retraining policy."""
