@@ -9,6 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from tuneloop.registry.database import Database, noun_of
+from tuneloop.registry.errors import InvalidInput
 from tuneloop.registry.nouns import AuditEntry
 from tuneloop.registry.tables import audit
 
@@ -16,7 +17,13 @@ from tuneloop.registry.tables import audit
 def record(
     connection: Connection, *, at: datetime, actor: str, action: str, subject: str, detail: dict[str, Any]
 ) -> None:
-    """Append one entry inside the caller's transaction."""
+    """Append one entry inside the caller's transaction.
+
+    Raises:
+        InvalidInput: nobody is named.
+    """
+    if not actor.strip():
+        raise InvalidInput(f"{action} of {subject} needs a name of who does it: it is kept for ever")
     connection.execute(sa.insert(audit).values(at=at, actor=actor, action=action, subject=subject, detail=detail))
 
 

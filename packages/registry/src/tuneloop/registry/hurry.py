@@ -9,12 +9,15 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from tuneloop.registry.errors import Unavailable
-from tuneloop.registry.facade import Registry
 from tuneloop.registry.settings import shown_url
 
+if TYPE_CHECKING:
+    from tuneloop.registry.facade import Registry
+
+LOOKUP_TIMEOUT_S = 20.0
 T = TypeVar("T")
 
 

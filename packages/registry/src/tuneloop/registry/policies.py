@@ -11,7 +11,7 @@ from pydantic import Field, ValidationError
 from tuneloop.registry import audit
 from tuneloop.registry.database import Database, faults
 from tuneloop.registry.errors import Unreadable
-from tuneloop.registry.nouns import Noun
+from tuneloop.registry.nouns import Noun, Signal
 from tuneloop.registry.tables import policies
 
 
@@ -20,7 +20,7 @@ class RetrainingPolicy(Noun):
 
     enabled: bool = True
     recipe: str | None = None  # None: the champion's own recipe, from its MLflow run
-    signals: tuple[str, ...] = ("prompt_drift", "perplexity", "correction_perplexity")
+    signals: tuple[Signal, ...] = ("prompt_drift", "perplexity", "correction_perplexity")
     min_rows: int = Field(default=50, ge=1)  # fresh corrections
     cooldown_s: float = Field(default=6 * 3600.0, ge=0, le=10 * 365 * 86_400.0, allow_inf_nan=False)
     auto_approve: bool = False  # otherwise a person runs `tuneloop retraining approve`

@@ -13,14 +13,13 @@ from dataclasses import dataclass
 
 from tuneloop.registry.errors import InvalidInput, Refused, TuneloopError
 from tuneloop.registry.facade import Registry
-from tuneloop.registry.hurry import mlflow_within
+from tuneloop.registry.hurry import LOOKUP_TIMEOUT_S, mlflow_within
 from tuneloop.registry.nouns import FULL_SHARE_BP, Arm, RetrainingState, Route, version_name
 from tuneloop.registry.routes import lost_race
 from tuneloop.registry.staging import check_approved, check_fits, stage
 
 APPLY_TIMEOUT_S = 5.0
 MIRROR_TIMEOUT_S = 5.0  # nobody waits for MLflow's aliases longer than for the gateways
-LOOKUP_TIMEOUT_S = 20.0  # a version that is to be loaded must be known first
 _ROLLBACK = "route.rollback"
 _ALL = 1_000_000  # more revisions than one route ever has
 _log = logging.getLogger(__name__)

@@ -10,14 +10,12 @@ from tuneloop.registry.canary import Limits
 from tuneloop.registry.errors import InvalidInput
 from tuneloop.registry.facade import Registry
 from tuneloop.registry.nouns import Route, parse_version_name
-from tuneloop.registry.printing import emit, json_option, table
+from tuneloop.registry.printing import by_option, emit, json_option, reason_option, table
 from tuneloop.registry.promotion import Change, set_route
 from tuneloop.registry.promotion import promote as promote_version
 from tuneloop.registry.promotion import rollback as roll_back
 from tuneloop.registry.rollout import Plan, judgement, run, trial_of
 
-by_option = click.option("--by", required=True, help="Who does it.")
-reason_option = click.option("--reason", required=True, help="Why; kept for ever.")
 force_option = click.option("--force", is_flag=True, help="Serve what nobody approved; on record.")
 
 

@@ -78,6 +78,8 @@ def requests(model: str, newest: int | None, as_json: bool) -> None:
     """List a model's requests in order of time, without their text."""
     with Registry.open() as registry:
         found = registry.traffic.window(model, newest=newest)
+        if not found:
+            registry.check_model(model)
         rows = [
             [
                 r.id,
