@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -16,12 +15,6 @@ import click
 def config(as_json: bool) -> None:
     """Print every effective setting and where it came from."""
     sections = _sections()
-    path, tables = sections["registry"].tables()
-    for name in tables:
-        if name not in sections:
-            close = difflib.get_close_matches(name, sections, n=1)
-            hint = f"did you mean [{close[0]}]?" if close else f"known: {', '.join(sections)}"
-            raise click.UsageError(f"{path}: nothing reads [{name}]; {hint}")
     found = [
         {"section": section.section, "name": name, "value": _plain(value), "from": origin}
         for section in sections.values()

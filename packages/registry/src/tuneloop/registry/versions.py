@@ -22,9 +22,12 @@ import mlflow
 from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
+from pydantic import ValidationError
+from sqlalchemy.exc import SQLAlchemyError
 
 from tuneloop.registry.artifacts import check_publishable, folder_digest
-from tuneloop.registry.errors import Conflict, InvalidInput, NotFound, Unavailable
+from tuneloop.registry.database import faults
+from tuneloop.registry.errors import Conflict, InvalidInput, NotFound, Unavailable, Unreadable
 from tuneloop.registry.nouns import ModelName, Noun, Route, Version, version_name
 from tuneloop.registry.settings import RegistrySettings, shown_url, without_password
 
@@ -48,6 +51,8 @@ def _asking(ask: Callable[P, R]) -> Callable[P, R]:
             if error.error_code == "RESOURCE_DOES_NOT_EXIST":
                 raise NotFound(f"MLflow: {without_password(error.message)}") from error
             raise Unavailable(f"MLflow, in {ask.__name__}: {without_password(error.message)}") from error
+        except SQLAlchemyError as error:  # an MLflow that is a database, and damaged or away
+            raise Unavailable(f"MLflow, in {ask.__name__}: {_first_line(error)}") from error
 
     return asked
 
@@ -92,11 +97,11 @@ class Versions:
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
         logging.getLogger("alembic").setLevel(logging.WARNING)
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-        if self._settings.mlflow.startswith("sqlite:///"):
-            Path(self._settings.mlflow.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
         mlflow.set_tracking_uri(self._settings.mlflow)
         mlflow.set_registry_uri(self._settings.mlflow)
         try:
+            if self._settings.mlflow.startswith("sqlite:///"):
+                Path(self._settings.mlflow.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
             client = MlflowClient(self._settings.mlflow, self._settings.mlflow)
             client.search_registered_models(max_results=1)
         except MlflowException as error:
@@ -104,6 +109,9 @@ class Versions:
                 f"MLflow at {shown_url(self._settings.mlflow)}: {without_password(error.message)}; "
                 "`tuneloop config` shows mlflow_uri"
             ) from error
+        except (SQLAlchemyError, ImportError, OSError) as error:  # damaged, of an unknown kind, or nowhere
+            where = shown_url(self._settings.mlflow)
+            raise Unavailable(f"MLflow at {where}: {_first_line(error)}; `tuneloop config` shows mlflow_uri") from error
         return client
 
     @_asking
@@ -298,7 +306,11 @@ class Versions:
         token = None
         while True:
             page = self._client.search_model_versions(condition, max_results=200, page_token=token)
-            found += [_version_of(made) for made in page if _TAG in made.tags]
+            for made in [made for made in page if _TAG in made.tags]:
+                try:
+                    found.append(_version_of(made))
+                except Unreadable as error:  # one bad version must not hide the good ones
+                    _log.error("left out: %s", error)
             if not (token := page.token):
                 return found
 
@@ -306,7 +318,18 @@ class Versions:
 def _version_of(made: Any) -> Version:
     if _TAG not in made.tags:
         raise NotFound(f"{made.name} version {made.version} in MLflow was not published by tuneloop")
-    return Version.model_validate(json.loads(made.tags[_TAG]) | {"version": int(made.version)})
+    try:
+        return Version.model_validate(json.loads(made.tags[_TAG]) | {"version": int(made.version)})
+    except (ValueError, TypeError) as error:
+        why = faults(error) if isinstance(error, ValidationError) else str(error)
+        raise Unreadable(
+            f"{made.name} version {made.version}: its tag {_TAG} in MLflow cannot be read: {why}; it was changed "
+            "by hand or written by another version of tuneloop"
+        ) from None
+
+
+def _first_line(error: Exception) -> str:
+    return without_password(str(error).strip().splitlines()[0])
 
 
 def _safe(text: str) -> str:
