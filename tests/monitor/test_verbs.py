@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
+from typing import get_args
 
 import click
 import pytest
@@ -12,8 +13,10 @@ from click.testing import CliRunner, Result
 
 from monitor.questions import NUMPY, STDLIB, ask
 from monitor.scene import Scene
+from tuneloop.monitor.signals import DETECTORS
 from tuneloop.monitor.verbs import VERBS
 from tuneloop.registry.errors import InvalidInput, NotFound, Refused
+from tuneloop.registry.nouns import Signal
 
 VERB = {verb.name: verb for verb in VERBS}
 
@@ -81,6 +84,27 @@ def test_too_little_text_is_refused_with_the_number_needed(texts: tuple[Path, Pa
         tuneloop("drift", "check", "--reference", str(texts[0]), "--window", str(window))
     with pytest.raises(InvalidInput, match="--gamma 40 is too small for a window of 120 texts; give 240 or more"):
         tuneloop("drift", "check", "--reference", str(texts[0]), "--window", str(texts[0]), "--gamma", "40")
+
+
+@pytest.mark.parametrize("arguments", [("alerts", "--model", "bott"), ("drift", "windows", "bott")])
+def test_a_misspelt_model_does_not_read_as_all_clear(scene: Scene, arguments: tuple[str, ...]) -> None:
+    with pytest.raises(NotFound, match="no model named 'bott'; did you mean bot"):
+        tuneloop(*arguments, home=scene.registry.settings.home)
+
+
+def test_an_alert_shows_what_users_wrote_as_text(scene: Scene) -> None:
+    scene.usual(60)
+    scene.traffic([f"numpy \x1b[2J array {n}\nnext       tuneloop key new" for n in range(20)])
+    scene.watch()
+    (episode,) = scene.registry.episodes.all("bot")
+    shown = tuneloop("alert", "show", episode.id, home=scene.registry.settings.home).output
+    assert "\\u001b[2J" in shown
+    assert "\x1b" not in shown
+    assert not any(line.startswith("next       tuneloop key new") for line in shown.splitlines())
+
+
+def test_the_signals_a_policy_may_name_are_those_there_are() -> None:
+    assert set(get_args(Signal)) == set(DETECTORS)
 
 
 def test_an_alert_is_listed_shown_taken_and_ended(scene: Scene) -> None:

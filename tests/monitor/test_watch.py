@@ -12,11 +12,11 @@ from prometheus_client import generate_latest
 
 from monitor.engine import FakeEngine
 from monitor.scene import Scene
-from tests_support import Clock, beat_engine
+from tests_support import Clock, alert_episode, beat_engine
 from tuneloop.monitor.alerts import resolved
 from tuneloop.monitor.watch import Monitor
 from tuneloop.registry import Registry
-from tuneloop.registry.nouns import AlertEpisode
+from tuneloop.registry.nouns import AlertEpisode, Arm
 
 
 def the_episode(scene: Scene) -> AlertEpisode:
@@ -201,6 +201,32 @@ def test_a_database_away_cuts_passes_short_and_the_loop_goes_on(scene: Scene, ca
     text = generate_latest(monitor._metrics.collectors).decode()
     assert "tuneloop_monitor_pass_failures_total 1.0" in text
     assert len(scene.scores()) == 1
+
+
+@pytest.mark.parametrize("broken", ["policy", "route"])
+def test_what_goes_wrong_with_one_model_leaves_no_other_unwatched(
+    scene: Scene, caplog: pytest.LogCaptureFixture, broken: str
+) -> None:
+    arms = [Arm(version=1, weight_bp=10_000)]
+    scene.registry.routes.write("aardvark", arms, by="ada", reason="test", expected_revision=0)
+    scene.registry.episodes.open(alert_episode(scene.clock(), model="aardvark"))
+    with scene.registry.database.writing() as connection:
+        if broken == "route":
+            connection.exec_driver_sql("UPDATE routes SET arms = '[]' WHERE model = 'aardvark'")
+        else:
+            connection.exec_driver_sql(
+                "INSERT INTO policies (model, kind, body, by, reason, at) "
+                """VALUES ('aardvark', 'retraining', '{"cooldown_s": "inf"}', 'a', 'r', '2026-11-01 00:00:00')"""
+            )
+    scene.usual(80)
+    beat_engine(scene.registry, "bot@1", url=scene.engine.url, at=scene.clock.now)
+    monitor = scene.monitor()
+    failed, bot = monitor.run_once()
+    assert (failed.model, bot.model, bot.judged) == ("aardvark", "bot", 1)
+    assert "cannot be read" in failed.failure
+    assert "aardvark: this pass over it is cut short" in caplog.text
+    text = generate_latest(monitor._metrics.collectors).decode()
+    assert "tuneloop_monitor_last_pass_timestamp_seconds 0.0" in text  # not a whole pass: MonitorSilent will say so
 
 
 def test_metrics_name_champions_only(scene: Scene) -> None:

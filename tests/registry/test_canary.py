@@ -27,7 +27,10 @@ def _arm(answered: int, *, failed: int = 0, score: float = 0.8, ms: float = 100.
 
 
 def _verdicts(champion: ArmSample, challenger: ArmSample, limits: Limits | None = None) -> dict[str, str]:
-    return {check.name: check.verdict for check in judge(champion, challenger, limits or Limits())}
+    return {
+        check.name: check.verdict
+        for check in judge(champion, challenger, limits or Limits(), step_answered=challenger.answered)
+    }
 
 
 def test_the_feedback_interval_is_the_one_worked_out_by_hand() -> None:
@@ -46,7 +49,7 @@ def test_the_error_interval_is_the_one_worked_out_by_hand() -> None:
     # Agresti and Caffo: p₀ = (0 + 1) / (98 + 2) = 0.01, p₁ = (4 + 1) / (48 + 2) = 0.1; V = 0.01 · 0.99/100 + 0.1 ·
     # 0.9/50 = 0.001899; τ = 0.05: V + τ² = 0.004399; radius = √(0.001899 · 0.004399 / 0.0025 · (5.991465 + ln
     # 2.316482)) = 0.151087.
-    _, errors, _, _ = judge(_arm(98), _arm(44, failed=4), Limits())
+    _, errors, _, _ = judge(_arm(98), _arm(44, failed=4), Limits(), step_answered=44)
     assert errors.interval is not None
     assert errors.interval.estimate == pytest.approx(0.09)
     assert errors.interval.high - errors.interval.estimate == pytest.approx(0.151087, abs=1e-5)
@@ -54,7 +57,7 @@ def test_the_error_interval_is_the_one_worked_out_by_hand() -> None:
 
 
 def test_the_latency_ratio_is_of_geometric_means() -> None:
-    _, _, latency, _ = judge(_arm(200), _arm(200, ms=120.0), Limits())
+    _, _, latency, _ = judge(_arm(200), _arm(200, ms=120.0), Limits(), step_answered=200)
     assert latency.interval is not None
     assert latency.interval.estimate == pytest.approx(1.2)
     assert latency.interval.low * latency.interval.high == pytest.approx(1.2**2)  # symmetric on the log scale

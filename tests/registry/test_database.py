@@ -75,9 +75,77 @@ def test_a_database_that_is_away_is_one_clear_error() -> None:
     assert "secret" not in str(caught.value)
 
 
-def test_a_url_that_is_none_is_named() -> None:
-    with pytest.raises(InvalidInput, match="not a URL"):
-        Database("nonsense")
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("nonsense", "database_url 'nonsense' is not a URL"),
+        ("", "is not a URL"),
+        ("postgresql//me:s3cret@h/db", "is not a URL"),
+        ("postgresql://me:s3cret@h:port/db", "is not a URL"),
+        ("postgresql://h:s3cret/db", "is not a URL"),
+        ("host=h password='s3cret s3cret' user=me", "is not a URL"),
+        ("postgresql://me:ab@s3cret@h/db", "write %40 for one in a password"),
+        ("mysql://me:s3cret@h/db", "there is no driver for 'mysql'"),
+        ("postgresql+asyncpg://me:s3cret@h/db", r"there is no driver for 'postgresql\+asyncpg'"),
+        ("nosuch://h/db?user=me&password=s3cret", "there is no driver for 'nosuch'"),
+    ],
+)
+def test_a_url_that_cannot_be_used_is_refused_without_its_password(
+    url: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(InvalidInput, match=message) as caught:
+        Database(url)
+    assert "s3cret" not in str(caught.value)
+    assert "`tuneloop config` shows where" in str(caught.value)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TUNELOOP_DATABASE_URL", url)
+    assert "s3cret" not in str(RegistrySettings.load().origins())
+
+
+def test_a_password_among_the_urls_options_is_not_said_either() -> None:
+    database = Database("postgresql://127.0.0.1:1/none?user=me&password=s3cret")
+    with pytest.raises(Unavailable) as caught, database.reading():
+        pass
+    assert "password=***" in str(caught.value)
+    assert "s3cret" not in str(caught.value)
+
+
+def test_a_schema_newer_than_the_code_is_one_clear_error(registries: Registry) -> None:
+    database = registries.database
+    with database.writing() as connection:
+        connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(
+        Unavailable, match=r"is at schema 9999, which this tuneloop does not know.*a newer tuneloop has"
+    ):
+        database.upgrade()
+
+
+def test_an_error_nobody_foresaw_is_unavailable_with_the_drivers_words(registries: Registry) -> None:
+    with registries.database.writing() as connection:
+        connection.execute(sa.text("DROP TABLE engines"))
+    with pytest.raises(Unavailable, match=r"engines.*`tuneloop db upgrade`.*`tuneloop config` shows"):
+        registries.fleet.engines()
+
+
+@pytest.mark.parametrize(
+    "damage", [b"this is no database, but a text of some length" * 200, b"SQLite format 3\0" + b"x" * 9_000]
+)
+def test_a_damaged_database_file_is_one_clear_error(tmp_path: Path, damage: bytes) -> None:
+    (tmp_path / "tuneloop.db").write_bytes(damage)
+    with pytest.raises(Unavailable, match="damaged or no database: restore it from a copy"):
+        Registry.open(RegistrySettings(home=tmp_path))
+
+
+def test_a_file_where_the_home_should_be_is_one_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "home").write_text("")
+    with pytest.raises(InvalidInput, match="its folder cannot be made"):
+        Registry.open(RegistrySettings(home=tmp_path / "home"))
+
+
+def test_a_database_at_the_newest_schema_is_opened_while_somebody_writes(registry: Registry) -> None:
+    """Reading verbs neither write nor wait for a writer."""
+    with registry.database.writing(), Registry.open(registry.settings) as reader:
+        assert reader.routes.current_all() == {}
 
 
 def test_acknowledged_writes_survive_kill_9(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -55,9 +56,30 @@ def test_nothing_unapproved_serves_unless_forced_on_record(two_versions: Registr
 
 def test_promotion_keeps_the_former_champion_loaded_and_rollback_returns_to_it(two_versions: Registry) -> None:
     assert promote(two_versions, "bot", 2, CHANGE).split == {1: 0, 2: 10_000}
-    assert rollback(two_versions, "bot", CHANGE).split == {2: 0, 1: 10_000}
-    assert rollback(two_versions, "bot", CHANGE).split == {1: 0, 2: 10_000}
     assert two_versions.versions.aliases("bot")["champion"] == 2
+    assert rollback(two_versions, "bot", CHANGE).split == {2: 0, 1: 10_000}
+    assert two_versions.versions.aliases("bot")["champion"] == 1
+
+
+def test_a_second_rollback_goes_further_back_and_never_forward(two_versions: Registry, tmp_path: Path) -> None:
+    publish_version(two_versions, tmp_path / "v3")
+    two_versions.gates.approve("bot", 3, by="ada", reason="test")
+    beat_engine(two_versions, "bot@1", "bot@2", "bot@3")
+    promote(two_versions, "bot", 2, CHANGE)
+    promote(two_versions, "bot", 3, CHANGE)
+    assert rollback(two_versions, "bot", CHANGE).champion == 2
+    assert rollback(two_versions, "bot", CHANGE).champion == 1
+    with pytest.raises(Refused, match="nothing served bot before bot@1, nothing to go back to"):
+        rollback(two_versions, "bot", CHANGE)
+    assert promote(two_versions, "bot", 3, CHANGE).champion == 3  # forward again, by name
+    assert rollback(two_versions, "bot", CHANGE).champion == 1
+
+
+def test_a_version_promoted_again_on_purpose_is_rolled_back_like_any_other(two_versions: Registry) -> None:
+    promote(two_versions, "bot", 2, CHANGE)
+    promote(two_versions, "bot", 1, CHANGE)
+    assert rollback(two_versions, "bot", CHANGE).champion == 2
+    assert rollback(two_versions, "bot", CHANGE).champion == 1
 
 
 def test_rollback_of_a_canary_is_the_exact_inverse(two_versions: Registry) -> None:
@@ -91,10 +113,36 @@ def test_a_rollback_needs_no_mlflow_no_free_slot_and_no_approval_of_the_champion
     beat_engine(two_versions, "bot@1", "bot@2", max_loras=1)
     with two_versions.database.writing() as connection:
         connection.exec_driver_sql("DELETE FROM approvals")
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setattr(promotion, "MIRROR_TIMEOUT_S", 0.5)
     with Registry.open(RegistrySettings(home=registry_home, mlflow_uri="http://127.0.0.1:1")) as cut_off:
         assert rollback(cut_off, "bot", CHANGE).split == {2: 0, 1: 10_000}
-    assert "aliases of bot do not follow revision 3 yet" in caplog.text
+    assert "revision 3 of bot is in force, but MLflow's aliases do not follow it yet" in caplog.text
+
+
+def test_with_an_mlflow_that_never_answers_a_rollback_tells_the_gateways_and_ends_within_seconds(
+    two_versions: Registry, registry_home: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    promote(two_versions, "bot", 2, CHANGE)
+    beat_gateway(two_versions, {"bot": 3})
+    with socket.socket() as silent:  # connections are taken, nothing is ever said
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        settings = RegistrySettings(home=registry_home, mlflow_uri=f"http://127.0.0.1:{silent.getsockname()[1]}")
+        with Registry.open(settings) as cut_off:
+            began = time.monotonic()
+            assert rollback(cut_off, "bot", CHANGE).split == {2: 0, 1: 10_000}
+            assert time.monotonic() - began < 10
+    assert "did not answer within 5 s" in caplog.text
+
+
+def test_with_mlflow_away_what_is_not_loaded_yet_is_refused_within_the_time(
+    two_versions: Registry, registry_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(promotion, "LOOKUP_TIMEOUT_S", 0.5)
+    with Registry.open(RegistrySettings(home=registry_home, mlflow_uri="http://127.0.0.1:1")) as cut_off:
+        with pytest.raises(Unavailable, match=r"MLflow at http://127\.0\.0\.1:1 did not answer within 0\.5 s"):
+            promote(cut_off, "bot", 2, CHANGE)
+        assert cut_off.routes.current("bot").revision == 1
 
 
 def test_an_expected_revision_that_is_past_stops_a_rollback_and_a_promotion(two_versions: Registry) -> None:
@@ -189,7 +237,7 @@ def test_a_request_is_shipped_even_when_a_gateway_lags(
 ) -> None:
     monkeypatch.setattr(promotion, "APPLY_TIMEOUT_S", 0.1)
     request = two_versions.retraining.file(
-        retraining_request(two_versions.clock(), state=RetrainingState.GATED), by="monitor"
+        retraining_request(two_versions.clock(), state=RetrainingState.GATED, result_version=3), by="monitor"
     )
     made = publish_version(two_versions, tmp_path / "v3", request_id=request.id, parent=1)
     two_versions.gates.approve("bot", made.version, by="ada", reason="test")
@@ -203,7 +251,8 @@ def test_a_request_is_shipped_even_when_a_gateway_lags(
 
 def test_promoting_a_retrained_version_ships_its_request(two_versions: Registry, tmp_path: Path) -> None:
     request = two_versions.retraining.file(
-        retraining_request(two_versions.clock(), state=RetrainingState.GATED, idempotency_key="g"), by="monitor"
+        retraining_request(two_versions.clock(), state=RetrainingState.GATED, idempotency_key="g", result_version=3),
+        by="monitor",
     )
     made = publish_version(two_versions, tmp_path / "v3", request_id=request.id, parent=1)
     two_versions.gates.approve("bot", made.version, by="ada", reason="test")
@@ -212,12 +261,33 @@ def test_promoting_a_retrained_version_ships_its_request(two_versions: Registry,
     assert two_versions.retraining.get(request.id).state == "shipped"
 
 
-def test_going_back_to_a_forced_champion_waits_for_no_approval(two_versions: Registry, tmp_path: Path) -> None:
+@pytest.mark.parametrize("to_revision", [None, 2])
+def test_going_back_to_what_nobody_approved_needs_force_and_is_on_record(
+    two_versions: Registry, tmp_path: Path, to_revision: int | None
+) -> None:
     publish_version(two_versions, tmp_path / "v3")
     beat_engine(two_versions, "bot@1", "bot@2", "bot@3")
     promote(two_versions, "bot", 3, Change("ada", "burning", force=True))
     promote(two_versions, "bot", 2, CHANGE)
-    assert rollback(two_versions, "bot", CHANGE).split == {2: 0, 3: 10_000}
+    with pytest.raises(Refused, match=r"bot@3 is not approved \(no gate has judged it\).*--force"):
+        rollback(two_versions, "bot", CHANGE, to_revision=to_revision)
+    back = rollback(two_versions, "bot", Change("ada", "still burning", force=True), to_revision=to_revision)
+    assert (back.champion, back.forced, back.reason) == (3, True, "still burning")
+    entry = two_versions.audit.entries("bot")[0]
+    assert (entry.action, entry.detail["forced"]) == ("route.rollback", True)
+
+
+def test_a_request_is_closed_while_mlflow_is_away(
+    two_versions: Registry, registry_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(promotion, "MIRROR_TIMEOUT_S", 0.5)
+    request = two_versions.retraining.file(
+        retraining_request(two_versions.clock(), state=RetrainingState.GATED, result_version=2), by="monitor"
+    )
+    set_route(two_versions, "bot", {2: 1_000, 1: 9_000}, CHANGE)
+    with Registry.open(RegistrySettings(home=registry_home, mlflow_uri="http://127.0.0.1:1")) as cut_off:
+        rollback(cut_off, "bot", CHANGE)
+        assert cut_off.retraining.get(request.id).state == "rejected"
 
 
 @pytest.mark.parametrize(("split", "state"), [({3: 10_000, 1: 0}, "shipped"), ({3: 0, 1: 10_000}, "rejected")])
@@ -225,7 +295,8 @@ def test_a_route_set_by_hand_closes_the_request_too(
     two_versions: Registry, tmp_path: Path, split: dict[int, int], state: str
 ) -> None:
     request = two_versions.retraining.file(
-        retraining_request(two_versions.clock(), state=RetrainingState.GATED, idempotency_key="g"), by="monitor"
+        retraining_request(two_versions.clock(), state=RetrainingState.GATED, idempotency_key="g", result_version=3),
+        by="monitor",
     )
     made = publish_version(two_versions, tmp_path / "v3", request_id=request.id, parent=1)
     two_versions.gates.approve("bot", made.version, by="ada", reason="test")

@@ -20,7 +20,7 @@ from tuneloop.registry.canary import Limits
 from tuneloop.registry.errors import InvalidInput, Refused
 from tuneloop.registry.nouns import Arm, Feedback, RetrainingState, Route, version_name
 from tuneloop.registry.promotion import Change, promote, set_route
-from tuneloop.registry.rollout import Plan, run, started_at
+from tuneloop.registry.rollout import Plan, Trial, run, trial_of
 
 CHANGE = Change("ada", "answers the drift")
 LIMITS = Limits(min_samples=20, feedback_margin=0.2, error_margin=0.1)
@@ -35,6 +35,7 @@ class World(threading.Thread):
     def __init__(self, registry: Registry) -> None:
         super().__init__()
         self.score: dict[int, float] = {}  # version → what users think of its answers; empty: nobody asks
+        self.asks_below_bp = 10_001  # users ask while no challenger has this share
         self._registry = registry
         self._closing = threading.Event()
         self._numbers = itertools.count()
@@ -44,7 +45,7 @@ class World(threading.Thread):
             route = self._registry.routes.current("bot")
             beat_engine(self._registry, *(version_name("bot", arm.version) for arm in route.arms))
             beat_gateway(self._registry, {"bot": route.revision})
-            if self.score:
+            if self.score and all(arm.weight_bp < self.asks_below_bp for arm in route.arms[:-1]):
                 self._ask(route)
 
     def close(self) -> None:
@@ -67,7 +68,7 @@ class World(threading.Thread):
 def world(registry: Registry, tmp_path: Path) -> Iterator[World]:
     """`bot@1` serves everything, `bot@2` is approved and made by a retraining request; nobody asks yet."""
     request = registry.retraining.file(
-        retraining_request(registry.clock(), id="rt_1", state=RetrainingState.GATED), by="monitor"
+        retraining_request(registry.clock(), id="rt_1", state=RetrainingState.GATED, result_version=2), by="monitor"
     )
     publish_version(registry, tmp_path / "v1")
     publish_version(registry, tmp_path / "v2", request_id=request.id, parent=1)
@@ -146,7 +147,9 @@ def test_a_bad_version_is_rolled_back_even_onto_a_champion_that_was_forced(regis
 
 
 def test_without_samples_a_rollout_pauses_where_it_is(registry: Registry, world: World) -> None:
-    with pytest.raises(Refused, match=r"paused at 10 %, nothing decided .*samples: 0 answered, at least 20.*promote"):
+    with pytest.raises(
+        Refused, match=r"paused at 10 %, nothing decided .*samples: 0 answered on this step, at least 20.*promote"
+    ):
         run(registry, "bot", 2, NO_TRAFFIC, CHANGE, _quiet)
     assert registry.routes.current("bot").split == {2: 1_000, 1: 9_000}
     assert registry.retraining.get("rt_1").state == "gated"
@@ -220,12 +223,38 @@ def test_one_rollout_at_a_time(registry: Registry, world: World, tmp_path: Path)
 
 def test_what_is_compared_begins_when_the_version_last_got_a_share(registry: Registry, world: World) -> None:
     with pytest.raises(Refused, match="bot@2 has no share"):
-        started_at(registry, "bot", 2)
+        trial_of(registry, "bot", 2)
     set_route(registry, "bot", {2: 1_000, 1: 9_000}, CHANGE)
     set_route(registry, "bot", {2: 0, 1: 10_000}, CHANGE)
     again = set_route(registry, "bot", {2: 500, 1: 9_500}, CHANGE)
-    set_route(registry, "bot", {2: 1_000, 1: 9_000}, CHANGE)
-    assert started_at(registry, "bot", 2) == again.at
+    assert trial_of(registry, "bot", 2) == Trial(again.at, again.revision)
+    step = set_route(registry, "bot", {2: 1_000, 1: 9_000}, CHANGE)
+    set_route(registry, "bot", {2: 1_000, 1: 9_000}, CHANGE)  # somebody writes the same share again: the same step
+    assert trial_of(registry, "bot", 2) == Trial(again.at, step.revision)
+
+
+def test_a_step_without_traffic_of_its_own_does_not_pass_on_an_earlier_steps(registry: Registry, world: World) -> None:
+    world.score = {1: 0.5, 2: 0.8}
+    plan = Plan((1_000, 5_000, 10_000), LIMITS, hold_s=0.0, give_up_s=5.0)
+    world.asks_below_bp = 5_000
+    with pytest.raises(Refused, match=r"paused at 50 %.*answered on this step, at least 20"):
+        run(registry, "bot", 2, plan, CHANGE, _quiet)
+    assert registry.routes.current("bot").split == {2: 5_000, 1: 5_000}
+
+
+@pytest.mark.parametrize(
+    ("hold_s", "give_up_s", "message"),
+    [
+        (float("nan"), 60.0, "hold_s nan is not a number of seconds from 0 up"),
+        (-1.0, 60.0, "hold_s -1 is not"),
+        (1.0, float("inf"), "give_up_s inf is not"),
+        (60.0, float("nan"), "give_up_s nan is not"),
+        (60.0, 59.0, "give_up_s 59 is under hold_s 60: no step could ever be decided"),
+    ],
+)
+def test_times_that_could_never_be_kept_are_refused(hold_s: float, give_up_s: float, message: str) -> None:
+    with pytest.raises(InvalidInput, match=message):
+        Plan(hold_s=hold_s, give_up_s=give_up_s)
 
 
 @pytest.mark.parametrize(

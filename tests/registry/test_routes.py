@@ -5,9 +5,11 @@ from __future__ import annotations
 import threading
 
 import pytest
+import sqlalchemy as sa
 
+from tests_support import beat_engine
 from tuneloop.registry import Registry
-from tuneloop.registry.errors import Conflict, InvalidInput, NotFound
+from tuneloop.registry.errors import Conflict, InvalidInput, NotFound, Unreadable
 from tuneloop.registry.nouns import Arm
 
 
@@ -24,6 +26,51 @@ def test_revisions_only_grow_and_keep_their_salt(registries: Registry) -> None:
     assert newest.salt == first.salt
     assert registries.routes.current("bot") == newest
     assert registries.routes.current_all() == {"bot": newest}
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (
+            """UPDATE routes SET arms = '[{"version": 1, "weight_bp": 9}]' WHERE revision = 2""",
+            "all of it: ",
+        ),
+        ("""UPDATE routes SET arms = '{"a": "stranger"}' WHERE revision = 2""", "arms"),
+        ("UPDATE routes SET arms = 'not json' WHERE revision = 2", "arms"),
+        ("UPDATE routes SET at = 'yesterday' WHERE revision = 2", "at"),
+    ],
+)
+def test_a_row_that_cannot_be_read_is_named_and_hides_no_other(
+    registry: Registry, caplog: pytest.LogCaptureFixture, damage: str, said: str
+) -> None:
+    _write(registry, 0, (1, 10_000))
+    _write(registry, 1, (2, 10_000))
+    other = registry.routes.write("other", [Arm(version=1, weight_bp=10_000)], by="a", reason="r", expected_revision=0)
+    with registry.database.writing() as connection:
+        connection.execute(sa.text(damage))
+    for _ in range(2):
+        found = registry.routes.current_all()
+        assert found == {"other": other}
+        assert f"Route bot 2 cannot be read: {said}" in found.unreadable["bot"]
+    assert [record.message.count("Route bot 2") for record in caplog.records] == [1]  # said once, not at every look
+    with pytest.raises(Unreadable, match="Route bot 2 cannot be read"):
+        registry.routes.current("bot")
+
+
+def test_a_key_or_a_heartbeat_that_cannot_be_read_hides_no_other(
+    registries: Registry, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, good = registries.keys.new("team-a")
+    _, bad = registries.keys.new("team-b")
+    beat_engine(registries, id="e1")
+    beat_engine(registries, id="e2")
+    with registries.database.writing() as connection:
+        connection.execute(sa.text("UPDATE api_keys SET models = '5' WHERE owner = 'team-b'"))
+        connection.execute(sa.text("UPDATE engines SET state = 'asleep' WHERE id = 'e2'"))
+    assert [key.id for key in registries.keys.all()] == [good.id]
+    assert [engine.id for engine in registries.fleet.engines()] == ["e1"]
+    assert f"ApiKey {bad.id} cannot be read: models" in caplog.text
+    assert "EngineState e2 cannot be read: state" in caplog.text
 
 
 def test_a_lost_race_says_who_won_and_changes_nothing(registries: Registry) -> None:

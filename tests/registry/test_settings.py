@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
 
+from tuneloop.registry import settings
 from tuneloop.registry.errors import InvalidInput
-from tuneloop.registry.settings import RegistrySettings, Section
+from tuneloop.registry.settings import SECTIONS, RegistrySettings, Section
 
 
 class Oven(Section):
@@ -21,6 +23,7 @@ class Oven(Section):
 
 @pytest.fixture(autouse=True)
 def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(settings, "SECTIONS", (*SECTIONS, "oven"))
     monkeypatch.chdir(tmp_path)
     for name in [name for name in os.environ if name.startswith("TUNELOOP_")]:
         monkeypatch.delenv(name)
@@ -71,6 +74,29 @@ def test_a_wrong_file_is_named_with_what_is_wrong_in_it(tmp_path: Path, toml: st
     (tmp_path / "tuneloop.toml").write_text(toml)
     with pytest.raises(InvalidInput, match=message):
         Oven.load()
+
+
+def test_a_table_that_nothing_reads_is_an_error_for_every_process(tmp_path: Path) -> None:
+    (tmp_path / "tuneloop.toml").write_text("[gatway]\nport = 1\n")
+    with pytest.raises(InvalidInput, match=r"nothing reads \[gatway\]; did you mean \[gateway\]\?"):
+        Oven.load()
+
+
+def test_the_sections_that_are_known_are_those_the_packages_have() -> None:
+    points = entry_points(group="tuneloop.settings")
+    assert {section.section for point in points for section in point.load()} == set(SECTIONS)
+
+
+@pytest.mark.parametrize("name", ["a?b", "a%41b"])
+def test_a_home_that_a_url_would_misplace_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    monkeypatch.setenv("TUNELOOP_HOME", str(tmp_path / name))
+    with pytest.raises(InvalidInput, match=r"holds a \? or a %.*choose another folder"):
+        RegistrySettings.load()
+    monkeypatch.setenv("TUNELOOP_DATABASE_URL", "postgresql://h/db")
+    monkeypatch.setenv("TUNELOOP_MLFLOW_URI", "http://mlflow:5000")
+    assert RegistrySettings.load().home == tmp_path / name
 
 
 def test_files_that_are_named_must_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -170,6 +170,14 @@ def test_what_json_says_is_what_there_is(lived_in: Registry, verb: Verb) -> None
         (("key", "revoke", "key_9", "--by", "ada"), 2, "no API key 'key_9'"),
         (("approve", "bot@9", *WHO), 2, "bot@9 does not exist"),
         (("approve", "bot@3", "--by", " ", "--reason", "x"), 2, "an approval needs --by and --reason"),
+        (("retraining", "approve", "rt_1", "--by", " ", "--reason", "x"), 2, "Invalid value for '--by': it is blank"),
+        (("retraining", "cancel", "rt_1", "--by", "ada", "--reason", ""), 2, "Invalid value for '--reason'"),
+        (("key", "revoke", "key_9", "--by", "\t"), 2, "Invalid value for '--by': it is blank"),
+        (("key", "new", "--owner", " "), 2, "needs a name of who does it"),
+        (("requests", "bott"), 2, "no model named 'bott'; did you mean bot? `tuneloop models` lists them"),
+        (("retraining", "list", "--model", "bott"), 2, "no model named 'bott'"),
+        (("retraining", "policy", "bott"), 2, "no model named 'bott'"),
+        (("rollout", "start", "bot@2", "--hold-s", "nan", *WHO), 2, "hold_s nan is not a number of seconds"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
 )
@@ -223,6 +231,14 @@ def test_a_keys_secret_is_printed_once(lived_in: Registry, verb: Verb) -> None:
         ("min_rows: none\ncooldown_s: -1\n", "cooldown_s: Input should be greater than or equal to 0"),
         ("min_rows: [5\n", "policy.yaml: "),
         ("cooldown_s: .inf\n", "cooldown_s"),
+        ("min_rows: 5\nmin_rows: 500\n", "the key 'min_rows' stands here a second time"),
+        ("signals: [promt_drift]\n", "signals.0: Input should be 'prompt_drift', 'perplexity'"),
+        ("recipe: none/recipe.yaml\n", "recipe 'none/recipe.yaml' is no file"),
+        ("recipe: bot@77\n", "bot@77 does not exist"),
+        ("recipe: !!python/object:os.system {}\n", "could not determine a constructor"),
+        ("recipe: 2026-13-45\n", "month must be in 1..12"),
+        ("recipe: caf\xe9\n", "codec can't decode"),
+        ("[" * 5_000, "nested too deeply"),
         ("- 5\n", "file: Input should be a valid dictionary"),
         ("", "file: Input should be a valid dictionary"),
     ],
@@ -231,10 +247,10 @@ def test_a_policy_that_is_wrong_is_refused_with_every_error(
     shared: Registry, verb_there: Verb, tmp_path: Path, body: str, message: str
 ) -> None:
     path = tmp_path / "policy.yaml"
-    path.write_text(body)
+    path.write_text(body, encoding="latin-1")
     code, _, err = verb_there("retraining", "policy", "bot", "--set", str(path), *WHO)
     assert (code, message in err) == (2, True), err
-    assert str(path) in err
+    assert str(path) in err or message.startswith("bot@77")
     assert verb_there("retraining", "policy", "bot", "--set", str(tmp_path / "none.yaml"), *WHO)[0] == 2
     assert not any(entry.action == "policy.retraining" for entry in shared.audit.entries())
 
@@ -259,6 +275,27 @@ def test_a_database_that_is_away_ends_with_1(verb: Verb, monkeypatch: pytest.Mon
     assert (code, "secret" in err) == (1, False)
     assert "`tuneloop config` shows where database_url comes from" in err
     assert "secret" not in verb("config")[1]
+
+
+def test_what_people_wrote_gives_a_terminal_no_commands(lived_in: Registry, verb: Verb) -> None:
+    reason = "red \x1b[31m, csi \x9b31m, turned \u202e, two\nlines"
+    lived_in.gates.approve("bot", 3, by="ada", reason="test")
+    lived_in.fleet.forget_gateway("g1")
+    lived_in.routes.write("bot", lived_in.routes.current("bot").arms, by="ada", reason=reason, expected_revision=2)
+    for arguments in (("route", "history", "bot"), ("route", "show", "bot"), ("route", "show", "bot", "--json")):
+        _, out, _ = verb(*arguments)
+        assert not {"\x1b", "\x9b", "\u202e"} & set(out)
+        assert "\\u001b[31m" in out
+    assert json.loads(verb("route", "show", "bot", "--json")[1])["reason"] == reason
+    assert len(verb("route", "history", "bot")[1].splitlines()) == 4
+
+
+def test_json_holds_no_nan(lived_in: Registry, verb: Verb) -> None:
+    score = window_score(lived_in.clock(), id="w2", detail={"nats": float("nan")})
+    lived_in.episodes.add_score(score)
+    code, out, _ = verb("drift", "windows", "bot", "--json")
+    assert (code, "NaN" in out) == (0, False)
+    assert json.loads(out)[1]["detail"] == {"nats": None}
 
 
 def test_config_names_a_table_that_nothing_reads(verb: Verb, registry_home: Path) -> None:

@@ -9,7 +9,7 @@ from mlflow.tracking import MlflowClient
 
 from tests_support import publish_version, retraining_request
 from tuneloop.registry import Registry
-from tuneloop.registry.errors import Conflict, InvalidInput, NotFound, Unavailable
+from tuneloop.registry.errors import Conflict, InvalidInput, NotFound, Unavailable, Unreadable
 from tuneloop.registry.nouns import Arm
 from tuneloop.registry.settings import RegistrySettings
 from tuneloop.registry.versions import VersionDraft
@@ -192,6 +192,28 @@ def test_aliases_follow_the_route_and_a_challenger_that_is_not_there_is_no_error
 
 def test_an_mlflow_that_is_away_is_one_clear_error(registry_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    settings = RegistrySettings(home=registry_home, mlflow_uri="http://127.0.0.1:1")
-    with Registry.open(settings) as registry, pytest.raises(Unavailable, match=r"127\.0\.0\.1:1.*shows mlflow_uri"):
+    settings = RegistrySettings(home=registry_home, mlflow_uri="http://me:s3cret@127.0.0.1:1")
+    message = r"^(?!.*s3cret).*127\.0\.0\.1:1.*shows mlflow_uri"
+    with Registry.open(settings) as registry, pytest.raises(Unavailable, match=message):
         registry.versions.models()
+
+
+@pytest.mark.parametrize("uri", ["", "mysql://me:s3cret@h/db", "sqlite:////proc/none/mlflow.db"])
+def test_an_mlflow_that_is_damaged_or_of_no_known_kind_is_one_clear_error(tmp_path: Path, uri: str) -> None:
+    (tmp_path / "mlflow.db").write_bytes(b"no database, but a text of some length" * 200)
+    message = r"^(?!.*s3cret).*`tuneloop config` shows mlflow_uri"
+    settings = RegistrySettings(home=tmp_path, mlflow_uri=uri)
+    with Registry.open(settings) as registry, pytest.raises(Unavailable, match=message):
+        registry.versions.models()
+
+
+def test_a_version_whose_tag_is_damaged_is_named_and_hides_no_other(
+    registry: Registry, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in (1, 2):
+        publish_version(registry, tmp_path / f"v{number}")
+    registry.versions._client.set_model_version_tag("bot", "2", "tuneloop.version", "{")
+    assert [version.version for version in registry.versions.all("bot")] == [1]
+    assert "bot version 2: its tag tuneloop.version in MLflow cannot be read" in caplog.text
+    with pytest.raises(Unreadable, match="bot version 2"):
+        registry.versions.get("bot", 2)

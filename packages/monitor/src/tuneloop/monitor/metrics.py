@@ -37,7 +37,7 @@ class Metrics:
             registry=to,
         )
         self._failures = Counter(
-            "tuneloop_monitor_pass_failures", "Passes cut short because a part was away", registry=to
+            "tuneloop_monitor_pass_failures", "Passes cut short, for one model or for all", registry=to
         )
         self._last_pass = Gauge(
             "tuneloop_monitor_last_pass_timestamp_seconds", "When the last whole pass ended", registry=to
@@ -65,15 +65,19 @@ class Metrics:
                 if champions.get(labels["model"]) != int(labels["version"]):
                     gauge.remove(*(labels[name] for name in _STREAM))
 
-    def passed(self, at: datetime, open_episodes: Sequence[AlertEpisode]) -> None:
-        """A whole pass ended."""
+    def open_episodes(self, episodes: Sequence[AlertEpisode]) -> None:
+        """The episodes that are open after a pass."""
         self._open.clear()
-        for (model, severity), n in Tally((e.model, e.severity) for e in open_episodes).items():
+        for (model, severity), n in Tally((e.model, e.severity) for e in episodes).items():
             self._open.labels(model, severity).set(n)
+
+    def passed(self, at: datetime, episodes: Sequence[AlertEpisode]) -> None:
+        """A whole pass ended, over every model."""
+        self.open_episodes(episodes)
         self._last_pass.set(at.timestamp())
 
     def failed(self) -> None:
-        """A pass was cut short."""
+        """A pass was cut short, for every model or for one."""
         self._failures.inc()
 
     def serve(self, host: str, port: int) -> tuple[WSGIServer, Thread]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from tuneloop.registry.nouns import AlertEpisode, WindowScore, version_name
+from tuneloop.registry.printing import one_line
 
 WINDOW_HEADERS = ("UNTIL (UTC)", "VERSION", "SIGNAL", "N", "STATISTIC", "THRESHOLD", "P", "VERDICT")
 
@@ -14,7 +15,7 @@ def episode_lines(episode: AlertEpisode) -> Iterator[str]:
     """The episode, a line at a time: what, since when, how sure, examples, what was done, what to type next."""
     evidence = episode.evidence
     yield f"{episode.id}  {episode.severity}  {episode.state}"
-    yield evidence["summary"]
+    yield one_line(evidence["summary"])
     yield ""
     yield f"since      {_when(evidence['since'])}, seen {_when(episode.opened_at.isoformat())}"
     if episode.resolved_at is not None:
@@ -29,7 +30,7 @@ def episode_lines(episode: AlertEpisode) -> Iterator[str]:
         yield from _finding_lines(signal, finding)
     if episode.done:
         yield ""
-        yield from (f"done       {line}" for line in episode.done)
+        yield from (f"done       {one_line(line)}" for line in episode.done)
     yield ""
     yield f"runbook    {episode.runbook}"
     if episode.state != "resolved":
@@ -58,9 +59,10 @@ def _finding_lines(signal: str, finding: dict[str, Any]) -> Iterator[str]:
     yield f"{signal}: {finding['statistic']:.4g} against a threshold of {finding['threshold']:.4g}{p_value}"
     yield f"           {finding['detector']}; {finding['n']} records up to {_when(finding['window_end'])}"
     for word in finding.get("words", [])[:5]:
-        yield f"word       {word['word']}: {word['reference']:.0%} of the reference, {word['window']:.0%} of the window"
+        shares = f"{word['reference']:.0%} of the reference, {word['window']:.0%} of the window"
+        yield f"word       {one_line(word['word'])}: {shares}"
     for example in finding.get("examples", [])[:3]:
-        yield f"example    {example['question'][:100]}"
+        yield f"example    {one_line(example['question'][:100])}"
         yield f"           tuneloop trace {example['request_id']}"
 
 

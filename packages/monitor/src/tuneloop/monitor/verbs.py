@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import click
 
-from tuneloop.registry.errors import Refused
-from tuneloop.registry.nouns import AlertEpisode
-from tuneloop.registry.printing import emit, json_option, table
+from tuneloop.registry.errors import Refused, TuneloopError
+from tuneloop.registry.nouns import AlertEpisode, Signal
+from tuneloop.registry.printing import by_option, emit, json_option, reason_option, table
 
 DEFAULT_REPORT = Path("report")
 
@@ -24,9 +24,13 @@ def monitor(*, once: bool, every_s: float | None, metrics_port: int | None) -> N
     from tuneloop.monitor.settings import MonitorSettings
 
     settings = MonitorSettings.load(every_s=every_s, metrics_port=metrics_port)
-    for state in run_monitor(settings, once=once):
+    states = run_monitor(settings, once=once)
+    for state in states:
         raised = f", {state.alarms} alarms" if state.alarms else ""
-        click.echo(f"{state.model}@{state.version}: {state.judged} windows judged{raised}; {state.waiting}")
+        if not state.failure:
+            click.echo(f"{state.model}@{state.version}: {state.judged} windows judged{raised}; {state.waiting}")
+    if failed := [f"{state.model}: {state.failure}" for state in states if state.failure]:
+        raise TuneloopError(f"the pass was cut short for {'; '.join(failed)}")
 
 
 @click.command()
@@ -39,6 +43,8 @@ def alerts(*, model: str | None, ended: bool, as_json: bool) -> None:
 
     with Registry.open() as registry:
         found = registry.episodes.all(model, open_only=not ended)
+        if model is not None and not found:
+            registry.check_model(model)
     rows = [
         (e.id, f"{e.opened_at:%Y-%m-%d %H:%M:%S}", e.severity, e.state, e.evidence.get("summary", e.signal))
         for e in found
@@ -67,7 +73,7 @@ def show(episode_id: str, *, as_json: bool) -> None:
 
 @alert.command()
 @click.argument("episode_id")
-@click.option("--by", required=True, help="Who.")
+@by_option
 @click.option("--note", default="", help="What you are doing about it.")
 def ack(episode_id: str, *, by: str, note: str) -> None:
     """Say that you are on it."""
@@ -77,8 +83,8 @@ def ack(episode_id: str, *, by: str, note: str) -> None:
 
 @alert.command()
 @click.argument("episode_id")
-@click.option("--by", required=True, help="Who.")
-@click.option("--reason", required=True, help="Why it is over; kept for ever.")
+@by_option
+@reason_option
 def resolve(episode_id: str, *, by: str, reason: str) -> None:
     """End an episode by hand; a new alarm opens a new one."""
     episode = _change(episode_id, "resolved", by, f"{reason} (by {by})")
@@ -119,7 +125,7 @@ def check(*, reference: Path, window: Path, gamma: int, as_json: bool) -> None:
 
 @drift.command()
 @click.argument("model")
-@click.option("--signal", help="Of one signal only.")
+@click.option("--signal", type=click.Choice(get_args(Signal)), help="Of one signal only.")
 @json_option
 def windows(model: str, *, signal: str | None, as_json: bool) -> None:
     """Every window that was judged: statistic, threshold, verdict."""
@@ -128,6 +134,8 @@ def windows(model: str, *, signal: str | None, as_json: bool) -> None:
 
     with Registry.open() as registry:
         found = registry.episodes.scores(model, signal=signal)
+        if not found:
+            registry.check_model(model)
     none = f"no window of {model} has been judged yet"
     emit(found, as_json, table(WINDOW_HEADERS, [window_row(score) for score in found]) if found else none)
 

@@ -20,8 +20,9 @@ from tuneloop.monitor.settings import MonitorSettings
 from tuneloop.monitor.signals import DETECTORS, PERPLEXITY, Comparison, Judge, problem_of, signals_of
 from tuneloop.monitor.windows import Window, judged_window, next_window, progress
 from tuneloop.registry import Registry
-from tuneloop.registry.errors import NotFound, TuneloopError
+from tuneloop.registry.errors import NotFound, TuneloopError, Unavailable
 from tuneloop.registry.nouns import AlertEpisode, Route, WindowScore, version_name
+from tuneloop.registry.routes import CurrentRoutes
 
 log = logging.getLogger("tuneloop.monitor")
 _RECENT = 50  # scores of a stream read back to see whether it has gone quiet
@@ -32,10 +33,11 @@ class ModelState:
     """What one pass found of one model."""
 
     model: str
-    version: int
+    version: int | None  # None: its route cannot be read
     judged: int  # windows judged in this pass
     alarms: int  # of which signals raised an alarm
     waiting: str  # what the next window waits for
+    failure: str = ""  # why the pass over this model was cut short
 
 
 class Monitor:
@@ -63,7 +65,8 @@ class Monitor:
         """Pass after pass until `stopping`; `wait` sleeps. A part that is away ends a pass, not the loop."""
         while not self._stopping():
             try:
-                self.run_once()
+                if any(state.failure for state in self.run_once()):
+                    self._metrics.failed()
             except Stopped:
                 return
             except TuneloopError as error:
@@ -72,17 +75,34 @@ class Monitor:
             wait(self._settings.every_s)
 
     def run_once(self) -> list[ModelState]:
-        """One pass over all models.
+        """One pass over all models; what goes wrong with one ends its part of the pass, and is in its state.
 
         Raises:
             Unavailable: the database does not answer; what was judged before that is kept.
             Stopped: told to end while an engine was scoring; that window is judged by the next process.
         """
         routes = self._registry.routes.current_all()
-        states = [self._watch(model) for model in sorted(routes)]
+        states = [self._watched(model, routes) for model in sorted({*routes, *routes.unreadable})]
         self._metrics.only({model: route.champion for model, route in routes.items()})
-        self._metrics.passed(self._registry.clock(), self._registry.episodes.all(open_only=True))
+        episodes = self._registry.episodes.all(open_only=True)
+        if any(state.failure for state in states):
+            self._metrics.open_episodes(episodes)
+        else:
+            self._metrics.passed(self._registry.clock(), episodes)
         return states
+
+    def _watched(self, model: str, routes: CurrentRoutes) -> ModelState:
+        try:
+            return self._watch(model)
+        except (Stopped, Unavailable):
+            raise
+        except TuneloopError as error:
+            log.error("%s: this pass over it is cut short: %s", model, error)
+            failure = str(error)
+        except Exception as error:  # a surprise about one model must not leave the others unwatched
+            log.exception("%s: this pass over it is cut short", model)
+            failure = f"{type(error).__name__}: {error}"
+        return ModelState(model, routes[model].champion if model in routes else None, 0, 0, "", failure)
 
     def _watch(self, model: str) -> ModelState:
         history = self._registry.routes.history(model)

@@ -9,6 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from tuneloop.registry.database import Database, noun_of
+from tuneloop.registry.errors import InvalidInput
 from tuneloop.registry.nouns import AuditEntry
 from tuneloop.registry.tables import audit
 
@@ -16,7 +17,13 @@ from tuneloop.registry.tables import audit
 def record(
     connection: Connection, *, at: datetime, actor: str, action: str, subject: str, detail: dict[str, Any]
 ) -> None:
-    """Append one entry inside the caller's transaction."""
+    """Append one entry inside the caller's transaction.
+
+    Raises:
+        InvalidInput: nobody is named.
+    """
+    if not actor.strip():
+        raise InvalidInput(f"{action} of {subject} needs a name of who does it: it is kept for ever")
     connection.execute(sa.insert(audit).values(at=at, actor=actor, action=action, subject=subject, detail=detail))
 
 
@@ -26,10 +33,12 @@ class Audit:
     def __init__(self, database: Database) -> None:
         self._db = database
 
-    def entries(self, subject: str | None = None, limit: int = 100) -> list[AuditEntry]:
-        """The newest entries first, of one subject (a model, version or request name) or of all."""
+    def entries(self, subject: str | None = None, limit: int = 100, *, action: str | None = None) -> list[AuditEntry]:
+        """The newest entries first, of one subject (a model, version or request name) or all; of one action, or all."""
         query = sa.select(audit).order_by(audit.c.id.desc()).limit(limit)
         if subject is not None:
             query = query.where(audit.c.subject == subject)
+        if action is not None:
+            query = query.where(audit.c.action == action)
         with self._db.reading() as connection:
             return [noun_of(AuditEntry, row) for row in connection.execute(query).mappings()]

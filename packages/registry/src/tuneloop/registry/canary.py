@@ -30,7 +30,7 @@ _PRIOR_VARIANCE = 0.25
 class Limits:
     """How much worse a challenger may be and still pass."""
 
-    min_samples: int = 30  # answered requests of the challenger
+    min_samples: int = 30  # answered requests of the challenger, on each step
     feedback_margin: float = 0.10  # of a score in [0, 1]
     error_margin: float = 0.05  # of the share of failed requests
     latency_ratio: float = 1.5  # of the geometric mean of the total time
@@ -44,7 +44,7 @@ class Limits:
                 f"margins are shares above 0 and up to 1, not {self.feedback_margin} (feedback) and "
                 f"{self.error_margin} (errors); with none, no number of samples could ever pass"
             )
-        if self.latency_ratio <= 1 or not 0 < self.alpha < 1:
+        if not 1 < self.latency_ratio < math.inf or not 0 < self.alpha < 1:
             raise InvalidInput(
                 f"latency_ratio {self.latency_ratio} must be above 1, alpha {self.alpha} between 0 and 1"
             )
@@ -77,14 +77,17 @@ class ArmSample:
         return cls(len(answered), len(mine) - len(answered), tuple(scores), tuple(r.total_ms for r in answered))
 
 
-def judge(champion: ArmSample, challenger: ArmSample, limits: Limits) -> tuple[Check, ...]:
-    """Samples, errors, latency and feedback of the challenger against the champion."""
-    enough: Verdict = "pass" if challenger.answered >= limits.min_samples else "inconclusive"
+def judge(champion: ArmSample, challenger: ArmSample, limits: Limits, *, step_answered: int) -> tuple[Check, ...]:
+    """Samples, errors, latency and feedback of the challenger against the champion.
+
+    `step_answered` of the challenger's answers were given on the present step; those alone count as its samples.
+    """
+    enough: Verdict = "pass" if step_answered >= limits.min_samples else "inconclusive"
     return (
         Check(
             name="samples",
             verdict=enough,
-            detail=f"{challenger.answered} answered, at least {limits.min_samples} asked for",
+            detail=f"{step_answered} answered on this step, at least {limits.min_samples} asked for",
         ),
         _errors(champion, challenger, limits),
         _latency(champion, challenger, limits),

@@ -6,21 +6,33 @@ row; what a transaction acknowledged survives kill -9.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import logging
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
+from pydantic import ValidationError
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection, Engine, RowMapping, make_url
 
-from tuneloop.registry.errors import InvalidInput, Unavailable
+from tuneloop.registry.errors import InvalidInput, Unavailable, Unreadable
 from tuneloop.registry.nouns import Noun
+from tuneloop.registry.settings import shown_url, without_password
 from tuneloop.registry.tables import Json
 
 NounT = TypeVar("NounT", bound=Noun)
+_log = logging.getLogger(__name__)
 BUSY_TIMEOUT_MS = 15_000
+_WHERE = "; `tuneloop config` shows where database_url comes from"
+_DRIVERS = {
+    "sqlite": "sqlite",
+    "sqlite+pysqlite": "sqlite",
+    "postgres": "postgresql+psycopg",
+    "postgresql": "postgresql+psycopg",
+    "postgresql+psycopg": "postgresql+psycopg",
+}
 # A connection that swallows everything must end in an error, not in a thread that waits for ever.
 _POSTGRESQL: dict[str, str | int] = {
     "connect_timeout": 3,
@@ -36,18 +48,17 @@ class Database:
     """A connection pool with two kinds of transaction: `reading` and `writing`."""
 
     def __init__(self, url: str) -> None:
-        try:
-            parsed = make_url(url)
-        except sa.exc.ArgumentError:
-            raise InvalidInput(
-                f"database_url {url!r} is not a URL; write sqlite:///PATH or postgresql+psycopg://…"
-            ) from None
-        if parsed.drivername in {"postgresql", "postgres"}:
-            parsed = parsed.set(drivername="postgresql+psycopg")
-        self.is_sqlite = parsed.get_backend_name() == "sqlite"
+        parsed = _parsed(url)
+        self.is_sqlite = parsed.drivername == "sqlite"
         if self.is_sqlite and parsed.database:
-            Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+            try:
+                Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise InvalidInput(
+                    f"database_url {shown_url(url)!r}: its folder cannot be made: {error}{_WHERE}"
+                ) from None
         self.url = parsed
+        self.shown = without_password(parsed.render_as_string(hide_password=True))
         connect_args = {} if self.is_sqlite else _POSTGRESQL
         self.engine: Engine = sa.create_engine(parsed, pool_pre_ping=not self.is_sqlite, connect_args=connect_args)
         if self.is_sqlite:
@@ -56,19 +67,41 @@ class Database:
     def upgrade(self) -> None:
         """Bring the schema to the newest revision; safe to repeat and to run from several processes at once.
 
+        Writes, and waits for writers, only where the schema is behind.
+
         Raises:
-            Unavailable: the database does not answer.
+            Unavailable: the database does not answer, or its schema is newer than this code.
         """
         from alembic import command  # noqa: PLC0415 (0.3 s, needed once per process)
         from alembic.config import Config  # noqa: PLC0415
+        from alembic.migration import MigrationContext  # noqa: PLC0415
+        from alembic.script import ScriptDirectory  # noqa: PLC0415
+        from alembic.util import CommandError  # noqa: PLC0415
 
         config = Config()
-        config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+        config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
+        scripts = ScriptDirectory.from_config(config)
+        with self.reading() as connection:
+            there = MigrationContext.configure(connection).get_current_heads()
+        if set(there) == set(scripts.get_heads()):
+            return
+        known = {script.revision for script in scripts.walk_revisions()}
+        if strange := [revision for revision in there if revision not in known]:
+            raise Unavailable(
+                f"database {self.shown} is at schema {', '.join(strange)}, which this tuneloop does not know "
+                f"(its newest is {', '.join(scripts.get_heads())}): a newer tuneloop has upgraded it; install "
+                f"that version here{_WHERE}"
+            )
         with self.writing() as connection:
             if not self.is_sqlite:
                 connection.execute(sa.text("SELECT pg_advisory_xact_lock(7463001)"))
             config.attributes["connection"] = connection
-            command.upgrade(config, "head")
+            try:
+                command.upgrade(config, "head")
+            except CommandError as error:
+                raise Unavailable(
+                    f"database {self.shown} cannot be brought to the newest schema: {error}{_WHERE}"
+                ) from error
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
@@ -100,16 +133,45 @@ class Database:
     def _guarded(self) -> Iterator[None]:
         try:
             yield
-        except (sa.exc.OperationalError, sa.exc.InterfaceError) as error:
-            shown = self.url.render_as_string(hide_password=True)
-            cause = str(error.orig).strip().splitlines()[0] if error.orig else str(error)
-            raise Unavailable(
-                f"database {shown}: {cause}; `tuneloop config` shows where database_url comes from"
-            ) from error
+        except (sa.exc.IntegrityError, sa.exc.DataError):
+            raise  # the database is there; what was to be written is the problem, and the caller's to judge
+        except (sa.exc.DBAPIError, sa.exc.TimeoutError) as error:
+            cause = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
+            raise Unavailable(f"database {self.shown}: {without_password(cause)}{_advice(error)}{_WHERE}") from error
 
     def close(self) -> None:
         """Close every pooled connection."""
         self.engine.dispose()
+
+
+def _parsed(url: str) -> sa.URL:
+    """The URL, with the driver that is used; one that cannot be used is refused without showing its password."""
+    try:
+        parsed = make_url(url)
+    except (sa.exc.ArgumentError, ValueError):  # a port that is no number is a ValueError
+        raise InvalidInput(
+            f"database_url {shown_url(url)!r} is not a URL; write sqlite:///PATH or postgresql://USER:PASSWORD@HOST/NAME"
+            + _WHERE
+        ) from None
+    if "@" in (parsed.host or ""):
+        raise InvalidInput(
+            f"database_url {shown_url(url)!r} holds more than one @; write %40 for one in a password{_WHERE}"
+        )
+    if parsed.drivername not in _DRIVERS:
+        raise InvalidInput(
+            f"database_url {shown_url(url)!r}: there is no driver for {parsed.drivername!r}; "
+            f"write sqlite:///PATH or postgresql://…{_WHERE}"
+        )
+    return parsed.set(drivername=_DRIVERS[parsed.drivername])
+
+
+def _advice(error: sa.exc.SQLAlchemyError) -> str:
+    said = str(error).lower()
+    if "malformed" in said or "not a database" in said:
+        return "; the file is damaged or no database: restore it from a copy, or move it away to begin anew"
+    if "no such table" in said or "no such column" in said or "undefined" in said:
+        return "; its schema is not this version's: `tuneloop db upgrade`"
+    return ""
 
 
 def _configure_sqlite(connection: Any, _record: Any) -> None:
@@ -125,5 +187,36 @@ def row_of(noun: Noun, table: sa.Table) -> dict[str, Any]:
 
 
 def noun_of(kind: type[NounT], row: Mapping[str, Any] | RowMapping) -> NounT:
-    """A row as its noun; columns that only exist for the database are left out."""
-    return kind.model_validate({name: row[name] for name in kind.model_fields if name in row})
+    """A row as its noun; columns that only exist for the database are left out.
+
+    Raises:
+        Unreadable: the row is not what this version of tuneloop writes; the message names it.
+    """
+    try:
+        return kind.model_validate({name: row[name] for name in kind.model_fields if name in row})
+    except ValidationError as error:
+        raise Unreadable(
+            f"the database's {kind.__name__} {_identity(row)} cannot be read: {faults(error)}; it was changed by hand "
+            "or written by another version of tuneloop: restore that row, or run the version that wrote it"
+        ) from None
+
+
+def readable(kind: type[NounT], rows: Iterable[Mapping[str, Any] | RowMapping]) -> list[NounT]:
+    """The rows that can be read; the others are left out and logged: one bad row must not hide the good ones."""
+    good: list[NounT] = []
+    for row in rows:
+        try:
+            good.append(noun_of(kind, row))
+        except Unreadable as error:
+            _log.error("left out: %s", error)
+    return good
+
+
+def faults(error: ValidationError) -> str:
+    """Every fault of a noun in one line, without the values, which may be users' text."""
+    return "; ".join(f"{'.'.join(map(str, e['loc'])) or 'all of it'}: {e['msg']}" for e in error.errors())
+
+
+def _identity(row: Mapping[str, Any] | RowMapping) -> str:
+    names = ("id",) if "id" in row and "revision" not in row else ("model", "revision", "version")
+    return " ".join(str(row[name]) for name in names if name in row)

@@ -5,6 +5,7 @@ TuneloopError            something failed while doing what was asked            
 ├── NotFound             a name that leads nowhere                              (2, also a LookupError)
 ├── Refused              a gate or a policy says no                             (3, also a PermissionError)
 ├── Conflict             somebody else was first; read again and retry          (1, also a RuntimeError)
+├── Unreadable           what is stored is damaged or of another version        (1, also a ValueError)
 └── Unavailable          a part this one leans on does not answer               (1, also a ConnectionError)
 """
 
@@ -39,6 +40,10 @@ class Refused(TuneloopError, PermissionError):
 
 class Conflict(TuneloopError, RuntimeError):
     """A concurrent writer was first (lost compare-and-swap, lost lease); nothing was changed."""
+
+
+class Unreadable(TuneloopError, ValueError):
+    """Something stored (a row, a version's tag) is not what this version of tuneloop writes; the rest may be sound."""
 
 
 class Unavailable(TuneloopError, ConnectionError):

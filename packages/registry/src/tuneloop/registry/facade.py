@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable
 from datetime import datetime
 from functools import cached_property
@@ -11,8 +12,10 @@ from typing import TYPE_CHECKING, Self
 from tuneloop.registry.audit import Audit
 from tuneloop.registry.database import Database
 from tuneloop.registry.episodes import Episodes
+from tuneloop.registry.errors import NotFound
 from tuneloop.registry.fleet import Fleet
 from tuneloop.registry.gates import Gates
+from tuneloop.registry.hurry import LOOKUP_TIMEOUT_S, mlflow_within
 from tuneloop.registry.keys import Keys
 from tuneloop.registry.nouns import utc_now
 from tuneloop.registry.policies import Policies
@@ -63,6 +66,23 @@ class Registry:
         from tuneloop.registry.versions import Versions  # noqa: PLC0415 (a gateway never pays for MLflow)
 
         return Versions(self.settings, self.clock)
+
+    def check_model(self, model: str) -> None:
+        """Tell a model of which nothing is known yet from a name that is misspelt.
+
+        Raises:
+            NotFound: no route and no version has that name.
+            Unavailable: it has no route, and MLflow does not say whether it has versions.
+        """
+        routes = self.routes.current_all()
+        names = {*routes, *routes.unreadable}
+        if model in names:
+            return
+        names |= set(mlflow_within(self, self.versions.models, LOOKUP_TIMEOUT_S))
+        if model not in names:
+            close = difflib.get_close_matches(model, names, n=1)
+            hint = f"did you mean {close[0]}? " if close else ""
+            raise NotFound(f"no model named {model!r}; {hint}`tuneloop models` lists them")
 
     def close(self) -> None:
         """Close the database's connections."""

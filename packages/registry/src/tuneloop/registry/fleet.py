@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 
 import sqlalchemy as sa
 
-from tuneloop.registry.database import Database, noun_of, row_of
+from tuneloop.registry.database import Database, readable, row_of
 from tuneloop.registry.errors import Unavailable
 from tuneloop.registry.nouns import EngineState, GatewayState
 from tuneloop.registry.tables import engines, gateways
@@ -33,11 +33,11 @@ class Fleet:
 
     def engines(self, *, live_only: bool = True) -> list[EngineState]:
         """Engines by id."""
-        return [noun_of(EngineState, row) for row in self._rows(engines, live_only)]
+        return readable(EngineState, self._rows(engines, live_only))
 
     def gateways(self, *, live_only: bool = True) -> list[GatewayState]:
         """Gateways by id."""
-        return [noun_of(GatewayState, row) for row in self._rows(gateways, live_only)]
+        return readable(GatewayState, self._rows(gateways, live_only))
 
     def forget_engine(self, engine_id: str) -> None:
         """Take an engine that shut down in order off the list."""

@@ -10,7 +10,7 @@ from hashlib import sha256
 import sqlalchemy as sa
 
 from tuneloop.registry import audit
-from tuneloop.registry.database import Database, noun_of, row_of
+from tuneloop.registry.database import Database, readable, row_of
 from tuneloop.registry.errors import InvalidInput, NotFound
 from tuneloop.registry.nouns import ApiKey
 from tuneloop.registry.tables import api_keys
@@ -64,8 +64,8 @@ class Keys:
     def all(self) -> list[ApiKey]:
         """Every key, the newest first."""
         with self._db.reading() as connection:
-            rows = connection.execute(sa.select(api_keys).order_by(api_keys.c.created_at.desc())).mappings()
-            return [noun_of(ApiKey, row) for row in rows]
+            rows = connection.execute(sa.select(api_keys).order_by(api_keys.c.created_at.desc())).mappings().all()
+        return readable(ApiKey, rows)
 
     def revoke(self, key_id: str, *, by: str) -> None:
         """Make a key unusable; gateways follow within 2 s.

@@ -15,6 +15,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstrai
 from tuneloop.registry.errors import InvalidInput
 
 FULL_SHARE_BP = 10_000
+Signal = Literal["prompt_drift", "perplexity", "correction_perplexity", "latency"]
 ModelName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
 _VERSION_NAME = re.compile(r"^([a-z0-9][a-z0-9._-]{0,62})@([1-9][0-9]{0,8})$")
 

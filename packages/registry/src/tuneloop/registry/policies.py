@@ -6,11 +6,12 @@ from collections.abc import Callable
 from datetime import datetime
 
 import sqlalchemy as sa
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from tuneloop.registry import audit
-from tuneloop.registry.database import Database
-from tuneloop.registry.nouns import Noun
+from tuneloop.registry.database import Database, faults
+from tuneloop.registry.errors import Unreadable
+from tuneloop.registry.nouns import Noun, Signal
 from tuneloop.registry.tables import policies
 
 
@@ -19,7 +20,7 @@ class RetrainingPolicy(Noun):
 
     enabled: bool = True
     recipe: str | None = None  # None: the champion's own recipe, from its MLflow run
-    signals: tuple[str, ...] = ("prompt_drift", "perplexity", "correction_perplexity")
+    signals: tuple[Signal, ...] = ("prompt_drift", "perplexity", "correction_perplexity")
     min_rows: int = Field(default=50, ge=1)  # fresh corrections
     cooldown_s: float = Field(default=6 * 3600.0, ge=0, le=10 * 365 * 86_400.0, allow_inf_nan=False)
     auto_approve: bool = False  # otherwise a person runs `tuneloop retraining approve`
@@ -33,11 +34,21 @@ class Policies:
         self._clock = clock
 
     def retraining(self, model: str) -> RetrainingPolicy:
-        """A model's retraining policy; the defaults when none was ever set."""
+        """A model's retraining policy; the defaults when none was ever set.
+
+        Raises:
+            Unreadable: the one that was set is none.
+        """
         query = sa.select(policies.c.body).where(policies.c.model == model, policies.c.kind == "retraining")
         with self._db.reading() as connection:
             body = connection.execute(query.order_by(policies.c.id.desc()).limit(1)).scalar()
-        return RetrainingPolicy() if body is None else RetrainingPolicy.model_validate(body)
+        try:
+            return RetrainingPolicy() if body is None else RetrainingPolicy.model_validate(body)
+        except ValidationError as error:
+            raise Unreadable(
+                f"the retraining policy of {model} cannot be read: {faults(error)}; set another: "
+                f"`tuneloop retraining policy {model} --set FILE --by YOU --reason WHY`"
+            ) from None
 
     def set_retraining(self, model: str, policy: RetrainingPolicy, *, by: str, reason: str) -> None:
         """Append a new revision of a model's retraining policy."""

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import json
+import math
+import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
 import click
 from pydantic import BaseModel
 
+# Control, format, surrogate and private characters and line separators: a terminal may obey them, a reader never sees
+# them, and users' text is full of them when somebody wants it to be.
+_UNSEEN = frozenset({"Cc", "Cf", "Cs", "Co", "Zl", "Zp"})
+
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """Left-aligned columns, two spaces apart; `-` where there is nothing."""
-    cells = [list(headers), *[["-" if cell is None or cell == "" else str(cell) for cell in row] for row in rows]]
+    cells = [
+        list(headers),
+        *[["-" if cell is None or cell == "" else one_line(str(cell)) for cell in row] for row in rows],
+    ]
     widths = [max(len(row[i]) for row in cells) for i in range(len(headers))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells
@@ -20,14 +29,29 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def emit(value: Any, as_json: bool, text: str) -> None:
-    """Print `value` as JSON when asked for, `text` otherwise."""
-    click.echo(json.dumps(plain(value), indent=2, ensure_ascii=False) if as_json else text)
+    """Print `value` as JSON when asked for, `text` otherwise; neither gives a terminal commands."""
+    click.echo(_seen(json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False) if as_json else text))
+
+
+def one_line(text: str) -> str:
+    """Somebody's text as one line: what breaks a line or is not seen is written as its escape."""
+    return _seen(text.replace("\n", "\\n"))
+
+
+def _seen(text: str) -> str:
+    return "".join(_escape(c) if c != "\n" and unicodedata.category(c) in _UNSEEN else c for c in text)
+
+
+def _escape(character: str) -> str:
+    return f"\\u{ord(character):04x}" if ord(character) < 0x10000 else json.dumps(character)[1:-1]
 
 
 def plain(value: Any) -> Any:
-    """Nouns, and lists and dicts of them, as plain JSON values."""
+    """Nouns, and lists and dicts of them, as plain JSON values; JSON has no NaN and no infinity, so they are null."""
     if isinstance(value, BaseModel):
-        return value.model_dump(mode="json")
+        return plain(value.model_dump(mode="json"))
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -35,4 +59,12 @@ def plain(value: Any) -> Any:
     return value
 
 
+def _said(_context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    if value is not None and not value.strip():
+        raise click.BadParameter("it is blank; it is kept for ever", param=parameter)
+    return value
+
+
+by_option = click.option("--by", required=True, callback=_said, help="Who does it.")
+reason_option = click.option("--reason", required=True, callback=_said, help="Why; kept for ever.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")

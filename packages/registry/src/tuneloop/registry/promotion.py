@@ -1,22 +1,27 @@
 """Changing who serves: the checks a route change must pass, then one atomic write, then the wait for every gateway.
 
 A version gets a share only after some live engine can serve it (`staging`). The former champion stays in the route at
-weight 0, so a rollback loads nothing, and needs neither MLflow nor a free slot.
+weight 0, so a rollback to it loads nothing, and needs neither MLflow nor a free slot. MLflow is asked within a few
+seconds or not at all: its own client tries for minutes, and nobody who takes a version back waits for that.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from tuneloop.registry.errors import InvalidInput, Refused, TuneloopError
 from tuneloop.registry.facade import Registry
-from tuneloop.registry.nouns import FULL_SHARE_BP, Arm, RetrainingState, Route, Version, version_name
+from tuneloop.registry.hurry import LOOKUP_TIMEOUT_S, mlflow_within
+from tuneloop.registry.nouns import FULL_SHARE_BP, Arm, RetrainingState, Route, version_name
 from tuneloop.registry.routes import lost_race
 from tuneloop.registry.staging import check_approved, check_fits, stage
 
 APPLY_TIMEOUT_S = 5.0
+MIRROR_TIMEOUT_S = 5.0  # nobody waits for MLflow's aliases longer than for the gateways
+_ROLLBACK = "route.rollback"
+_ALL = 1_000_000  # more revisions than one route ever has
 _log = logging.getLogger(__name__)
 
 
@@ -51,9 +56,7 @@ def set_route(
             revision in time (the route is changed).
     """
     before = _current(registry, model, expected_revision)
-    route = _write(registry, model, before, arrange(before, split), change, action)
-    registry.fleet.wait_applied(model, route.revision, APPLY_TIMEOUT_S)
-    return route
+    return _put(registry, model, before, arrange(before, split), change, action)
 
 
 def promote(
@@ -64,16 +67,13 @@ def promote(
     Raises:
         Like `set_route`.
     """
-    registry.versions.get(model, version)  # raises with the names that exist
     before = _current(registry, model, expected_revision)
     split = {version: FULL_SHARE_BP}
     if before is not None and before.champion != version:
         split[before.champion] = 0
     elif before is not None:  # a challenger is dropped, the version kept for rollback stays
         split |= {arm.version: 0 for arm in before.arms[:-1] if arm.weight_bp == 0}
-    route = _write(registry, model, before, arrange(before, split), change, "version.promote")
-    registry.fleet.wait_applied(model, route.revision, APPLY_TIMEOUT_S)
-    return route
+    return _put(registry, model, before, arrange(before, split), change, "version.promote")
 
 
 def rollback(
@@ -84,13 +84,14 @@ def rollback(
     to_revision: int | None = None,
     expected_revision: int | None = None,
 ) -> Route:
-    """Take the last change of who serves back: a canary loses its share, or the former champion returns. Loads nothing.
+    """Take the last change of who serves back: a canary loses its share, or the champion before this one returns.
 
-    With `to_revision` the arms of that revision return as they stood, the champion included.
+    A second rollback goes one champion further back, never forward to the one just left. Only what the route no longer
+    names is loaded. With `to_revision` the arms of that revision return as they stood, the champion included.
 
     Raises:
         NotFound: there is no route, or no such revision.
-        Refused: there is nothing to go back to.
+        Refused: there is nothing to go back to, or what would get a share back is not approved (and not forced).
         Conflict, Unavailable: like `set_route`.
     """
     registry.routes.current(model)  # raises what to do when there is none
@@ -101,25 +102,36 @@ def rollback(
     elif any(arm.weight_bp > 0 for arm in now.arms[:-1]):
         arms = arrange(now, {arm.version: 0 for arm in now.arms[:-1]} | {now.champion: FULL_SHARE_BP})
     else:
-        former = next((r.champion for r in registry.routes.history(model) if r.champion != now.champion), None)
-        if former is None:
+        rollbacks = registry.audit.entries(model, limit=_ALL, action=_ROLLBACK)
+        former = champions_before(
+            registry.routes.history(model, limit=_ALL), {entry.detail["revision"] for entry in rollbacks}
+        )
+        if not former:
             raise Refused(
-                f"{model} has only ever been served by {version_name(model, now.champion)}; nothing to go back to"
+                f"nothing served {model} before {version_name(model, now.champion)}, nothing to go back to; "
+                f"`tuneloop route history {model}` shows what did since, `tuneloop promote` brings it forward again"
             )
-        arms = arrange(now, {now.champion: 0, former: FULL_SHARE_BP})
-    # What served before was let in then; going back must never wait for an approval.
-    route = _write(registry, model, now, arms, change, "route.rollback", approved=True)
-    registry.fleet.wait_applied(model, route.revision, APPLY_TIMEOUT_S)
-    return route
+        arms = arrange(now, {now.champion: 0, former[-1]: FULL_SHARE_BP})
+    return _put(registry, model, now, arms, change, _ROLLBACK)
 
 
-def close_request(registry: Registry, version: Version, state: RetrainingState, *, by: str, outcome: str) -> None:
-    """End the retraining request that made a version, if one did and it still waits for what becomes of it."""
-    if version.request_id is None:
-        return
-    request = registry.retraining.get(version.request_id)
-    if request.state is RetrainingState.GATED:
-        registry.retraining.finish(request, state, by=by, outcome=outcome)
+def champions_before(history: Sequence[Route], rollbacks: Collection[int]) -> list[int]:
+    """The champions before the present one, the latest last. What a rollback has left is not among them.
+
+    Args:
+        history: every revision, the newest first.
+        rollbacks: which of them a rollback wrote.
+    """
+    line: list[int] = []
+    for route in reversed(history):
+        if line and route.champion == line[-1]:
+            continue
+        if route.revision in rollbacks and route.champion in line:
+            while line[-1] != route.champion:
+                line.pop()
+        else:
+            line.append(route.champion)
+    return line[:-1]
 
 
 def arrange(before: Route | None, split: Mapping[int, int]) -> tuple[Arm, ...]:
@@ -162,22 +174,20 @@ def _current(registry: Registry, model: str, expected_revision: int | None) -> R
     return newest
 
 
-def _write(
-    registry: Registry,
-    model: str,
-    before: Route | None,
-    arms: Sequence[Arm],
-    change: Change,
-    action: str,
-    *,
-    approved: bool = False,
+def _put(
+    registry: Registry, model: str, before: Route | None, arms: Sequence[Arm], change: Change, action: str
 ) -> Route:
-    """Check, stage and write the arms as the revision after `before`; MLflow's aliases follow."""
+    """Check, stage and write the arms as the revision after `before`, and wait for the gateways; MLflow's aliases
+    follow."""
     standing = before.split if before else {}
-    newcomers = [registry.versions.get(model, arm.version) for arm in arms if arm.version not in standing]
-    if not (change.force or approved):
+    new = [arm.version for arm in arms if arm.version not in standing]
+    newcomers = (
+        mlflow_within(registry, lambda: [registry.versions.get(model, n) for n in new], LOOKUP_TIMEOUT_S) if new else []
+    )
+    if not change.force:
         check_approved(registry, model, before, arms)
-    check_fits(registry, model, before, arms, newcomers)
+    if newcomers:
+        mlflow_within(registry, lambda: check_fits(registry, model, before, arms, newcomers), LOOKUP_TIMEOUT_S)
     expected_revision = 0 if before is None else stage(registry, before, arms, by=change.by, reason=change.reason)
     route = registry.routes.write(
         model,
@@ -188,8 +198,11 @@ def _write(
         forced=change.force,
         action=action,
     )
-    _mirror(registry, route)
     _close_requests(registry, before, route)
+    try:
+        registry.fleet.wait_applied(model, route.revision, APPLY_TIMEOUT_S)
+    finally:
+        _mirror(registry, route)
     return route
 
 
@@ -206,14 +219,20 @@ def _close_requests(registry: Registry, before: Route | None, route: Route) -> N
             continue
         name = version_name(route.model, number)
         try:
-            version = registry.versions.get(route.model, number)
-            close_request(registry, version, state, by=route.by, outcome=f"{name} {what}: {route.reason}")
+            request = registry.retraining.gated(route.model, number)
+            if request is not None:
+                registry.retraining.finish(request, state, by=route.by, outcome=f"{name} {what}: {route.reason}")
         except TuneloopError as error:  # the route is written; the request only follows
             _log.warning("the retraining request of %s is not closed: %s", name, error)
 
 
 def _mirror(registry: Registry, route: Route) -> None:
     try:
-        registry.versions.mirror(route)
+        mlflow_within(registry, lambda: registry.versions.mirror(route), MIRROR_TIMEOUT_S)
     except TuneloopError as error:  # the route decides; MLflow's aliases only follow
-        _log.warning("MLflow's aliases of %s do not follow revision %d yet: %s", route.model, route.revision, error)
+        _log.warning(
+            "revision %d of %s is in force, but MLflow's aliases do not follow it yet (the next change moves them): %s",
+            route.revision,
+            route.model,
+            error,
+        )

@@ -80,6 +80,15 @@ class RetrainingQueue:
         """
         return self._one(retraining.c.id == request_id, request_id)
 
+    def gated(self, model: str, version: int) -> RetrainingRequest | None:
+        """The request that made a version and still waits for what becomes of it, if there is one."""
+        query = sa.select(retraining).where(
+            retraining.c.model == model, retraining.c.result_version == version, retraining.c.state == S.GATED
+        )
+        with self._db.reading() as connection:
+            row = connection.execute(query).mappings().first()
+        return None if row is None else noun_of(RetrainingRequest, row)
+
     def all(self, model: str | None = None, *, open_only: bool = False) -> list[RetrainingRequest]:
         """Requests, the newest first."""
         query = sa.select(retraining).order_by(retraining.c.created_at.desc())

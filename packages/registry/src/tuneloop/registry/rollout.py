@@ -7,6 +7,8 @@ when anybody else changes the route, it stops and leaves the route to them.
 
 from __future__ import annotations
 
+import itertools
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,8 +18,8 @@ from tuneloop.registry import audit
 from tuneloop.registry.canary import ArmSample, Limits, judge
 from tuneloop.registry.errors import InvalidInput, Refused
 from tuneloop.registry.facade import Registry
-from tuneloop.registry.nouns import FULL_SHARE_BP, Check, GateReport, RetrainingState, Route, version_name
-from tuneloop.registry.promotion import Change, close_request, promote, rollback, set_route
+from tuneloop.registry.nouns import FULL_SHARE_BP, Check, GateReport, Route, version_name
+from tuneloop.registry.promotion import Change, promote, rollback, set_route
 
 LOOK_EVERY_S = 0.5
 _LOOK_COST = 5  # a look reads every record since the start: it takes at most a fifth of the time
@@ -33,6 +35,13 @@ class Plan:
     give_up_s: float = 3_600.0  # longest wait on one step before a person is asked
 
     def __post_init__(self) -> None:
+        for name, value_s in (("hold_s", self.hold_s), ("give_up_s", self.give_up_s)):
+            if not (math.isfinite(value_s) and value_s >= 0):
+                raise InvalidInput(f"{name} {value_s:g} is not a number of seconds from 0 up")
+        if self.give_up_s < self.hold_s:
+            raise InvalidInput(
+                f"give_up_s {self.give_up_s:g} is under hold_s {self.hold_s:g}: no step could ever be decided; raise it"
+            )
         if not self.steps_bp or list(self.steps_bp) != sorted(set(self.steps_bp)) or self.steps_bp[-1] != FULL_SHARE_BP:
             raise InvalidInput(f"steps {self.steps_bp} must rise and end at {FULL_SHARE_BP} basis points")
         if self.steps_bp[0] <= 0:
@@ -87,33 +96,43 @@ def run(
     return report
 
 
-def judgement(registry: Registry, model: str, version: int, limits: Limits, *, since: datetime) -> GateReport:
-    """The challenger against the champion over what the split gave both since then, as it stands now."""
+@dataclass(frozen=True)
+class Trial:
+    """What a challenger is judged on."""
+
+    since: datetime  # when it last went from no share to some: everything from then on is compared
+    step_revision: int  # the first revision of its present share: this step's own samples begin there
+
+
+def judgement(registry: Registry, model: str, version: int, limits: Limits, trial: Trial) -> GateReport:
+    """The challenger against the champion over what the split gave both in the trial, as it stands now.
+
+    All of the trial is compared, but a step needs samples of its own: one without traffic shows nothing about its load.
+    """
     champion = registry.routes.current(model).champion
     arms = (champion, version)
-    records = [r for r in registry.traffic.window(model, since=since) if r.assigned_version in arms]
+    records = [r for r in registry.traffic.window(model, since=trial.since) if r.assigned_version in arms]
     feedback = registry.traffic.feedback_for([record.id for record in records])
     before, after = (ArmSample.of(number, records, feedback) for number in arms)
-    checks = judge(before, after, limits)
+    here = ArmSample.of(version, [r for r in records if (r.revision or 0) >= trial.step_revision], {})
+    checks = judge(before, after, limits, step_answered=here.answered)
     return GateReport(model=model, version=version, champion=champion, at=registry.clock(), checks=checks)
 
 
-def started_at(registry: Registry, model: str, version: int) -> datetime:
-    """When the version last went from no share to some: the beginning of what is compared.
+def trial_of(registry: Registry, model: str, version: int) -> Trial:
+    """The running trial of a version.
 
     Raises:
         Refused: it has no share.
     """
-    began: datetime | None = None
-    for route in registry.routes.history(model):  # newest first
-        if route.split.get(version, 0) == 0:
-            break
-        began = route.at
-    if began is None:
+    shared = list(itertools.takewhile(lambda r: r.split.get(version, 0) > 0, registry.routes.history(model)))
+    if not shared:
         raise Refused(
             f"{version_name(model, version)} has no share of the traffic; `tuneloop rollout start` gives it one"
         )
-    return began
+    share_bp = shared[0].split[version]
+    step = list(itertools.takewhile(lambda r: r.split[version] == share_bp, shared))  # newest first, like `shared`
+    return Trial(since=shared[-1].at, step_revision=step[-1].revision)
 
 
 def _raise_share(registry: Registry, route: Route, version: int, step_bp: int, change: Change) -> Route:
@@ -132,11 +151,11 @@ def _hold(
     must_pass: bool,
 ) -> GateReport:
     began = time.monotonic()
-    since = started_at(registry, route.model, version)
+    trial = trial_of(registry, route.model, version)
     while True:
         looked = time.monotonic()
         _expect(registry, route)
-        report = judgement(registry, route.model, version, plan.limits, since=since)
+        report = judgement(registry, route.model, version, plan.limits, trial)
         if report.verdict == "fail":
             _take_back(registry, route, version, report, change)
         held_s = time.monotonic() - began
@@ -156,14 +175,12 @@ def _hold(
 
 
 def _take_back(registry: Registry, route: Route, version: int, report: GateReport, change: Change) -> None:
-    """Roll back and refuse; the retraining that made the version is rejected, so that the next one may be asked for."""
+    """Roll back, which rejects the retraining that made the version, so that the next may be asked for; then refuse."""
     reason = _worst(report.checks, "fail")
     why = replace(change, reason=f"rollout failed: {reason}")
     rollback(registry, route.model, why, expected_revision=route.revision)
     _on_record(registry, report, change, "rolled back")
-    made = registry.versions.get(route.model, version)
-    close_request(registry, made, RetrainingState.REJECTED, by=change.by, outcome=f"{made.name} rolled back: {reason}")
-    raise Refused(f"{made.name} was rolled back: {reason}")
+    raise Refused(f"{version_name(route.model, version)} was rolled back: {reason}")
 
 
 def _expect(registry: Registry, route: Route) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 
 import sqlalchemy as sa
@@ -11,9 +12,22 @@ from pydantic import ValidationError
 
 from tuneloop.registry import audit
 from tuneloop.registry.database import Database, noun_of, row_of
-from tuneloop.registry.errors import Conflict, InvalidInput, NotFound
+from tuneloop.registry.errors import Conflict, InvalidInput, NotFound, Unreadable
 from tuneloop.registry.nouns import Arm, Route
 from tuneloop.registry.tables import routes
+
+_log = logging.getLogger(__name__)
+
+
+class CurrentRoutes(dict[str, Route]):
+    """Model → its newest route, and `unreadable`: model → what is wrong with the newest row of its route.
+
+    A model of `unreadable` has a route, which is not known: whoever holds an earlier one goes on with it.
+    """
+
+    def __init__(self, routes: Mapping[str, Route] | None = None, unreadable: Mapping[str, str] | None = None) -> None:
+        super().__init__(routes or {})
+        self.unreadable: dict[str, str] = dict(unreadable or {})
 
 
 class Routes:
@@ -22,6 +36,7 @@ class Routes:
     def __init__(self, database: Database, clock: Callable[[], datetime]) -> None:
         self._db = database
         self._clock = clock
+        self._told: dict[str, str] = {}  # model → what was last logged of its unreadable route
 
     def current(self, model: str) -> Route:
         """The newest revision of a model's route.
@@ -37,8 +52,11 @@ class Routes:
             )
         return found[0]
 
-    def current_all(self) -> dict[str, Route]:
-        """Model → its newest route, for every model that has one."""
+    def current_all(self) -> CurrentRoutes:
+        """Model → its newest route, for every model that has one; those that cannot be read are named aside and logged.
+
+        An unreadable revision is in force nonetheless: what went before it is not shown in its place.
+        """
         newest = (
             sa.select(routes.c.model, sa.func.max(routes.c.revision).label("revision"))
             .group_by(routes.c.model)
@@ -47,9 +65,19 @@ class Routes:
         query = sa.select(routes).join(
             newest, sa.and_(routes.c.model == newest.c.model, routes.c.revision == newest.c.revision)
         )
+        found = CurrentRoutes()
         with self._db.reading() as connection:
-            found = [noun_of(Route, row) for row in connection.execute(query).mappings()]
-        return {route.model: route for route in found}
+            rows = connection.execute(query).mappings().all()
+        for row in rows:
+            try:
+                found[row["model"]] = noun_of(Route, row)
+            except Unreadable as error:
+                found.unreadable[row["model"]] = str(error)
+        for model, why in found.unreadable.items():
+            if self._told.get(model) != why:  # readers ask twice a second
+                _log.error("%s", why)
+        self._told = found.unreadable
+        return found
 
     def history(self, model: str, limit: int = 1_000) -> list[Route]:
         """A model's revisions, the newest first."""

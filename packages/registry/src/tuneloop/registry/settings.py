@@ -8,14 +8,37 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import tomllib
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from pydantic import ValidationError
+from pydantic import ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from tuneloop.registry.errors import InvalidInput
+
+# Every process reads the one file, also where not every package is installed: a table is known by its name alone.
+SECTIONS = ("registry", "gateway", "engine", "monitor", "train", "worker")
+_USERINFO = re.compile(r"(?<!sqlite)://\S*@")
+_PASSWORD_AS_PORT = re.compile(r"(?<=://)([^\s/@:?\[]*):(?!\d+(?:[/?\s]|$))[^\s/@?]+")
+_PASSWORD_OPTION = re.compile(r"((?:password|passwd|pwd|secret|token)\s*=\s*)(?:'[^']*'|[^\s&;]*)", re.IGNORECASE)
+
+
+def without_password(text: str) -> str:
+    """A text with the passwords of the URLs in it hidden, also of URLs that are malformed.
+
+    Up to the last @ of a word nothing is shown: a password may itself hold an @ that should have been escaped.
+    """
+    text = _PASSWORD_AS_PORT.sub(r"\1:***", _USERINFO.sub("://***@", text))
+    return _PASSWORD_OPTION.sub(r"\1***", text)
+
+
+def shown_url(url: str) -> str:
+    """A setting that is a URL, or was meant as one, as it may be printed."""
+    if "@" in url and "://" not in url:
+        return f"***@{url.rpartition('@')[2]}"
+    return without_password(url)
 
 
 class Section(BaseSettings):
@@ -45,10 +68,10 @@ class Section(BaseSettings):
             raise InvalidInput("settings: " + "; ".join(lines)) from None
 
     def origins(self) -> dict[str, tuple[Any, str]]:
-        """Field → (effective value, where it came from), for `tuneloop config`."""
+        """Field → (effective value, where it came from), for `tuneloop config`: passwords are hidden."""
         found = self._found()
         return {
-            name: (getattr(self, name), found[name][1] if name in found else "default")
+            name: (_shown(name, getattr(self, name)), found[name][1] if name in found else "default")
             for name in type(self).model_fields
         }
 
@@ -57,7 +80,7 @@ class Section(BaseSettings):
         """The file `TUNELOOP_CONFIG` names, or `tuneloop.toml` if there is one, and every table in it.
 
         Raises:
-            InvalidInput: the file is no TOML, or the one that was named does not exist.
+            InvalidInput: the file is no TOML, holds a table that no process reads, or was named and does not exist.
         """
         named = os.environ.get("TUNELOOP_CONFIG")
         path = Path(named or "tuneloop.toml")
@@ -66,9 +89,14 @@ class Section(BaseSettings):
                 raise InvalidInput(f"TUNELOOP_CONFIG names {path}, which is no file")
             return path, {}
         try:
-            return path, tomllib.loads(path.read_text(encoding="utf-8"))
+            tables = tomllib.loads(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             raise InvalidInput(f"{path}: {error}") from None
+        for name in [name for name in tables if name not in SECTIONS]:
+            close = difflib.get_close_matches(name, SECTIONS, n=1)
+            hint = f"did you mean [{close[0]}]?" if close else f"known: {', '.join(SECTIONS)}"
+            raise InvalidInput(f"{path}: nothing reads [{name}]; {hint}")
+        return path, tables
 
     @classmethod
     def _found(cls) -> dict[str, tuple[Any, str]]:
@@ -119,6 +147,16 @@ class RegistrySettings(Section):
     mlflow_uri: str = ""  # default: SQLite in `home`; an http:// tracking server works the same way
     artifact_root: str = ""  # default: a folder in `home`; ignored when `mlflow_uri` is a server, which has its own
 
+    @model_validator(mode="after")
+    def _home_fits_a_url(self) -> Self:
+        here = str(self.home.resolve())
+        if any(c in here for c in "?%") and not (self.database_url and self.mlflow_uri):
+            raise ValueError(
+                f"home {here} holds a ? or a %, which mean something else in a database's URL: the state would lie "
+                "elsewhere; choose another folder"
+            )
+        return self
+
     @property
     def database(self) -> str:
         """The effective database URL."""
@@ -135,6 +173,10 @@ class RegistrySettings(Section):
         if self.artifact_root:
             return self.artifact_root
         return None if self.mlflow.startswith("http") else (self.home.resolve() / "artifacts").as_uri()
+
+
+def _shown(name: str, value: Any) -> Any:
+    return shown_url(value) if isinstance(value, str) and name.endswith(("_url", "_uri")) else value
 
 
 SETTINGS: tuple[type[Section], ...] = (RegistrySettings,)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -30,8 +31,36 @@ class UtcDateTime(sa.types.TypeDecorator[datetime]):
             return None
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
+    def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], Any] | None:
+        return _as_stored_if_damaged(super().result_processor(dialect, coltype))
 
-Json = sa.JSON().with_variant(JSONB(), "postgresql")
+
+class _Json(sa.types.TypeDecorator[Any]):
+    """JSON in a column."""
+
+    impl = sa.JSON().with_variant(JSONB(), "postgresql")
+    cache_ok = True
+
+    def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], Any] | None:
+        return _as_stored_if_damaged(super().result_processor(dialect, coltype))
+
+
+def _as_stored_if_damaged(process: Callable[[Any], Any] | None) -> Callable[[Any], Any] | None:
+    """A value that cannot be read comes through as it stands, for its noun to refuse it by the row's name; an error
+    here would take every other row of the query with it, and name none."""
+    if process is None:
+        return None
+
+    def processed(value: Any) -> Any:
+        try:
+            return process(value)
+        except (ValueError, TypeError):
+            return value
+
+    return processed
+
+
+Json = _Json()
 
 
 def _id() -> sa.Column[str]:

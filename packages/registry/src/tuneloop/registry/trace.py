@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from tuneloop.registry.errors import NotFound
+from tuneloop.registry.errors import NotFound, Unreadable
 from tuneloop.registry.facade import Registry
 from tuneloop.registry.nouns import Noun, Version, version_name
 
@@ -105,6 +105,8 @@ def _behind_version(registry: Registry, version: Version) -> list[TraceStep]:
             detail=episode.model_dump(mode="json"),
         )
     )
+    if not episode.windows:
+        return steps
     window = registry.episodes.score(episode.windows[0])
     steps.append(
         TraceStep(
@@ -123,5 +125,8 @@ def _data_manifest(registry: Registry, version: Version) -> dict[str, Any]:
         path = registry.versions.fetch_file(version.run_id, "lineage/data.json")
     except NotFound:
         return {}
-    loaded: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        loaded: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise Unreadable(f"MLflow run {version.run_id}: lineage/data.json is damaged: {error}") from None
     return loaded

@@ -14,7 +14,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from datetime import datetime
-from functools import cached_property, wraps
+from functools import wraps
 from pathlib import Path
 from typing import Any, Literal, ParamSpec, TypeVar
 
@@ -22,11 +22,14 @@ import mlflow
 from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
+from pydantic import ValidationError
+from sqlalchemy.exc import SQLAlchemyError
 
 from tuneloop.registry.artifacts import check_publishable, folder_digest
-from tuneloop.registry.errors import Conflict, InvalidInput, NotFound, Unavailable
+from tuneloop.registry.database import faults
+from tuneloop.registry.errors import Conflict, InvalidInput, NotFound, Unavailable, Unreadable
 from tuneloop.registry.nouns import ModelName, Noun, Route, Version, version_name
-from tuneloop.registry.settings import RegistrySettings
+from tuneloop.registry.settings import RegistrySettings, shown_url, without_password
 
 _log = logging.getLogger(__name__)
 _TAG = "tuneloop.version"
@@ -46,8 +49,10 @@ def _asking(ask: Callable[P, R]) -> Callable[P, R]:
             return ask(*args, **kwargs)
         except MlflowException as error:
             if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                raise NotFound(f"MLflow: {error.message}") from error
-            raise Unavailable(f"MLflow, in {ask.__name__}: {error.message}") from error
+                raise NotFound(f"MLflow: {without_password(error.message)}") from error
+            raise Unavailable(f"MLflow, in {ask.__name__}: {without_password(error.message)}") from error
+        except SQLAlchemyError as error:  # an MLflow that is a database, and damaged or away
+            raise Unavailable(f"MLflow, in {ask.__name__}: {_first_line(error)}") from error
 
     return asked
 
@@ -77,24 +82,36 @@ class Versions:
     def __init__(self, settings: RegistrySettings, clock: Callable[[], datetime]) -> None:
         self._settings = settings
         self._clock = clock
+        self._connected: MlflowClient | None = None
 
-    @cached_property
+    @property
     def _client(self) -> MlflowClient:
+        """Connected at the first call. No lock is held meanwhile (`cached_property` has one for all instances), so a
+        thread that waits for an MLflow that is away holds up nobody."""
+        if self._connected is None:
+            self._connected = self._connect()
+        return self._connected
+
+    def _connect(self) -> MlflowClient:
         # Its schema migration logs a hundred lines at INFO on a fresh SQLite file.
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
         logging.getLogger("alembic").setLevel(logging.WARNING)
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-        if self._settings.mlflow.startswith("sqlite:///"):
-            Path(self._settings.mlflow.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
         mlflow.set_tracking_uri(self._settings.mlflow)
         mlflow.set_registry_uri(self._settings.mlflow)
         try:
+            if self._settings.mlflow.startswith("sqlite:///"):
+                Path(self._settings.mlflow.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
             client = MlflowClient(self._settings.mlflow, self._settings.mlflow)
             client.search_registered_models(max_results=1)
         except MlflowException as error:
             raise Unavailable(
-                f"MLflow at {self._settings.mlflow}: {error.message}; `tuneloop config` shows mlflow_uri"
+                f"MLflow at {shown_url(self._settings.mlflow)}: {without_password(error.message)}; "
+                "`tuneloop config` shows mlflow_uri"
             ) from error
+        except (SQLAlchemyError, ImportError, OSError) as error:  # damaged, of an unknown kind, or nowhere
+            where = shown_url(self._settings.mlflow)
+            raise Unavailable(f"MLflow at {where}: {_first_line(error)}; `tuneloop config` shows mlflow_uri") from error
         return client
 
     @_asking
@@ -149,11 +166,13 @@ class Versions:
                 )
             )
         except FileNotFoundError as error:
-            raise NotFound(f"MLflow run {run_id} has no file {path}: {error}") from None
+            raise NotFound(f"MLflow run {run_id} has no file {path}: {without_password(str(error))}") from None
         except (MlflowException, OSError) as error:
             if getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST":
-                raise NotFound(f"MLflow run {run_id} has no file {path}: {error}") from None
-            raise Unavailable(f"MLflow run {run_id}: {path} cannot be fetched: {error}") from error
+                raise NotFound(f"MLflow run {run_id} has no file {path}: {without_password(str(error))}") from None
+            raise Unavailable(
+                f"MLflow run {run_id}: {path} cannot be fetched: {without_password(str(error))}"
+            ) from error
 
     @_asking
     def end_run(self, run_id: str, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
@@ -251,7 +270,8 @@ class Versions:
                     run_id=version.run_id, artifact_path=_ARTIFACT, dst_path=scratch, tracking_uri=self._settings.mlflow
                 )
             except (MlflowException, OSError) as error:
-                raise Unavailable(f"{version.name}: its files cannot be fetched from MLflow: {error}") from error
+                why = without_password(str(error))
+                raise Unavailable(f"{version.name}: its files cannot be fetched from MLflow: {why}") from error
             folder = Path(got)
             check_publishable(folder)
             if (found := folder_digest(folder)) != version.artifact_digest:
@@ -286,7 +306,11 @@ class Versions:
         token = None
         while True:
             page = self._client.search_model_versions(condition, max_results=200, page_token=token)
-            found += [_version_of(made) for made in page if _TAG in made.tags]
+            for made in [made for made in page if _TAG in made.tags]:
+                try:
+                    found.append(_version_of(made))
+                except Unreadable as error:  # one bad version must not hide the good ones
+                    _log.error("left out: %s", error)
             if not (token := page.token):
                 return found
 
@@ -294,7 +318,18 @@ class Versions:
 def _version_of(made: Any) -> Version:
     if _TAG not in made.tags:
         raise NotFound(f"{made.name} version {made.version} in MLflow was not published by tuneloop")
-    return Version.model_validate(json.loads(made.tags[_TAG]) | {"version": int(made.version)})
+    try:
+        return Version.model_validate(json.loads(made.tags[_TAG]) | {"version": int(made.version)})
+    except (ValueError, TypeError) as error:
+        why = faults(error) if isinstance(error, ValidationError) else str(error)
+        raise Unreadable(
+            f"{made.name} version {made.version}: its tag {_TAG} in MLflow cannot be read: {why}; it was changed "
+            "by hand or written by another version of tuneloop"
+        ) from None
+
+
+def _first_line(error: Exception) -> str:
+    return without_password(str(error).strip().splitlines()[0])
 
 
 def _safe(text: str) -> str:

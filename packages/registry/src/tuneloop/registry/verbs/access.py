@@ -5,8 +5,7 @@ from __future__ import annotations
 import click
 
 from tuneloop.registry.facade import Registry
-from tuneloop.registry.printing import emit, json_option, table
-from tuneloop.registry.verbs.routes import by_option
+from tuneloop.registry.printing import by_option, emit, json_option, table
 
 
 @click.group()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from pathlib import Path
+from typing import Any
 
 import click
 import yaml
@@ -10,9 +12,9 @@ from pydantic import ValidationError
 
 from tuneloop.registry.errors import InvalidInput
 from tuneloop.registry.facade import Registry
+from tuneloop.registry.nouns import parse_version_name
 from tuneloop.registry.policies import RetrainingPolicy
-from tuneloop.registry.printing import emit, json_option, table
-from tuneloop.registry.verbs.routes import by_option, reason_option
+from tuneloop.registry.printing import by_option, emit, json_option, reason_option, table
 
 
 @click.group()
@@ -27,6 +29,8 @@ def retraining_list(model: str | None, as_json: bool) -> None:
     """List requests, the newest first."""
     with Registry.open() as registry:
         found = registry.retraining.all(model)
+        if model is not None and not found:
+            registry.check_model(model)
         rows = [
             [
                 r.id,
@@ -87,10 +91,13 @@ def retraining_cancel(request_id: str, by: str, reason: str) -> None:
 def retraining_policy(model: str, path: Path | None, by: str | None, reason: str | None, as_json: bool) -> None:
     """Show a model's policy, or set a new revision of it."""
     with Registry.open() as registry:
+        registry.check_model(model)
         if path is not None:
-            if not by or not reason:
+            if not (by or "").strip() or not (reason or "").strip():
                 raise InvalidInput("setting a policy needs --by and --reason")
-            registry.policies.set_retraining(model, _read(path), by=by, reason=reason)
+            wanted = _read(path)
+            _check_recipe(registry, path, wanted.recipe)
+            registry.policies.set_retraining(model, wanted, by=by or "", reason=reason or "")
         policy = registry.policies.retraining(model)
         emit(
             policy,
@@ -99,10 +106,38 @@ def retraining_policy(model: str, path: Path | None, by: str | None, reason: str
         )
 
 
+class _EachKeyOnce(yaml.SafeLoader):
+    """YAML as people mean it: of two values for one key the last would win in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[str] = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                said = f"the key {key.value!r} stands here a second time"
+                raise yaml.constructor.ConstructorError(None, None, said, key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _check_recipe(registry: Registry, path: Path, recipe: str | None) -> None:
+    """A recipe that is not there would be noticed by the worker only, when a drift has to be answered."""
+    if recipe is None:
+        return
+    if "@" in recipe and not Path(recipe).exists():
+        registry.versions.get(*parse_version_name(recipe))
+    elif not Path(recipe).is_file():
+        raise InvalidInput(
+            f"{path}: recipe {recipe!r} is no file in {Path.cwd()}; give its path as the worker will open it, or leave "
+            "recipe out for the champion's own"
+        )
+
+
 def _read(path: Path) -> RetrainingPolicy:
     try:
-        body = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+        body = yaml.load(path.read_text(encoding="utf-8"), _EachKeyOnce)  # noqa: S506 (it is a SafeLoader)
+    except RecursionError:
+        raise InvalidInput(f"{path}: nested too deeply to be a policy") from None
+    except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: not UTF-8, or a date that is none
         raise InvalidInput(f"{path}: {error}") from None
     try:
         return RetrainingPolicy.model_validate(body)

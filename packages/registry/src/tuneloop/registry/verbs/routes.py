@@ -10,14 +10,12 @@ from tuneloop.registry.canary import Limits
 from tuneloop.registry.errors import InvalidInput
 from tuneloop.registry.facade import Registry
 from tuneloop.registry.nouns import Route, parse_version_name
-from tuneloop.registry.printing import emit, json_option, table
+from tuneloop.registry.printing import by_option, emit, json_option, reason_option, table
 from tuneloop.registry.promotion import Change, set_route
 from tuneloop.registry.promotion import promote as promote_version
 from tuneloop.registry.promotion import rollback as roll_back
-from tuneloop.registry.rollout import Plan, judgement, run, started_at
+from tuneloop.registry.rollout import Plan, judgement, run, trial_of
 
-by_option = click.option("--by", required=True, help="Who does it.")
-reason_option = click.option("--reason", required=True, help="Why; kept for ever.")
 force_option = click.option("--force", is_flag=True, help="Serve what nobody approved; on record.")
 
 
@@ -124,7 +122,10 @@ def rollout() -> None:
     "--give-up-s", default=3600.0, show_default=True, help="Longest wait for a decision before a person is asked."
 )
 @click.option(
-    "--min-samples", default=30, show_default=True, help="Answered requests of the version before a step is left."
+    "--min-samples",
+    default=30,
+    show_default=True,
+    help="Answered requests of the version, on each step, before it is left.",
 )
 @click.option(
     "--margin", default=0.1, show_default=True, help="How much worse feedback (0 to 1) may be and still pass."
@@ -175,7 +176,7 @@ def rollout_status(model: str, as_json: bool) -> None:
             emit(None, as_json, f"{_line(now)}\nno canary is running")
             return
         version = running[-1].version
-        report = judgement(registry, model, version, Limits(), since=started_at(registry, model, version))
+        report = judgement(registry, model, version, Limits(), trial_of(registry, model, version))
         rows = [[check.name, check.verdict, check.detail] for check in report.checks]
         text = f"{_line(now)}\n{model}@{version}: {report.verdict}\n" + table(["CHECK", "VERDICT", "DETAIL"], rows)
         emit(report.model_dump(mode="json") | {"verdict": report.verdict}, as_json, text)

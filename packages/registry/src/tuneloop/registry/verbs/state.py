@@ -14,12 +14,17 @@ from tuneloop.registry.trace import trace as trace_back
 def status(as_json: bool) -> None:
     """Show routes, engines, gateways, alerts and retraining."""
     with Registry.open() as registry:
-        routes = list(registry.routes.current_all().values())
+        current = registry.routes.current_all()
+        routes = list(current.values())
         engines, gateways = registry.fleet.engines(), registry.fleet.gateways()
         alerts, requests = registry.episodes.all(open_only=True), registry.retraining.all(open_only=True)
         parts = [
             table(
-                ["MODEL", "REVISION", "SPLIT (BP)", "BY"], [[r.model, r.revision, r.split_text, r.by] for r in routes]
+                ["MODEL", "REVISION", "SPLIT (BP)", "BY"],
+                [
+                    *([r.model, r.revision, r.split_text, r.by] for r in routes),
+                    *([model, None, "cannot be read", None] for model in current.unreadable),
+                ],
             ),
             table(
                 ["ENGINE", "STATE", "BASE", "ADAPTERS", "DETAIL"],
@@ -47,6 +52,7 @@ def status(as_json: bool) -> None:
             table(["RETRAINING", "MODEL", "STATE", "ROWS"], [[r.id, r.model, r.state, r.rows] for r in requests]),
         ]
         value = {"routes": routes, "engines": engines, "gateways": gateways, "alerts": alerts, "retraining": requests}
+        value["unreadable"] = current.unreadable
         emit(value, as_json, "\n\n".join(parts))
 
 
@@ -72,6 +78,8 @@ def requests(model: str, newest: int | None, as_json: bool) -> None:
     """List a model's requests in order of time, without their text."""
     with Registry.open() as registry:
         found = registry.traffic.window(model, newest=newest)
+        if not found:
+            registry.check_model(model)
         rows = [
             [
                 r.id,
@@ -115,4 +123,4 @@ def db_upgrade() -> None:
     """Bring the schema to the newest revision; safe to repeat."""
     with Registry.open(upgrade=False) as registry:
         registry.database.upgrade()
-        click.echo(f"{registry.database.url.render_as_string(hide_password=True)} is at the newest schema")
+        click.echo(f"{registry.database.shown} is at the newest schema")
