@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from tests_support import publish_version
+from tests_support import beat_gateway, publish_version
 from tuneloop.registry import Registry
 from tuneloop.registry.errors import InvalidInput, Unavailable
 from tuneloop.registry.nouns import Arm, GatewayState, utc_now
@@ -121,6 +121,18 @@ def test_a_gateway_that_cannot_be_read_keeps_no_adapter_from_being_wanted(regist
         connection.execute(sa.text("UPDATE gateways SET url = CAST(x'ff00fe' AS TEXT)"))
     sight = watch_of(registry, tmp_path).look()
     assert names(sight) == ["bot@1"]
+    assert sight.gateways is None
+    assert "nothing is unloaded" in sight.strange["gateways"]
+
+
+def test_one_gateway_of_several_that_cannot_be_read_may_still_send_here(registry: Registry, tmp_path: Path) -> None:
+    publish_version(registry, tmp_path / "v1")
+    route(registry, (1, 10_000))
+    for name in ("g1", "g2"):
+        beat_gateway(registry, {}, id=name, at=utc_now())
+    with registry.database.writing() as connection:
+        connection.execute(sa.text("UPDATE gateways SET applied = '5' WHERE id = 'g2'"))
+    sight = watch_of(registry, tmp_path).look()
     assert sight.gateways is None
     assert "nothing is unloaded" in sight.strange["gateways"]
 

@@ -49,6 +49,7 @@ def test_an_unreadable_route_neither_keeps_a_revoked_key_alive_nor_goes_unsaid(
     damage(world, statement)
     until(lambda: gateway.metric("tuneloop_registry_up") == 0)
     assert set(last_known(gateway)) == {"routes"}
+    assert "cannot be read" in last_known(gateway)["routes"]
     world.registry.keys.revoke(other_key.id, by="test")
     until(lambda: Address(gateway.url, other).chat().status == 401, 2)
     newer, _ = world.registry.keys.new("newer")

@@ -6,7 +6,6 @@ row; what a transaction acknowledged survives kill -9.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +22,6 @@ from tuneloop.registry.settings import shown_url, without_password
 from tuneloop.registry.tables import Json
 
 NounT = TypeVar("NounT", bound=Noun)
-_log = logging.getLogger(__name__)
 BUSY_TIMEOUT_MS = 15_000
 _WHERE = "; `tuneloop config` shows where database_url comes from"
 _DRIVERS = {
@@ -201,14 +199,22 @@ def noun_of(kind: type[NounT], row: Mapping[str, Any] | RowMapping) -> NounT:
         ) from None
 
 
-def readable(kind: type[NounT], rows: Iterable[Mapping[str, Any] | RowMapping]) -> list[NounT]:
-    """The rows that can be read; the others are left out and logged: one bad row must not hide the good ones."""
-    good: list[NounT] = []
+class Rows(list[NounT]):
+    """The nouns that could be read, and `unreadable`: what is wrong with each row that could not. Good ones stay."""
+
+    unreadable: tuple[str, ...] = ()
+
+
+def readable(kind: type[NounT], rows: Iterable[Mapping[str, Any] | RowMapping]) -> Rows[NounT]:
+    """The rows as nouns; whoever reads them tells of the unreadable ones."""
+    good: Rows[NounT] = Rows()
+    wrong: list[str] = []
     for row in rows:
         try:
             good.append(noun_of(kind, row))
         except Unreadable as error:
-            _log.error("left out: %s", error)
+            wrong.append(str(error))
+    good.unreadable = tuple(wrong)
     return good
 
 

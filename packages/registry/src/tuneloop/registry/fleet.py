@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 
 import sqlalchemy as sa
 
-from tuneloop.registry.database import Database, readable, row_of
+from tuneloop.registry.database import Database, Rows, readable, row_of
 from tuneloop.registry.errors import Unavailable
 from tuneloop.registry.nouns import EngineState, GatewayState
 from tuneloop.registry.tables import engines, gateways
@@ -31,11 +31,11 @@ class Fleet:
         """Store a gateway's heartbeat."""
         self._beat(gateways, state)
 
-    def engines(self, *, live_only: bool = True) -> list[EngineState]:
+    def engines(self, *, live_only: bool = True) -> Rows[EngineState]:
         """Engines by id."""
         return readable(EngineState, self._rows(engines, live_only))
 
-    def gateways(self, *, live_only: bool = True) -> list[GatewayState]:
+    def gateways(self, *, live_only: bool = True) -> Rows[GatewayState]:
         """Gateways by id."""
         return readable(GatewayState, self._rows(gateways, live_only))
 

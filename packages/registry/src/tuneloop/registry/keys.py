@@ -10,7 +10,7 @@ from hashlib import sha256
 import sqlalchemy as sa
 
 from tuneloop.registry import audit
-from tuneloop.registry.database import Database, readable, row_of
+from tuneloop.registry.database import Database, Rows, readable, row_of
 from tuneloop.registry.errors import InvalidInput, NotFound
 from tuneloop.registry.nouns import ApiKey
 from tuneloop.registry.tables import api_keys
@@ -61,7 +61,7 @@ class Keys:
             )
         return secret, key
 
-    def all(self) -> list[ApiKey]:
+    def all(self) -> Rows[ApiKey]:
         """Every key, the newest first."""
         with self._db.reading() as connection:
             rows = connection.execute(sa.select(api_keys).order_by(api_keys.c.created_at.desc())).mappings().all()

@@ -52,7 +52,8 @@ def status(as_json: bool) -> None:
             table(["RETRAINING", "MODEL", "STATE", "ROWS"], [[r.id, r.model, r.state, r.rows] for r in requests]),
         ]
         value = {"routes": routes, "engines": engines, "gateways": gateways, "alerts": alerts, "retraining": requests}
-        value["unreadable"] = current.unreadable
+        value["unreadable"] = [*current.unreadable.values(), *engines.unreadable, *gateways.unreadable]
+        parts += [f"cannot be read: {row}" for row in (*engines.unreadable, *gateways.unreadable)]
         emit(value, as_json, "\n\n".join(parts))
 
 

@@ -137,6 +137,9 @@ class RegistryWatch:
         except (TuneloopError, ValueError) as error:  # the routes could be read: adapters are loaded all the same
             strange["gateways"] = f"cannot be read, so nothing is unloaded: {str(error).partition(chr(10))[0]}"
             return None
+        if gateways.unreadable:  # a gateway that cannot be read may still send here
+            strange["gateways"] = f"not all can be read, so nothing is unloaded: {'; '.join(gateways.unreadable)}"
+            return None
         for gateway in gateways:
             for key, count in gateway.in_flight.items():
                 engine, _, name = key.partition("|")

@@ -15,8 +15,10 @@ from typing import TypeVar
 from sqlalchemy.exc import SQLAlchemyError
 
 from tuneloop.registry import Registry
+from tuneloop.registry.database import Rows
 from tuneloop.registry.errors import Unavailable
 from tuneloop.registry.nouns import ApiKey, EngineState, Route
+from tuneloop.registry.routes import CurrentRoutes
 from tuneloop.serve.gateway.link import cause_of
 from tuneloop.serve.gateway.snapshot import LAST_KNOWN_GOOD, Snapshot
 
@@ -62,6 +64,11 @@ def look(registry: Registry, at: datetime) -> Look:
     if len(failed) == len(PARTS) and all(isinstance(e, Unavailable | SQLAlchemyError) for e in failed.values()):
         raise failed["keys"]
     trouble = {part: f"the {part} cannot be read: {cause_of(error)}" for part, error in failed.items()}
+    for part, found in (("keys", seen.keys), ("engines", seen.engines)):
+        if isinstance(found, Rows) and found.unreadable:
+            trouble[part] = _few(found.unreadable)
+    if isinstance(seen.routes, CurrentRoutes) and seen.routes.unreadable:
+        trouble["routes"] = _few(list(seen.routes.unreadable.values()))
     return Look(seen.at, seen.keys, seen.routes, seen.engines, trouble)
 
 
@@ -85,14 +92,15 @@ def follow(known: Snapshot | None, seen: Look, *, spare_engines: bool) -> Follow
     shown = {key.id for key in keys}
     lost_keys = [key for key in known.keys if key.id not in shown and key.usable(seen.at)]
     if lost_keys:
-        trouble["keys"] = _lost(f"API key {key.id}" for key in lost_keys)
+        _tell(trouble, "keys", _lost(f"API key {key.id}" for key in lost_keys))
     lost_routes = {model: route for model, route in known.routes.items() if _newest(routes, model) < route.revision}
     if lost_routes:
-        trouble["routes"] = _lost(
+        names = (
             f"{model} revision {route.revision}"
             + (f" (there is only {found})" if (found := _newest(routes, model)) else "")
             for model, route in lost_routes.items()
         )
+        _tell(trouble, "routes", _lost(names))
     if spare_engines:
         here = {engine.id for engine in engines}
         engines = [*engines, *(engine for engine in known.engines if engine.id not in here)]
@@ -116,9 +124,15 @@ def _newest(routes: Mapping[str, Route], model: str) -> int:
 
 
 def _lost(what: Iterable[str]) -> str:
-    names = list(what)
-    some = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
     return (
-        f"the database has lost {some}, or cannot read it; if it was replaced on purpose, stop this gateway, "
-        f"delete its {LAST_KNOWN_GOOD} and start it again"
+        f"the database has lost {_few(list(what))}, or cannot read it; if it was replaced on purpose, stop this "
+        f"gateway, delete its {LAST_KNOWN_GOOD} and start it again"
     )
+
+
+def _tell(trouble: dict[str, str], part: str, why: str) -> None:
+    trouble[part] = f"{trouble[part]}; {why}" if part in trouble else why
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
