@@ -10,6 +10,7 @@ from collections.abc import Callable
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from tuneloop.serve.gateway.exchange import Exchange
+from tuneloop.serve.gateway.look import PARTS
 from tuneloop.serve.gateway.snapshot import Snapshot
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
@@ -45,6 +46,8 @@ class Metrics:
         self._part_failures = self._counter(
             "registry_part_failures", "reads that left a part of the registry as it was known last", ("part",)
         )
+        for part in PARTS:
+            self._part_failures.labels(part)  # there from the start, at 0: an increase can be told from a first sight
         self._engines: set[str] = set()
 
     def watch(self, *, pending: Callable[[], int], registry_up: Callable[[], bool]) -> None:
