@@ -195,7 +195,8 @@ class _Run:
         self._keeper.keep_rows("train", job.train)
         for name, chosen in sets.items():
             self._keeper.keep_rows(f"sets/{name}", chosen.rows)
-        self._keeper.keep_slices(sets)
+        if job.recipe.recipe.evaluate.slice_by is not None:
+            self._keeper.keep_slices(sets)
         manifest = {
             "base": {"name": job.base.name, "digest": job.base.digest, "template_digest": job.base.template_digest},
             "train": {"rows": len(job.train), "digest": data_digest(job.train)},

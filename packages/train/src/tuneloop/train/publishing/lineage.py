@@ -60,10 +60,8 @@ class Keeper:
         self._versions.log_file(self._run_id, path, folder.as_posix())
 
     def keep_slices(self, sets: Mapping[str, EvaluationSet]) -> None:
-        """`lineage/slices.json`, where the rows of the sets carry a value to slice by."""
-        groups = {name: [row.group for row in chosen.rows] for name, chosen in sets.items()}
-        if any(group is not None for values in groups.values() for group in values):
-            self.keep_json(_SLICES, groups)
+        """`lineage/slices.json`, for a recipe that slices: each row's value, set by set."""
+        self.keep_json(_SLICES, {name: [row.group for row in chosen.rows] for name, chosen in sets.items()})
 
     def keep_pictures(
         self, comparisons: Mapping[str, Comparison], lengths: Mapping[str, Sequence[int]], max_length: int | None

@@ -96,6 +96,7 @@ def _canvas(width: float, height: float, rows: int | None = None) -> tuple[Any, 
     from matplotlib.figure import Figure  # noqa: PLC0415
 
     figure = Figure(figsize=(width, height), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.12)  # long names of sets stay inside
     FigureCanvasAgg(figure)
     if rows is None:
         return figure, figure.add_subplot()
