@@ -75,7 +75,7 @@ def test_scores_do_not_depend_on_batch_padding_or_left_out_logits(
     assert [score.nll for score in without] == pytest.approx([score.nll for score in reference], rel=1e-5)
 
 
-class Unsparing(torch.nn.Module):
+class Unsparing(torch.nn.Module):  # type: ignore[misc]  # torch is untyped here
     """A model as of the few architectures that cannot leave logits out."""
 
     def __init__(self, model: Any) -> None:
@@ -158,12 +158,13 @@ def test_slices_are_compared_and_small_ones_are_named_not_shown() -> None:
     whole = {one.measure: one for one in found.whole}
     assert whole["perplexity"].difference.estimate == pytest.approx(-0.5)
     assert whole["mine"].after.estimate == pytest.approx(1 / 3)
+    assert whole["mine"].before.interval is None  # all alike: resampling them cannot tell how sure that is
     interval = whole["mine"].difference.interval
     assert interval is not None
     assert interval.low < 1 / 3 < interval.high
     shown = shown_table([found])
     assert "old, mine: not enough rows (under 10) in 2 slices: c (3), (none) (1)" in shown
-    assert "-0.500 [-0.500, -0.500] nats/token" in shown
+    assert "-0.500 nats/token" in shown
 
 
 def test_too_few_rows_give_an_estimate_without_an_interval() -> None:

@@ -1,7 +1,8 @@
 """Before against after: every measure of a set, over all its rows and slice by slice, with bootstrap intervals.
 
 Both are measured on the same rows, which are resampled in pairs. A slice's intervals are 95 % each: of twenty slices,
-one leaves zero outside by chance. Too few rows give no interval, and of a slice no figure at all.
+one leaves zero outside by chance. Too few rows give no interval, and of a slice no figure at all; nor do rows that all
+score alike give one.
 """
 
 # ruff: noqa: N803, N806 (suffixes are shapes: R rows, S samples, K sums)
@@ -193,5 +194,7 @@ def _means(sums_SK: Array) -> Array:
 def _compared(measure: _Measure, set_name: str, group: str | None, stats_RK: Array, min_rows: int) -> Compared:
     intervals = bootstrap(stats_RK, measure.statistic, resamples=measure.resamples)
     enough = len(stats_RK) >= min_rows
-    before, after, gap = (Spread(found.estimate, found if enough else None) for found in intervals)
+    # Resampling rows that all score alike says nothing: zero of twelve right is not certainly zero.
+    spreads = (Spread(found.estimate, found if enough and found.low < found.high else None) for found in intervals)
+    before, after, gap = spreads
     return Compared(measure.name, set_name, group, len(stats_RK), before, after, gap)

@@ -94,9 +94,9 @@ def _canvas(width: float, height: float, rows: int | None = None) -> tuple[Any, 
     """A figure with its own off-screen canvas, and its axes; with `rows`, one below the other, as a list."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415 (half a second, once a run)
     from matplotlib.figure import Figure  # noqa: PLC0415
+    from matplotlib.layout_engine import ConstrainedLayoutEngine  # noqa: PLC0415
 
-    figure = Figure(figsize=(width, height), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.12)  # long names of sets stay inside
+    figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.12))
     FigureCanvasAgg(figure)
     if rows is None:
         return figure, figure.add_subplot()
