@@ -20,7 +20,8 @@ from tuneloop.registry.nouns import Message, Version
 from tuneloop.train.base import Base
 from tuneloop.train.data.labels import IGNORED, Labeller, label_rows
 from tuneloop.train.data.rows import Row, data_digest, read_rows
-from tuneloop.train.evaluation.measure import bleu_of, greedy_answers, pad_token_id, score_rows
+from tuneloop.train.evaluation.bleu import bleu_of
+from tuneloop.train.evaluation.measure import Answer, greedy_answers, pad_token_id, score_rows
 from tuneloop.train.fit.arguments import planned_steps
 from tuneloop.train.fit.progress import Watch
 from tuneloop.train.fit.run import fit
@@ -162,7 +163,7 @@ def test_answers_do_not_depend_on_their_neighbours_in_a_batch(tiny: Base, tiny_r
     labeller = Labeller(tokenizer, 96)
     model = models.load_base(tiny, dtype="float32", device="cpu", attention="sdpa")
 
-    def ask(batch: int) -> list[str]:
+    def ask(batch: int) -> list[Answer]:
         return greedy_answers(model, tokenizer, labeller, rows, max_new_tokens=8, check=lambda: None, batch=batch)
 
     answers = ask(5)

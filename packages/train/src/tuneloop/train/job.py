@@ -15,17 +15,21 @@ from typing import Any, Literal
 from tuneloop.registry import Registry
 from tuneloop.registry.errors import Conflict, InvalidInput, TuneloopError
 from tuneloop.registry.nouns import Interval, Version
-from tuneloop.registry.printing import table
 from tuneloop.registry.versions import VersionDraft
 from tuneloop.train.base import Base, prepare_base
 from tuneloop.train.data.labels import LabelAudit, LabelledRow, Labeller, label_rows
 from tuneloop.train.data.rows import Row, data_digest, read_rows
+from tuneloop.train.evaluation.compare import Comparison, compare, shown_table
 from tuneloop.train.evaluation.measure import EvaluationSet, SetScore, score_set
+from tuneloop.train.evaluation.metrics import GROUP as METRIC_GROUP
+from tuneloop.train.evaluation.metrics import Metric, find_metrics
+from tuneloop.train.evaluation.remarks import remarks_on_answers, remarks_on_set
 from tuneloop.train.evaluation.statistics import paired_difference
 from tuneloop.train.fit.arguments import planned_steps
 from tuneloop.train.fit.progress import FitResult, Watch
 from tuneloop.train.fit.run import fit
-from tuneloop.train.publishing.folder import code_commit, model_card, save_adapter
+from tuneloop.train.publishing.card import Facts, model_card
+from tuneloop.train.publishing.folder import code_commit, save_adapter
 from tuneloop.train.publishing.lineage import Keeper, evaluation_json
 from tuneloop.train.recipe import RecipeFile
 from tuneloop.train.recipe.objective import SftObjective
@@ -65,25 +69,14 @@ class Outcome:
     fitted: FitResult
     before: Mapping[str, SetScore]
     after: Mapping[str, SetScore]
-    differences: Mapping[str, Interval]
+    differences: Mapping[str, Interval]  # of NLL, set by set
+    comparisons: Mapping[str, Comparison]
+    remarks: tuple[str, ...]
 
     def table(self) -> str:
-        """Before and after, set by set."""
-        rows = []
-        for name, gap in self.differences.items():
-            was, now = self.before[name].metrics(name), self.after[name].metrics(name)
-            bleus = [f"{m[f'bleu.{name}']:.1f}" if f"bleu.{name}" in m else "–" for m in (was, now)]
-            rows.append(
-                (
-                    name,
-                    f"{was[f'perplexity.{name}']:.2f}",
-                    f"{now[f'perplexity.{name}']:.2f}",
-                    *bleus,
-                    f"{gap.estimate:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}]",
-                )
-            )
-        head = ("held-out set", "perplexity before", "after", "BLEU before", "after", "NLL difference (95 % interval)")
-        return table(head, rows)
+        """Before and after, set by set, and what a reader should know of it."""
+        remarks = "".join(f"\nnote: {remark}" for remark in self.remarks)
+        return shown_table(list(self.comparisons.values())) + (f"\n{remarks}" if remarks else "")
 
 
 def run_job(job: Job, registry: Registry, *, screen: Screen, stop: StopFlag, threads: int = 0) -> Outcome:
@@ -106,13 +99,16 @@ def run_job(job: Job, registry: Registry, *, screen: Screen, stop: StopFlag, thr
     labelled, audit = label_rows(labeller, job.train, job.base.template_digest)
     sets = {name: _prepared(name, rows, labeller, job) for name, rows in job.sets.items()}
     validation = label_rows(labeller, job.validation, job.base.template_digest)[0] if job.validation else []
+    metrics = _metrics(job, screen)
     _say_audit(screen, audit)
+    for remark in (remark for chosen in sets.values() for remark in remarks_on_set(chosen)):
+        screen.say(f"note: {remark}")
     versions = registry.versions
     run_id = versions.start_run(job.model, name=job.request_id or "train", params=_params(job, audit))
     status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
     try:
         with tempfile.TemporaryDirectory(prefix="tuneloop-train-") as scratch:
-            run = _Run(job, registry, screen, stop, run_id, Path(scratch), tokenizer, labeller, device.value)
+            run = _Run(job, registry, screen, stop, run_id, Path(scratch), tokenizer, labeller, device.value, metrics)
             outcome = run.go(labelled, audit, sets, validation)
         status = "FINISHED"
         return outcome
@@ -137,6 +133,7 @@ class _Run:
         tokenizer: Any,
         labeller: Labeller,
         device: str,
+        metrics: tuple[Metric, ...],
     ) -> None:
         self._job = job
         self._registry = registry
@@ -147,6 +144,7 @@ class _Run:
         self._tokenizer = tokenizer
         self._labeller = labeller
         self._device = device
+        self._metrics = metrics
         self._keeper = Keeper(registry.versions, run_id, scratch)
 
     def go(
@@ -187,7 +185,14 @@ class _Run:
             watch=watch,
         )
         after = self._measure(model, sets, "after", step=fitted.steps)
-        return self._publish(model, audit, fitted, sets, before, after)
+        compared = {name: self._compare(sets[name], before[name], after[name], fitted.steps) for name in sets}
+        lengths = {"training": labelled, **{name: chosen.labelled for name, chosen in sets.items()}}
+        self._keeper.keep_pictures(
+            compared,
+            {name: [len(row.ids) for row in rows] for name, rows in lengths.items()},
+            getattr(recipe.objective, "max_length", None),  # those that learn from their own answers cut no rows
+        )
+        return self._publish(model, audit, fitted, sets, before, after, compared)
 
     def _keep_inputs(self, audit: LabelAudit, sets: Mapping[str, EvaluationSet]) -> None:
         job = self._job
@@ -196,6 +201,8 @@ class _Run:
         self._keeper.keep_rows("train", job.train)
         for name, chosen in sets.items():
             self._keeper.keep_rows(f"sets/{name}", chosen.rows)
+        if job.recipe.recipe.evaluate.slice_by is not None:
+            self._keeper.keep_slices(sets)
         manifest = {
             "base": {"name": job.base.name, "digest": job.base.digest, "template_digest": job.base.template_digest},
             "train": {"rows": len(job.train), "digest": data_digest(job.train)},
@@ -211,7 +218,14 @@ class _Run:
         scores = {}
         for name, chosen in sets.items():
             score = score_set(
-                model, self._tokenizer, self._labeller, chosen, max_new_tokens=limit, check=self._stop.check
+                model,
+                self._tokenizer,
+                self._labeller,
+                chosen,
+                max_new_tokens=limit,
+                check=self._stop.check,
+                metrics=self._metrics,
+                tolerant=when == "after",
             )
             metrics = score.metrics(name)
             self._registry.versions.log_metrics(self._run_id, metrics, step)
@@ -219,6 +233,14 @@ class _Run:
             self._screen.say(f"{when} training, {name} ({len(chosen.rows)} rows): {shown}")
             scores[name] = score
         return scores
+
+    def _compare(self, chosen: EvaluationSet, before: SetScore, after: SetScore, steps: int) -> Comparison:
+        """Both sides of a set; the ends of the intervals go to MLflow beside the estimates, at the same steps."""
+        found = compare(chosen, before, after, min_rows=self._job.recipe.recipe.evaluate.min_rows)
+        log = self._registry.versions.log_metrics
+        for when, metrics in found.interval_metrics().items():
+            log(self._run_id, metrics, 0 if when == "before" else steps)
+        return found
 
     def _publish(
         self,
@@ -228,22 +250,16 @@ class _Run:
         sets: Mapping[str, EvaluationSet],
         before: Mapping[str, SetScore],
         after: Mapping[str, SetScore],
+        compared: Mapping[str, Comparison],
     ) -> Outcome:
         job, versions = self._job, self._registry.versions
-        compared = job.parent.name if job.parent else job.base.name
-        self._keeper.keep_json("evaluation.json", evaluation_json(sets, before, after, compared))
+        before_is = job.parent.name if job.parent else job.base.name
+        self._keeper.keep_json("evaluation.json", evaluation_json(sets, before, after, compared, before_is))
         differences = {name: paired_difference(before[name].rows, after[name].rows) for name in sets}
         metrics = {key: value for name, score in after.items() for key, value in score.metrics(name).items()}
+        remarks = [remark for name, chosen in sets.items() for remark in remarks_on_answers(chosen, after[name])]
         folder = self._scratch / "adapter"
-        card = model_card(
-            model=job.model,
-            base=job.base,
-            parent=job.parent.name if job.parent else None,
-            rows=len(job.train),
-            steps=fitted.steps,
-            metrics=metrics,
-            differences=differences,
-        )
+        card = model_card(self._facts(audit, fitted, sets, after, compared, remarks))
         save_adapter(model, folder, job.base, card)
         rank, targets = models.adapter_shape(folder)
         draft = VersionDraft(
@@ -264,7 +280,38 @@ class _Run:
         )
         self._stop.check()
         version = versions.publish(draft, run_id=self._run_id, folder=folder)
-        return Outcome(version, audit, fitted, before, after, differences)
+        return Outcome(version, audit, fitted, before, after, differences, compared, tuple(remarks))
+
+    def _facts(
+        self,
+        audit: LabelAudit,
+        fitted: FitResult,
+        sets: Mapping[str, EvaluationSet],
+        after: Mapping[str, SetScore],
+        compared: Mapping[str, Comparison],
+        remarks: list[str],
+    ) -> Facts:
+        job = self._job
+        parent = job.parent.name if job.parent else None
+        return Facts(
+            model=job.model,
+            base=job.base,
+            parent=parent,
+            started_from=parent if parent and job.start == "parent" else "the base",
+            recipe=job.recipe.recipe,
+            recipe_digest=job.recipe.digest,
+            code_commit=code_commit(),
+            run_id=self._run_id,
+            train_digest=data_digest(job.train),
+            audit=audit,
+            steps=fitted.steps,
+            seconds=fitted.seconds,
+            sets=sets,
+            after=after,
+            comparisons=list(compared.values()),
+            remarks=[*(remark for chosen in sets.values() for remark in remarks_on_set(chosen)), *remarks],
+            unservable=models.servable(job.recipe.recipe.tuning),
+        )
 
 
 def _prepared(name: str, rows: tuple[Row, ...], labeller: Labeller, job: Job) -> EvaluationSet:
@@ -275,6 +322,20 @@ def _prepared(name: str, rows: tuple[Row, ...], labeller: Labeller, job: Job) ->
     wanted = job.recipe.recipe.evaluate.generate
     asked = tuple(rows[i * len(rows) // min(wanted, len(rows))] for i in range(min(wanted, len(rows))))
     return EvaluationSet(name, rows, tuple(labelled), asked, data_digest(rows))
+
+
+def _metrics(job: Job, screen: Screen) -> tuple[Metric, ...]:
+    """The recipe's metrics. A recipe taken from the registry has no scripts beside it, and none is run from there."""
+    names = job.recipe.recipe.evaluate.metrics
+    if job.request_id is not None:
+        missing = [name for name in names if name.endswith(".py") and not (job.recipe.folder / name).is_file()]
+        for name in missing:
+            screen.say(
+                f"warning: metric {name} is not measured: its script is not kept with a version; install it as a "
+                f"package with an entry point {METRIC_GROUP}"
+            )
+        names = tuple(name for name in names if name not in missing)
+    return find_metrics(names, job.recipe.folder)
 
 
 def _params(job: Job, audit: LabelAudit) -> dict[str, str | int | float | bool]:
@@ -314,7 +375,8 @@ def job_from_recipe(file: RecipeFile, home: Path) -> Job:
     recipe = file.recipe
     names = {"train": recipe.data.train, "validation": recipe.data.validation}
     read = {key: read_rows(file.folder / name) for key, name in names.items() if name is not None}
-    sets = {name: read_rows(file.folder / path).rows for name, path in recipe.evaluate.sets.items()}
+    slice_by = recipe.evaluate.slice_by
+    sets = {name: read_rows(file.folder / path, group_by=slice_by).rows for name, path in recipe.evaluate.sets.items()}
     base = prepare_base(recipe.base.model, home / "bases", relative_to=file.folder)
     origin = {"files": {**names, "sets": dict(recipe.evaluate.sets)}, "formats": read["train"].formats}
     validation = read["validation"].rows if "validation" in read else ()

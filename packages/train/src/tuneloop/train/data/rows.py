@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ class Row:
 
     messages: tuple[Message, ...]
     place: str = field(default="", compare=False)  # where it was read, `file:line`
+    group: str | None = field(default=None, compare=False)  # of an evaluation row, its value of `evaluate.slice_by`
 
     @property
     def prompt(self) -> str:
@@ -72,8 +73,12 @@ class DataSummary:
     digest: str
 
 
-def read_rows(path: Path) -> DataFile:
+def read_rows(path: Path, *, group_by: str | None = None) -> DataFile:
     """Read a JSONL file.
+
+    Args:
+        path: the file.
+        group_by: a field whose value is kept as each row's `group`.
 
     Raises:
         InvalidInput: the file is missing or empty, or lines are broken; each as `file:line: what is wrong`.
@@ -94,15 +99,26 @@ def read_rows(path: Path) -> DataFile:
         except ValueError as error:
             errors.append(f"{path}:{number}: {error}")
             continue
-        rows.append(Row(messages, f"{path}:{number}"))
+        rows.append(Row(messages, f"{path}:{number}", group=group_of(json.loads(line), group_by)))
         formats[kind] += 1
-        ignored.update(extra)
+        ignored.update(name for name in extra if name != group_by)
     if errors:
         more = f"\n… and {len(errors) - _SHOWN_ERRORS} more" if len(errors) > _SHOWN_ERRORS else ""
         raise InvalidInput("\n".join(errors[:_SHOWN_ERRORS]) + more)
     if not rows:
         raise InvalidInput(f"{path}: holds no rows; write one JSON object a line")
+    if group_by is not None and all(row.group is None for row in rows):
+        known = ", ".join(ignored) or "none"
+        raise InvalidInput(
+            f"{path}: evaluate.slice_by {group_by!r}: no row has that field (fields to slice by: {known})"
+        )
     return DataFile(tuple(rows), dict(formats), dict(ignored))
+
+
+def group_of(record: Mapping[str, Any], group_by: str | None) -> str | None:
+    """A record's value of the field to slice by; None where it has none."""
+    value = record.get(group_by) if group_by is not None else None
+    return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:

@@ -1,23 +1,28 @@
-"""Evaluation's arithmetic, in numpy alone: perplexity, and paired differences with bootstrap intervals.
+"""Evaluation's arithmetic, in numpy alone: perplexity, and bootstrap intervals of anything that sums over rows.
 
-Everything is weighted by tokens: a set's NLL is the sum over its rows divided by its trained tokens, in nats.
-Cost: 10,000 resamples of 100 rows take about 30 ms.
+NLL is weighted by tokens: a set's is the sum over its rows divided by its trained tokens, in nats. Resamples are drawn
+in pieces, so that memory stays at about 50 MB whatever the set. Cost: 10,000 resamples of 100 rows take about 30 ms.
 """
 
-# ruff: noqa: N806 (suffixes are shapes: R rows, S samples)
+# ruff: noqa: N803, N806 (suffixes are shapes: R rows, S samples, K sums, M values)
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tuneloop.registry.errors import InvalidInput
 from tuneloop.registry.nouns import Interval
 
 RESAMPLES = 10_000
+LEVEL = 0.95
+_PIECE = 4_000_000  # drawn counts held at a time
+Array = NDArray[np.float64]
+Statistic = Callable[[Array], Array]  # (S, K) sums over the rows of each resample in, (S, M) values out
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,7 @@ def paired_difference(
     before: Sequence[RowScore],
     after: Sequence[RowScore],
     *,
-    level: float = 0.95,
+    level: float = LEVEL,
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Interval:
@@ -63,13 +68,43 @@ def paired_difference(
     """
     if len(before) != len(after) or any(b.tokens != a.tokens for b, a in zip(before, after, strict=True)):
         raise InvalidInput("only scores of the same rows can be compared in pairs")
-    if not before:
+    gaps = [a.nll - b.nll for b, a in zip(before, after, strict=True)]
+    tokens = [row.tokens for row in before]
+    return bootstrap(np.array([gaps, tokens], dtype=float).T, _ratio, level=level, resamples=resamples, seed=seed)[0]
+
+
+def bootstrap(
+    stats_RK: Array, statistic: Statistic, *, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0
+) -> tuple[Interval, ...]:
+    """Values made of the rows' sums, each with its percentile bootstrap interval over rows.
+
+    Columns of two systems beside each other make it a paired bootstrap: both are resampled with the same rows.
+
+    Args:
+        stats_RK: what each row adds.
+        statistic: the M values of some sums.
+        level: share of the interval.
+        resamples: how many.
+        seed: of the resampling; the same input gives the same interval.
+
+    Raises:
+        InvalidInput: there are no rows.
+    """
+    rows = len(stats_RK)
+    if not rows:
         raise InvalidInput("there are no rows to compare")
-    gaps_R = np.array([a.nll - b.nll for b, a in zip(before, after, strict=True)])
-    tokens_R = np.array([row.tokens for row in before], dtype=float)
-    counts_SR = np.random.default_rng(seed).multinomial(
-        len(gaps_R), np.full(len(gaps_R), 1 / len(gaps_R)), size=resamples
+    rng, even, values, left = np.random.default_rng(seed), np.full(rows, 1 / rows), [], resamples
+    while left:
+        piece = min(left, max(1, _PIECE // rows))
+        values.append(statistic(rng.multinomial(rows, even, size=piece) @ stats_RK))
+        left -= piece
+    low_M, high_M = np.quantile(np.concatenate(values), [(1 - level) / 2, (1 + level) / 2], axis=0)
+    estimate_M = statistic(stats_RK.sum(axis=0, keepdims=True))[0]
+    return tuple(
+        Interval(estimate=float(estimate), low=float(low), high=float(high), level=level)
+        for estimate, low, high in zip(estimate_M, low_M, high_M, strict=True)
     )
-    means_S = (counts_SR @ gaps_R) / (counts_SR @ tokens_R)
-    low, high = np.quantile(means_S, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(estimate=float(gaps_R.sum() / tokens_R.sum()), low=float(low), high=float(high), level=level)
+
+
+def _ratio(sums_SK: Array) -> Array:
+    return sums_SK[:, :1] / sums_SK[:, 1:]

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Mapping
 from importlib.metadata import version as package_version
 from pathlib import Path
 from typing import Any
 
-from tuneloop.registry.nouns import Interval
 from tuneloop.train.base import Base
 
 
@@ -22,34 +20,6 @@ def save_adapter(model: Any, folder: Path, base: Base, card: str) -> None:
     config["base_model_name_or_path"] = base.name
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     (folder / "README.md").write_text(card, encoding="utf-8")
-
-
-def model_card(
-    *,
-    model: str,
-    base: Base,
-    parent: str | None,
-    rows: int,
-    steps: int,
-    metrics: Mapping[str, float],
-    differences: Mapping[str, Interval],
-) -> str:
-    """A short README.md: what it adapts, what it learned from, what it reached."""
-    lines = [
-        f"# {model}",
-        "",
-        f"LoRA adapter on `{base.name}` ({base.digest}), chat template {base.template_digest}.",
-        f"Trained {steps} steps on {rows} rows" + (f", starting from {parent}." if parent else "."),
-        "",
-        "| Held-out set | Perplexity | BLEU | NLL difference, nats per token (interval) |",
-        "|---|---|---|---|",
-    ]
-    for name, gap in differences.items():
-        bleu = metrics.get(f"bleu.{name}")
-        shown = "–" if bleu is None else f"{bleu:.1f}"
-        difference = f"{gap.estimate:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}]"
-        lines.append(f"| {name} | {metrics[f'perplexity.{name}']:.2f} | {shown} | {difference} |")
-    return "\n".join(lines) + "\n"
 
 
 def code_commit() -> str:

@@ -1,17 +1,21 @@
 """What a run leaves in MLflow beside its weights: a version is explained, compared and retrained from the registry
 alone.
 
-lineage/recipe.yaml the recipe, word for word lineage/data.json base, data sets with digests and counts, what was
-dropped and why lineage/label_audit.json what was learned from lineage/train.jsonl the rows themselves
-lineage/sets/NAME.jsonl the evaluation sets lineage/evaluation.json every row's NLL before and after, for paired
-comparisons
+    lineage/recipe.yaml        the recipe, word for word
+    lineage/data.json          base, data sets with digests and counts, what was dropped and why
+    lineage/label_audit.json   what was learned from
+    lineage/train.jsonl        the rows themselves
+    lineage/sets/NAME.jsonl    the evaluation sets
+    lineage/slices.json        where a recipe slices: each set's values of that field, row by row
+    lineage/evaluation.json    every row's scores before and after, for paired comparisons, with what came of them
+    lineage/pictures/*.png     loss, before and after, row lengths
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +23,15 @@ from tuneloop.registry.errors import InvalidInput, NotFound
 from tuneloop.registry.nouns import Version
 from tuneloop.registry.versions import Versions
 from tuneloop.train.data.rows import Row, read_rows, write_rows
+from tuneloop.train.evaluation.compare import Compared, Comparison
 from tuneloop.train.evaluation.judge import Pair
 from tuneloop.train.evaluation.measure import EvaluationSet, SetScore
+from tuneloop.train.evaluation.remarks import duplicate_rows, remarks_on_answers
 from tuneloop.train.evaluation.statistics import RowScore, mean_nll, paired_difference, perplexity
+from tuneloop.train.publishing import pictures
 from tuneloop.train.recipe import RecipeFile, load_recipe
+
+_SLICES = "slices.json"
 
 
 class Keeper:
@@ -50,19 +59,46 @@ class Keeper:
         folder = Path("lineage") / Path(name).parent
         self._versions.log_file(self._run_id, path, folder.as_posix())
 
+    def keep_slices(self, sets: Mapping[str, EvaluationSet]) -> None:
+        """`lineage/slices.json`, for a recipe that slices: each row's value, set by set."""
+        self.keep_json(_SLICES, {name: [row.group for row in chosen.rows] for name, chosen in sets.items()})
+
+    def keep_pictures(
+        self, comparisons: Mapping[str, Comparison], lengths: Mapping[str, Sequence[int]], max_length: int | None
+    ) -> None:
+        """`lineage/pictures/*.png`; the curves are those that the run logged."""
+        folder = self._scratch / pictures.FOLDER
+        folder.mkdir()
+        history = self._versions.metric_history
+        pictures.draw_loss(
+            folder / pictures.LOSS, history(self._run_id, "loss"), history(self._run_id, "validation_loss")
+        )
+        pictures.draw_before_after(folder / pictures.MEASURES, list(comparisons.values()))
+        pictures.draw_token_lengths(folder / pictures.LENGTHS, lengths, max_length)
+        for path in sorted(folder.iterdir()):
+            self._versions.log_file(self._run_id, path, f"lineage/{pictures.FOLDER}")
+
 
 def evaluation_json(
-    sets: Mapping[str, EvaluationSet], before: Mapping[str, SetScore], after: Mapping[str, SetScore], before_is: str
+    sets: Mapping[str, EvaluationSet],
+    before: Mapping[str, SetScore],
+    after: Mapping[str, SetScore],
+    comparisons: Mapping[str, Comparison],
+    before_is: str,
 ) -> dict[str, Any]:
-    """The content of `evaluation.json`; rows are `[nll, tokens]` in the order of the set's file."""
+    """The content of `evaluation.json`; rows are `[nll, tokens]` in the order of the set's file, metrics in that of
+    `asked`."""
 
-    def side(score: SetScore) -> dict[str, Any]:
+    def side(chosen: EvaluationSet, score: SetScore) -> dict[str, Any]:
         return {
             "perplexity": perplexity(score.rows),
             "nll": mean_nll(score.rows),
             "bleu": score.bleu,
             "rows": [[row.nll, row.tokens] for row in score.rows],
-            "answers": list(score.answers),
+            "answers": [answer.text for answer in score.answers],
+            "cut": sum(not answer.ended for answer in score.answers),
+            "metrics": {name: list(scores) for name, scores in score.by_row.items()},
+            "remarks": remarks_on_answers(chosen, score),
         }
 
     return {
@@ -70,15 +106,26 @@ def evaluation_json(
         "sets": {
             name: {
                 "digest": chosen.digest,
+                "duplicate_rows": duplicate_rows(chosen),
                 "bleu_signature": after[name].bleu_signature,
                 "asked": [row.prompt for row in chosen.asked],
                 "references": [row.answer for row in chosen.asked],
                 "difference": paired_difference(before[name].rows, after[name].rows).model_dump(),
-                "before": side(before[name]),
-                "after": side(after[name]),
+                "compared": [_compared(found) for found in comparisons[name].measures],
+                "too_few_rows": [list(found) for found in comparisons[name].too_few],
+                "before": side(chosen, before[name]),
+                "after": side(chosen, after[name]),
             }
             for name, chosen in sets.items()
         },
+    }
+
+
+def _compared(found: Compared) -> dict[str, Any]:
+    spreads = {"before": found.before, "after": found.after, "difference": found.difference}
+    return {"measure": found.measure, "slice": found.group, "rows": found.rows} | {
+        name: {"estimate": spread.estimate, "interval": spread.interval and spread.interval.model_dump()}
+        for name, spread in spreads.items()
     }
 
 
@@ -103,7 +150,14 @@ class Lineage:
 
     def set_rows(self) -> dict[str, tuple[Row, ...]]:
         """Name → rows of each of its evaluation sets."""
-        return {name: read_rows(self._file(f"sets/{name}.jsonl")).rows for name in self.manifest()["sets"]}
+        sets = {name: read_rows(self._file(f"sets/{name}.jsonl")).rows for name in self.manifest()["sets"]}
+        if self.recipe().recipe.evaluate.slice_by is None:
+            return sets
+        groups = json.loads(self._file(_SLICES).read_text(encoding="utf-8"))
+        return {
+            name: tuple(replace(row, group=group) for row, group in zip(rows, groups[name], strict=True))
+            for name, rows in sets.items()
+        }
 
     def pairs(self) -> dict[str, Pair]:
         """Name → what it was compared with, and itself, row by row."""

@@ -1,0 +1,45 @@
+"""What a score does not say by itself: rows that count twice, answers that are empty, all alike, or cut short."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from tuneloop.train.data.near import normal
+from tuneloop.train.evaluation.measure import EvaluationSet, SetScore
+
+_ALIKE = 0.5  # share of answers that are one and the same, from where on a model is taken for collapsed
+_FEW = 4  # answers; among fewer, equal ones say little
+
+
+def duplicate_rows(chosen: EvaluationSet) -> int:
+    """Rows that repeat another of the same set, question and answer, up to case and spacing."""
+    return len(chosen.rows) - len({(normal(row.prompt), normal(row.answer)) for row in chosen.rows})
+
+
+def remarks_on_set(chosen: EvaluationSet) -> list[str]:
+    """About the set itself."""
+    twice = duplicate_rows(chosen)
+    rows = f"{twice} of {len(chosen.rows)} rows repeat another and count again; its intervals are too narrow"
+    return [f"{chosen.name}: {rows}"] if twice else []
+
+
+def remarks_on_answers(chosen: EvaluationSet, score: SetScore) -> list[str]:
+    """About what a model answered; a model that answers everything alike has collapsed, whatever its perplexity."""
+    total, name = len(score.answers), chosen.name
+    found = [f"{name}: {reason}" for reason in score.failed.values()]
+    if empty := sum(not answer.text for answer in score.answers):
+        found.append(f"{name}: {empty} of {total} answers are empty; look at the end-of-turn token and the template")
+    references = Counter(row.answer for row in chosen.asked)
+    text, times = Counter(answer.text for answer in score.answers).most_common(1)[0] if total else ("", 0)
+    if total >= _FEW and text and times > _ALIKE * total and references[text] < times:
+        shown = text if len(text) <= 60 else f"{text[:60]}…"
+        found.append(
+            f"{name}: {times} of {total} answers are the same, {shown!r}: the model has collapsed; "
+            "lower optim.learning_rate or train fewer steps"
+        )
+    if cut := sum(not answer.ended for answer in score.answers):
+        found.append(
+            f"{name}: {cut} of {total} answers were cut at evaluate.max_new_tokens and are scored as they stand; "
+            "raise it if answers are longer than that, else the model has not learned to stop"
+        )
+    return found
