@@ -45,7 +45,9 @@ def draw_before_after(path: Path, comparisons: Sequence[Comparison]) -> None:
                 if spread.interval is not None:
                     ends = [spread.interval.low, spread.interval.high]
                     axes.plot(ends, [place + offset] * 2, color=color, linewidth=2)
-                axes.plot([spread.estimate], [place + offset], "o", color=color, markersize=6)
+                axes.plot([spread.estimate], [place + offset], "o", color=color, markersize=6, clip_on=False)
+        if axes.dataLim.xmin >= 0 > axes.get_xlim()[0]:
+            axes.set_xlim(left=0)  # no score below zero, no axis below it
         names = [f"{compared.set_name} (n = {compared.rows})" for compared in reversed(sets)]
         axes.set_yticks(range(len(sets)), names)
         axes.set_ylim(-0.5, len(sets) - 0.5)
