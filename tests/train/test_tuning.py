@@ -1,11 +1,9 @@
-"""Every method trains for real on the tiny model, and what it publishes is what was measured: loaded back, row by row."""
+"""Every method trains for real on the tiny model, and what it publishes is what was measured, row by row."""
 
 from __future__ import annotations
 
 import io
 import json
-import math
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,13 +15,12 @@ from safetensors.torch import load_file
 from tuneloop.registry import Registry
 from tuneloop.registry.artifacts import check_publishable, template_digest
 from tuneloop.registry.errors import InvalidInput
-from tuneloop.registry.nouns import Version
 from tuneloop.train.base import Base, read_base
 from tuneloop.train.data.labels import LabelledRow, Labeller, label_rows
 from tuneloop.train.data.rows import read_rows
 from tuneloop.train.evaluation.measure import pad_token_id, score_rows
 from tuneloop.train.evaluation.statistics import RowScore, perplexity
-from tuneloop.train.job import Job, Outcome, job_from_recipe, run_job
+from tuneloop.train.job import Outcome, job_from_recipe, run_job
 from tuneloop.train.recipe import load_recipe
 from tuneloop.train.recipe.tuning import BottleneckTuning, FullTuning, Ia3Tuning, LoraTuning, QloraTuning
 from tuneloop.train.screen import Screen
@@ -125,7 +122,7 @@ def test_another_tuning_than_the_parents_is_refused_before_anything_runs(registr
     parent = train(registry, tiny_recipe).version
     tiny_recipe.write_text(tiny_recipe.read_text().replace("{rank: 4}", "{rank: 8}"))
     with pytest.raises(
-        InvalidInput, match="bot@1: tuning differs \\(rank 4 there and 8 here\\); set retrain.start_from"
+        InvalidInput, match=r"bot@1: tuning differs \(rank 4 there and 8 here\); set retrain.start_from"
     ):
         train(registry, tiny_recipe, parent=parent, start="parent")
     assert [version.version for version in registry.versions.all("bot")] == [1]
@@ -189,8 +186,8 @@ def test_a_quantised_base_is_quantised_and_its_adapter_trains_in_float32(
     tiny: Base, tiny_recipe: Path, registry: Registry
 ) -> None:
     """TRL casts adapters on quantised bases to bfloat16; here they stay, and what is published is float32."""
-    for bits, kind in ((4, "Linear4bit"), (8, "Linear8bitLt")):
-        tuning = QloraTuning(method="qlora", bits=bits)
+    four, eight = QloraTuning(method="qlora"), QloraTuning(method="qlora", bits=8)
+    for tuning, kind in ((four, "Linear4bit"), (eight, "Linear8bitLt")):
         model = models.Loader(tiny, tuning, "float32", "cpu", "sdpa").tunable(0)
         layers = [m for name, m in model.named_modules() if name.endswith("q_proj.base_layer")]
         assert [type(layer).__name__ for layer in layers] == [kind] * 2

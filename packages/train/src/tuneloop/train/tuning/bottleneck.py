@@ -1,9 +1,9 @@
 """Bottleneck adapters (Houlsby et al., arXiv 1902.00751), which PEFT does not have.
 
 After each attention block and each MLP block of every layer, before the residual sum, stands
-`x + up(dropout(activation(down(x))))` with `down` (H → S) and `up` (S → H). `up` begins at zero, so that a fresh adapter
-changes nothing. The base stays frozen and its own parameter names stay as they are. Cost: 2·H·S + H + S parameters a
-block, two blocks a layer; unlike LoRA's, its work cannot be merged into a weight, because of the non-linearity.
+`x + up(dropout(activation(down(x))))` with `down` (H → S) and `up` (S → H). `up` begins at zero, so that a fresh
+adapter changes nothing. The base stays frozen and its own parameter names stay as they are. Cost: 2·H·S + H + S
+parameters a block, two blocks a layer; unlike LoRA's, its work merges into no weight, because of the non-linearity.
 """
 
 from __future__ import annotations
@@ -67,7 +67,8 @@ def add_bottlenecks(model: Any, tuning: BottleneckTuning) -> Any:
     blocks = [module for name, module in model.named_modules() if name.rpartition(".")[2] in _BLOCKS]
     if not blocks:
         raise InvalidInput(
-            f"tuning.method bottleneck: {type(model).__name__} has no block named {', '.join(sorted(_BLOCKS))}; take lora"
+            f"tuning.method bottleneck: {type(model).__name__} has no block named "
+            f"{', '.join(sorted(_BLOCKS))}; take lora"
         )
     for block in blocks:
         block.add_module(_CHILD, Bottleneck(model.config.hidden_size, tuning, model.device))

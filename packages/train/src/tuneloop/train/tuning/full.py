@@ -1,9 +1,9 @@
 """All weights of a base, trained and published.
 
-They are trained in float32 whatever the run computes in: in bfloat16 a step of a hundred-thousandth of a weight rounds to
-nothing, and the run would end where it began without a word. They are published in the base's own format, as a folder
-that is a base itself: config, safetensors, tokenizer, chat template. Rounding to that format happens before the last
-measure, so what is measured is what is published.
+They are trained in float32 whatever the run computes in: in bfloat16 a step of a hundred-thousandth of a weight rounds
+to nothing, and the run would end where it began without a word. They are published in the base's own format, as a
+folder that is a base itself: config, safetensors, tokenizer, chat template. Rounding to that format happens before the
+last measure, so what is measured is what is published.
 """
 
 from __future__ import annotations

@@ -7,7 +7,6 @@ vocabulary. bitsandbytes has CPU kernels, right but slow: for trying a recipe, n
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -33,14 +32,13 @@ def quantisation(tuning: QloraTuning, dtype: str) -> BitsAndBytesConfig:
 
 def load_quantised(base: Base, tuning: QloraTuning, *, dtype: str, device: str, attention: str) -> Any:
     """The base, quantised while it is read, frozen, in evaluation mode."""
-    with _bitsandbytes_as_it_is():
-        model = AutoModelForCausalLM.from_pretrained(
-            base.folder,
-            dtype=getattr(torch, dtype),
-            attn_implementation=attention,
-            quantization_config=quantisation(tuning, dtype),
-            device_map={"": device},
-        )
+    model = AutoModelForCausalLM.from_pretrained(
+        base.folder,
+        dtype=getattr(torch, dtype),
+        attn_implementation=attention,
+        quantization_config=quantisation(tuning, dtype),
+        device_map={"": device},
+    )
     return model.requires_grad_(False).eval()
 
 
@@ -55,13 +53,3 @@ def trained_weights_kept(model: Any) -> Iterator[None]:
     for name, value in model.named_parameters():
         if name in kept:
             value.data = kept[name]
-
-
-@contextmanager
-def _bitsandbytes_as_it_is() -> Iterator[None]:
-    """bitsandbytes 0.50 imports torch parts that torch 2.13 deprecates; drop this when it no longer warns."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", message="`torch.jit.script_method` is deprecated", category=DeprecationWarning
-        )
-        yield

@@ -1,13 +1,23 @@
 """How what a method trains reaches users: which of it vLLM serves, and why not the rest.
 
 Pure, without torch: the plan asks before anything is loaded, training says it at its start. What vLLM 0.32 loads at run
-time is LoRA alone, of a rank up to its --max-lora-rank, on the linear layers inside the blocks, without DoRA's magnitudes;
-whole weights it serves as a base of their own.
+time is LoRA alone, of a rank up to its --max-lora-rank, on the linear layers inside the blocks, without DoRA's
+magnitudes; whole weights it serves as a base of their own.
 """
 
 from __future__ import annotations
 
-from tuneloop.train.recipe.tuning import ALL_LINEAR, BottleneckTuning, FullTuning, Ia3Tuning, QloraTuning, TuningSection
+from typing import assert_never
+
+from tuneloop.train.recipe.tuning import (
+    ALL_LINEAR,
+    BottleneckTuning,
+    FullTuning,
+    Ia3Tuning,
+    LowRankTuning,
+    QloraTuning,
+    TuningSection,
+)
 
 SERVED_MODULES = frozenset({"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"})
 _MERGE = "`tuneloop export MODEL@VERSION --to FOLDER --merge` makes whole weights that an engine of their own serves"
@@ -17,6 +27,8 @@ def servable(tuning: TuningSection, max_lora_rank: int = 16) -> str | None:
     """Why vLLM would refuse what this trains, with its default settings, and what to do; None when it would not."""
     if isinstance(tuning, FullTuning):
         return None
+    if isinstance(tuning, LowRankTuning):
+        return _low_rank_reason(tuning, max_lora_rank)
     if isinstance(tuning, BottleneckTuning):
         return (
             "vLLM loads LoRA adapters only, and a bottleneck's non-linearity merges into no weight; "
@@ -24,6 +36,10 @@ def servable(tuning: TuningSection, max_lora_rank: int = 16) -> str | None:
         )
     if isinstance(tuning, Ia3Tuning):
         return f"vLLM loads LoRA adapters only; IA3's scales merge into the weights: {_MERGE}"
+    assert_never(tuning)
+
+
+def _low_rank_reason(tuning: LowRankTuning, max_lora_rank: int) -> str | None:
     if tuning.dora:
         return f"vLLM does not serve DoRA adapters; set tuning.dora to false, or merge it: {_MERGE}"
     strange = sorted({name.rpartition(".")[2] for name in tuning.target_modules} - SERVED_MODULES - set(ALL_LINEAR))
