@@ -189,7 +189,19 @@ def in_a_process(method: str, seed: int, arguments: argparse.Namespace, steps: i
 
 
 def show(found: Mapping[str, Mapping[str, Any]]) -> None:
-    head = ["method", "perplexity", "share of full (95 %)", "BLEU", "F1", "EM", "params", "peak MB", "s/step", "claim", "held?"]
+    head = [
+        "method",
+        "perplexity",
+        "share of full (95 %)",
+        "BLEU",
+        "F1",
+        "EM",
+        "params",
+        "peak MB",
+        "s/step",
+        "claim",
+        "held?",
+    ]
     rows = []
     for method, line in found.items():
         estimate, low, high = line["share_of_full"]
@@ -215,7 +227,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=24)
     parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--rows", type=int, default=80, help="held-out rows scored")
+    parser.add_argument("--rows", type=int, default=60, help="held-out rows scored")
     parser.add_argument("--answers", type=int, default=24, help="held-out rows answered")
     parser.add_argument("--methods", default=",".join(TUNINGS), help="comma-separated; full is always run")
     parser.add_argument("--quick", action="store_true", help="two steps, one seed: whether it runs, no evidence")
