@@ -19,6 +19,7 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 from tuneloop.registry.errors import InvalidInput, Unavailable
+from tuneloop.registry.nouns import Version
 
 MANIFEST = "tuneloop-base.json"  # where the folder came from; no part of its digest
 _QUANTISATION = re.compile(r"[.-](?:i?q\d[a-z0-9_]*|f16|f32|bf16)$", re.IGNORECASE)
@@ -77,6 +78,26 @@ def read_base(folder: Path) -> Base:
     if missing:
         raise InvalidInput(f"{folder} is not a base model: it lacks {', '.join(missing)}")
     return Base(folder.name, folder, base_digest(folder), template_digest(folder))
+
+
+def base_of(version: Version, source: str, bases_root: Path, *, relative_to: Path) -> Base:
+    """The base a version was trained on: the one kept under its name, or the recipe's `source` made ready.
+
+    Raises:
+        InvalidInput: what is found is not that base, or not with that chat template.
+    """
+    kept = bases_root / version.base
+    base = (
+        read_base(kept)
+        if (kept / "config.json").is_file()
+        else prepare_base(source, bases_root, relative_to=relative_to)
+    )
+    if (base.digest, base.template_digest) != (version.base_digest, version.template_digest):
+        raise InvalidInput(
+            f"the base in {base.folder} is not the one {version.name} was trained on ({version.base_digest}, "
+            f"template {version.template_digest}); bring that one back, or train anew with `tuneloop train`"
+        )
+    return base
 
 
 def _gguf_in_package(source: str) -> Path:

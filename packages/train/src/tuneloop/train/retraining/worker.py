@@ -18,7 +18,7 @@ from tuneloop.registry import Registry
 from tuneloop.registry.errors import Conflict, InvalidInput, TuneloopError, Unavailable
 from tuneloop.registry.nouns import GateReport, RetrainingRequest, RetrainingState, Version, version_name
 from tuneloop.registry.redaction import redact
-from tuneloop.train.base import Base, prepare_base, read_base
+from tuneloop.train.base import Base, base_of
 from tuneloop.train.data.rows import Row
 from tuneloop.train.evaluation.judge import Rules, judge
 from tuneloop.train.publishing.lineage import Lineage
@@ -136,18 +136,7 @@ class Worker:
 
     def _base(self, file: RecipeFile, parent: Version) -> Base:
         bases = self._registry.settings.home / "bases"
-        kept = bases / parent.base
-        base = (
-            read_base(kept)
-            if (kept / "config.json").is_file()
-            else prepare_base(file.recipe.base.model, bases, relative_to=file.folder)
-        )
-        if (base.digest, base.template_digest) != (parent.base_digest, parent.template_digest):
-            raise InvalidInput(
-                f"the base in {base.folder} is not the one {parent.name} was trained on ({parent.base_digest}, "
-                f"template {parent.template_digest}); bring that one back, or train anew with `tuneloop train`"
-            )
-        return base
+        return base_of(parent, file.recipe.base.model, bases, relative_to=file.folder)
 
     def _data(self, request: RetrainingRequest, parent: Version, retrain: RetrainSection) -> RetrainingData:
         registry = self._registry

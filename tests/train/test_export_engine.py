@@ -1,0 +1,118 @@
+"""A merged export is a base like any other to vLLM: its greedy tokens are those of the adapter it was merged from.
+
+In float32, where equal means equal. One engine of its own, because the one that serving tests share holds another base.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from serve.engine_support import EngineAgent
+from tests_support import free_port
+from tuneloop.registry import Registry
+from tuneloop.registry.nouns import Message
+from tuneloop.train.data.labels import Labeller
+from tuneloop.train.data.rows import Row
+from tuneloop.train.screen import Screen
+
+pytestmark = pytest.mark.engine
+QUESTIONS = tuple(f"What is a {word}?" for word in ("tide", "river", "glacier", "volcano", "desert", "forest", "cave"))
+ANSWER_TOKENS = 12
+
+
+@pytest.fixture
+def trained_and_merged(registry: Registry, smollm2: Path, tmp_path: Path, offline: None) -> tuple[Path, Path]:
+    """(published adapter, merged export) of a few float32 steps at a rate that changes what the model says."""
+    from tuneloop.train.export.run import export_version
+    from tuneloop.train.job import job_from_recipe, run_job
+    from tuneloop.train.recipe import load_recipe
+    from tuneloop.train.stopping import StopFlag
+
+    rows = [{"instruction": q, "output": f"{q[10:-1]}, by the harbour master's book."} for q in QUESTIONS]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "test.jsonl").write_text(json.dumps({"instruction": "What is a lake?", "output": "A lake."}))
+    (tmp_path / "recipe.yaml").write_text(
+        f"""
+base: {{model: {smollm2}}}
+data: {{train: train.jsonl}}
+tuning: {{rank: 8, dora: true}}
+objective: {{max_length: 96}}
+optim: {{learning_rate: 1.0e-3, schedule: constant}}
+run: {{steps: 3, batch_size: 4, micro_batch: 4, dtype: float32}}
+evaluate: {{sets: {{lake: test.jsonl}}, generate: 0}}
+publish: {{model: bot}}
+"""
+    )
+    job = job_from_recipe(load_recipe(tmp_path / "recipe.yaml"), registry.settings.home)
+    screen = Screen(io.StringIO())
+    version = run_job(job, registry, screen=screen, stop=StopFlag()).version
+    made = export_version(registry, version, tmp_path / "merged", merge=True, quantize=None, screen=screen)
+    return registry.versions.fetch(version, tmp_path / "fetched"), made.folder
+
+
+@pytest.fixture
+def engine(registry: Registry, trained_and_merged: tuple[Path, Path]) -> Iterator[EngineAgent]:
+    agent = EngineAgent(registry, trained_and_merged[1], registry.settings.home, free_port())
+    agent.start()
+    try:
+        agent.wait_ready()
+        yield agent
+    finally:
+        agent.stop()
+
+
+def test_a_merged_dora_adapter_answers_from_vllm_as_it_did_unmerged_in_training(
+    engine: EngineAgent, trained_and_merged: tuple[Path, Path], smollm2: Path
+) -> None:
+    prompts, bare, expected = as_trained(smollm2, trained_and_merged[0])
+    asked = [
+        {
+            "model": engine.base.name,
+            "prompt": prompt,
+            "temperature": 0,
+            "max_tokens": ANSWER_TOKENS,
+            "return_token_ids": True,
+        }
+        for prompt in prompts
+    ]
+    served = [answer["choices"][0]["token_ids"] for answer in engine.complete(asked)]
+    assert served == expected
+    assert sum(a != b for a, b in zip(bare, expected, strict=True)) >= 5, "training must show, or this proves nothing"
+
+
+def as_trained(base: Path, adapter: Path) -> tuple[list[list[int]], list[list[int]], list[list[int]]]:
+    """(prompts, answers of the bare base, answers of the adapter on it), as token ids, by transformers."""
+    import torch
+    from transformers import AutoTokenizer
+
+    from tuneloop.train.base import read_base
+    from tuneloop.train.tuning import models
+
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    labeller = Labeller(tokenizer, 256)
+    prompts = [
+        labeller.prompt_ids(Row((Message(role="user", content=q), Message(role="assistant", content="-"))))
+        for q in QUESTIONS
+    ]
+
+    def answers(model: Any) -> list[list[int]]:
+        return [
+            model.generate(
+                input_ids=torch.tensor([prompt]),
+                attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+                do_sample=False,
+                max_new_tokens=ANSWER_TOKENS,
+                pad_token_id=tokenizer.eos_token_id,
+            )[0, len(prompt) :].tolist()
+            for prompt in prompts
+        ]
+
+    model = models.load_base(read_base(base), dtype="float32", device="cpu", attention="sdpa")
+    bare = answers(model)
+    return prompts, bare, answers(models.load_adapter(model, adapter, trainable=False))
