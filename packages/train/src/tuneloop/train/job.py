@@ -1,13 +1,15 @@
 """One training run from rows to a registered version: audit, measure, fit, measure again, publish.
 
 `train` and the worker share it. Whatever ends a run early closes its MLflow run (KILLED when it was stopped, FAILED
-otherwise) and publishes nothing.
+otherwise) and publishes nothing; its checkpoints stay for the same command with --resume, which goes on in the same
+MLflow run. A retraining resumes by itself.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +27,7 @@ from tuneloop.train.evaluation.statistics import paired_difference
 from tuneloop.train.fit.arguments import planned_steps
 from tuneloop.train.fit.progress import FitResult, Watch
 from tuneloop.train.fit.run import fit
+from tuneloop.train.fit.runs import Begin, RunFolder, RunRecord, held_run, run_key
 from tuneloop.train.publishing.folder import code_commit, model_card, save_adapter
 from tuneloop.train.publishing.lineage import Keeper, evaluation_json
 from tuneloop.train.recipe import RecipeFile
@@ -49,6 +52,20 @@ class Job:
     start: Literal["base", "parent"] = "base"
     request_id: str | None = None
     origin: Mapping[str, Any] = field(default_factory=dict)  # where the rows came from, for the manifest
+
+    @property
+    def key(self) -> str:
+        """What names the run: equal for the same recipe, data, base and start."""
+        return run_key(
+            self.recipe.digest,
+            self.base.digest,
+            data_digest(self.train),
+            data_digest(self.validation) if self.validation else "",
+            self.parent.name if self.parent else "",
+            self.start,
+            str(self.steps),
+            self.request_id or "",
+        )
 
     @property
     def model(self) -> str:
@@ -86,11 +103,14 @@ class Outcome:
         return table(head, rows)
 
 
-def run_job(job: Job, registry: Registry, *, screen: Screen, stop: StopFlag, threads: int = 0) -> Outcome:
+def run_job(
+    job: Job, registry: Registry, *, screen: Screen, stop: StopFlag, threads: int = 0, begin: Begin = "new"
+) -> Outcome:
     """Do it all.
 
     Raises:
-        InvalidInput: the data teach nothing, or do not fit the base; nothing was published.
+        InvalidInput: the data teach nothing, or do not fit the base, or an unfinished run is in the way; nothing was
+            published.
         TuneloopError: the run was stopped or went wrong; nothing was published.
     """
     models.prepare_process(threads)
@@ -107,20 +127,41 @@ def run_job(job: Job, registry: Registry, *, screen: Screen, stop: StopFlag, thr
     sets = {name: _prepared(name, rows, labeller, job) for name, rows in job.sets.items()}
     validation = label_rows(labeller, job.validation, job.base.template_digest)[0] if job.validation else []
     _say_audit(screen, audit)
-    versions = registry.versions
-    run_id = versions.start_run(job.model, name=job.request_id or "train", params=_params(job, audit))
+    with (
+        held_run(
+            registry.settings.home,
+            job.key,
+            "resume" if job.request_id else begin,
+            say=screen.say,
+            close=lambda run_id: registry.versions.end_run(run_id, "KILLED"),
+        ) as folder,
+        _tracked(job, audit, registry, folder) as run_id,
+        tempfile.TemporaryDirectory(prefix="tuneloop-train-") as scratch,
+    ):
+        run = _Run(job, registry, screen, stop, run_id, Path(scratch), tokenizer, labeller, device.value, folder)
+        return run.go(labelled, audit, sets, validation)
+
+
+@contextmanager
+def _tracked(job: Job, audit: LabelAudit, registry: Registry, folder: RunFolder) -> Iterator[str]:
+    """The run in MLflow: a new one, or that of the attempt before; closed however the block ends."""
+    versions, known = registry.versions, folder.record
+    name = job.request_id or "train"
+    run_id = known.mlflow_run_id if known else versions.start_run(job.model, name=name, params=_params(job, audit))
+    folder.write(RunRecord(mlflow_run_id=run_id))
     status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
     try:
-        with tempfile.TemporaryDirectory(prefix="tuneloop-train-") as scratch:
-            run = _Run(job, registry, screen, stop, run_id, Path(scratch), tokenizer, labeller, device.value)
-            outcome = run.go(labelled, audit, sets, validation)
+        yield run_id
         status = "FINISHED"
-        return outcome
     except (Stopped, Conflict, KeyboardInterrupt):
         status = "KILLED"
         raise
     finally:
         versions.end_run(run_id, status)
+        if status == "FINISHED" or folder.store(keep=1).newest_valid() is None:
+            folder.remove()
+        else:
+            folder.write(RunRecord(mlflow_run_id=run_id, open=False))
 
 
 class _Run:
@@ -137,6 +178,7 @@ class _Run:
         tokenizer: Any,
         labeller: Labeller,
         device: str,
+        folder: RunFolder,
     ) -> None:
         self._job = job
         self._registry = registry
@@ -147,6 +189,7 @@ class _Run:
         self._tokenizer = tokenizer
         self._labeller = labeller
         self._device = device
+        self._folder = folder
         self._keeper = Keeper(registry.versions, run_id, scratch)
 
     def go(
@@ -185,6 +228,9 @@ class _Run:
             steps=steps,
             validation=validation,
             watch=watch,
+            store=self._folder.store(recipe.run.checkpoint.keep),
+            resume=True,  # whether an earlier attempt may count was decided when the folder was opened
+            places=[row.place or "" for row in job.train],
         )
         after = self._measure(model, sets, "after", step=fitted.steps)
         return self._publish(model, audit, fitted, sets, before, after)

@@ -8,6 +8,12 @@ from typing import Any
 
 from tuneloop.train.recipe import Recipe, RunSection
 
+_OPTIMIZERS = {
+    "adamw": "adamw_torch",
+    "adamw_8bit": "adamw_bnb_8bit",
+    "paged_adamw_8bit": "paged_adamw_8bit",
+}
+
 
 def planned_steps(run: RunSection, rows: int) -> int:
     """Optimiser steps a run takes over this many rows."""
@@ -29,7 +35,9 @@ def common_arguments(recipe: Recipe, steps: int, device: str, scratch: Path, *, 
         "output_dir": str(scratch),
         "max_steps": steps,
         "per_device_train_batch_size": micro_batch,
-        "gradient_accumulation_steps": run.batch_size // micro_batch,
+        "gradient_accumulation_steps": run.batch_size // run.launch.processes // micro_batch,
+        "optim": _OPTIMIZERS[optim.optimizer],
+        "torch_compile": run.compile,
         "learning_rate": recipe.learning_rate.value,
         "lr_scheduler_type": {"constant": "constant_with_warmup"}.get(optim.schedule, optim.schedule),
         "warmup_steps": math.ceil(optim.warmup_ratio * steps),
