@@ -7,6 +7,7 @@ MLflow run. A retraining resumes by itself.
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -24,10 +25,14 @@ from tuneloop.train.data.labels import LabelAudit, LabelledRow, Labeller, label_
 from tuneloop.train.data.rows import Row, data_digest, read_rows
 from tuneloop.train.evaluation.measure import EvaluationSet, SetScore, score_set
 from tuneloop.train.evaluation.statistics import paired_difference
-from tuneloop.train.fit.arguments import planned_steps
+from tuneloop.train.fit.arguments import attention_for, planned_steps
+from tuneloop.train.fit.launch import ChildSpec, fit_in_processes, needs_processes
+from tuneloop.train.fit.profiling import Profile
 from tuneloop.train.fit.progress import FitResult, Watch
 from tuneloop.train.fit.run import fit
 from tuneloop.train.fit.runs import Begin, RunFolder, RunRecord, held_run, run_key
+from tuneloop.train.fit.trackers import check_trackers, tracked_too
+from tuneloop.train.fit.zero import check_launch
 from tuneloop.train.publishing.folder import code_commit, model_card, save_adapter
 from tuneloop.train.publishing.lineage import Keeper, evaluation_json
 from tuneloop.train.recipe import RecipeFile
@@ -104,9 +109,16 @@ class Outcome:
 
 
 def run_job(
-    job: Job, registry: Registry, *, screen: Screen, stop: StopFlag, threads: int = 0, begin: Begin = "new"
+    job: Job,
+    registry: Registry,
+    *,
+    screen: Screen,
+    stop: StopFlag,
+    threads: int = 0,
+    begin: Begin = "new",
+    profile: bool = False,
 ) -> Outcome:
-    """Do it all.
+    """Do it all; with `profile`, three steps of the fit are written down as a torch trace and a picture.
 
     Raises:
         InvalidInput: the data teach nothing, or do not fit the base, or an unfinished run is in the way; nothing was
@@ -117,6 +129,10 @@ def run_job(
     device = models.choose_device()
     dtype = choose_dtype(job.recipe.recipe.run.dtype, device.value)
     screen.say(f"device: {device}\ndtype: {dtype}")
+    check_launch(job.recipe.recipe.run, device.value)
+    check_trackers(job.recipe.recipe.run.trackers)
+    if profile and needs_processes(job.recipe.recipe.run):
+        raise InvalidInput("--profile looks at one process; leave run.launch and run.max_restarts out while profiling")
     job = replace(job, recipe=job.recipe.computed_in(dtype.value))
     tokenizer = models.load_tokenizer(job.base)
     objective = job.recipe.recipe.objective
@@ -138,7 +154,9 @@ def run_job(
         _tracked(job, audit, registry, folder) as run_id,
         tempfile.TemporaryDirectory(prefix="tuneloop-train-") as scratch,
     ):
-        run = _Run(job, registry, screen, stop, run_id, Path(scratch), tokenizer, labeller, device.value, folder)
+        run = _Run(
+            job, registry, screen, stop, run_id, Path(scratch), tokenizer, labeller, device.value, folder, threads
+        )
         return run.go(labelled, audit, sets, validation)
 
 
@@ -179,6 +197,8 @@ class _Run:
         labeller: Labeller,
         device: str,
         folder: RunFolder,
+        threads: int,
+        profile: bool,
     ) -> None:
         self._job = job
         self._registry = registry
@@ -190,6 +210,8 @@ class _Run:
         self._labeller = labeller
         self._device = device
         self._folder = folder
+        self._threads = threads
+        self._profile = profile
         self._keeper = Keeper(registry.versions, run_id, scratch)
 
     def go(
@@ -202,24 +224,55 @@ class _Run:
         """Lineage in, measure, fit, measure, publish."""
         job, recipe = self._job, self._job.recipe.recipe
         self._keep_inputs(audit, sets)
-        attention = models.choose_attention(self._device, recipe.run.dtype)
+        attention = attention_for(recipe.run, self._device)
         self._screen.say(f"attention: {attention}")
         if (reason := models.servable(recipe.tuning)) is not None:
             self._screen.say(f"warning: this adapter cannot be served as it is: {reason}")
         model = models.load_base(job.base, dtype=recipe.run.dtype, device=self._device, attention=attention.value)
+        start: Path | None = None
         if job.parent is not None:
-            folder = self._registry.versions.fetch(job.parent, self._registry.settings.home / "adapters")
-            model = models.load_adapter(model, folder, trainable=job.start == "parent")
+            start = self._registry.versions.fetch(job.parent, self._registry.settings.home / "adapters")
+            model = models.load_adapter(model, start, trainable=job.start == "parent")
         before = self._measure(model, sets, "before")
         if job.start == "base":
             if job.parent is not None:
                 model = model.unload()  # the champion was only measured; training starts from the bare base
             model = models.new_adapter(model, recipe.tuning, recipe.run.seed)
         steps = job.steps or planned_steps(recipe.run, len(labelled))
-        watch = Watch(
-            self._screen, lambda m, step: self._registry.versions.log_metrics(self._run_id, m, step), self._stop.check
-        )
-        fitted = fit(
+        with tracked_too(recipe.run.trackers, job.model, _params(job, audit), self._log) as log:
+            watch = Watch(self._screen, log, self._stop.check)
+            fitted = self._fit(model, labelled, validation, steps, watch, attention.value, start)
+        after = self._measure(model, sets, "after", step=fitted.steps)
+        return self._publish(model, audit, fitted, sets, before, after)
+
+    def _fit(
+        self,
+        model: Any,
+        labelled: list[LabelledRow],
+        validation: list[LabelledRow],
+        steps: int,
+        watch: Watch,
+        attention: str,
+        parent: Path | None,
+    ) -> FitResult:
+        """In this process, or in processes of their own where the recipe asks for them."""
+        job, recipe = self._job, self._job.recipe.recipe
+        places = [row.place for row in job.train]
+        if needs_processes(recipe.run):
+            spec = ChildSpec(
+                recipe=recipe.model_dump(mode="json", exclude_unset=True),
+                base=job.base.folder,
+                start=parent if job.start == "parent" else None,
+                device=self._device,
+                attention=attention,
+                steps=steps,
+                store=self._folder.checkpoints,
+                owner=os.getpid(),
+                threads=self._threads,
+            )
+            return fit_in_processes(model, spec, labelled, places, validation, recipe.run, watch)
+        profile = Path("profile") / self._run_id
+        return fit(
             model,
             self._tokenizer,
             labelled,
@@ -230,10 +283,12 @@ class _Run:
             watch=watch,
             store=self._folder.store(recipe.run.checkpoint.keep),
             resume=True,  # whether an earlier attempt may count was decided when the folder was opened
-            places=[row.place or "" for row in job.train],
+            places=places,
+            callbacks=[Profile(profile, self._screen.say)] if self._profile else [],
         )
-        after = self._measure(model, sets, "after", step=fitted.steps)
-        return self._publish(model, audit, fitted, sets, before, after)
+
+    def _log(self, metrics: Mapping[str, float], step: int) -> None:
+        self._registry.versions.log_metrics(self._run_id, metrics, step)
 
     def _keep_inputs(self, audit: LabelAudit, sets: Mapping[str, EvaluationSet]) -> None:
         job = self._job

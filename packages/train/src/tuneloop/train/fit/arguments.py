@@ -6,7 +6,11 @@ import math
 from pathlib import Path
 from typing import Any
 
+from tuneloop.registry.errors import InvalidInput
+from tuneloop.train.choice import Choice
+from tuneloop.train.fit.zero import sharding_arguments
 from tuneloop.train.recipe import Recipe, RunSection
+from tuneloop.train.tuning.models import choose_attention
 
 _OPTIMIZERS = {
     "adamw": "adamw_torch",
@@ -18,6 +22,20 @@ _OPTIMIZERS = {
 def planned_steps(run: RunSection, rows: int) -> int:
     """Optimiser steps a run takes over this many rows."""
     return run.steps or math.ceil((run.epochs or 0) * math.ceil(rows / run.batch_size))
+
+
+def attention_for(run: RunSection, device: str) -> Choice[str]:
+    """The recipe's attention, or the best that runs here.
+
+    Raises:
+        InvalidInput: flash attention was asked for where it cannot run.
+    """
+    best = choose_attention(device, run.dtype)
+    if run.attention == "auto":
+        return best
+    if run.attention == "flash_attention_2" and best.value != run.attention:
+        raise InvalidInput(f"run.attention flash_attention_2 cannot be had: {best.reason}; use auto or sdpa")
+    return Choice(run.attention, "the recipe says so")
 
 
 def common_arguments(recipe: Recipe, steps: int, device: str, scratch: Path, *, micro_batch: int) -> dict[str, Any]:
@@ -53,4 +71,5 @@ def common_arguments(recipe: Recipe, steps: int, device: str, scratch: Path, *, 
         "logging_nan_inf_filter": False,
         "report_to": "none",
         "disable_tqdm": True,
+        **sharding_arguments(run, device),
     }

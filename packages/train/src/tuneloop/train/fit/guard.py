@@ -30,6 +30,9 @@ from tuneloop.train.stopping import Stopped
 class Interruptible:
     """Mixed in before a transformers Trainer: a checkpoint is written whole, or is one clear error."""
 
+    def create_model_card(self, *_args: Any, **_values: Any) -> None:
+        """TRL writes one with each checkpoint; a checkpoint is no model to share, and the card costs seconds."""
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         trainer: Any = self
         try:

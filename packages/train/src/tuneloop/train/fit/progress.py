@@ -32,6 +32,7 @@ class FitResult:
     tokens_per_s: float
     micro_batch: int  # rows per forward pass that fitted
     peak_memory_bytes: int
+    weights_step: int  # the step whose weights are the result: the last, or the best with early stopping
     mfu: float | None  # share of the device's peak that was useful work; none where the peak is not known
     notes: tuple[str, ...] = ()  # over-fitting, plateaus, rollbacks, and what helps
 
@@ -108,7 +109,7 @@ class Progress(TrainerCallback):  # type: ignore[misc]  # transformers is untype
             keep=step % every == 0 or step in {1, self._steps},
         )
 
-    def result(self, history: Sequence[Mapping[str, float]], state: RunState) -> FitResult:
+    def result(self, history: Sequence[Mapping[str, float]], state: RunState, *, weights_step: int) -> FitResult:
         """How it went, from transformers' own history and what the run found out about itself."""
         losses = [entry["loss"] for entry in history if "loss" in entry]
         seconds = max(self._clock() - self._started, 1e-9)
@@ -123,6 +124,7 @@ class Progress(TrainerCallback):  # type: ignore[misc]  # transformers is untype
             tokens_per_s=self._tokens / seconds,
             micro_batch=state.micro_batch,
             peak_memory_bytes=peak_memory_bytes(),
+            weights_step=weights_step,
             mfu=self._mfu(seconds),
             notes=notes,
         )

@@ -87,9 +87,14 @@ def fit(
     store: CheckpointStore | None = None,
     resume: bool = False,
     places: Sequence[str] = (),
+    micro_batch: int | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
     clock: Callable[[], float] = time.monotonic,
 ) -> FitResult:
     """Train `model` in place on labelled rows for `steps` optimiser steps.
+
+    `Fitting` says what the arguments mean; `micro_batch` bounds what a checkpoint or the recipe says, and `callbacks`
+    are told what transformers' Trainer tells its own.
 
     Raises:
         Stopped: `watch.check` asked for it; the state is in `store`.
@@ -100,15 +105,15 @@ def fit(
     def validate(model: Any) -> float:
         return mean_nll(score_rows(model, validation, pad_id=pad_id, check=lambda: None))
 
-    def build(arguments: dict[str, Any], callbacks: list[TrainerCallback]) -> Any:
-        return sft_trainer(model, tokenizer, rows, recipe.run, arguments, callbacks)
+    def build(arguments: dict[str, Any], own: list[TrainerCallback]) -> Any:
+        return sft_trainer(model, tokenizer, rows, recipe.run, arguments, [*own, *callbacks])
 
     fitting = Fitting(
         recipe,
         device,
         steps,
         len(rows),
-        choose_micro_batch(model, rows, recipe, device, watch.screen),
+        micro_batch or choose_micro_batch(model, rows, recipe, device, watch.screen),
         watch,
         store,
         resume,
@@ -147,7 +152,8 @@ class _Attempts:
         checkpoint = self._store.newest_valid() if fitting.resume else None
         state = RunState(micro_batch=fitting.micro_batch, learning_rate=fitting.recipe.learning_rate.value)
         if checkpoint is not None:
-            state = checkpoint.state
+            size = min(checkpoint.state.micro_batch, fitting.micro_batch)
+            state = checkpoint.state.model_copy(update={"micro_batch": size})
             self._say(f"resumed after step {state.step} with micro-batch {state.micro_batch}")
         while True:
             trainer, guard, progress = self._attempt(state)
@@ -158,9 +164,12 @@ class _Attempts:
             del trainer, guard, progress
             give_memory_back()
         self._take_the_best(trainer, guard)
+        self._store.discard_staging()
         if guard.stopped is not None:
             raise guard.stopped.kept(trainer.state.global_step)
-        return progress.result(trainer.state.log_history, guard.state)
+        early = fitting.recipe.run.early_stopping is not None
+        kept = guard.best_step if early and guard.best_step is not None else trainer.state.global_step
+        return progress.result(trainer.state.log_history, guard.state, weights_step=kept)
 
     def _attempt(self, state: RunState) -> tuple[Any, Guard, Progress]:
         fitting, run = self._fitting, self._fitting.recipe.run
@@ -265,5 +274,6 @@ class _Attempts:
         if found is None:
             self._say(f"the checkpoint of step {best}, the best one, is gone; the last weights are kept instead")
             return
-        trainer._load_from_checkpoint(str(found.folder))
+        if not is_parallel():  # the launcher takes the weights from the checkpoint
+            trainer._load_from_checkpoint(str(found.folder))
         self._say(f"the weights of step {best} are kept: its validation loss is the lowest")

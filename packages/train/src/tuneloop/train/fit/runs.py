@@ -42,9 +42,14 @@ class RunFolder:
         self.path = path
         self._say = say
 
+    @property
+    def checkpoints(self) -> Path:
+        """Where they lie."""
+        return self.path / "checkpoints"
+
     def store(self, keep: int) -> CheckpointStore:
         """Its checkpoints."""
-        return CheckpointStore(self.path / "checkpoints", keep, self._say)
+        return CheckpointStore(self.checkpoints, keep, self._say)
 
     @property
     def record(self) -> RunRecord | None:

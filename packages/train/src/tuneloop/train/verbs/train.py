@@ -18,8 +18,9 @@ _EXISTING = click.Path(path_type=Path)
 @click.argument("recipe", type=_EXISTING)
 @click.option("--resume", "begin", flag_value="resume", help="Go on with the unfinished run of this recipe.")
 @click.option("--fresh", "begin", flag_value="fresh", help="Throw an unfinished run of this recipe away.")
+@click.option("--profile", is_flag=True, help="Write a torch trace and a memory picture of three steps to ./profile/.")
 @json_option
-def train(recipe: Path, begin: Literal["resume", "fresh"] | None, as_json: bool) -> None:
+def train(recipe: Path, begin: Literal["resume", "fresh"] | None, profile: bool, as_json: bool) -> None:
     """Train a version from a recipe: audit, progress, held-out measures before and after, registered."""
     from tuneloop.registry import Registry
     from tuneloop.train.recipe import load_recipe
@@ -42,6 +43,7 @@ def train(recipe: Path, begin: Literal["resume", "fresh"] | None, as_json: bool)
             stop=stop,
             threads=settings.threads,
             begin=begin or "new",
+            profile=profile,
         )
     made = outcome.version
     found = {
