@@ -155,7 +155,18 @@ def run_job(
         tempfile.TemporaryDirectory(prefix="tuneloop-train-") as scratch,
     ):
         run = _Run(
-            job, registry, screen, stop, run_id, Path(scratch), tokenizer, labeller, device.value, folder, threads
+            job,
+            registry,
+            screen,
+            stop,
+            run_id,
+            Path(scratch),
+            tokenizer,
+            labeller,
+            device.value,
+            folder,
+            threads,
+            profile,
         )
         return run.go(labelled, audit, sets, validation)
 

@@ -1,0 +1,74 @@
+"""Several processes that train together: the same losses as one, and sharding that is really on."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from tuneloop.registry import Registry
+from tuneloop.registry.errors import InvalidInput
+from tuneloop.train.fit.zero import check_launch, deepspeed_config
+from tuneloop.train.recipe.run import LaunchSection, RunSection
+from tuneloop.train.verbs.train import train
+
+STEPS = 4
+TOLERANCE = 2e-5  # nats: float32 sums in another order
+
+
+@pytest.fixture(scope="module")
+def homes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("launch")
+
+
+def trained(
+    home: Path, recipe: Path, launch: str, monkeypatch: pytest.MonkeyPatch
+) -> tuple[dict[int, float], dict[str, float], str]:
+    """Losses by step, the version's metrics, and what was printed."""
+    monkeypatch.setenv("TUNELOOP_HOME", str(home))
+    monkeypatch.setenv("TUNELOOP_TRAIN_THREADS", "1")
+    text = recipe.read_text()
+    recipe.write_text(text.replace("run: {steps: 3, batch_size: 4,", f"run: {{steps: {STEPS}, batch_size: 8, {launch}"))
+    done = CliRunner().invoke(train, [str(recipe)], catch_exceptions=False)
+    recipe.write_text(text)
+    with Registry.open() as registry:
+        version = registry.versions.get("bot", 1)
+        losses = dict(registry.versions.metric_history(version.run_id, "loss"))
+    return losses, dict(version.metrics), done.stdout
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "zero2", "zero3"])
+def test_two_processes_learn_what_one_does(
+    strategy: str, homes: Path, tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch, offline: None
+) -> None:
+    alone, metrics, _ = trained(homes / f"{strategy}-alone", tiny_recipe, "", monkeypatch)
+    both, as_two, said = trained(
+        homes / strategy, tiny_recipe, f"launch: {{processes: 2, strategy: {strategy}}},", monkeypatch
+    )
+    assert set(both) == set(range(1, STEPS + 1))
+    assert both == pytest.approx(alone, abs=TOLERANCE)
+    assert as_two["nll.old"] == pytest.approx(metrics["nll.old"], abs=TOLERANCE), "the weights came back whole"
+    shares = re.search(r"the optimizer of ([\d,]+) of ([\d,]+) weights", said)
+    if strategy == "ddp":
+        assert shares is None
+    else:
+        assert shares is not None
+        held, every = (int(number.replace(",", "")) for number in shares.groups())
+        assert every / 2 <= held < 0.6 * every, "half of it, and a little padding"
+
+
+def test_a_launch_this_machine_cannot_keep_is_refused() -> None:
+    run = RunSection(steps=1, launch=LaunchSection(processes=2, strategy="fsdp"))
+    with pytest.raises(InvalidInput, match="fsdp needs GPUs"):
+        check_launch(run, "cpu")
+    check_launch(run, "cuda")
+
+
+def test_no_weight_is_left_unsharded_and_weights_are_saved() -> None:
+    run = RunSection(steps=1, launch=LaunchSection(processes=2, strategy="zero3", cpu_offload=True))
+    zero = deepspeed_config(run, "cuda")["zero_optimization"]
+    assert (zero["stage"], zero["stage3_param_persistence_threshold"]) == (3, 0)
+    assert zero["stage3_gather_16bit_weights_on_model_save"]
+    assert zero["offload_param"] == zero["offload_optimizer"] == {"device": "cpu", "pin_memory": True}
