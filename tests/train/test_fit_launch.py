@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -18,39 +20,52 @@ STEPS = 4
 TOLERANCE = 2e-5  # nats: float32 sums in another order
 
 
-@pytest.fixture(scope="module")
-def homes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("launch")
-
-
-def trained(
-    home: Path, recipe: Path, launch: str, monkeypatch: pytest.MonkeyPatch
-) -> tuple[dict[int, float], dict[str, float], str]:
+@dataclass(frozen=True)
+class Trained:
     """Losses by step, the version's metrics, and what was printed."""
-    monkeypatch.setenv("TUNELOOP_HOME", str(home))
-    monkeypatch.setenv("TUNELOOP_TRAIN_THREADS", "1")
-    text = recipe.read_text()
-    recipe.write_text(text.replace("run: {steps: 3, batch_size: 4,", f"run: {{steps: {STEPS}, batch_size: 8, {launch}"))
-    done = CliRunner().invoke(train, [str(recipe)], catch_exceptions=False)
-    recipe.write_text(text)
-    with Registry.open() as registry:
-        version = registry.versions.get("bot", 1)
-        losses = dict(registry.versions.metric_history(version.run_id, "loss"))
-    return losses, dict(version.metrics), done.stdout
+
+    losses: dict[int, float]
+    metrics: dict[str, float]
+    said: str
+
+
+@pytest.fixture(scope="module")
+def train_with(
+    tmp_path_factory: pytest.TempPathFactory, recipe_in: Callable[[Path], Path]
+) -> Iterator[Callable[[str], Trained]]:
+    """Trains the tiny model by the verb with these keys in `run`, in a home of its own."""
+
+    def run(launch: str) -> Trained:
+        folder = tmp_path_factory.mktemp("launch")
+        recipe = recipe_in(folder / "recipe")
+        keys = f"run: {{steps: {STEPS}, batch_size: 8, {launch}"
+        recipe.write_text(recipe.read_text().replace("run: {steps: 3, batch_size: 4,", keys))
+        monkeypatch.setenv("TUNELOOP_HOME", str(folder / "home"))
+        done = CliRunner().invoke(train, [str(recipe)], catch_exceptions=False)
+        with Registry.open() as registry:
+            version = registry.versions.get("bot", 1)
+            losses = dict(registry.versions.metric_history(version.run_id, "loss"))
+        return Trained(losses, dict(version.metrics), done.stdout)
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setenv("TUNELOOP_TRAIN_THREADS", "1")
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+        yield run
+
+
+@pytest.fixture(scope="module")
+def alone(train_with: Callable[[str], Trained]) -> Trained:
+    return train_with("")
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "zero2", "zero3"])
-def test_two_processes_learn_what_one_does(
-    strategy: str, homes: Path, tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch, offline: None
-) -> None:
-    alone, metrics, _ = trained(homes / f"{strategy}-alone", tiny_recipe, "", monkeypatch)
-    both, as_two, said = trained(
-        homes / strategy, tiny_recipe, f"launch: {{processes: 2, strategy: {strategy}}},", monkeypatch
-    )
-    assert set(both) == set(range(1, STEPS + 1))
-    assert both == pytest.approx(alone, abs=TOLERANCE)
-    assert as_two["nll.old"] == pytest.approx(metrics["nll.old"], abs=TOLERANCE), "the weights came back whole"
-    shares = re.search(r"the optimizer of ([\d,]+) of ([\d,]+) weights", said)
+def test_two_processes_learn_what_one_does(strategy: str, train_with: Callable[[str], Trained], alone: Trained) -> None:
+    both = train_with(f"launch: {{processes: 2, strategy: {strategy}}},")
+    assert set(both.losses) == set(range(1, STEPS + 1))
+    assert both.losses == pytest.approx(alone.losses, abs=TOLERANCE)
+    nll = pytest.approx(alone.metrics["nll.old"], abs=TOLERANCE)
+    assert both.metrics["nll.old"] == nll, "the weights came back whole"
+    shares = re.search(r"the optimizer of ([\d,]+) of ([\d,]+) weights", both.said)
     if strategy == "ddp":
         assert shares is None
     else:
