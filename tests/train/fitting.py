@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,12 @@ from tuneloop.train.screen import Screen
 from tuneloop.train.tuning import models
 
 Hook = Callable[[int, int], None]  # (rows in the forward pass, how many passes before it)
+
+
+@cache
+def tokenizer_of(base: Base) -> Any:
+    """Read once: parsing it takes longer than a step of the tiny model."""
+    return models.load_tokenizer(base)
 
 
 @dataclass
@@ -42,7 +49,7 @@ class Fits:
 
     def labelled(self, name: str = "train") -> list[LabelledRow]:
         rows = read_rows(self.recipe_path.with_name(f"{name}.jsonl")).rows
-        return label_rows(Labeller(models.load_tokenizer(self.base), 96), rows, self.base.template_digest)[0]
+        return label_rows(Labeller(tokenizer_of(self.base), 96), rows, self.base.template_digest)[0]
 
     def model(self, recipe: Recipe) -> Any:
         plain = models.load_base(self.base, dtype="float32", device="cpu", attention="sdpa")
@@ -85,7 +92,7 @@ class Fits:
         try:
             return fit(
                 model,
-                models.load_tokenizer(self.base),
+                tokenizer_of(self.base),
                 rows,
                 recipe,
                 device="cpu",

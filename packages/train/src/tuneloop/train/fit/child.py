@@ -5,12 +5,14 @@ Every rank trains; rank 0 alone speaks, one JSON line for each event, and writes
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from transformers import TrainerCallback
 
@@ -23,6 +25,7 @@ from tuneloop.train.fit.progress import Watch
 from tuneloop.train.fit.run import fit
 from tuneloop.train.fit.zero import held_share
 from tuneloop.train.recipe import Recipe
+from tuneloop.train.recipe.run import AUTO
 from tuneloop.train.screen import Screen
 from tuneloop.train.stopping import Stopped
 from tuneloop.train.tuning import models
@@ -67,6 +70,8 @@ def run_child(spec: ChildSpec) -> int:
     recipe = Recipe.model_validate(spec.recipe)
     speaker = _Speaker()
     models.prepare_process(spec.threads)
+    if spec.device == "cuda":
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     if recipe.run.launch.strategy in {"zero2", "zero3"}:
         import deepspeed  # noqa: PLC0415 (only where it shards)
 
@@ -106,8 +111,10 @@ def run_child(spec: ChildSpec) -> int:
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        size = spec.micro_batch or micro_batch
-        sys.stdout.write(Event(kind="memory", text=str(error).splitlines()[0], step=int(size)).model_dump_json() + "\n")
+        tried = spec.micro_batch or micro_batch
+        size = recipe.run.batch_size // recipe.run.launch.processes if tried == AUTO else tried
+        event = Event(kind="memory", text=str(error).splitlines()[0], step=size)
+        sys.stdout.write(event.model_dump_json() + "\n")
         sys.stdout.flush()  # whichever rank it was
         return 1
     else:

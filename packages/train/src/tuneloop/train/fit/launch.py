@@ -98,7 +98,9 @@ def fit_in_processes(
     _write_rows(spec.store / _ROWS, rows, places, validation)
     restarts = 0
     device = next(model.parameters()).device
-    model.to("cpu")  # the children need the device's memory
+    movable = not getattr(model, "is_quantized", False)  # bitsandbytes' weights stay where they are
+    if movable:
+        model.to("cpu")  # the children need the device's memory
     give_memory_back()
     try:
         while True:
@@ -125,7 +127,8 @@ def fit_in_processes(
             restarts += 1
             watch.screen.say(f"training died with code {end.code}; restart {restarts} of {run.max_restarts}")
     finally:
-        model.to(device)
+        if movable:
+            model.to(device)
     result = FitResult(**{**last.result, "notes": tuple(last.result["notes"])})
     found = CheckpointStore(spec.store, run.checkpoint.keep, watch.screen.say).at(result.weights_step)
     if found is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import resource
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -140,7 +141,8 @@ class Progress(TrainerCallback):  # type: ignore[misc]  # transformers is untype
         loss = self._validate_with(model)
         self._watch.log({"validation_loss": loss}, step)
         self._watch.screen.say(f"validation loss {loss:.3f} after step {step}")
-        self._guard.note_validation(step, loss)
+        if math.isfinite(loss):  # otherwise the step itself is told as diverged
+            self._guard.note_validation(step, loss)
 
 
 def peak_memory_bytes() -> int:

@@ -258,7 +258,9 @@ class _Attempts:
         if found is None:
             raise TuneloopError(f"{error}; there is no whole checkpoint to roll back to: {advice}") from None
         rate = state.learning_rate * rules.learning_rate_factor
-        changed = found.state.model_copy(update={"learning_rate": rate, "rollbacks": state.rollbacks + 1})
+        changed = found.state.model_copy(
+            update={"learning_rate": rate, "rollbacks": state.rollbacks + 1, "micro_batch": state.micro_batch}
+        )
         self._say(
             f"{error}; rolled back to step {found.state.step} with learning rate {rate:.3g} "
             f"({changed.rollbacks} of {rules.max_rollbacks})"
