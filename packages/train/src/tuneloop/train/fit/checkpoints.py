@@ -68,6 +68,11 @@ class CheckpointStore:
         """Where the trainer writes; nothing here counts until it is sealed."""
         return self._folder / _STAGING
 
+    def clear(self) -> None:
+        """Throw every checkpoint away: a run begins anew."""
+        for folder in self._steps():
+            shutil.rmtree(folder)
+
     def discard_staging(self) -> None:
         """Throw away what an interrupted write left."""
         shutil.rmtree(self.staging, ignore_errors=True)

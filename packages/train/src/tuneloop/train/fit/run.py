@@ -48,7 +48,8 @@ class Fitting:
         micro_batch: rows per forward pass on each process to begin with.
         watch: who is told, and who may stop it.
         store: where checkpoints live; none: in a scratch folder, for as long as this process lives.
-        resume: go on from the newest whole checkpoint of `store`.
+        resume: go on from the newest whole checkpoint of `store`; otherwise what it holds is thrown away, so that no
+            way back leads into another run.
         places: where each row came from, to name those of a bad batch; empty where the trainer draws its own rows.
         validate: the validation loss of the model as it is, in nats per token; none without validation rows.
         clock: seconds that only rise.
@@ -149,7 +150,9 @@ class _Attempts:
 
     def go(self) -> FitResult:
         fitting = self._fitting
-        checkpoint = self._store.newest_valid() if fitting.resume else None
+        if not fitting.resume:
+            self._store.clear()
+        checkpoint = self._store.newest_valid()
         state = RunState(micro_batch=fitting.micro_batch, learning_rate=fitting.recipe.learning_rate.value)
         if checkpoint is not None:
             size = min(checkpoint.state.micro_batch, fitting.micro_batch)
