@@ -17,6 +17,12 @@ from tuneloop.registry.errors import TuneloopError
 class Stopped(TuneloopError):
     """The run was asked to stop before its end; nothing was published."""
 
+    def kept(self, step: int) -> Stopped:
+        """The same reason, when the state after `step` was written down first."""
+        return Stopped(
+            f"{self}; the state after step {step} is kept: the same command with --resume goes on from there"
+        )
+
 
 class StopFlag:
     """Set by anyone, once; raised where the run next calls `check`."""

@@ -6,12 +6,36 @@ import math
 from pathlib import Path
 from typing import Any
 
+from tuneloop.registry.errors import InvalidInput
+from tuneloop.train.choice import Choice
+from tuneloop.train.fit.zero import sharding_arguments
 from tuneloop.train.recipe import Recipe, RunSection
+from tuneloop.train.tuning.models import choose_attention
+
+_OPTIMIZERS = {
+    "adamw": "adamw_torch",
+    "adamw_8bit": "adamw_bnb_8bit",
+    "paged_adamw_8bit": "paged_adamw_8bit",
+}
 
 
 def planned_steps(run: RunSection, rows: int) -> int:
     """Optimiser steps a run takes over this many rows."""
     return run.steps or math.ceil((run.epochs or 0) * math.ceil(rows / run.batch_size))
+
+
+def attention_for(run: RunSection, device: str) -> Choice[str]:
+    """The recipe's attention, or the best that runs here.
+
+    Raises:
+        InvalidInput: flash attention was asked for where it cannot run.
+    """
+    best = choose_attention(device, run.dtype)
+    if run.attention == "auto":
+        return best
+    if run.attention == "flash_attention_2" and best.value != run.attention:
+        raise InvalidInput(f"run.attention flash_attention_2 cannot be had: {best.reason}; use auto or sdpa")
+    return Choice(run.attention, "the recipe says so")
 
 
 def common_arguments(recipe: Recipe, steps: int, device: str, scratch: Path, *, micro_batch: int) -> dict[str, Any]:
@@ -29,7 +53,9 @@ def common_arguments(recipe: Recipe, steps: int, device: str, scratch: Path, *, 
         "output_dir": str(scratch),
         "max_steps": steps,
         "per_device_train_batch_size": micro_batch,
-        "gradient_accumulation_steps": run.batch_size // micro_batch,
+        "gradient_accumulation_steps": run.batch_size // run.launch.processes // micro_batch,
+        "optim": _OPTIMIZERS[optim.optimizer],
+        "torch_compile": run.compile,
         "learning_rate": recipe.learning_rate.value,
         "lr_scheduler_type": {"constant": "constant_with_warmup"}.get(optim.schedule, optim.schedule),
         "warmup_steps": math.ceil(optim.warmup_ratio * steps),
@@ -45,4 +71,5 @@ def common_arguments(recipe: Recipe, steps: int, device: str, scratch: Path, *, 
         "logging_nan_inf_filter": False,
         "report_to": "none",
         "disable_tqdm": True,
+        **sharding_arguments(run, device),
     }

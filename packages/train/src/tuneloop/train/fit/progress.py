@@ -1,22 +1,25 @@
-"""What a fit tells while it runs, and how it went: loss to the screen and to MLflow, validation now and then."""
+"""What a fit tells while it runs, and how it went: loss, speed, memory and time left to the screen and to MLflow."""
 
 from __future__ import annotations
 
 import math
-import time
+import resource
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from transformers import TrainerCallback
 
-from tuneloop.registry.errors import TuneloopError
-from tuneloop.train.data.labels import LabelledRow
-from tuneloop.train.evaluation.measure import pad_token_id, score_rows
-from tuneloop.train.evaluation.statistics import mean_nll
+from tuneloop.train.fit.checkpoints import RunState
+from tuneloop.train.fit.guard import Guard
+from tuneloop.train.fit.speed import flops_per_token, peak_flops
+from tuneloop.train.fit.summary import diagnose
+from tuneloop.train.recipe import Recipe
 from tuneloop.train.screen import Screen
 
 _SHOWN_LINES = 20  # progress lines kept where the output is no terminal
+_GIB = 2**30
 
 
 @dataclass(frozen=True)
@@ -26,8 +29,13 @@ class FitResult:
     steps: int
     first_loss: float
     last_loss: float
-    seconds: float
+    seconds: float  # of this process; a resumed run counts its own part
     tokens_per_s: float
+    micro_batch: int  # rows per forward pass that fitted
+    peak_memory_bytes: int
+    weights_step: int  # the step whose weights are the result: the last, or the best with early stopping
+    mfu: float | None  # share of the device's peak that was useful work; none where the peak is not known
+    notes: tuple[str, ...] = ()  # over-fitting, plateaus, rollbacks, and what helps
 
 
 @dataclass(frozen=True)
@@ -40,60 +48,108 @@ class Watch:
 
 
 class Progress(TrainerCallback):  # type: ignore[misc]  # transformers is untyped here
-    """Step by step: the loss to the screen and to MLflow, validation at the start, the middle and the end."""
+    """Step by step: the loss to the screen and to MLflow; validation at the start, then as the recipe says."""
 
-    def __init__(self, tokenizer: Any, steps: int, validation: Sequence[LabelledRow], watch: Watch) -> None:
-        self.losses: list[float] = []
-        self.tokens = 0.0
-        self._pad_id = pad_token_id(tokenizer)
+    def __init__(
+        self,
+        recipe: Recipe,
+        steps: int,
+        validate: Callable[[Any], float] | None,
+        watch: Watch,
+        guard: Guard,
+        clock: Callable[[], float],
+    ) -> None:
+        self._run = recipe.run
         self._steps = steps
-        self._validation = validation
+        self._validate_with = validate
         self._watch = watch
-        self._started = time.monotonic()
+        self._guard = guard
+        self._clock = clock
+        self._started = clock()
+        self._first_step = 0
+        self._tokens = 0.0
+        self._flops_per_token = 0.0
+        self._peak_flops = peak_flops()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:  # noqa: ARG002 (transformers' signature)
-        self._validate(others["model"], 0)
-        self._started = time.monotonic()
-
-    def on_substep_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:  # noqa: ARG002 (see above)
-        self._watch.check()
+        self._first_step = state.global_step
+        self._flops_per_token = flops_per_token(others["model"])
+        if not self._guard.state.validations:
+            self._validate(others["model"], 0)
+        self._started = self._clock()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:  # noqa: ARG002 (see above)
-        self._watch.check()
-        if state.global_step in {self._steps // 2, self._steps}:
+        every = self._run.validate_every
+        due = state.global_step % every == 0 if every else state.global_step == self._steps // 2
+        if due or state.global_step == self._steps:
             self._validate(others["model"], state.global_step)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **others: Any) -> None:  # noqa: ARG002 (see above)
         if logs is None or "loss" not in logs:  # the last call sums the run up
             return
         step, loss = state.global_step, float(logs["loss"])
-        self.tokens = float(logs["num_tokens"])
-        elapsed = time.monotonic() - self._started
-        rate, left = self.tokens / elapsed, elapsed / step * (self._steps - step)
-        self._watch.log(
-            {
-                "loss": loss,
-                "learning_rate": logs["learning_rate"],
-                "grad_norm": logs["grad_norm"],
-                "tokens_per_s": rate,
-            },
-            step,
-        )
-        if not math.isfinite(loss):
-            raise TuneloopError(f"step {step}: the loss is {loss}; lower optim.learning_rate, or use run.dtype float32")
-        self.losses.append(loss)
+        self._tokens = float(logs.get("num_tokens", 0.0))
+        elapsed = self._clock() - self._started
+        left = elapsed / (step - self._first_step) * (self._steps - step)
+        metrics = {
+            "loss": loss,
+            "learning_rate": logs["learning_rate"],
+            "tokens_per_s": self._tokens / elapsed,
+            "peak_memory_bytes": float(peak_memory_bytes()),
+        }
+        if "grad_norm" in logs:
+            metrics["grad_norm"] = float(logs["grad_norm"])
+        if (mfu := self._mfu(elapsed)) is not None:
+            metrics["mfu"] = mfu
+        self._watch.log(metrics, step)
         every = max(1, self._steps // _SHOWN_LINES)
+        shown = "" if mfu is None else f"  MFU {mfu:.1%}"
         self._watch.screen.progress(
-            f"step {step}/{self._steps}  loss {loss:.3f}  {rate:,.0f} tokens/s  {_minutes(left)} left",
+            f"step {step}/{self._steps}  loss {loss:.3f}  {self._tokens / elapsed:,.0f} tokens/s{shown}  "
+            f"{peak_memory_bytes() / _GIB:.1f} GiB  {_minutes(left)} left",
             keep=step % every == 0 or step in {1, self._steps},
         )
 
+    def result(self, history: Sequence[Mapping[str, float]], state: RunState, *, weights_step: int) -> FitResult:
+        """How it went, from transformers' own history and what the run found out about itself."""
+        losses = [entry["loss"] for entry in history if "loss" in entry]
+        seconds = max(self._clock() - self._started, 1e-9)
+        notes = diagnose(losses, state, self._run)
+        for note in notes:
+            self._watch.screen.say(f"note: {note}")
+        return FitResult(
+            steps=len(losses),
+            first_loss=losses[0],
+            last_loss=losses[-1],
+            seconds=seconds,
+            tokens_per_s=self._tokens / seconds,
+            micro_batch=state.micro_batch,
+            peak_memory_bytes=peak_memory_bytes(),
+            weights_step=weights_step,
+            mfu=self._mfu(seconds),
+            notes=notes,
+        )
+
+    def _mfu(self, elapsed_s: float) -> float | None:
+        if self._peak_flops is None or not self._tokens:
+            return None
+        return self._tokens * self._flops_per_token / elapsed_s / self._peak_flops
+
     def _validate(self, model: Any, step: int) -> None:
-        if not self._validation:
+        if self._validate_with is None:
             return
-        loss = mean_nll(score_rows(model, self._validation, pad_id=self._pad_id, check=self._watch.check))
+        loss = self._validate_with(model)
         self._watch.log({"validation_loss": loss}, step)
         self._watch.screen.say(f"validation loss {loss:.3f} after step {step}")
+        if math.isfinite(loss):  # otherwise the step itself is told as diverged
+            self._guard.note_validation(step, loss)
+
+
+def peak_memory_bytes() -> int:
+    """The most memory this process has held: on the GPU where there is one, in main memory otherwise."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _minutes(seconds: float) -> str:

@@ -1,20 +1,37 @@
 """Supervised fine-tuning through TRL's SFTTrainer on rows that are already tokenised and masked.
 
 TRL prepares nothing here: its data pipeline is told to skip, so the labels that were audited are those that are
-learned.
+learned. Packing is TRL's padding-free form: the rows of a micro-batch lie end to end in one sequence with positions
+that begin anew, and attention keeps them apart (variable-length kernels with flash attention, a block mask otherwise).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import resource
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import psutil
+import torch
 from datasets import Dataset
 from transformers import TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
+from tuneloop.registry.errors import InvalidInput
 from tuneloop.train.data.labels import LabelledRow
-from tuneloop.train.recipe import RunSection
+from tuneloop.train.fit.guard import Interruptible
+from tuneloop.train.fit.memory import give_memory_back, is_out_of_memory, largest_that_fits
+from tuneloop.train.recipe import Recipe, RunSection
+from tuneloop.train.recipe.run import AUTO
+from tuneloop.train.screen import Screen
+
+_SHARE_TO_USE = 0.8  # of the free main memory: the optimiser and the system want some
+_SEPARATES_ROWS = ("sdpa", "eager", "flash_attention_2")  # what keeps packed rows apart
+
+
+class _Trainer(Interruptible, SFTTrainer):  # type: ignore[misc]  # trl is untyped here
+    """SFTTrainer whose checkpoints are whole."""
 
 
 def sft_trainer(
@@ -25,12 +42,89 @@ def sft_trainer(
     arguments: dict[str, Any],
     callbacks: list[TrainerCallback],
 ) -> SFTTrainer:
-    """A trainer over labelled rows; `arguments` are those every trainer shares."""
+    """A trainer over labelled rows; `arguments` are those every trainer shares.
+
+    Raises:
+        InvalidInput: packing was asked for with an attention that would let rows see each other.
+    """
+    if run.packing:
+        require_separation(model.config)
     config = SFTConfig(
         **arguments,
         activation_checkpointing=run.gradient_checkpointing,
+        padding_free=run.packing,
         dataset_kwargs={"skip_prepare_dataset": True},
         max_length=None,  # rows were cut, and counted, when they were labelled
     )
     data = Dataset.from_dict({"input_ids": [list(r.ids) for r in rows], "labels": [list(r.labels) for r in rows]})
-    return SFTTrainer(model=model, args=config, train_dataset=data, processing_class=tokenizer, callbacks=callbacks)
+    return _Trainer(model=model, args=config, train_dataset=data, processing_class=tokenizer, callbacks=callbacks)
+
+
+def require_separation(config: Any) -> None:
+    """Refuse packing where rows would see each other.
+
+    Raises:
+        InvalidInput: the attention, or a layer of the model, mixes along the whole sequence.
+    """
+    used = config._attn_implementation
+    if used not in _SEPARATES_ROWS:
+        raise InvalidInput(f"run.packing: attention {used} would let packed rows see each other; use sdpa")
+    recurrent = {kind for kind in getattr(config, "layer_types", None) or () if "attention" not in kind}
+    if recurrent:
+        raise InvalidInput(
+            f"run.packing: layers of kind {', '.join(sorted(recurrent))} carry state from row to row; set it to false"
+        )
+
+
+def choose_micro_batch(model: Any, rows: Sequence[LabelledRow], recipe: Recipe, device: str, screen: Screen) -> int:
+    """The recipe's micro-batch, or for `auto` the largest that fits the worst case: every row as long as the longest.
+
+    Raises:
+        TuneloopError: one row does not fit.
+    """
+    run = recipe.run
+    if run.micro_batch != AUTO:
+        return run.micro_batch
+    longest = max(rows, key=lambda row: len(row.ids))
+    size = largest_that_fits(
+        run.batch_size // run.launch.processes, lambda size: fits(model, longest, size, recipe, device)
+    )
+    screen.say(f"micro-batch: {size} because it is the largest that fits with {len(longest.ids)} tokens in every row")
+    return size
+
+
+def fits(model: Any, longest: LabelledRow, rows: int, recipe: Recipe, device: str) -> bool:
+    """Whether a forward and backward pass over `rows` times the longest row fits into memory; nothing is learned."""
+    ids = torch.tensor([longest.ids] * rows, device=device)
+    labels = torch.tensor([longest.labels] * rows, device=device)
+    random_state = torch.get_rng_state()
+    was_training = model.training
+    try:
+        with _bounded(device), torch.autocast(device, torch.bfloat16, enabled=recipe.run.dtype == "bfloat16"):
+            model.train()
+            model(input_ids=ids, labels=labels, use_cache=False).loss.backward()
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return False
+    finally:
+        model.zero_grad(set_to_none=True)
+        model.train(was_training)
+        torch.set_rng_state(random_state)
+        give_memory_back()
+    return True
+
+
+@contextmanager
+def _bounded(device: str) -> Iterator[None]:
+    """On a CPU, let an allocation beyond the free memory fail instead of having the kernel kill the process."""
+    if device != "cpu":
+        yield
+        return
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    free = int(_SHARE_TO_USE * psutil.virtual_memory().available)
+    resource.setrlimit(resource.RLIMIT_AS, (psutil.Process().memory_info().vms + free, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)

@@ -21,6 +21,11 @@ def _rows_or_auto(value: Any) -> Any:
 MicroBatch = Annotated[int | Literal["auto"], BeforeValidator(_rows_or_auto)]
 
 
+Trackers = Annotated[
+    tuple[Literal["wandb"], ...], BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
+]
+
+
 class OptimSection(Part):
     """`optim`: AdamW and its schedule."""
 
@@ -89,7 +94,7 @@ class RunSection(Part):
     divergence: DivergenceSection = DivergenceSection()
     launch: LaunchSection = LaunchSection()
     max_restarts: int = Field(default=0, ge=0)  # how often a run that died is resumed by itself (spot machines)
-    trackers: tuple[Literal["wandb"], ...] = ()  # beside MLflow
+    trackers: Trackers = ()  # beside MLflow
 
     @model_validator(mode="after")
     def _makes_sense(self) -> Self:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -15,8 +16,11 @@ _EXISTING = click.Path(path_type=Path)
 
 @click.command()
 @click.argument("recipe", type=_EXISTING)
+@click.option("--resume", "begin", flag_value="resume", help="Go on with the unfinished run of this recipe.")
+@click.option("--fresh", "begin", flag_value="fresh", help="Throw an unfinished run of this recipe away.")
+@click.option("--profile", is_flag=True, help="Write a torch trace and a memory picture of three steps to ./profile/.")
 @json_option
-def train(recipe: Path, as_json: bool) -> None:
+def train(recipe: Path, begin: Literal["resume", "fresh"] | None, profile: bool, as_json: bool) -> None:
     """Train a version from a recipe: audit, progress, held-out measures before and after, registered."""
     from tuneloop.registry import Registry
     from tuneloop.train.recipe import load_recipe
@@ -33,7 +37,13 @@ def train(recipe: Path, as_json: bool) -> None:
         from tuneloop.train.job import job_from_recipe, run_job
 
         outcome = run_job(
-            job_from_recipe(file, registry.settings.home), registry, screen=screen, stop=stop, threads=settings.threads
+            job_from_recipe(file, registry.settings.home),
+            registry,
+            screen=screen,
+            stop=stop,
+            threads=settings.threads,
+            begin=begin or "new",
+            profile=profile,
         )
     made = outcome.version
     found = {

@@ -1,0 +1,155 @@
+"""Checkpoints that a kill cannot spoil: written beside, flushed, digests last, then renamed; read only when whole.
+
+A folder `step-00000120` holds what transformers' Trainer saved (weights as safetensors, optimizer, scheduler, random
+states), `tuneloop.json` (`RunState`, what only we know) and `manifest.json` with the sha256 of each file. Whatever
+lacks a file or differs from its digest is named and skipped. The optimizer's and scheduler's files are torch pickles:
+private to the run, compared with their digests first, and loaded by transformers with `weights_only`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from tuneloop.registry.artifacts import file_digest
+
+_MANIFEST = "manifest.json"
+_STATE = "tuneloop.json"
+_STAGING = ".writing"  # a name that is never read back
+
+
+class Validated(BaseModel):
+    """The validation loss after a step, in nats per token."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    step: int
+    loss: float
+
+
+class RunState(BaseModel):
+    """What a run has found out about itself, beside what transformers keeps."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    step: int = 0
+    micro_batch: int  # rows per forward pass that fitted so far
+    learning_rate: float  # the peak, lowered by rollbacks
+    rollbacks: int = 0
+    validations: tuple[Validated, ...] = ()
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A whole checkpoint on disk."""
+
+    folder: Path
+    state: RunState
+
+
+class CheckpointStore:
+    """The checkpoints of one run, `keep` of them and the best."""
+
+    def __init__(self, folder: Path, keep: int, say: Callable[[str], None]) -> None:
+        self._folder = folder
+        self._keep = keep
+        self._say = say
+        self._spoilt: set[Path] = set()
+        folder.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def staging(self) -> Path:
+        """Where the trainer writes; nothing here counts until it is sealed."""
+        return self._folder / _STAGING
+
+    def clear(self) -> None:
+        """Throw every checkpoint away: a run begins anew."""
+        for folder in self._steps():
+            shutil.rmtree(folder)
+
+    def discard_staging(self) -> None:
+        """Throw away what an interrupted write left."""
+        shutil.rmtree(self.staging, ignore_errors=True)
+
+    def seal(self, written: Path, state: RunState, best_step: int | None = None) -> Checkpoint:
+        """Make a written folder a checkpoint, whole or not at all, and drop those that are no longer kept.
+
+        Raises:
+            OSError: the disk is full or refuses; the checkpoints before this one are as they were.
+        """
+        (written / _STATE).write_text(state.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        files = sorted(path for path in written.rglob("*") if path.is_file())
+        for path in files:
+            _flush(path)
+        digests = {path.relative_to(written).as_posix(): file_digest(path) for path in files}
+        (written / _MANIFEST).write_text(json.dumps({"files": digests}, indent=1) + "\n", encoding="utf-8")
+        _flush(written / _MANIFEST)
+        for folder in {path.parent for path in files}:
+            _flush(folder)
+        target = self._folder / f"step-{state.step:08d}"
+        if target.exists():  # the same step again, after a rollback or with another micro-batch
+            target.rename(self._folder / f"{_STAGING}-replaced")
+        written.rename(target)
+        _flush(self._folder)
+        shutil.rmtree(self._folder / f"{_STAGING}-replaced", ignore_errors=True)
+        self._prune(best_step)
+        return Checkpoint(target, state)
+
+    def newest_valid(self) -> Checkpoint | None:
+        """The last whole checkpoint; those after it that are spoilt are named."""
+        for folder in self._steps():
+            found = self._read(folder)
+            if found is not None:
+                return found
+        return None
+
+    def at(self, step: int) -> Checkpoint | None:
+        """The checkpoint of this step, if it is there and whole."""
+        folder = self._folder / f"step-{step:08d}"
+        return self._read(folder) if folder.is_dir() else None
+
+    def _steps(self) -> list[Path]:
+        return sorted(self._folder.glob("step-*"), reverse=True)
+
+    def _read(self, folder: Path) -> Checkpoint | None:
+        reason = _what_is_wrong(folder)
+        if reason is None:
+            return Checkpoint(folder, RunState.model_validate_json((folder / _STATE).read_bytes()))
+        if folder not in self._spoilt:
+            self._spoilt.add(folder)
+            self._say(f"checkpoint {folder.name} is skipped: {reason}")
+        return None
+
+    def _prune(self, best_step: int | None) -> None:
+        best = f"step-{best_step:08d}" if best_step is not None else None
+        for folder in self._steps()[self._keep :]:
+            if folder.name != best:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _what_is_wrong(folder: Path) -> str | None:
+    try:
+        digests = json.loads((folder / _MANIFEST).read_bytes())["files"]
+        for name, digest in digests.items():
+            if file_digest(folder / name) != digest:
+                return f"{name} is not what was written (its digest differs)"
+        RunState.model_validate_json((folder / _STATE).read_bytes())
+    except FileNotFoundError as error:
+        return f"{Path(str(error.filename)).name} is missing"
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, ValidationError) as error:
+        return f"it cannot be read ({error})"
+    return None
+
+
+def _flush(path: Path) -> None:
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)

@@ -1,0 +1,126 @@
+"""One process of a fit: `python -m tuneloop.train.fit.child SPEC`, alone or as a rank under torchrun.
+
+Every rank trains; rank 0 alone speaks, one JSON line for each event, and writes checkpoints.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from transformers import TrainerCallback
+
+from tuneloop.registry.errors import TuneloopError
+from tuneloop.train.base import read_base
+from tuneloop.train.fit.checkpoints import CheckpointStore
+from tuneloop.train.fit.launch import ChildSpec, Event, check_owner, read_rows_of
+from tuneloop.train.fit.memory import is_out_of_memory
+from tuneloop.train.fit.progress import Watch
+from tuneloop.train.fit.run import fit
+from tuneloop.train.fit.zero import held_share
+from tuneloop.train.recipe import Recipe
+from tuneloop.train.recipe.run import AUTO
+from tuneloop.train.screen import Screen
+from tuneloop.train.stopping import Stopped
+from tuneloop.train.tuning import models
+
+
+class _Speaker(Screen):
+    """Sends lines to the owner instead of a terminal; silent on other ranks."""
+
+    def send(self, event: Event) -> None:
+        """One line, at once."""
+        if not dist.is_initialized() or dist.get_rank() == 0:
+            sys.stdout.write(event.model_dump_json() + "\n")
+            sys.stdout.flush()
+
+    def say(self, line: str = "") -> None:
+        """A line that stays."""
+        self.send(Event(kind="say", text=line))
+
+    def progress(self, line: str, *, keep: bool) -> None:
+        """A line that the next one replaces on the owner's terminal."""
+        self.send(Event(kind="keep" if keep else "progress", text=line))
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Metrics of a step."""
+        self.send(Event(kind="metrics", metrics=dict(metrics), step=step))
+
+
+class _Shares(TrainerCallback):  # type: ignore[misc]  # transformers is untyped here
+    """Says once what of the optimizer's state this process holds, so that sharding is seen and not believed."""
+
+    def __init__(self, speaker: _Speaker) -> None:
+        self._speaker = speaker
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:  # noqa: ARG002 (transformers' signature)
+        found = held_share(others["model"], others["optimizer"])
+        if found is not None:
+            self._speaker.say(f"sharded: this process holds the optimizer of {found[0]:,} of {found[1]:,} weights")
+
+
+def run_child(spec: ChildSpec) -> int:
+    """Train as the specification says; the exit code."""
+    recipe = Recipe.model_validate(spec.recipe)
+    speaker = _Speaker()
+    models.prepare_process(spec.threads)
+    if spec.device == "cuda":
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    if recipe.run.launch.strategy in {"zero2", "zero3"}:
+        import deepspeed  # noqa: PLC0415 (only where it shards)
+
+        deepspeed.init_distributed(dist_backend="gloo" if spec.device == "cpu" else "nccl")
+    store = CheckpointStore(spec.store, recipe.run.checkpoint.keep, speaker.say)
+    known = store.newest_valid()
+    micro_batch = known.state.micro_batch if known else recipe.run.micro_batch
+    try:
+        base = read_base(spec.base)
+        model = models.load_base(base, dtype=recipe.run.dtype, device=spec.device, attention=spec.attention)
+        if spec.start is not None:
+            model = models.load_adapter(model, spec.start, trainable=True)
+        else:
+            model = models.new_adapter(model, recipe.tuning, recipe.run.seed)
+        rows, places, validation = read_rows_of(spec.store)
+        watch = Watch(speaker, speaker.log, lambda: check_owner(spec))
+        made = fit(
+            model,
+            models.load_tokenizer(base),
+            rows,
+            recipe,
+            device=spec.device,
+            steps=spec.steps,
+            validation=validation,
+            watch=watch,
+            store=store,
+            resume=True,
+            places=places,
+            micro_batch=spec.micro_batch,
+            callbacks=(_Shares(speaker),),
+        )
+    except Stopped as reason:
+        speaker.send(Event(kind="stopped", text=str(reason)))
+    except TuneloopError as error:
+        speaker.send(Event(kind="error", text=str(error)))
+        return 1
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        tried = spec.micro_batch or micro_batch
+        size = recipe.run.batch_size // recipe.run.launch.processes if tried == AUTO else tried
+        event = Event(kind="memory", text=str(error).splitlines()[0], step=size)
+        sys.stdout.write(event.model_dump_json() + "\n")
+        sys.stdout.flush()  # whichever rank it was
+        return 1
+    else:
+        speaker.send(Event(kind="done", result=asdict(made)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_child(ChildSpec.model_validate_json(Path(sys.argv[1]).read_bytes())))

@@ -1,0 +1,280 @@
+"""A fit in processes of its own: several that train together (torchrun), or one that is started again when it dies.
+
+This process stays the run's owner: it audited, it measures and publishes; the children load the base, train and write
+checkpoints, and what they have to say comes back line by line. The result is the weights of a checkpoint. Starting
+costs the imports of each process, some ten seconds.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+from safetensors.torch import load_file
+
+from tuneloop.registry.errors import TuneloopError
+from tuneloop.train.data.labels import LabelledRow
+from tuneloop.train.fit.checkpoints import CheckpointStore
+from tuneloop.train.fit.memory import give_memory_back, smaller
+from tuneloop.train.fit.progress import FitResult, Watch
+from tuneloop.train.recipe import RunSection
+from tuneloop.train.stopping import Stopped
+
+_STOP = "stop"  # a file: the owner asks its children to save and end
+_SPEC = "spec.json"
+_ROWS = "rows.jsonl"
+_SHOWN_LINES = 20
+
+
+class ChildSpec(BaseModel):
+    """What a child process needs to know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    recipe: dict[str, Any]
+    base: Path
+    start: Path | None  # an adapter to go on from; none: a fresh one
+    device: Literal["cpu", "cuda"]
+    attention: str
+    steps: int
+    store: Path
+    owner: int  # process id; children end when it is gone
+    threads: int
+    micro_batch: int | None = None  # at most this many rows, where more did not fit
+
+
+class Event(BaseModel):
+    """One line from rank 0."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["say", "progress", "keep", "metrics", "done", "stopped", "error", "memory"]
+    text: str = ""
+    step: int = 0
+    metrics: dict[str, float] = {}
+    result: dict[str, Any] = {}
+
+
+@dataclass(frozen=True)
+class _End:
+    """How a set of children ended."""
+
+    code: int
+    last: Event | None
+    errors: str
+
+
+def needs_processes(run: RunSection) -> bool:
+    """Whether a recipe asks for processes of their own."""
+    return run.launch.processes > 1 or run.launch.strategy != "ddp" or run.max_restarts > 0
+
+
+def fit_in_processes(
+    model: Any,
+    spec: ChildSpec,
+    rows: Sequence[LabelledRow],
+    places: Sequence[str],
+    validation: Sequence[LabelledRow],
+    run: RunSection,
+    watch: Watch,
+) -> FitResult:
+    """Train in child processes and give `model` the weights they made.
+
+    Raises:
+        Stopped: `watch.check` asked for it; the state is in the store.
+        TuneloopError: the children went wrong in a way that starting again does not mend.
+    """
+    spec.store.mkdir(parents=True, exist_ok=True)
+    _write_rows(spec.store / _ROWS, rows, places, validation)
+    restarts = 0
+    device = next(model.parameters()).device
+    movable = not getattr(model, "is_quantized", False)  # bitsandbytes' weights stay where they are
+    if movable:
+        model.to("cpu")  # the children need the device's memory
+    give_memory_back()
+    try:
+        while True:
+            end = _run_children(spec, run, watch)
+            last = end.last
+            if last is not None and last.kind == "done":
+                break
+            if last is not None and last.kind == "stopped":
+                raise Stopped(last.text)
+            if last is not None and last.kind == "error":
+                raise TuneloopError(last.text)
+            if last is not None and last.kind == "memory":
+                size = smaller(int(last.step), run.batch_size // run.launch.processes)
+                watch.screen.say(
+                    f"out of memory ({last.text}); starting again from the last checkpoint with {size} rows"
+                )
+                spec = spec.model_copy(update={"micro_batch": size})
+                continue
+            if restarts >= run.max_restarts:
+                raise TuneloopError(
+                    f"training died with code {end.code} after {restarts} restarts: {end.errors or 'it said nothing'}; "
+                    "the checkpoints are kept: the same command with --resume goes on from the last"
+                )
+            restarts += 1
+            watch.screen.say(f"training died with code {end.code}; restart {restarts} of {run.max_restarts}")
+    finally:
+        if movable:
+            model.to(device)
+    result = FitResult(**{**last.result, "notes": tuple(last.result["notes"])})
+    found = CheckpointStore(spec.store, run.checkpoint.keep, watch.screen.say).at(result.weights_step)
+    if found is None:
+        raise TuneloopError(f"training ended, but the checkpoint of step {result.weights_step} is not whole")
+    load_weights(model, found.folder)
+    return result
+
+
+def load_weights(model: Any, folder: Path) -> None:
+    """Give a model the weights of a checkpoint: an adapter's, or all."""
+    if (folder / "adapter_config.json").is_file():
+        model.load_adapter(str(folder), "default", is_trainable=True)
+        return
+    for path in folder.glob("model*.safetensors"):
+        model.load_state_dict(load_file(path), strict=False)
+
+
+def _run_children(spec: ChildSpec, run: RunSection, watch: Watch) -> _End:
+    stop = spec.store / _STOP
+    stop.unlink(missing_ok=True)
+    path = spec.store / _SPEC
+    path.write_text(spec.model_dump_json(), encoding="utf-8")
+    launch = run.launch
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={launch.processes}"]
+    parallel = launch.processes > 1 or launch.strategy != "ddp"
+    command = [sys.executable, *(torchrun if parallel else []), "-m", "tuneloop.train.fit.child", str(path)]
+    last: Event | None = None
+    with _process(command, spec.device) as (process, errors):
+        assert process.stdout is not None
+        with _relayed_stop(watch, stop):
+            for line in process.stdout:
+                event = _read(line)
+                if event is not None:
+                    _tell(event, watch)
+                    last = event if event.kind in {"done", "stopped", "error", "memory"} else last
+        code = process.wait()
+    return _End(code, last, "\n".join(errors))
+
+
+@contextmanager
+def _process(command: Sequence[str], device: str) -> Iterator[tuple[subprocess.Popen[str], deque[str]]]:
+    """The children, in a group of their own: a Ctrl-C reaches only the owner, who asks them to save first."""
+    cpu = {"DS_ACCELERATOR": "cpu"} if device == "cpu" else {}
+    environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"), **cpu}
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        start_new_session=True,
+    )
+    errors: deque[str] = deque(maxlen=_SHOWN_LINES)
+    assert process.stderr is not None
+    reader = threading.Thread(
+        target=lambda stream: errors.extend(line.rstrip() for line in stream), args=(process.stderr,)
+    )
+    reader.start()
+    try:
+        yield process, errors
+    finally:
+        if process.poll() is None:
+            process.terminate()
+        process.wait()
+        reader.join()
+        assert process.stdout is not None
+        process.stdout.close()
+        process.stderr.close()
+
+
+@contextmanager
+def _relayed_stop(watch: Watch, stop: Path) -> Iterator[None]:
+    """Look twice a second whether the owner shall end; if so, ask the children to."""
+    over = threading.Event()
+
+    def look() -> None:
+        while not over.wait(0.5):
+            try:
+                watch.check()
+            except TuneloopError as reason:
+                stop.write_text(str(reason), encoding="utf-8")
+                return
+
+    looker = threading.Thread(target=look)
+    looker.start()
+    try:
+        yield
+    finally:
+        over.set()
+        looker.join()
+
+
+def _tell(event: Event, watch: Watch) -> None:
+    if event.kind == "say":
+        watch.screen.say(event.text)
+    elif event.kind in {"progress", "keep"}:
+        watch.screen.progress(event.text, keep=event.kind == "keep")
+    elif event.kind == "metrics":
+        watch.log(event.metrics, event.step)
+
+
+def _read(line: str) -> Event | None:
+    """A line of rank 0; anything else a library wrote is left out."""
+    return Event.model_validate_json(line) if line.startswith('{"kind"') else None
+
+
+def _write_rows(
+    path: Path, rows: Sequence[LabelledRow], places: Sequence[str], validation: Sequence[LabelledRow]
+) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        for row, place in zip(rows, places, strict=True):
+            file.write(json.dumps({"place": place, **_row(row)}) + "\n")
+        for row in validation:
+            file.write(json.dumps({"place": None, **_row(row)}) + "\n")
+
+
+def _row(row: LabelledRow) -> Mapping[str, Any]:
+    return {"row": [row.ids, row.labels, row.truncated, row.ends, row.prompt_length]}
+
+
+def read_rows_of(store: Path) -> tuple[list[LabelledRow], list[str], list[LabelledRow]]:
+    """Rows, their places, and validation rows, as the owner wrote them."""
+    rows, places, validation = [], [], []
+    with (store / _ROWS).open(encoding="utf-8") as file:
+        for line in file:
+            found = json.loads(line)
+            ids, labels, truncated, ends, prompt_length = found["row"]
+            row = LabelledRow(tuple(ids), tuple(labels), truncated, ends, prompt_length)
+            if found["place"] is None:
+                validation.append(row)
+            else:
+                rows.append(row)
+                places.append(found["place"])
+    return rows, places, validation
+
+
+def check_owner(spec: ChildSpec) -> None:
+    """End when the owner asks for it or is gone.
+
+    Raises:
+        Stopped: it does, or is.
+    """
+    stop = spec.store / _STOP
+    if stop.is_file():
+        raise Stopped(stop.read_text(encoding="utf-8"))
+    try:
+        os.kill(spec.owner, 0)
+    except ProcessLookupError:
+        raise Stopped("the process that started this training is gone") from None

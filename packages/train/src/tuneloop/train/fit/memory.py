@@ -1,0 +1,63 @@
+"""Running out of memory: telling it from other errors, the next smaller micro-batch, the largest one that fits.
+
+A micro-batch always divides the rows each process sees in a step, so the global batch, and with it what is learned,
+never changes.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+
+import torch
+
+from tuneloop.registry.errors import TuneloopError
+
+_CPU_ALLOCATOR = ("can't allocate memory", "cannot allocate memory", "not enough memory", "defaultcpuallocator")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error is an allocation that failed, on a GPU or in main memory."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and ("out of memory" in text or any(sign in text for sign in _CPU_ALLOCATOR))
+
+
+def give_memory_back() -> None:
+    """Free what nothing refers to any more, the GPU's cache included."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def smaller(micro_batch: int, per_process: int) -> int:
+    """The largest divisor of a process's rows that is at most half of `micro_batch`.
+
+    Raises:
+        TuneloopError: one row at a time does not fit either.
+    """
+    if micro_batch == 1:
+        raise TuneloopError(
+            "out of memory with one row at a time; what helps, in this order: run.gradient_checkpointing true, a "
+            "smaller objective.max_length, tuning.method qlora, run.launch with zero3 and cpu_offload, a smaller base"
+        )
+    return max(size for size in range(1, micro_batch // 2 + 1) if per_process % size == 0)
+
+
+def largest_that_fits(per_process: int, fits: Callable[[int], bool]) -> int:
+    """The largest micro-batch that fits, by bisection over the divisors of a process's rows.
+
+    Args:
+        per_process: rows each process sees in an optimiser step.
+        fits: tries the worst-case batch of that many rows; memory grows with it, so the answers are monotone.
+
+    Raises:
+        TuneloopError: one row does not fit.
+    """
+    sizes = [size for size in range(1, per_process + 1) if per_process % size == 0]
+    low, high = -1, len(sizes)  # sizes[low] fits, sizes[high] does not
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(sizes[middle]) else (low, middle)
+    return sizes[low] if low >= 0 else smaller(1, per_process)

@@ -1,0 +1,143 @@
+"""A run's folder, `<home>/runs/<key>/`: its checkpoints, and which MLflow run it belongs to, so that it can go on.
+
+The key is a digest of what is trained, so the same recipe on the same data and base finds its own unfinished run. A
+lock that dies with its holder says who is at work: a folder nobody holds is a run that died, and its MLflow run is
+closed by the next one that starts. A finished run's folder is removed.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from tuneloop.registry.artifacts import text_digest
+from tuneloop.registry.errors import Conflict, InvalidInput
+from tuneloop.train.fit.checkpoints import CheckpointStore
+
+_RECORD = "run.json"
+_LOCK = "lock"
+Begin = Literal["new", "resume", "fresh"]  # refuse an unfinished run, go on with it, throw it away
+
+
+class RunRecord(BaseModel):
+    """Which MLflow run the folder belongs to, and whether that one is still open."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    mlflow_run_id: str
+    open: bool = True
+
+
+class RunFolder:
+    """One run's folder, held by this process."""
+
+    def __init__(self, path: Path, say: Callable[[str], None]) -> None:
+        self.path = path
+        self._say = say
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where they lie."""
+        return self.path / "checkpoints"
+
+    def store(self, keep: int) -> CheckpointStore:
+        """Its checkpoints."""
+        return CheckpointStore(self.checkpoints, keep, self._say)
+
+    @property
+    def record(self) -> RunRecord | None:
+        """The MLflow run it belongs to; none before one was begun, or where the file was spoilt."""
+        try:
+            return RunRecord.model_validate_json((self.path / _RECORD).read_bytes())
+        except (FileNotFoundError, ValidationError):
+            return None
+
+    def write(self, record: RunRecord) -> None:
+        """Remember it, whole or not at all."""
+        beside = self.path / f"{_RECORD}.new"
+        with beside.open("w", encoding="utf-8") as file:
+            file.write(record.model_dump_json() + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(self.path / _RECORD)
+
+    def remove(self) -> None:
+        """The run is finished, or nothing of it is worth keeping."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
+def run_key(*parts: str) -> str:
+    """What names a run: the digest of everything that decides what it trains."""
+    return text_digest("\n".join(parts)).removeprefix("sha256:")[:24]
+
+
+@contextmanager
+def held_run(
+    home: Path, key: str, begin: Begin, *, say: Callable[[str], None], close: Callable[[str], None]
+) -> Iterator[RunFolder]:
+    """The run's folder, locked for as long as the block runs.
+
+    Args:
+        home: the state folder.
+        key: from `run_key`.
+        begin: what to do with an unfinished run of the same key.
+        say: told what was found.
+        close: closes an MLflow run as killed.
+
+    Raises:
+        Conflict: another process is at this run.
+        InvalidInput: there is an unfinished run and `begin` is `new`.
+    """
+    runs = home / "runs"
+    _close_dead_runs(runs, key, close)
+    path = runs / key
+    with _lock(path) as held:
+        if not held:
+            raise Conflict(f"another process is training this very run ({path}); wait for it, or stop it")
+        folder = RunFolder(path, say)
+        unfinished = folder.store(keep=1).newest_valid() if begin != "fresh" else None
+        if unfinished is not None and begin == "new":
+            raise InvalidInput(
+                f"an unfinished run of this recipe, data and base stopped after step {unfinished.state.step}: give "
+                f"--resume to go on with it, or --fresh to throw it away and begin anew ({path})"
+            )
+        if unfinished is None:
+            if begin == "resume":
+                say("there is no checkpoint to resume from; the run begins anew")
+            shutil.rmtree(path / "checkpoints", ignore_errors=True)
+            if (old := folder.record) is not None and old.open:
+                close(old.mlflow_run_id)
+            (path / _RECORD).unlink(missing_ok=True)
+        yield folder
+
+
+def _close_dead_runs(runs: Path, but: str, close: Callable[[str], None]) -> None:
+    """Close the MLflow runs of processes that died; their checkpoints stay."""
+    for path in runs.glob("*"):
+        if path.name == but:
+            continue
+        with _lock(path) as held:
+            folder = RunFolder(path, lambda _line: None)
+            if held and (record := folder.record) is not None and record.open:
+                close(record.mlflow_run_id)
+                folder.write(record.model_copy(update={"open": False}))
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[bool]:
+    """Whether this process is the only one in the folder, for as long as the block runs."""
+    path.mkdir(parents=True, exist_ok=True)
+    with (path / _LOCK).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True

@@ -1,0 +1,47 @@
+"""What a token costs and what a device can do at most, for the share of its peak that a run uses (MFU).
+
+A token costs 2 operations for each parameter forward, 2 backward through the activations, and 2 more for each
+parameter that is trained (Kaplan et al. 2001.08361, split after what LoRA leaves out). Attention's own products are
+left out, so the share is a lower bound that falls with length.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+# Dense bfloat16 peaks in operations per second, from the makers' data sheets; the longest name that fits is taken.
+_PEAKS = {
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "A10G": 70e12,
+    "RTX 4090": 165e12,
+    "RTX 3090": 71e12,
+}
+
+
+def peak_flops() -> float | None:
+    """This device's peak in bfloat16; None on a CPU and on a device that is not in the table."""
+    return peak_of(torch.cuda.get_device_name(0)) if torch.cuda.is_available() else None
+
+
+def peak_of(device_name: str) -> float | None:
+    """The peak of a device by the name its driver gives."""
+    found = [name for name in _PEAKS if name.lower() in device_name.lower()]
+    return _PEAKS[max(found, key=len)] if found else None
+
+
+def flops_per_token(model: Any) -> float:
+    """Operations a token costs in a training step."""
+    every = trained = 0
+    for weight in model.parameters():
+        count = getattr(weight, "ds_numel", weight.numel())  # ZeRO-3 leaves an empty tensor on each rank
+        every += count
+        trained += count if weight.requires_grad else 0
+    return 4.0 * every + 2.0 * trained

@@ -1,0 +1,108 @@
+"""What a fit says of itself: validation and early stopping, over-fitting and plateaus, speed, profile, trackers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from train.fitting import Fits
+from tuneloop.registry.errors import InvalidInput
+from tuneloop.train.base import Base
+from tuneloop.train.fit.checkpoints import RunState, Validated
+from tuneloop.train.fit.guard import strikes
+from tuneloop.train.fit.profiling import Profile, read_timeline
+from tuneloop.train.fit.speed import flops_per_token, peak_of
+from tuneloop.train.fit.summary import diagnose, is_flat
+from tuneloop.train.fit.trackers import check_trackers
+from tuneloop.train.recipe.run import EarlyStopping, RunSection
+
+
+@pytest.fixture
+def fits(tiny: Base, tiny_recipe: Path, tmp_path: Path) -> Fits:
+    return Fits(tiny, tiny_recipe, tmp_path)
+
+
+def validated(*losses: float) -> tuple[Validated, ...]:
+    return tuple(Validated(step=10 * number, loss=loss) for number, loss in enumerate(losses))
+
+
+def test_validation_that_no_longer_falls_is_counted() -> None:
+    assert strikes(validated(3.0, 2.0, 1.0), 0.0) == 0
+    assert strikes(validated(3.0, 2.0, 2.1, 2.2), 0.0) == 2
+    assert strikes(validated(3.0, 2.0, 2.1, 1.9), 0.0) == 0
+    assert strikes(validated(3.0, 2.99, 2.98), 0.1) == 2
+
+
+def test_early_stopping_ends_the_fit_and_keeps_the_best_weights(fits: Fits) -> None:
+    """A rate far too high makes validation rise from some step on."""
+    recipe = fits.recipe(
+        validate_every=1,
+        early_stopping={"patience": 2},
+        divergence={"loss_spike": 1e9},
+    )
+    recipe = recipe.model_copy(update={"optim": recipe.optim.model_copy(update={"learning_rate": 0.3})})
+    model = fits.model(recipe)
+    done = fits.fit(recipe, steps=40, validation=fits.labelled("validation"), store=fits.store(keep=1), model=model)
+    assert done.steps < 40
+    assert done.weights_step == done.steps - 2, "two validations without a fall"
+    losses = [float(line.split()[2]) for line in fits.said if line.startswith("validation loss")]
+    assert min(losses) == losses[done.weights_step]
+    again = fits.model(recipe)
+    resumed = fits.fit(
+        recipe, steps=40, validation=fits.labelled("validation"), store=fits.store(keep=1), model=again, resume=True
+    )
+    assert resumed.weights_step == done.weights_step
+    assert fits.losses == {}, "a fit that stopped early is finished"
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in again.state_dict().items())
+
+
+def test_over_fitting_and_plateaus_are_said_with_what_helps() -> None:
+    run = RunSection(steps=100)
+    state = RunState(micro_batch=1, learning_rate=1e-4, validations=validated(2.0, 1.0, 1.5))
+    [note] = diagnose([2.0, 1.0], state, run)
+    assert "over-fitting: the validation loss was lowest after step 10 (1.000) and rose to 1.500" in note
+    assert "run.early_stopping" in note
+    stops = run.model_copy(update={"early_stopping": EarlyStopping()})
+    assert "run.early_stopping" not in diagnose([2.0, 1.0], state, stops)[0]
+    calm = RunState(micro_batch=1, learning_rate=1e-4, validations=validated(2.0, 1.0, 0.9))
+    assert diagnose([2.0, 1.0], calm, run) == ()
+    assert "plateau" in diagnose([3.0] * 60, calm, run)[0]
+    assert not is_flat([3.0 - 0.04 * step for step in range(60)])
+    assert not is_flat([3.0] * 5), "too short to tell"
+
+
+def test_speed_is_told_where_the_peak_is_known(fits: Fits) -> None:
+    assert peak_of("NVIDIA H100 80GB HBM3") == 989e12
+    assert peak_of("NVIDIA H100 PCIe") == 756e12
+    assert peak_of("NVIDIA L40S") == 362e12
+    assert peak_of("GeForce 256") is None
+    model = torch.nn.Linear(10, 5, bias=False)
+    assert flops_per_token(model) == 6 * 50
+    model.requires_grad_(False)
+    assert flops_per_token(model) == 4 * 50
+
+
+def test_a_profile_holds_a_trace_and_a_picture_of_three_steps(fits: Fits, tmp_path: Path) -> None:
+    folder = tmp_path / "profile"
+    said: list[str] = []
+    fits.fit(fits.recipe(), callbacks=[Profile(folder, said.append)])
+    timeline = read_timeline(folder / "trace.json")
+    assert len(timeline.steps) == 3
+    held = [mib for _, mib in timeline.held["the CPU"]]
+    assert len(held) > 100
+    assert max(held) > 1
+    assert (folder / "memory.png").read_bytes().startswith(b"\x89PNG")
+    assert "MiB on the CPU" in said[0]
+    assert any(
+        "aten::" in str(event.get("name")) for event in json.loads((folder / "trace.json").read_bytes())["traceEvents"]
+    )
+
+
+def test_a_tracker_that_is_not_installed_is_refused_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    with pytest.raises(InvalidInput, match="pip install wandb"):
+        check_trackers(("wandb",))
+    check_trackers(())
