@@ -13,22 +13,34 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tuneloop.registry import Registry
-from tuneloop.registry.errors import Conflict, InvalidInput, TuneloopError
-from tuneloop.registry.nouns import Interval, Version
+from tuneloop.registry.errors import Conflict, InvalidInput
+from tuneloop.registry.nouns import Interval, Version, parse_version_name
 from tuneloop.registry.printing import table
 from tuneloop.registry.versions import VersionDraft
 from tuneloop.train.base import Base, prepare_base
-from tuneloop.train.data.labels import LabelAudit, LabelledRow, Labeller, label_rows
+from tuneloop.train.data.labels import LabelAudit, Labeller
 from tuneloop.train.data.rows import Row, data_digest, read_rows
-from tuneloop.train.evaluation.measure import EvaluationSet, SetScore, score_set
+from tuneloop.train.data.templates import FILE as TEMPLATE_FILE
+from tuneloop.train.data.templates import template_text, templated
+from tuneloop.train.evaluation.measure import SetScore, pad_token_id, score_set
+from tuneloop.train.evaluation.preference import (
+    PreferenceScore,
+    PreferenceSet,
+    by_likelihood,
+    by_reward,
+    preference_table,
+)
 from tuneloop.train.evaluation.statistics import paired_difference
+from tuneloop.train.examples import Audit, Material, Prepared, prepare, read_measured, read_training, told
 from tuneloop.train.fit.arguments import planned_steps
+from tuneloop.train.fit.judging import Judging
 from tuneloop.train.fit.progress import FitResult, Watch
+from tuneloop.train.fit.reward import RewardModel, load_reward_base, write_manifest
 from tuneloop.train.fit.run import fit
 from tuneloop.train.publishing.folder import code_commit, model_card, save_adapter
-from tuneloop.train.publishing.lineage import Keeper, evaluation_json
+from tuneloop.train.publishing.lineage import Keeper, Lineage, evaluation_json
 from tuneloop.train.recipe import RecipeFile
-from tuneloop.train.recipe.objective import SftObjective
+from tuneloop.train.recipe.objective import RewardObjective, unservable
 from tuneloop.train.screen import Screen
 from tuneloop.train.stopping import StopFlag, Stopped
 from tuneloop.train.tuning import models
@@ -41,8 +53,8 @@ class Job:
 
     recipe: RecipeFile
     base: Base
-    train: tuple[Row, ...]
-    sets: Mapping[str, tuple[Row, ...]]
+    train: tuple[Material, ...]
+    sets: Mapping[str, tuple[Material, ...]]
     validation: tuple[Row, ...] = ()
     steps: int | None = None  # None: the recipe's run section decides
     parent: Version | None = None
@@ -61,14 +73,19 @@ class Outcome:
     """What a run made."""
 
     version: Version
-    audit: LabelAudit
+    audit: Audit
     fitted: FitResult
     before: Mapping[str, SetScore]
     after: Mapping[str, SetScore]
     differences: Mapping[str, Interval]
+    preferences: Mapping[str, tuple[PreferenceScore, PreferenceScore]]  # before and after
 
     def table(self) -> str:
         """Before and after, set by set."""
+        tables = [self._conversations()] if self.differences else []
+        return "\n\n".join([*tables, preference_table(self.preferences)] if self.preferences else tables)
+
+    def _conversations(self) -> str:
         rows = []
         for name, gap in self.differences.items():
             was, now = self.before[name].metrics(name), self.after[name].metrics(name)
@@ -98,22 +115,21 @@ def run_job(job: Job, registry: Registry, *, screen: Screen, stop: StopFlag, thr
     dtype = choose_dtype(job.recipe.recipe.run.dtype, device.value)
     screen.say(f"device: {device}\ndtype: {dtype}")
     job = replace(job, recipe=job.recipe.computed_in(dtype.value))
+    objective, judging = job.recipe.recipe.objective, Judging.of(job.recipe, job.base, registry)
+    job = _going_on(job, registry)
     tokenizer = models.load_tokenizer(job.base)
-    objective = job.recipe.recipe.objective
-    if not isinstance(objective, SftObjective):
-        raise InvalidInput(f"objective.kind {objective.kind} is not built yet")
-    labeller = Labeller(tokenizer, objective.max_length)
-    labelled, audit = label_rows(labeller, job.train, job.base.template_digest)
-    sets = {name: _prepared(name, rows, labeller, job) for name, rows in job.sets.items()}
-    validation = label_rows(labeller, job.validation, job.base.template_digest)[0] if job.validation else []
-    _say_audit(screen, audit)
+    labeller = Labeller(tokenizer, objective.max_length, objective.template)
+    digest = job.base.template_digest
+    prepared = prepare(labeller, job.recipe.recipe, job.train, job.validation, job.sets, digest)
+    audit = prepared.examples.audit
+    screen.say(told(audit))
     versions = registry.versions
     run_id = versions.start_run(job.model, name=job.request_id or "train", params=_params(job, audit))
     status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
     try:
         with tempfile.TemporaryDirectory(prefix="tuneloop-train-") as scratch:
-            run = _Run(job, registry, screen, stop, run_id, Path(scratch), tokenizer, labeller, device.value)
-            outcome = run.go(labelled, audit, sets, validation)
+            run = _Run(job, registry, screen, stop, run_id, Path(scratch), tokenizer, labeller, device.value, judging)
+            outcome = run.go(prepared)
         status = "FINISHED"
         return outcome
     except (Stopped, Conflict, KeyboardInterrupt):
@@ -137,6 +153,7 @@ class _Run:
         tokenizer: Any,
         labeller: Labeller,
         device: str,
+        judging: Judging,
     ) -> None:
         self._job = job
         self._registry = registry
@@ -147,93 +164,115 @@ class _Run:
         self._tokenizer = tokenizer
         self._labeller = labeller
         self._device = device
+        self._judging = judging
         self._keeper = Keeper(registry.versions, run_id, scratch)
 
-    def go(
-        self,
-        labelled: list[LabelledRow],
-        audit: LabelAudit,
-        sets: Mapping[str, EvaluationSet],
-        validation: list[LabelledRow],
-    ) -> Outcome:
+    def go(self, prepared: Prepared) -> Outcome:
         """Lineage in, measure, fit, measure, publish."""
         job, recipe = self._job, self._job.recipe.recipe
-        self._keep_inputs(audit, sets)
+        self._keep_inputs(prepared)
         attention = models.choose_attention(self._device, recipe.run.dtype)
         self._screen.say(f"attention: {attention}")
-        if (reason := models.servable(recipe.tuning)) is not None:
-            self._screen.say(f"warning: this adapter cannot be served as it is: {reason}")
-        model = models.load_base(job.base, dtype=recipe.run.dtype, device=self._device, attention=attention.value)
+        for reason in (models.servable(recipe.tuning), unservable(recipe.objective)):
+            if reason is not None:
+                self._screen.say(f"warning: this version cannot be served as it is: {reason}")
+        loading: dict[str, str] = {
+            "dtype": recipe.run.dtype,
+            "device": self._device,
+            "attention": attention.value,
+        }
+        if isinstance(recipe.objective, RewardObjective):
+            model = load_reward_base(job.base, seed=recipe.run.seed, **loading)
+        else:
+            model = models.load_base(job.base, **loading)
         if job.parent is not None:
             folder = self._registry.versions.fetch(job.parent, self._registry.settings.home / "adapters")
             model = models.load_adapter(model, folder, trainable=job.start == "parent")
-        before = self._measure(model, sets, "before")
+        before = self._measure(model, prepared, "before")
         if job.start == "base":
             if job.parent is not None:
                 model = model.unload()  # the champion was only measured; training starts from the bare base
             model = models.new_adapter(model, recipe.tuning, recipe.run.seed)
-        steps = job.steps or planned_steps(recipe.run, len(labelled))
+        steps = job.steps or planned_steps(recipe.run, prepared.examples.drawn(recipe.objective))
         watch = Watch(
             self._screen, lambda m, step: self._registry.versions.log_metrics(self._run_id, m, step), self._stop.check
         )
         fitted = fit(
             model,
             self._tokenizer,
-            labelled,
+            prepared.examples.rows,
             recipe,
             device=self._device,
             steps=steps,
-            validation=validation,
+            validation=prepared.validation,
             watch=watch,
+            judge=self._judging.judge(self._tokenizer, check=self._stop.check, **loading),
         )
-        after = self._measure(model, sets, "after", step=fitted.steps)
-        return self._publish(model, audit, fitted, sets, before, after)
+        after = self._measure(model, prepared, "after", step=fitted.steps)
+        return self._publish(model, prepared, fitted, before, after)
 
-    def _keep_inputs(self, audit: LabelAudit, sets: Mapping[str, EvaluationSet]) -> None:
-        job = self._job
+    def _keep_inputs(self, prepared: Prepared) -> None:
+        job, sets, preferences = self._job, prepared.sets, prepared.preferences
         self._keeper.keep_text("recipe.yaml", job.recipe.text)
-        self._keeper.keep_json("label_audit.json", audit.as_json())
+        self._keeper.keep_json("label_audit.json", prepared.examples.audit.as_json())
         self._keeper.keep_rows("train", job.train)
-        for name, chosen in sets.items():
-            self._keeper.keep_rows(f"sets/{name}", chosen.rows)
+        for name in (*sets, *preferences):
+            self._keeper.keep_rows(f"sets/{name}", job.sets[name])
         manifest = {
             "base": {"name": job.base.name, "digest": job.base.digest, "template_digest": job.base.template_digest},
             "train": {"rows": len(job.train), "digest": data_digest(job.train)},
             "sets": {name: {"rows": len(chosen.rows), "digest": chosen.digest} for name, chosen in sets.items()},
+            "preferences": {name: {"rows": len(one.rows), "digest": one.digest} for name, one in preferences.items()},
+            "rewards": self._judging.named,
             "parent": job.parent.name if job.parent else None,
             "request_id": job.request_id,
             **job.origin,
         }
         self._keeper.keep_json("data.json", manifest)
 
-    def _measure(self, model: Any, sets: Mapping[str, EvaluationSet], when: str, step: int = 0) -> dict[str, SetScore]:
+    def _measure(self, model: Any, prepared: Prepared, when: str, step: int = 0) -> _Scores:
         limit = self._job.recipe.recipe.evaluate.max_new_tokens
-        scores = {}
-        for name, chosen in sets.items():
-            score = score_set(
+        scores = _Scores({}, {})
+        for name, chosen in prepared.sets.items():
+            scores.sets[name] = score_set(
                 model, self._tokenizer, self._labeller, chosen, max_new_tokens=limit, check=self._stop.check
             )
-            metrics = score.metrics(name)
-            self._registry.versions.log_metrics(self._run_id, metrics, step)
-            shown = ", ".join(f"{key.split('.')[0]} {value:.2f}" for key, value in metrics.items())
-            self._screen.say(f"{when} training, {name} ({len(chosen.rows)} rows): {shown}")
-            scores[name] = score
+            self._say_score(name, len(chosen.rows), scores.sets[name].metrics(name), when, step)
+        for name, pairs in prepared.preferences.items():
+            scores.preferences[name] = self._prefers(model, pairs)
+            self._say_score(name, len(pairs.rows), scores.preferences[name].metrics(name), when, step)
         return scores
+
+    def _prefers(self, model: Any, chosen: PreferenceSet) -> PreferenceScore:
+        recipe = self._job.recipe.recipe
+        if not isinstance(recipe.objective, RewardObjective):
+            return by_likelihood(model, chosen.pairs, pad_id=pad_token_id(self._tokenizer), check=self._stop.check)
+        scorer = RewardModel(model, self._tokenizer, amp=recipe.run.dtype == "bfloat16", check=self._stop.check)
+        return by_reward(scorer, chosen.pairs)
+
+    def _say_score(self, name: str, rows: int, metrics: Mapping[str, float], when: str, step: int) -> None:
+        self._registry.versions.log_metrics(self._run_id, metrics, step)
+        shown = ", ".join(f"{key.split('.')[0]} {value:.2f}" for key, value in metrics.items())
+        self._screen.say(f"{when} training, {name} ({rows} rows): {shown}")
 
     def _publish(
         self,
         model: Any,
-        audit: LabelAudit,
+        prepared: Prepared,
         fitted: FitResult,
-        sets: Mapping[str, EvaluationSet],
-        before: Mapping[str, SetScore],
-        after: Mapping[str, SetScore],
+        before: _Scores,
+        after: _Scores,
     ) -> Outcome:
         job, versions = self._job, self._registry.versions
         compared = job.parent.name if job.parent else job.base.name
-        self._keeper.keep_json("evaluation.json", evaluation_json(sets, before, after, compared))
-        differences = {name: paired_difference(before[name].rows, after[name].rows) for name in sets}
-        metrics = {key: value for name, score in after.items() for key, value in score.metrics(name).items()}
+        evaluation = evaluation_json(prepared.sets, before.sets, after.sets, compared)
+        preferences = {name: (before.preferences[name], after.preferences[name]) for name in prepared.preferences}
+        shown = {name: {"before": was.as_json(), "after": now.as_json()} for name, (was, now) in preferences.items()}
+        self._keeper.keep_json("evaluation.json", evaluation | {"preferences": shown})
+        differences = {name: paired_difference(before.sets[name].rows, after.sets[name].rows) for name in prepared.sets}
+        scored = [score.metrics(name) for name, score in after.sets.items()]
+        scored += [score.metrics(name) for name, score in after.preferences.items()]
+        metrics = {key: value for found in scored for key, value in found.items()}
         folder = self._scratch / "adapter"
         card = model_card(
             model=job.model,
@@ -244,7 +283,13 @@ class _Run:
             metrics=metrics,
             differences=differences,
         )
+        if preferences:
+            card += f"\n```text\n{preference_table(preferences)}\n```\n"
         save_adapter(model, folder, job.base, card)
+        if isinstance(job.recipe.recipe.objective, RewardObjective):
+            write_manifest(folder, job.base)
+        if (template := template_text(job.recipe.recipe.objective.template)) is not None:
+            (folder / TEMPLATE_FILE).write_text(template, encoding="utf-8")
         rank, targets = models.adapter_shape(folder)
         draft = VersionDraft(
             model=job.model,
@@ -258,26 +303,50 @@ class _Run:
             code_commit=code_commit(),
             rank=rank,
             target_modules=targets,
-            parent=job.parent.version if job.parent else None,
+            parent=job.parent.version if job.parent and job.parent.model == job.model else None,
             request_id=job.request_id,
             metrics=metrics,
         )
         self._stop.check()
         version = versions.publish(draft, run_id=self._run_id, folder=folder)
-        return Outcome(version, audit, fitted, before, after, differences)
+        audit = prepared.examples.audit
+        return Outcome(version, audit, fitted, before.sets, after.sets, differences, preferences)
 
 
-def _prepared(name: str, rows: tuple[Row, ...], labeller: Labeller, job: Job) -> EvaluationSet:
-    try:
-        labelled, _ = label_rows(labeller, rows, job.base.template_digest)
-    except TuneloopError as error:
-        raise type(error)(f"evaluation set {name}: {error}") from None
-    wanted = job.recipe.recipe.evaluate.generate
-    asked = tuple(rows[i * len(rows) // min(wanted, len(rows))] for i in range(min(wanted, len(rows))))
-    return EvaluationSet(name, rows, tuple(labelled), asked, data_digest(rows))
+@dataclass(frozen=True)
+class _Scores:
+    """What a model reached, set by set."""
+
+    sets: dict[str, SetScore]
+    preferences: dict[str, PreferenceScore]
 
 
-def _params(job: Job, audit: LabelAudit) -> dict[str, str | int | float | bool]:
+def _going_on(job: Job, registry: Registry) -> Job:
+    """A recipe that names an adapter goes on from it; a retraining knows its parent already."""
+    recipe = job.recipe.recipe
+    if recipe.base.adapter is None or job.parent is not None:
+        return job
+    parent = registry.versions.get(*parse_version_name(recipe.base.adapter))
+    if (parent.kind, parent.base_digest, parent.template_digest) != (
+        "adapter",
+        job.base.digest,
+        job.base.template_digest,
+    ):
+        raise InvalidInput(
+            f"base.adapter {parent.name}: it is no adapter on this base with this template ({parent.kind} on "
+            f"{parent.base}, {parent.base_digest[:19]}…, template {parent.template_digest[:19]}…)"
+        )
+    was = Lineage(registry.versions, parent).recipe().recipe.tuning.model_dump(exclude={"dropout"})
+    if was != (wanted := recipe.tuning.model_dump(exclude={"dropout"})):
+        differing = ", ".join(sorted(key for key in was.keys() | wanted.keys() if was.get(key) != wanted.get(key)))
+        raise InvalidInput(
+            f"base.adapter {parent.name}: it was tuned otherwise than this recipe says ({differing}); an adapter goes "
+            "on in the shape it has: set tuning to the same"
+        )
+    return replace(job, parent=parent, start="parent")
+
+
+def _params(job: Job, audit: Audit) -> dict[str, str | int | float | bool]:
     recipe = job.recipe.recipe
     sections = {"tuning": recipe.tuning, "objective": recipe.objective, "optim": recipe.optim, "run": recipe.run}
     params: dict[str, str | int | float | bool] = {
@@ -286,23 +355,16 @@ def _params(job: Job, audit: LabelAudit) -> dict[str, str | int | float | bool]:
         for key, value in part.model_dump().items()
         if value is not None
     }
+    if isinstance(audit, LabelAudit):
+        params["trained_token_share"] = round(audit.trained_share, 4)
     return params | {
         "base": job.base.name,
         "base_digest": job.base.digest,
         "recipe_digest": job.recipe.digest,
         "data_rows": audit.rows,
-        "trained_token_share": round(audit.trained_share, 4),
         "start_from": job.parent.name if job.parent and job.start == "parent" else "base",
         "request_id": job.request_id or "",
     }
-
-
-def _say_audit(screen: Screen, audit: LabelAudit) -> None:
-    screen.say(
-        f"labels: {audit.rows} rows, {audit.tokens:,} tokens (longest row {audit.longest}), "
-        f"{audit.trained_share:.1%} learned; {audit.end_of_turn} learned in all but {audit.rows_without_end} rows; "
-        f"{audit.truncated_rows} rows cut; template {audit.template_digest[:19]}…"
-    )
 
 
 def job_from_recipe(file: RecipeFile, home: Path) -> Job:
@@ -312,10 +374,10 @@ def job_from_recipe(file: RecipeFile, home: Path) -> Job:
         InvalidInput: the base or a data file cannot be used.
     """
     recipe = file.recipe
-    names = {"train": recipe.data.train, "validation": recipe.data.validation}
-    read = {key: read_rows(file.folder / name) for key, name in names.items() if name is not None}
-    sets = {name: read_rows(file.folder / path).rows for name, path in recipe.evaluate.sets.items()}
+    train, formats = read_training(file.folder / recipe.data.train, recipe.objective)
+    validation = () if recipe.data.validation is None else read_rows(file.folder / recipe.data.validation).rows
+    sets = {name: read_measured(file.folder / path) for name, path in recipe.evaluate.sets.items()}
     base = prepare_base(recipe.base.model, home / "bases", relative_to=file.folder)
-    origin = {"files": {**names, "sets": dict(recipe.evaluate.sets)}, "formats": read["train"].formats}
-    validation = read["validation"].rows if "validation" in read else ()
-    return Job(file, base, read["train"].rows, sets, validation=validation, origin=origin)
+    names = {"train": recipe.data.train, "validation": recipe.data.validation, "sets": dict(recipe.evaluate.sets)}
+    origin = {"files": names, "formats": formats}
+    return Job(file, templated(base, recipe.objective.template), train, sets, validation=validation, origin=origin)

@@ -69,9 +69,9 @@ def score_rows(
         check()
         chosen = order[start : start + batch]
         longest = max(len(rows[index].ids) for index in chosen)
-        ids_BT = _padded([rows[index].ids for index in chosen], longest, pad_id).to(model.device)
-        labels_BT = _padded([rows[index].labels for index in chosen], longest, IGNORED).to(model.device)
-        mask_BT = _padded([[1] * len(rows[index].ids) for index in chosen], longest, 0).to(model.device)
+        ids_BT = padded([rows[index].ids for index in chosen], longest, pad_id).to(model.device)
+        labels_BT = padded([rows[index].labels for index in chosen], longest, IGNORED).to(model.device)
+        mask_BT = padded([[1] * len(rows[index].ids) for index in chosen], longest, 0).to(model.device)
         targets_BT = labels_BT[:, 1:]
         learned_BT = targets_BT != IGNORED
         with torch.inference_mode():
@@ -108,8 +108,8 @@ def greedy_answers(
         check()
         prompts = [labeller.prompt_ids(row) for row in rows[start : start + batch]]
         longest = max(map(len, prompts))
-        ids_BT = _padded(prompts, longest, pad_id, left=True).to(model.device)
-        mask_BT = _padded([[1] * len(p) for p in prompts], longest, 0, left=True).to(model.device)
+        ids_BT = padded(prompts, longest, pad_id, left=True).to(model.device)
+        mask_BT = padded([[1] * len(p) for p in prompts], longest, 0, left=True).to(model.device)
         made_BT = model.generate(input_ids=ids_BT, attention_mask=mask_BT, generation_config=settings)
         answers += [
             text.strip() for text in tokenizer.batch_decode(made_BT[:, longest:].tolist(), skip_special_tokens=True)
@@ -147,7 +147,8 @@ def pad_token_id(tokenizer: Any) -> int:
     return int(tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id)
 
 
-def _padded(rows: Sequence[Sequence[int]], length: int, value: int, *, left: bool = False) -> torch.Tensor:
+def padded(rows: Sequence[Sequence[int]], length: int, value: int, *, left: bool = False) -> torch.Tensor:
+    """Rows of ids as one tensor (B, length), filled up with `value` on the right, or on the left."""
     filled = [
         ([value] * (length - len(r)) + list(r)) if left else (list(r) + [value] * (length - len(r))) for r in rows
     ]

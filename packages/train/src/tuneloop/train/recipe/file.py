@@ -30,6 +30,7 @@ class BaseSection(Part):
     """`base`: what is adapted."""
 
     model: str = Field(min_length=1)  # hub id, folder, .gguf file, or package:<distribution>
+    adapter: str | None = None  # `model@version` to go on from, or an earlier stage; none: a fresh adapter
 
 
 class PublishSection(Part):

@@ -79,7 +79,7 @@ def new_adapter(model: Any, tuning: TuningSection, seed: int) -> Any:
         target_modules=targets,
         use_rslora=tuning.rslora,
         use_dora=tuning.dora,
-        task_type="CAUSAL_LM",
+        task_type="CAUSAL_LM" if model.can_generate() else "SEQ_CLS",  # the latter trains and saves the head, too
     )
     torch.manual_seed(seed)
     try:

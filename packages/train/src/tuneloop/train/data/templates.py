@@ -1,0 +1,46 @@
+"""How a conversation becomes text: the base's own chat template, or the plain `### Instruction` one.
+
+An engine asks with the template its base brings. So what is trained with another one says so: the template's digest is
+the version's, an engine refuses a version whose digest is not its base's, and the template itself is published beside
+the weights, for a merged export to carry.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from tuneloop.registry.artifacts import text_digest
+from tuneloop.train.base import Base
+from tuneloop.train.data.rows import Row
+from tuneloop.train.recipe.objective import Template
+
+FILE = "chat_template.jinja"
+INPUT = "### Input:\n"
+# The guide's format with the end-of-sequence token after each answer, without which none would ever end.
+INSTRUCTION = (
+    "{% for message in messages %}"
+    "{% if message['role'] == 'user' %}{{ '### Instruction:\n' + message['content'] + '\n\n' }}"
+    "{% elif message['role'] == 'assistant' %}{{ '### Response:\n' + message['content'] + eos_token + '\n\n' }}"
+    "{% else %}{{ message['content'] + '\n\n' }}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '### Response:\n' }}{% endif %}"
+)
+
+
+def template_text(name: Template) -> str | None:
+    """The Jinja text of a template; None is the base's own."""
+    return INSTRUCTION if name == "instruction" else None
+
+
+def templated(base: Base, name: Template) -> Base:
+    """The base as a recipe with this template knows it: its template digest is that of what is really used."""
+    text = template_text(name)
+    return base if text is None else replace(base, template_digest=text_digest(text))
+
+
+def turns_of(row: Row, name: Template) -> list[dict[str, str]]:
+    """The turns as a template is given them; with `instruction`, a row's input stands under its own heading."""
+    turns = [{"role": message.role, "content": message.content} for message in row.messages]
+    if name == "instruction" and row.input:
+        asked = turns[-2]
+        asked["content"] = asked["content"].removesuffix(row.input) + INPUT + row.input
+    return turns

@@ -1,0 +1,132 @@
+"""The core of PPO against values worked out by hand, and against a reward that anyone can verify."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from tuneloop.registry.nouns import Message
+from tuneloop.train.base import Base
+from tuneloop.train.data.labels import Labeller, label_prompts
+from tuneloop.train.data.preference import PromptRow
+from tuneloop.train.fit.ppo.advantages import generalised_advantages, token_rewards, whitened
+from tuneloop.train.fit.ppo.losses import KlControl, policy_loss, value_loss
+from tuneloop.train.fit.progress import Watch
+from tuneloop.train.fit.run import fit
+from tuneloop.train.recipe import load_recipe
+from tuneloop.train.rewards import Answer, Judge
+from tuneloop.train.screen import Screen
+from tuneloop.train.tuning import models
+
+
+def test_the_score_falls_on_the_last_token_and_the_penalty_on_each() -> None:
+    kl = torch.tensor([[0.5, -0.25, 9.0], [1.0, 2.0, 3.0]])
+    mask = torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 1.0]])
+    found = token_rewards(torch.tensor([10.0, 20.0]), kl, mask, 0.2)
+    torch.testing.assert_close(found, torch.tensor([[-0.1, 10.05, 0.0], [-0.2, -0.4, 19.4]]))
+
+
+def test_advantages_equal_those_worked_out_by_hand() -> None:
+    """γ 0.9, λ 0.5. First answer, three tokens: δ = (1 + 0.9·2 − 1, 0 + 0.9·3 − 2, 4 − 3) = (1.8, 0.7, 1), and
+    A = (1.8 + 0.45·1.15, 0.7 + 0.45·1, 1). Second, two tokens and a padding that must not be seen."""
+    rewards = torch.tensor([[1.0, 0.0, 4.0], [2.0, 1.0, 0.0]])
+    values = torch.tensor([[1.0, 2.0, 3.0], [0.5, 1.0, 77.0]])
+    mask = torch.tensor([[1.0, 1.0, 1.0], [1.0, 1.0, 0.0]])
+    advantages, returns = generalised_advantages(rewards, values, mask, gamma=0.9, gae_lambda=0.5)
+    by_hand = torch.tensor([[2.3175, 1.15, 1.0], [2.4, 0.0, 0.0]])
+    torch.testing.assert_close(advantages, by_hand)
+    torch.testing.assert_close(returns, (by_hand + values) * mask)
+
+
+def test_whitening_looks_at_answer_tokens_only() -> None:
+    mask = torch.tensor([[1.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
+    found = whitened(torch.tensor([[1.0, 2.0, 1000.0], [3.0, -1000.0, 5.0]]), mask)
+    step = math.sqrt(1.5)
+    torch.testing.assert_close(found, torch.tensor([[-step, 0.0, 0.0], [step, 0.0, 0.0]]))
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "loss", "moves"),
+    [
+        (1.5, 1.0, -1.2, False),  # already likelier than clip allows: no further
+        (1.5, -1.0, 1.5, True),  # likelier though worse: pushed back in full
+        (0.5, 1.0, -0.5, True),
+        (0.5, -1.0, 0.8, False),
+        (1.1, 1.0, -1.1, True),
+    ],
+)
+def test_the_ratio_is_clipped_only_where_it_would_run_away(
+    ratio: float, advantage: float, loss: float, *, moves: bool
+) -> None:
+    new = torch.tensor([[math.log(ratio)]], requires_grad=True)
+    one = torch.ones(1, 1)
+    found, clipped = policy_loss(new, torch.zeros(1, 1), one * advantage, one, clip=0.2, tokens=1)
+    found.backward()
+    assert float(found.detach()) == pytest.approx(loss)
+    assert new.grad is not None
+    assert bool(new.grad.abs().sum() > 0) is moves
+    assert float(clipped) == float(not moves)
+
+
+def test_a_value_far_from_its_old_one_is_judged_where_it_was_held() -> None:
+    """Old 0, return 1, clip 0.2: at 0.9 the held value 0.2 is the worse one (0.64 against 0.01)."""
+    one = torch.ones(1, 1)
+    assert float(value_loss(one * 0.9, one * 0, one, one, clip=0.2, tokens=1)) == pytest.approx(0.32)
+    assert float(value_loss(one * 0.1, one * 0, one, one, clip=0.2, tokens=1)) == pytest.approx(0.405)
+
+
+def test_the_kl_coefficient_is_steered_to_its_target_in_bounded_steps() -> None:
+    control = KlControl(0.1, target=6.0)
+    assert control.after(6.0).coefficient == pytest.approx(0.1)
+    assert control.after(6.6).coefficient == pytest.approx(0.101)
+    assert control.after(600.0).coefficient == pytest.approx(0.102)
+    assert control.after(0.0).coefficient == pytest.approx(0.098)
+    assert KlControl(0.1, target=None).after(600.0).coefficient == 0.1
+
+
+def even_share(answers: Sequence[Answer]) -> list[float]:
+    """The share of an answer's tokens with an even id."""
+    return [sum(token % 2 == 0 for token in answer.ids) / len(answer.ids) for answer in answers]
+
+
+QUESTIONS = [PromptRow((Message(role="user", content=f"Say something about {topic}"),)) for topic in "abcdefgh"]
+
+
+def test_ppo_raises_a_verifiable_reward(tiny: Base, tiny_recipe: Path) -> None:
+    text = tiny_recipe.read_text().replace(
+        "objective: {max_length: 96}",
+        "objective: {kind: ppo, rewards: even, max_prompt_length: 64, max_new_tokens: 8, kl_coefficient: 0.01}",
+    )
+    text = text.replace("steps: 3, batch_size: 4, micro_batch: 2", "steps: 60, batch_size: 32, micro_batch: 32")
+    text = text.replace("validation: validation.jsonl", "").replace("learning_rate: 5e-3", "learning_rate: 1e-2")
+    tiny_recipe.write_text(text.replace("rank: 4", "rank: 8"))
+    recipe = load_recipe(tiny_recipe).recipe
+    tokenizer = models.load_tokenizer(tiny)
+    prompts, _ = label_prompts(Labeller(tokenizer, 96), QUESTIONS, 64, tiny.template_digest)
+    model = models.new_adapter(
+        models.load_base(tiny, dtype="float32", device="cpu", attention="sdpa"), recipe.tuning, seed=0
+    )
+    seen: list[dict[str, float]] = []
+    watch = Watch(Screen(io.StringIO()), lambda metrics, _step: seen.append(dict(metrics)), lambda: None)
+    fit(
+        model,
+        tokenizer,
+        prompts,
+        recipe,
+        device="cpu",
+        steps=60,
+        validation=[],
+        watch=watch,
+        judge=Judge({"even": even_share}),
+    )
+    rewards = [metrics["reward"] for metrics in seen]
+    print([round(r, 2) for r in rewards])
+    print([round(m["kl"], 2) for m in seen])
+    first, last = sum(rewards[:5]) / 5, sum(rewards[-5:]) / 5
+    assert 0.35 < first < 0.65
+    assert last > first + 0.2
