@@ -5,13 +5,12 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Sequence
-from pathlib import Path
 
 import pytest
 import torch
 
+from small_base import WORDS, make_small_base
 from tuneloop.registry.nouns import Message
-from tuneloop.train.base import Base
 from tuneloop.train.data.labels import Labeller, label_prompts
 from tuneloop.train.data.preference import PromptRow
 from tuneloop.train.fit.ppo.advantages import generalised_advantages, token_rewards, whitened
@@ -94,23 +93,30 @@ def even_share(answers: Sequence[Answer]) -> list[float]:
     return [sum(token % 2 == 0 for token in answer.ids) / len(answer.ids) for answer in answers]
 
 
-QUESTIONS = [PromptRow((Message(role="user", content=f"Say something about {topic}"),)) for topic in "abcdefgh"]
+RECIPE = """\
+base: {{model: {base}}}
+data: {{train: questions.jsonl}}
+tuning: {{rank: 8}}
+objective: {{kind: ppo, rewards: even, max_prompt_length: 64, max_new_tokens: 8, kl_coefficient: 0.02, target_kl: null}}
+optim: {{learning_rate: 1e-2, schedule: constant}}
+run: {{steps: 40, batch_size: 32, micro_batch: 32, dtype: float32}}
+evaluate: {{sets: {{held: questions.jsonl}}}}
+publish: {{model: bot}}
+"""
 
 
-def test_ppo_raises_a_verifiable_reward(tiny: Base, tiny_recipe: Path) -> None:
-    text = tiny_recipe.read_text().replace(
-        "objective: {max_length: 96}",
-        "objective: {kind: ppo, rewards: even, max_prompt_length: 64, max_new_tokens: 8, kl_coefficient: 0.01}",
-    )
-    text = text.replace("steps: 3, batch_size: 4, micro_batch: 2", "steps: 60, batch_size: 32, micro_batch: 32")
-    text = text.replace("validation: validation.jsonl", "").replace("learning_rate: 5e-3", "learning_rate: 1e-2")
-    tiny_recipe.write_text(text.replace("rank: 4", "rank: 8"))
-    recipe = load_recipe(tiny_recipe).recipe
-    tokenizer = models.load_tokenizer(tiny)
-    prompts, _ = label_prompts(Labeller(tokenizer, 96), QUESTIONS, 64, tiny.template_digest)
-    model = models.new_adapter(
-        models.load_base(tiny, dtype="float32", device="cpu", attention="sdpa"), recipe.tuning, seed=0
-    )
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, float]]:
+    """What a run on a verifiable reward told, step by step."""
+    folder = tmp_path_factory.mktemp("ppo")
+    base = make_small_base(folder / "base")
+    (folder / "recipe.yaml").write_text(RECIPE.format(base=base.folder))
+    recipe = load_recipe(folder / "recipe.yaml", check_paths=False).recipe
+    tokenizer = models.load_tokenizer(base)
+    asked = [PromptRow((Message(role="user", content=" ".join(WORDS[n : n + 1 + n % 3])),)) for n in range(16)]
+    prompts, _ = label_prompts(Labeller(tokenizer, 96), asked, 64, base.template_digest)
+    bare = models.load_base(base, dtype="float32", device="cpu", attention="sdpa")
+    model = models.new_adapter(bare, recipe.tuning, seed=0)
     seen: list[dict[str, float]] = []
     watch = Watch(Screen(io.StringIO()), lambda metrics, _step: seen.append(dict(metrics)), lambda: None)
     fit(
@@ -119,14 +125,25 @@ def test_ppo_raises_a_verifiable_reward(tiny: Base, tiny_recipe: Path) -> None:
         prompts,
         recipe,
         device="cpu",
-        steps=60,
+        steps=40,
         validation=[],
         watch=watch,
         judge=Judge({"even": even_share}),
     )
-    rewards = [metrics["reward"] for metrics in seen]
-    print([round(r, 2) for r in rewards])
-    print([round(m["kl"], 2) for m in seen])
+    return seen
+
+
+def test_ppo_raises_a_verifiable_reward(learned: list[dict[str, float]]) -> None:
+    """Sampling at random gives about a half; what is asked for is well out of the reach of luck over 160 answers."""
+    rewards = [metrics["reward"] for metrics in learned]
     first, last = sum(rewards[:5]) / 5, sum(rewards[-5:]) / 5
-    assert 0.35 < first < 0.65
+    assert 0.3 < first < 0.7
     assert last > first + 0.2
+    assert last > 0.75
+
+
+def test_the_first_answers_are_the_references_own(learned: list[dict[str, float]]) -> None:
+    """Before the first update policy and reference are the same model: their KL is zero, token by token."""
+    assert learned[0]["kl"] == pytest.approx(0.0, abs=1e-4)
+    assert learned[-1]["kl"] > 0.1
+    assert {metrics["kl_coefficient"] for metrics in learned} == {0.02}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -79,6 +79,20 @@ class Outcome:
     after: Mapping[str, SetScore]
     differences: Mapping[str, Interval]
     preferences: Mapping[str, tuple[PreferenceScore, PreferenceScore]]  # before and after
+
+    def as_json(self) -> dict[str, Any]:
+        """Every figure of the run, for `--json`."""
+        return {
+            "version": self.version,
+            "audit": self.audit.as_json(),
+            "fit": asdict(self.fitted),
+            "before": {name: score.metrics(name) for name, score in self.before.items()},
+            "after": {name: score.metrics(name) for name, score in self.after.items()},
+            "differences": dict(self.differences),
+            "preferences": {
+                name: {"before": was.accuracy, "after": now.accuracy} for name, (was, now) in self.preferences.items()
+            },
+        }
 
     def table(self) -> str:
         """Before and after, set by set."""

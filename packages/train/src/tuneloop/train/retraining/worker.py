@@ -20,6 +20,7 @@ from tuneloop.registry.nouns import GateReport, RetrainingRequest, RetrainingSta
 from tuneloop.registry.redaction import redact
 from tuneloop.train.base import Base, prepare_base, read_base
 from tuneloop.train.data.rows import Row
+from tuneloop.train.data.templates import templated
 from tuneloop.train.evaluation.judge import Rules, judge
 from tuneloop.train.publishing.lineage import Lineage
 from tuneloop.train.recipe import FRESH, RecipeFile, RetrainSection, load_recipe
@@ -132,6 +133,11 @@ class Worker:
             file = load_recipe(Path(request.recipe), check_paths=False)
         if file.recipe.publish.model != request.model:
             raise InvalidInput(f"recipe {request.recipe} publishes {file.recipe.publish.model}, not {request.model}")
+        if (kind := file.recipe.objective.kind) != "sft":
+            raise InvalidInput(
+                f"recipe {request.recipe} has objective {kind}, and a retraining learns from corrections, which are "
+                "answers: give the policy a recipe with objective sft, or train this one again with `tuneloop train`"
+            )
         return file
 
     def _base(self, file: RecipeFile, parent: Version) -> Base:
@@ -142,6 +148,7 @@ class Worker:
             if (kept / "config.json").is_file()
             else prepare_base(file.recipe.base.model, bases, relative_to=file.folder)
         )
+        base = templated(base, file.recipe.objective.template)
         if (base.digest, base.template_digest) != (parent.base_digest, parent.template_digest):
             raise InvalidInput(
                 f"the base in {base.folder} is not the one {parent.name} was trained on ({parent.base_digest}, "
