@@ -112,9 +112,12 @@ def _each(records: Iterable[Record], source: str, read: Callable[[Record], T]) -
 
 def _preference(record: Record) -> PreferenceRow:
     fields = record.fields or {}
+    missing = [name for name in ("chosen", "rejected") if fields.get(name) is None]
+    if len(missing) == 1:
+        raise ValueError(f"lacks {missing[0]}: a preference has both chosen and rejected")
     kind = detect(fields)
     if kind != "preference":
-        raise ValueError(f"is a {kind} row, and a preference is needed: write prompt, chosen and rejected")
+        raise ValueError(f"holds no preference but a row of format {kind}; write prompt, chosen and rejected")
     if unread := set(fields) - {"prompt", "chosen", "rejected"}:
         raise ValueError(f"{', '.join(sorted(map(str, unread)))}: nothing reads it in a preference; remove it")
     chosen = parse(fields, answers_only=False).turns

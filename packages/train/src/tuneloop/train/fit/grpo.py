@@ -48,7 +48,7 @@ def grpo_trainer(
         num_generations=objective.answers,
         max_completion_length=objective.max_new_tokens,
         temperature=objective.temperature,
-        gradient_checkpointing=run.gradient_checkpointing,
+        activation_checkpointing=run.gradient_checkpointing,
         disable_dropout=True,
     )
     data = Dataset.from_dict({"prompt": [str(n) for n in range(len(prompts))], _ROW: list(range(len(prompts)))})

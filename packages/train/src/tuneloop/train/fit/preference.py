@@ -38,7 +38,7 @@ def dpo_trainer(
     config = DPOConfig(
         **arguments,
         beta=objective.beta,
-        gradient_checkpointing=run.gradient_checkpointing,
+        activation_checkpointing=run.gradient_checkpointing,
         max_length=None,  # rows were cut, and counted, when they were labelled
     )
     data = Dataset.from_dict(

@@ -47,17 +47,18 @@ def reward_trainer(
     """A trainer over labelled pairs; `arguments` are those every trainer shares."""
     config = RewardConfig(
         **arguments,
-        gradient_checkpointing=run.gradient_checkpointing,
-        pad_token=padding_token(tokenizer),
+        activation_checkpointing=run.gradient_checkpointing,
         max_length=None,  # rows were cut, and counted, when they were labelled
     )
+    padding = copy.deepcopy(tokenizer)
+    padding.pad_token = padding_token(tokenizer)
     chosen, rejected = sides(pairs)
     data = Dataset.from_dict({"chosen_ids": chosen, "rejected_ids": rejected})
     return RewardTrainer(
         model=model,
         args=config,
         train_dataset=data,
-        processing_class=copy.deepcopy(tokenizer),  # it is given the padding token
+        processing_class=padding,
         callbacks=callbacks,
     )
 

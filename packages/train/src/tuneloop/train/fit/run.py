@@ -21,6 +21,7 @@ from tuneloop.train.fit.trainers import Labelled, trainer_for
 from tuneloop.train.recipe import Recipe
 from tuneloop.train.recipe.objective import PpoObjective
 from tuneloop.train.rewards import Judge
+from tuneloop.train.tuning import models
 
 
 def fit(
@@ -56,7 +57,7 @@ def fit(
         # Autocast casts a bfloat16 run's float32 adapter by itself; PEFT's own casts of every input beside it cost a
         # quarter of a step's time and change nothing.
         amp = recipe.run.dtype == "bfloat16"
-        with disable_input_dtype_casting(model) if amp else nullcontext():
+        with disable_input_dtype_casting(model) if amp else nullcontext(), models.peft_as_it_is():
             trainer.train()
         seconds = time.monotonic() - started
     release_reference(model)

@@ -83,7 +83,7 @@ def new_adapter(model: Any, tuning: TuningSection, seed: int) -> Any:
     )
     torch.manual_seed(seed)
     try:
-        with _peft_as_it_is():
+        with peft_as_it_is():
             return get_peft_model(model, config)
     except ValueError as error:
         raise InvalidInput(f"tuning.target_modules {targets}: {error}") from error
@@ -91,13 +91,13 @@ def new_adapter(model: Any, tuning: TuningSection, seed: int) -> Any:
 
 def load_adapter(model: Any, folder: Path, *, trainable: bool) -> Any:
     """The base with a published adapter on it."""
-    with _peft_as_it_is():
+    with peft_as_it_is():
         return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
 
 
 @contextmanager
-def _peft_as_it_is() -> Iterator[None]:
-    """PEFT 0.21 still asks transformers 5.23 by an old name; drop this when it no longer warns."""
+def peft_as_it_is() -> Iterator[None]:
+    """PEFT 0.21 and TRL 1.16 still ask transformers 5.23 by an old name; drop this when they no longer warn."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
         yield
