@@ -16,13 +16,14 @@ from tuneloop.train.recipe.objective import Template
 
 FILE = "chat_template.jinja"
 INPUT = "### Input:\n"
-# The guide's format with the end-of-sequence token after each answer, without which none would ever end.
+# The guide's format with the end-of-sequence token after each answer, without which none would ever end. Blank lines stand
+# before a turn: after an answer's end nothing follows that a tokenizer could draw together with the next turn.
 INSTRUCTION = (
-    "{% for message in messages %}"
-    "{% if message['role'] == 'user' %}{{ '### Instruction:\n' + message['content'] + '\n\n' }}"
-    "{% elif message['role'] == 'assistant' %}{{ '### Response:\n' + message['content'] + eos_token + '\n\n' }}"
-    "{% else %}{{ message['content'] + '\n\n' }}{% endif %}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '### Response:\n' }}{% endif %}"
+    "{% for message in messages %}{% if not loop.first %}{{ '\n\n' }}{% endif %}"
+    "{% if message['role'] == 'user' %}{{ '### Instruction:\n' + message['content'] }}"
+    "{% elif message['role'] == 'assistant' %}{{ '### Response:\n' + message['content'] + eos_token }}"
+    "{% else %}{{ message['content'] }}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '\n\n### Response:\n' }}{% endif %}"
 )
 
 
