@@ -147,7 +147,7 @@ def test_the_instruction_template_writes_the_guides_format_and_learns_the_answer
     (one,) = read_rows(path).rows
     made = Labeller(tokenizer, 1024, "instruction").label(one)
     end = tokenizer.eos_token
-    assert tokenizer.decode(made.ids) == GUIDE + end + "\n\n"
+    assert tokenizer.decode(made.ids) == GUIDE + end
     assert tokenizer.decode([label for label in made.labels if label != IGNORED]) == "Short." + end
     assert tokenizer.decode(made.ids[: made.prompt_length]) == GUIDE.removesuffix("Short.")
     path.write_text(one.line() + "\n")  # as the lineage keeps it, for a retraining
@@ -156,13 +156,11 @@ def test_the_instruction_template_writes_the_guides_format_and_learns_the_answer
 
 def test_without_an_input_there_is_no_heading_for_it_and_turns_follow_each_other(tokenizer: Any) -> None:
     labeller = Labeller(tokenizer, 1024, "instruction")
-    talk = row(
-        [("system", "Be brief."), ("user", "Hi"), ("assistant", "Hello!"), ("user", "2 + 2?"), ("assistant", "4")]
-    )
+    talk = row(CONVERSATIONS[1])
     made, end = labeller.label(talk), tokenizer.eos_token
     assert tokenizer.decode(made.ids) == (
         f"Be brief.\n\n### Instruction:\nHi\n\n### Response:\nHello!{end}\n\n"
-        f"### Instruction:\n2 + 2?\n\n### Response:\n4{end}\n\n"
+        f"### Instruction:\n2 + 2?\n\n### Response:\n4{end}"
     )
     assert tokenizer.decode([label for label in made.labels if label != IGNORED]) == f"Hello!{end}4{end}"
     assert list(made.ids[: made.prompt_length]) == labeller.prompt_ids(talk)

@@ -1,4 +1,4 @@
-"""Objectives as recipes ask for them: what cannot work is refused at its line, and a template is never changed silently."""
+"""Objectives as recipes ask for them: what cannot work is refused at its line; no template is changed silently."""
 
 from __future__ import annotations
 

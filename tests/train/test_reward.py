@@ -107,4 +107,4 @@ def test_wilsons_interval_equals_published_values() -> None:
         (1, 29, 0.0061, 0.1718),
     ):
         found = wilson(successes, trials)
-        assert (found.low, found.high) == (pytest.approx(low, abs=1e-4), pytest.approx(high, abs=1e-4))
+        assert [found.low, found.high] == pytest.approx([low, high], abs=1e-4)

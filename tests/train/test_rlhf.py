@@ -31,7 +31,9 @@ stages:
   - name: ppo
     base: {{adapter: sft}}
     data: {{train: questions.jsonl}}
-    objective: {{kind: ppo, reward_model: reward, max_prompt_length: 32, max_new_tokens: 6, kl_coefficient: 0.01, target_kl: null}}
+    objective:
+      {{kind: ppo, reward_model: reward, max_prompt_length: 32, max_new_tokens: 6, kl_coefficient: 0.01,
+       target_kl: null}}
     run: {{steps: 15, batch_size: 32, micro_batch: 32}}
 """
 

@@ -16,8 +16,8 @@ from tuneloop.train.recipe.objective import Template
 
 FILE = "chat_template.jinja"
 INPUT = "### Input:\n"
-# The guide's format with the end-of-sequence token after each answer, without which none would ever end. Blank lines stand
-# before a turn: after an answer's end nothing follows that a tokenizer could draw together with the next turn.
+# The guide's format with the end-of-sequence token after each answer, without which none would ever end. Blank lines
+# stand before a turn: nothing follows an answer's end that a tokenizer could draw together with the next turn.
 INSTRUCTION = (
     "{% for message in messages %}{% if not loop.first %}{{ '\n\n' }}{% endif %}"
     "{% if message['role'] == 'user' %}{{ '### Instruction:\n' + message['content'] }}"
