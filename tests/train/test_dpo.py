@@ -104,3 +104,20 @@ def test_dpo_sees_the_labelled_tokens_and_learns_the_end(
         assert ids[:whole].tolist() == list(side.ids[: side.prompt_length] + side.answer_ids)
         assert learned.tolist()[:whole] == [0] * side.prompt_length + [1] * len(side.answer_ids)
         assert ids[learned.bool()][-1] == tokenizer.eos_token_id
+
+
+def test_a_second_trainer_on_the_same_model_keeps_the_first_ones_reference(
+    model: Any, tokenizer: Any, pairs: list[LabelledPair], tmp_path: Path
+) -> None:
+    """After full memory or a rollback a new trainer goes on: its reference is where training began, not where it is."""
+    arguments = common_arguments(RECIPE, 1, "cpu", tmp_path, micro_batch=8)
+    assert isinstance(RECIPE.objective, DpoObjective)
+    dpo_trainer(model, tokenizer, pairs, RECIPE.objective, RECIPE.run, arguments, [])
+    began = {name: value.clone() for name, value in model.named_parameters() if ".ref." in name}
+    assert began
+    for name, value in model.named_parameters():
+        if ".default." in name:
+            value.data.add_(1.0)
+    dpo_trainer(model, tokenizer, pairs, RECIPE.objective, RECIPE.run, arguments, [])
+    now = dict(model.named_parameters())
+    assert all(torch.equal(now[name], value) for name, value in began.items())

@@ -15,6 +15,7 @@ from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from tuneloop.train.data.labels import LabelledPrompt
+from tuneloop.train.fit.reference import same_reference
 from tuneloop.train.recipe import RunSection
 from tuneloop.train.recipe.objective import GrpoObjective
 from tuneloop.train.rewards import Answer, Judge
@@ -52,14 +53,15 @@ def grpo_trainer(
         disable_dropout=True,
     )
     data = Dataset.from_dict({"prompt": [str(n) for n in range(len(prompts))], _ROW: list(range(len(prompts)))})
-    trainer = _PreparedGrpoTrainer(
-        model=model,
-        reward_funcs=[_as_trl(name, judge, prompts, int(tokenizer.eos_token_id)) for name in judge.names],
-        args=config,
-        train_dataset=data,
-        processing_class=tokenizer,
-        callbacks=callbacks,
-    )
+    with same_reference(model):
+        trainer = _PreparedGrpoTrainer(
+            model=model,
+            reward_funcs=[_as_trl(name, judge, prompts, int(tokenizer.eos_token_id)) for name in judge.names],
+            args=config,
+            train_dataset=data,
+            processing_class=tokenizer,
+            callbacks=callbacks,
+        )
     trainer.questions = prompts
     return trainer
 

@@ -14,6 +14,7 @@ from transformers import TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
 from tuneloop.train.data.labels import LabelledPair
+from tuneloop.train.fit.reference import same_reference
 from tuneloop.train.recipe import RunSection
 from tuneloop.train.recipe.objective import DpoObjective
 
@@ -48,6 +49,7 @@ def dpo_trainer(
             "rejected_ids": [list(pair.rejected.answer_ids) for pair in pairs],
         }
     )
-    return _PreparedDpoTrainer(
-        model=model, args=config, train_dataset=data, processing_class=tokenizer, callbacks=callbacks
-    )
+    with same_reference(model):
+        return _PreparedDpoTrainer(
+            model=model, args=config, train_dataset=data, processing_class=tokenizer, callbacks=callbacks
+        )

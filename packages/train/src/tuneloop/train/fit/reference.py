@@ -37,6 +37,19 @@ def as_reference(model: Any) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def same_reference(model: Any) -> Iterator[None]:
+    """Let TRL make a trainer inside: it copies the adapter as it is then, and refuses where a copy is there already.
+
+    A second trainer on the same model (after full memory, or a rollback) must hold it to the first one's reference.
+    """
+    kept = {name: value.detach().clone() for name, value in model.named_parameters() if f".{COPY}." in name}
+    release_reference(model)
+    yield
+    for name, value in kept.items():
+        model.get_parameter(name).data.copy_(value)
+
+
 def release_reference(model: Any) -> None:
     """Drop the copy, if there is one: only the trained adapter is measured and published."""
     if COPY in getattr(model, "peft_config", {}):
