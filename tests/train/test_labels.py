@@ -12,10 +12,15 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
+from small_base import make_small_base
 from tuneloop.registry.errors import InvalidInput
 from tuneloop.registry.nouns import Message
 from tuneloop.train.data.labels import IGNORED, Labeller, label_rows
-from tuneloop.train.data.rows import Row
+from tuneloop.train.data.rows import Row, read_rows
+from tuneloop.train.fit.arguments import common_arguments
+from tuneloop.train.fit.sft import sft_trainer
+from tuneloop.train.recipe import Recipe
+from tuneloop.train.tuning import models
 
 # SmolLM2's template with generation markers round what the assistant says, its end-of-turn token included.
 MARKED = (
@@ -129,3 +134,81 @@ def test_a_template_that_cannot_be_followed_is_refused(smollm2: Path, template: 
     tokenizer.chat_template = template
     with pytest.raises(InvalidInput, match=reason):
         Labeller(tokenizer, 1024).label(row(CONVERSATIONS[1]))
+
+
+GUIDE = "### Instruction:\nSummarize it.\n\n### Input:\nA long text.\n\n### Response:\nShort."
+
+
+def test_the_instruction_template_writes_the_guides_format_and_learns_the_answer_and_its_end(
+    tokenizer: Any, tmp_path: Path
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"instruction": "Summarize it.", "input": "A long text.", "output": "Short."}\n')
+    (one,) = read_rows(path).rows
+    made = Labeller(tokenizer, 1024, "instruction").label(one)
+    end = tokenizer.eos_token
+    assert tokenizer.decode(made.ids) == GUIDE + end
+    assert tokenizer.decode([label for label in made.labels if label != IGNORED]) == "Short." + end
+    assert tokenizer.decode(made.ids[: made.prompt_length]) == GUIDE.removesuffix("Short.")
+    path.write_text(one.line() + "\n")  # as the lineage keeps it, for a retraining
+    assert read_rows(path).rows == (one,)
+
+
+def test_without_an_input_there_is_no_heading_for_it_and_turns_follow_each_other(tokenizer: Any) -> None:
+    labeller = Labeller(tokenizer, 1024, "instruction")
+    talk = row(CONVERSATIONS[1])
+    made, end = labeller.label(talk), tokenizer.eos_token
+    assert tokenizer.decode(made.ids) == (
+        f"Be brief.\n\n### Instruction:\nHi\n\n### Response:\nHello!{end}\n\n"
+        f"### Instruction:\n2 + 2?\n\n### Response:\n4{end}"
+    )
+    assert tokenizer.decode([label for label in made.labels if label != IGNORED]) == f"Hello!{end}4{end}"
+    assert list(made.ids[: made.prompt_length]) == labeller.prompt_ids(talk)
+
+
+def test_prompt_and_completion_are_a_question_and_its_answer(tokenizer: Any, tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"prompt": "Hi", "completion": "Hello!"}\n')
+    labeller = Labeller(tokenizer, 1024)
+    assert labeller.label(read_rows(path).rows[0]) == labeller.label(row([("user", "Hi"), ("assistant", "Hello!")]))
+
+
+def test_every_turn_of_the_assistant_is_learned_not_only_the_last(tokenizer: Any) -> None:
+    made = Labeller(tokenizer, 1024).label(row(CONVERSATIONS[1]))
+    first = tokenizer("Hello!", add_special_tokens=False)["input_ids"]
+    learned = [label for label in made.labels if label != IGNORED]
+    assert learned[: len(first)] == first
+    assert made.ends == 2
+
+
+def test_a_long_conversation_that_is_cut_keeps_its_earlier_answers_and_says_that_it_was_cut(tokenizer: Any) -> None:
+    long = row([("user", "Hi"), ("assistant", "Hello!"), ("user", "word " * 200), ("assistant", "never seen")])
+    labelled, audit = label_rows(Labeller(tokenizer, 64), [long, row(CONVERSATIONS[0])], "sha256:t")
+    assert tokenizer.decode([label for label in labelled[0].labels if label != IGNORED]) == "Hello!<|im_end|>"
+    assert (labelled[0].truncated, audit.truncated_rows, audit.rows_without_end) == (True, 1, 1)
+
+
+def test_the_trainers_own_batch_learns_the_end_though_it_is_also_the_padding(tmp_path: Path) -> None:
+    """What reaches the loss, not what was meant to: TRL pads the labels itself, and pad and end are one token here."""
+    base = make_small_base(tmp_path / "base")
+    tokenizer = models.load_tokenizer(base)
+    assert tokenizer.pad_token_id == tokenizer.eos_token_id == 0
+    rows = [row([("user", "w1"), ("assistant", "w2")]), row([("user", "w1 w1 w1 w1"), ("assistant", "w2 w3 w4")])]
+    labelled, _ = label_rows(Labeller(tokenizer, 64), rows, "sha256:t")
+    recipe = Recipe.model_validate(
+        {
+            "base": {"model": "small"},
+            "data": {"train": "rows.jsonl"},
+            "run": {"steps": 1, "batch_size": 2, "micro_batch": 2, "dtype": "float32"},
+            "evaluate": {"sets": {"held": "rows.jsonl"}},
+            "publish": {"model": "bot"},
+        }
+    )
+    bare = models.load_base(base, dtype="float32", device="cpu", attention="sdpa")
+    model = models.new_adapter(bare, recipe.tuning, seed=0)
+    arguments = common_arguments(recipe, 1, "cpu", tmp_path, micro_batch=2)
+    trainer = sft_trainer(model, tokenizer, labelled, recipe.run, arguments, [])
+    batch = next(iter(trainer.get_train_dataloader()))
+    learned = sorted([int(label) for label in labels if label != IGNORED] for labels in batch["labels"])
+    assert learned == sorted([label for label in one.labels if label != IGNORED] for one in labelled)
+    assert all(one[-1] == tokenizer.eos_token_id for one in learned)

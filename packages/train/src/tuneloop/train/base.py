@@ -17,9 +17,14 @@ from dataclasses import dataclass
 from hashlib import file_digest
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tuneloop.registry.errors import InvalidInput, Unavailable
 from tuneloop.registry.nouns import Version
+from tuneloop.train.data.templates import templated
+
+if TYPE_CHECKING:
+    from tuneloop.train.recipe import Recipe
 
 MANIFEST = "tuneloop-base.json"  # where the folder came from; no part of its digest
 _QUANTISATION = re.compile(r"[.-](?:i?q\d[a-z0-9_]*|f16|f32|bf16)$", re.IGNORECASE)
@@ -80,8 +85,8 @@ def read_base(folder: Path) -> Base:
     return Base(folder.name, folder, base_digest(folder), template_digest(folder))
 
 
-def base_of(version: Version, source: str, bases_root: Path, *, relative_to: Path) -> Base:
-    """The base a version was trained on: the one kept under its name, or the recipe's `source` made ready.
+def base_of(version: Version, recipe: Recipe, bases_root: Path, *, relative_to: Path) -> Base:
+    """The base a version was trained on, with the recipe's template: the one kept under its name, or made ready.
 
     Raises:
         InvalidInput: what is found is not that base, or not with that chat template.
@@ -90,8 +95,9 @@ def base_of(version: Version, source: str, bases_root: Path, *, relative_to: Pat
     base = (
         read_base(kept)
         if (kept / "config.json").is_file()
-        else prepare_base(source, bases_root, relative_to=relative_to)
+        else prepare_base(recipe.base.model, bases_root, relative_to=relative_to)
     )
+    base = templated(base, recipe.objective.template)
     if (base.digest, base.template_digest) != (version.base_digest, version.template_digest):
         raise InvalidInput(
             f"the base in {base.folder} is not the one {version.name} was trained on ({version.base_digest}, "

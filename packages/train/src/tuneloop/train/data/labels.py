@@ -1,24 +1,30 @@
 """Which tokens are learned: the assistant's turns and their end-of-turn token, nothing else; audited before step one.
 
-Rows are rendered with the base's own chat template, turn by turn: what it writes for the conversation up to an answer
-must be a prefix of what it writes with the answer. So each turn is tokenised just as it is when served, and this
+Rows are rendered with the chat template (`data.templates`), turn by turn: what it writes for the conversation up to an
+answer must be a prefix of what it writes with the answer. So each turn is tokenised just as it is when served, and this
 works for any template that keeps earlier turns as they were; one that rewrites them is refused with what to do about
-it.
+it. Preferences are two such rows; questions alone are rendered up to where the assistant begins to speak.
 
 Shapes: every list of a row is T tokens long.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, TypeVar
 
 from tuneloop.registry.errors import InvalidInput
+from tuneloop.registry.nouns import Message
+from tuneloop.train.data.preference import PreferenceRow, PromptRow
 from tuneloop.train.data.rows import Row
+from tuneloop.train.data.templates import template_text, turns_of
+from tuneloop.train.recipe.objective import Template
 
 IGNORED = -100  # the label PyTorch's cross entropy leaves out
 _SHOWN = 5
+R = TypeVar("R")
+L = TypeVar("L")
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,30 @@ class LabelledRow:
     def trained(self) -> int:
         """How many tokens are learned. The first token of a row has no prediction and is never one of them."""
         return sum(label != IGNORED for label in self.labels[1:])
+
+    @property
+    def answer_ids(self) -> tuple[int, ...]:
+        """The last answer with its end-of-turn token, and nothing of what the template writes after it."""
+        learned = len(self.ids)
+        while learned > self.prompt_length and self.labels[learned - 1] == IGNORED:
+            learned -= 1
+        return self.ids[self.prompt_length : learned]
+
+
+@dataclass(frozen=True)
+class LabelledPair:
+    """A preference as the model sees it: the same question with two answers."""
+
+    chosen: LabelledRow
+    rejected: LabelledRow
+
+
+@dataclass(frozen=True)
+class LabelledPrompt:
+    """A question as an engine would be given it."""
+
+    row: PromptRow
+    ids: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -60,11 +90,28 @@ class LabelAudit:
         return asdict(self) | {"trained_share": self.trained_share}
 
 
-class Labeller:
-    """Turns rows into token ids and labels with one tokenizer and its chat template."""
+@dataclass(frozen=True)
+class PromptAudit:
+    """What the policy will be asked; printed and logged before step one."""
 
-    def __init__(self, tokenizer: Any, max_length: int) -> None:
+    rows: int
+    tokens: int
+    left_out: int  # questions longer than objective.max_prompt_length
+    longest: int
+    end_of_turn: str
+    template_digest: str
+
+    def as_json(self) -> dict[str, Any]:
+        """Every figure, for `label_audit.json`."""
+        return asdict(self)
+
+
+class Labeller:
+    """Turns rows into token ids and labels with one tokenizer and a chat template."""
+
+    def __init__(self, tokenizer: Any, max_length: int, template: Template = "chat") -> None:
         self._tokenizer = tokenizer
+        self._template = template
         self._max_length = max_length
         if tokenizer.eos_token_id is None:
             raise InvalidInput("the base's tokenizer names no end-of-sequence token; set eos_token in its config")
@@ -82,8 +129,8 @@ class Labeller:
         Raises:
             InvalidInput: the row holds control tokens, or the template cannot be followed turn by turn.
         """
-        self._refuse_control_tokens(row)
-        turns = [{"role": message.role, "content": message.content} for message in row.messages]
+        self._refuse_control_tokens(row.messages, row.place)
+        turns = turns_of(row, self._template)
         ids: list[int] = []
         labels: list[int] = []
         done, ends, prompt_length = "", 0, 0
@@ -109,12 +156,40 @@ class Labeller:
 
     def render(self, turns: Sequence[dict[str, str]], *, prompt: bool) -> str:
         """The template's text for these turns; with `prompt`, up to where the assistant begins to speak."""
-        return str(self._tokenizer.apply_chat_template(list(turns), tokenize=False, add_generation_prompt=prompt))
+        template = template_text(self._template)
+        return str(
+            self._tokenizer.apply_chat_template(
+                list(turns), chat_template=template, tokenize=False, add_generation_prompt=prompt
+            )
+        )
 
     def prompt_ids(self, row: Row) -> list[int]:
         """The tokens an engine is given for this row's question."""
-        turns = [{"role": message.role, "content": message.content} for message in row.messages[:-1]]
-        return self._ids(self.render(turns, prompt=True))
+        return self._ids(self.render(turns_of(row, self._template)[:-1], prompt=True))
+
+    def ask(self, row: PromptRow) -> LabelledPrompt:
+        """Render and tokenise a question alone.
+
+        Raises:
+            InvalidInput: the row holds control tokens.
+        """
+        self._refuse_control_tokens(row.messages, row.place)
+        turns = [{"role": message.role, "content": message.content} for message in row.messages]
+        return LabelledPrompt(row, tuple(self._ids(self.render(turns, prompt=True))))
+
+    def pair(self, row: PreferenceRow) -> LabelledPair:
+        """Render, tokenise and mask a preference: of either side the last answer alone is learned.
+
+        Raises:
+            InvalidInput: as `label`; or what is left of the two answers within max_length is the same.
+        """
+        made = LabelledPair(_last_answer_only(self.label(row.chosen)), _last_answer_only(self.label(row.rejected)))
+        if made.chosen.answer_ids == made.rejected.answer_ids:
+            raise InvalidInput(
+                f"{row.place or 'a row'}: cut to objective.max_length, chosen and rejected are the same; raise "
+                "max_length"
+            )
+        return made
 
     def _ids(self, text: str) -> list[int]:
         return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -136,12 +211,12 @@ class Labeller:
             )
         return len(learned) - learned[::-1].index(self._end)
 
-    def _refuse_control_tokens(self, row: Row) -> None:
-        for message in row.messages:
+    def _refuse_control_tokens(self, messages: Sequence[Message], place: str) -> None:
+        for message in messages:
             found = sorted(token for token in self._control if token in message.content)
             if found:
                 raise InvalidInput(
-                    f"{row.place or 'a row'}: the text holds the control token {found[0]}, which would open or close a "
+                    f"{place or 'a row'}: the text holds the control token {found[0]}, which would open or close a "
                     "turn; remove it"
                 )
 
@@ -152,23 +227,83 @@ def label_rows(labeller: Labeller, rows: Sequence[Row], template_digest: str) ->
     Raises:
         InvalidInput: a row would teach nothing (cut off before its answer), or none would teach to stop.
     """
-    labelled: list[LabelledRow] = []
+    labelled = _each(rows, lambda row: _teaching(labeller.label(row), row.place))
+    return labelled, _audited(labelled, labeller, template_digest)
+
+
+def label_pairs(
+    labeller: Labeller, rows: Sequence[PreferenceRow], template_digest: str
+) -> tuple[list[LabelledPair], LabelAudit]:
+    """Label every preference and audit both its sides; raises as `label_rows`."""
+
+    def made(row: PreferenceRow) -> LabelledPair:
+        pair = labeller.pair(row)
+        for side in (pair.chosen, pair.rejected):
+            _teaching(side, row.place)
+        return pair
+
+    labelled = _each(rows, made)
+    sides = [side for pair in labelled for side in (pair.chosen, pair.rejected)]
+    return labelled, _audited(sides, labeller, template_digest)
+
+
+def label_prompts(
+    labeller: Labeller, rows: Sequence[PromptRow], max_prompt_length: int, template_digest: str
+) -> tuple[list[LabelledPrompt], PromptAudit]:
+    """Tokenise every question; those above `max_prompt_length` tokens are left out and counted.
+
+    Raises:
+        InvalidInput: a row holds control tokens, or none is short enough.
+    """
+    asked = _each(rows, labeller.ask)
+    kept = [prompt for prompt in asked if len(prompt.ids) <= max_prompt_length]
+    if not kept:
+        shortest = min(len(prompt.ids) for prompt in asked)
+        raise InvalidInput(
+            f"every question is longer than objective.max_prompt_length {max_prompt_length} (the shortest has "
+            f"{shortest} tokens); raise it"
+        )
+    audit = PromptAudit(
+        rows=len(kept),
+        tokens=sum(len(prompt.ids) for prompt in kept),
+        left_out=len(asked) - len(kept),
+        longest=max(len(prompt.ids) for prompt in kept),
+        end_of_turn=labeller.end_of_turn,
+        template_digest=template_digest,
+    )
+    return kept, audit
+
+
+def _each(rows: Sequence[R], label: Callable[[R], L]) -> list[L]:
+    labelled: list[L] = []
     errors: list[str] = []
     for row in rows:
         try:
-            made = labeller.label(row)
+            labelled.append(label(row))
         except InvalidInput as error:
             errors.append(str(error))
-            continue
-        if made.trained == 0:
-            errors.append(
-                f"{row.place or 'a row'}: no token of it would be learned: objective.max_length cuts it before the "
-                f"answer (token {made.prompt_length + 1}); raise max_length or shorten the question"
-            )
-        labelled.append(made)
     if errors:
         more = f"\n… and {len(errors) - _SHOWN} more" if len(errors) > _SHOWN else ""
         raise InvalidInput("\n".join(errors[:_SHOWN]) + more)
+    return labelled
+
+
+def _last_answer_only(row: LabelledRow) -> LabelledRow:
+    before = min(row.prompt_length, len(row.ids))
+    labels = (IGNORED,) * before + row.labels[before:]
+    return replace(row, labels=labels, ends=int(not row.truncated))
+
+
+def _teaching(made: LabelledRow, place: str) -> LabelledRow:
+    if made.trained == 0:
+        raise InvalidInput(
+            f"{place or 'a row'}: no token of it would be learned: objective.max_length cuts it before the "
+            f"answer (token {made.prompt_length + 1}); raise max_length or shorten the question"
+        )
+    return made
+
+
+def _audited(labelled: Sequence[LabelledRow], labeller: Labeller, template_digest: str) -> LabelAudit:
     audit = LabelAudit(
         rows=len(labelled),
         tokens=sum(len(row.ids) for row in labelled),
@@ -184,4 +319,4 @@ def label_rows(labeller: Labeller, rows: Sequence[Row], template_digest: str) ->
             f"every row is cut off by objective.max_length before its {audit.end_of_turn}: the model would never learn "
             "to stop; raise max_length"
         )
-    return labelled, audit
+    return audit

@@ -2,6 +2,7 @@
 
     {"instruction": "…", "input": "… (optional)", "output": "…"}
     {"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]}
+    {"prompt": "…", "completion": "…"}
 
 A broken line is an error with its file and line, and all of a file's errors are reported at once.
 """
@@ -14,15 +15,23 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from tuneloop.registry.artifacts import text_digest
 from tuneloop.registry.errors import InvalidInput
 from tuneloop.registry.nouns import Message
+from tuneloop.train.data.formats import parse
 from tuneloop.train.data.near import normal
 
 _ROLES = ("system", "user", "assistant")
-_SHOWN_ERRORS = 50
+SHOWN_ERRORS = 50
+
+
+class Written(Protocol):
+    """Any row that has a canonical line: conversations, preferences, questions."""
+
+    def line(self) -> str:
+        """The row as one JSON line."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +40,7 @@ class Row:
 
     messages: tuple[Message, ...]
     place: str = field(default="", compare=False)  # where it was read, `file:line`
+    input: str = ""  # of an instruction row, the text its question ends with
     group: str | None = field(default=None, compare=False)  # of an evaluation row, its value of `evaluate.slice_by`
 
     @property
@@ -44,7 +54,11 @@ class Row:
         return self.messages[-1].content
 
     def line(self) -> str:
-        """The row as one canonical JSON line in chat format."""
+        """The row as one canonical JSON line in chat format; one with an input stays an instruction row."""
+        if self.input:
+            instruction = self.messages[-2].content.removesuffix(f"\n\n{self.input}")
+            fields = {"instruction": instruction, "input": self.input, "output": self.answer}
+            return json.dumps(fields, ensure_ascii=False, sort_keys=True)
         turns = [{"role": message.role, "content": message.content} for message in self.messages]
         return json.dumps({"messages": turns}, ensure_ascii=False, sort_keys=True)
 
@@ -95,16 +109,16 @@ def read_rows(path: Path, *, group_by: str | None = None) -> DataFile:
         if not line.strip():
             continue
         try:
-            kind, messages, extra = _parse(line)
+            kind, messages, extra, given = _parse(line)
         except ValueError as error:
             errors.append(f"{path}:{number}: {error}")
             continue
-        rows.append(Row(messages, f"{path}:{number}", group=group_of(json.loads(line), group_by)))
+        rows.append(Row(messages, f"{path}:{number}", given, group=group_of(json.loads(line), group_by)))
         formats[kind] += 1
         ignored.update(name for name in extra if name != group_by)
     if errors:
-        more = f"\n… and {len(errors) - _SHOWN_ERRORS} more" if len(errors) > _SHOWN_ERRORS else ""
-        raise InvalidInput("\n".join(errors[:_SHOWN_ERRORS]) + more)
+        more = f"\n… and {len(errors) - SHOWN_ERRORS} more" if len(errors) > SHOWN_ERRORS else ""
+        raise InvalidInput("\n".join(errors[:SHOWN_ERRORS]) + more)
     if not rows:
         raise InvalidInput(f"{path}: holds no rows; write one JSON object a line")
     if group_by is not None and all(row.group is None for row in rows):
@@ -121,13 +135,13 @@ def group_of(record: Mapping[str, Any], group_by: str | None) -> str | None:
     return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def write_rows(path: Path, rows: Iterable[Row]) -> None:
-    """Write rows as chat-format JSONL."""
+def write_rows(path: Path, rows: Iterable[Written]) -> None:
+    """Write rows as JSONL, each as its canonical line."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(row.line() + "\n" for row in rows), encoding="utf-8")
 
 
-def data_digest(rows: Iterable[Row]) -> str:
+def data_digest(rows: Iterable[Written]) -> str:
     """`sha256:…` of the rows in order; the file's own format, spacing and extra fields do not count."""
     return text_digest("\n".join(row.line() for row in rows))
 
@@ -153,7 +167,7 @@ def _spread(values: Sequence[int]) -> tuple[int, float, int]:
     return min(values), float(statistics.median(values)), max(values)
 
 
-def _parse(line: bytes) -> tuple[str, tuple[Message, ...], list[str]]:
+def _parse(line: bytes) -> tuple[str, tuple[Message, ...], list[str], str]:
     try:
         value = json.loads(line)
     except json.JSONDecodeError as error:
@@ -163,7 +177,10 @@ def _parse(line: bytes) -> tuple[str, tuple[Message, ...], list[str]]:
     if not isinstance(value, dict):
         raise ValueError("a row is a JSON object, {…}")
     if "messages" in value:
-        return "chat", _conversation(value["messages"]), sorted(set(value) - {"messages"})
+        return "chat", _conversation(value["messages"]), sorted(set(value) - {"messages"}), ""
+    if "completion" in value:
+        parsed = parse(value)
+        return parsed.format, parsed.turns, list(parsed.ignored), ""
     missing = [name for name in ("instruction", "output") if name not in value]
     if missing:
         known = ", ".join(map(str, value)) or "nothing"
@@ -172,9 +189,10 @@ def _parse(line: bytes) -> tuple[str, tuple[Message, ...], list[str]]:
     extra = value.get("input", "")
     if not isinstance(extra, str):
         raise ValueError(f"input is {type(extra).__name__}, not text")
-    asked = f"{instruction}\n\n{extra}" if extra.strip() else instruction
+    extra = extra if extra.strip() else ""
+    asked = f"{instruction}\n\n{extra}" if extra else instruction
     turns = (Message(role="user", content=asked), Message(role="assistant", content=output))
-    return "instruction", turns, sorted(set(value) - {"instruction", "input", "output"})
+    return "instruction", turns, sorted(set(value) - {"instruction", "input", "output"}), extra
 
 
 def _conversation(value: Any) -> tuple[Message, ...]:

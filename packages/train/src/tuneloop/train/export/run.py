@@ -82,7 +82,7 @@ def export_version(
             folder.mkdir()
             lineage = Lineage(registry.versions, version)
             file = lineage.recipe()
-            base = base_of(version, file.recipe.base.model, registry.settings.home / "bases", relative_to=file.folder)
+            base = base_of(version, file.recipe, registry.settings.home / "bases", relative_to=file.folder)
             labelled = _labelled(lineage, base, _max_length(file.recipe.objective))
             whole_bytes, losses = _write_whole(base, published, folder, quantize, labelled, screen)
             shutil.copyfile(published / "README.md", folder / "README.md")

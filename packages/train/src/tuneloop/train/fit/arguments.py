@@ -9,7 +9,7 @@ from typing import Any
 from tuneloop.registry.errors import InvalidInput
 from tuneloop.train.choice import Choice
 from tuneloop.train.fit.zero import sharding_arguments
-from tuneloop.train.recipe import Recipe, RunSection
+from tuneloop.train.recipe import OptimSection, Recipe, RunSection
 from tuneloop.train.tuning.models import choose_attention
 
 _OPTIMIZERS = {
@@ -38,6 +38,12 @@ def attention_for(run: RunSection, device: str) -> Choice[str]:
     return Choice(run.attention, "the recipe says so")
 
 
+def schedule_arguments(optim: OptimSection, steps: int) -> tuple[str, int]:
+    """The schedule by transformers' name, and its warm-up steps."""
+    kind = {"constant": "constant_with_warmup"}.get(optim.schedule, optim.schedule)
+    return kind, math.ceil(optim.warmup_ratio * steps)
+
+
 def common_arguments(recipe: Recipe, steps: int, device: str, scratch: Path, *, micro_batch: int) -> dict[str, Any]:
     """Keyword arguments of `transformers.TrainingArguments` and its kin.
 
@@ -49,6 +55,7 @@ def common_arguments(recipe: Recipe, steps: int, device: str, scratch: Path, *, 
         micro_batch: rows per forward pass on each process.
     """
     run, optim = recipe.run, recipe.optim
+    schedule, warmup = schedule_arguments(optim, steps)
     return {
         "output_dir": str(scratch),
         "max_steps": steps,
@@ -57,8 +64,8 @@ def common_arguments(recipe: Recipe, steps: int, device: str, scratch: Path, *, 
         "optim": _OPTIMIZERS[optim.optimizer],
         "torch_compile": run.compile,
         "learning_rate": recipe.learning_rate.value,
-        "lr_scheduler_type": {"constant": "constant_with_warmup"}.get(optim.schedule, optim.schedule),
-        "warmup_steps": math.ceil(optim.warmup_ratio * steps),
+        "lr_scheduler_type": schedule,
+        "warmup_steps": warmup,
         "weight_decay": optim.weight_decay,
         "max_grad_norm": optim.max_grad_norm,
         "bf16": run.dtype == "bfloat16",

@@ -81,11 +81,8 @@ def run_child(spec: ChildSpec) -> int:
     micro_batch = known.state.micro_batch if known else recipe.run.micro_batch
     try:
         base = read_base(spec.base)
-        model = models.load_base(base, dtype=recipe.run.dtype, device=spec.device, attention=spec.attention)
-        if spec.start is not None:
-            model = models.load_adapter(model, spec.start, trainable=True)
-        else:
-            model = models.new_adapter(model, recipe.tuning, recipe.run.seed)
+        loader = models.Loader(base, recipe.tuning, recipe.run.dtype, spec.device, spec.attention)
+        model = loader.tunable(recipe.run.seed, spec.start)
         rows, places, validation = read_rows_of(spec.store)
         watch = Watch(speaker, speaker.log, lambda: check_owner(spec))
         made = fit(

@@ -76,8 +76,10 @@ def require_separation(config: Any) -> None:
         )
 
 
-def choose_micro_batch(model: Any, rows: Sequence[LabelledRow], recipe: Recipe, device: str, screen: Screen) -> int:
+def choose_micro_batch(model: Any, rows: Sequence[Any], recipe: Recipe, device: str, screen: Screen) -> int:
     """The recipe's micro-batch, or for `auto` the largest that fits the worst case: every row as long as the longest.
+
+    Only labelled rows of supervised fine-tuning can be asked for `auto`; recipes with another objective give a number.
 
     Raises:
         TuneloopError: one row does not fit.

@@ -22,7 +22,7 @@ from typing import Any
 from tuneloop.registry.errors import InvalidInput, NotFound
 from tuneloop.registry.nouns import Version
 from tuneloop.registry.versions import Versions
-from tuneloop.train.data.rows import Row, read_rows, write_rows
+from tuneloop.train.data.rows import Row, Written, read_rows, write_rows
 from tuneloop.train.evaluation.compare import Compared, Comparison
 from tuneloop.train.evaluation.judge import Pair
 from tuneloop.train.evaluation.measure import EvaluationSet, SetScore
@@ -52,7 +52,7 @@ class Keeper:
         """`lineage/<name>` as indented JSON."""
         self.keep_text(name, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
-    def keep_rows(self, name: str, rows: tuple[Row, ...]) -> None:
+    def keep_rows(self, name: str, rows: Sequence[Written]) -> None:
         """`lineage/<name>.jsonl`; the name may have one folder."""
         path = self._scratch / f"{name}.jsonl"
         write_rows(path, rows)

@@ -15,11 +15,13 @@ from tuneloop.registry.artifacts import text_digest
 from tuneloop.registry.errors import InvalidInput
 from tuneloop.registry.nouns import ModelName
 from tuneloop.train.choice import Choice
+from tuneloop.train.recipe.combinations import refusals
 from tuneloop.train.recipe.data import DataSection
 from tuneloop.train.recipe.evaluate import EvaluateSection
 from tuneloop.train.recipe.objective import ObjectiveSection, SftObjective
 from tuneloop.train.recipe.part import Part
 from tuneloop.train.recipe.run import OptimSection, RunSection
+from tuneloop.train.recipe.stages import STAGES, Stage, check_needs, split
 from tuneloop.train.recipe.text import RecipeText
 from tuneloop.train.recipe.tuning import LoraTuning, TuningSection
 
@@ -30,6 +32,7 @@ class BaseSection(Part):
     """`base`: what is adapted."""
 
     model: str = Field(min_length=1)  # hub id, folder, .gguf file, or package:<distribution>
+    adapter: str | None = None  # `model@version` to go on from, or an earlier stage; none: a fresh adapter
 
 
 class PublishSection(Part):
@@ -79,6 +82,7 @@ class RecipeFile:
     recipe: Recipe
     text: str
     folder: Path
+    stages: tuple[Stage, ...] = ()  # then `recipe` is that of the last one
 
     @property
     def digest(self) -> str:
@@ -107,19 +111,40 @@ def load_recipe(path: Path, *, check_paths: bool = True) -> RecipeFile:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise InvalidInput(f"{path}: cannot be read: {reason}; `tuneloop recipe new {path}` writes one") from None
     document = RecipeText(str(path), text)
-    recipe = None
-    try:
-        recipe = Recipe.model_validate(document.values)
-    except ValidationError as error:
-        for found in error.errors():
-            document.add(found, Recipe)
-    if check_paths:
-        for place, value in _paths_in(document.values):
-            if isinstance(value, str) and not (path.parent / value).is_file():
-                document.complain(place, f"there is no file {path.parent / value}")
+    root = path.parent if check_paths else None
+    if STAGES in document.values:
+        stages: list[Stage] = []
+        for index, (name, values) in enumerate(split(document)):
+            with document.within((STAGES, index)):
+                made = _validated(document, values, root)
+            if made is not None:
+                stages.append(Stage(name, made, values))
+        check_needs(document, stages, root)
+        if document.errors:
+            raise InvalidInput("\n".join(document.errors))
+        return RecipeFile(stages[-1].recipe, text, path.parent, tuple(stages))
+    recipe = _validated(document, document.values, root)
+    if recipe is not None and recipe.base.adapter is not None and "@" not in recipe.base.adapter:
+        document.complain(("base", "adapter"), "is no MODEL@NUMBER")
     if document.errors or recipe is None:
         raise InvalidInput("\n".join(document.errors))
     return RecipeFile(recipe, text, path.parent)
+
+
+def _validated(document: RecipeText, values: dict[str, Any], root: Path | None) -> Recipe | None:
+    """The recipe of these values, its errors added to the document; `root` is where its files must be."""
+    recipe = None
+    try:
+        recipe = Recipe.model_validate(values)
+    except ValidationError as error:
+        for found in error.errors():
+            document.add(found, Recipe)
+    for place, message in refusals(recipe) if recipe is not None else ():
+        document.complain(place, message)
+    for place, value in _paths_in(values):
+        if root is not None and isinstance(value, str) and not (root / value).is_file():
+            document.complain(place, f"there is no file {root / value}")
+    return recipe
 
 
 def _paths_in(values: Any) -> list[tuple[tuple[str, ...], Any]]:

@@ -9,6 +9,8 @@ import difflib
 import re
 import types
 import typing
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import yaml
@@ -32,6 +34,7 @@ class RecipeText:
         self._name = name
         self._lines: dict[Place, int] = {}
         self._found: list[tuple[int, str]] = []
+        self._inside: Place = ()
         try:
             root = yaml.compose(text, Loader=yaml.SafeLoader)
         except yaml.MarkedYAMLError as error:
@@ -46,11 +49,22 @@ class RecipeText:
 
     @property
     def errors(self) -> list[str]:
-        """What is wrong, in order of line."""
-        return [text for _, text in sorted(self._found)]
+        """What is wrong, in order of line; what several stages share is told once."""
+        return [text for _, text in sorted(set(self._found))]
+
+    @contextmanager
+    def within(self, place: Place) -> Iterator[None]:
+        """Look for what is complained about below `place` first: the keys of a stage stand over the shared ones."""
+        self._inside = place
+        try:
+            yield
+        finally:
+            self._inside = ()
 
     def complain(self, place: Place, message: str) -> None:
         """Add an error about the value at `place`."""
+        if self._inside and any((*self._inside, *place[:n]) in self._lines for n in range(len(place), 0, -1)):
+            place = (*self._inside, *place)
         line = next((self._lines[place[:n]] for n in range(len(place), 0, -1) if place[:n] in self._lines), 1)
         shown = ".".join(map(str, place))
         self._found.append((line, f"{self._name}:{line}: {shown}: {message}" if shown else f"{self._name}: {message}"))

@@ -132,11 +132,16 @@ class Worker:
             file = load_recipe(Path(request.recipe), check_paths=False)
         if file.recipe.publish.model != request.model:
             raise InvalidInput(f"recipe {request.recipe} publishes {file.recipe.publish.model}, not {request.model}")
+        if (kind := file.recipe.objective.kind) != "sft":
+            raise InvalidInput(
+                f"recipe {request.recipe} has objective {kind}, and a retraining learns from corrections, which are "
+                "answers: give the policy a recipe with objective sft, or train this one again with `tuneloop train`"
+            )
         return file
 
     def _base(self, file: RecipeFile, parent: Version) -> Base:
         bases = self._registry.settings.home / "bases"
-        return base_of(parent, file.recipe.base.model, bases, relative_to=file.folder)
+        return base_of(parent, file.recipe, bases, relative_to=file.folder)
 
     def _data(self, request: RetrainingRequest, parent: Version, retrain: RetrainSection) -> RetrainingData:
         registry = self._registry

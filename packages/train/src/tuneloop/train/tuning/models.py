@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from tuneloop.train.base import Base
@@ -74,6 +74,7 @@ class Loader:
     dtype: str
     device: str
     attention: str
+    reward_seed: int | None = None  # of a reward model's fresh head; none: the base speaks
 
     @property
     def measures_apart(self) -> bool:
@@ -109,12 +110,24 @@ class Loader:
         return self._plain_base()
 
     def _plain_base(self) -> Any:
-        return load_base(self.base, dtype=self.dtype, device=self.device, attention=self.attention)
+        how = {"dtype": self.dtype, "device": self.device, "attention": self.attention}
+        if self.reward_seed is not None:
+            return load_reward_base(self.base, seed=self.reward_seed, **how)
+        return load_base(self.base, **how)
 
 
 def load_base(base: Base, *, dtype: str, device: str, attention: str) -> Any:
     """The base's weights, unquantised, in evaluation mode."""
     return _load(base.folder, dtype=dtype, device=device, attention=attention)
+
+
+def load_reward_base(base: Base, *, dtype: str, device: str, attention: str, seed: int) -> Any:
+    """The base's weights under a new head of one output, drawn from `seed`; frozen, in evaluation mode."""
+    torch.manual_seed(seed)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        base.folder, num_labels=1, dtype=getattr(torch, dtype), attn_implementation=attention
+    )
+    return model.to(device).eval()
 
 
 def new_adapter(model: Any, tuning: TuningSection, seed: int) -> Any:

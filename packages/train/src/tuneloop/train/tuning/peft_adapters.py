@@ -31,7 +31,7 @@ def add_low_rank(model: Any, tuning: LowRankTuning) -> Any:
         target_modules=targets,
         use_rslora=tuning.rslora,
         use_dora=tuning.dora,
-        task_type="CAUSAL_LM",
+        task_type="CAUSAL_LM" if model.can_generate() else "SEQ_CLS",  # the latter trains and saves the head, too
     )
     try:
         with peft_as_it_is():
@@ -75,7 +75,7 @@ def save_peft(model: Any, folder: Path, base_name: str) -> None:
 
 @contextmanager
 def peft_as_it_is() -> Iterator[None]:
-    """PEFT 0.21 still asks transformers 5.23 by an old name; drop this when it no longer warns."""
+    """PEFT 0.21 and TRL 1.16 still ask transformers 5.23 by an old name; drop this when they no longer warn."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
         yield

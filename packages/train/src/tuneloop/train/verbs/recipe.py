@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -41,8 +42,12 @@ def recipe_show(name_or_path: str, as_json: bool) -> None:
     if named is not None:
         emit(named.recipe, as_json, named.text.rstrip())
         return
-    found = load_recipe(Path(name_or_path)).recipe
-    emit(found, as_json, yaml.safe_dump(found.model_dump(mode="json"), sort_keys=False).rstrip())
+    file = load_recipe(Path(name_or_path))
+    if file.stages:
+        shown: dict[str, Any] = {"stages": {stage.name: stage.recipe.model_dump(mode="json") for stage in file.stages}}
+    else:
+        shown = file.recipe.model_dump(mode="json")
+    emit(shown, as_json, yaml.safe_dump(shown, sort_keys=False).rstrip())
 
 
 @recipe.command("new")

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import click
 
 from tuneloop.registry.printing import emit, json_option, table
+
+if TYPE_CHECKING:
+    from tuneloop.train.stages import StageOutcome
 
 _EXISTING = click.Path(path_type=Path)
 
@@ -35,7 +38,14 @@ def train(recipe: Path, begin: Literal["resume", "fresh"] | None, profile: bool,
     screen = Screen(sys.stderr if as_json else sys.stdout)
     with Registry.open() as registry, stop_on_signals(stop):
         from tuneloop.train.job import job_from_recipe, run_job
+        from tuneloop.train.stages import run_stages
 
+        if file.stages:
+            done = run_stages(
+                file, registry, screen=screen, stop=stop, threads=settings.threads, begin=begin or "new"
+            )
+            emit({"stages": {name: one.as_json() for name, one in done.items()}}, as_json, _stages_text(done))
+            return
         outcome = run_job(
             job_from_recipe(file, registry.settings.home),
             registry,
@@ -46,18 +56,20 @@ def train(recipe: Path, begin: Literal["resume", "fresh"] | None, profile: bool,
             profile=profile,
         )
     made = outcome.version
-    found = {
-        "version": made,
-        "audit": outcome.audit.as_json(),
-        "fit": asdict(outcome.fitted),
-        "before": {name: score.metrics(name) for name, score in outcome.before.items()},
-        "after": {name: score.metrics(name) for name, score in outcome.after.items()},
-        "differences": dict(outcome.differences),
-    }
     text = (
         f"\n{outcome.table()}\n\n{made.name} is registered; next: `tuneloop approve {made.name} --by YOU --reason WHY`"
     )
-    emit(found, as_json, text)
+    emit(outcome.as_json(), as_json, text)
+
+
+def _stages_text(done: Mapping[str, StageOutcome]) -> str:
+    rows = [
+        (name, one.version.name, "trained" if one.trained is not None else "was there") for name, one in done.items()
+    ]
+    last = list(done.values())[-1]
+    shown = "" if last.trained is None else f"{last.trained.table()}\n\n"
+    name = last.version.name
+    return f"\n{shown}{table(('stage', 'version', ''), rows)}\n\nnext: `tuneloop approve {name} --by YOU --reason WHY`"
 
 
 @click.command()

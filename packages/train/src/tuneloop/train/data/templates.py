@@ -1,0 +1,50 @@
+"""How a conversation becomes text: the base's own chat template, or the plain `### Instruction` one.
+
+An engine asks with the template its base brings. So what is trained with another one says so: the template's digest is
+the version's, an engine refuses a version whose digest is not its base's, and the template itself is published beside
+the weights, for a merged export to carry.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from tuneloop.registry.artifacts import text_digest
+from tuneloop.train.data.rows import Row
+from tuneloop.train.recipe.objective import Template
+
+if TYPE_CHECKING:
+    from tuneloop.train.base import Base
+
+FILE = "chat_template.jinja"
+INPUT = "### Input:\n"
+# The guide's format with the end-of-sequence token after each answer, without which none would ever end. Blank lines
+# stand before a turn: nothing follows an answer's end that a tokenizer could draw together with the next turn.
+INSTRUCTION = (
+    "{% for message in messages %}{% if not loop.first %}{{ '\n\n' }}{% endif %}"
+    "{% if message['role'] == 'user' %}{{ '### Instruction:\n' + message['content'] }}"
+    "{% elif message['role'] == 'assistant' %}{{ '### Response:\n' + message['content'] + eos_token }}"
+    "{% else %}{{ message['content'] }}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '\n\n### Response:\n' }}{% endif %}"
+)
+
+
+def template_text(name: Template) -> str | None:
+    """The Jinja text of a template; None is the base's own."""
+    return INSTRUCTION if name == "instruction" else None
+
+
+def templated(base: Base, name: Template) -> Base:
+    """The base as a recipe with this template knows it: its template digest is that of what is really used."""
+    text = template_text(name)
+    return base if text is None else replace(base, template_digest=text_digest(text))
+
+
+def turns_of(row: Row, name: Template) -> list[dict[str, str]]:
+    """The turns as a template is given them; with `instruction`, a row's input stands under its own heading."""
+    turns = [{"role": message.role, "content": message.content} for message in row.messages]
+    if name == "instruction" and row.input:
+        asked = turns[-2]
+        asked["content"] = asked["content"].removesuffix(row.input) + INPUT + row.input
+    return turns

@@ -1,0 +1,154 @@
+"""From a recipe's files to what its objective learns from: read, labelled, audited."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tuneloop.registry.errors import InvalidInput, TuneloopError
+from tuneloop.train.data.labels import (
+    LabelAudit,
+    LabelledPair,
+    LabelledPrompt,
+    LabelledRow,
+    Labeller,
+    PromptAudit,
+    label_pairs,
+    label_prompts,
+    label_rows,
+)
+from tuneloop.train.data.preference import (
+    PreferenceRow,
+    PromptRow,
+    holds_preferences,
+    read_preferences,
+    read_prompts,
+)
+from tuneloop.train.data.rows import Row, data_digest, read_rows
+from tuneloop.train.evaluation.measure import EvaluationSet
+from tuneloop.train.evaluation.preference import PreferenceSet
+from tuneloop.train.recipe import Recipe
+from tuneloop.train.recipe.objective import (
+    DpoObjective,
+    GrpoObjective,
+    ObjectiveSection,
+    PpoObjective,
+    RewardObjective,
+)
+
+Material = Row | PreferenceRow | PromptRow
+Audit = LabelAudit | PromptAudit
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Rows as their objective learns from them, and what was found in them."""
+
+    rows: Sequence[LabelledRow] | Sequence[LabelledPair] | Sequence[LabelledPrompt]
+    audit: Audit
+
+    def drawn(self, objective: ObjectiveSection) -> int:
+        """How many an epoch draws: rows, or with grpo the several answers to each question."""
+        return len(self.rows) * (objective.answers if isinstance(objective, GrpoObjective) else 1)
+
+
+def read_training(path: Path, objective: ObjectiveSection) -> tuple[tuple[Material, ...], dict[str, int]]:
+    """A file's rows in the form the objective needs, and how many there are of which format.
+
+    Raises:
+        InvalidInput: the file cannot be read, or holds rows of another kind; each is named.
+    """
+    if isinstance(objective, RewardObjective | DpoObjective):
+        preferences = read_preferences(path)
+        return preferences, {"preference": len(preferences)}
+    if isinstance(objective, GrpoObjective | PpoObjective):
+        prompts = read_prompts(path)
+        return prompts, {"prompt": len(prompts)}
+    data = read_rows(path)
+    return data.rows, data.formats
+
+
+def read_measured(path: Path) -> tuple[Material, ...]:
+    """A held-out file: preferences, or conversations.
+
+    Raises:
+        InvalidInput: the file cannot be read, or mixes the two.
+    """
+    return read_preferences(path) if holds_preferences(path) else read_rows(path).rows
+
+
+def label(labeller: Labeller, objective: ObjectiveSection, rows: Sequence[Any], template_digest: str) -> Examples:
+    """Label rows as the objective needs them.
+
+    Raises:
+        InvalidInput: rows that teach nothing, or cannot be followed; each is named.
+    """
+    if isinstance(objective, RewardObjective | DpoObjective):
+        return Examples(*label_pairs(labeller, rows, template_digest))
+    if isinstance(objective, GrpoObjective | PpoObjective):
+        return Examples(*label_prompts(labeller, rows, objective.max_prompt_length, template_digest))
+    return Examples(*label_rows(labeller, rows, template_digest))
+
+
+def told(audit: Audit) -> str:
+    """The audit in a line."""
+    template = f"template {audit.template_digest[:19]}…"
+    if isinstance(audit, PromptAudit):
+        return (
+            f"questions: {audit.rows} rows, {audit.tokens:,} tokens (longest {audit.longest}); {audit.left_out} left "
+            f"out as too long; answers end with {audit.end_of_turn}; {template}"
+        )
+    return (
+        f"labels: {audit.rows} rows, {audit.tokens:,} tokens (longest row {audit.longest}), "
+        f"{audit.trained_share:.1%} learned; {audit.end_of_turn} learned in all but {audit.rows_without_end} rows; "
+        f"{audit.truncated_rows} rows cut; {template}"
+    )
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """All rows of a run, labelled."""
+
+    examples: Examples
+    validation: Sequence[LabelledRow]
+    sets: dict[str, EvaluationSet]  # conversations
+    preferences: dict[str, PreferenceSet]
+
+
+def prepare(
+    labeller: Labeller,
+    recipe: Recipe,
+    train: Sequence[Material],
+    validation: Sequence[Row],
+    sets: Mapping[str, Sequence[Material]],
+    template_digest: str,
+) -> Prepared:
+    """Label everything a run learns from and is measured on.
+
+    Raises:
+        InvalidInput: rows cannot be used; each is named, with its set.
+    """
+    objective = recipe.objective
+    examples = label(labeller, objective, train, template_digest)
+    watched = label_rows(labeller, validation, template_digest)[0] if validation else []
+    conversations: dict[str, EvaluationSet] = {}
+    preferences: dict[str, PreferenceSet] = {}
+    for name, rows in sets.items():
+        try:
+            pairs = [row for row in rows if isinstance(row, PreferenceRow)]
+            if pairs:
+                made = label_pairs(labeller, pairs, template_digest)[0]
+                preferences[name] = PreferenceSet(name, tuple(pairs), tuple(made), data_digest(pairs))
+                continue
+            if isinstance(objective, RewardObjective):
+                raise InvalidInput("holds conversations, and a reward model is measured on preferences alone")
+            spoken = tuple(row for row in rows if isinstance(row, Row))
+            labelled = label_rows(labeller, spoken, template_digest)[0]
+            wanted = min(recipe.evaluate.generate, len(spoken))
+            asked = tuple(spoken[index * len(spoken) // wanted] for index in range(wanted))
+            conversations[name] = EvaluationSet(name, spoken, tuple(labelled), asked, data_digest(spoken))
+        except TuneloopError as error:
+            raise type(error)(f"evaluation set {name}: {error}") from None
+    return Prepared(examples, watched, conversations, preferences)

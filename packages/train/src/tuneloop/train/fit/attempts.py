@@ -1,0 +1,232 @@
+"""A fit through TRL, attempt after attempt, and everything that may happen to it: stops, kills, full memory, divergence.
+
+An attempt is one life of a TRL trainer. What ends it early (memory, divergence) becomes a checkpoint and a changed
+`RunState`, and the next attempt goes on from there with the same data order and random state; so every way back is the
+one that resuming a killed run uses too.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+from peft.helpers import disable_input_dtype_casting
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainerState
+
+from tuneloop.registry.errors import TuneloopError
+from tuneloop.train.fit.arguments import common_arguments
+from tuneloop.train.fit.checkpoints import Checkpoint, CheckpointStore, RunState
+from tuneloop.train.fit.divergence import Diverged, name_rows, rows_of_step
+from tuneloop.train.fit.guard import Guard, is_parallel
+from tuneloop.train.fit.memory import give_memory_back, is_out_of_memory, smaller
+from tuneloop.train.fit.progress import FitResult, Progress, Watch
+from tuneloop.train.recipe import Recipe
+from tuneloop.train.tuning.peft_adapters import peft_as_it_is
+
+Build = Callable[[dict[str, Any], list[TrainerCallback]], Any]  # (arguments, callbacks) → an `Interruptible` trainer
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """One fit: what every objective shares.
+
+    Args:
+        recipe: the run.
+        device: `cpu` or `cuda`.
+        steps: optimiser steps.
+        rows: how many rows there are to learn from.
+        micro_batch: rows per forward pass on each process to begin with.
+        watch: who is told, and who may stop it.
+        store: where checkpoints live; none: in a scratch folder, for as long as this process lives.
+        resume: go on from the newest whole checkpoint of `store`; otherwise what it holds is thrown away, so that no
+            way back leads into another run.
+        places: where each row came from, to name those of a bad batch; empty where the trainer draws its own rows.
+        validate: the validation loss of the model as it is, in nats per token; none without validation rows.
+        clock: seconds that only rise.
+    """
+
+    recipe: Recipe
+    device: str
+    steps: int
+    rows: int
+    micro_batch: int
+    watch: Watch
+    store: CheckpointStore | None = None
+    resume: bool = False
+    places: Sequence[str] = ()
+    validate: Callable[[Any], float] | None = None
+    clock: Callable[[], float] = time.monotonic
+
+    def name_step(self, step: int) -> str:
+        """`; its rows: …`, or nothing where the rows of a step are not known."""
+        if not self.places:
+            return ""
+        run = self.recipe.run
+        return name_rows(self.places, rows_of_step(step, self.rows, run.batch_size, run.seed))
+
+
+def see_through(model: Any, build: Build, fitting: Fitting) -> FitResult:
+    """Train to the last step, whatever happens on the way; `fit` says what is raised."""
+    with ExitStack() as held:
+        store = fitting.store
+        if store is None:
+            scratch = held.enter_context(tempfile.TemporaryDirectory(prefix="tuneloop-fit-"))
+            store = CheckpointStore(Path(scratch), 1, fitting.watch.screen.say)
+        if fitting.recipe.run.dtype == "bfloat16" and isinstance(model, PeftModel):
+            # Autocast casts a bfloat16 run's float32 adapter by itself; PEFT's own casts of every input beside it cost
+            # a quarter of a step's time and change nothing.
+            held.enter_context(disable_input_dtype_casting(model))
+        held.enter_context(peft_as_it_is())
+        return _Attempts(build, fitting, store).go()
+
+
+class _Attempts:
+    """Attempt after attempt until the last step."""
+
+    def __init__(self, build: Build, fitting: Fitting, store: CheckpointStore) -> None:
+        self._build = build
+        self._fitting = fitting
+        self._store = store
+        self._say = fitting.watch.screen.say
+
+    def go(self) -> FitResult:
+        fitting = self._fitting
+        if not fitting.resume:
+            self._store.clear()
+        checkpoint = self._store.newest_valid()
+        state = RunState(micro_batch=fitting.micro_batch, learning_rate=fitting.recipe.learning_rate.value)
+        if checkpoint is not None:
+            size = min(checkpoint.state.micro_batch, fitting.micro_batch)
+            state = checkpoint.state.model_copy(update={"micro_batch": size})
+            self._say(f"resumed after step {state.step} with micro-batch {state.micro_batch}")
+        while True:
+            trainer, guard, progress = self._attempt(state)
+            trouble = self._train(trainer, guard, checkpoint)
+            if trouble is None:
+                break
+            checkpoint, state = self._way_back(trouble, guard, checkpoint)
+            del trainer, guard, progress
+            give_memory_back()
+        self._take_the_best(trainer, guard)
+        self._store.discard_staging()
+        if guard.stopped is not None:
+            raise guard.stopped.kept(trainer.state.global_step)
+        early = fitting.recipe.run.early_stopping is not None
+        kept = guard.best_step if early and guard.best_step is not None else trainer.state.global_step
+        return progress.result(trainer.state.log_history, guard.state, weights_step=kept)
+
+    def _attempt(self, state: RunState) -> tuple[Any, Guard, Progress]:
+        fitting, run = self._fitting, self._fitting.recipe.run
+        self._store.discard_staging()
+        guard = Guard(
+            self._store,
+            state,
+            run=run,
+            durable=fitting.store is not None,
+            check=fitting.watch.check,
+            name_step=fitting.name_step,
+            clock=fitting.clock,
+        )
+        progress = Progress(fitting.recipe, fitting.steps, fitting.validate, fitting.watch, guard, fitting.clock)
+        arguments = common_arguments(
+            fitting.recipe, fitting.steps, fitting.device, self._store.staging, micro_batch=state.micro_batch
+        )
+        arguments["learning_rate"] = state.learning_rate
+        trainer = self._build(arguments, [progress, guard])
+        trainer.remove_callback(PrinterCallback)
+        trainer.remove_callback(ProgressCallback)
+        guard.trainer = trainer
+        return trainer, guard, progress
+
+    def _train(self, trainer: Any, guard: Guard, checkpoint: Checkpoint | None) -> Diverged | str | None:
+        """Train; what went wrong, if something did that there is a way back from."""
+        if checkpoint is not None and (guard.has_lost_patience or checkpoint.state.step >= self._fitting.steps):
+            trainer._load_from_checkpoint(str(checkpoint.folder))
+            trainer.state = TrainerState.load_from_json(str(checkpoint.folder / "trainer_state.json"))
+            return None
+        try:
+            trainer.train(resume_from_checkpoint=str(checkpoint.folder) if checkpoint else None)
+        except Diverged as error:
+            return error
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error) or is_parallel():  # the launcher starts all ranks anew with less
+                raise
+            return str(error).splitlines()[0] if str(error) else type(error).__name__
+        return None
+
+    def _way_back(
+        self, trouble: Diverged | str, guard: Guard, checkpoint: Checkpoint | None
+    ) -> tuple[Checkpoint | None, RunState]:
+        if isinstance(trouble, Diverged):
+            return self._roll_back(trouble, guard)
+        return self._with_less_memory(trouble, guard, checkpoint)
+
+    def _with_less_memory(
+        self, error: str, guard: Guard, checkpoint: Checkpoint | None
+    ) -> tuple[Checkpoint | None, RunState]:
+        """Half the rows at a time from the step that did not fit, its window begun anew."""
+        run, state = self._fitting.recipe.run, guard.state
+        trainer = guard.trainer
+        step = trainer.state.global_step
+        size = smaller(state.micro_batch, run.batch_size // run.launch.processes)
+        self._say(
+            f"out of memory in step {step + 1} ({error}); going on with micro-batch {size} and "
+            f"{run.batch_size // run.launch.processes // size} accumulated, batch size {run.batch_size} as before"
+        )
+        trainer.model.zero_grad(set_to_none=True)
+        give_memory_back()
+        if guard.updating:
+            found = self._store.newest_valid()
+            if found is None:
+                raise TuneloopError(
+                    f"out of memory while the optimiser changed weights in step {step + 1}, and there is no checkpoint "
+                    f"from before; set run.micro_batch to {size} or optim.optimizer to adamw_8bit"
+                )
+            return found, found.state.model_copy(update={"micro_batch": size})
+        if checkpoint is not None and step == checkpoint.state.step:
+            shutil.copytree(checkpoint.folder, self._store.staging / "again")
+            changed = state.model_copy(update={"micro_batch": size})
+            return self._store.seal(self._store.staging / "again", changed, guard.best_step), changed
+        guard.random.restore()
+        made = guard.save_now(micro_batch=size)
+        return made, guard.state
+
+    def _roll_back(self, error: Diverged, guard: Guard) -> tuple[Checkpoint | None, RunState]:
+        rules, state = self._fitting.recipe.run.divergence, guard.state
+        advice = "lower optim.learning_rate, raise optim.warmup_ratio, and look at the rows"
+        if rules.action == "stop":
+            raise TuneloopError(f"{error}; {advice}, or set run.divergence.action to rollback") from None
+        if state.rollbacks >= rules.max_rollbacks:
+            raise TuneloopError(f"{error}; it was rolled back {state.rollbacks} times already: {advice}") from None
+        found = self._store.newest_valid()
+        if found is None:
+            raise TuneloopError(f"{error}; there is no whole checkpoint to roll back to: {advice}") from None
+        rate = state.learning_rate * rules.learning_rate_factor
+        changed = found.state.model_copy(
+            update={"learning_rate": rate, "rollbacks": state.rollbacks + 1, "micro_batch": state.micro_batch}
+        )
+        self._say(
+            f"{error}; rolled back to step {found.state.step} with learning rate {rate:.3g} "
+            f"({changed.rollbacks} of {rules.max_rollbacks})"
+        )
+        return found, changed
+
+    def _take_the_best(self, trainer: Any, guard: Guard) -> None:
+        """With early stopping, the weights of the lowest validation loss are the result."""
+        best, early = guard.best_step, self._fitting.recipe.run.early_stopping
+        if early is None or guard.stopped is not None or best is None or best == trainer.state.global_step:
+            return
+        found = self._store.at(best)
+        if found is None:
+            self._say(f"the checkpoint of step {best}, the best one, is gone; the last weights are kept instead")
+            return
+        if not is_parallel():  # the launcher takes the weights from the checkpoint
+            trainer._load_from_checkpoint(str(found.folder))
+        self._say(f"the weights of step {best} are kept: its validation loss is the lowest")

@@ -1,0 +1,126 @@
+"""What cannot go together in a recipe, and why: refused before anything is loaded. Pure.
+
+The reference of `dpo`, `grpo` and `ppo` is the model with its adapter switched off or frozen beside it, so that one
+base is in memory; what has no adapter of PEFT's has no such reference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from tuneloop.train.recipe.objective import (
+    DpoObjective,
+    GrpoObjective,
+    PpoObjective,
+    RewardObjective,
+    SftObjective,
+)
+from tuneloop.train.recipe.run import AUTO, LaunchSection
+from tuneloop.train.recipe.text import Place
+from tuneloop.train.recipe.tuning import BottleneckTuning, FullTuning, LoraTuning, LowRankTuning
+
+if TYPE_CHECKING:
+    from tuneloop.train.recipe.file import Recipe
+
+Refusal = tuple[Place, str]
+_HEAD = "lm_head"
+
+
+def refusals(recipe: Recipe) -> list[Refusal]:
+    """Everything that cannot work together: the place in the recipe, and the reason with a way out."""
+    return [*_tuning(recipe), *_rows(recipe), *_batches(recipe), *_ppo(recipe), *_start(recipe)]
+
+
+def _tuning(recipe: Recipe) -> Iterator[Refusal]:
+    objective, tuning, at = recipe.objective, recipe.tuning, ("tuning", "method")
+    if isinstance(objective, SftObjective):
+        return
+    kind, method = objective.kind, tuning.method
+    held = isinstance(objective, DpoObjective | PpoObjective) or (
+        isinstance(objective, GrpoObjective) and objective.kl_coefficient > 0
+    )
+    if isinstance(objective, RewardObjective) and not isinstance(tuning, LoraTuning):
+        yield at, f"a reward model is a LoRA adapter with a head of one output; {method} is not built for it: take lora"
+    elif isinstance(tuning, BottleneckTuning):
+        yield at, f"{kind} works with PEFT's adapters alone, and bottleneck is none of them; take lora"
+    elif isinstance(tuning, FullTuning) and held:
+        out = " or set objective.kl_coefficient to 0" if isinstance(objective, GrpoObjective) else ""
+        yield (
+            at,
+            f"{kind} is held to what the model was before, which full overwrites: that would take a second copy of all "
+            f"weights; take lora or qlora{out}",
+        )
+    if isinstance(tuning, LowRankTuning):
+        if tuning.dropout > 0:
+            yield (
+                ("tuning", "dropout"),
+                f"is read with objective sft only: with {kind} it would be noise between two probabilities that are "
+                "compared; remove it",
+            )
+        if _HEAD in tuning.target_modules:
+            yield (
+                ("tuning", "target_modules"),
+                f"{kind} reads {_HEAD}'s weights directly, so an adapter on it would never be trained; remove {_HEAD}",
+            )
+
+
+def _rows(recipe: Recipe) -> Iterator[Refusal]:
+    if isinstance(recipe.objective, SftObjective):
+        return
+    kind, run = recipe.objective.kind, recipe.run
+    if run.launch != LaunchSection():
+        yield ("run", "launch"), f"several processes are built for objective sft alone; remove it with {kind}"
+    if run.max_restarts > 0:
+        yield ("run", "max_restarts"), f"is built for objective sft alone; with {kind} start the run again by hand"
+    if recipe.data.validation is not None:
+        yield (
+            ("data", "validation"),
+            f"its loss is measured with objective sft only; with {kind} put held-out rows under evaluate.sets",
+        )
+    if run.early_stopping is not None:
+        yield (
+            ("run", "early_stopping"),
+            f"watches a validation loss, measured with objective sft, not {kind}",
+        )
+    if run.packing:
+        yield ("run", "packing"), f"rows are packed with objective sft only; {kind} compares whole rows"
+    if run.micro_batch == AUTO:
+        yield ("run", "micro_batch"), f"auto is found on rows of objective sft; give a number with {kind}"
+
+
+def _batches(recipe: Recipe) -> Iterator[Refusal]:
+    objective, run = recipe.objective, recipe.run
+    if isinstance(objective, GrpoObjective) and run.batch_size % objective.answers:
+        yield (
+            ("run", "batch_size"),
+            f"{run.batch_size} is not a multiple of objective.answers {objective.answers}: with grpo a batch is "
+            "answers, so many to a question",
+        )
+    if isinstance(objective, PpoObjective) and run.batch_size % objective.minibatches:
+        yield (
+            ("objective", "minibatches"),
+            f"run.batch_size {run.batch_size} cannot be split into {objective.minibatches} equal parts",
+        )
+
+
+def _ppo(recipe: Recipe) -> Iterator[Refusal]:
+    if not isinstance(recipe.objective, PpoObjective):
+        return
+    run = recipe.run
+    if run.gradient_checkpointing:
+        yield ("run", "gradient_checkpointing"), "is not built for ppo; lower run.micro_batch instead"
+    if run.compile:
+        yield ("run", "compile"), "is not built for ppo: answers of every length would be compiled anew"
+    if recipe.optim.optimizer != "adamw":
+        yield ("optim", "optimizer"), f"{recipe.optim.optimizer} is not built for ppo; take adamw"
+
+
+def _start(recipe: Recipe) -> Iterator[Refusal]:
+    at = ("base", "adapter")
+    if recipe.base.adapter is None:
+        return
+    if isinstance(recipe.objective, RewardObjective):
+        yield at, "a reward model begins with a fresh adapter: that of a model that speaks has no head; remove it"
+    if isinstance(recipe.tuning, FullTuning):
+        yield at, "is read with adapters only; with full, give the model that it goes on from as base.model"

@@ -1,0 +1,118 @@
+"""GRPO asks the labelled questions, hands each answer with its row to the rewards, and raises what can be verified."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from small_base import WORDS, make_small_base
+from tuneloop.registry.errors import InvalidInput, NotFound
+from tuneloop.registry.nouns import Message
+from tuneloop.train.data.labels import Labeller, label_prompts
+from tuneloop.train.data.preference import PromptRow
+from tuneloop.train.fit.progress import Watch
+from tuneloop.train.fit.run import fit
+from tuneloop.train.recipe import Recipe
+from tuneloop.train.rewards import Answer, Judge, find_rewards
+from tuneloop.train.screen import Screen
+from tuneloop.train.tuning import models
+
+RECIPE = Recipe.model_validate(
+    {
+        "base": {"model": "small"},
+        "data": {"train": "questions.jsonl"},
+        "tuning": {"rank": 8},
+        "objective": {
+            "kind": "grpo",
+            "rewards": ["even"],
+            "answers": 4,
+            "max_prompt_length": 32,
+            "max_new_tokens": 6,
+            "kl_coefficient": 0.01,
+        },
+        "optim": {"learning_rate": 1e-2, "schedule": "constant"},
+        "run": {"steps": 40, "batch_size": 32, "micro_batch": 32, "dtype": "float32"},
+        "evaluate": {"sets": {"held": "held.jsonl"}},
+        "publish": {"model": "bot"},
+    }
+)
+
+
+def test_grpo_raises_a_verifiable_reward(tmp_path: Path) -> None:
+    base = make_small_base(tmp_path)
+    tokenizer = models.load_tokenizer(base)
+    rows = [PromptRow((Message(role="user", content=WORDS[n]),), {"answer": WORDS[n]}) for n in range(16)]
+    prompts, _ = label_prompts(Labeller(tokenizer, 64), rows, 32, base.template_digest)
+    seen: list[Answer] = []
+
+    def even(answers: Sequence[Answer]) -> list[float]:
+        seen.extend(answers)
+        return [sum(token % 2 == 0 for token in answer.ids) / len(answer.ids) for answer in answers]
+
+    bare = models.load_base(base, dtype="float32", device="cpu", attention="sdpa")
+    model = models.new_adapter(bare, RECIPE.tuning, seed=0)
+    told: list[dict[str, float]] = []
+    watch = Watch(Screen(io.StringIO()), lambda metrics, _step: told.append(dict(metrics)), lambda: None)
+    made = fit(
+        model,
+        tokenizer,
+        prompts,
+        RECIPE,
+        device="cpu",
+        steps=40,
+        validation=[],
+        watch=watch,
+        judge=Judge({"even": even}),
+    )
+    rewards = [metrics["reward"] for metrics in told if "reward" in metrics]
+    assert made.steps == len(rewards) == 40
+    first, last = sum(rewards[:5]) / 5, sum(rewards[-5:]) / 5
+    assert 0.3 < first < 0.7
+    assert last > first + 0.2
+    assert list(model.peft_config) == ["default"]
+    for answer in seen:
+        number = WORDS.index(answer.fields["answer"])
+        assert (answer.question, answer.question_ids) == (rows[number].messages, prompts[number].ids)
+        assert answer.finished == (answer.ids[-1] == tokenizer.eos_token_id)
+
+
+@pytest.fixture
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A package with two reward functions of its own, as pip would install it."""
+    meta = tmp_path / "polite-0.1.dist-info"
+    meta.mkdir()
+    (meta / "METADATA").write_text("Metadata-Version: 2.1\nName: polite\nVersion: 0.1\n")
+    (meta / "entry_points.txt").write_text(
+        "[tuneloop.rewards]\npolite = polite_words:score\nfinished = polite_words:score\n"
+    )
+    (tmp_path / "polite_words.py").write_text("def score(answers):\n    return ['please' in a.text for a in answers]\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "polite_words", raising=False)
+
+
+def answer(text: str, **fields: str) -> Answer:
+    return Answer((Message(role="user", content="w1"),), text, True, fields, (1,), (2,))
+
+
+def test_rewards_of_an_installed_package_are_found_by_name(installed: None) -> None:
+    judge = Judge(find_rewards(["polite", "contains_answer"]))
+    found = judge.parts([answer("yes please", answer="YES"), answer("no", answer="yes")])
+    assert found == {"polite": [1.0, 0.0], "contains_answer": [1.0, 0.0]}
+    assert judge.totals([answer("yes please", answer="YES")]) == [2.0]
+    with pytest.raises(NotFound, match="did you mean 'polite'"):
+        find_rewards(["polit"])
+    with pytest.raises(InvalidInput, match="more than one reward function is named 'finished'"):
+        find_rewards(["finished"])
+
+
+def test_a_reward_that_gives_no_number_for_each_answer_is_an_error() -> None:
+    with pytest.raises(InvalidInput, match="gave 1 scores for 2 answers"):
+        Judge({"short": lambda _: [1.0]}).totals([answer("a"), answer("b")])
+    with pytest.raises(InvalidInput, match="gave nan for the answer 'a'"):
+        Judge({"odd": lambda _: [float("nan")]}).totals([answer("a")])
+    with pytest.raises(InvalidInput, match="read a row's field `answer`"):
+        Judge(find_rewards(["exact_match"])).totals([answer("a")])

