@@ -6,8 +6,9 @@ otherwise) and publishes nothing.
 
 from __future__ import annotations
 
+import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +20,8 @@ from tuneloop.registry.printing import table
 from tuneloop.registry.versions import VersionDraft
 from tuneloop.train.base import Base, prepare_base
 from tuneloop.train.data.labels import LabelAudit, LabelledRow, Labeller, label_rows
-from tuneloop.train.data.rows import Row, data_digest, read_rows
+from tuneloop.train.data.load import load_data
+from tuneloop.train.data.rows import Row, data_digest
 from tuneloop.train.evaluation.measure import EvaluationSet, SetScore, score_set
 from tuneloop.train.evaluation.statistics import paired_difference
 from tuneloop.train.fit.arguments import planned_steps
@@ -40,7 +42,7 @@ class Job:
 
     recipe: RecipeFile
     base: Base
-    train: tuple[Row, ...]
+    train: Sequence[Row]
     sets: Mapping[str, tuple[Row, ...]]
     validation: tuple[Row, ...] = ()
     steps: int | None = None  # None: the recipe's run section decides
@@ -299,17 +301,23 @@ def _say_audit(screen: Screen, audit: LabelAudit) -> None:
     )
 
 
-def job_from_recipe(file: RecipeFile, home: Path) -> Job:
-    """What a recipe asks for: its base made ready, its files read.
+def job_from_recipe(
+    file: RecipeFile, home: Path, registry: Registry | None = None, screen: Screen | None = None
+) -> Job:
+    """What a recipe asks for: its base made ready, its data read, checked and mixed.
+
+    Args:
+        file: the recipe.
+        home: the state folder, where bases are kept.
+        registry: for data that are traffic.
+        screen: where it is said what was found in the data.
 
     Raises:
         InvalidInput: the base or a data file cannot be used.
+        Refused: the recipe's quality section refuses what was found in the data.
     """
-    recipe = file.recipe
-    names = {"train": recipe.data.train, "validation": recipe.data.validation}
-    read = {key: read_rows(file.folder / name) for key, name in names.items() if name is not None}
-    sets = {name: read_rows(file.folder / path).rows for name, path in recipe.evaluate.sets.items()}
-    base = prepare_base(recipe.base.model, home / "bases", relative_to=file.folder)
-    origin = {"files": {**names, "sets": dict(recipe.evaluate.sets)}, "formats": read["train"].formats}
-    validation = read["validation"].rows if "validation" in read else ()
-    return Job(file, base, read["train"].rows, sets, validation=validation, origin=origin)
+    data = load_data(file, registry)
+    for line in data.said:
+        (screen or Screen(sys.stderr)).say(line)
+    base = prepare_base(file.recipe.base.model, home / "bases", relative_to=file.folder)
+    return Job(file, base, data.train, data.sets, validation=data.validation, origin=data.origin)

@@ -1,28 +1,24 @@
-"""Training and evaluation rows from JSONL files: instruction rows and chat rows become the same conversations.
+"""Rows: conversations that end with the assistant's answer, the same ones whichever way a file spells them.
 
-    {"instruction": "…", "input": "… (optional)", "output": "…"}
-    {"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]}
-
-A broken line is an error with its file and line, and all of a file's errors are reported at once.
+A broken row is an error with its file and line, and all of a file's errors are reported at once.
 """
 
 from __future__ import annotations
 
 import json
-import statistics
+import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
-from tuneloop.registry.artifacts import text_digest
 from tuneloop.registry.errors import InvalidInput
 from tuneloop.registry.nouns import Message
-from tuneloop.train.data.near import normal
+from tuneloop.train.data.files import read_records
+from tuneloop.train.data.formats import parse
 
-_ROLES = ("system", "user", "assistant")
-_SHOWN_ERRORS = 50
+SHOWN_ERRORS = 50
 
 
 @dataclass(frozen=True)
@@ -57,131 +53,57 @@ class DataFile:
     ignored: dict[str, int]  # field → rows that carry it though nothing reads it
 
 
-@dataclass(frozen=True)
-class DataSummary:
-    """What `tuneloop data check` reports."""
-
-    rows: int
-    formats: dict[str, int]
-    ignored: dict[str, int]
-    turns: int
-    prompt_words: tuple[int, float, int]  # least, median, most
-    answer_words: tuple[int, float, int]
-    duplicate_rows: int
-    repeated_prompts: int  # prompts that occur again with another answer
-    digest: str
-
-
 def read_rows(path: Path) -> DataFile:
-    """Read a JSONL file.
+    """Read a file of rows, all of them.
 
     Raises:
-        InvalidInput: the file is missing or empty, or lines are broken; each as `file:line: what is wrong`.
+        InvalidInput: the file is missing or empty, or rows are broken; each as `file:line: what is wrong`.
     """
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except OSError as error:
-        raise InvalidInput(f"{path}: cannot be read: {error.strerror}") from None
     rows: list[Row] = []
     errors: list[str] = []
     formats: Counter[str] = Counter()
     ignored: Counter[str] = Counter()
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
+    for record in read_records(path):
         try:
-            kind, messages, extra = _parse(line)
+            if record.fields is None:
+                raise ValueError(record.problem)
+            parsed = parse(record.fields)
         except ValueError as error:
-            errors.append(f"{path}:{number}: {error}")
+            errors.append(f"{record.place}: {error}")
             continue
-        rows.append(Row(messages, f"{path}:{number}"))
-        formats[kind] += 1
-        ignored.update(extra)
-    if errors:
-        more = f"\n… and {len(errors) - _SHOWN_ERRORS} more" if len(errors) > _SHOWN_ERRORS else ""
-        raise InvalidInput("\n".join(errors[:_SHOWN_ERRORS]) + more)
+        rows.append(Row(parsed.turns, record.place))
+        formats[parsed.format] += 1
+        ignored.update(parsed.ignored)
+    refuse_all(errors, len(errors))
     if not rows:
         raise InvalidInput(f"{path}: holds no rows; write one JSON object a line")
     return DataFile(tuple(rows), dict(formats), dict(ignored))
 
 
+def refuse_all(errors: list[str], count: int) -> None:
+    """Raise InvalidInput with the first of `count` errors, if there are any."""
+    if count:
+        more = f"\n… and {count - SHOWN_ERRORS} more" if count > SHOWN_ERRORS else ""
+        raise InvalidInput("\n".join(errors[:SHOWN_ERRORS]) + more)
+
+
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
-    """Write rows as chat-format JSONL."""
+    """Write rows as chat-format JSONL, row by row and whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(row.line() + "\n" for row in rows), encoding="utf-8")
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with scratch.open("w", encoding="utf-8", newline="") as file:
+            file.writelines(row.line() + "\n" for row in rows)
+            file.flush()
+            os.fsync(file.fileno())
+        scratch.replace(path)
+    finally:
+        scratch.unlink(missing_ok=True)
 
 
 def data_digest(rows: Iterable[Row]) -> str:
     """`sha256:…` of the rows in order; the file's own format, spacing and extra fields do not count."""
-    return text_digest("\n".join(row.line() for row in rows))
-
-
-def summarise(data: DataFile) -> DataSummary:
-    """Counts, lengths and duplicates of a file."""
-    whole = Counter(normal(row.prompt) + "\0" + normal(row.answer) for row in data.rows)
-    prompts = Counter(key.split("\0")[0] for key in whole)
-    return DataSummary(
-        rows=len(data.rows),
-        formats=data.formats,
-        ignored=data.ignored,
-        turns=sum(len(row.messages) for row in data.rows),
-        prompt_words=_spread([len(row.prompt.split()) for row in data.rows]),
-        answer_words=_spread([len(row.answer.split()) for row in data.rows]),
-        duplicate_rows=len(data.rows) - len(whole),
-        repeated_prompts=sum(1 for count in prompts.values() if count > 1),
-        digest=data_digest(data.rows),
-    )
-
-
-def _spread(values: Sequence[int]) -> tuple[int, float, int]:
-    return min(values), float(statistics.median(values)), max(values)
-
-
-def _parse(line: bytes) -> tuple[str, tuple[Message, ...], list[str]]:
-    try:
-        value = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON: {error.msg} at column {error.colno}") from None
-    except UnicodeDecodeError:
-        raise ValueError("not UTF-8 text") from None
-    if not isinstance(value, dict):
-        raise ValueError("a row is a JSON object, {…}")
-    if "messages" in value:
-        return "chat", _conversation(value["messages"]), sorted(set(value) - {"messages"})
-    missing = [name for name in ("instruction", "output") if name not in value]
-    if missing:
-        known = ", ".join(map(str, value)) or "nothing"
-        raise ValueError(f"lacks {' and '.join(missing)} (it has {known}); write instruction/input/output, or messages")
-    instruction, output = _text(value, "instruction"), _text(value, "output")
-    extra = value.get("input", "")
-    if not isinstance(extra, str):
-        raise ValueError(f"input is {type(extra).__name__}, not text")
-    asked = f"{instruction}\n\n{extra}" if extra.strip() else instruction
-    turns = (Message(role="user", content=asked), Message(role="assistant", content=output))
-    return "instruction", turns, sorted(set(value) - {"instruction", "input", "output"})
-
-
-def _conversation(value: Any) -> tuple[Message, ...]:
-    if not isinstance(value, list) or not value:
-        raise ValueError("messages is not a list of turns")
-    turns = []
-    for index, turn in enumerate(value):
-        if not isinstance(turn, dict) or turn.get("role") not in _ROLES:
-            raise ValueError(f"messages[{index}]: role must be one of {', '.join(_ROLES)}")
-        if turn["role"] == "system" and index:
-            raise ValueError(f"messages[{index}]: a system turn stands first or not at all")
-        turns.append(Message(role=turn["role"], content=_text(turn, "content", f"messages[{index}].")))
-    if turns[-1].role != "assistant":
-        raise ValueError("the last turn is not the assistant's: there is nothing to learn from it")
-    if len(turns) < 2 or turns[-2].role != "user":
-        raise ValueError("the assistant's last turn does not follow a user's")
-    return tuple(turns)
-
-
-def _text(value: dict[str, Any], name: str, before: str = "") -> str:
-    text = value.get(name)
-    if not isinstance(text, str):
-        raise ValueError(f"{before}{name} is {type(text).__name__}, not text")
-    if not text.strip():
-        raise ValueError(f"{before}{name} is empty")
-    return text
+    digest = sha256()
+    for number, row in enumerate(rows):
+        digest.update((b"\n" if number else b"") + row.line().encode())
+    return f"sha256:{digest.hexdigest()}"

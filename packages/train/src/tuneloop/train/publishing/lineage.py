@@ -10,7 +10,7 @@ comparisons
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ class Keeper:
         """`lineage/<name>` as indented JSON."""
         self.keep_text(name, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
-    def keep_rows(self, name: str, rows: tuple[Row, ...]) -> None:
+    def keep_rows(self, name: str, rows: Sequence[Row]) -> None:
         """`lineage/<name>.jsonl`; the name may have one folder."""
         path = self._scratch / f"{name}.jsonl"
         write_rows(path, rows)

@@ -33,7 +33,11 @@ def train(recipe: Path, as_json: bool) -> None:
         from tuneloop.train.job import job_from_recipe, run_job
 
         outcome = run_job(
-            job_from_recipe(file, registry.settings.home), registry, screen=screen, stop=stop, threads=settings.threads
+            job_from_recipe(file, registry.settings.home, registry, screen),
+            registry,
+            screen=screen,
+            stop=stop,
+            threads=settings.threads,
         )
     made = outcome.version
     found = {
