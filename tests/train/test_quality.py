@@ -68,8 +68,7 @@ def test_repeats_conflicts_and_near_copies_are_told_apart_and_the_first_stays() 
         row(rows[4].prompt, "Quite another answer to that.", "f:32"),
         row(f"{rows[5].prompt} Please", rows[5].answer, "f:33"),
     ]
-    drop = {"duplicates": "drop", "conflicts": "drop", "near_duplicates": "drop"}
-    found = judged(rows, **drop)
+    found = judged(rows, duplicates="drop", conflicts="drop", near_duplicates="drop")
     assert dropped(found) == [30, 31, 32]
     assert found.dropped == {"duplicates": 1, "conflicts": 1, "near_duplicates": 1}
     shown = {one.check: one.examples for one in found.findings if one.rows}

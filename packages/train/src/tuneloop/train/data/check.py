@@ -41,4 +41,4 @@ def check_files(
     refuse_unread(gathered, quality)
     columns = look(gathered.rows, quality, tell=tell)
     findings = judge_rows(columns, gathered.rows, quality, measured, unread(gathered))
-    return report(", ".join(map(str, files)), gathered, columns, findings)
+    return report(", ".join(map(str, files)), gathered, columns, findings, quality.min_score)

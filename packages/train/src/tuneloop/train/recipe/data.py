@@ -82,7 +82,13 @@ Sources = Annotated[
     PlainSerializer(_as_written),
 ]
 
-Action = Literal["drop", "warn", "refuse", "off"]
+
+def _off(value: Any) -> Any:
+    """YAML 1.1 reads a bare `off` as false."""
+    return "off" if value is False else value
+
+
+Action = Annotated[Literal["drop", "warn", "refuse", "off"], BeforeValidator(_off)]
 
 
 class QualitySection(Part):
@@ -104,7 +110,7 @@ class QualitySection(Part):
     toxicity: Action = "warn"
     max_toxicity: float = Field(default=0.9, gt=0.0, le=1.0)  # probability of offensive language
     pii: Action = "warn"  # e-mail addresses, telephone, card and account numbers, and the like
-    balance: Literal["warn", "refuse", "off"] = "warn"
+    balance: Annotated[Literal["warn", "refuse", "off"], BeforeValidator(_off)] = "warn"
     max_answer_share: float = Field(default=0.5, gt=0.0, le=1.0)  # of the rows that give one and the same answer
     min_score: float | None = Field(default=None, ge=0.0, le=1.0)  # rows under it are dropped; the guide's is 0.8
 

@@ -32,11 +32,11 @@ _STYLE = {
 }
 
 
-def pictures(report: QualityReport, min_score: float | None = None) -> dict[str, str]:
+def pictures(report: QualityReport) -> dict[str, str]:
     """Picture's name → SVG."""
     with mpl.rc_context(_STYLE):
         return {
-            "scores": _svg("scores", _scores(report, min_score)),
+            "scores": _svg("scores", _scores(report)),
             "lengths": _svg("lengths", _lengths(report)),
             "answers": _svg("answers", _shares(report)),
         }
@@ -51,16 +51,16 @@ def _svg(name: str, figure: Figure) -> str:
     return text[text.index("<svg") :]
 
 
-def _scores(report: QualityReport, min_score: float | None) -> Figure:
+def _scores(report: QualityReport) -> Figure:
     figure = Figure(figsize=(_WIDTH, 2.9), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     _bars(left, report.histograms["score"], BLUE)
     left.set(xlabel="score of a row", ylabel="rows")
-    if min_score is not None:
-        left.axvline(min_score, color=ORANGE, lw=1.4)
+    if report.min_score is not None:
+        left.axvline(report.min_score, color=ORANGE, lw=1.4)
         left.annotate(
-            f"min_score {min_score:g}",
-            (min_score, left.get_ylim()[1]),
+            f"min_score {report.min_score:g}",
+            (report.min_score, left.get_ylim()[1]),
             xytext=(-4, -10),
             textcoords="offset points",
             ha="right",

@@ -63,6 +63,7 @@ class QualityReport:
     distinct_answers: int
     commonest_answers: tuple[tuple[str, int], ...]
     score: tuple[float, float, float]  # least, median, most
+    min_score: float | None
     mean_parts: dict[str, float]
     findings: Findings
     advice: tuple[str, ...]
@@ -110,7 +111,7 @@ class QualityReport:
 
 
 def report(
-    name: str, gathered: Gathered, columns: Columns, findings: Findings, *, method: str = "", objective: str = ""
+    name: str, gathered: Gathered, columns: Columns, findings: Findings, min_score: float | None = None
 ) -> QualityReport:
     """Sum up what was found.
 
@@ -119,8 +120,7 @@ def report(
         gathered: the rows, and what was met while reading them.
         columns: what `look` found.
         findings: what was judged.
-        method: `tuning.method` if one is known, for the advice on sizes.
-        objective: `objective.kind` likewise.
+        min_score: the threshold rows were judged by.
     """
     kept = int(findings.kept.sum())
     by_check = {one.check: one.rows for one in findings.findings}
@@ -141,9 +141,10 @@ def report(
         distinct_answers=len(np.unique(columns.answer_keys)),
         commonest_answers=answers,
         score=(float(scores.min()), float(np.median(scores)), float(scores.max())),
+        min_score=min_score,
         mean_parts={part: float(mean) for part, mean in zip(PARTS, columns.parts.mean(axis=0), strict=True)},
         findings=findings,
-        advice=tuple(size_advice(kept, gathered.formats, method=method, objective=objective)),
+        advice=tuple(size_advice(kept, gathered.formats)),
         histograms={
             "score": _histogram(scores, np.linspace(0.0, 1.0, _BINS + 1)),
             "question words": _histogram(columns.prompt_words, _word_edges(columns.prompt_words)),
