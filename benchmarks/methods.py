@@ -79,8 +79,8 @@ def one_run(method: str, seed: int, steps: int, rows: int, answers: int) -> dict
     base = prepare_base(recipe.base.model, ROOT / ".cache" / "bases")
     tokenizer = models.load_tokenizer(base)
     labeller = Labeller(tokenizer, 128)
-    learned, _ = label_rows(labeller, read_rows(EXAMPLE / recipe.data.train).rows, base.template_digest)
-    held_out = read_rows(EXAMPLE / recipe.evaluate.sets["stdlib"]).rows[:rows]
+    learned, _ = label_rows(labeller, read_rows(EXAMPLE / str(recipe.data.train[0].path)).rows, base.template_digest)
+    held_out = read_rows(EXAMPLE / str(recipe.evaluate.sets["stdlib"][0].path)).rows[:rows]
     labelled, _ = label_rows(labeller, held_out, base.template_digest)
     loader = models.Loader(
         base, recipe.tuning, recipe.run.dtype, device, models.choose_attention(device, recipe.run.dtype).value

@@ -106,7 +106,7 @@ def test_a_scripts_metric_is_left_out_loudly_where_the_recipe_came_from_the_regi
     from dataclasses import replace
 
     from tuneloop.registry.errors import InvalidInput
-    from tuneloop.train.job import _metrics
+    from tuneloop.train.job.begin import metrics_of
 
     tiny_recipe.write_text(
         tiny_recipe.read_text().replace("generate: 2,", "generate: 2, metrics: [./mine.py, token_f1],")
@@ -114,8 +114,8 @@ def test_a_scripts_metric_is_left_out_loudly_where_the_recipe_came_from_the_regi
     job = job_from_recipe(load_recipe(tiny_recipe), registry.settings.home)
     said = io.StringIO()
     with pytest.raises(InvalidInput, match="there is no script"):
-        _metrics(job, Screen(said))
-    assert [metric.name for metric in _metrics(replace(job, request_id="rt1"), Screen(said))] == ["token_f1"]
+        metrics_of(job, Screen(said))
+    assert [metric.name for metric in metrics_of(replace(job, request_id="rt1"), Screen(said))] == ["token_f1"]
     assert "metric ./mine.py is not measured" in said.getvalue()
 
 

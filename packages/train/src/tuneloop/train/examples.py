@@ -1,12 +1,12 @@
-"""From a recipe's files to what its objective learns from: read, labelled, audited."""
+"""What an objective learns from: rows read for those that teach no single answer, and all rows labelled and audited."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from tuneloop.registry import Registry
 from tuneloop.registry.errors import InvalidInput, TuneloopError
 from tuneloop.train.data.labels import (
     LabelAudit,
@@ -19,17 +19,14 @@ from tuneloop.train.data.labels import (
     label_prompts,
     label_rows,
 )
-from tuneloop.train.data.preference import (
-    PreferenceRow,
-    PromptRow,
-    holds_preferences,
-    read_preferences,
-    read_prompts,
-)
-from tuneloop.train.data.rows import Row, data_digest, read_rows
+from tuneloop.train.data.load import read_measured
+from tuneloop.train.data.preference import PreferenceRow, PromptRow, preferences, prompts
+from tuneloop.train.data.rows import Row, data_digest
+from tuneloop.train.data.sources import Places, records
 from tuneloop.train.evaluation.measure import EvaluationSet
 from tuneloop.train.evaluation.preference import PreferenceSet
-from tuneloop.train.recipe import Recipe
+from tuneloop.train.recipe import Recipe, RecipeFile
+from tuneloop.train.recipe.data import Source
 from tuneloop.train.recipe.objective import (
     DpoObjective,
     GrpoObjective,
@@ -49,34 +46,65 @@ class Examples:
     rows: Sequence[LabelledRow] | Sequence[LabelledPair] | Sequence[LabelledPrompt]
     audit: Audit
 
+    @property
+    def conversations(self) -> Sequence[LabelledRow]:
+        """The rows of supervised fine-tuning."""
+        return [row for row in self.rows if isinstance(row, LabelledRow)]
+
     def drawn(self, objective: ObjectiveSection) -> int:
         """How many an epoch draws: rows, or with grpo the several answers to each question."""
         return len(self.rows) * (objective.answers if isinstance(objective, GrpoObjective) else 1)
 
 
-def read_training(path: Path, objective: ObjectiveSection) -> tuple[tuple[Material, ...], dict[str, int]]:
-    """A file's rows in the form the objective needs, and how many there are of which format.
+@dataclass(frozen=True)
+class Loaded:
+    """Rows of an objective that teaches no single answer, and the sets it is measured on."""
+
+    train: tuple[Material, ...]
+    sets: Mapping[str, tuple[Material, ...]]
+    origin: Mapping[str, Any]  # for the lineage
+
+
+def load_material(file: RecipeFile, registry: Registry | None = None) -> Loaded:
+    """Read what an objective other than supervised fine-tuning learns from; every row is read strictly.
+
+    The quality section is about conversations and judges none of these rows; exact copies of measured rows are
+    refused here as everywhere.
 
     Raises:
-        InvalidInput: the file cannot be read, or holds rows of another kind; each is named.
+        InvalidInput: a source cannot be read, holds rows of another kind (each is named), or rows that are measured.
+        Unavailable: the hub does not answer.
     """
-    if isinstance(objective, RewardObjective | DpoObjective):
-        preferences = read_preferences(path)
-        return preferences, {"preference": len(preferences)}
-    if isinstance(objective, GrpoObjective | PpoObjective):
-        prompts = read_prompts(path)
-        return prompts, {"prompt": len(prompts)}
-    data = read_rows(path)
-    return data.rows, data.formats
+    recipe, places = file.recipe, Places(file.folder, registry, inputs=file.recipe.objective.template == "instruction")
+    train: list[Material] = []
+    for source in recipe.data.train:
+        found = records(source, places)
+        if isinstance(recipe.objective, RewardObjective | DpoObjective):
+            train += preferences(found, source.label)
+        else:
+            train += prompts(found, source.label)
+    sets = {name: _measured(name, sources, places, file) for name, sources in recipe.evaluate.sets.items()}
+    known = {row.line() for rows in sets.values() for row in rows}
+    leaked = [row.place for row in train if row.line() in known]
+    if leaked:
+        raise InvalidInput(f"{len(leaked)} training rows stand in an evaluation set as well, the first at {leaked[0]}")
+    origin = {
+        "sources": {
+            "train": [source.label for source in recipe.data.train],
+            **{name: [source.label for source in sources] for name, sources in recipe.evaluate.sets.items()},
+        },
+        "rows": len(train),
+    }
+    return Loaded(tuple(train), sets, origin)
 
 
-def read_measured(path: Path) -> tuple[Material, ...]:
-    """A held-out file: preferences, or conversations.
-
-    Raises:
-        InvalidInput: the file cannot be read, or mixes the two.
-    """
-    return read_preferences(path) if holds_preferences(path) else read_rows(path).rows
+def _measured(name: str, sources: Sequence[Source], places: Places, file: RecipeFile) -> tuple[Material, ...]:
+    """A held-out set: preferences where its first row is one, conversations otherwise."""
+    first = next(records(sources[0], places), None) if sources[0].traffic is None else None
+    if first is None or first.fields is None or not {"chosen", "rejected"} <= set(first.fields):
+        slice_by = file.recipe.evaluate.slice_by
+        return tuple(read_measured(name, sources, places, group_by=slice_by)[0].rows)
+    return tuple(row for source in sources for row in preferences(records(source, places), source.label))
 
 
 def label(labeller: Labeller, objective: ObjectiveSection, rows: Sequence[Any], template_digest: str) -> Examples:
@@ -115,6 +143,14 @@ class Prepared:
     validation: Sequence[LabelledRow]
     sets: dict[str, EvaluationSet]  # conversations
     preferences: dict[str, PreferenceSet]
+
+    def lengths(self) -> dict[str, list[int]]:
+        """Tokens of each row, set by set; of a preference, with its chosen answer."""
+        of_set = {name: [len(row.ids) for row in chosen.labelled] for name, chosen in self.sets.items()}
+        of_pairs = {name: [len(pair.chosen.ids) for pair in one.pairs] for name, one in self.preferences.items()}
+        rows = self.examples.rows
+        training = [len(row.chosen.ids if isinstance(row, LabelledPair) else row.ids) for row in rows]
+        return {"training": training, **of_set, **of_pairs}
 
 
 def prepare(

@@ -30,3 +30,10 @@ class Screen:
             self._open_line = True
         elif keep:
             self.say(line)
+
+    def end_progress(self) -> None:
+        """Take the rewritten line away."""
+        if self._open_line:
+            self._stream.write("\r\x1b[2K")
+            self._stream.flush()
+            self._open_line = False

@@ -15,6 +15,7 @@ from tuneloop.registry import Registry
 from tuneloop.registry.errors import InvalidInput
 from tuneloop.registry.nouns import Version
 from tuneloop.train.data.rows import data_digest
+from tuneloop.train.fit.runs import Begin
 from tuneloop.train.job import Job, Outcome, job_from_recipe, run_job
 from tuneloop.train.recipe import RecipeFile
 from tuneloop.train.recipe.stages import Stage
@@ -36,7 +37,7 @@ class StageOutcome:
 
 
 def run_stages(
-    file: RecipeFile, registry: Registry, *, screen: Screen, stop: StopFlag, threads: int = 0
+    file: RecipeFile, registry: Registry, *, screen: Screen, stop: StopFlag, threads: int = 0, begin: Begin = "new"
 ) -> Mapping[str, StageOutcome]:
     """Run what is not finished yet; stage by stage.
 
@@ -46,17 +47,17 @@ def run_stages(
     """
     done: dict[str, StageOutcome] = {}
     for stage in file.stages:  # whatever is wrong with the last stage is said before the first one runs
-        job_from_recipe(_resolved(file, stage, done), registry.settings.home)
+        job_from_recipe(_resolved(file, stage, done), registry.settings.home, registry)
         find_rewards(getattr(stage.recipe.objective, "rewards", ()))
     for number, stage in enumerate(file.stages, start=1):
         screen.say(f"stage {number} of {len(file.stages)}: {stage.name} ({stage.recipe.objective.kind})")
-        job = job_from_recipe(_resolved(file, stage, done), registry.settings.home)
+        job = job_from_recipe(_resolved(file, stage, done), registry.settings.home, registry, screen)
         found = _finished(job, registry, screen)
         if found is not None:
             screen.say(f"stage {stage.name}: {found.name} was trained from the same recipe and rows; skipped")
             done[stage.name] = StageOutcome(found, None)
             continue
-        outcome = run_job(job, registry, screen=screen, stop=stop, threads=threads)
+        outcome = run_job(job, registry, screen=screen, stop=stop, threads=threads, begin=begin)
         done[stage.name] = StageOutcome(outcome.version, outcome)
     return done
 

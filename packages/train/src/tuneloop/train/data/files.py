@@ -64,7 +64,7 @@ def _json_lines(path: Path, file: BinaryIO) -> Iterator[Record]:
         if number == 1:
             if line[:2] in _BOMS:
                 raise InvalidInput(f"{place}: is {_BOMS[line[:2]]} text; save the file as UTF-8")
-            line = line.removeprefix(b"\xef\xbb\xbf")
+            line = line.removeprefix(b"\xef\xbb\xbf")  # editors put it before UTF-8
         if line.strip():
             yield _json_record(place, line)
 

@@ -43,6 +43,7 @@ class Parsed:
     format: Format
     turns: tuple[Message, ...]
     ignored: tuple[str, ...]
+    input: str = ""  # of an instruction row, the text its question ends with
 
 
 def detect(record: Mapping[str, Any]) -> Format:
@@ -52,18 +53,16 @@ def detect(record: Mapping[str, Any]) -> Format:
         ValueError: it is none of them; the message says what is missing.
     """
     given = {key for key, value in record.items() if value is not None}
+    if len(given & {"chosen", "rejected"}) == 1:
+        missing = "rejected" if "chosen" in given else "chosen"
+        raise ValueError(f"lacks {missing} (it has {_known(record)}); a preference has both chosen and rejected")
     found: Format
     for found, (needed, _) in _FIELDS.items():
         if given.issuperset(needed):
             return found
-    known = ", ".join(map(shown, record)) or "nothing"
-    if "chosen" in given or "rejected" in given:
-        missing = "rejected" if "chosen" in given else "chosen"
-        raise ValueError(f"lacks {missing} (it has {known}); a preference has both chosen and rejected")
-    if "completion" in given:
-        raise ValueError(f"lacks prompt (it has {known}); {_WRITE}")
-    missing = " and ".join(name for name in ("instruction", "output") if name not in given)
-    raise ValueError(f"lacks {missing} (it has {known}); {_WRITE}")
+    needed = ("prompt",) if "completion" in given else ("instruction", "output")
+    missing = " and ".join(name for name in needed if name not in given)
+    raise ValueError(f"lacks {missing} (it has {_known(record)}); {_WRITE}")
 
 
 def parse(record: Mapping[str, Any], *, answers_only: bool = True) -> Parsed:
@@ -94,7 +93,8 @@ def parse(record: Mapping[str, Any], *, answers_only: bool = True) -> Parsed:
         turns = prompt_turns(record["prompt"])
     else:
         turns = _answered(record, "completion" if kind == "prompt-completion" else "chosen")
-    return Parsed(kind, turns, ignored)
+    extra = record.get("input") if kind == "instruction" else None
+    return Parsed(kind, turns, ignored, extra if isinstance(extra, str) and extra.strip() else "")
 
 
 def conversation(value: Any, field: str = "messages") -> tuple[Message, ...]:
@@ -150,6 +150,10 @@ def text(record: Mapping[str, Any], name: str, before: str = "") -> str:
 def shown(name: object) -> str:
     """A field's name as any terminal and file can carry it."""
     return str(name).encode("utf-8", "backslashreplace").decode()
+
+
+def _known(record: Mapping[str, Any]) -> str:
+    return ", ".join(map(shown, record)) or "nothing"
 
 
 def _instruction(record: Mapping[str, Any]) -> tuple[Message, ...]:

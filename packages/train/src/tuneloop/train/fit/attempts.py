@@ -1,4 +1,4 @@
-"""A fit through TRL, attempt after attempt, and everything that may happen to it: stops, kills, full memory, divergence.
+"""A fit through TRL, and everything that may happen to it: stops, kills, full memory, divergence.
 
 An attempt is one life of a TRL trainer. What ends it early (memory, divergence) becomes a checkpoint and a changed
 `RunState`, and the next attempt goes on from there with the same data order and random state; so every way back is the

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tuneloop.train.base import Base
-from tuneloop.train.data.labels import LabelAudit
+from tuneloop.train.data.labels import LabelAudit, PromptAudit
 from tuneloop.train.evaluation.compare import Compared, Comparison
 from tuneloop.train.evaluation.measure import EvaluationSet, SetScore
 from tuneloop.train.publishing import pictures
@@ -33,7 +33,7 @@ class Facts:
     code_commit: str
     run_id: str
     train_digest: str
-    audit: LabelAudit
+    audit: LabelAudit | PromptAudit
     steps: int
     seconds: float
     sets: Mapping[str, EvaluationSet]
@@ -68,9 +68,19 @@ def _data(facts: Facts) -> str:
     return (
         "## Data\n\n"
         + _table(("Set", "Rows", "Digest"), rows)
-        + f"\n\nOf {audit.tokens:,} training tokens {audit.trained_share:.1%} are learned (the assistant's turns, with "
-        f"{_code(audit.end_of_turn)}); {audit.truncated_rows} rows were cut. "
-        "The rows themselves are kept with the run.\n\n" + _picture("Row lengths", pictures.LENGTHS)
+        + f"\n\n{_learned(audit)} The rows themselves are kept with the run.\n\n"
+        + _picture("Row lengths", pictures.LENGTHS)
+    )
+
+
+def _learned(audit: LabelAudit | PromptAudit) -> str:
+    end = _code(audit.end_of_turn)
+    if isinstance(audit, PromptAudit):
+        left_out = f"{audit.left_out} were left out as too long"
+        return f"It learned from its own answers (ended by {end}) to questions; {left_out}."
+    return (
+        f"Of {audit.tokens:,} training tokens {audit.trained_share:.1%} are learned (the assistant's turns, with "
+        f"{end}); {audit.truncated_rows} rows were cut."
     )
 
 
@@ -94,6 +104,8 @@ def _recipe(facts: Facts) -> str:
 
 def _measures(facts: Facts) -> str:
     head = ("Held-out set", "Rows", "Measure", "Before", "After", "Difference")
+    if not facts.comparisons:
+        return "## Measured"
     whole = [found for comparison in facts.comparisons for found in comparison.whole]
     slices = [found for comparison in facts.comparisons for found in comparison.slices]
     parts = [

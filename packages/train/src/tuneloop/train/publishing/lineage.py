@@ -73,7 +73,8 @@ class Keeper:
         pictures.draw_loss(
             folder / pictures.LOSS, history(self._run_id, "loss"), history(self._run_id, "validation_loss")
         )
-        pictures.draw_before_after(folder / pictures.MEASURES, list(comparisons.values()))
+        if comparisons:
+            pictures.draw_before_after(folder / pictures.MEASURES, list(comparisons.values()))
         pictures.draw_token_lengths(folder / pictures.LENGTHS, lengths, max_length)
         for path in sorted(folder.iterdir()):
             self._versions.log_file(self._run_id, path, f"lineage/{pictures.FOLDER}")
@@ -146,11 +147,11 @@ class Lineage:
 
     def train_rows(self) -> tuple[Row, ...]:
         """The rows it was trained on."""
-        return read_rows(self._file("train.jsonl")).rows
+        return read_rows(self._file("train.jsonl"), inputs=True).rows
 
     def set_rows(self) -> dict[str, tuple[Row, ...]]:
         """Name → rows of each of its evaluation sets."""
-        sets = {name: read_rows(self._file(f"sets/{name}.jsonl")).rows for name in self.manifest()["sets"]}
+        sets = {name: read_rows(self._file(f"sets/{name}.jsonl"), inputs=True).rows for name in self.manifest()["sets"]}
         if self.recipe().recipe.evaluate.slice_by is None:
             return sets
         groups = json.loads(self._file(_SLICES).read_text(encoding="utf-8"))

@@ -6,6 +6,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, StringConstraints, model_validator
 
+from tuneloop.train.recipe.data import Sources
 from tuneloop.train.recipe.part import Names, Part
 
 FRESH = "fresh"  # the evaluation set a retraining makes from its own corrections
@@ -16,7 +17,7 @@ SetName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,40}$"
 class EvaluateSection(Part):
     """Held-out sets, measured before and after training."""
 
-    sets: dict[SetName, str] = Field(min_length=1)  # name → JSONL
+    sets: dict[SetName, Sources] = Field(min_length=1)  # name → a file's path, or sources as in `data`
     generate: int = Field(default=24, ge=0)  # rows per set answered greedily for BLEU and metrics; 0: perplexity alone
     max_new_tokens: int = Field(default=64, ge=1)  # an answer cut here is counted, and said
     metrics: Names = ()  # exact_match, token_f1, a package's own (entry point `tuneloop.metrics`), or ./script.py

@@ -5,6 +5,7 @@ Every option here is read by something. `load_recipe` reports all errors of a fi
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +23,7 @@ from tuneloop.train.recipe.objective import ObjectiveSection, SftObjective
 from tuneloop.train.recipe.part import Part
 from tuneloop.train.recipe.run import OptimSection, RunSection
 from tuneloop.train.recipe.stages import STAGES, Stage, check_needs, split
-from tuneloop.train.recipe.text import RecipeText
+from tuneloop.train.recipe.text import Place, RecipeText
 from tuneloop.train.recipe.tuning import LoraTuning, TuningSection
 
 _FULL_RATE = {"sft": 2e-5, "reward": 1e-5, "dpo": 5e-7, "grpo": 1e-6, "ppo": 1e-6}
@@ -142,17 +143,27 @@ def _validated(document: RecipeText, values: dict[str, Any], root: Path | None) 
     for place, message in refusals(recipe) if recipe is not None else ():
         document.complain(place, message)
     for place, value in _paths_in(values):
-        if root is not None and isinstance(value, str) and not (root / value).is_file():
+        if root is not None and not (root / value).is_file():
             document.complain(place, f"there is no file {root / value}")
     return recipe
 
 
-def _paths_in(values: Any) -> list[tuple[tuple[str, ...], Any]]:
+def _paths_in(values: Any) -> Iterator[tuple[Place, str]]:
+    """Every file a recipe names, whatever else is wrong with it."""
+
     def section(*names: str) -> dict[str, Any]:
         here = values
         for name in names:
             here = here.get(name) if isinstance(here, dict) else None
         return here if isinstance(here, dict) else {}
 
-    found = [(("data", key), section("data").get(key)) for key in ("train", "validation")]
-    return found + [(("evaluate", "sets", str(name)), value) for name, value in section("evaluate", "sets").items()]
+    given: list[tuple[Place, Any]] = [(("data", key), section("data").get(key)) for key in ("train", "validation")]
+    given += [(("evaluate", "sets", name), value) for name, value in section("evaluate", "sets").items()]
+    for place, value in given:
+        listed = isinstance(value, list)
+        for index, item in enumerate(value if listed else [value]):
+            here = (*place, index) if listed else place
+            if isinstance(item, str):
+                yield here, item
+            elif isinstance(item, dict) and isinstance(item.get("path"), str):
+                yield (*here, "path"), item["path"]

@@ -1,6 +1,8 @@
 """YAML with its line numbers kept, and validation errors told as `file:line: section.key: what is wrong`.
 
 Built on PyYAML's node tree, because its values alone have lost their lines. `1e-3` is read as the number people mean.
+A recipe is plain values: a tag (`!!python/…`), a date, a merge key, aliases that multiply and nesting without end are
+refused with their line, before anything is built from them.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import types
 import typing
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 from pydantic import BaseModel, Tag
@@ -21,6 +23,11 @@ from tuneloop.registry.errors import InvalidInput
 
 Place = tuple[str | int, ...]
 _EXPONENT = re.compile(r"^[+-]?\d+[eE][+-]?\d+$")  # YAML 1.1 wants a dot in it; nobody writes one
+_OTHER_BASE = re.compile(r"^[+-]?(0[0-9_bxo]|[0-9_]+:)")
+_DEPTH = 20  # of nesting; no section is deeper than five
+_NODES = 20_000  # values after every alias is followed; a recipe has some hundred
+_DIGITS = 100  # of a number
+_PLAIN = {f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float", "str", "map", "seq")}
 
 
 class RecipeText:
@@ -40,11 +47,17 @@ class RecipeText:
         except yaml.MarkedYAMLError as error:
             line = error.problem_mark.line + 1 if error.problem_mark else 1
             raise InvalidInput(f"{name}:{line}: not valid YAML: {error.problem}") from None
-        except yaml.YAMLError as error:
-            raise InvalidInput(f"{name}:1: not valid YAML: {error}") from None
+        except yaml.reader.ReaderError as error:
+            line = text.count("\n", 0, error.position) + 1
+            raise InvalidInput(
+                f"{name}:{line}: not valid YAML: it holds the character U+{ord(text[error.position]):04X}; remove it"
+            ) from None
+        except RecursionError:
+            raise InvalidInput(f"{name}:{_deepest_line(text)}: is nested more than {_DEPTH} levels deep") from None
         if not isinstance(root, yaml.MappingNode):
             raise InvalidInput(f"{name}:1: a recipe is a mapping of sections (base, data, run, …)")
         self._loader = yaml.SafeLoader("")
+        self._nodes = 0
         self.values: dict[str, Any] = self._mapping(root, ())
 
     @property
@@ -90,19 +103,60 @@ class RecipeText:
         return self.complain(place, message[0].lower() + message[1:] + shown)
 
     def _value(self, node: yaml.Node, place: Place) -> Any:
+        self._nodes += 1
+        if len(place) > _DEPTH:
+            raise self._refused(node, place[:3], f"is nested more than {_DEPTH} levels deep")
+        if self._nodes > _NODES:
+            raise self._refused(node, place, f"the recipe grows beyond {_NODES:,} values; write it without aliases")
+        if node.tag not in _PLAIN:
+            return self._odd(node, place)
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, place)
         if isinstance(node, yaml.SequenceNode):
+            for index, item in enumerate(node.value):
+                self._lines[*place, index] = item.start_mark.line + 1
             return [self._value(item, (*place, index)) for index, item in enumerate(node.value)]
-        if isinstance(node, yaml.ScalarNode) and node.style is None and _EXPONENT.match(node.value):
+        return self._scalar(node, place)
+
+    def _scalar(self, node: yaml.Node, place: Place) -> Any:
+        plain = isinstance(node, yaml.ScalarNode) and node.style is None
+        if plain and _EXPONENT.match(node.value):
             return float(node.value)
-        return self._loader.construct_object(node)
+        if plain and node.tag.endswith((":int", ":float")):
+            if len(node.value) > _DIGITS:
+                raise self._refused(node, place, f"a number of {len(node.value)} digits; that cannot be meant")
+            if _OTHER_BASE.match(node.value):
+                raise self._refused(node, place, f"YAML reads {node.value} in base 2, 8, 16 or 60; write it in base 10")
+        try:
+            return self._loader.construct_object(node)
+        except (ValueError, yaml.YAMLError):
+            raise self._refused(node, place, f"{node.value!r} is no {node.tag.rpartition(':')[2]}") from None
+
+    def _odd(self, node: yaml.Node, place: Place) -> NoReturn:
+        """Refuse a value that is no text, number, list or mapping."""
+        kind = node.tag.removeprefix("tag:yaml.org,2002:")
+        if kind == "timestamp":
+            message = f"{node.value} is read as a date; put it in quotes"
+        elif kind in {"merge", "value"}:
+            message = f"{node.value} is read as a YAML {kind} key; put it in quotes"
+        else:
+            shown = f"!!{kind}" if kind != node.tag else kind
+            message = f"the tag {shown} is not read; write a plain value"
+        raise self._refused(node, place, message)
+
+    def _refused(self, node: yaml.Node, place: Place, message: str) -> InvalidInput:
+        shown = ".".join(map(str, place))
+        return InvalidInput(f"{self._name}:{node.start_mark.line + 1}: {f'{shown}: ' if shown else ''}{message}")
 
     def _mapping(self, node: yaml.MappingNode, place: Place) -> dict[str, Any]:
         values: dict[str, Any] = {}
         for key_node, value_node in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise self._refused(key_node, place, "a key is one word, no list and no mapping")
             key = str(key_node.value)
             here = (*place, key)
+            if key == "<<" and key_node.style is None:
+                raise self._refused(key_node, place, "merge keys (<<) are not read; write the keys out")
             if key in values:
                 self._found.append(
                     (
@@ -128,6 +182,8 @@ def _walk(model: type[BaseModel], loc: Place) -> tuple[Place, list[str]]:
     while parts:
         part = parts.pop(0)
         place = (*place, part)
+        if isinstance(part, int):
+            continue  # an item of a list: its keys are those of the model the list holds
         known = list(here.model_fields) if isinstance(here, type) and issubclass(here, BaseModel) else []
         field = here.model_fields.get(str(part)) if known else None
         if field is None:
@@ -154,3 +210,15 @@ def _section_in(annotation: Any) -> Any:
     """The model in `Section` or `Section | None`."""
     options = typing.get_args(annotation) or (annotation,)
     return next((one for one in options if isinstance(one, type) and issubclass(one, BaseModel)), None)
+
+
+def _deepest_line(text: str) -> int:
+    """The line with the deepest nesting of brackets or of indentation."""
+    depth, deepest, at = 0, 0, 1
+    for number, line in enumerate(text.splitlines(), start=1):
+        depth += sum(line.count(opening) for opening in "[{")
+        indented = depth + len(line) - len(line.lstrip())
+        if indented > deepest:
+            deepest, at = indented, number
+        depth -= sum(line.count(closing) for closing in "]}")
+    return at

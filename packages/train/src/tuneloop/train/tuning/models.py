@@ -11,7 +11,7 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
@@ -32,8 +32,10 @@ from tuneloop.train.tuning.full import save_whole
 from tuneloop.train.tuning.peft_adapters import CONFIG, add_ia3, add_low_rank, load_peft, save_peft
 from tuneloop.train.tuning.quantised import load_quantised
 
+Device = Literal["cpu", "cuda"]
 
-def choose_device() -> Choice[str]:
+
+def choose_device() -> Choice[Device]:
     """CUDA when there is a device."""
     if torch.cuda.is_available():
         return Choice("cuda", f"{torch.cuda.get_device_name(0)} is there")

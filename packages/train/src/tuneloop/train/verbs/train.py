@@ -41,13 +41,11 @@ def train(recipe: Path, begin: Literal["resume", "fresh"] | None, profile: bool,
         from tuneloop.train.stages import run_stages
 
         if file.stages:
-            done = run_stages(
-                file, registry, screen=screen, stop=stop, threads=settings.threads, begin=begin or "new"
-            )
+            done = run_stages(file, registry, screen=screen, stop=stop, threads=settings.threads, begin=begin or "new")
             emit({"stages": {name: one.as_json() for name, one in done.items()}}, as_json, _stages_text(done))
             return
         outcome = run_job(
-            job_from_recipe(file, registry.settings.home),
+            job_from_recipe(file, registry.settings.home, registry, screen),
             registry,
             screen=screen,
             stop=stop,

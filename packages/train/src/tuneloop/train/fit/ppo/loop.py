@@ -26,7 +26,7 @@ from tuneloop.train.fit.arguments import schedule_arguments
 from tuneloop.train.fit.ppo.advantages import generalised_advantages, token_rewards, whitened
 from tuneloop.train.fit.ppo.losses import KlControl, policy_loss, value_loss
 from tuneloop.train.fit.ppo.rollout import Actor, Rollout, roll_out
-from tuneloop.train.fit.progress import FitResult, Watch
+from tuneloop.train.fit.progress import FitResult, Watch, peak_memory_bytes
 from tuneloop.train.fit.reference import hold_reference, release_reference
 from tuneloop.train.recipe import Recipe
 from tuneloop.train.recipe.objective import PpoObjective
@@ -156,7 +156,17 @@ class _Learner:
             control = control.after(kl)
             self._scheduler.step()
         seconds = time.monotonic() - started
-        return FitResult(len(losses), losses[0], losses[-1], seconds, tokens / seconds)
+        return FitResult(
+            len(losses),
+            losses[0],
+            losses[-1],
+            seconds,
+            tokens / seconds,
+            micro_batch=self._micro_batch,
+            peak_memory_bytes=peak_memory_bytes(),
+            weights_step=len(losses),
+            mfu=None,  # sampling, scoring and learning take turns: no one share of the peak says anything
+        )
 
     def _batches(self, prompts: Sequence[LabelledPrompt]) -> Iterator[list[LabelledPrompt]]:
         """Every prompt once in a new order, then again; no batch is short."""

@@ -1,0 +1,88 @@
+"""Rows on disk instead of in memory, read back by their number: 8 bytes a row are held.
+
+A store is a sequence like a tuple of rows: it can be gone through again and again, shuffled by index, and counted. Its
+file is in a temporary folder (TMPDIR), as large as the rows' text, and goes away with the store.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import weakref
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from typing import overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tuneloop.registry.nouns import Message
+from tuneloop.train.data.rows import Row
+
+
+class RowStore(Sequence[Row]):
+    """Append-only while it is filled; then read. For one thread."""
+
+    def __init__(self, rows: Iterable[Row] = ()) -> None:
+        self._file = tempfile.TemporaryFile(prefix="tuneloop-rows-", buffering=1 << 20)  # noqa: SIM115 (lives as long as the store)
+        weakref.finalize(self, self._file.close)
+        self._starts = array("Q")
+        self._end = 0
+        for row in rows:
+            self.append(row)
+
+    def append(self, row: Row) -> None:
+        """Put a row at the end."""
+        turns = [[turn.role, turn.content] for turn in row.messages]
+        line = json.dumps([row.place, turns, row.input], ensure_ascii=False).encode() + b"\n"
+        self._file.seek(self._end)
+        self._file.write(line)
+        self._starts.append(self._end)
+        self._end += len(line)
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    @overload
+    def __getitem__(self, index: int) -> Row: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Row]: ...
+    def __getitem__(self, index: int | slice) -> Row | Sequence[Row]:
+        if isinstance(index, slice):
+            return Chosen(self, array("Q", range(len(self))[index]))
+        self._file.seek(self._starts[index])
+        return self._row(self._file.readline())
+
+    def __iter__(self) -> Iterator[Row]:
+        """In order; other reads may come between."""
+        place = 0
+        while place < self._end:
+            self._file.seek(place)
+            line = self._file.readline()
+            place += len(line)
+            yield self._row(line)
+
+    @staticmethod
+    def _row(line: bytes) -> Row:
+        place, turns, extra = json.loads(line)
+        return Row(tuple(Message(role=role, content=content) for role, content in turns), place, extra)
+
+
+class Chosen(Sequence[Row]):
+    """Some rows of another sequence, in an order of their own, a row as often as its number stands there."""
+
+    def __init__(self, rows: Sequence[Row], order: Sequence[int] | NDArray[np.int64]) -> None:
+        self._rows = rows
+        self._order = order
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    @overload
+    def __getitem__(self, index: int) -> Row: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Row]: ...
+    def __getitem__(self, index: int | slice) -> Row | Sequence[Row]:
+        if isinstance(index, slice):
+            return Chosen(self._rows, self._order[index])
+        return self._rows[int(self._order[index])]

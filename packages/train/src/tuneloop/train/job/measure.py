@@ -1,0 +1,102 @@
+"""Measuring a run's model on its held-out sets: conversations and preferences, before training and after."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from tuneloop.train.data.labels import Labeller
+from tuneloop.train.evaluation.compare import Comparison, compare
+from tuneloop.train.evaluation.measure import SetScore, pad_token_id, score_rows, score_set
+from tuneloop.train.evaluation.metrics import Metric
+from tuneloop.train.evaluation.preference import PreferenceScore, PreferenceSet, by_likelihood, by_reward
+from tuneloop.train.evaluation.statistics import perplexity
+from tuneloop.train.examples import Prepared
+from tuneloop.train.fit.progress import Watch
+from tuneloop.train.fit.reward import RewardModel
+from tuneloop.train.recipe import Recipe
+from tuneloop.train.recipe.objective import RewardObjective
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a model reached, set by set."""
+
+    sets: dict[str, SetScore]
+    preferences: dict[str, PreferenceScore]
+
+    def metrics(self) -> dict[str, float]:
+        """Every set's measures under their names."""
+        found: dict[str, float] = {}
+        for name, score in self.sets.items():
+            found |= score.metrics(name)
+        for name, preferred in self.preferences.items():
+            found |= preferred.metrics(name)
+        return found
+
+
+@dataclass(frozen=True)
+class Measurer:
+    """Measures models alike; every figure goes to the run and to the screen."""
+
+    recipe: Recipe
+    prepared: Prepared
+    tokenizer: Any
+    labeller: Labeller
+    metrics: tuple[Metric, ...]
+    watch: Watch
+
+    def measure(self, model: Any, when: Literal["before", "after"], step: int = 0) -> Scores:
+        """All sets. A metric that fails before training ends the run, one that fails after it costs its figure."""
+        found = Scores({}, {})
+        for name, chosen in self.prepared.sets.items():
+            score = score_set(
+                model,
+                self.tokenizer,
+                self.labeller,
+                chosen,
+                max_new_tokens=self.recipe.evaluate.max_new_tokens,
+                check=self.watch.check,
+                metrics=self.metrics,
+                tolerant=when == "after",
+            )
+            found.sets[name] = score
+            self._say(name, len(chosen.rows), score.metrics(name), when, step)
+        for name, pairs in self.prepared.preferences.items():
+            found.preferences[name] = self._prefers(model, pairs)
+            self._say(name, len(pairs.rows), found.preferences[name].metrics(name), when, step)
+        return found
+
+    def trained_on(self, model: Any, step: int) -> dict[str, float]:
+        """Perplexity on the quantised base that was trained on; the version's own is that on the unquantised one."""
+        found = {}
+        for name, chosen in self.prepared.sets.items():
+            rows = score_rows(model, chosen.labelled, pad_id=pad_token_id(self.tokenizer), check=self.watch.check)
+            found[f"perplexity_quantized.{name}"] = perplexity(rows)
+            self.watch.screen.say(f"after training, {name}, on the quantised base: perplexity {perplexity(rows):.2f}")
+        self.watch.log(found, step)
+        return found
+
+    def compare(self, before: Scores, after: Scores, steps: int) -> dict[str, Comparison]:
+        """Both sides of every set; the ends of the intervals go to MLflow beside the estimates, at the same steps."""
+        compared: dict[str, Comparison] = {}
+        log: Callable[[Mapping[str, float], int], None] = self.watch.log
+        for name, chosen in self.prepared.sets.items():
+            found = compare(chosen, before.sets[name], after.sets[name], min_rows=self.recipe.evaluate.min_rows)
+            for when, metrics in found.interval_metrics().items():
+                log(metrics, 0 if when == "before" else steps)
+            compared[name] = found
+        return compared
+
+    def _prefers(self, model: Any, chosen: PreferenceSet) -> PreferenceScore:
+        if not isinstance(self.recipe.objective, RewardObjective):
+            pad_id = pad_token_id(self.tokenizer)
+            return by_likelihood(model, chosen.pairs, pad_id=pad_id, check=self.watch.check)
+        amp = self.recipe.run.dtype == "bfloat16"
+        return by_reward(RewardModel(model, self.tokenizer, amp=amp, check=self.watch.check), chosen.pairs)
+
+    def _say(self, name: str, rows: int, metrics: Mapping[str, float], when: str, step: int) -> None:
+        self.watch.log(metrics, step)
+        shown = ", ".join(f"{key.split('.')[0]} {value:.2f}" for key, value in metrics.items())
+        self.watch.screen.say(f"{when} training, {name} ({rows} rows): {shown}")
