@@ -26,7 +26,7 @@ from typing import Any
 import torch
 import trl.trainer.sft_trainer
 from transformers import TrainerCallback
-from trl import ModelConfig, ScriptArguments, SFTConfig
+from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, SFTConfig
 from trl.scripts import sft
 
 from tuneloop.train.base import read_base
@@ -136,7 +136,7 @@ def trl_marks(settings: dict[str, Any]) -> list[tuple[float, float, float]]:
             lora_dropout=0.0,
             lora_target_modules=["all-linear"],
         )
-        sft.main(ScriptArguments(dataset_name=str(data)), arguments, model, None)
+        sft.main(ScriptArguments(dataset_name=str(data)), arguments, model, DatasetMixtureConfig())
     return marks
 
 
