@@ -17,10 +17,10 @@ from tuneloop.registry.nouns import ModelName
 from tuneloop.train.choice import Choice
 from tuneloop.train.recipe.data import DataSection
 from tuneloop.train.recipe.evaluate import EvaluateSection
+from tuneloop.train.recipe.layers import Layers
 from tuneloop.train.recipe.objective import ObjectiveSection, SftObjective
 from tuneloop.train.recipe.part import Part
 from tuneloop.train.recipe.run import OptimSection, RunSection
-from tuneloop.train.recipe.text import RecipeText
 from tuneloop.train.recipe.tuning import LoraTuning, TuningSection
 
 _FULL_RATE = {"sft": 2e-5, "reward": 1e-5, "dpo": 5e-7, "grpo": 1e-6, "ppo": 1e-6}
@@ -77,12 +77,13 @@ class RecipeFile:
     """A recipe with the text it came from, and the folder its paths are relative to."""
 
     recipe: Recipe
-    text: str
+    text: str  # complete in itself: where the file extends others, merged with them
     folder: Path
+    own_text: str  # what stands in the file
 
     @property
     def digest(self) -> str:
-        """`sha256:…` of the text."""
+        """`sha256:…` of the text; a merged one carries the digests of all texts it was made of."""
         return text_digest(self.text)
 
     def computed_in(self, dtype: Literal["bfloat16", "float32"]) -> RecipeFile:
@@ -92,7 +93,7 @@ class RecipeFile:
 
 
 def load_recipe(path: Path, *, check_paths: bool = True) -> RecipeFile:
-    """Read and check a recipe.
+    """Read and check a recipe, with those it extends.
 
     Args:
         path: the YAML file.
@@ -101,25 +102,20 @@ def load_recipe(path: Path, *, check_paths: bool = True) -> RecipeFile:
     Raises:
         InvalidInput: every error of the file, one a line, as `recipe.yaml:LINE: section.key: message`.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise InvalidInput(f"{path}: cannot be read: {reason}; `tuneloop recipe new {path}` writes one") from None
-    document = RecipeText(str(path), text)
+    layers = Layers(path)
     recipe = None
     try:
-        recipe = Recipe.model_validate(document.values)
+        recipe = Recipe.model_validate(layers.values)
     except ValidationError as error:
         for found in error.errors():
-            document.add(found, Recipe)
+            layers.add(found, Recipe)
     if check_paths:
-        for place, value in _paths_in(document.values):
+        for place, value in _paths_in(layers.values):
             if isinstance(value, str) and not (path.parent / value).is_file():
-                document.complain(place, f"there is no file {path.parent / value}")
-    if document.errors or recipe is None:
-        raise InvalidInput("\n".join(document.errors))
-    return RecipeFile(recipe, text, path.parent)
+                layers.complain(place, f"there is no file {path.parent / value}")
+    if layers.errors or recipe is None:
+        raise InvalidInput("\n".join(layers.errors))
+    return RecipeFile(recipe, layers.text, path.parent, layers.own_text)
 
 
 def _paths_in(values: Any) -> list[tuple[tuple[str, ...], Any]]:

@@ -49,9 +49,18 @@ class RecipeText:
         """What is wrong, in order of line."""
         return [text for _, text in sorted(self._found)]
 
+    def depth_of(self, place: Place) -> int:
+        """How much of `place` stands in this document: the length of the longest part of it that does."""
+        return next((n for n in range(len(place), 0, -1) if place[:n] in self._lines), 0)
+
+    @staticmethod
+    def place_of(error: ErrorDetails, model: type[BaseModel]) -> Place:
+        """Where in a document one of pydantic's errors belongs."""
+        return _walk(model, tuple(part for part in error["loc"] if part != "[key]"))[0]
+
     def complain(self, place: Place, message: str) -> None:
         """Add an error about the value at `place`."""
-        line = next((self._lines[place[:n]] for n in range(len(place), 0, -1) if place[:n] in self._lines), 1)
+        line = self._lines.get(place[: self.depth_of(place)], 1)
         shown = ".".join(map(str, place))
         self._found.append((line, f"{self._name}:{line}: {shown}: {message}" if shown else f"{self._name}: {message}"))
 
