@@ -20,19 +20,21 @@ from tuneloop.registry.versions import VersionDraft
 from tuneloop.train.base import Base, prepare_base
 from tuneloop.train.data.labels import LabelAudit, LabelledRow, Labeller, label_rows
 from tuneloop.train.data.rows import Row, data_digest, read_rows
-from tuneloop.train.evaluation.measure import EvaluationSet, SetScore, score_set
-from tuneloop.train.evaluation.statistics import paired_difference
+from tuneloop.train.evaluation.measure import EvaluationSet, SetScore, pad_token_id, score_rows, score_set
+from tuneloop.train.evaluation.statistics import paired_difference, perplexity
 from tuneloop.train.fit.arguments import planned_steps
 from tuneloop.train.fit.progress import FitResult, Watch
 from tuneloop.train.fit.run import fit
-from tuneloop.train.publishing.folder import code_commit, model_card, save_adapter
-from tuneloop.train.publishing.lineage import Keeper, evaluation_json
+from tuneloop.train.publishing.folder import code_commit, model_card
+from tuneloop.train.publishing.lineage import Keeper, Lineage, evaluation_json
 from tuneloop.train.recipe import RecipeFile
 from tuneloop.train.recipe.objective import SftObjective
 from tuneloop.train.screen import Screen
 from tuneloop.train.stopping import StopFlag, Stopped
 from tuneloop.train.tuning import models
+from tuneloop.train.tuning.going_on import cannot_go_on
 from tuneloop.train.tuning.precision import choose_dtype
+from tuneloop.train.tuning.served import serving_notes
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,7 @@ def run_job(job: Job, registry: Registry, *, screen: Screen, stop: StopFlag, thr
     objective = job.recipe.recipe.objective
     if not isinstance(objective, SftObjective):
         raise InvalidInput(f"objective.kind {objective.kind} is not built yet")
+    _check_start(job, registry)
     labeller = Labeller(tokenizer, objective.max_length)
     labelled, audit = label_rows(labeller, job.train, job.base.template_digest)
     sets = {name: _prepared(name, rows, labeller, job) for name, rows in job.sets.items()}
@@ -161,17 +164,17 @@ class _Run:
         self._keep_inputs(audit, sets)
         attention = models.choose_attention(self._device, recipe.run.dtype)
         self._screen.say(f"attention: {attention}")
-        if (reason := models.servable(recipe.tuning)) is not None:
-            self._screen.say(f"warning: this adapter cannot be served as it is: {reason}")
-        model = models.load_base(job.base, dtype=recipe.run.dtype, device=self._device, attention=attention.value)
-        if job.parent is not None:
-            folder = self._registry.versions.fetch(job.parent, self._registry.settings.home / "adapters")
-            model = models.load_adapter(model, folder, trainable=job.start == "parent")
-        before = self._measure(model, sets, "before")
-        if job.start == "base":
-            if job.parent is not None:
-                model = model.unload()  # the champion was only measured; training starts from the bare base
-            model = models.new_adapter(model, recipe.tuning, recipe.run.seed)
+        for note in serving_notes(recipe.tuning):
+            self._screen.say(note)
+        loader = models.Loader(job.base, recipe.tuning, recipe.run.dtype, self._device, attention.value)
+        parent = self._fetched(job.parent) if job.parent else None
+        start = parent if job.start == "parent" else None
+        if loader.measures_apart or start != parent:  # what is compared is not what training starts from
+            before = self._measure(loader.measurable(parent), sets, "before")
+            model = loader.tunable(recipe.run.seed, start)
+        else:
+            model = loader.tunable(recipe.run.seed, start)
+            before = self._measure(model, sets, "before")
         steps = job.steps or planned_steps(recipe.run, len(labelled))
         watch = Watch(
             self._screen, lambda m, step: self._registry.versions.log_metrics(self._run_id, m, step), self._stop.check
@@ -186,8 +189,29 @@ class _Run:
             validation=validation,
             watch=watch,
         )
+        folder = self._scratch / "trained"
+        models.save_trained(model, folder, job.base)
+        apart: dict[str, float] = {}
+        if loader.measures_apart:
+            apart = self._measure_trained_on(model, sets, fitted.steps)
+            del model
+            model = loader.measurable(folder)
         after = self._measure(model, sets, "after", step=fitted.steps)
-        return self._publish(model, audit, fitted, sets, before, after)
+        return self._publish(folder, audit, fitted, sets, before, after, apart)
+
+    def _fetched(self, version: Version) -> Path:
+        return self._registry.versions.fetch(version, self._registry.settings.home / "adapters")
+
+    def _measure_trained_on(self, model: Any, sets: Mapping[str, EvaluationSet], step: int) -> dict[str, float]:
+        """Perplexity on the quantised base that was trained on; the version's own is that on the unquantised one."""
+        found = {}
+        for name, chosen in sets.items():
+            pad_id = pad_token_id(self._tokenizer)
+            rows = score_rows(model, chosen.labelled, pad_id=pad_id, check=self._stop.check)
+            found[f"perplexity_quantized.{name}"] = perplexity(rows)
+            self._screen.say(f"after training, {name}, on the quantised base: perplexity {perplexity(rows):.2f}")
+        self._registry.versions.log_metrics(self._run_id, found, step)
+        return found
 
     def _keep_inputs(self, audit: LabelAudit, sets: Mapping[str, EvaluationSet]) -> None:
         job = self._job
@@ -222,19 +246,20 @@ class _Run:
 
     def _publish(
         self,
-        model: Any,
+        folder: Path,
         audit: LabelAudit,
         fitted: FitResult,
         sets: Mapping[str, EvaluationSet],
         before: Mapping[str, SetScore],
         after: Mapping[str, SetScore],
+        apart: Mapping[str, float],
     ) -> Outcome:
         job, versions = self._job, self._registry.versions
         compared = job.parent.name if job.parent else job.base.name
         self._keeper.keep_json("evaluation.json", evaluation_json(sets, before, after, compared))
         differences = {name: paired_difference(before[name].rows, after[name].rows) for name in sets}
         metrics = {key: value for name, score in after.items() for key, value in score.metrics(name).items()}
-        folder = self._scratch / "adapter"
+        metrics |= apart
         card = model_card(
             model=job.model,
             base=job.base,
@@ -244,11 +269,11 @@ class _Run:
             metrics=metrics,
             differences=differences,
         )
-        save_adapter(model, folder, job.base, card)
+        (folder / "README.md").write_text(card, encoding="utf-8")
         rank, targets = models.adapter_shape(folder)
         draft = VersionDraft(
             model=job.model,
-            kind="adapter",
+            kind="full" if models.saved_kind(folder) is None else "adapter",
             base=job.base.name,
             base_digest=job.base.digest,
             template_digest=job.base.template_digest,
@@ -265,6 +290,15 @@ class _Run:
         self._stop.check()
         version = versions.publish(draft, run_id=self._run_id, folder=folder)
         return Outcome(version, audit, fitted, before, after, differences)
+
+
+def _check_start(job: Job, registry: Registry) -> None:
+    """Refuse to go on from a parent that was trained in another way, before anything runs."""
+    if job.parent is None or job.start == "base":
+        return
+    trained = Lineage(registry.versions, job.parent).recipe().recipe.tuning
+    if (reason := cannot_go_on(trained, job.recipe.recipe.tuning)) is not None:
+        raise InvalidInput(f"the run cannot start from {job.parent.name}: {reason}")
 
 
 def _prepared(name: str, rows: tuple[Row, ...], labeller: Labeller, job: Job) -> EvaluationSet:

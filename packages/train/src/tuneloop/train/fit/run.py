@@ -17,6 +17,7 @@ from tuneloop.train.fit.arguments import common_arguments
 from tuneloop.train.fit.progress import FitResult, Progress, Watch
 from tuneloop.train.fit.sft import sft_trainer
 from tuneloop.train.recipe import Recipe
+from tuneloop.train.tuning.quantised import trained_weights_kept
 
 
 def fit(
@@ -38,7 +39,8 @@ def fit(
     progress = Progress(tokenizer, steps, validation, watch)
     with tempfile.TemporaryDirectory(prefix="tuneloop-fit-") as scratch:
         arguments = common_arguments(recipe, steps, device, Path(scratch), micro_batch=int(recipe.run.micro_batch))
-        trainer = sft_trainer(model, tokenizer, rows, recipe.run, arguments, [progress])
+        with trained_weights_kept(model):
+            trainer = sft_trainer(model, tokenizer, rows, recipe.run, arguments, [progress])
         trainer.remove_callback(PrinterCallback)
         trainer.remove_callback(ProgressCallback)
         started = time.monotonic()

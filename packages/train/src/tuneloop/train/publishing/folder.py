@@ -1,27 +1,14 @@
-"""From a trained adapter to what is registered: a folder of safetensors and text, without this machine's paths."""
+"""What is told beside the weights of a version: its card, and the commit that made it."""
 
 from __future__ import annotations
 
-import json
 import subprocess
 from collections.abc import Mapping
 from importlib.metadata import version as package_version
 from pathlib import Path
-from typing import Any
 
 from tuneloop.registry.nouns import Interval
 from tuneloop.train.base import Base
-
-
-def save_adapter(model: Any, folder: Path, base: Base, card: str) -> None:
-    """Write adapter_model.safetensors, adapter_config.json and README.md; the base is named, never located."""
-    # Embeddings are never trained here; left to itself PEFT would look for the base's vocabulary on the hub.
-    model.save_pretrained(str(folder), save_embedding_layers=False)
-    path = folder / "adapter_config.json"
-    config = json.loads(path.read_text(encoding="utf-8"))
-    config["base_model_name_or_path"] = base.name
-    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 def model_card(

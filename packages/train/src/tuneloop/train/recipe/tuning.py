@@ -44,8 +44,9 @@ class QloraTuning(_LowRank):
     method: Literal["qlora"]
     bits: Literal[4, 8] = 4  # 4: NF4, a quarter of the weights' memory; 8: LLM.int8(), a half
     double_quantization: bool = True  # quantise the quantisation constants too: 0.4 bits less per weight
-    compute_dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"  # what the products are computed in
+    compute_dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"  # of the products; auto: as run.dtype
     int8_threshold: float = Field(default=6.0, gt=0.0)  # outlier features above it stay unquantised (8 bits only)
+    evaluate_unquantized: bool = True  # measure on the unquantised base, as it is served; false where that does not fit
 
     @model_validator(mode="after")
     def _reads_what_was_given(self) -> Self:

@@ -1,26 +1,36 @@
-"""Loading a base and its adapter for training or measuring; each automatic choice comes with its reason."""
+"""Loading models for training and measuring: `Loader` is the one way in for whole runs, the functions its parts.
+
+A published folder says itself what it is: its `adapter_config.json` names the adapter's kind, and a folder without one
+holds whole weights. Each automatic choice comes with its reason.
+"""
 
 from __future__ import annotations
 
 import importlib.util
 import json
 import os
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from tuneloop.registry.errors import InvalidInput
 from tuneloop.train.base import Base
 from tuneloop.train.choice import Choice
 from tuneloop.train.recipe import TuningSection
-from tuneloop.train.recipe.tuning import LoraTuning
+from tuneloop.train.recipe.tuning import BottleneckTuning, FullTuning, Ia3Tuning, QloraTuning
+from tuneloop.train.tuning.bottleneck import (
+    PEFT_TYPE,
+    add_bottlenecks,
+    has_bottlenecks,
+    load_bottlenecks,
+    save_bottlenecks,
+)
+from tuneloop.train.tuning.full import save_whole
+from tuneloop.train.tuning.peft_adapters import CONFIG, add_ia3, add_low_rank, load_peft, save_peft
+from tuneloop.train.tuning.quantised import load_quantised
 
 
 def choose_device() -> Choice[str]:
@@ -55,69 +65,108 @@ def load_tokenizer(base: Base) -> Any:
     return AutoTokenizer.from_pretrained(base.folder)
 
 
+@dataclass(frozen=True)
+class Loader:
+    """Loads what a run trains, and what it compares that with."""
+
+    base: Base
+    tuning: TuningSection
+    dtype: str
+    device: str
+    attention: str
+
+    @property
+    def measures_apart(self) -> bool:
+        """Whether versions are measured on another base than they are trained on: the unquantised one, as served."""
+        return isinstance(self.tuning, QloraTuning) and self.tuning.evaluate_unquantized
+
+    def tunable(self, seed: int, start: Path | None = None) -> Any:
+        """The model that is trained: the base as the method wants it, with a fresh adapter or the published `start`.
+
+        Raises:
+            InvalidInput: the base has no layers of the kind that the method adapts.
+        """
+        if isinstance(self.tuning, FullTuning):  # float32 whatever is computed in; see tuning/full.py
+            model = _load(start or self.base.folder, dtype="float32", device=self.device, attention=self.attention)
+            return model.requires_grad_(True)
+        model = self._frozen_base()
+        if start is not None:
+            return load_adapter(model, start, trainable=True)
+        return new_adapter(model, self.tuning, seed)
+
+    def measurable(self, version: Path | None) -> Any:
+        """The base, or a published version on it, frozen: as it is served, where that is measured."""
+        if version is not None and not (version / CONFIG).is_file():
+            return _load(version, dtype=self.dtype, device=self.device, attention=self.attention).requires_grad_(False)
+        model = self._plain_base() if self.measures_apart else self._frozen_base()
+        return model if version is None else load_adapter(model, version, trainable=False)
+
+    def _frozen_base(self) -> Any:
+        if isinstance(self.tuning, QloraTuning):
+            return load_quantised(
+                self.base, self.tuning, dtype=self.dtype, device=self.device, attention=self.attention
+            )
+        return self._plain_base()
+
+    def _plain_base(self) -> Any:
+        return load_base(self.base, dtype=self.dtype, device=self.device, attention=self.attention)
+
+
 def load_base(base: Base, *, dtype: str, device: str, attention: str) -> Any:
-    """The base's weights, frozen, in evaluation mode."""
-    model = AutoModelForCausalLM.from_pretrained(
-        base.folder, dtype=getattr(torch, dtype), attn_implementation=attention
-    )
-    return model.to(device).eval()
+    """The base's weights, unquantised, in evaluation mode."""
+    return _load(base.folder, dtype=dtype, device=device, attention=attention)
 
 
 def new_adapter(model: Any, tuning: TuningSection, seed: int) -> Any:
     """The base with a fresh adapter that changes nothing yet.
 
     Raises:
-        InvalidInput: no layer of the base bears a name in `tuning.target_modules`.
+        InvalidInput: the base has no layers of the kind that the method adapts.
     """
-    if not isinstance(tuning, LoraTuning):
-        raise InvalidInput(f"tuning.method {tuning.method} is not built yet")
-    targets = "all-linear" if tuning.adapts_all_linear else list(tuning.target_modules)
-    config = LoraConfig(
-        r=tuning.rank,
-        lora_alpha=tuning.alpha,
-        lora_dropout=tuning.dropout,
-        target_modules=targets,
-        use_rslora=tuning.rslora,
-        use_dora=tuning.dora,
-        task_type="CAUSAL_LM",
-    )
     torch.manual_seed(seed)
-    try:
-        with _peft_as_it_is():
-            return get_peft_model(model, config)
-    except ValueError as error:
-        raise InvalidInput(f"tuning.target_modules {targets}: {error}") from error
+    if isinstance(tuning, BottleneckTuning):
+        return add_bottlenecks(model, tuning)
+    if isinstance(tuning, Ia3Tuning):
+        return add_ia3(model, tuning)
+    if isinstance(tuning, FullTuning):
+        raise TypeError("all weights take no adapter; Loader.tunable loads them")
+    return add_low_rank(model, tuning)
 
 
 def load_adapter(model: Any, folder: Path, *, trainable: bool) -> Any:
-    """The base with a published adapter on it."""
-    with _peft_as_it_is():
-        return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+    """The base with a published adapter of any kind on it."""
+    if saved_kind(folder) != PEFT_TYPE:
+        return load_peft(model, folder, trainable=trainable)
+    load_bottlenecks(model, folder)
+    return model if trainable else model.requires_grad_(False).eval()
 
 
-@contextmanager
-def _peft_as_it_is() -> Iterator[None]:
-    """PEFT 0.21 still asks transformers 5.23 by an old name; drop this when it no longer warns."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
-        yield
+def save_trained(model: Any, folder: Path, base: Base) -> None:
+    """Write what was trained, as safetensors and JSON: the adapter alone, or all weights as a model folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if has_bottlenecks(model):
+        save_bottlenecks(model, folder, base.name)
+    elif hasattr(model, "peft_config"):
+        save_peft(model, folder, base.name)
+    else:
+        save_whole(model, folder, base)
 
 
-def adapter_shape(folder: Path) -> tuple[int, tuple[str, ...]]:
-    """Rank and target modules of a saved adapter."""
-    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    targets = config["target_modules"]
-    return int(config["r"]), (targets,) if isinstance(targets, str) else tuple(sorted(targets))
+def saved_kind(folder: Path) -> str | None:
+    """PEFT's name of a saved adapter's kind, or our own; None where the folder holds whole weights."""
+    path = folder / CONFIG
+    return str(json.loads(path.read_text(encoding="utf-8"))["peft_type"]) if path.is_file() else None
 
 
-def servable(tuning: TuningSection, max_lora_rank: int = 16) -> str | None:
-    """Why vLLM would refuse the adapter with its default settings; None when it would not."""
-    if not isinstance(tuning, LoraTuning):
-        return f"vLLM serves no {tuning.method}"
-    if tuning.dora:
-        return "vLLM does not serve DoRA adapters; set tuning.dora to false"
-    if tuning.rank > max_lora_rank:
-        return (
-            f"tuning.rank {tuning.rank} is above the engine's default --max-lora-rank {max_lora_rank}; raise that one"
-        )
-    return None
+def adapter_shape(folder: Path) -> tuple[int | None, tuple[str, ...]]:
+    """Rank and target modules of what was saved; no rank where the method has none."""
+    if not (folder / CONFIG).is_file():
+        return None, ()
+    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    targets = config.get("target_modules") or ()
+    return config.get("r"), (targets,) if isinstance(targets, str) else tuple(sorted(targets))
+
+
+def _load(folder: Path, *, dtype: str, device: str, attention: str) -> Any:
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype), attn_implementation=attention)
+    return model.to(device).eval()

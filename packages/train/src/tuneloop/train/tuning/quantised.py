@@ -1,0 +1,67 @@
+"""A base whose weights are quantised while an adapter is trained on it: NF4 (4 bits) or LLM.int8(), by bitsandbytes.
+
+Only the linear layers inside the blocks are quantised; embeddings, norms and the output head stay in the run's format.
+PEFT's `prepare_model_for_kbit_training` is not used: it would hold embeddings and head in float32, gigabytes on a large
+vocabulary. bitsandbytes has CPU kernels, right but slow: for trying a recipe, not for a run of length.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+from tuneloop.train.base import Base
+from tuneloop.train.recipe.tuning import QloraTuning
+
+
+def quantisation(tuning: QloraTuning, dtype: str) -> BitsAndBytesConfig:
+    """What bitsandbytes is told; `compute_dtype: auto` computes in the run's own format."""
+    if tuning.bits == 8:
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=tuning.int8_threshold)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=tuning.double_quantization,
+        bnb_4bit_compute_dtype=getattr(torch, dtype if tuning.compute_dtype == "auto" else tuning.compute_dtype),
+    )
+
+
+def load_quantised(base: Base, tuning: QloraTuning, *, dtype: str, device: str, attention: str) -> Any:
+    """The base, quantised while it is read, frozen, in evaluation mode."""
+    with _bitsandbytes_as_it_is():
+        model = AutoModelForCausalLM.from_pretrained(
+            base.folder,
+            dtype=getattr(torch, dtype),
+            attn_implementation=attention,
+            quantization_config=quantisation(tuning, dtype),
+            device_map={"": device},
+        )
+    return model.requires_grad_(False).eval()
+
+
+@contextmanager
+def trained_weights_kept(model: Any) -> Iterator[None]:
+    """Undo what TRL's trainers do when they are built on a quantised base: they cast the adapter to bfloat16.
+
+    A step below 1/256 of a weight rounds to nothing there, and an adapter that is gone on with would be cut short.
+    """
+    kept = {name: value.data for name, value in model.named_parameters() if value.requires_grad}
+    yield
+    for name, value in model.named_parameters():
+        if name in kept:
+            value.data = kept[name]
+
+
+@contextmanager
+def _bitsandbytes_as_it_is() -> Iterator[None]:
+    """bitsandbytes 0.50 imports torch parts that torch 2.13 deprecates; drop this when it no longer warns."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", message="`torch.jit.script_method` is deprecated", category=DeprecationWarning
+        )
+        yield
