@@ -102,7 +102,7 @@ def test_named_recipes_load_and_a_new_one_never_overwrites(tmp_path: Path) -> No
     assert load_recipe(tmp_path / "mine.yaml", check_paths=False).recipe == found["lora"].recipe
     with pytest.raises(InvalidInput, match="is there already"):
         write_new(tmp_path / "mine.yaml", "guide")
-    with pytest.raises(NotFound, match="there are guide, lora"):
+    with pytest.raises(NotFound, match="there are guide, lora, production, prototype, validation"):
         write_new(tmp_path / "other.yaml", "nothing")
 
 

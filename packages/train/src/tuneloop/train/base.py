@@ -110,7 +110,8 @@ def _gguf_in_package(source: str) -> Path:
 def _converted(gguf: Path, source: str, bases_root: Path) -> Base:
     with gguf.open("rb") as file:
         digest = f"sha256:{file_digest(file, 'sha256').hexdigest()}"
-    return _made_once(bases_root / converted_name(gguf), {"source": source, "digest": digest}, lambda folder: _convert(gguf, folder))
+    manifest = {"source": source, "digest": digest}
+    return _made_once(bases_root / converted_name(gguf), manifest, lambda folder: _convert(gguf, folder))
 
 
 def _downloaded(hub_id: str, bases_root: Path) -> Base:

@@ -1,4 +1,4 @@
-"""What would make a run cheaper: each change is planned for itself, and those that help are ranked by what they save."""
+"""What would make a run cheaper: each change is planned for itself; those that help are ranked by what they save."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ class Advice:
     memory_gib: float  # difference of the estimate; negative is less
     time_share: float  # difference, as a share of the planned time
     usd: str | None  # difference of the cheapest offer
+    fits: str  # then: yes, perhaps or no
     price: str  # what it costs in other ways
 
     def as_json(self) -> dict[str, Any]:
@@ -36,13 +37,14 @@ def advise(plan: Plan, others: tuple[Machine, ...] = ()) -> list[Advice]:
     found = []
     for change, recipe, machine, price in [*_changes(plan), *_machines(plan, others)]:
         changed = make_plan(recipe, plan.shape, plan.rows, machine)
-        if changed.fits == "no":
+        if changed.fits == "no" and not short:
             continue
         advice = Advice(
             change,
             round((changed.memory.total - plan.memory.total) / GIB, 3),
             round(changed.step.estimate * changed.steps / (plan.step.estimate * plan.steps) - 1, 3),
             str(changed.costs[0].usd - plan.costs[0].usd) if changed.costs and plan.costs else None,
+            changed.fits,
             price,
         )
         helps = (

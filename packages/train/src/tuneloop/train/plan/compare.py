@@ -111,9 +111,7 @@ def _line(size: str, method: str, machine: Machine) -> Line:
     plan = make_plan(_recipe(method, devices, plan.largest_micro_batch), shape, rows, machine)
     hours = plan.hours.times(devices)
     guide = _GUIDE.get((size, method))
-    usd = {
-        provider: _for_devices(plan, provider, devices) for provider in sorted({o.provider for o in machine.offers})
-    }
+    usd = {provider: _for_devices(plan, provider, devices) for provider in sorted({o.provider for o in machine.offers})}
     return Line(
         size,
         method,
@@ -123,7 +121,7 @@ def _line(size: str, method: str, machine: Machine) -> Line:
         usd,
         guide[:2] if guide else None,
         guide[2:] if guide else None,
-        _why(size, method, plan, devices, (hours.low, hours.high), guide),
+        _why(method, plan, devices, (hours.low, hours.high), guide),
     )
 
 
@@ -132,15 +130,12 @@ def _for_devices(plan: Plan, provider: str, devices: int) -> tuple[Decimal, Deci
     for cost in plan.costs:
         if cost.offer.provider == provider and not cost.spot:
             share = Decimal(devices) / (cost.offer.devices * cost.instances)
-            low, mid, high = (
-                (value * share).quantize(Decimal(1)) for value in (cost.low_usd, cost.usd, cost.high_usd)
-            )
+            low, mid, high = ((value * share).quantize(Decimal(1)) for value in (cost.low_usd, cost.usd, cost.high_usd))
             return low, mid, high
     return None
 
 
 def _why(
-    size: str,
     method: str,
     plan: Plan,
     devices: int,
@@ -148,7 +143,7 @@ def _why(
     guide: tuple[int, int, int, int] | None,
 ) -> str:
     said = _GUIDE_GIB_A_BILLION[method] * plan.shape.parameters / 1e9
-    ours = plan.memory.total * (devices if method == "full" else 1) / GIB
+    ours = plan.memory.total * devices / GIB
     memory = f"memory: its formula says {said:.0f} GiB, the model {ours:.0f}"
     memory += {
         "full": ", for float32 weights, gradients and two averages are 16 bytes a parameter",
@@ -185,9 +180,9 @@ def shown(lines: list[Line]) -> str:
     head = ("model", "method", "devices", "GiB each", "GPU hours", *lines[0].usd, "guide", "guide, AWS")
     why = "\n".join(f"{line.size} {line.method}: {line.why}" for line in lines)
     return (
-        f"{ROWS:,} rows of {TOKENS} tokens, {EPOCHS} epochs, batch {BATCH}, bfloat16, gradient checkpointing, every row as "
-        f"long as it may be; dollars on demand, for the devices used\n\n{table(head, rows)}\n\n{why}\n\n"
-        "dollars: the guide takes $4 a GPU hour on AWS ($8 for 70B) and more elsewhere; ours are the rows of prices.yaml"
+        f"{ROWS:,} rows of {TOKENS} tokens, {EPOCHS} epochs, batch {BATCH}, bfloat16, gradient checkpointing, every row "
+        f"as long as it may be; dollars on demand, for the devices used\n\n{table(head, rows)}\n\n{why}\n\n"
+        "dollars: the guide takes $4 a GPU hour on AWS ($8 for 70B), more elsewhere; ours are of prices.yaml"
     )
 
 

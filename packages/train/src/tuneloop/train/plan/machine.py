@@ -59,5 +59,3 @@ def _flops() -> float:
         left @ right
         times.append(time.perf_counter() - began)
     return 2 * _ROWS * _IN * _OUT / min(times)
-
-

@@ -1,4 +1,4 @@
-"""The plan itself: a recipe, a shape, the rows and a device in; memory, time, money, servability and advice out. Pure."""
+"""The plan itself: a recipe, a shape, the rows and a device in; memory, time, energy and money out. Pure."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from tuneloop.train.plan.shapes import ModelShape
 from tuneloop.train.plan.timing import Seconds, Speed, step_seconds
 from tuneloop.train.plan.trained import trained_by
 from tuneloop.train.recipe import Recipe
-from tuneloop.train.recipe.objective import SftObjective
+from tuneloop.train.recipe.objective import GrpoObjective, ObjectiveSection, PpoObjective
 from tuneloop.train.recipe.run import AUTO
 
 _CENT = Decimal("0.01")
-_CPU_EFFICIENCY, _CPU_SLOWEST, _CPU_QUICKEST = 0.75, 0.55, 0.95  # of a bare matrix product; measured
+_CPU_EFFICIENCY, _CPU_SLOWEST, _CPU_QUICKEST = 0.5, 0.35, 0.7  # of a bare matrix product; measured
 _GPU_EFFICIENCY, _GPU_SLOWEST, _GPU_QUICKEST = 0.40, 0.22, 0.55  # of the peak on the data sheet
 _SHARE_USED = 0.95  # of a device's memory; the rest is the system's
 _PAIRED = {"dpo", "reward"}
@@ -111,10 +111,8 @@ def make_plan(recipe: Recipe, shape: ModelShape, rows: RowFacts, machine: Machin
 def load_of(recipe: Recipe, rows: RowFacts, machine: Machine, micro_batch: int) -> Load:
     """The worst-case micro-batch: every row as long as the longest."""
     run, objective = recipe.run, recipe.objective
-    if isinstance(objective, SftObjective) or objective.kind in _PAIRED:
-        length = rows.longest
-    else:
-        length = objective.max_prompt_length + objective.max_new_tokens
+    sampling = isinstance(objective, GrpoObjective | PpoObjective)
+    length = full_length(objective) if sampling else rows.longest
     return Load(
         rows=micro_batch,
         length=length,
@@ -132,6 +130,11 @@ def load_of(recipe: Recipe, rows: RowFacts, machine: Machine, micro_batch: int) 
     )
 
 
+def full_length(objective: ObjectiveSection) -> int:
+    """The most tokens a row may have."""
+    if isinstance(objective, GrpoObjective | PpoObjective):
+        return objective.max_prompt_length + objective.max_new_tokens
+    return objective.max_length
 
 
 def resolved_dtype(recipe: Recipe, machine: Machine) -> Literal["bfloat16", "float32"]:
@@ -146,9 +149,7 @@ def speed_of(machine: Machine, load: Load) -> Speed:
     device = machine.device
     flops = 1e12 * (device.tflops_bf16 if load.dtype == "bfloat16" else device.tflops_fp32)
     if machine.kind == "cpu":
-        return Speed(
-            flops, 1e9 * device.bandwidth_gb_s, _CPU_EFFICIENCY, _CPU_SLOWEST, _CPU_QUICKEST, launches=False
-        )
+        return Speed(flops, 1e9 * device.bandwidth_gb_s, _CPU_EFFICIENCY, _CPU_SLOWEST, _CPU_QUICKEST, launches=False)
     return Speed(flops, 1e9 * device.bandwidth_gb_s, _GPU_EFFICIENCY, _GPU_SLOWEST, _GPU_QUICKEST)
 
 
@@ -192,7 +193,9 @@ def _largest(recipe: Recipe, shape: ModelShape, rows: RowFacts, machine: Machine
 def _notes(recipe: Recipe, machine: Machine) -> list[str]:
     notes = ["time is that of the training steps; loading, measuring and publishing come on top"]
     if recipe.objective.kind != "sft":
-        notes.append(f"objective {recipe.objective.kind}: the model is calibrated on sft only; its own answers cost more")
+        notes.append(
+            f"objective {recipe.objective.kind}: the model is calibrated on sft only; its own answers cost more"
+        )
     if machine.kind == "cuda":
         notes.append("memory and time on GPUs are computed, not yet measured: the bounds are wide for that reason")
     if recipe.run.compile:

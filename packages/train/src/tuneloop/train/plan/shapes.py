@@ -76,10 +76,14 @@ def shape_of_config(config: Mapping[str, Any], name: str) -> ModelShape:
 
         return shape_by_building(config, name)
     try:
-        hidden, heads, layers = (int(config[key]) for key in ("hidden_size", "num_attention_heads", "num_hidden_layers"))
+        hidden, heads, layers = (
+            int(config[key]) for key in ("hidden_size", "num_attention_heads", "num_hidden_layers")
+        )
         intermediate, vocab = int(config["intermediate_size"]), int(config["vocab_size"])
     except (KeyError, TypeError, ValueError) as error:
-        raise InvalidInput(f"{name}: config.json does not say {error}; it describes no model that can be planned") from None
+        raise InvalidInput(
+            f"{name}: config.json does not say {error}; it describes no model that can be planned"
+        ) from None
     kv_heads = int(config.get("num_key_value_heads") or heads)
     head_dim = int(config.get("head_dim") or hidden // heads)
     biased = tuple(_BIASED.get(str(kind), ()))
@@ -155,7 +159,7 @@ class PlannedBase:
 
 
 def planned_base(source: str, bases_root: Path, *, relative_to: Path) -> PlannedBase:
-    """Find a base's shape with as little as possible: a folder, a GGUF header, what was made before, or the hub's config.
+    """Find a base's shape with as little as possible: a folder, what was made before, a GGUF header, the hub's config.
 
     Raises:
         InvalidInput: the source leads nowhere, or to no model that can be planned.
@@ -166,8 +170,11 @@ def planned_base(source: str, bases_root: Path, *, relative_to: Path) -> Planned
         return _in_folder(path)
     gguf = find_gguf(source, path)
     if gguf is not None:
-        return PlannedBase(shape_of_gguf(gguf), _made_before(gguf, bases_root), f"the header of {gguf.name}")
-    if (known := bases_root / source.split("/")[-1].lower()).is_dir():
+        made = bases_root / converted_name(gguf)
+        if (made / "config.json").is_file():
+            return _in_folder(made)
+        return PlannedBase(shape_of_gguf(gguf), None, f"the header of {gguf.name}")
+    if (known := bases_root / source.rpartition("/")[2].lower()).is_dir():
         return _in_folder(known)
     return PlannedBase(shape_of_config(_hub_config(source), source), None, f"config.json of {source} on the hub")
 
@@ -183,11 +190,6 @@ def _in_folder(folder: Path) -> PlannedBase:
     return PlannedBase(shape_of_config(values, folder.name), folder, f"{config}")
 
 
-def _made_before(gguf: Path, bases_root: Path) -> Path | None:
-    folder = bases_root / converted_name(gguf)
-    return folder if (folder / "tokenizer.json").is_file() else None
-
-
 def _hub_config(hub_id: str) -> dict[str, Any]:
     from huggingface_hub import hf_hub_download  # noqa: PLC0415 (only when a hub id is used)
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError  # noqa: PLC0415
@@ -201,6 +203,6 @@ def _hub_config(hub_id: str) -> dict[str, Any]:
         ) from None
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise Unavailable(
-            f"base.model {hub_id!r}: its config.json cannot be read from the hub: {error}; check the id and the network, "
-            "or give a folder or a .gguf file that is on this machine"
+            f"base.model {hub_id!r}: its config.json cannot be read from the hub: {error}; check the id and the "
+            "network, or give a folder or a .gguf file that is on this machine"
         ) from error

@@ -1,4 +1,4 @@
-"""A plan as a person reads it: what it needs, whether it fits, how long, how much, whether it can be served, what helps."""
+"""A plan as a person reads it: what it needs, whether it fits, how long, how much, servable or not, what helps."""
 
 from __future__ import annotations
 
@@ -44,7 +44,10 @@ def _head(plan: Plan, source: str) -> str:
             ("model", f"{plan.shape.name}, {plan.shape.parameters / 1e6:,.1f}M parameters ({source})"),
             ("trained", f"{plan.recipe.tuning.method}, {plan.trained_parameters / 1e6:,.2f}M parameters ({share:.2%})"),
             ("rows", f"{rows.rows:,} of {rows.mean:.0f} tokens, longest {rows.longest} ({rows.source})"),
-            ("device", f"{plan.machine.name}, {plan.machine.device.memory_gib:.0f} GiB, computing in {plan.load.dtype}"),
+            (
+                "device",
+                f"{plan.machine.name}, {plan.machine.device.memory_gib:.0f} GiB, computing in {plan.load.dtype}",
+            ),
         ],
     )
 
@@ -67,8 +70,8 @@ def _memory(plan: Plan) -> str:
     largest = plan.largest_micro_batch or "none, not even one row"
     listed = table(("memory", "GiB", ""), [(name, f"{size / GIB:.2f}", note) for name, size, note in rows])
     return (
-        f"{listed}\nat most {memory.total / GIB:.2f} GiB [{memory.low / GIB:.2f}, {memory.high / GIB:.2f}] on each device, "
-        f"in {memory.moment}: {answer}\nlargest micro-batch that fits: {largest}"
+        f"{listed}\n{memory.total / GIB:.2f} GiB [{memory.low / GIB:.2f}, {memory.high / GIB:.2f}] on each device "
+        f"at its fullest, {memory.moment}: {answer}\nlargest micro-batch that fits: {largest}"
     )
 
 
@@ -120,8 +123,9 @@ def _advice(advice: Sequence[Advice]) -> str:
             f"{one.memory_gib:+.2f} GiB",
             f"{one.time_share:+.0%}",
             f"{'-' if one.usd.startswith('-') else '+'}${one.usd.lstrip('-')}" if one.usd else None,
+            one.fits,
             one.price,
         )
         for one in advice[:_SHOWN]
     ]
-    return table(("what would make it cheaper", "memory", "time", "money", "what it costs otherwise"), rows)
+    return table(("what would make it cheaper", "memory", "time", "money", "fits", "what it costs otherwise"), rows)

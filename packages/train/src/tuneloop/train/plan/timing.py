@@ -72,6 +72,7 @@ def step_seconds(
     update = 28 * trained_by(shape, tuning).parameters / shards / speed.bandwidth * (10 if load.offload else 1)
 
     def at(efficiency: float) -> float:
-        return passes * max(flops / (speed.flops * efficiency * share) + moved, least) + update
+        launching = least * speed.efficiency / efficiency  # a host is slow or quick in the same measure
+        return passes * max(flops / (speed.flops * efficiency * share) + moved, launching) + update
 
     return Seconds(at(speed.efficiency), at(speed.quickest), at(speed.slowest))

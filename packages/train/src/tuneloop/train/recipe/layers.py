@@ -1,9 +1,9 @@
 """A recipe and those it extends, as one: values merged section by section, every error still in the file it stands in.
 
-`extends: NAME` takes a recipe that comes with tuneloop, `extends: PATH` a file beside this one. The nearer file wins key
-by key, with two exceptions: a section that changes its shape (`tuning.method`, `objective.kind`) is replaced whole, for
-the old shape's keys mean nothing there; and of `run.steps` and `run.epochs` the nearer one displaces the other. Paths to
-data are relative to the recipe that is run, wherever they stand.
+`extends: NAME` takes a recipe that comes with tuneloop, `extends: PATH` a file beside this one. The nearer file wins
+key by key, with two exceptions: a section that changes its shape (`tuning.method`, `objective.kind`) is replaced whole,
+for the old shape's keys mean nothing there; and of `run.steps` and `run.epochs` the nearer one displaces the other.
+Paths to data are relative to the recipe that is run, wherever they stand.
 """
 
 from __future__ import annotations

@@ -10,7 +10,6 @@ from tuneloop.train.recipe.file import Recipe, RecipeFile, load_recipe
 from tuneloop.train.recipe.layers import READY
 
 
-
 @dataclass(frozen=True)
 class NamedRecipe:
     """One of them."""

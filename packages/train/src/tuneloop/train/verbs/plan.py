@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -72,9 +71,7 @@ def _plan(recipe: str, table: PriceTable, device: str, provider: str | None, row
     facts = _facts(file, base, rows or (_ASSUMED_ROWS if is_named else None))
     machine = _machine(device, table, provider)
     made = make_plan(file.recipe, base.shape, facts, machine)
-    others = (
-        tuple(replace(_machine(name, table, provider)) for name in table.devices) if machine.kind == "cuda" else ()
-    )
+    others = tuple(_machine(name, table, provider) for name in table.devices) if machine.kind == "cuda" else ()
     advice = advise(made, others)
     why_not = servable(file.recipe.tuning)
     emit(
@@ -85,16 +82,14 @@ def _plan(recipe: str, table: PriceTable, device: str, provider: str | None, row
 
 
 def _facts(file: RecipeFile, base: PlannedBase, rows: int | None) -> RowFacts:
+    from tuneloop.train.plan.plan import full_length
     from tuneloop.train.plan.rows import assumed, facts_of
     from tuneloop.train.recipe.objective import SftObjective
 
     objective = file.recipe.objective
-    if isinstance(objective, SftObjective):
-        longest = objective.max_length
-        if rows is None:
-            return facts_of(file.folder / file.recipe.data.train, base.folder, longest)
-    else:
-        longest = getattr(objective, "max_length", 0) or objective.max_prompt_length + objective.max_new_tokens
+    longest = full_length(objective)
+    if rows is None and isinstance(objective, SftObjective):
+        return facts_of(file.folder / file.recipe.data.train, base.folder, longest)
     if rows is None and file.recipe.run.steps is None:
         raise InvalidInput(f"objective {objective.kind}: say how many rows there are with --rows")
     count = rows or (file.recipe.run.steps or 1) * file.recipe.run.batch_size
