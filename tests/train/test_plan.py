@@ -1,5 +1,5 @@
-"""A plan is only worth reading if it counts what is there: shapes, parameters and kept activations are held against real
-models, memory against every measured point, labels and templates against transformers."""
+"""A plan is only worth reading if it counts what is there: shapes, parameters and kept activations are held against
+real models, memory against every measured point, labels and templates against transformers."""
 
 from __future__ import annotations
 
@@ -207,7 +207,7 @@ def planned(table: PriceTable, size: str, device: str, rows: RowFacts | None = N
 
 
 def test_what_is_known_of_7b_comes_out(table: PriceTable) -> None:
-    """16 bytes a parameter for all weights in float32, and 4 more while a GPU's optimiser steps; NF4 weights of 7B below 4 GiB."""
+    """All weights: 16 bytes a parameter, 4 more while a GPU's optimiser steps; NF4 weights of 7B below 4 GiB."""
     shape = compare.guide_shape("7B")
     assert shape.parameters == 6_738_415_616
     full = memory_of(shape, FullTuning(method="full"), Load(1, 16, "float32", accumulates=True), "cuda")

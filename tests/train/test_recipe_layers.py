@@ -1,4 +1,4 @@
-"""Recipes extend each other: the nearer file wins, an error stands where its value stands, and nothing is lost on the way
+"""Recipes extend each other: the nearer file wins, an error stands where its value stands, nothing is lost on the way
 into the registry."""
 
 from __future__ import annotations

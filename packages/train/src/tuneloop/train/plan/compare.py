@@ -180,8 +180,8 @@ def shown(lines: list[Line]) -> str:
     head = ("model", "method", "devices", "GiB each", "GPU hours", *lines[0].usd, "guide", "guide, AWS")
     why = "\n".join(f"{line.size} {line.method}: {line.why}" for line in lines)
     return (
-        f"{ROWS:,} rows of {TOKENS} tokens, {EPOCHS} epochs, batch {BATCH}, bfloat16, gradient checkpointing, every row "
-        f"as long as it may be; dollars on demand, for the devices used\n\n{table(head, rows)}\n\n{why}\n\n"
+        f"{ROWS:,} rows of {TOKENS} tokens, {EPOCHS} epochs, batch {BATCH}, bfloat16, gradient checkpointing, every "
+        f"row as long as it may be; dollars on demand, for the devices used\n\n{table(head, rows)}\n\n{why}\n\n"
         "dollars: the guide takes $4 a GPU hour on AWS ($8 for 70B), more elsewhere; ours are of prices.yaml"
     )
 

@@ -35,7 +35,8 @@ with, and `tuneloop recipe schema` prints a JSON schema with which an editor che
 
 {EXTENDS_MEANS[0].upper()}{EXTENDS_MEANS[1:]},
 key by key. A section that changes its shape (`tuning.method`, `objective.kind`) is replaced whole, and of `run.steps`
-and `run.epochs` the nearer one displaces the other. A version keeps the merged recipe, with the digests of all texts, so that it can be trained again without them.
+and `run.epochs` the nearer one displaces the other. A version keeps the merged recipe, with the digests of all texts,
+so that it can be trained again without them.
 """
 _WORDS = {"int": "whole number", "float": "number", "str": "text", "bool": "`true` or `false`", "None": ""}
 
