@@ -253,7 +253,8 @@ def test_advice_makes_a_run_fit_or_cheaper_by_what_it_says(table: PriceTable) ->
     assert short.fits == "no"
     assert "tuning.method: lora" in changes
     ragged = RowFacts(1000, 1000, 120.0, (20,) * 90 + (1000,) * 10, 0.5, "made up")
-    fitting = planned(table, "7B", "H100", rows=ragged)
+    run = {"steps": 1000, "batch_size": 16, "micro_batch": 16, "gradient_checkpointing": True}
+    fitting = planned(table, "7B", "H100", rows=ragged, run=run)
     packing = next(one for one in advise(fitting) if one.change == "run.packing: true")
     assert packing.time_share < -0.3
     assert all(Decimal(one.usd or 0) < 0 for one in advise(fitting))

@@ -59,9 +59,15 @@ def advise(plan: Plan, others: tuple[Machine, ...] = ()) -> list[Advice]:
 
 def _saving(plan: Plan, changed: Plan) -> float:
     """Of money where there are prices, of time otherwise, as a share."""
-    if plan.costs and changed.costs and plan.costs[0].usd > 0:
-        return 1 - float(changed.costs[0].usd / plan.costs[0].usd)
+    if plan.costs and changed.costs:
+        return 1 - _unrounded_usd(changed) / _unrounded_usd(plan)
     return 1 - changed.hours.estimate / plan.hours.estimate
+
+
+def _unrounded_usd(plan: Plan) -> float:
+    """Of the cheapest offer: cents would hide what helps a short run."""
+    hourly = (c.instances * float(c.offer.hourly_usd(spot=c.spot) or 0) for c in plan.costs)
+    return min(hourly) * plan.hours.estimate
 
 
 def _rank(plan: Plan, changed: Plan, short: bool) -> tuple[float, float]:
