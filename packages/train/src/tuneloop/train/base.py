@@ -55,10 +55,8 @@ def prepare_base(source: str, bases_root: Path, *, relative_to: Path | None = No
         Unavailable: the hub does not answer.
     """
     path = (relative_to or Path.cwd()) / Path(source).expanduser()
-    if source.startswith("package:"):
-        return _converted(_gguf_in_package(source), source, bases_root)
-    if path.is_file() and path.suffix == ".gguf":
-        return _converted(path, path.name, bases_root)
+    if (gguf := find_gguf(source, path)) is not None:
+        return _converted(gguf, source if source.startswith("package:") else gguf.name, bases_root)
     if path.is_dir():
         return read_base(path)
     if source.endswith(".gguf") or not _HUB_ID.match(source):
@@ -106,6 +104,22 @@ def base_of(version: Version, recipe: Recipe, bases_root: Path, *, relative_to: 
     return base
 
 
+def find_gguf(source: str, path: Path) -> Path | None:
+    """The GGUF file that `source` names (inside a package, or at `path`); None when it names something else.
+
+    Raises:
+        InvalidInput: the package is not installed, or does not hold exactly one.
+    """
+    if source.startswith("package:"):
+        return _gguf_in_package(source)
+    return path if path.is_file() and path.suffix == ".gguf" else None
+
+
+def converted_name(gguf: Path) -> str:
+    """How the folder is called that a GGUF file is converted into."""
+    return _QUANTISATION.sub("", gguf.name.removesuffix(".gguf")).lower()
+
+
 def _gguf_in_package(source: str) -> Path:
     name = source.removeprefix("package:")
     try:
@@ -123,8 +137,8 @@ def _gguf_in_package(source: str) -> Path:
 def _converted(gguf: Path, source: str, bases_root: Path) -> Base:
     with gguf.open("rb") as file:
         digest = f"sha256:{file_digest(file, 'sha256').hexdigest()}"
-    name = _QUANTISATION.sub("", gguf.name.removesuffix(".gguf")).lower()
-    return _made_once(bases_root / name, {"source": source, "digest": digest}, lambda folder: _convert(gguf, folder))
+    manifest = {"source": source, "digest": digest}
+    return _made_once(bases_root / converted_name(gguf), manifest, lambda folder: _convert(gguf, folder))
 
 
 def _downloaded(hub_id: str, bases_root: Path) -> Base:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import ClassVar
 
 from pydantic import Field
@@ -16,6 +17,7 @@ class TrainSettings(Section):
     section: ClassVar[str] = "train"
 
     threads: int = Field(default=0, ge=0)  # CPU threads of a run; 0: PyTorch's choice, all cores
+    prices: Path | None = None  # devices and prices for `tuneloop plan`; none: tuneloop's own table
 
 
 class WorkerSettings(Section):

@@ -19,11 +19,12 @@ from tuneloop.train.choice import Choice
 from tuneloop.train.recipe.combinations import refusals
 from tuneloop.train.recipe.data import DataSection
 from tuneloop.train.recipe.evaluate import EvaluateSection
+from tuneloop.train.recipe.layers import Layers
 from tuneloop.train.recipe.objective import ObjectiveSection, SftObjective
 from tuneloop.train.recipe.part import Part
 from tuneloop.train.recipe.run import OptimSection, RunSection
 from tuneloop.train.recipe.stages import STAGES, Stage, check_needs, split
-from tuneloop.train.recipe.text import Place, RecipeText
+from tuneloop.train.recipe.text import Place
 from tuneloop.train.recipe.tuning import LoraTuning, TuningSection
 
 _FULL_RATE = {"sft": 2e-5, "reward": 1e-5, "dpo": 5e-7, "grpo": 1e-6, "ppo": 1e-6}
@@ -81,13 +82,14 @@ class RecipeFile:
     """A recipe with the text it came from, and the folder its paths are relative to."""
 
     recipe: Recipe
-    text: str
+    text: str  # complete in itself: where the file extends others, merged with them
     folder: Path
+    own_text: str  # what stands in the file
     stages: tuple[Stage, ...] = ()  # then `recipe` is that of the last one
 
     @property
     def digest(self) -> str:
-        """`sha256:…` of the text."""
+        """`sha256:…` of the text; a merged one carries the digests of all texts it was made of."""
         return text_digest(self.text)
 
     def computed_in(self, dtype: Literal["bfloat16", "float32"]) -> RecipeFile:
@@ -97,7 +99,7 @@ class RecipeFile:
 
 
 def load_recipe(path: Path, *, check_paths: bool = True) -> RecipeFile:
-    """Read and check a recipe.
+    """Read and check a recipe, with those it extends.
 
     Args:
         path: the YAML file.
@@ -106,45 +108,40 @@ def load_recipe(path: Path, *, check_paths: bool = True) -> RecipeFile:
     Raises:
         InvalidInput: every error of the file, one a line, as `recipe.yaml:LINE: section.key: message`.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise InvalidInput(f"{path}: cannot be read: {reason}; `tuneloop recipe new {path}` writes one") from None
-    document = RecipeText(str(path), text)
+    layers = Layers(path)
     root = path.parent if check_paths else None
-    if STAGES in document.values:
+    if STAGES in layers.values:
         stages: list[Stage] = []
-        for index, (name, values) in enumerate(split(document)):
-            with document.within((STAGES, index)):
-                made = _validated(document, values, root)
+        for index, (name, values) in enumerate(split(layers)):
+            with layers.within((STAGES, index)):
+                made = _validated(layers, values, root)
             if made is not None:
                 stages.append(Stage(name, made, values))
-        check_needs(document, stages, root)
-        if document.errors:
-            raise InvalidInput("\n".join(document.errors))
-        return RecipeFile(stages[-1].recipe, text, path.parent, tuple(stages))
-    recipe = _validated(document, document.values, root)
+        check_needs(layers, stages, root)
+        if layers.errors:
+            raise InvalidInput("\n".join(layers.errors))
+        return RecipeFile(stages[-1].recipe, layers.text, path.parent, layers.own_text, tuple(stages))
+    recipe = _validated(layers, layers.values, root)
     if recipe is not None and recipe.base.adapter is not None and "@" not in recipe.base.adapter:
-        document.complain(("base", "adapter"), "is no MODEL@NUMBER")
-    if document.errors or recipe is None:
-        raise InvalidInput("\n".join(document.errors))
-    return RecipeFile(recipe, text, path.parent)
+        layers.complain(("base", "adapter"), "is no MODEL@NUMBER")
+    if layers.errors or recipe is None:
+        raise InvalidInput("\n".join(layers.errors))
+    return RecipeFile(recipe, layers.text, path.parent, layers.own_text)
 
 
-def _validated(document: RecipeText, values: dict[str, Any], root: Path | None) -> Recipe | None:
-    """The recipe of these values, its errors added to the document; `root` is where its files must be."""
+def _validated(layers: Layers, values: dict[str, Any], root: Path | None) -> Recipe | None:
+    """The recipe of these values, its errors added to its layers; `root` is where its files must be."""
     recipe = None
     try:
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
         for found in error.errors():
-            document.add(found, Recipe)
+            layers.add(found, Recipe)
     for place, message in refusals(recipe) if recipe is not None else ():
-        document.complain(place, message)
+        layers.complain(place, message)
     for place, value in _paths_in(values):
         if root is not None and not (root / value).is_file():
-            document.complain(place, f"there is no file {root / value}")
+            layers.complain(place, f"there is no file {root / value}")
     return recipe
 
 

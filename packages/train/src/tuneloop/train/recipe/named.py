@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tuneloop.registry.errors import InvalidInput, NotFound
-from tuneloop.train.recipe.file import Recipe, load_recipe
-
-_FOLDER = Path(__file__).parent / "ready"
+from tuneloop.train.recipe.file import Recipe, RecipeFile, load_recipe
+from tuneloop.train.recipe.layers import READY
 
 
 @dataclass(frozen=True)
@@ -23,10 +22,22 @@ class NamedRecipe:
 def named_recipes() -> dict[str, NamedRecipe]:
     """Name → recipe."""
     found = {}
-    for path in sorted(_FOLDER.glob("*.yaml")):
+    for path in sorted(READY.glob("*.yaml")):
         file = load_recipe(path, check_paths=False)
-        found[path.stem] = NamedRecipe(file.text.splitlines()[0].removeprefix("# "), file.text, file.recipe)
+        found[path.stem] = NamedRecipe(file.own_text.splitlines()[0].removeprefix("# "), file.own_text, file.recipe)
     return found
+
+
+def recipe_at(name_or_path: str) -> tuple[RecipeFile, bool]:
+    """A recipe of that name (then True, and its data files need not exist), or the one in that file.
+
+    Raises:
+        InvalidInput: the file cannot be read, or is wrong somewhere.
+    """
+    named = READY / f"{name_or_path}.yaml"
+    if "/" not in name_or_path and named.is_file():
+        return load_recipe(named, check_paths=False), True
+    return load_recipe(Path(name_or_path)), False
 
 
 def write_new(path: Path, like: str) -> None:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from tuneloop.train.recipe.text import RecipeText
+from tuneloop.train.recipe.layers import Layers
 
 if TYPE_CHECKING:
     from tuneloop.train.recipe.file import Recipe
@@ -54,7 +54,7 @@ class Stage:
         return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
-def split(document: RecipeText) -> list[tuple[str, dict[str, Any]]]:
+def split(document: Layers) -> list[tuple[str, dict[str, Any]]]:
     """Name and values of every stage, in order; what is wrong with the list itself goes to the document's errors."""
     shared = {key: value for key, value in document.values.items() if key != STAGES}
     listed = document.values[STAGES]
@@ -92,7 +92,7 @@ def merge(shared: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def check_needs(document: RecipeText, stages: list[Stage], root: Path | None) -> None:
+def check_needs(document: Layers, stages: list[Stage], root: Path | None) -> None:
     """Every stage that another names must stand before it, and be of the kind that is asked for.
 
     Args:
@@ -113,9 +113,7 @@ def check_needs(document: RecipeText, stages: list[Stage], root: Path | None) ->
         earlier[stage.name] = stage
 
 
-def _check(
-    document: RecipeText, section: str, key: str, named: Stage | None, known: str, *, wants_reward: bool
-) -> None:
+def _check(document: Layers, section: str, key: str, named: Stage | None, known: str, *, wants_reward: bool) -> None:
     if named is None:
         document.complain((section, key), f"is neither an earlier stage (there are: {known}) nor MODEL@NUMBER")
     elif (named.recipe.objective.kind == "reward") is not wants_reward:

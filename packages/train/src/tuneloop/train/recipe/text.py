@@ -74,11 +74,27 @@ class RecipeText:
         finally:
             self._inside = ()
 
+    def depth_of(self, place: Place) -> int:
+        """How much of `place` stands in this document: the length of the longest part of it that does."""
+        place = self._standing(place)
+        return next((n for n in range(len(place), 0, -1) if place[:n] in self._lines), 0)
+
+    def _standing(self, place: Place) -> Place:
+        """Where a place stands: below what `within` names, if anything of it is there."""
+        inside = self._inside
+        if inside and any((*inside, *place[:n]) in self._lines for n in range(len(place), 0, -1)):
+            return (*inside, *place)
+        return place
+
+    @staticmethod
+    def place_of(error: ErrorDetails, model: type[BaseModel]) -> Place:
+        """Where in a document one of pydantic's errors belongs."""
+        return _walk(model, tuple(part for part in error["loc"] if part != "[key]"))[0]
+
     def complain(self, place: Place, message: str) -> None:
         """Add an error about the value at `place`."""
-        if self._inside and any((*self._inside, *place[:n]) in self._lines for n in range(len(place), 0, -1)):
-            place = (*self._inside, *place)
-        line = next((self._lines[place[:n]] for n in range(len(place), 0, -1) if place[:n] in self._lines), 1)
+        place = self._standing(place)
+        line = self._lines.get(place[: self.depth_of(place)], 1)
         shown = ".".join(map(str, place))
         self._found.append((line, f"{self._name}:{line}: {shown}: {message}" if shown else f"{self._name}: {message}"))
 

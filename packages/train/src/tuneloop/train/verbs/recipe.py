@@ -14,7 +14,7 @@ _EXISTING = click.Path(path_type=Path)
 
 @click.group()
 def recipe() -> None:
-    """List, show and begin recipes."""
+    """List, show and begin recipes, and print their schema."""
 
 
 @recipe.command("list")
@@ -35,19 +35,14 @@ def recipe_show(name_or_path: str, as_json: bool) -> None:
     """Show a recipe: one that comes with tuneloop by name, or a file with every effective value."""
     import yaml
 
-    from tuneloop.train.recipe import load_recipe
-    from tuneloop.train.recipe.named import named_recipes
+    from tuneloop.train.recipe.named import recipe_at
 
-    named = named_recipes().get(name_or_path)
-    if named is not None:
-        emit(named.recipe, as_json, named.text.rstrip())
-        return
-    file = load_recipe(Path(name_or_path))
+    file, is_named = recipe_at(name_or_path)
     if file.stages:
         shown: dict[str, Any] = {"stages": {stage.name: stage.recipe.model_dump(mode="json") for stage in file.stages}}
     else:
         shown = file.recipe.model_dump(mode="json")
-    emit(shown, as_json, yaml.safe_dump(shown, sort_keys=False).rstrip())
+    emit(shown, as_json, (file.own_text if is_named else yaml.safe_dump(shown, sort_keys=False)).rstrip())
 
 
 @recipe.command("new")
@@ -59,3 +54,13 @@ def recipe_new(path: Path, like: str) -> None:
 
     write_new(path, like)
     click.echo(f"{path} is written; point data.train and evaluate.sets at your files, then `tuneloop train {path}`")
+
+
+@recipe.command("schema")
+def recipe_schema() -> None:
+    """Print the JSON schema of recipes, for editors that check YAML as one types."""
+    import json
+
+    from tuneloop.train.recipe import schema
+
+    click.echo(json.dumps(schema.recipe_schema(), indent=2, ensure_ascii=False))

@@ -1,0 +1,324 @@
+"""How far a plan's memory and time are from what training takes: methods × batch × length × model size.
+
+    .venv/bin/python benchmarks/plan_accuracy.py             # the error on the points kept in the repository
+    .venv/bin/python benchmarks/plan_accuracy.py --measure   # measure the grid anew here, each point in a process
+
+Models have real shapes and random weights, and are trained through the trainer recipes use. Memory on a CPU is the
+kernel's high-water mark of the whole process (VmHWM), libraries included, nothing subtracted; on a GPU what torch's
+allocator handed out at most. Time is the quickest step; on a CPU beside it the CPU seconds of the one thread, which a
+busy machine leaves comparable. Constants were fitted on the points marked so; the error of the others is held out.
+A full measurement takes about an hour of one core.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tuneloop.train.plan.memory import MIB, Load, memory_of
+from tuneloop.train.plan.plan import Machine, speed_of
+from tuneloop.train.plan.prices import Device
+from tuneloop.train.plan.shapes import shape_of_config
+from tuneloop.train.plan.timing import step_seconds
+from tuneloop.train.recipe import Recipe
+
+POINTS = Path(__file__).parent / "results" / "plan_points.json"
+REPORT = Path(__file__).parent / "results" / "plan_accuracy.json"
+SHAPES: dict[str, dict[str, Any]] = {
+    "smollm2-135m": {
+        "model_type": "llama",
+        "vocab_size": 49152,
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "tie_word_embeddings": True,
+        "max_position_embeddings": 8192,
+    },
+    "smollm2-360m": {
+        "model_type": "llama",
+        "vocab_size": 49152,
+        "hidden_size": 960,
+        "intermediate_size": 2560,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 15,
+        "num_key_value_heads": 5,
+        "tie_word_embeddings": True,
+        "max_position_embeddings": 8192,
+    },
+    "qwen2.5-0.5b": {
+        "model_type": "qwen2",
+        "vocab_size": 151936,
+        "hidden_size": 896,
+        "intermediate_size": 4864,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 14,
+        "num_key_value_heads": 2,
+        "tie_word_embeddings": True,
+        "max_position_embeddings": 32768,
+    },
+}
+ATTENTION_ONLY = {"method": "lora", "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"]}
+LORA, FULL, IA3 = {"method": "lora"}, {"method": "full"}, {"method": "ia3"}
+
+
+def point(
+    shape: str,
+    tuning: dict[str, Any],
+    rows: int,
+    length: int,
+    *,
+    dtype: str = "float32",
+    checkpointing: bool = False,
+    passes: int = 1,
+    fitted: bool = False,
+) -> dict[str, Any]:
+    """What is measured, as it is kept."""
+    return {
+        "shape": shape,
+        "tuning": tuning,
+        "rows": rows,
+        "length": length,
+        "dtype": dtype,
+        "checkpointing": checkpointing,
+        "passes": passes,
+        "fitted": fitted,
+    }
+
+
+GRID = [
+    point("smollm2-135m", LORA, 1, 128, fitted=True),
+    point("smollm2-135m", LORA, 1, 512, fitted=True),
+    point("smollm2-135m", LORA, 1, 512, checkpointing=True, fitted=True),
+    point("smollm2-135m", FULL, 1, 256, fitted=True),
+    point("smollm2-135m", LORA, 2, 256),
+    point("smollm2-135m", LORA, 1, 256),
+    point("smollm2-135m", LORA, 1, 256, checkpointing=True),
+    point("smollm2-135m", FULL, 1, 128, passes=2),
+    point("smollm2-135m", IA3, 1, 256),
+    point("smollm2-135m", {"method": "lora", "rank": 64}, 4, 128),
+    point("smollm2-135m", ATTENTION_ONLY, 2, 256),
+    point("smollm2-135m", LORA, 1, 64, dtype="bfloat16"),
+    point("smollm2-135m", LORA, 1, 1024),
+    point("smollm2-135m", {"method": "bottleneck"}, 1, 256),
+    point("smollm2-360m", LORA, 1, 256),
+    point("smollm2-360m", FULL, 1, 128),
+    point("qwen2.5-0.5b", LORA, 1, 128),
+    point("qwen2.5-0.5b", LORA, 1, 256, checkpointing=True),
+    point("qwen2.5-0.5b", FULL, 1, 128),
+]
+
+
+def recipe_of(what: dict[str, Any], steps: int = 3) -> Recipe:
+    """The recipe of a point."""
+    return Recipe.model_validate(
+        {
+            "base": {"model": what["shape"]},
+            "data": {"train": "train.jsonl"},
+            "tuning": what["tuning"],
+            "objective": {"max_length": what["length"]},
+            "run": {
+                "steps": steps,
+                "batch_size": what["rows"] * what["passes"],
+                "micro_batch": what["rows"],
+                "dtype": what["dtype"],
+                "gradient_checkpointing": what["checkpointing"],
+            },
+            "evaluate": {"sets": {"test": "test.jsonl"}},
+            "publish": {"model": "measured"},
+        }
+    )
+
+
+def measure(what: dict[str, Any]) -> dict[str, Any]:
+    """Train a point in a process of its own."""
+    command = [sys.executable, __file__, "--point", json.dumps(what)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
+    )
+    if done.returncode != 0:
+        raise RuntimeError(f"{what}: {done.stderr[-2000:]}")
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def train_here(what: dict[str, Any]) -> dict[str, Any]:
+    """Train a point in this process, and say what it took."""
+    import torch  # noqa: PLC0415 (the report needs none of this)
+    from peft.helpers import disable_input_dtype_casting  # noqa: PLC0415
+    from tokenizers import Tokenizer  # noqa: PLC0415
+    from tokenizers.models import WordLevel  # noqa: PLC0415
+    from transformers import (  # noqa: PLC0415
+        AutoConfig,
+        AutoModelForCausalLM,
+        PreTrainedTokenizerFast,
+        PrinterCallback,
+        TrainerCallback,
+    )
+
+    from tuneloop.train.data.labels import LabelledRow  # noqa: PLC0415
+    from tuneloop.train.fit.arguments import common_arguments  # noqa: PLC0415
+    from tuneloop.train.fit.sft import sft_trainer  # noqa: PLC0415
+    from tuneloop.train.tuning import models  # noqa: PLC0415
+
+    class Clock(TrainerCallback):  # type: ignore[misc]  # transformers is untyped here
+        steps_s: list[float] = []
+        cpu_s: list[float] = []
+        began: tuple[float, float] = (0.0, 0.0)
+
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            self.began = (time.perf_counter(), time.process_time())
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            self.steps_s.append(time.perf_counter() - self.began[0])
+            self.cpu_s.append(time.process_time() - self.began[1])
+
+    recipe, config = recipe_of(what), AutoConfig.for_model(**SHAPES[what["shape"]])
+    device = models.choose_device().value
+    models.prepare_process(1)
+    attention = models.choose_attention(device, what["dtype"]).value
+    full = recipe.tuning.method == "full"
+    dtype = torch.float32 if full else getattr(torch, what["dtype"])
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention).to(device)
+    if not full:
+        model = models.new_adapter(model, recipe.tuning, 0)
+    steps, length = recipe.run.steps or 1, what["length"]
+    rows = [
+        LabelledRow(ids, ids, False, 1, 0)
+        for number in range(steps * recipe.run.batch_size)
+        for ids in [tuple((number * 7919 + n * 31) % (config.vocab_size - 10) + 5 for n in range(length))]
+    ]
+    words = Tokenizer(WordLevel({"<end>": 0}, unk_token="<end>"))  # noqa: S106 (a token of text)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<end>", pad_token="<end>")  # noqa: S106
+    clock = Clock()
+    with tempfile.TemporaryDirectory() as scratch:
+        arguments = common_arguments(recipe, steps, device, Path(scratch), micro_batch=what["rows"])
+        trainer = sft_trainer(model, tokenizer, rows, recipe.run, arguments, [clock])
+        trainer.remove_callback(PrinterCallback)
+        with disable_input_dtype_casting(model):
+            trainer.train()
+    peak = torch.cuda.max_memory_allocated() / MIB if device == "cuda" else _high_water_mib()
+    return {
+        "device": torch.cuda.get_device_name(0) if device == "cuda" else "cpu",
+        "trained": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "peak_mib": round(peak, 1),
+        "step_s": round(min(clock.steps_s), 3),
+        "cpu_s": round(min(clock.cpu_s), 3),
+        "gflops": round(_gflops(torch), 1),
+    }
+
+
+def _high_water_mib() -> float:
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
+
+
+def _gflops(torch: Any) -> float:
+    """float32 matrix products of a transformer's shape on one thread, by CPU time: the quickest of some."""
+    left, right = torch.ones(512, 1024), torch.ones(1024, 2048)
+    times = []
+    for _ in range(8):
+        began = time.process_time()
+        torch.mm(left, right)
+        times.append(time.process_time() - began)
+    return float(2 * 512 * 1024 * 2048 / min(times) / 1e9)
+
+
+def compared(kept: dict[str, Any]) -> dict[str, Any]:
+    """A kept point, and the plan's error on it: predicted / measured - 1."""
+    what, measured = kept["point"], kept["measured"]
+    recipe, shape = recipe_of(what), shape_of_config(SHAPES[what["shape"]], what["shape"])
+    on_cpu = measured["device"] == "cpu"
+    load = Load(
+        rows=what["rows"],
+        length=what["length"],
+        dtype=what["dtype"],
+        padded=False,
+        checkpointing=what["checkpointing"],
+        accumulates=what["passes"] > 1,
+    )
+    memory = memory_of(shape, recipe.tuning, load, "cpu" if on_cpu else "cuda")
+    predicted = (memory.total - (0 if on_cpu else memory.overhead)) / MIB
+    found = {"predicted_mib": round(predicted, 1), "memory_error": round(predicted / measured["peak_mib"] - 1, 4)}
+    if on_cpu and measured.get("cpu_s") and what["dtype"] == "float32":
+        tflops = measured["gflops"] / 1000
+        device = Device(memory_gib=1, tflops_bf16=tflops, tflops_fp32=tflops, bandwidth_gb_s=10, watts=1)
+        seconds = step_seconds(
+            shape,
+            recipe.tuning,
+            load,
+            speed_of(Machine("one thread", "cpu", device), load),
+            passes=what["passes"],
+            length=what["length"],
+            scored=1.0,
+        )
+        found |= {
+            "predicted_s": round(seconds.estimate, 2),
+            "time_error": round(seconds.estimate / measured["cpu_s"] - 1, 4),
+        }
+    return {**what, **measured, **found}
+
+
+def report(points: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Print the table; the errors by part, for the file."""
+    lines = [compared(kept) for kept in points]
+    print(
+        f"{'model':13} {'method':11} rows length  dtype     ckpt passes fitted  "
+        "measured MiB  predicted  error    CPU s  error"
+    )
+    for line in lines:
+        timed = f"{line['cpu_s']:7.1f} {line['time_error']:+6.0%}" if "time_error" in line else ""
+        print(
+            f"{line['shape']:13} {line['tuning']['method']:11} {line['rows']:4} {line['length']:6}  {line['dtype']:8}"
+            f"  {'yes' if line['checkpointing'] else 'no':4} {line['passes']:6} {'yes' if line['fitted'] else 'no':6}"
+            f" {line['peak_mib']:13.0f} {line['predicted_mib']:10.0f} {line['memory_error']:+6.1%}  {timed}"
+        )
+    errors = {}
+    for part, chosen in (("fitted", True), ("held out", False)):
+        memory = [line["memory_error"] for line in lines if line["fitted"] == chosen]
+        timed_errors = [line["time_error"] for line in lines if line["fitted"] == chosen and "time_error" in line]
+        errors[part] = {
+            "points": len(memory),
+            "memory_lowest": min(memory, default=None),
+            "memory_highest": max(memory, default=None),
+            "timed_points": len(timed_errors),
+            "time_lowest": min(timed_errors, default=None),
+            "time_highest": max(timed_errors, default=None),
+        }
+        print(part, errors[part])
+    return {"errors": errors, "points": lines}
+
+
+def main() -> None:
+    """Measure, or report on what was measured."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--measure", action="store_true", help="measure the grid anew, and keep it")
+    parser.add_argument("--point", type=json.loads, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.point is not None:
+        print(json.dumps(train_here(options.point)))
+        return
+    if options.measure:
+        found = []
+        for what in GRID:
+            found.append({"point": what, "measured": measure(what)})
+            print(json.dumps(found[-1]), flush=True)
+        POINTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    result = report(json.loads(POINTS.read_text(encoding="utf-8")))
+    REPORT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""This machine as a device of a plan, without torch: its memory, what its cores compute, its GPU where there is one.
+
+A CPU is measured with two matrix products of a transformer's shape (0.1 s); a GPU is asked for by nvidia-smi and looked
+up in the table.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+from tuneloop.train.plan.memory import GIB
+from tuneloop.train.plan.prices import Device, PriceTable
+
+_ROWS, _IN, _OUT, _REPEATS = 512, 1024, 2048, 5
+_CPU_WATTS_A_CORE = 8.0  # of a server's processor under load, its share of memory and fans included
+_CPU_BANDWIDTH_GB_S = 20.0
+_HAS_BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16")
+
+
+def gpu_name(table: PriceTable) -> str | None:
+    """The table's name of the first GPU here; None without one, or with one that is not listed."""
+    if shutil.which("nvidia-smi") is None:
+        return None
+    command = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
+    if done.returncode != 0 or not done.stdout.strip():
+        return None
+    name, _, mib = done.stdout.splitlines()[0].rpartition(",")
+    plain = name.replace(" ", "").replace("-", "").lower()
+    fitting = [known for known in table.devices if known.split("-")[0].lower() in plain]
+    return min(fitting, key=lambda known: abs(table.devices[known].memory_gib - float(mib) / 1024), default=None)
+
+
+def this_cpu(threads: int) -> Device:
+    """This machine's processor; `threads` 0 means every core."""
+    used = threads or psutil.cpu_count(logical=False) or 1
+    tflops = _flops() / 1e12
+    fast = any(flag in Path("/proc/cpuinfo").read_text(encoding="utf-8") for flag in _HAS_BFLOAT16)
+    return Device(
+        memory_gib=psutil.virtual_memory().total / GIB,
+        tflops_bf16=tflops * (1.5 if fast else 0.2),  # without instructions it is emulated, five times slower
+        tflops_fp32=tflops,
+        bandwidth_gb_s=_CPU_BANDWIDTH_GB_S,
+        watts=_CPU_WATTS_A_CORE * used,
+    )
+
+
+def _flops() -> float:
+    left, right = np.ones((_ROWS, _IN), dtype=np.float32), np.ones((_IN, _OUT), dtype=np.float32)
+    times = []
+    for _ in range(_REPEATS):
+        began = time.perf_counter()
+        left @ right
+        times.append(time.perf_counter() - began)
+    return 2 * _ROWS * _IN * _OUT / min(times)

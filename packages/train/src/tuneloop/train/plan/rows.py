@@ -1,0 +1,89 @@
+"""What a plan must know of the data: how many rows, how long, how much of them is learned; and the label audit.
+
+A base whose tokenizer is on this machine labels a sample: the longest rows by characters, and others spread over the
+file. Otherwise lengths are guessed from characters, and the plan says so.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tuneloop.registry.artifacts import template_digest
+from tuneloop.registry.errors import InvalidInput
+from tuneloop.train.data.labels import LabelAudit, LabelledRow, Labeller, label_rows
+from tuneloop.train.data.load import refuse_unread
+from tuneloop.train.data.rows import Row
+from tuneloop.train.data.sources import Places, gather
+from tuneloop.train.plan.tokenizer import LightTokenizer
+from tuneloop.train.recipe.data import QualitySection, Source
+
+SAMPLE = 200
+_LONGEST = 20
+_CHARACTERS_A_TOKEN = 3.5  # English and code; fewer would be more tokens
+
+
+@dataclass(frozen=True)
+class RowFacts:
+    """Lengths in tokens, cut at objective.max_length."""
+
+    rows: int
+    longest: int
+    mean: float
+    lengths: tuple[int, ...]  # of the spread sample
+    learned_share: float
+    source: str
+    audit: LabelAudit | None = None
+
+    def padded_mean(self, rows: int) -> float:
+        """Mean length of a micro-batch of `rows`, each padded to its longest."""
+        if rows <= 1 or len(self.lengths) < 2:
+            return self.mean
+        ordered = sorted(self.lengths)
+        n = len(ordered)  # the expected maximum of `rows` draws from the sample
+        return sum(x * (((i + 1) / n) ** rows - (i / n) ** rows) for i, x in enumerate(ordered))
+
+
+def facts_of(sources: Sequence[Source], places: Places, folder: Path | None, max_length: int) -> RowFacts:
+    """Read the files that rows come from.
+
+    Raises:
+        InvalidInput: a file is broken, a sampled row would teach nothing, or a source is no file on this machine.
+    """
+    away = [source.label for source in sources if source.path is None]
+    if away:
+        raise InvalidInput(f"data.train {away[0]}: a plan reads files only; say how many rows there are with --rows")
+    gathered = gather(sources, places)
+    refuse_unread(gathered, QualitySection())
+    rows, name = gathered.rows, ", ".join(Path(source.label).name for source in sources)
+    if folder is None:
+        lengths = tuple(min(max_length, int(_characters(row) / _CHARACTERS_A_TOKEN) + 8) for row in _spread(rows))
+        longest = min(max_length, int(max(map(_characters, rows)) / _CHARACTERS_A_TOKEN) + 8)
+        share = sum(len(row.answer) for row in rows) / max(1, sum(map(_characters, rows)))
+        guessed = f"guessed from characters: the tokenizer is not on this machine ({name})"
+        return RowFacts(len(rows), longest, statistics.fmean(lengths), lengths, share, guessed)
+    labeller = Labeller(LightTokenizer(folder), max_length)
+    spread = _spread(rows)
+    longest_rows = sorted(rows, key=_characters)[-_LONGEST:]
+    labelled, audit = label_rows(labeller, [*spread, *longest_rows], template_digest(folder))
+    sampled: Sequence[LabelledRow] = labelled[: len(spread)]
+    lengths = tuple(len(row.ids) for row in sampled)
+    share = sum(row.trained for row in sampled) / sum(lengths)
+    source = f"{len(labelled)} of {len(rows)} rows of {name}, labelled"
+    return RowFacts(len(rows), audit.longest, statistics.fmean(lengths), lengths, share, source, audit)
+
+
+def assumed(rows: int, max_length: int, why: str) -> RowFacts:
+    """Where there is no file to read: every row as long as it may be, all of it learned."""
+    return RowFacts(rows, max_length, float(max_length), (max_length,), 1.0, why)
+
+
+def _characters(row: Row) -> int:
+    return sum(len(message.content) for message in row.messages)
+
+
+def _spread(rows: Sequence[Row]) -> list[Row]:
+    count = min(SAMPLE, len(rows))
+    return [rows[i * len(rows) // count] for i in range(count)]

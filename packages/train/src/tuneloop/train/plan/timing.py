@@ -1,0 +1,78 @@
+"""Time of a step from operations and bytes, with bounds.
+
+A linear layer costs 2 operations a weight and token forward, 2 backward for its input, and 2 more where it is trained;
+checkpointing computes the blocks forward once more. Attention's own products grow with the square of the length. A
+device reaches a share of its peak: measured on CPUs here (`benchmarks/plan_accuracy.py`), a range from the literature
+on GPUs (arXiv 2311.03687, 2407.21783), with the host's launches as the least a pass can take.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tuneloop.train.plan.memory import Load
+from tuneloop.train.plan.shapes import ModelShape
+from tuneloop.train.plan.trained import trained_by
+from tuneloop.train.recipe.tuning import FullTuning, QloraTuning, TuningSection
+
+_LAUNCH_S = 0.0025  # a block's kernels forward and backward in eager mode, at least
+_DEQUANTISED_BYTES = 4.5  # per weight and pass: read 4 bits, write and read bfloat16
+_INT8_SHARE = 0.6  # of the efficiency: outlier features go through a product of their own
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What a device computes and moves."""
+
+    flops: float  # peak in the run's format, a second
+    bandwidth: float  # bytes a second
+    efficiency: float  # share of the peak that a run reaches
+    slowest: float  # the same, bounds
+    quickest: float
+    launches: bool = True  # whether a host must keep it busy
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """An estimate with its bounds."""
+
+    estimate: float
+    low: float
+    high: float
+
+    def times(self, factor: float) -> Seconds:
+        """All three, scaled."""
+        return Seconds(self.estimate * factor, self.low * factor, self.high * factor)
+
+
+def flops_of_pass(shape: ModelShape, tuning: TuningSection, load: Load, *, length: float, scored_share: float) -> float:
+    """Operations of one forward and backward pass over `load.rows` rows of `length` tokens."""
+    tokens = load.rows * length * load.forward_copies
+    full = isinstance(tuning, FullTuning)
+    linear = shape.linear_parameters * (6 if full else 4)
+    linear += 2 * shape.linear_parameters if load.checkpointing else 0
+    extra = 0 if full else 6 * trained_by(shape, tuning).parameters
+    attention = shape.layers * 2 * shape.query * length * (3.5 + (1 if load.checkpointing else 0))
+    head = shape.head_parameters * (8 if full else 6) * scored_share
+    return tokens * (linear + extra + attention + head)
+
+
+def step_seconds(
+    shape: ModelShape, tuning: TuningSection, load: Load, speed: Speed, *, passes: int, length: float, scored: float
+) -> Seconds:
+    """One optimiser step of `passes` forward and backward passes."""
+    flops = flops_of_pass(shape, tuning, load, length=length, scored_share=scored)
+    share, moved = 1.0, 0.0
+    if isinstance(tuning, QloraTuning):
+        share = _INT8_SHARE if tuning.bits == 8 else 1.0
+        if tuning.bits == 4:
+            moved = _DEQUANTISED_BYTES * shape.linear_parameters * (3 if load.checkpointing else 2) / speed.bandwidth
+    least = _LAUNCH_S * shape.layers if speed.launches else 0.0
+    shards = load.devices if load.strategy != "ddp" else 1
+    update = 28 * trained_by(shape, tuning).parameters / shards / speed.bandwidth * (10 if load.offload else 1)
+
+    def at(efficiency: float) -> float:
+        launching = least * speed.efficiency / efficiency  # a host is slow or quick in the same measure
+        return passes * max(flops / (speed.flops * efficiency * share) + moved, launching) + update
+
+    return Seconds(at(speed.efficiency), at(speed.quickest), at(speed.slowest))

@@ -1,0 +1,119 @@
+"""`tuneloop plan`: what a recipe will need and cost, before anything is loaded or rented."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from tuneloop.registry.errors import InvalidInput
+from tuneloop.registry.printing import emit, json_option
+
+if TYPE_CHECKING:
+    from tuneloop.train.plan.plan import Machine
+    from tuneloop.train.plan.prices import PriceTable
+    from tuneloop.train.plan.rows import RowFacts
+    from tuneloop.train.plan.shapes import PlannedBase
+    from tuneloop.train.recipe import RecipeFile
+
+_ASSUMED_ROWS = 10_000
+_PATH = click.Path(path_type=Path)
+
+
+@click.command()
+@click.argument("recipe", required=False)
+@click.option("--device", help="A device of the price table (A100-80G, H100, …), or `this` machine, the default.")
+@click.option("--provider", help="Only this provider's offers (aws, azure, gcp).")
+@click.option("--prices", type=_PATH, help="A table of devices and prices instead of tuneloop's own.")
+@click.option("--rows", type=click.IntRange(min=1), help="Plan for so many rows of full length; reads no data.")
+@click.option("--compare", "compares", is_flag=True, help="Draw the fine-tuning guide's cost table from the model.")
+@json_option
+def plan(
+    recipe: str | None,
+    device: str | None,
+    provider: str | None,
+    prices: Path | None,
+    rows: int | None,
+    compares: bool,
+    as_json: bool,
+) -> None:
+    """Say what a recipe needs and costs: memory, time, energy, money, servability; nothing is loaded."""
+    from tuneloop.train.plan import compare
+    from tuneloop.train.plan.prices import TABLE, load_prices
+    from tuneloop.train.settings import TrainSettings
+
+    table = load_prices(prices or TrainSettings.load().prices or TABLE)
+    if compares:
+        if recipe is not None:
+            raise click.UsageError("--compare plans the guide's models; leave RECIPE out")
+        lines = compare.compare(table, device or "A100-80G")
+        emit(compare.as_json(lines), as_json, compare.shown(lines))
+        return
+    if recipe is None:
+        raise click.UsageError("name a RECIPE (a file, or one of `tuneloop recipe list`), or give --compare")
+    _plan(recipe, table, device or "this", provider, rows, as_json)
+
+
+def _plan(recipe: str, table: PriceTable, device: str, provider: str | None, rows: int | None, as_json: bool) -> None:
+    from tuneloop.registry.settings import RegistrySettings
+    from tuneloop.train.plan.advice import advise
+    from tuneloop.train.plan.plan import as_json as plan_json
+    from tuneloop.train.plan.plan import make_plan
+    from tuneloop.train.plan.shapes import planned_base
+    from tuneloop.train.plan.show import shown
+    from tuneloop.train.recipe.named import recipe_at
+    from tuneloop.train.tuning.served import servable
+
+    file, is_named = recipe_at(recipe)
+    home = RegistrySettings.load().home
+    base = planned_base(file.recipe.base.model, home / "bases", relative_to=file.folder)
+    facts = _facts(file, base, rows or (_ASSUMED_ROWS if is_named else None))
+    machine = _machine(device, table, provider)
+    made = make_plan(file.recipe, base.shape, facts, machine)
+    others = tuple(_machine(name, table, provider) for name in table.devices) if machine.kind == "cuda" else ()
+    advice = advise(made, others)
+    why_not = servable(file.recipe.tuning)
+    emit(
+        plan_json(made, why_not, [one.as_json() for one in advice]),
+        as_json,
+        shown(made, why_not, advice, base.source),
+    )
+
+
+def _facts(file: RecipeFile, base: PlannedBase, rows: int | None) -> RowFacts:
+    from tuneloop.train.data.sources import Places
+    from tuneloop.train.plan.plan import full_length
+    from tuneloop.train.plan.rows import assumed, facts_of
+    from tuneloop.train.recipe.objective import SftObjective
+
+    objective = file.recipe.objective
+    longest = full_length(objective)
+    if rows is None and isinstance(objective, SftObjective):
+        return facts_of(file.recipe.data.train, Places(file.folder), base.folder, longest)
+    if rows is None and file.recipe.run.steps is None:
+        raise InvalidInput(f"objective {objective.kind}: say how many rows there are with --rows")
+    count = rows or (file.recipe.run.steps or 1) * file.recipe.run.batch_size
+    return assumed(count, longest, "assumed, every row of full length")
+
+
+def _machine(device: str, table: PriceTable, provider: str | None) -> Machine:
+    from tuneloop.train.plan.machine import gpu_name, this_cpu
+    from tuneloop.train.plan.plan import Machine
+    from tuneloop.train.settings import TrainSettings
+
+    providers = {offer.provider for offer in table.offers}
+    if provider is not None and provider.lower() not in providers:
+        raise InvalidInput(f"--provider {provider}: the table has {', '.join(sorted(providers))}")
+    if device == "this":
+        found = gpu_name(table)
+        if found is None:
+            return Machine("this CPU", "cpu", this_cpu(TrainSettings.load().threads))
+        device = found
+    name, known = table.device(device)
+    offers = tuple(
+        offer
+        for offer in table.offers
+        if offer.device == name and (provider is None or offer.provider == provider.lower())
+    )
+    return Machine(name, "cuda", known, offers)
