@@ -144,14 +144,14 @@ def test_the_instruction_template_writes_the_guides_format_and_learns_the_answer
 ) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('{"instruction": "Summarize it.", "input": "A long text.", "output": "Short."}\n')
-    (one,) = read_rows(path).rows
+    (one,) = read_rows(path, inputs=True).rows
     made = Labeller(tokenizer, 1024, "instruction").label(one)
     end = tokenizer.eos_token
     assert tokenizer.decode(made.ids) == GUIDE + end
     assert tokenizer.decode([label for label in made.labels if label != IGNORED]) == "Short." + end
     assert tokenizer.decode(made.ids[: made.prompt_length]) == GUIDE.removesuffix("Short.")
     path.write_text(one.line() + "\n")  # as the lineage keeps it, for a retraining
-    assert read_rows(path).rows == (one,)
+    assert read_rows(path, inputs=True).rows == (one,)
 
 
 def test_without_an_input_there_is_no_heading_for_it_and_turns_follow_each_other(tokenizer: Any) -> None:

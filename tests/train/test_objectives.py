@@ -57,7 +57,10 @@ def refused(tmp_path: Path, **sections: object) -> str:
             "not a multiple of objective.answers",
         ),
         ({"objective": PPO | {"minibatches": 3}}, "objective.minibatches: run.batch_size 16 cannot be split into 3"),
-        ({"objective": PPO, "run": {"steps": 1, "launch": {"processes": 2}}}, "run.launch: ppo runs in one process"),
+        (
+            {"objective": PPO, "run": {"steps": 1, "launch": {"processes": 2}}},
+            "run.launch: several processes are built for objective sft alone",
+        ),
         ({"objective": PPO, "optim": {"optimizer": "adamw_8bit"}}, "optim.optimizer: adamw_8bit is not built for ppo"),
         (
             {"objective": {"kind": "dpo"}, "data": {"train": "rows.jsonl", "validation": "rows.jsonl"}},
@@ -114,9 +117,11 @@ def test_there_is_a_ready_recipe_for_every_objective() -> None:
 def test_another_template_than_the_bases_is_recorded_published_and_said(tmp_path: Path, registry: Registry) -> None:
     base = make_small_base(tmp_path / "base")
     rows = [{"instruction": f"w{n}", "input": "w1 w2", "output": f"w{n} good"} for n in range(8)]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows[:6]))
+    (tmp_path / "held.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows[6:]))
     sections = SECTIONS | {
         "base": {"model": str(base.folder)},
+        "evaluate": {"sets": {"held": "held.jsonl"}, "generate": 0},
         "objective": {"template": "instruction"},
         "run": {"steps": 2, "batch_size": 4, "micro_batch": 4, "dtype": "float32"},
     }

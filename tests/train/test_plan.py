@@ -19,6 +19,7 @@ from click.testing import CliRunner
 from docs.documents import ROOT
 from tuneloop.registry.errors import InvalidInput, NotFound
 from tuneloop.train.base import Base
+from tuneloop.train.data.sources import Places
 from tuneloop.train.plan import compare
 from tuneloop.train.plan.advice import advise
 from tuneloop.train.plan.memory import Load, block_bytes_per_token, memory_of
@@ -29,6 +30,7 @@ from tuneloop.train.plan.shapes import planned_base, shape_of_config, shape_of_g
 from tuneloop.train.plan.tokenizer import LightTokenizer
 from tuneloop.train.plan.trained import trained_by
 from tuneloop.train.recipe import Recipe, TuningSection, load_recipe
+from tuneloop.train.recipe.data import Source
 from tuneloop.train.recipe.tuning import BottleneckTuning, FullTuning, Ia3Tuning, LoraTuning, QloraTuning
 from tuneloop.train.verbs.plan import plan as plan_verb
 
@@ -275,12 +277,12 @@ def test_the_guides_table_is_drawn_whole_and_differences_are_told(table: PriceTa
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("  - {provider: aws, device: B9, devices: 1, instance: x, usd: 1, as_of: 2026-01-01}", "no device 'B9'"),
+        ('  - {provider: aws, device: B9, devices: 1, instance: x, usd: 1, as_of: "2026-01-01"}', "no device 'B9'"),
         (
-            "  - {provider: aws, device: T4, devices: 0, instance: x, usd: 1, as_of: 2026-01-01}",
+            '  - {provider: aws, device: T4, devices: 0, instance: x, usd: 1, as_of: "2026-01-01"}',
             "greater than or equal",
         ),
-        ("  - {provider: aws, device: T4, devices: 1, instance: x, usb: 1, as_of: 2026-01-01}", "unknown key"),
+        ('  - {provider: aws, device: T4, devices: 1, instance: x, usb: 1, as_of: "2026-01-01"}', "unknown key"),
     ],
 )
 def test_a_wrong_price_is_named_with_its_line(tmp_path: Path, line: str, said: str) -> None:
@@ -303,12 +305,12 @@ def test_the_sample_of_rows_is_labelled_as_training_labels_it(tiny: Base, tiny_r
 
     path = tiny_recipe.parent / "train.jsonl"
     labelled, audit = label_rows(Labeller(load_tokenizer(tiny), 96), read_rows(path).rows, tiny.template_digest)
-    facts = facts_of(path, tiny.folder, 96)
+    facts = facts_of((Source(path=path.name),), Places(path.parent), tiny.folder, 96)
     assert facts.audit is not None
     assert (facts.rows, facts.longest, facts.mean) == (40, audit.longest, audit.tokens / audit.rows)
     assert facts.audit.template_digest == audit.template_digest
     assert facts.padded_mean(1) == facts.mean < facts.padded_mean(4) <= facts.longest
-    guessed = facts_of(path, None, 96)
+    guessed = facts_of((Source(path=path.name),), Places(path.parent), None, 96)
     assert guessed.audit is None
     assert "guessed" in guessed.source
     assert len(labelled) == 40
@@ -339,7 +341,7 @@ def test_the_verb_says_what_cannot_be_served_and_reads_a_table_of_ones_own(tiny_
     path = tmp_path / "prices.yaml"
     path.write_text(
         "devices:\n  mine: {memory_gib: 16, tflops_bf16: 65, tflops_fp32: 8, bandwidth_gb_s: 300, watts: 70}\n"
-        "offers:\n  - {provider: cellar, device: mine, devices: 1, instance: box, usd: 0.1, as_of: 2026-01-01}\n"
+        'offers:\n  - {provider: cellar, device: mine, devices: 1, instance: box, usd: 0.1, as_of: "2026-01-01"}\n'
     )
     run = CliRunner().invoke
     done = run(plan_verb, [str(tiny_recipe), "--device", "MINE", "--prices", str(path)], catch_exceptions=False)

@@ -42,7 +42,7 @@ class Offer(Part):
     instance: str
     usd: Money
     spot_usd: Money | None = None
-    as_of: date
+    as_of: date = Field(strict=False)  # written "2026-01-31", in quotes
 
     def hourly_usd(self, *, spot: bool) -> Decimal | None:
         """For the whole instance; None where it is not sold so."""

@@ -19,6 +19,7 @@ from tuneloop.train.data.rows import Row
 from tuneloop.train.data.sources import Places, gather
 from tuneloop.train.plan.tokenizer import LightTokenizer
 from tuneloop.train.recipe.data import QualitySection, Source
+from tuneloop.train.recipe.objective import Template
 
 SAMPLE = 200
 _LONGEST = 20
@@ -46,7 +47,9 @@ class RowFacts:
         return sum(x * (((i + 1) / n) ** rows - (i / n) ** rows) for i, x in enumerate(ordered))
 
 
-def facts_of(sources: Sequence[Source], places: Places, folder: Path | None, max_length: int) -> RowFacts:
+def facts_of(
+    sources: Sequence[Source], places: Places, folder: Path | None, max_length: int, template: Template = "chat"
+) -> RowFacts:
     """Read the files that rows come from.
 
     Raises:
@@ -64,7 +67,7 @@ def facts_of(sources: Sequence[Source], places: Places, folder: Path | None, max
         share = sum(len(row.answer) for row in rows) / max(1, sum(map(_characters, rows)))
         guessed = f"guessed from characters: the tokenizer is not on this machine ({name})"
         return RowFacts(len(rows), longest, statistics.fmean(lengths), lengths, share, guessed)
-    labeller = Labeller(LightTokenizer(folder), max_length)
+    labeller = Labeller(LightTokenizer(folder), max_length, template)
     spread = _spread(rows)
     longest_rows = sorted(rows, key=_characters)[-_LONGEST:]
     labelled, audit = label_rows(labeller, [*spread, *longest_rows], template_digest(folder))

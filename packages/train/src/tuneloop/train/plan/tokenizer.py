@@ -35,10 +35,12 @@ class LightTokenizer:
             raise InvalidInput(f"the tokenizer in {folder} cannot be read: {error}") from error
         if not isinstance(template, str):
             raise InvalidInput(f"{folder} holds no chat template")
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
-        environment.filters["tojson"] = lambda value: json.dumps(value, ensure_ascii=False)
-        environment.globals["raise_exception"] = _refuse
-        self._template = environment.from_string(template)
+        self._environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
+        )
+        self._environment.filters["tojson"] = lambda value: json.dumps(value, ensure_ascii=False)
+        self._environment.globals["raise_exception"] = _refuse
+        self._template = self._environment.from_string(template)
         self._named = {key: _content(config.get(key)) for key in ("bos_token", "eos_token", "unk_token", "pad_token")}
         added = self._tokenizer.get_added_tokens_decoder().values()
         self.all_special_tokens = sorted(
@@ -53,12 +55,18 @@ class LightTokenizer:
         return found
 
     def apply_chat_template(
-        self, turns: Sequence[dict[str, str]], *, tokenize: bool, add_generation_prompt: bool
+        self,
+        turns: Sequence[dict[str, str]],
+        *,
+        tokenize: bool,
+        add_generation_prompt: bool,
+        chat_template: str | None = None,
     ) -> str:
-        """The template's text; it is never tokenised here."""
+        """The template's text, or that of `chat_template`; it is never tokenised here."""
         assert not tokenize
+        template = self._template if chat_template is None else self._environment.from_string(chat_template)
         try:
-            return self._template.render(messages=turns, add_generation_prompt=add_generation_prompt, **self._named)
+            return template.render(messages=turns, add_generation_prompt=add_generation_prompt, **self._named)
         except TemplateError as error:
             raise InvalidInput(f"the base's chat template refuses a row: {error}") from error
 

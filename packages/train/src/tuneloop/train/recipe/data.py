@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
+from pydantic import BeforeValidator, Field, GetJsonSchemaHandler, PlainSerializer, model_validator
+from pydantic_core import CoreSchema
 
 from tuneloop.registry.nouns import ModelName
 from tuneloop.train.recipe.part import Names, Part
@@ -76,10 +77,19 @@ def _as_written(sources: tuple[Source, ...]) -> Any:
     return [source.model_dump(mode="json", exclude_unset=True) for source in sources]
 
 
+class _OrPath:
+    """Tells editors that a path may stand for a source, and one source for a list."""
+
+    def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        one = {"anyOf": [{"type": "string"}, handler(core)["items"]]}
+        return {"anyOf": [one, {"type": "array", "items": one, "minItems": 1}]}
+
+
 Sources = Annotated[
     tuple[Source, ...],
     BeforeValidator(_sources),
     PlainSerializer(_as_written),
+    _OrPath(),
 ]
 
 

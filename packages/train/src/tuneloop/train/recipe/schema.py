@@ -1,7 +1,7 @@
 """The JSON schema of recipes, for editors: `tuneloop recipe schema`. It says what the sections say, comments included.
 
 An editor checks keys and values with it as one types; what needs several values at once (`steps` or `epochs`) only
-`load_recipe` checks. With `extends`, nothing is required of the file itself.
+`load_recipe` checks. With `extends` or `stages`, nothing is required of the sections themselves.
 """
 
 from __future__ import annotations
@@ -12,9 +12,13 @@ from tuneloop.train.recipe.comments import comment_of, sections_in
 from tuneloop.train.recipe.file import Recipe
 from tuneloop.train.recipe.layers import EXTENDS
 from tuneloop.train.recipe.part import Part
+from tuneloop.train.recipe.stages import STAGES
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 EXTENDS_MEANS = "a recipe that comes with tuneloop, by name, or a path beside this file; what stands here wins over it"
+STAGES_MEANS = (
+    "several objectives one after the other: each stage has a name, and its keys win over the shared sections"
+)
 _SHAPE_KEYS = {"method", "kind"}
 
 
@@ -40,9 +44,19 @@ def recipe_schema() -> dict[str, Any]:
             rest = [key for key in needed if key not in _SHAPE_KEYS]
             if rest and len(sections_in(field.annotation)) == 1:
                 required_inside[name] = {"required": rest}
-    schema["properties"] = {EXTENDS: {"type": "string", "description": EXTENDS_MEANS}, **schema["properties"]}
+    stage = {"type": "object", "required": ["name"], "properties": {"name": {"type": "string"}}}
+    schema["properties"] = {
+        EXTENDS: {"type": "string", "description": EXTENDS_MEANS},
+        **schema["properties"],
+        STAGES: {"type": "array", "items": stage, "minItems": 1, "description": STAGES_MEANS},
+    }
     whole = {"required": schema.pop("required"), "properties": required_inside}
-    return {"$schema": DIALECT, **schema, "if": {"not": {"required": [EXTENDS]}}, "then": whole}
+    return {
+        "$schema": DIALECT,
+        **schema,
+        "if": {"not": {"anyOf": [{"required": [EXTENDS]}, {"required": [STAGES]}]}},
+        "then": whole,
+    }
 
 
 def all_sections(model: type[Part]) -> tuple[type[Part], ...]:

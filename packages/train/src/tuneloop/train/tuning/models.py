@@ -56,6 +56,8 @@ def choose_attention(device: str, dtype: str) -> Choice[str]:
 def prepare_process(threads: int) -> None:
     """Quiet the libraries' own progress bars and set the number of CPU threads (0 leaves PyTorch's choice)."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if not torch.cuda.is_available():  # DeepSpeed would warn on standard output, where --json writes
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     if threads:

@@ -90,7 +90,13 @@ def _facts(file: RecipeFile, base: PlannedBase, rows: int | None) -> RowFacts:
     objective = file.recipe.objective
     longest = full_length(objective)
     if rows is None and isinstance(objective, SftObjective):
-        return facts_of(file.recipe.data.train, Places(file.folder), base.folder, longest)
+        return facts_of(
+            file.recipe.data.train,
+            Places(file.folder, inputs=objective.template == "instruction"),
+            base.folder,
+            longest,
+            objective.template,
+        )
     if rows is None and file.recipe.run.steps is None:
         raise InvalidInput(f"objective {objective.kind}: say how many rows there are with --rows")
     count = rows or (file.recipe.run.steps or 1) * file.recipe.run.batch_size
