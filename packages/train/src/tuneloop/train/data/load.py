@@ -1,7 +1,7 @@
 """A recipe's data from its sources to what is learned: read, looked at, judged, left out, mixed; every row counted.
 
 Pass by pass: sources are read once (and kept in memory, or on disk with `data.streaming`); every row is looked at once;
-near copies are compared in full; what is kept is mixed by weight. 1,000,000 rows of 320 characters: see docs/data.md.
+near copies are compared in full; what is kept is mixed by weight. docs/data.md says what a million rows cost.
 """
 
 from __future__ import annotations
