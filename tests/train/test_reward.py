@@ -32,7 +32,8 @@ def preferences(first: int, count: int) -> str:
     for n in range(first, first + count):
         one, two = WORDS[n % 50], WORDS[(n * 7 + 3) % 50]
         answers = [f"{one} {word}" if n % 2 else f"{word} {one}" for word in ("good", "bad")]
-        rows.append({"prompt": f"please {two}", "chosen": answers[0], "rejected": answers[1]})
+        three = WORDS[(n * 3 + n // 50) % 50]  # so that no later row is an earlier one again
+        rows.append({"prompt": f"please {two} {three}", "chosen": answers[0], "rejected": answers[1]})
     return "".join(json.dumps(row) + "\n" for row in rows)
 
 

@@ -53,9 +53,9 @@ def pairs(first: int, count: int) -> list[dict[str, Any]]:
 def recipe(tmp_path: Path, registry_home: Path, monkeypatch: pytest.MonkeyPatch, offline: None) -> Path:
     """Half of the answers end with `good`, half with `bad`; preferences want `good`."""
     monkeypatch.setenv("TUNELOOP_HOME", str(registry_home))
-    answers = [{"prompt": WORDS[n % 40], "completion": f"{WORDS[n % 40]} {('good', 'bad')[n % 2]}"} for n in range(80)]
-    lines(tmp_path / "answers.jsonl", answers)
-    lines(tmp_path / "held.jsonl", answers[:8])
+    answers = [{"prompt": word, "completion": f"{word} {('good', 'bad')[n % 2]}"} for n, word in enumerate(WORDS[:48])]
+    lines(tmp_path / "answers.jsonl", answers[:40])
+    lines(tmp_path / "held.jsonl", answers[40:])
     lines(tmp_path / "pairs.jsonl", pairs(0, 32))
     lines(tmp_path / "pairs-held.jsonl", pairs(32, 8))
     lines(tmp_path / "questions.jsonl", [{"prompt": WORDS[n]} for n in range(40)])

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tuneloop.registry import Registry
-from tuneloop.registry.errors import InvalidInput, TuneloopError
+from tuneloop.registry.errors import InvalidInput, Refused, TuneloopError
 from tuneloop.train.data.labels import (
     LabelAudit,
     LabelledPair,
@@ -63,16 +63,17 @@ class Loaded:
     train: tuple[Material, ...]
     sets: Mapping[str, tuple[Material, ...]]
     origin: Mapping[str, Any]  # for the lineage
+    said: tuple[str, ...]  # for the screen
 
 
 def load_material(file: RecipeFile, registry: Registry | None = None) -> Loaded:
     """Read what an objective other than supervised fine-tuning learns from; every row is read strictly.
 
-    The quality section is about conversations and judges none of these rows; exact copies of measured rows are
-    refused here as everywhere.
+    Of the recipe's quality section, `leakage` is read here; the rest of it judges conversations.
 
     Raises:
-        InvalidInput: a source cannot be read, holds rows of another kind (each is named), or rows that are measured.
+        InvalidInput: a source cannot be read, or holds rows of another kind; each is named.
+        Refused: rows that are learned from are measured as well, and the recipe does not say to drop them.
         Unavailable: the hub does not answer.
     """
     recipe, places = file.recipe, Places(file.folder, registry, inputs=file.recipe.objective.template == "instruction")
@@ -85,17 +86,23 @@ def load_material(file: RecipeFile, registry: Registry | None = None) -> Loaded:
             train += prompts(found, source.label)
     sets = {name: _measured(name, sources, places, file) for name, sources in recipe.evaluate.sets.items()}
     known = {row.line() for rows in sets.values() for row in rows}
-    leaked = [row.place for row in train if row.line() in known]
-    if leaked:
-        raise InvalidInput(f"{len(leaked)} training rows stand in an evaluation set as well, the first at {leaked[0]}")
+    leaked = [row for row in train if row.line() in known]
+    found = f"leakage: rows that are also measured: {len(leaked)}, the first at {leaked[0].place}" if leaked else ""
+    leakage = recipe.data.quality.leakage
+    if leaked and leakage == "refuse":
+        raise Refused(f"{found}; mend the data, or set data.quality.leakage to drop or warn")
+    if leaked and leakage == "drop":
+        train = [row for row in train if row.line() not in known]
     origin = {
         "sources": {
             "train": [source.label for source in recipe.data.train],
             **{name: [source.label for source in sources] for name, sources in recipe.evaluate.sets.items()},
         },
         "rows": len(train),
+        "dropped": {"leakage": len(leaked)} if leakage == "drop" and leaked else {},
     }
-    return Loaded(tuple(train), sets, origin)
+    said = (found,) if leaked and leakage != "off" else ()
+    return Loaded(tuple(train), sets, origin, said)
 
 
 def _measured(name: str, sources: Sequence[Source], places: Places, file: RecipeFile) -> tuple[Material, ...]:

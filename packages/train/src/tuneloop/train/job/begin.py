@@ -81,6 +81,8 @@ def job_from_recipe(
     )
     if not isinstance(file.recipe.objective, SftObjective):
         material = load_material(file, registry)
+        for line in material.said:
+            (screen or Screen(sys.stderr)).say(line)
         return Job(file, base, material.train, material.sets, origin=material.origin)
     data = load_data(file, registry)
     for line in data.said:
