@@ -44,7 +44,7 @@ def lines(path: Path, rows: list[dict[str, Any]]) -> None:
 
 def pairs(first: int, count: int) -> list[dict[str, Any]]:
     return [
-        {"prompt": WORDS[n % 40], "chosen": f"{WORDS[n % 40]} good", "rejected": f"{WORDS[n % 40]} bad"}
+        {"prompt": WORDS[n], "chosen": f"{WORDS[n]} good", "rejected": f"{WORDS[n]} bad"}
         for n in range(first, first + count)
     ]
 
@@ -57,7 +57,7 @@ def recipe(tmp_path: Path, registry_home: Path, monkeypatch: pytest.MonkeyPatch,
     lines(tmp_path / "answers.jsonl", answers[:40])
     lines(tmp_path / "held.jsonl", answers[40:])
     lines(tmp_path / "pairs.jsonl", pairs(0, 32))
-    lines(tmp_path / "pairs-held.jsonl", pairs(32, 8))
+    lines(tmp_path / "pairs-held.jsonl", pairs(40, 8))
     lines(tmp_path / "questions.jsonl", [{"prompt": WORDS[n]} for n in range(40)])
     path = tmp_path / "recipe.yaml"
     path.write_text(RECIPE.format(base=make_small_base(tmp_path / "base").folder))

@@ -87,10 +87,10 @@ def load_material(file: RecipeFile, registry: Registry | None = None) -> Loaded:
     sets = {name: _measured(name, sources, places, file) for name, sources in recipe.evaluate.sets.items()}
     known = {row.line() for rows in sets.values() for row in rows}
     leaked = [row for row in train if row.line() in known]
-    found = f"leakage: rows that are also measured: {len(leaked)}, the first at {leaked[0].place}" if leaked else ""
+    said = f"leakage: rows that are also measured: {len(leaked)}, the first at {leaked[0].place}" if leaked else ""
     leakage = recipe.data.quality.leakage
     if leaked and leakage == "refuse":
-        raise Refused(f"{found}; mend the data, or set data.quality.leakage to drop or warn")
+        raise Refused(f"{said}; mend the data, or set data.quality.leakage to drop or warn")
     if leaked and leakage == "drop":
         train = [row for row in train if row.line() not in known]
     origin = {
@@ -101,8 +101,8 @@ def load_material(file: RecipeFile, registry: Registry | None = None) -> Loaded:
         "rows": len(train),
         "dropped": {"leakage": len(leaked)} if leakage == "drop" and leaked else {},
     }
-    said = (found,) if leaked and leakage != "off" else ()
-    return Loaded(tuple(train), sets, origin, said)
+    told = (said,) if leaked and leakage != "off" else ()
+    return Loaded(tuple(train), sets, origin, told)
 
 
 def _measured(name: str, sources: Sequence[Source], places: Places, file: RecipeFile) -> tuple[Material, ...]:
