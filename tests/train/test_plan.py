@@ -152,7 +152,7 @@ def saved_bytes(config: dict[str, Any], tuning: TuningSection, dtype: str, token
 
 
 def test_memory_and_time_are_right_on_every_measured_point() -> None:
-    """Memory within 10 %, never more than 5 % low, time within 25 %: the points are in the repository, fitted and held out."""
+    """Memory within 10 %, never more than 5 % low, time within 25 %; fitted points and held-out ones."""
     accuracy = load_benchmark()
     points = json.loads(accuracy.POINTS.read_text(encoding="utf-8"))
     assert len(points) >= 19
