@@ -1,7 +1,7 @@
 """Memory a device needs at its worst moment, part by part, from shapes alone.
 
 What a block keeps for the backward pass was counted with PyTorch's saved-tensor hooks on transformers' own Llama block,
-not fitted: see `_frozen_block`. What is fitted, against `benchmarks/plan_accuracy.py`, stands in `_CPU`: what the
+not fitted: see `block_bytes_per_token`. What is fitted, by `benchmarks/plan_accuracy.py`, stands in `_CPU`: what the
 interpreter and its libraries occupy, and how much more than the live tensors the C allocator holds. Two moments are
 compared: the loss (activations at their fullest, beside the gradients of earlier micro-batches) and the optimiser's
 step (all gradients). Sizes in bytes.
@@ -32,12 +32,15 @@ class Allocator:
     fixed: int  # interpreter and libraries, or the CUDA context
     activations: float  # held bytes per live byte
     loss: float
+    a_tile: float  # held beyond that for each tile of the vocabulary after the second: seen, not explained
     low: float  # bounds, relative to the prediction
     high: float
 
 
-_CPU = Allocator(fixed=710 * MIB, activations=1.17, loss=1.52, low=0.92, high=1.08)
-_CUDA = Allocator(fixed=int(0.8 * GIB), activations=1.05, loss=1.05, low=0.90, high=1.20)  # not measured here: wider
+_CPU = Allocator(fixed=710 * MIB, activations=1.17, loss=1.52, a_tile=0.43, low=0.92, high=1.08)
+_CUDA = Allocator(
+    fixed=int(0.8 * GIB), activations=1.05, loss=1.05, a_tile=0.0, low=0.90, high=1.20
+)  # not measured here: wider
 
 
 @dataclass(frozen=True)
@@ -101,25 +104,41 @@ def memory_of(shape: ModelShape, tuning: TuningSection, load: Load, kind: Kind) 
     loss = max(_loss(shape, load, kind, full), _workspace(shape, load))
     # On a CPU the allocator keeps the room of an adapter's small gradients from step to step.
     beside = gradients if load.accumulates or (kind == "cpu" and not full) else 0
-    scratch = gradients if kind == "cuda" else 0  # AdamW steps through all weights at once there, with a copy
-    if activations + loss + beside >= gradients + scratch:
-        moment, kept, tile, present = "the loss", activations, loss, beside
+    in_loss = int(loss * (allocator.loss + allocator.a_tile * _more_tiles(shape)))
+    held = int(activations * allocator.activations)
+    step = _optimizer_step(shape, load, kind, full, gradients)
+    left = held if kind == "cpu" else 0  # what was activations lies scattered between the gradients, and is kept
+    if held + in_loss + beside >= left + gradients + step:
+        moment, present = "the loss", beside
     else:
-        moment, kept, tile, present = "the optimiser's step", 0, 0, gradients
-        optimizer += scratch
-    held = int(kept * allocator.activations), int(tile * allocator.loss)
-    total = weights + present + optimizer + sum(held) + allocator.fixed
+        moment, present, held, in_loss = "the optimiser's step", gradients, left, 0
+        optimizer += step
+    total = weights + present + optimizer + held + in_loss + allocator.fixed
     return Memory(
         weights=weights,
         gradients=present,
         optimizer=optimizer,
-        activations=held[0],
-        loss=held[1],
+        activations=held,
+        loss=in_loss,
         overhead=allocator.fixed,
         low=int(total * allocator.low),
         high=int(total * allocator.high),
         moment=moment,
     )
+
+
+def _optimizer_step(shape: ModelShape, load: Load, kind: Kind, full: bool, gradients: int) -> int:
+    """Copies AdamW makes while it steps: of all weights at once on a GPU, of the largest one, twice, on a CPU."""
+    if load.offload:
+        return 0
+    if kind == "cuda":
+        return gradients
+    return 8 * shape.head_parameters if full else 0
+
+
+def _more_tiles(shape: ModelShape) -> int:
+    """Tiles of the vocabulary after the second."""
+    return max(0, -(-shape.vocab // _TILE_VOCAB) - 2)
 
 
 def optimizer_bytes(optimizer: str, parameters: int) -> int:
