@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from peft import PeftModel
+from peft import LoraModel
 from peft.helpers import disable_input_dtype_casting
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainerState
 
@@ -79,7 +79,7 @@ def see_through(model: Any, build: Build, fitting: Fitting) -> FitResult:
         if store is None:
             scratch = held.enter_context(tempfile.TemporaryDirectory(prefix="tuneloop-fit-"))
             store = CheckpointStore(Path(scratch), 1, fitting.watch.screen.say)
-        if fitting.recipe.run.dtype == "bfloat16" and isinstance(model, PeftModel):
+        if fitting.recipe.run.dtype == "bfloat16" and isinstance(getattr(model, "base_model", None), LoraModel):
             # Autocast casts a bfloat16 run's float32 adapter by itself; PEFT's own casts of every input beside it cost
             # a quarter of a step's time and change nothing.
             held.enter_context(disable_input_dtype_casting(model))

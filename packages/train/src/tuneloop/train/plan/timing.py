@@ -2,8 +2,8 @@
 
 A linear layer costs 2 operations a weight and token forward, 2 backward for its input, and 2 more where it is trained;
 checkpointing computes the blocks forward once more. Attention's own products grow with the square of the length. A
-device reaches a share of its peak: measured on CPUs here (`benchmarks/plan_accuracy.py`), a range from the literature
-on GPUs (arXiv 2311.03687, 2407.21783), with the host's launches as the least a pass can take.
+device reaches a share of its peak: measured on CPUs here (`benchmarks/plan_accuracy.py`), an assumed, wide range on
+GPUs, where nothing was measured yet, with the host's launches as the least a pass can take.
 """
 
 from __future__ import annotations
