@@ -129,9 +129,10 @@ class Demo:
         out = self._example / "data"
         command = [sys.executable, str(self._example / "build_data.py"), "--out", str(out)]
         subprocess.run(command, check=True, capture_output=True, text=True)
-        for path in out.glob("*/test.jsonl"):
-            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-            path.write_text("".join(lines[: self._scale.test_rows]), encoding="utf-8")
+        for name, rows in (("test", self._scale.test_rows), ("validation", self._scale.validation_rows)):
+            for path in out.glob(f"*/{name}.jsonl"):
+                lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+                path.write_text("".join(lines[:rows]), encoding="utf-8")
         checked = self._verb("data", "check", str(out / "stdlib" / "train.jsonl"))
         return f"{checked['rows']} training rows in {out}"
 

@@ -23,7 +23,8 @@ from tuneloop.train.fit.checkpoints import CheckpointStore
 
 _RECORD = "run.json"
 _LOCK = "lock"
-Begin = Literal["new", "resume", "fresh"]  # refuse an unfinished run, go on with it, throw it away
+# Refuse an unfinished run, go on with it, throw it away; or go on with one if there is one, as a worker does.
+Begin = Literal["new", "resume", "fresh", "either"]
 
 
 class RunRecord(BaseModel):

@@ -81,7 +81,7 @@ def run_job(
         held_run(
             registry.settings.home,
             job.key,
-            "resume" if job.request_id else begin,
+            "either" if job.request_id else begin,
             say=screen.say,
             close=lambda run_id: registry.versions.end_run(run_id, "KILLED"),
         ) as folder,

@@ -59,7 +59,10 @@ def add_ia3(model: Any, tuning: Ia3Tuning) -> Any:
 def load_peft(model: Any, folder: Path, *, trainable: bool) -> Any:
     """The base with an adapter that PEFT saved."""
     with peft_as_it_is():
-        return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+        loaded = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+    for config in loaded.peft_config.values():  # by its name PEFT would look for the base on the hub at each checkpoint
+        config.base_model_name_or_path = model.config._name_or_path
+    return loaded
 
 
 def save_peft(model: Any, folder: Path, base_name: str) -> None:
