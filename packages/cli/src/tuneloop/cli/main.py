@@ -15,7 +15,7 @@ import click
 ORDER = [
     *("demo", "up", "status", "trace", "requests", "report", "alerts", "alert"),
     *("models", "versions", "compare", "gate", "approve", "promote", "rollback", "route", "rollout", "retraining"),
-    *("train", "recipe", "data", "base", "drift"),
+    *("recipe", "data", "plan", "train", "export", "base", "drift"),
     *("key", "config", "engine", "gateway", "monitor", "worker", "audit", "db"),
 ]
 
