@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 )
 @json_option
 def export(version: str, to: Path, merge: bool, quantize: Literal["int8", "int4"] | None, as_json: bool) -> None:
-    """Write VERSION (MODEL@NUMBER) to a folder that vLLM serves, with the size and the perplexity lost."""
+    """Write VERSION (MODEL@NUMBER) to a folder for serving elsewhere, with the size and the perplexity lost."""
     from tuneloop.registry import Registry
     from tuneloop.registry.nouns import parse_version_name
     from tuneloop.train.screen import Screen
