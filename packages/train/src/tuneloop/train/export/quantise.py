@@ -1,4 +1,4 @@
-"""Quantising weights for inference, in the compressed-tensors format: transformers reads it (tested), vLLM lists it (untried).
+"""Quantising weights for inference, in the compressed-tensors format: transformers reads it (tested), vLLM lists it.
 
 int8: weights by output channel, activations by token while it runs (W8A8): half the size, integer products. int4:
 weights in groups of 128, 64 or 32 inputs (W4A16): a quarter of the size. Scales are found from the weights alone,
