@@ -82,16 +82,6 @@ def prompts(records: Iterable[Record], source: str) -> tuple[PromptRow, ...]:
     return _each(records, source, _prompt)
 
 
-def holds_preferences(path: Path) -> bool:
-    """Whether a file's first row is a preference.
-
-    Raises:
-        InvalidInput: the file cannot be read.
-    """
-    first = next(iter(read_records(path)), None)
-    return first is not None and first.fields is not None and {"chosen", "rejected"} <= set(first.fields)
-
-
 def _each(records: Iterable[Record], source: str, read: Callable[[Record], T]) -> tuple[T, ...]:
     rows: list[T] = []
     errors: list[str] = []

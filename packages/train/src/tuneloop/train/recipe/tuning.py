@@ -90,5 +90,4 @@ TuningSection = Annotated[
     | Annotated[FullTuning, Tag("full")],
     Discriminator(_method),
 ]
-AdapterTuning = LoraTuning | QloraTuning | BottleneckTuning | Ia3Tuning
 LowRankTuning = LoraTuning | QloraTuning
