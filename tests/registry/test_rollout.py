@@ -235,10 +235,15 @@ def test_what_is_compared_begins_when_the_version_last_got_a_share(registry: Reg
 
 def test_a_step_without_traffic_of_its_own_does_not_pass_on_an_earlier_steps(registry: Registry, world: World) -> None:
     world.score = {1: 0.5, 2: 0.8}
-    plan = Plan((1_000, 5_000, 10_000), LIMITS, hold_s=0.0, give_up_s=5.0)
     world.asks_below_bp = 5_000
+    clock = itertools.count()
+
+    def hours() -> float:
+        """Stands still until the step without traffic, then an hour a look."""
+        return 3_600.0 * next(clock) if registry.routes.current("bot").split.get(2) == 5_000 else 0.0
+
     with pytest.raises(Refused, match=r"paused at 50 %.*answered on this step, at least 20"):
-        run(registry, "bot", 2, plan, CHANGE, _quiet)
+        run(registry, "bot", 2, PLAN, CHANGE, _quiet, clock=hours)
     assert registry.routes.current("bot").split == {2: 5_000, 1: 5_000}
 
 

@@ -21,6 +21,7 @@ Fault = Literal[
     "ends_without_done",
     "never_answers",
     "silent_in_mid_stream",
+    "silent_after_done",
     "error_as_first_event",
     "error_as_later_event",
     "status_400",
@@ -152,6 +153,8 @@ class FaultyEngine:
                 return False
             writer.write(b"%x\r\n%s\r\n" % (len(event), event))
             await writer.drain()
+        if fault == "silent_after_done":
+            await asyncio.sleep(3600)
         writer.write(b"0\r\n\r\n")
         await writer.drain()
         return True

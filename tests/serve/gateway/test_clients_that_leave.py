@@ -82,6 +82,19 @@ def test_a_finished_answer_is_not_mistaken_for_a_client_that_left(world: World) 
     assert {record.status for record in records} == {200}
 
 
+def test_a_client_that_leaves_at_done_has_had_its_answer(world: World) -> None:
+    """Clients stop reading at the last event, which comes before the end of the response."""
+    engine = world.engine("e1", "bot@1", fault="silent_after_done")
+    world.route((1, 10_000))
+    with connect(world.gateway(), stream=True) as connection:
+        got = b""
+        while b"data: [DONE]" not in got:
+            got += connection.recv(65_536)
+    record = until(lambda: next(iter(world.registry.traffic.window("bot")), None))
+    assert (record.status, record.error) == (200, None)
+    until(lambda: engine.left == 1, 5, "an engine that never ends its response is let go")
+
+
 def test_keep_alive_connections_carry_one_request_after_another(world: World) -> None:
     world.engine("e1", "bot@1", words=1)
     world.route((1, 10_000))

@@ -54,7 +54,14 @@ class Plan:
 
 
 def run(
-    registry: Registry, model: str, version: int, plan: Plan, change: Change, say: Callable[[str], None]
+    registry: Registry,
+    model: str,
+    version: int,
+    plan: Plan,
+    change: Change,
+    say: Callable[[str], None],
+    *,
+    clock: Callable[[], float] = time.monotonic,
 ) -> GateReport:
     """Raise `version` through the plan's steps to everything, or take it back; returns the judgement that decided.
 
@@ -88,7 +95,7 @@ def run(
         else:
             route = _raise_share(registry, route, version, step_bp, change)
             say(f"revision {route.revision}: {name} {step_bp / 100:g} %, {version_name(model, champion)} the rest")
-        report = _hold(registry, route, version, plan, change, say, must_pass=step_bp == steps_bp[-1])
+        report = _hold(registry, route, version, plan, change, say, clock, must_pass=step_bp == steps_bp[-1])
     assert report is not None, "a plan has a step below everything"
     final = promote(registry, model, version, change, expected_revision=route.revision)
     _on_record(registry, report, change, "promoted")
@@ -147,10 +154,11 @@ def _hold(
     plan: Plan,
     change: Change,
     say: Callable[[str], None],
+    clock: Callable[[], float],
     *,
     must_pass: bool,
 ) -> GateReport:
-    began = time.monotonic()
+    began = clock()
     trial = trial_of(registry, route.model, version)
     while True:
         looked = time.monotonic()
@@ -158,7 +166,7 @@ def _hold(
         report = judgement(registry, route.model, version, plan.limits, trial)
         if report.verdict == "fail":
             _take_back(registry, route, version, report, change)
-        held_s = time.monotonic() - began
+        held_s = clock() - began
         decided = report.verdict if must_pass else report.checks[0].verdict
         if held_s >= plan.hold_s and decided == "pass":
             say("  " + "; ".join(f"{check.name}: {check.verdict} ({check.detail})" for check in report.checks))

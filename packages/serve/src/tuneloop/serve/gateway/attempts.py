@@ -129,8 +129,11 @@ class Attempts:
                 while True:
                     if data:
                         sending = True
-                        await send_part(send, data, more=True)
+                        await send_part(send, data, more=not relay.done)
                         sending = False
+                    if relay.done:
+                        exchange.delivered = True
+                        break
                     patience.reschedule(loop.time() + self._idle_timeout_s)
                     chunk = await opened.reply.some()
                     if not chunk:
@@ -151,7 +154,9 @@ class Attempts:
         elif not relay.done:
             exchange.error = f"engine {exchange.target.engine} ended the stream early"
             raise _broke_off()
-        await send_part(send, b"", more=False)
+        if not exchange.delivered:
+            await send_part(send, b"", more=False)
+        await opened.reply.ended()
 
 
 def _broke_off() -> ApiError:

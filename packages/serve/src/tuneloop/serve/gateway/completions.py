@@ -192,6 +192,8 @@ async def _watch(receive: Receive, exchange: Exchange, task: asyncio.Task[None] 
     """Cancel the request's task when the client goes away."""
     while (await receive())["type"] != "http.disconnect":
         pass
+    if exchange.delivered:
+        return
     exchange.left = True
     if task is not None:
         task.cancel()

@@ -49,6 +49,7 @@ class Exchange:
     error: str | None = None
     committed: bool = False  # the response's status has been sent
     watcher: asyncio.Task[None] | None = None  # notices a client that leaves
+    delivered: bool = False  # the client has been sent all of a stream: leaving now is no loss to it
     left: bool = False  # the client went away first
     guards: dict[str, str] = field(default_factory=dict)  # guard → verdict
 

@@ -6,6 +6,8 @@ read to its end closes its connection, which is how an engine learns that the cl
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import suppress
 from typing import Literal
 
 import aiohttp
@@ -16,6 +18,7 @@ from tuneloop.serve.gateway.sse import EngineError, error_of
 _MAX_ERROR_BYTES = 64_000
 _MAX_BODY_BYTES = 64_000_000
 _IDLE_CONNECTION_S = 4.0
+_END_S = 1.0  # an engine ends its response right after its last event
 Retry = Literal["anywhere", "elsewhere", "never"]
 
 
@@ -61,6 +64,13 @@ class Reply:
                 raise lost(self._engine, ValueError(f"an answer of more than {_MAX_BODY_BYTES} bytes"))
             parts.append(part)
         return b"".join(parts)
+
+    async def ended(self) -> None:
+        """Read the end of an answer that has said everything, so that its connection can carry another."""
+        with suppress(TimeoutError, EngineFailure):
+            async with asyncio.timeout(_END_S):
+                while await self.some():
+                    pass
 
     def close(self) -> None:
         """Give the connection back if the answer was read to its end, else close it."""
