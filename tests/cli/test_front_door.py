@@ -51,6 +51,28 @@ def test_help_is_quick_and_loads_nothing_heavy() -> None:
     assert cpu_s < 3  # of processor time: how busy the machine is does not count
 
 
+def test_json_stands_alone_on_standard_output_whatever_libraries_print() -> None:
+    code = (
+        "import os, sys\n"
+        "from tuneloop.cli import main\n"
+        "from tuneloop.registry import printing\n"
+        "import click\n"
+        "@click.command('chatty')\n"
+        "@printing.json_option\n"
+        "def chatty(as_json):\n"
+        "    print('a library says hello')\n"
+        "    os.system('echo a child says hello')\n"
+        "    printing.emit({'answer': 'ü'}, as_json, 'text')\n"
+        "main.tuneloop.add_command(chatty)\n"
+        "sys.argv = ['tuneloop', 'chatty', '--json']\n"
+        "main.main()"
+    )
+    said = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert json.loads(said.stdout) == {"answer": "ü"}
+    assert "a library says hello" in said.stderr
+    assert "a child says hello" in said.stderr
+
+
 def test_the_verbs_stand_in_the_order_people_meet_them() -> None:
     group = front_door.build()
     group.add_command(click.Command("aaa-somebody-elses", help="A verb of another package."))

@@ -11,6 +11,8 @@ from importlib.metadata import entry_points
 
 import click
 
+from tuneloop.registry.printing import keep_stdout_for_json
+
 # The order in which people meet the verbs.
 ORDER = [
     *("demo", "up", "status", "trace", "requests", "report", "alerts", "alert"),
@@ -52,6 +54,8 @@ def build() -> click.Group:
 
 def main() -> None:
     """The console script: 0 done, 1 failed, 2 wrong usage or input, 3 refused by a gate or policy."""
+    if "--json" in sys.argv[1:]:
+        keep_stdout_for_json()
     try:
         code = build()(standalone_mode=False)
     except click.exceptions.Exit as stop:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
 import click
 
+from tuneloop.registry.printing import emit, json_option
+
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+@json_option
 def config(as_json: bool) -> None:
     """Print every effective setting and where it came from."""
     sections = _sections()
@@ -20,12 +21,9 @@ def config(as_json: bool) -> None:
         for section in sections.values()
         for name, (value, origin) in section.load().origins().items()
     ]
-    if as_json:
-        click.echo(json.dumps(found, indent=2))
-        return
     width = max(len(f"{row['section']}.{row['name']}") for row in found)
-    for row in found:
-        click.echo(f"{row['section']}.{row['name']}".ljust(width) + f"  {row['value']}  ({row['from']})")
+    lines = [f"{row['section']}.{row['name']}".ljust(width) + f"  {row['value']}  ({row['from']})" for row in found]
+    emit(found, as_json, "\n".join(lines))
 
 
 @click.command()

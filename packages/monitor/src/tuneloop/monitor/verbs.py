@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -102,7 +103,7 @@ def report(model: str, *, out: Path, as_json: bool) -> None:
 
     with Registry.open() as registry:
         page, figures = write_report(registry, model, out)
-    click.echo(figures.read_text(encoding="utf-8") if as_json else f"{page}\n{figures}")
+    emit(json.loads(figures.read_text(encoding="utf-8")), as_json, f"{page}\n{figures}")
 
 
 @click.group()

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import sys
 import unicodedata
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TextIO
 
 import click
 from pydantic import BaseModel
@@ -14,6 +16,7 @@ from pydantic import BaseModel
 # Control, format, surrogate and private characters and line separators: a terminal may obey them, a reader never sees
 # them, and users' text is full of them when somebody wants it to be.
 _UNSEEN = frozenset({"Cc", "Cf", "Cs", "Co", "Zl", "Zp"})
+_answers: TextIO | None = None  # where `emit` writes; None: standard output
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
@@ -28,9 +31,17 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     )
 
 
+def keep_stdout_for_json() -> None:
+    """From now on only `emit` writes to standard output; what libraries and child processes print goes to stderr."""
+    global _answers  # noqa: PLW0603 (a process has one standard output)
+    _answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+
+
 def emit(value: Any, as_json: bool, text: str) -> None:
     """Print `value` as JSON when asked for, `text` otherwise; neither gives a terminal commands."""
-    click.echo(_seen(json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False) if as_json else text))
+    said = json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False) if as_json else text
+    click.echo(_seen(said), file=_answers)
 
 
 def one_line(text: str) -> str:
