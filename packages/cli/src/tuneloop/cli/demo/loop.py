@@ -118,10 +118,12 @@ class Demo:
             self._example = shutil.copytree(
                 self._example, self._home / "example", ignore=shutil.ignore_patterns("data")
             )
-            recipe = yaml.safe_load((self._example / "recipe.yaml").read_text(encoding="utf-8"))
+            recipe = yaml.safe_load(self._recipe.read_text(encoding="utf-8"))
             for section, changes in self._scale.recipe.items():
                 recipe[section] |= changes
-            (self._example / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+            self._recipe.write_text(yaml.safe_dump(recipe), encoding="utf-8")
+            policy = yaml.safe_load(self._policy.read_text(encoding="utf-8"))
+            self._policy.write_text(yaml.safe_dump(policy | self._scale.policy), encoding="utf-8")
         self._gathered.base = self._verb("base", str(self._recipe))
         return f"{self._gathered.base['name']}, {self._gathered.base['digest'][:19]}…"
 
@@ -129,7 +131,7 @@ class Demo:
         out = self._example / "data"
         command = [sys.executable, str(self._example / "build_data.py"), "--out", str(out)]
         subprocess.run(command, check=True, capture_output=True, text=True)
-        for name, rows in (("test", self._scale.test_rows), ("validation", self._scale.validation_rows)):
+        for name, rows in self._scale.rows.items():
             for path in out.glob(f"*/{name}.jsonl"):
                 lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
                 path.write_text("".join(lines[:rows]), encoding="utf-8")
@@ -144,8 +146,7 @@ class Demo:
         [version] = self._verb("versions", MODEL)
         self._processes.run("approve", f"{MODEL}@1", *WHO, "the first version, looked at")
         self._processes.run("promote", f"{MODEL}@1", *WHO, "the first version")
-        policy = str(self._example / "retraining.yaml")
-        self._processes.run("retraining", "policy", MODEL, "--set", policy, *WHO, "the demo's")
+        self._processes.run("retraining", "policy", MODEL, "--set", str(self._policy), *WHO, "the demo's")
         metrics = ", ".join(
             f"{name} {value:.3g}" for name, value in version["metrics"].items() if name.startswith("perpl")
         )
@@ -157,7 +158,7 @@ class Demo:
         wait_until("engine and gateway", self._ready, 300, self._someone_ended, every_s=2)
         self._processes.start("monitor", tuneloop_command("monitor"))
         secret = self._verb("key", "new", "--owner", "demo")["secret"]
-        self._traffic = Traffic(self._gateway, secret, MODEL)
+        self._traffic = Traffic(self._gateway, secret, MODEL, max_tokens=self._scale.max_tokens)
         wait_until("the gateway to know the key", lambda: self._key_works(secret), 10)
         self._traffic.ask(self._questions("stdlib"), 2)
         self._no_failures()
@@ -278,6 +279,10 @@ class Demo:
     @property
     def _recipe(self) -> Path:
         return self._example / "recipe.yaml"
+
+    @property
+    def _policy(self) -> Path:
+        return self._example / "retraining.yaml"
 
     def _verb(self, *arguments: str) -> Any:
         return json.loads(self._processes.run(*arguments, "--json"))

@@ -19,11 +19,12 @@ class Scale:
     min_samples: int  # answered by the canary at each step
     margin: float  # how much worse feedback may be
     error_margin: float  # how much larger a share of requests may fail
+    max_tokens: int  # of an answer
     drift_timeout_s: float
     retrain_timeout_s: float
-    test_rows: int  # of each evaluation set
-    validation_rows: int
+    rows: Mapping[str, int]  # split of the example's data → rows kept of each of its files
     recipe: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # changes to the recipe
+    policy: Mapping[str, Any] = field(default_factory=dict)  # changes to the retraining policy
 
 
 FULL = Scale(
@@ -35,28 +36,28 @@ FULL = Scale(
     min_samples=5,
     margin=0.15,
     error_margin=0.05,
+    max_tokens=24,
     drift_timeout_s=300,
     retrain_timeout_s=600,
-    test_rows=60,
-    validation_rows=32,
+    rows={"test": 60, "validation": 32},
 )
 QUICK = Scale(
     quick=True,
-    reference=50,
-    window=25,
-    quiet_requests=80,
+    reference=40,
+    window=20,
+    quiet_requests=62,
     hold_s=5,
-    min_samples=3,
+    min_samples=2,
     margin=0.2,
     error_margin=0.15,
+    max_tokens=16,
     drift_timeout_s=240,
     retrain_timeout_s=400,
-    test_rows=30,
-    validation_rows=8,
+    rows={"test": 30, "validation": 8, "train": 400},
     recipe={
-        "run": {"steps": 12, "batch_size": 4, "micro_batch": 4},
+        "run": {"steps": 8, "batch_size": 4, "micro_batch": 4},
         "evaluate": {"generate": 1, "max_new_tokens": 16},
-        # Thirty rows bound a difference to about 0.09 nats either way: a smaller margin would be decided by chance.
-        "retrain": {"steps": 16, "start_from": "parent", "replay_rows": 60, "margin": 0.1},
+        "retrain": {"steps": 16, "start_from": "parent", "replay_rows": 80},
     },
+    policy={"min_rows": 60},
 )

@@ -79,7 +79,7 @@ class Traffic:
     """A load of questions from a thread of its own; `tally` may be read at any time."""
 
     def __init__(
-        self, base_url: str, api_key: str, model: str, *, concurrency: int = 8, max_tokens: int = 24, seed: int = 7
+        self, base_url: str, api_key: str, model: str, *, max_tokens: int, concurrency: int = 8, seed: int = 7
     ) -> None:
         self.tally = Tally()
         self._url, self._key, self._model = base_url, api_key, model
