@@ -43,9 +43,9 @@ FULL = Scale(
 )
 QUICK = Scale(
     quick=True,
-    reference=40,
-    window=20,
-    quiet_requests=62,
+    reference=60,
+    window=30,
+    quiet_requests=92,
     hold_s=5,
     min_samples=2,
     margin=0.2,
@@ -55,9 +55,9 @@ QUICK = Scale(
     retrain_timeout_s=400,
     rows={"test": 30, "validation": 8, "train": 400},
     recipe={
-        "run": {"steps": 8, "batch_size": 4, "micro_batch": 4},
+        "run": {"steps": 12, "batch_size": 4, "micro_batch": 4},
         "evaluate": {"generate": 1, "max_new_tokens": 16},
         "retrain": {"steps": 16, "start_from": "parent", "replay_rows": 80},
     },
-    policy={"min_rows": 60},
+    policy={"min_rows": 50},
 )
