@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
@@ -59,7 +60,7 @@ class Demo:
         self._example, self._home, self._scale = example.resolve(), home.resolve(), scale
         self._empty_home()
         self._gateway = f"http://127.0.0.1:{(gateway_port := _free_port())}"
-        engine_port = _free_port()
+        self._engine = f"http://127.0.0.1:{(engine_port := _free_port())}"
         environment = {
             "TUNELOOP_HOME": str(self._home),
             "TUNELOOP_GATEWAY_PORT": str(gateway_port),
@@ -158,7 +159,9 @@ class Demo:
         wait_until("engine and gateway", self._ready, 300, self._someone_ended, every_s=2)
         self._processes.start("monitor", tuneloop_command("monitor"))
         secret = self._verb("key", "new", "--owner", "demo")["secret"]
-        self._traffic = Traffic(self._gateway, secret, MODEL, max_tokens=self._scale.max_tokens)
+        self._traffic = Traffic(
+            self._gateway, secret, MODEL, users=self._scale.users, max_tokens=self._scale.max_tokens
+        )
         wait_until("the gateway to know the key", lambda: self._key_works(secret), 10)
         self._traffic.ask(self._questions("stdlib"), 2)
         self._no_failures()
@@ -185,7 +188,7 @@ class Demo:
 
         what = "a retraining request, and perplexity that rises"
         try:
-            wait_until(what, seen_and_filed, self._scale.drift_timeout_s, self._someone_ended, every_s=3)
+            wait_until(what, seen_and_filed, self._scale.drift_timeout_s, self._someone_ended, every_s=5)
         finally:
             traffic.end()
         self._no_failures()
@@ -257,12 +260,16 @@ class Demo:
         out = self._home / "report"
         self._processes.run("report", MODEL, "--out", str(out))
         gathered = self._gathered
-        gathered.versions = self._verb("versions", MODEL)
-        gathered.routes = self._verb("route", "history", MODEL)
-        gathered.audit = self._verb("audit", MODEL, "--limit", "1000")
-        gathered.requests = self._verb("requests", MODEL)
-        gathered.windows = self._verb("drift", "windows", MODEL)
-        gathered.retraining = self._verb("retraining", "show", gathered.retraining["id"])["request"]
+        with ThreadPoolExecutor(2) as pool:  # a verb takes seconds, most of them to start
+            versions = pool.submit(self._verb, "versions", MODEL)
+            routes = pool.submit(self._verb, "route", "history", MODEL)
+            audit = pool.submit(self._verb, "audit", MODEL, "--limit", "1000")
+            requests = pool.submit(self._verb, "requests", MODEL)
+            windows = pool.submit(self._verb, "drift", "windows", MODEL)
+            retraining = pool.submit(self._verb, "retraining", "show", gathered.retraining["id"])
+        gathered.versions, gathered.routes, gathered.audit = versions.result(), routes.result(), audit.result()
+        gathered.requests, gathered.windows = requests.result(), windows.result()
+        gathered.retraining = retraining.result()["request"]
         return str(out / "report.html")
 
     def _conclude(self) -> None:
@@ -300,6 +307,10 @@ class Demo:
             raise DemoError(f"{tally.failed} of {tally.sent} requests failed: {dict(tally.failures.most_common(3))}")
 
     def _ready(self) -> bool:
+        try:  # a verb is a second of one core: not while vLLM needs it to start
+            httpx.get(f"{self._engine}/health", timeout=5).raise_for_status()
+        except httpx.HTTPError:
+            return False
         now = self._verb("status")
         return bool(now["gateways"]) and any(engine["state"] == "ready" for engine in now["engines"])
 

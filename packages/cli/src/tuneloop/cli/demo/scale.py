@@ -19,6 +19,7 @@ class Scale:
     min_samples: int  # answered by the canary at each step
     margin: float  # how much worse feedback may be
     error_margin: float  # how much larger a share of requests may fail
+    users: int  # who ask at once
     max_tokens: int  # of an answer
     drift_timeout_s: float
     retrain_timeout_s: float
@@ -36,6 +37,7 @@ FULL = Scale(
     min_samples=5,
     margin=0.15,
     error_margin=0.05,
+    users=8,
     max_tokens=24,
     drift_timeout_s=300,
     retrain_timeout_s=600,
@@ -43,13 +45,14 @@ FULL = Scale(
 )
 QUICK = Scale(
     quick=True,
-    reference=60,
+    reference=40,
     window=30,
-    quiet_requests=92,
+    quiet_requests=72,
     hold_s=5,
     min_samples=2,
     margin=0.2,
     error_margin=0.15,
+    users=4,
     max_tokens=16,
     drift_timeout_s=240,
     retrain_timeout_s=400,
