@@ -58,9 +58,9 @@ QUICK = Scale(
     retrain_timeout_s=400,
     rows={"test": 30, "validation": 8, "train": 400},
     recipe={
-        "run": {"steps": 12, "batch_size": 4, "micro_batch": 4},
+        "run": {"steps": 10, "batch_size": 4, "micro_batch": 4},
         "evaluate": {"generate": 1, "max_new_tokens": 16},
-        "retrain": {"steps": 16, "start_from": "parent", "replay_rows": 80},
+        "retrain": {"steps": 14, "start_from": "parent", "replay_rows": 80},
     },
     policy={"min_rows": 50},
 )
