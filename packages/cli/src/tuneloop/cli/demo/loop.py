@@ -67,6 +67,7 @@ class Demo:
             "TUNELOOP_ENGINE_PORT": str(engine_port),
             "TUNELOOP_MONITOR_WINDOW": str(scale.window),
             "TUNELOOP_MONITOR_REFERENCE": str(scale.reference),
+            "TUNELOOP_MONITOR_MEAN_RUN_LENGTH": str(scale.mean_run_length),
             "TUNELOOP_MONITOR_EVERY_S": "2",
         }
         self._processes = Processes(self._home / "logs", environment, click.echo)
@@ -159,9 +160,7 @@ class Demo:
         wait_until("engine and gateway", self._ready, 300, self._someone_ended, every_s=2)
         self._processes.start("monitor", tuneloop_command("monitor"))
         secret = self._verb("key", "new", "--owner", "demo")["secret"]
-        self._traffic = Traffic(
-            self._gateway, secret, MODEL, users=self._scale.users, max_tokens=self._scale.max_tokens
-        )
+        self._traffic = Traffic(self._gateway, secret, MODEL, max_tokens=self._scale.max_tokens)
         wait_until("the gateway to know the key", lambda: self._key_works(secret), 10)
         self._traffic.ask(self._questions("stdlib"), 2)
         self._no_failures()

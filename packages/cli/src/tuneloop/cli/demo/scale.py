@@ -14,12 +14,12 @@ class Scale:
     quick: bool
     reference: int  # records the monitor freezes as its reference
     window: int  # records it judges at a time
+    mean_run_length: int  # records between false alarms
     quiet_requests: int  # before the drift
     hold_s: float  # on each step of the canary
     min_samples: int  # answered by the canary at each step
     margin: float  # how much worse feedback may be
     error_margin: float  # how much larger a share of requests may fail
-    users: int  # who ask at once
     max_tokens: int  # of an answer
     drift_timeout_s: float
     retrain_timeout_s: float
@@ -32,12 +32,12 @@ FULL = Scale(
     quick=False,
     reference=100,
     window=40,
+    mean_run_length=10_000,
     quiet_requests=146,
     hold_s=10,
     min_samples=5,
     margin=0.15,
     error_margin=0.05,
-    users=8,
     max_tokens=24,
     drift_timeout_s=300,
     retrain_timeout_s=600,
@@ -45,14 +45,14 @@ FULL = Scale(
 )
 QUICK = Scale(
     quick=True,
-    reference=40,
-    window=30,
-    quiet_requests=72,
+    reference=60,
+    window=40,
+    mean_run_length=2_000,
+    quiet_requests=102,
     hold_s=5,
     min_samples=2,
     margin=0.2,
     error_margin=0.15,
-    users=4,
     max_tokens=16,
     drift_timeout_s=240,
     retrain_timeout_s=400,

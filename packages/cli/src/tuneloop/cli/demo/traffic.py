@@ -78,10 +78,12 @@ def token_f1(answer: str, truth: str) -> float:
 class Traffic:
     """A load of questions from a thread of its own; `tally` may be read at any time."""
 
-    def __init__(self, base_url: str, api_key: str, model: str, *, users: int, max_tokens: int, seed: int = 7) -> None:
+    def __init__(
+        self, base_url: str, api_key: str, model: str, *, max_tokens: int, concurrency: int = 8, seed: int = 7
+    ) -> None:
         self.tally = Tally()
         self._url, self._key, self._model = base_url, api_key, model
-        self._users, self._max_tokens = users, max_tokens
+        self._concurrency, self._max_tokens = concurrency, max_tokens
         self._random = random.Random(seed)
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -120,7 +122,7 @@ class Traffic:
                 base_url=self._url, headers={"authorization": f"Bearer {self._key}"}, timeout=30
             ) as feedback,
         ):
-            await asyncio.gather(*(user() for _ in range(self._users)))
+            await asyncio.gather(*(user() for _ in range(self._concurrency)))
 
     async def _one(self, client: AsyncOpenAI, feedback: httpx.AsyncClient, question: Question, *, stream: bool) -> None:
         self.tally.sent += 1
