@@ -62,5 +62,5 @@ QUICK = Scale(
         "evaluate": {"generate": 1, "max_new_tokens": 16},
         "retrain": {"steps": 14, "start_from": "parent", "replay_rows": 80},
     },
-    policy={"min_rows": 50},
+    policy={"min_rows": 80},
 )
