@@ -2,7 +2,7 @@
 alone.
 
     lineage/recipe.yaml        the recipe, word for word
-    lineage/data.json          base, data sets with digests and counts, what was dropped and why
+    lineage/data.json          base and its source, data sets with digests and counts, what was dropped and why
     lineage/label_audit.json   what was learned from
     lineage/train.jsonl        the rows themselves
     lineage/sets/NAME.jsonl    the evaluation sets
@@ -138,8 +138,12 @@ class Lineage:
     version: Version
 
     def recipe(self) -> RecipeFile:
-        """The recipe it was trained with; its data paths are not looked at."""
-        return load_recipe(self._file("recipe.yaml"), check_paths=False)
+        """The recipe it was trained with, its base named from where it was found; its data paths are not looked at."""
+        file = load_recipe(self._file("recipe.yaml"), check_paths=False)
+        base = file.recipe.base
+        found = self.manifest()["base"].get("source", base.model)  # older versions do not say
+        base = base.model_copy(update={"model": found})
+        return replace(file, recipe=file.recipe.model_copy(update={"base": base}))
 
     def manifest(self) -> dict[str, Any]:
         """What it was made of."""
