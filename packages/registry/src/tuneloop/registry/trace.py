@@ -122,11 +122,10 @@ def _behind_version(registry: Registry, version: Version) -> list[TraceStep]:
 
 def _data_manifest(registry: Registry, version: Version) -> dict[str, Any]:
     try:
-        path = registry.versions.fetch_file(version.run_id, "lineage/data.json")
+        with registry.versions.fetched_file(version.run_id, "lineage/data.json") as path:
+            loaded: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except NotFound:
         return {}
-    try:
-        loaded: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise Unreadable(f"MLflow run {version.run_id}: lineage/data.json is damaged: {error}") from None
     return loaded
