@@ -8,7 +8,6 @@ closed by the next one that starts. A finished run's folder is removed.
 from __future__ import annotations
 
 import fcntl
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tuneloop.registry.artifacts import text_digest
 from tuneloop.registry.errors import Conflict, InvalidInput
+from tuneloop.registry.files import write_atomically
 from tuneloop.train.fit.checkpoints import CheckpointStore
 
 _RECORD = "run.json"
@@ -62,12 +62,7 @@ class RunFolder:
 
     def write(self, record: RunRecord) -> None:
         """Remember it, whole or not at all."""
-        beside = self.path / f"{_RECORD}.new"
-        with beside.open("w", encoding="utf-8") as file:
-            file.write(record.model_dump_json() + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(self.path / _RECORD)
+        write_atomically(self.path / _RECORD, f"{record.model_dump_json()}\n".encode())
 
     def remove(self) -> None:
         """The run is finished, or nothing of it is worth keeping."""
