@@ -130,15 +130,17 @@ def test_a_request_that_was_put_back_lost_no_attempt_and_waits_behind_the_others
     registries: Registry, clock: Clock
 ) -> None:
     first = _queued(registries)
+    stopped: list[RetrainingRequest] = []
     for attempt in range(MAX_ATTEMPTS + 1):
         clock.advance(1)
         running = registries.retraining.claim("w1", lease_s=60)
         assert running is not None
         assert (running.id, running.attempts) == (first.id, 1), f"after {attempt} stops in order"
+        stopped.append(running)
         back = registries.retraining.put_back(running, by="w1", reason="stopped by SIGTERM")
         assert (back.state, back.attempts, back.lease_owner, back.lease_until) == ("queued", 0, None, None)
     with pytest.raises(Conflict):
-        registries.retraining.put_back(running, by="w1", reason="stopped by SIGTERM")
+        registries.retraining.put_back(stopped[-1], by="w1", reason="stopped by SIGTERM")
     clock.advance(-0.5)
     other = registries.retraining.file(retraining_request(clock(), idempotency_key="other"), by="monitor")
     registries.retraining.approve(other.id, by="ada", reason="yes")
