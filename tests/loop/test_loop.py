@@ -60,12 +60,14 @@ def test_1_the_base_is_a_real_model_with_a_digest(evidence: Json) -> None:
 
 def test_2_no_question_of_an_evaluation_set_was_trained_on(registry: Registry) -> None:
     for version in registry.versions.all("python-helper"):
-        rows = _rows(registry.versions.fetch_file(version.run_id, "lineage/train.jsonl"))
-        assert len(rows) == version.data_rows
-        trained = {_prompt(row) for row in rows}
-        sets = registry.versions.fetch_file(version.run_id, "lineage/sets")
-        for path in sets.glob("*.jsonl"):
-            assert not trained & {_prompt(row) for row in _rows(path)}, path.name
+        with registry.versions.fetched_file(version.run_id, "lineage") as lineage:
+            rows = _rows(lineage / "train.jsonl")
+            assert len(rows) == version.data_rows
+            trained = {_prompt(row) for row in rows}
+            sets = list((lineage / "sets").glob("*.jsonl"))
+            assert sets
+            for path in sets:
+                assert not trained & {_prompt(row) for row in _rows(path)}, path.name
 
 
 def test_3_training_lowered_the_held_out_perplexity(registry: Registry) -> None:

@@ -115,6 +115,55 @@ def test_a_cancelled_run_loses_its_lease(registries: Registry) -> None:
         registries.retraining.renew(running, lease_s=60)
 
 
+def test_the_result_of_a_run_that_was_cancelled_after_its_last_look_is_a_conflict(registries: Registry) -> None:
+    """A worker lives on from a Conflict; that a cancelled request cannot become gated would end it."""
+    _queued(registries)
+    running = registries.retraining.claim("w1", lease_s=60)
+    assert running is not None
+    registries.retraining.cancel(running.id, by="ada", reason="wrong data")
+    with pytest.raises(Conflict, match="it was cancelled; this run's result is not recorded"):
+        registries.retraining.finish(running, RetrainingState.GATED, by="w1", outcome="pass", result_version=2)
+    assert registries.retraining.get(running.id).state == "cancelled"
+
+
+def test_a_request_that_was_put_back_lost_no_attempt_and_waits_behind_the_others(
+    registries: Registry, clock: Clock
+) -> None:
+    first = _queued(registries)
+    stopped: list[RetrainingRequest] = []
+    for attempt in range(MAX_ATTEMPTS + 1):
+        clock.advance(1)
+        running = registries.retraining.claim("w1", lease_s=60)
+        assert running is not None
+        assert (running.id, running.attempts) == (first.id, 1), f"after {attempt} stops in order"
+        stopped.append(running)
+        back = registries.retraining.put_back(running, by="w1", reason="stopped by SIGTERM")
+        assert (back.state, back.attempts, back.lease_owner, back.lease_until) == ("queued", 0, None, None)
+    with pytest.raises(Conflict):
+        registries.retraining.put_back(stopped[-1], by="w1", reason="stopped by SIGTERM")
+    clock.advance(-0.5)
+    other = registries.retraining.file(retraining_request(clock(), idempotency_key="other"), by="monitor")
+    registries.retraining.approve(other.id, by="ada", reason="yes")
+    claimed = [registries.retraining.claim(name, lease_s=60) for name in ("w1", "w2")]
+    assert [request.id for request in claimed if request is not None] == [other.id, first.id]
+
+
+def test_a_request_that_cannot_be_read_is_left_out_and_said(
+    registry: Registry, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    damaged = _queued(registry)
+    with registry.database.writing() as connection:  # SQLite takes a word where a number belongs
+        connection.exec_driver_sql("UPDATE retraining SET rows = 'many'")
+    clock.advance(1)
+    good = registry.retraining.file(retraining_request(clock(), idempotency_key="good"), by="monitor")
+    registry.retraining.approve(good.id, by="ada", reason="yes")
+    claimed = registry.retraining.claim("w1", lease_s=60)
+    assert claimed is not None
+    assert claimed.id == good.id
+    assert f"RetrainingRequest {damaged.id} cannot be read: rows" in caplog.text
+    assert registry.retraining.claim("w2", lease_s=60) is None
+
+
 @pytest.mark.parametrize("state", sorted(ENDED))
 def test_what_has_ended_stays_ended(registry: Registry, state: RetrainingState) -> None:
     assert NEXT_STATES[state] == frozenset()

@@ -17,7 +17,7 @@ from tests_support import beat_engine, beat_gateway, publish_version, request_re
 from tuneloop.registry import Registry
 from tuneloop.registry.assignment import assign
 from tuneloop.registry.canary import Limits
-from tuneloop.registry.errors import InvalidInput, Refused
+from tuneloop.registry.errors import InvalidInput, Refused, Unavailable
 from tuneloop.registry.nouns import Arm, Feedback, RetrainingState, Route, version_name
 from tuneloop.registry.promotion import Change, promote, set_route
 from tuneloop.registry.rollout import Plan, Trial, run, trial_of
@@ -144,6 +144,34 @@ def test_a_bad_version_is_rolled_back_even_onto_a_champion_that_was_forced(regis
     with pytest.raises(Refused, match="was rolled back"):
         run(registry, "bot", 2, PLAN, CHANGE, _quiet)
     assert registry.routes.current("bot").split == {2: 0, 1: 10_000}
+
+
+@pytest.mark.parametrize(
+    ("scores", "split", "outcome"),
+    [({1: 0.9, 2: 0.1}, {2: 0, 1: 10_000}, "rolled back"), ({1: 0.5, 2: 0.8}, {1: 0, 2: 10_000}, "promoted")],
+)
+def test_a_gateway_that_is_late_at_the_end_hides_no_verdict(
+    registry: Registry,
+    world: World,
+    monkeypatch: pytest.MonkeyPatch,
+    scores: dict[int, float],
+    split: dict[int, int],
+    outcome: str,
+) -> None:
+    follow = registry.fleet.wait_applied
+
+    def late(model: str, revision: int, timeout_s: float) -> list[str]:
+        if revision > 2 and registry.routes.at(model, revision).split == split:  # 2 is staged, before it rises
+            raise Unavailable(f"revision {revision} is written, but g1 does not apply it")
+        return follow(model, revision, timeout_s)
+
+    monkeypatch.setattr(registry.fleet, "wait_applied", late)
+    world.score = scores
+    with pytest.raises(Unavailable, match=rf"bot@2 was {outcome}.*; revision \d is written, but g1 does not apply it"):
+        run(registry, "bot", 2, PLAN, CHANGE, _quiet)
+    assert registry.routes.current("bot").split == split
+    [verdict] = [e for e in registry.audit.entries("bot@2") if e.action == "rollout.verdict"]
+    assert verdict.detail["outcome"] == outcome
 
 
 def test_without_samples_a_rollout_pauses_where_it_is(registry: Registry, world: World) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
 from tests_support import alert_episode, publish_version, request_record, retraining_request, window_score
 from tuneloop.registry import Registry
-from tuneloop.registry.errors import NotFound
+from tuneloop.registry.errors import NotFound, Unavailable
 from tuneloop.registry.nouns import Arm
 from tuneloop.registry.trace import trace
 
@@ -79,6 +80,35 @@ def test_a_revision_this_database_does_not_have_does_not_hide_the_rest(looped: R
     steps = trace(looped, "req-4")
     assert [step.kind for step in steps] == ["request", "route", "version", "run", "data"]
     assert steps[1].summary == "not in this database"
+
+
+def _away(*_asked: object) -> NoReturn:
+    raise Unavailable("MLflow at http://mlflow does not answer")
+
+
+def test_without_mlflow_the_request_and_its_route_are_told_and_the_version_is_said_not_to_be_known(
+    looped: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(looped.versions, "get", _away)
+    steps = trace(looped, "req-2")
+    assert [(step.kind, step.id) for step in steps] == [
+        ("request", "req-2"),
+        ("route", "bot revision 2"),
+        ("version", "bot@2"),
+    ]
+    assert steps[-1].summary == "not known: MLflow at http://mlflow does not answer"
+
+
+def test_an_mlflow_that_goes_away_meanwhile_does_not_hide_the_rest(
+    looped: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(looped.versions, "run_metrics", _away)
+    monkeypatch.setattr(looped.versions, "fetched_file", _away)
+    by_kind = {step.kind: step for step in trace(looped, "req-2")}
+    assert {"version", "run", "data", "retraining request", "alert episode", "window"} <= set(by_kind)
+    for kind in ("run", "data"):
+        assert by_kind[kind].summary.endswith("; the rest is not known: MLflow at http://mlflow does not answer")
+        assert by_kind[kind].detail == {}
 
 
 def test_an_unknown_request_is_said_to_be_one(looped: Registry) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -140,9 +143,58 @@ def test_a_runs_metrics_and_files_are_kept(registry: Registry, tmp_path: Path) -
     assert versions.run_metrics(run_id)["loss"] == 1.5
     (tmp_path / "recipe.yaml").write_text("rank: 8\n")
     versions.log_file(run_id, tmp_path / "recipe.yaml")
-    assert versions.fetch_file(run_id, "lineage/recipe.yaml").read_text() == "rank: 8\n"
-    with pytest.raises(NotFound, match=r"has no file lineage/data\.json"):
-        versions.fetch_file(run_id, "lineage/data.json")
+    with versions.fetched_file(run_id, "lineage/recipe.yaml") as path:
+        assert path.read_text() == "rank: 8\n"
+    with versions.fetched_file(run_id, "lineage") as folder:
+        assert [file.name for file in folder.iterdir()] == ["recipe.yaml"]
+    for missing in ("lineage/data.json", "elsewhere/recipe.yaml", "nothing"):
+        with pytest.raises(NotFound, match=f"has no file {missing}"), versions.fetched_file(run_id, missing):
+            pass
+
+
+def test_what_was_fetched_to_be_read_is_gone_afterwards(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = registry.versions.start_run("bot", name="test", params={})
+    (tmp_path / "train.jsonl").write_text("what a user said\n")
+    registry.versions.log_file(run_id, tmp_path / "train.jsonl")
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    with registry.versions.fetched_file(run_id, "lineage/train.jsonl") as path:
+        assert path.is_relative_to(scratch)
+    with pytest.raises(ValueError, match="while it was read"), registry.versions.fetched_file(run_id, "lineage"):
+        raise ValueError("while it was read")
+    assert list(scratch.iterdir()) == []
+
+
+def test_a_full_disk_and_a_store_that_is_away_are_not_a_missing_file(
+    registry: Registry, registry_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    versions = registry.versions
+    run_id = versions.start_run("bot", name="test", params={})
+    (tmp_path / "recipe.yaml").write_text("rank: 8\n")
+    versions.log_file(run_id, tmp_path / "recipe.yaml")
+
+    def fetched() -> None:
+        with versions.fetched_file(run_id, "lineage/recipe.yaml"):
+            pass
+
+    def full(*_arguments: object, **_options: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "copy2", full)
+        with pytest.raises(Unavailable, match=r"artifact store answers and .* has room"):
+            fetched()
+    with monkeypatch.context() as patched:
+        patched.setattr(tempfile, "mkdtemp", full)
+        with pytest.raises(Unavailable, match="No space left on device"):
+            fetched()
+    [kept] = registry_home.rglob("recipe.yaml")
+    kept.parents[1].rename(tmp_path / "away")
+    with pytest.raises(Unavailable, match=r"lineage/recipe\.yaml cannot be fetched"):
+        fetched()
 
 
 def test_models_and_versions_of_others_in_the_same_mlflow_are_left_alone(

@@ -68,9 +68,8 @@ def test_a_run_leaves_a_card_with_pictures_slices_and_doubts(
 
     lineage = Lineage(registry.versions, version)
     assert [row.group for row in lineage.set_rows()["old"]] == ["rivers"] * 10 + ["tides | lakes"] * 2
-    kept = json.loads(registry.versions.fetch_file(version.run_id, "lineage/evaluation.json").read_text())["sets"][
-        "old"
-    ]
+    with registry.versions.fetched_file(version.run_id, "lineage/evaluation.json") as path:
+        kept = json.loads(path.read_text())["sets"]["old"]
     assert (kept["duplicate_rows"], kept["after"]["cut"], len(kept["after"]["metrics"]["token_f1"])) == (1, 12, 12)
     assert {(one["measure"], one["slice"]) for one in kept["compared"]} >= {("token_f1", None), ("token_f1", "rivers")}
     assert ["token_f1", "tides | lakes", 2] in kept["too_few_rows"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ from tuneloop.registry import Registry
 from tuneloop.registry.artifacts import check_publishable, file_digest, template_digest
 from tuneloop.registry.errors import InvalidInput
 from tuneloop.registry.nouns import Version
-from tuneloop.train.base import Base, read_base
+from tuneloop.train.base import Base, base_of, read_base
 from tuneloop.train.export.quantise import save_quantised, scales
 from tuneloop.train.export.run import MANIFEST, export_version
 from tuneloop.train.job import job_from_recipe, run_job
+from tuneloop.train.publishing.lineage import Lineage
 from tuneloop.train.recipe import load_recipe
 from tuneloop.train.screen import Screen
 from tuneloop.train.stopping import StopFlag
@@ -68,6 +70,20 @@ def test_merged_weights_answer_as_the_adapter_on_its_unquantised_base(
     assert whole.template_digest == tiny.template_digest == template_digest(made.folder)
     assert (made.whole, made.whole_bytes) == (True, sum(p.numel() * 4 for p in plain(tiny.folder).parameters()))
     assert made.losses["old"].difference.estimate == pytest.approx(0, abs=1e-5)
+
+
+def test_a_base_named_from_the_recipes_folder_is_found_again_from_the_registry(
+    registry: Registry, tiny_recipe: Path, tiny: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    relative = os.path.relpath(tiny.folder, tiny_recipe.parent)
+    tiny_recipe.write_text(tiny_recipe.read_text().replace(str(tiny.folder), relative))
+    monkeypatch.chdir(tiny_recipe.parent)
+    version = trained(registry, Path(tiny_recipe.name), "{rank: 4}")
+    monkeypatch.chdir("/")
+    file = Lineage(registry.versions, version).recipe()
+    found = base_of(version, file.recipe, registry.settings.home / "bases", relative_to=file.folder)
+    assert found.folder.samefile(tiny.folder)
+    assert (file.digest, f"model: {relative}" in file.text) == (version.recipe_digest, True), "word for word"
 
 
 def test_an_adapter_is_exported_file_by_file_under_a_manifest_and_over_nothing(

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import io
+import os
 import re
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner
 
 from tuneloop.registry import Registry
-from tuneloop.registry.errors import InvalidInput
+from tuneloop.registry.errors import Conflict, InvalidInput, TuneloopError
+from tuneloop.train.fit import launch
+from tuneloop.train.fit.progress import Watch
 from tuneloop.train.fit.zero import check_launch, deepspeed_config
 from tuneloop.train.recipe.run import LaunchSection, RunSection
+from tuneloop.train.screen import Screen
+from tuneloop.train.stopping import StopFlag, Stopped
 from tuneloop.train.verbs.train import train
 
 STEPS = 4
@@ -35,10 +43,10 @@ def train_with(
 ) -> Iterator[Callable[[str], Trained]]:
     """Trains the tiny model by the verb with these keys in `run`, in a home of its own."""
 
-    def run(launch: str) -> Trained:
+    def run(keys_of_run: str) -> Trained:
         folder = tmp_path_factory.mktemp("launch")
         recipe = recipe_in(folder / "recipe")
-        keys = f"run: {{steps: {STEPS}, batch_size: 8, {launch}"
+        keys = f"run: {{steps: {STEPS}, batch_size: 8, {keys_of_run}"
         recipe.write_text(recipe.read_text().replace("run: {steps: 3, batch_size: 4,", keys))
         monkeypatch.setenv("TUNELOOP_HOME", str(folder / "home"))
         done = CliRunner().invoke(train, [str(recipe)], catch_exceptions=False)
@@ -72,6 +80,45 @@ def test_two_processes_learn_what_one_does(strategy: str, train_with: Callable[[
         assert shares is not None
         held, every = (int(number.replace(",", "")) for number in shares.groups())
         assert every / 2 <= held < 0.6 * every, "half of it, and a little padding"
+
+
+@pytest.mark.parametrize(
+    "reason",
+    [Conflict("retraining rt_1: the lease of w1 is lost"), Stopped("stopped by SIGTERM; nothing was published")],
+)
+def test_why_the_owner_asked_its_processes_to_end_is_not_flattened(
+    reason: TuneloopError, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are told in words, and end as stopped: whoever waits for the owner must still see a lost lease as one."""
+    words = f"{reason}; the state after step 3 is kept"
+    ended = launch._End(0, launch.Event(kind="stopped", text=words), "")
+    monkeypatch.setattr(launch, "_run_children", lambda *_arguments: ended)
+    spec = launch.ChildSpec(
+        recipe={},
+        base=tmp_path,
+        start=None,
+        device="cpu",
+        attention="sdpa",
+        steps=9,
+        store=tmp_path / "store",
+        owner=os.getpid(),
+        threads=1,
+    )
+    flag = StopFlag()
+    flag.stop(reason)
+    watch = Watch(Screen(io.StringIO()), lambda _metrics, _step: None, flag.check)
+    with pytest.raises(type(reason)) as raised:
+        launch.fit_in_processes(torch.nn.Linear(1, 1), spec, [], [], [], RunSection(steps=9), watch)
+    assert str(raised.value) == (words if isinstance(reason, Stopped) else str(reason))
+
+
+def test_a_processs_broken_text_ends_nothing() -> None:
+    code = r"import sys; sys.stdout.buffer.write(b'\xff said\n'); sys.stderr.buffer.write(b'\xfe went wrong\n')"
+    with launch._process([sys.executable, "-c", code], "cpu") as (process, errors):
+        assert process.stdout is not None
+        assert process.stdout.read() == "\ufffd said\n"
+        process.wait()
+    assert list(errors) == ["\ufffd went wrong"]
 
 
 def test_a_launch_this_machine_cannot_keep_is_refused() -> None:

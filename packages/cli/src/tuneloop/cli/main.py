@@ -6,12 +6,12 @@ A package offers verbs through the entry point group `tuneloop.verbs`, a tuple o
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib.metadata import entry_points
+from typing import TextIO
 
 import click
-
-from tuneloop.registry.printing import keep_stdout_for_json
 
 # The order in which people meet the verbs.
 ORDER = [
@@ -52,12 +52,18 @@ def build() -> click.Group:
     return tuneloop
 
 
+def _stdout_for_answers() -> TextIO:
+    """Standard output for verbs' answers alone: what libraries and child processes print goes to stderr from now on."""
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    return answers
+
+
 def main() -> None:
     """The console script: 0 done, 1 failed, 2 wrong usage or input, 3 refused by a gate or policy."""
-    if "--json" in sys.argv[1:]:
-        keep_stdout_for_json()
+    answers = _stdout_for_answers() if "--json" in sys.argv[1:] else None
     try:
-        code = build()(standalone_mode=False)
+        code = build()(standalone_mode=False, obj=answers)
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
     except click.ClickException as error:

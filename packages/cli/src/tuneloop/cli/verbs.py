@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import click
 
-from tuneloop.registry.printing import emit, json_option
-
 
 @click.command()
-@json_option
-def config(as_json: bool) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+@click.pass_obj
+def config(answers: TextIO | None, as_json: bool) -> None:
     """Print every effective setting and where it came from."""
     sections = _sections()
     found = [
@@ -23,7 +23,7 @@ def config(as_json: bool) -> None:
     ]
     width = max(len(f"{row['section']}.{row['name']}") for row in found)
     lines = [f"{row['section']}.{row['name']}".ljust(width) + f"  {row['value']}  ({row['from']})" for row in found]
-    emit(found, as_json, "\n".join(lines))
+    click.echo(json.dumps(found, indent=2) if as_json else "\n".join(lines), file=answers)
 
 
 @click.command()

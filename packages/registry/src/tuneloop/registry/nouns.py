@@ -280,7 +280,6 @@ class RetrainingState(StrEnum):
     GATED = "gated"
     SHIPPED = "shipped"
     REJECTED = "rejected"
-    EXPIRED = "expired"
     FAILED = "failed"
     CANCELLED = "cancelled"
 

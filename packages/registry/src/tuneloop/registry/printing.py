@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import sys
 import unicodedata
 from collections.abc import Sequence
-from typing import Any, TextIO
+from typing import Any
 
 import click
 from pydantic import BaseModel
@@ -16,7 +14,6 @@ from pydantic import BaseModel
 # Control, format, surrogate and private characters and line separators: a terminal may obey them, a reader never sees
 # them, and users' text is full of them when somebody wants it to be.
 _UNSEEN = frozenset({"Cc", "Cf", "Cs", "Co", "Zl", "Zp"})
-_answers: TextIO | None = None  # where `emit` writes; None: standard output
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
@@ -31,17 +28,14 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     )
 
 
-def keep_stdout_for_json() -> None:
-    """From now on only `emit` writes to standard output; what libraries and child processes print goes to stderr."""
-    global _answers  # noqa: PLW0603 (a process has one standard output)
-    _answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-
-
 def emit(value: Any, as_json: bool, text: str) -> None:
-    """Print `value` as JSON when asked for, `text` otherwise; neither gives a terminal commands."""
+    """Print `value` as JSON when asked for, `text` otherwise; neither gives a terminal commands.
+
+    The front door may keep standard output for answers alone; then the stream is the click context's object.
+    """
+    context = click.get_current_context(silent=True)
     said = json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False) if as_json else text
-    click.echo(_seen(said), file=_answers)
+    click.echo(_seen(said), file=context.obj if context else None)
 
 
 def one_line(text: str) -> str:

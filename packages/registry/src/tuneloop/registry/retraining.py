@@ -6,6 +6,7 @@ refused.
 
 from __future__ import annotations
 
+import logging
 import secrets
 from collections.abc import Callable
 from datetime import datetime, timedelta
@@ -16,25 +17,25 @@ from sqlalchemy.engine import Connection
 
 from tuneloop.registry import audit
 from tuneloop.registry.database import Database, noun_of, row_of
-from tuneloop.registry.errors import Conflict, NotFound, Refused
+from tuneloop.registry.errors import Conflict, NotFound, Refused, Unreadable
 from tuneloop.registry.nouns import RetrainingRequest, RetrainingState
 from tuneloop.registry.tables import retraining
 
 S = RetrainingState
 NEXT_STATES: dict[RetrainingState, frozenset[RetrainingState]] = {
-    S.PROPOSED: frozenset({S.APPROVED, S.REJECTED, S.EXPIRED, S.CANCELLED}),
-    S.APPROVED: frozenset({S.QUEUED, S.EXPIRED, S.CANCELLED}),
-    S.QUEUED: frozenset({S.RUNNING, S.EXPIRED, S.CANCELLED}),
-    S.RUNNING: frozenset({S.RUNNING, S.GATED, S.REJECTED, S.FAILED, S.CANCELLED}),
+    S.PROPOSED: frozenset({S.APPROVED, S.REJECTED, S.CANCELLED}),
+    S.APPROVED: frozenset({S.QUEUED, S.CANCELLED}),
+    S.QUEUED: frozenset({S.RUNNING, S.CANCELLED}),
+    S.RUNNING: frozenset({S.RUNNING, S.QUEUED, S.GATED, S.REJECTED, S.FAILED, S.CANCELLED}),
     S.GATED: frozenset({S.SHIPPED, S.REJECTED, S.CANCELLED}),
     S.SHIPPED: frozenset(),
     S.REJECTED: frozenset(),
-    S.EXPIRED: frozenset(),
     S.FAILED: frozenset(),
     S.CANCELLED: frozenset(),
 }
 ENDED = frozenset(state for state, following in NEXT_STATES.items() if not following)
 MAX_ATTEMPTS = 3
+_log = logging.getLogger(__name__)
 
 
 def idempotency_key(*parts: object) -> str:
@@ -125,23 +126,31 @@ class RetrainingQueue:
                 outcome=reason,
                 lease_owner=None,
                 lease_until=None,
+                fencing_token=retraining.c.fencing_token + 1,
             )
 
     def claim(self, owner: str, lease_s: float) -> RetrainingRequest | None:
-        """Take the oldest queued request, or one whose worker let its lease run out; None when there is nothing to do.
+        """Take the queued request that waits longest, or one whose worker let its lease run out; None where none is.
 
-        A request that has already been tried `MAX_ATTEMPTS` times is failed instead.
+        A request that has already been tried `MAX_ATTEMPTS` times is failed instead; one that cannot be read is left
+        out, and said.
         """
         now = self._clock()
         waiting = sa.or_(
             retraining.c.state == S.QUEUED, sa.and_(retraining.c.state == S.RUNNING, retraining.c.lease_until < now)
         )
         # One row at a time: locking more would hide them from a worker that looks at this moment (PostgreSQL).
-        query = sa.select(retraining).where(waiting).order_by(retraining.c.created_at, retraining.c.id).limit(1)
-        query = query.with_for_update(skip_locked=True)
+        # What was put back is behind what has waited since: an outage of one request's own never holds up the others.
+        order = (retraining.c.updated_at, retraining.c.created_at, retraining.c.id)
+        query = sa.select(retraining).where(waiting).order_by(*order).limit(1).with_for_update(skip_locked=True)
         with self._db.writing() as connection:
             while (row := connection.execute(query).mappings().first()) is not None:
-                request = noun_of(RetrainingRequest, row)
+                try:
+                    request = noun_of(RetrainingRequest, row)
+                except Unreadable as error:  # one bad request must not stop the good ones
+                    _log.error("left out: %s", error)
+                    query = query.where(retraining.c.id != row["id"])
+                    continue
                 if request.attempts >= MAX_ATTEMPTS:
                     outcome = f"given up after {request.attempts} attempts; the last worker was {request.lease_owner}"
                     self._move(connection, request.id, S.FAILED, by=owner, note=outcome, outcome=outcome)
@@ -158,6 +167,26 @@ class RetrainingQueue:
                     attempts=request.attempts + 1,
                 )
         return None
+
+    def put_back(self, request: RetrainingRequest, *, by: str, reason: str) -> RetrainingRequest:
+        """Hand a running request back, untried: an orderly stop or an outage says nothing of the request itself.
+
+        Raises:
+            Conflict: the lease was lost meanwhile.
+        """
+        with self._db.writing() as connection:
+            row = self._held(connection, request)
+            return self._move(
+                connection,
+                request.id,
+                S.QUEUED,
+                by=by,
+                note=reason,
+                lease_owner=None,
+                lease_until=None,
+                fencing_token=request.fencing_token + 1,
+                attempts=row["attempts"] - 1,
+            )
 
     def renew(self, request: RetrainingRequest, lease_s: float) -> None:
         """Keep the lease.
@@ -191,11 +220,7 @@ class RetrainingQueue:
             Refused: the state machine has no such step.
         """
         with self._db.writing() as connection:
-            row = _locked(connection, request.id)
-            if row is None or row["fencing_token"] != request.fencing_token:
-                raise Conflict(
-                    f"retraining {request.id}: another worker took it over; this run's result is not recorded"
-                )
+            row = self._held(connection, request)
             version = result_version if result_version is not None else row["result_version"]
             return self._move(
                 connection,
@@ -208,6 +233,13 @@ class RetrainingQueue:
                 lease_owner=None,
                 lease_until=None,
             )
+
+    def _held(self, connection: Connection, request: RetrainingRequest) -> sa.RowMapping:
+        row = _locked(connection, request.id)
+        if row is None or row["fencing_token"] != request.fencing_token:
+            what = "it was cancelled" if row and row["state"] == S.CANCELLED else "another worker took it over"
+            raise Conflict(f"retraining {request.id}: {what}; this run's result is not recorded")
+        return row
 
     def _one(self, condition: sa.ColumnElement[bool], shown: str) -> RetrainingRequest:
         with self._db.reading() as connection:

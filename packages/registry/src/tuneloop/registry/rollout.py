@@ -10,13 +10,14 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from tuneloop.registry import audit
 from tuneloop.registry.canary import ArmSample, Limits, judge
-from tuneloop.registry.errors import InvalidInput, Refused
+from tuneloop.registry.errors import InvalidInput, Refused, Unavailable
 from tuneloop.registry.facade import Registry
 from tuneloop.registry.nouns import FULL_SHARE_BP, Check, GateReport, Route, version_name
 from tuneloop.registry.promotion import Change, promote, rollback, set_route
@@ -72,7 +73,8 @@ def run(
         Refused: a check failed (the version was rolled back, its retraining request is rejected), nothing was decided
             in time (it stays where it is), another canary is running, or somebody else changed the route.
         Conflict: somebody changed the route between a look and a write; the route is left to them.
-        Unavailable: no engine serves the version, or a gateway does not follow; the share stays where it is.
+        Unavailable: no engine serves the version, and the share stays where it is; or a gateway does not follow in
+            time: then the share is changed, and the verdict that changed it on record.
     """
     name = version_name(model, version)
     route = registry.routes.current(model)
@@ -97,8 +99,8 @@ def run(
             say(f"revision {route.revision}: {name} {step_bp / 100:g} %, {version_name(model, champion)} the rest")
         report = _hold(registry, route, version, plan, change, say, clock, must_pass=step_bp == steps_bp[-1])
     assert report is not None, "a plan has a step below everything"
-    final = promote(registry, model, version, change, expected_revision=route.revision)
-    _on_record(registry, report, change, "promoted")
+    with _decided(registry, report, change, "promoted", FULL_SHARE_BP):
+        final = promote(registry, model, version, change, expected_revision=route.revision)
     say(f"revision {final.revision}: {name} 100 %")
     return report
 
@@ -186,8 +188,8 @@ def _take_back(registry: Registry, route: Route, version: int, report: GateRepor
     """Roll back, which rejects the retraining that made the version, so that the next may be asked for; then refuse."""
     reason = _worst(report.checks, "fail")
     why = replace(change, reason=f"rollout failed: {reason}")
-    rollback(registry, route.model, why, expected_revision=route.revision)
-    _on_record(registry, report, change, "rolled back")
+    with _decided(registry, report, change, "rolled back", 0):
+        rollback(registry, route.model, why, expected_revision=route.revision)
     raise Refused(f"{version_name(route.model, version)} was rolled back: {reason}")
 
 
@@ -197,6 +199,20 @@ def _expect(registry: Registry, route: Route) -> None:
         raise Refused(
             f"{now.by} wrote revision {now.revision} ({now.split_text}, {now.reason!r}) meanwhile; this rollout stops"
         )
+
+
+@contextmanager
+def _decided(registry: Registry, report: GateReport, change: Change, outcome: str, share_bp: int) -> Iterator[None]:
+    """The change of the route that a judgement leads to: once it is written, so is the verdict, whoever is late."""
+    try:
+        yield
+    except Unavailable as late:
+        if registry.routes.current(report.model).split.get(report.version, 0) != share_bp:
+            raise
+        _on_record(registry, report, change, outcome)
+        why = f" ({failed})" if (failed := _worst(report.checks, "fail")) else ""
+        raise Unavailable(f"{version_name(report.model, report.version)} was {outcome}{why}; {late}") from late
+    _on_record(registry, report, change, outcome)
 
 
 def _on_record(registry: Registry, report: GateReport, change: Change, outcome: str) -> None:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from tuneloop.registry.errors import NotFound, Unreadable
+from tuneloop.registry.errors import NotFound, Unavailable, Unreadable
 from tuneloop.registry.facade import Registry
+from tuneloop.registry.hurry import LOOKUP_TIMEOUT_S, mlflow_within
 from tuneloop.registry.nouns import Noun, Version, version_name
+
+_MISSING = (NotFound, Unavailable, Unreadable)
 
 
 class TraceStep(Noun):
@@ -45,7 +49,12 @@ def trace(registry: Registry, request_id: str) -> list[TraceStep]:
         steps.append(_route_step(registry, record.model, record.revision))
     if record.served_version is None:
         return steps
-    version = registry.versions.get(record.model, record.served_version)
+    number = record.served_version
+    try:
+        version = mlflow_within(registry, lambda: registry.versions.get(record.model, number), LOOKUP_TIMEOUT_S)
+    except _MISSING as error:
+        name = version_name(record.model, number)
+        return [*steps, TraceStep(kind="version", id=name, summary=f"not known: {error}", detail={})]
     return steps + _behind_version(registry, version)
 
 
@@ -60,6 +69,8 @@ def _route_step(registry: Registry, model: str, revision: int) -> TraceStep:
 
 
 def _behind_version(registry: Registry, version: Version) -> list[TraceStep]:
+    metrics, no_metrics = _asked(registry, lambda: registry.versions.run_metrics(version.run_id))
+    manifest, no_manifest = _asked(registry, lambda: _data_manifest(registry, version))
     parent = f", parent {version_name(version.model, version.parent)}" if version.parent else ""
     steps = [
         TraceStep(
@@ -72,14 +83,14 @@ def _behind_version(registry: Registry, version: Version) -> list[TraceStep]:
         TraceStep(
             kind="run",
             id=version.run_id,
-            summary=f"code {version.code_commit[:12]}, recipe {version.recipe_digest[:19]}…",
-            detail=registry.versions.run_metrics(version.run_id),
+            summary=f"code {version.code_commit[:12]}, recipe {version.recipe_digest[:19]}…{no_metrics}",
+            detail=metrics,
         ),
         TraceStep(
             kind="data",
             id=version.data_digest,
-            summary=f"{version.data_rows} rows",
-            detail=_data_manifest(registry, version),
+            summary=f"{version.data_rows} rows{no_manifest}",
+            detail=manifest,
         ),
     ]
     if version.request_id is None:
@@ -120,13 +131,20 @@ def _behind_version(registry: Registry, version: Version) -> list[TraceStep]:
     return steps
 
 
+def _asked(registry: Registry, ask: Callable[[], Mapping[str, Any]]) -> tuple[dict[str, Any], str]:
+    """What MLflow tells, and what to say where it does not: the rest of the chain may still be told."""
+    try:
+        return dict(mlflow_within(registry, ask, LOOKUP_TIMEOUT_S)), ""
+    except _MISSING as error:
+        return {}, f"; the rest is not known: {error}"
+
+
 def _data_manifest(registry: Registry, version: Version) -> dict[str, Any]:
     try:
-        path = registry.versions.fetch_file(version.run_id, "lineage/data.json")
+        with registry.versions.fetched_file(version.run_id, "lineage/data.json") as path:
+            loaded: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except NotFound:
         return {}
-    try:
-        loaded: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise Unreadable(f"MLflow run {version.run_id}: lineage/data.json is damaged: {error}") from None
     return loaded

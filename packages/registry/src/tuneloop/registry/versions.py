@@ -12,7 +12,8 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from functools import wraps
 from pathlib import Path
@@ -153,26 +154,44 @@ class Versions:
         """Keep a file with a run, under `folder/`."""
         self._client.log_artifact(run_id, str(path), folder)
 
-    def fetch_file(self, run_id: str, path: str) -> Path:
-        """A file kept with a run, on this machine.
+    @contextmanager
+    def fetched_file(self, run_id: str, path: str) -> Iterator[Path]:
+        """A file or folder kept with a run, on this machine for as long as the block runs.
 
         Raises:
             NotFound: the run has no such file.
+            Unavailable: it has, and the file cannot be fetched; or the run's files cannot be seen.
         """
+        with ExitStack() as until_read:
+            try:
+                scratch = until_read.enter_context(tempfile.TemporaryDirectory(prefix="tuneloop-fetch-"))
+                found = self._download(run_id, path, scratch)
+            except (MlflowException, OSError) as error:  # MLflow calls a full disk, too, a file that does not exist
+                if self._lacks(run_id, path):
+                    raise NotFound(f"MLflow run {run_id} has no file {path}") from None
+                raise Unavailable(
+                    f"MLflow run {run_id}: {path} cannot be fetched: {without_password(str(error))}; see whether its "
+                    f"artifact store answers and {tempfile.gettempdir()} has room"
+                ) from error
+            yield found
+
+    @_asking
+    def _lacks(self, run_id: str, path: str) -> bool:
+        """Whether the run's files can be listed and this one is not among them; none at all: their store is away."""
         try:
-            return Path(
-                mlflow.artifacts.download_artifacts(
-                    run_id=run_id, artifact_path=path, tracking_uri=self._settings.mlflow
-                )
+            if not self._client.list_artifacts(run_id):
+                return False
+            folder = path.rpartition("/")[0] or None
+            return path not in {kept.path for kept in self._client.list_artifacts(run_id, folder)}
+        except OSError:
+            return False
+
+    def _download(self, run_id: str, path: str, into: str) -> Path:
+        return Path(
+            mlflow.artifacts.download_artifacts(
+                run_id=run_id, artifact_path=path, dst_path=into, tracking_uri=self._settings.mlflow
             )
-        except FileNotFoundError as error:
-            raise NotFound(f"MLflow run {run_id} has no file {path}: {without_password(str(error))}") from None
-        except (MlflowException, OSError) as error:
-            if getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST":
-                raise NotFound(f"MLflow run {run_id} has no file {path}: {without_password(str(error))}") from None
-            raise Unavailable(
-                f"MLflow run {run_id}: {path} cannot be fetched: {without_password(str(error))}"
-            ) from error
+        )
 
     @_asking
     def end_run(self, run_id: str, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
@@ -266,13 +285,10 @@ class Versions:
         root.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=root, prefix=".fetch-") as scratch:
             try:
-                got = mlflow.artifacts.download_artifacts(
-                    run_id=version.run_id, artifact_path=_ARTIFACT, dst_path=scratch, tracking_uri=self._settings.mlflow
-                )
+                folder = self._download(version.run_id, _ARTIFACT, scratch)
             except (MlflowException, OSError) as error:
                 why = without_password(str(error))
                 raise Unavailable(f"{version.name}: its files cannot be fetched from MLflow: {why}") from error
-            folder = Path(got)
             check_publishable(folder)
             if (found := folder_digest(folder)) != version.artifact_digest:
                 raise InvalidInput(

@@ -67,6 +67,12 @@ def prepare_base(source: str, bases_root: Path, *, relative_to: Path | None = No
     return _downloaded(source, bases_root)
 
 
+def full_source(source: str, relative_to: Path) -> str:
+    """The same source from wherever it is asked for: a path in full, a package or a hub id as it stands."""
+    path = relative_to / Path(source).expanduser()
+    return str(path.resolve()) if path.exists() else source
+
+
 def read_base(folder: Path) -> Base:
     """Check a model folder and take its digests.
 

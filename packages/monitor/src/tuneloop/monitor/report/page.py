@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from importlib.resources import files
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from tuneloop.monitor.report.draw import alt_texts, pictures
 from tuneloop.monitor.report.figures import Figures
 from tuneloop.monitor.report.gather import gather
 from tuneloop.registry import Registry
+from tuneloop.registry.files import write_atomically
 
 
 def write_report(registry: Registry, model: str, folder: Path) -> tuple[Path, Path]:
@@ -24,8 +24,8 @@ def write_report(registry: Registry, model: str, folder: Path) -> tuple[Path, Pa
     figures = gather(registry, model)
     folder.mkdir(parents=True, exist_ok=True)
     page, values = folder / "report.html", folder / "report.json"
-    _write(values, figures.model_dump_json(indent=2))
-    _write(page, render(figures))
+    write_atomically(values, figures.model_dump_json(indent=2).encode())
+    write_atomically(page, render(figures).encode())
     return page, values
 
 
@@ -35,12 +35,3 @@ def render(figures: Figures) -> str:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     drawn = {name: Markup(svg) for name, svg in pictures(figures).items()}  # noqa: S704 (our own drawing, not a user's text)
     return environment.from_string(source).render(f=figures, pictures=drawn, alt=alt_texts(figures))
-
-
-def _write(path: Path, text: str) -> None:
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    with scratch.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    scratch.replace(path)

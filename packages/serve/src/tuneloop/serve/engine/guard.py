@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tuneloop.serve.files import write_atomically
+from tuneloop.registry.files import OWNER_ONLY, write_atomically
 
 GUARD = "tuneloop_engine_guard"
 _CODE = '''"""Written by tuneloop's engine agent: tokens without adapter get none, and no weights are copied per token.
@@ -69,7 +69,7 @@ def install(home: Path) -> Path:
     folder = home / "plugins"
     about = folder / f"{GUARD}-1.dist-info"
     about.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / f"{GUARD}.py", _CODE.encode())
-    write_atomically(about / "METADATA", _METADATA.encode())
-    write_atomically(about / "entry_points.txt", _ENTRY_POINTS.encode())
+    write_atomically(folder / f"{GUARD}.py", _CODE.encode(), mode=OWNER_ONLY)
+    write_atomically(about / "METADATA", _METADATA.encode(), mode=OWNER_ONLY)
+    write_atomically(about / "entry_points.txt", _ENTRY_POINTS.encode(), mode=OWNER_ONLY)
     return folder

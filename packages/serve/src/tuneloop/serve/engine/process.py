@@ -21,10 +21,10 @@ from pathlib import Path
 import psutil
 
 from tuneloop.registry.errors import Conflict, InvalidInput
+from tuneloop.registry.files import OWNER_ONLY, write_atomically
 from tuneloop.serve.engine import leash
 from tuneloop.serve.engine.launch import Launch
 from tuneloop.serve.engine.ports import listens
-from tuneloop.serve.files import write_atomically
 
 LOG, RECORD, LOCK = "engine.log", "process.json", "agent.lock"
 _KEPT_LOGS = 3
@@ -88,7 +88,7 @@ class EngineProcess:
             )
         self.pid = self._leash.pid
         self._started = psutil.Process(self.pid).create_time()
-        write_atomically(home / RECORD, json.dumps(self._record()).encode())
+        write_atomically(home / RECORD, json.dumps(self._record()).encode(), mode=OWNER_ONLY)
 
     def _record(self) -> dict[str, int | float | str]:
         return {"pid": self.pid, "started": self._started, "where": _process_space()}

@@ -15,10 +15,10 @@ from pydantic import TypeAdapter, ValidationError
 
 from tuneloop.registry import Registry
 from tuneloop.registry.errors import InvalidInput, TuneloopError
+from tuneloop.registry.files import OWNER_ONLY, write_atomically
 from tuneloop.registry.nouns import EngineState, Route, Version, version_name
 from tuneloop.serve.engine.adapters import Base, wrong_base
 from tuneloop.serve.engine.reconcile import Gateways
-from tuneloop.serve.files import write_atomically
 
 MEMORY = "wanted.json"
 _MEMORY = TypeAdapter(tuple[Version, ...])
@@ -153,7 +153,7 @@ class RegistryWatch:
         text = _MEMORY.dump_json(wanted)
         try:
             if not self._memory.exists() or self._memory.read_bytes() != text:
-                write_atomically(self._memory, text)
+                write_atomically(self._memory, text, mode=OWNER_ONLY)
         except OSError as error:
             return {MEMORY: f"cannot be written, and a start without the registry would serve what it says: {error}"}
         return {}

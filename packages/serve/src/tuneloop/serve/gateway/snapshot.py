@@ -15,9 +15,9 @@ from typing import Self
 from pydantic import ValidationError
 
 from tuneloop.registry.errors import InvalidInput
+from tuneloop.registry.files import OWNER_ONLY, write_atomically
 from tuneloop.registry.keys import key_digest
 from tuneloop.registry.nouns import AdapterState, ApiKey, EngineState, Noun, Route, version_name
-from tuneloop.serve.files import write_atomically
 
 LAST_KNOWN_GOOD = "last-known-good.json"
 
@@ -75,7 +75,7 @@ class Snapshot(Noun):
 
     def save(self, folder: Path) -> None:
         """Write it as the last known good view, whole or not at all."""
-        write_atomically(folder / LAST_KNOWN_GOOD, self.model_dump_json().encode())
+        write_atomically(folder / LAST_KNOWN_GOOD, self.model_dump_json().encode(), mode=OWNER_ONLY)
 
     @classmethod
     def load(cls, folder: Path) -> Self | None:

@@ -19,8 +19,8 @@ from typing import Generic, TypeVar
 
 from pydantic import ValidationError
 
+from tuneloop.registry.files import sync_folder
 from tuneloop.registry.nouns import Noun
-from tuneloop.serve.files import sync_folder
 from tuneloop.serve.gateway.link import cause_of
 
 log = logging.getLogger(__name__)

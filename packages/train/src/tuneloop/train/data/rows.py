@@ -6,7 +6,6 @@ A broken row is an error with its file and line, and all of a file's errors are 
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from tuneloop.registry.errors import InvalidInput
+from tuneloop.registry.files import replacing
 from tuneloop.registry.nouns import Message
 from tuneloop.train.data.files import read_records
 from tuneloop.train.data.formats import parse
@@ -130,15 +130,8 @@ def refuse_all(errors: list[str], count: int) -> None:
 def write_rows(path: Path, rows: Iterable[Written]) -> None:
     """Write rows as JSONL, each as its canonical line; row by row, and whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with scratch.open("w", encoding="utf-8", newline="") as file:
-            file.writelines(row.line() + "\n" for row in rows)
-            file.flush()
-            os.fsync(file.fileno())
-        scratch.replace(path)
-    finally:
-        scratch.unlink(missing_ok=True)
+    with replacing(path) as file:
+        file.writelines(f"{row.line()}\n".encode() for row in rows)
 
 
 def data_digest(rows: Iterable[Written]) -> str:

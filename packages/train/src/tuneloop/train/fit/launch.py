@@ -14,7 +14,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -92,6 +92,7 @@ def fit_in_processes(
 
     Raises:
         Stopped: `watch.check` asked for it; the state is in the store.
+        Conflict: it did because the lease is lost.
         TuneloopError: the children went wrong in a way that starting again does not mend.
     """
     spec.store.mkdir(parents=True, exist_ok=True)
@@ -109,6 +110,8 @@ def fit_in_processes(
             if last is not None and last.kind == "done":
                 break
             if last is not None and last.kind == "stopped":
+                with suppress(Stopped):  # the children's words say what was kept as well
+                    watch.check()  # a lost lease is no stop
                 raise Stopped(last.text)
             if last is not None and last.kind == "error":
                 raise TuneloopError(last.text)
@@ -177,7 +180,8 @@ def _process(command: Sequence[str], device: str) -> Iterator[tuple[subprocess.P
         command,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        text=True,
+        encoding="utf-8",
+        errors="replace",  # what a library writes must not end the run
         env=environment,
         start_new_session=True,
     )

@@ -8,7 +8,6 @@ closed by the next one that starts. A finished run's folder is removed.
 from __future__ import annotations
 
 import fcntl
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tuneloop.registry.artifacts import text_digest
 from tuneloop.registry.errors import Conflict, InvalidInput
+from tuneloop.registry.files import write_atomically
 from tuneloop.train.fit.checkpoints import CheckpointStore
 
 _RECORD = "run.json"
@@ -62,12 +62,7 @@ class RunFolder:
 
     def write(self, record: RunRecord) -> None:
         """Remember it, whole or not at all."""
-        beside = self.path / f"{_RECORD}.new"
-        with beside.open("w", encoding="utf-8") as file:
-            file.write(record.model_dump_json() + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(self.path / _RECORD)
+        write_atomically(self.path / _RECORD, f"{record.model_dump_json()}\n".encode())
 
     def remove(self) -> None:
         """The run is finished, or nothing of it is worth keeping."""
@@ -120,15 +115,30 @@ def held_run(
 
 
 def _close_dead_runs(runs: Path, but: str, close: Callable[[str], None]) -> None:
-    """Close the MLflow runs of processes that died; their checkpoints stay."""
+    """Close the MLflow runs of processes that died; their checkpoints stay.
+
+    No folder is held while MLflow is asked, which may take minutes: who wants to go on with it would be refused.
+    """
     for path in runs.glob("*"):
-        if path.name == but:
+        if path.name == but or (left := _left_open(path)) is None:
             continue
-        with _lock(path) as held:
-            folder = RunFolder(path, lambda _line: None)
-            if held and (record := folder.record) is not None and record.open:
-                close(record.mlflow_run_id)
-                folder.write(record.model_copy(update={"open": False}))
+        close(left.mlflow_run_id)
+        if path.is_dir():  # otherwise somebody went on with it meanwhile, and finished
+            with _lock(path) as held:
+                folder = _unheard(path)
+                if held and folder.record == left:
+                    folder.write(left.model_copy(update={"open": False}))
+
+
+def _left_open(path: Path) -> RunRecord | None:
+    """The record of a folder that nobody holds and whose MLflow run is open."""
+    with _lock(path) as held:
+        record = _unheard(path).record if held else None
+        return record if record is not None and record.open else None
+
+
+def _unheard(path: Path) -> RunFolder:
+    return RunFolder(path, lambda _line: None)
 
 
 @contextmanager

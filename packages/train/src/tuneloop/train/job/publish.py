@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tuneloop.registry.nouns import Version
 from tuneloop.registry.versions import VersionDraft, Versions
+from tuneloop.train.base import full_source
 from tuneloop.train.data.rows import data_digest
 from tuneloop.train.data.templates import FILE as TEMPLATE_FILE
 from tuneloop.train.data.templates import template_text
@@ -49,7 +50,12 @@ class Publisher:
         if job.recipe.recipe.evaluate.slice_by is not None:
             self.keeper.keep_slices(sets)
         manifest = {
-            "base": {"name": job.base.name, "digest": job.base.digest, "template_digest": job.base.template_digest},
+            "base": {
+                "name": job.base.name,
+                "source": full_source(job.recipe.recipe.base.model, job.recipe.folder),
+                "digest": job.base.digest,
+                "template_digest": job.base.template_digest,
+            },
             "train": {"rows": len(job.train), "digest": data_digest(job.train)},
             "sets": {name: {"rows": len(chosen.rows), "digest": chosen.digest} for name, chosen in sets.items()},
             "preferences": {name: {"rows": len(one.rows), "digest": one.digest} for name, one in preferences.items()},

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from tuneloop.registry import Registry
-from tuneloop.registry.errors import Conflict, InvalidInput
+from tuneloop.registry.errors import Conflict, InvalidInput, TuneloopError
 from tuneloop.registry.nouns import Version
+from tuneloop.registry.versions import Versions
 from tuneloop.train.data.labels import LabelAudit, Labeller
 from tuneloop.train.evaluation.metrics import Metric
 from tuneloop.train.evaluation.remarks import remarks_on_set
@@ -85,7 +86,14 @@ def run_job(
             say=screen.say,
             close=lambda run_id: registry.versions.end_run(run_id, "KILLED"),
         ) as folder,
-        _tracked(job, prepared.examples.audit, registry, folder) as run_id,
+        _tracked(
+            registry.versions,
+            folder,
+            lambda: registry.versions.start_run(
+                job.model, name=job.request_id or "train", params=_params(job, prepared.examples.audit)
+            ),
+            screen.say,
+        ) as run_id,
         tempfile.TemporaryDirectory(prefix="tuneloop-train-") as scratch,
     ):
         run = _Run(
@@ -105,11 +113,15 @@ def run_job(
 
 
 @contextmanager
-def _tracked(job: Job, audit: Audit, registry: Registry, folder: RunFolder) -> Iterator[str]:
-    """The run in MLflow: a new one, or that of the attempt before; closed however the block ends."""
-    versions, known = registry.versions, folder.record
-    name = job.request_id or "train"
-    run_id = known.mlflow_run_id if known else versions.start_run(job.model, name=name, params=_params(job, audit))
+def _tracked(
+    versions: Versions, folder: RunFolder, start: Callable[[], str], say: Callable[[str], None]
+) -> Iterator[str]:
+    """The run in MLflow: a new one, or that of the attempt before; closed however the block ends.
+
+    How the block ended stands, whether or not MLflow can be told; what went wrong and is left open the next run closes.
+    """
+    known = folder.record
+    run_id = known.mlflow_run_id if known else start()
     folder.write(RunRecord(mlflow_run_id=run_id))
     status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
     try:
@@ -119,11 +131,16 @@ def _tracked(job: Job, audit: Audit, registry: Registry, folder: RunFolder) -> I
         status = "KILLED"
         raise
     finally:
-        versions.end_run(run_id, status)
-        if status == "FINISHED" or folder.store(keep=1).newest_valid() is None:
+        left_open = False
+        try:
+            versions.end_run(run_id, status)
+        except TuneloopError as error:
+            left_open = True
+            say(f"warning: MLflow run {run_id} is {status}, but is not closed: {error}")
+        if status == "FINISHED" or (folder.store(keep=1).newest_valid() is None and not left_open):
             folder.remove()
         else:
-            folder.write(RunRecord(mlflow_run_id=run_id, open=False))
+            folder.write(RunRecord(mlflow_run_id=run_id, open=left_open))
 
 
 class _Run:

@@ -2,7 +2,7 @@
 alone.
 
     lineage/recipe.yaml        the recipe, word for word
-    lineage/data.json          base, data sets with digests and counts, what was dropped and why
+    lineage/data.json          base and its source, data sets with digests and counts, what was dropped and why
     lineage/label_audit.json   what was learned from
     lineage/train.jsonl        the rows themselves
     lineage/sets/NAME.jsonl    the evaluation sets
@@ -14,7 +14,8 @@ alone.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -138,23 +139,28 @@ class Lineage:
     version: Version
 
     def recipe(self) -> RecipeFile:
-        """The recipe it was trained with; its data paths are not looked at."""
-        return load_recipe(self._file("recipe.yaml"), check_paths=False)
+        """The recipe it was trained with, its base named from where it was found; its data paths are not looked at."""
+        with self._file("recipe.yaml") as path:
+            file = load_recipe(path, check_paths=False)
+        base = file.recipe.base
+        found = self.manifest()["base"].get("source", base.model)  # older versions do not say
+        base = base.model_copy(update={"model": found})
+        return replace(file, recipe=file.recipe.model_copy(update={"base": base}))
 
     def manifest(self) -> dict[str, Any]:
         """What it was made of."""
-        return dict(json.loads(self._file("data.json").read_text(encoding="utf-8")))
+        return self._json("data.json")
 
     def train_rows(self) -> tuple[Row, ...]:
         """The rows it was trained on."""
-        return read_rows(self._file("train.jsonl"), inputs=True).rows
+        return self._rows("train.jsonl")
 
     def set_rows(self) -> dict[str, tuple[Row, ...]]:
         """Name → rows of each of its evaluation sets."""
-        sets = {name: read_rows(self._file(f"sets/{name}.jsonl"), inputs=True).rows for name in self.manifest()["sets"]}
+        sets = {name: self._rows(f"sets/{name}.jsonl") for name in self.manifest()["sets"]}
         if self.recipe().recipe.evaluate.slice_by is None:
             return sets
-        groups = json.loads(self._file(_SLICES).read_text(encoding="utf-8"))
+        groups = self._json(_SLICES)
         return {
             name: tuple(replace(row, group=group) for row, group in zip(rows, groups[name], strict=True))
             for name, rows in sets.items()
@@ -162,12 +168,22 @@ class Lineage:
 
     def pairs(self) -> dict[str, Pair]:
         """Name → what it was compared with, and itself, row by row."""
-        found = json.loads(self._file("evaluation.json").read_text(encoding="utf-8"))["sets"]
-        return {name: Pair(_rows(sides["before"]), _rows(sides["after"])) for name, sides in found.items()}
+        found = self._json("evaluation.json")["sets"]
+        return {name: Pair(_scores(sides["before"]), _scores(sides["after"])) for name, sides in found.items()}
 
-    def _file(self, name: str) -> Path:
+    def _rows(self, name: str) -> tuple[Row, ...]:
+        with self._file(name) as path:
+            return read_rows(path, inputs=True).rows
+
+    def _json(self, name: str) -> dict[str, Any]:
+        with self._file(name) as path:
+            return dict(json.loads(path.read_text(encoding="utf-8")))
+
+    @contextmanager
+    def _file(self, name: str) -> Iterator[Path]:
         try:
-            return self.versions.fetch_file(self.version.run_id, f"lineage/{name}")
+            with self.versions.fetched_file(self.version.run_id, f"lineage/{name}") as path:
+                yield path
         except NotFound as error:
             raise InvalidInput(
                 f"{self.version.name} cannot be retrained or judged from the registry: its run {self.version.run_id} "
@@ -175,5 +191,5 @@ class Lineage:
             ) from error
 
 
-def _rows(side: Mapping[str, Any]) -> tuple[RowScore, ...]:
+def _scores(side: Mapping[str, Any]) -> tuple[RowScore, ...]:
     return tuple(RowScore(float(nll), int(tokens)) for nll, tokens in side["rows"])

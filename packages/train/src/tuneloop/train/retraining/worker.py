@@ -64,7 +64,8 @@ class Worker:
         """Claim one request and see it through; None when none is waiting.
 
         Raises:
-            Stopped: the process was asked to stop; the request's lease runs out and another worker takes it.
+            Stopped: the process was asked to stop; the request waits for another worker.
+            Unavailable: a part this one leans on is away; the request waits until it is there.
         """
         request = self._registry.retraining.claim(self.id, self._settings.lease_s)
         if request is None:
@@ -78,7 +79,16 @@ class Worker:
                 return self._see_through(request, run_stop)
         except Conflict as lost:  # whoever holds the lease now decides about the request
             self._screen.say(f"retraining {request.id}: {lost}")
+        except (Stopped, Unavailable) as reason:
+            self._put_back(request, str(reason))
+            raise
         return self._registry.retraining.get(request.id)
+
+    def _put_back(self, request: RetrainingRequest, reason: str) -> None:
+        try:
+            self._registry.retraining.put_back(request, by=self.id, reason=reason)
+        except (Conflict, Unavailable) as error:  # it is somebody else's, or its lease runs out by itself
+            self._screen.say(f"retraining {request.id} is not put back: {error}")
 
     def _see_through(self, request: RetrainingRequest, stop: StopFlag) -> RetrainingRequest:
         try:

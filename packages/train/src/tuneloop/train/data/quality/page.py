@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import os
 from importlib.resources import files
 from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from tuneloop.registry.files import write_atomically
 from tuneloop.train.data.quality.draw import pictures
 from tuneloop.train.data.quality.report import QualityReport
 
 
 def write_page(report: QualityReport, path: Path) -> None:
     """Write the page, whole or not at all."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with scratch.open("w", encoding="utf-8") as file:
-            file.write(render(report))
-            file.flush()
-            os.fsync(file.fileno())
-        scratch.replace(path)
-    finally:
-        scratch.unlink(missing_ok=True)
+    write_atomically(path, render(report).encode())
 
 
 def render(report: QualityReport) -> str:

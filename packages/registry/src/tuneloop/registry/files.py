@@ -1,0 +1,52 @@
+"""Writes that are there whole or not at all, and still there after a crash: temporary file, fsync, rename, fsync of the
+folder. What goes wrong on the way leaves the old file, and nothing beside it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+OWNER_ONLY = 0o600
+_AS_UMASK_SAYS = 0o666
+
+
+def write_atomically(path: Path, content: bytes, *, mode: int = _AS_UMASK_SAYS) -> None:
+    """Replace a file by one with this content.
+
+    Args:
+        path: the file; its folder must be there.
+        content: all of it.
+        mode: its permissions, less what the umask takes.
+    """
+    with replacing(path, mode=mode) as file:
+        file.write(content)
+
+
+@contextmanager
+def replacing(path: Path, *, mode: int = _AS_UMASK_SAYS) -> Iterator[BinaryIO]:
+    """A file to write piece by piece, that replaces `path` when the block ends well."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the folder's entries durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

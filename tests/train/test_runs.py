@@ -1,0 +1,92 @@
+"""A run's folder and its MLflow run: both are left in order, whoever dies and whatever is away meanwhile."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+from tuneloop.registry import Registry
+from tuneloop.registry.errors import Unavailable
+from tuneloop.train.fit.runs import RunFolder, RunRecord, held_run
+from tuneloop.train.job.run import _tracked
+
+
+def quiet(_line: str) -> None:
+    """What is said is looked at where it matters."""
+
+
+def dead(home: Path, key: str) -> RunFolder:
+    """The folder of a run whose process is gone and whose MLflow run is open."""
+    path = home / "runs" / key
+    path.mkdir(parents=True)
+    folder = RunFolder(path, quiet)
+    folder.write(RunRecord(mlflow_run_id=f"mlflow-of-{key}"))
+    return folder
+
+
+def test_a_dead_run_can_be_gone_on_with_while_mlflow_is_told_of_its_death(tmp_path: Path) -> None:
+    left = dead(tmp_path, "left")
+    closed: list[str] = []
+
+    def close(run_id: str) -> None:
+        with held_run(tmp_path, "left", "either", say=quiet, close=quiet):
+            closed.append(run_id)
+
+    with held_run(tmp_path, "mine", "new", say=quiet, close=close):
+        assert closed == ["mlflow-of-left"]
+    assert left.record is None, "whoever held it meanwhile began anew"
+
+
+def test_a_dead_run_is_closed_once_and_again_where_mlflow_was_away(tmp_path: Path) -> None:
+    left = dead(tmp_path, "left")
+
+    def away(_run_id: str) -> NoReturn:
+        raise Unavailable("MLflow does not answer")
+
+    with pytest.raises(Unavailable), held_run(tmp_path, "mine", "new", say=quiet, close=away):
+        pass
+    closed: list[str] = []
+    for _ in range(2):
+        with held_run(tmp_path, "mine", "new", say=quiet, close=closed.append):
+            pass
+    assert closed == ["mlflow-of-left"]
+    assert left.record == RunRecord(mlflow_run_id="mlflow-of-left", open=False)
+
+
+@pytest.fixture
+def said_without_mlflow(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is said of a run that MLflow cannot be told the end of."""
+
+    def away(_run_id: str, _status: str) -> NoReturn:
+        raise Unavailable("MLflow does not answer")
+
+    monkeypatch.setattr(registry.versions, "end_run", away)
+    return []
+
+
+def test_a_run_that_went_well_stays_so_though_mlflow_cannot_be_told(
+    registry: Registry, said_without_mlflow: list[str], tmp_path: Path
+) -> None:
+    folder = dead(tmp_path, "mine")
+    with _tracked(registry.versions, folder, lambda: "new", said_without_mlflow.append) as run_id:
+        assert run_id == "mlflow-of-mine"
+    assert not folder.path.exists()
+    assert said_without_mlflow == [
+        "warning: MLflow run mlflow-of-mine is FINISHED, but is not closed: MLflow does not answer"
+    ]
+
+
+def test_what_a_run_died_of_is_raised_though_mlflow_cannot_be_told_and_the_next_run_tells_it(
+    registry: Registry, said_without_mlflow: list[str], tmp_path: Path
+) -> None:
+    folder = dead(tmp_path, "mine")
+    with (
+        pytest.raises(ValueError, match="the real reason"),
+        _tracked(registry.versions, folder, lambda: "new", said_without_mlflow.append),
+    ):
+        raise ValueError("the real reason")
+    closed: list[str] = []
+    with held_run(tmp_path, "other", "new", say=quiet, close=closed.append):
+        assert closed == ["mlflow-of-mine"]
