@@ -56,7 +56,7 @@ def up(base: Path, logs: Path) -> None:
     type=click.Path(path_type=Path, file_okay=False),
     default=Path(".tuneloop/demo"),
     show_default=True,
-    help="Emptied first.",
+    help="The demo's own folder: new, empty, or left by a demo before; emptied first.",
 )
 def demo(quick: bool, example: Path, home: Path) -> None:
     """Run the whole loop on this machine and write a report."""
