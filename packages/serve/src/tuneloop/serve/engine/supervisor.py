@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
-from tuneloop.registry.errors import Conflict, Unavailable
+from tuneloop.registry.errors import Conflict, InvalidInput, Unavailable
 from tuneloop.serve.engine.client import EngineClient
 from tuneloop.serve.engine.health import HealthWatch, Verdict
 from tuneloop.serve.engine.launch import Launch
@@ -140,7 +140,7 @@ class Supervisor:
                 asking.cancel()
 
     async def _ask(self) -> None:
-        with suppress(Unavailable):  # what counts is whether tokens move, which the watch sees
+        with suppress(InvalidInput, Unavailable):  # what counts is whether tokens move, which the watch sees
             await self._client.one_token(self._base, self._settings.hang_timeout_s)
 
     async def _end(self) -> None:
