@@ -13,6 +13,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from tuneloop.serve.engine.wanted import RegistryWatch, Sight
 
 _WARM_S = 60.0
 _LONGEST_RETRY_S = 300.0
+_FETCHES = 4  # at a time
 _DEATHS = 2  # of vLLM at one adapter's loading, before that adapter is given up
 
 
@@ -53,6 +55,7 @@ class Keeper:
         self._say = say
         self.changed = asyncio.Event()  # set at every change of `held` or `ready`
         self._fetches: dict[str, asyncio.Task[None]] = {}
+        self._threads = ThreadPoolExecutor(_FETCHES, "fetch")  # of its own: a fetch may hang for minutes
         self._at_work = ""  # the adapter being loaded or warmed: the one to blame if vLLM dies now
         self._deaths: Counter[str] = Counter()  # version name → lives of vLLM that ended with its loading
         self.held: dict[str, Held] = {}
@@ -109,6 +112,7 @@ class Keeper:
         for task in self._fetches.values():
             task.cancel()
         await asyncio.gather(*self._fetches.values(), return_exceptions=True)
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
     def collect(self, sight: Sight | None) -> None:
         """Delete fetched files that nothing wants; only while no vLLM runs."""
@@ -148,7 +152,8 @@ class Keeper:
     async def _fetch(self, version: Version) -> None:
         failures = self.held[version.name].failures
         try:
-            path = await asyncio.to_thread(self._fetch_and_check, version)
+            loop = asyncio.get_running_loop()
+            path = await loop.run_in_executor(self._threads, self._fetch_and_check, version)
             self.held[version.name] = Held(AdapterState.LOADING, path, time.monotonic(), failures)
         except Exception as error:  # noqa: BLE001 (MLflow and disks fail in many ways; the reason is kept, said and retried)
             self._fail(version.name, self.held[version.name], str(error))
