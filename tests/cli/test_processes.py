@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from tuneloop.cli.processes import Ended, Processes, wait_until
+from tuneloop.registry.errors import InvalidInput
 
 # A parent that will not end on SIGTERM, its child in a session of its own, and a grandchild; each writes its id.
 STUBBORN = """
@@ -140,6 +141,16 @@ def test_everything_stops_the_last_started_first(processes: Processes, tmp_path:
     _soon(lambda: all(processes.tail(name) == "ready" for name in "abc"))
     processes.stop_all()
     assert (tmp_path / "order").read_text() == "cba"
+
+
+def test_logs_that_cannot_be_written_are_one_clear_error_and_nothing_starts(tmp_path: Path, said: list[str]) -> None:
+    (tmp_path / "file").touch()
+    processes = Processes(tmp_path / "file" / "logs", {}, said.append)
+    with pytest.raises(
+        InvalidInput, match=r"engine\.log cannot be written \(Not a directory\); give `tuneloop up` --logs"
+    ):
+        processes.start("engine", _python("open('started', 'w')"))
+    assert processes.ended() == []
 
 
 def test_a_name_is_taken_while_its_process_runs(processes: Processes) -> None:

@@ -13,9 +13,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, TextIO
 
 import psutil
+
+from tuneloop.registry.errors import InvalidInput
 
 STOP_TIMEOUT_S = 30.0
 LEFT_BEHIND_S = 5.0
@@ -54,16 +56,17 @@ class Processes:
         self._running: dict[str, subprocess.Popen[str]] = {}
         self._readers: dict[str, threading.Thread] = {}
         self._verbs: dict[str, subprocess.Popen[str]] = {}  # apart: `run` waits for these itself, `ended` must not
-        logs.mkdir(parents=True, exist_ok=True)
 
     def start(self, name: str, command: Sequence[str], *, echo: bool = False) -> subprocess.Popen[str]:
         """Start a process; its output goes to `<logs>/<name>.log`, and with `echo` to `say` too.
 
         Raises:
             ValueError: one of that name is running.
+            InvalidInput: its log cannot be written; nothing was started.
         """
         if name in self._running and self._running[name].poll() is None:
             raise ValueError(f"{name} is running already")
+        log = self._open_log(name)
         process = subprocess.Popen(
             command,
             env=self._environment,
@@ -75,7 +78,7 @@ class Processes:
             start_new_session=True,
         )
         self._running[name] = process
-        reader = threading.Thread(target=self._copy, args=(name, process, echo), daemon=True)
+        reader = threading.Thread(target=self._copy, args=(name, process, log, echo), daemon=True)
         reader.start()
         self._readers[name] = reader
         return process
@@ -173,9 +176,19 @@ class Processes:
                 continue  # it ended between the wait and the kill
         psutil.wait_procs(left, timeout=LEFT_BEHIND_S)
 
-    def _copy(self, name: str, process: subprocess.Popen[str], echo: bool) -> None:
+    def _open_log(self, name: str) -> TextIO:
+        path = self._logs / f"{name}.log"
+        try:
+            self._logs.mkdir(parents=True, exist_ok=True)
+            return path.open("a", encoding="utf-8")
+        except OSError as error:
+            raise InvalidInput(
+                f"log {path} cannot be written ({error.strerror}); give `tuneloop up` --logs with a folder that can be"
+            ) from None
+
+    def _copy(self, name: str, process: subprocess.Popen[str], log: TextIO, echo: bool) -> None:
         assert process.stdout is not None
-        with process.stdout, (self._logs / f"{name}.log").open("a", encoding="utf-8") as log:
+        with process.stdout, log:
             for line in process.stdout:
                 log.write(line)
                 log.flush()

@@ -8,6 +8,7 @@ from typing import Literal, get_args
 
 import click
 
+from tuneloop.monitor.settings import MAX_RUN_LENGTH
 from tuneloop.registry.errors import Refused, TuneloopError
 from tuneloop.registry.nouns import AlertEpisode, Signal
 from tuneloop.registry.printing import by_option, emit, json_option, reason_option, table
@@ -114,7 +115,9 @@ def drift() -> None:
 @drift.command()
 @click.option("--reference", type=click.Path(path_type=Path), required=True, help='What is normal: {"text": …} lines.')
 @click.option("--window", type=click.Path(path_type=Path), required=True, help='What is new: {"text": …} lines.')
-@click.option("--gamma", type=click.IntRange(min=1), default=10_000, show_default=True, help="Texts per false alarm.")
+@click.option(
+    "--gamma", type=click.IntRange(1, MAX_RUN_LENGTH), default=10_000, show_default=True, help="Texts per false alarm."
+)
 @json_option
 def check(*, reference: Path, window: Path, gamma: int, as_json: bool) -> None:
     """Hold one file of texts against another: statistic, threshold, p, verdict, examples."""

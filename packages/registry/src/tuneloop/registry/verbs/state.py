@@ -73,7 +73,7 @@ def trace(request_id: str, as_json: bool) -> None:
 
 @click.command()
 @click.argument("model")
-@click.option("--newest", type=int, help="Only so many, the newest.")
+@click.option("--newest", type=click.IntRange(min=1), help="Only so many, the newest.")
 @json_option
 def requests(model: str, newest: int | None, as_json: bool) -> None:
     """List a model's requests in order of time, without their text."""
@@ -101,7 +101,7 @@ def requests(model: str, newest: int | None, as_json: bool) -> None:
 
 @click.command()
 @click.argument("subject", required=False)
-@click.option("--limit", default=50, show_default=True)
+@click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True)
 @json_option
 def audit(subject: str | None, limit: int, as_json: bool) -> None:
     """List who did what, the newest first.
