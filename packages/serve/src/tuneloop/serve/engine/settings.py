@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 
 from tuneloop.registry.errors import InvalidInput
 from tuneloop.registry.settings import Section
+from tuneloop.serve.urls import http_url
 
 EngineDtype = Literal["auto", "float32", "bfloat16", "float16"]
 RESERVED_SLOTS = 1  # vLLM's CPU LoRA path reads the last slot for base requests, so no adapter may sit in it
@@ -58,14 +59,14 @@ class EngineSettings(Section):
     @property
     def local_url(self) -> str:
         """Where the agent itself reaches vLLM."""
-        return f"http://{'127.0.0.1' if self.host in _EVERYWHERE else self.host}:{self.port}"
+        return http_url("127.0.0.1" if self.host in _EVERYWHERE else self.host, self.port)
 
     @property
     def public_url(self) -> str:
         """Where gateways reach vLLM."""
         if self.advertise_url:
             return self.advertise_url.rstrip("/")
-        return f"http://{socket.gethostname() if self.host in _EVERYWHERE else self.host}:{self.port}"
+        return http_url(socket.gethostname() if self.host in _EVERYWHERE else self.host, self.port)
 
     @property
     def usable_slots(self) -> int:

@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from tuneloop.registry.settings import Section
+from tuneloop.serve.urls import http_url
 
 
 class GatewaySettings(Section):
@@ -49,4 +50,4 @@ class GatewaySettings(Section):
     @property
     def url(self) -> str:
         """Where it listens."""
-        return f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
+        return http_url(self.host, self.port)
