@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tuneloop.cli import up
 from tuneloop.cli.processes import Ended, Processes, wait_until
 from tuneloop.registry.errors import InvalidInput
 
@@ -99,6 +100,34 @@ def test_a_polite_process_is_asked_and_ends_in_its_own_way(processes: Processes,
     assert process.returncode == 0
     assert processes.tail("polite") == "ready\nclosing the books"
     assert said == []
+
+
+def test_one_that_needs_longer_to_end_is_given_its_own_time(tmp_path: Path, said: list[str]) -> None:
+    code = """
+        import signal, sys, time
+        def end(*_):
+            time.sleep(2)
+            sys.exit(0)
+        signal.signal(signal.SIGTERM, end)
+        print("ready", flush=True)
+        time.sleep(600)
+    """
+    processes = Processes(tmp_path, {}, said.append, stop_timeout_s=0.5)
+    process = processes.start("gateway", _python(code), stop_timeout_s=60)
+    _soon(lambda: processes.tail("gateway") == "ready")
+    processes.stop_all()
+    assert process.returncode == 0
+    assert said == []
+
+
+def test_up_gives_gateway_and_engine_the_time_their_settings_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: dict[str, float] = {}
+    monkeypatch.setenv("TUNELOOP_GATEWAY_DRAIN_S", "40")
+    monkeypatch.setattr(up, "supervise", lambda _commands, _logs, *, patience_s: given.update(patience_s))
+    up.run(tmp_path, tmp_path)
+    assert given == {"engine": 80, "gateway": 130, "monitor": 30, "worker": 30}
 
 
 def test_a_stubborn_process_is_killed_with_its_children_and_grandchildren(

@@ -54,11 +54,16 @@ class Processes:
         self._environment = {**os.environ, **environment, "PYTHONUNBUFFERED": "1"}
         self._say = say
         self._running: dict[str, subprocess.Popen[str]] = {}
+        self._patience_s: dict[str, float] = {}
         self._readers: dict[str, threading.Thread] = {}
         self._verbs: dict[str, subprocess.Popen[str]] = {}  # apart: `run` waits for these itself, `ended` must not
 
-    def start(self, name: str, command: Sequence[str], *, echo: bool = False) -> subprocess.Popen[str]:
+    def start(
+        self, name: str, command: Sequence[str], *, echo: bool = False, stop_timeout_s: float | None = None
+    ) -> subprocess.Popen[str]:
         """Start a process; its output goes to `<logs>/<name>.log`, and with `echo` to `say` too.
+
+        `stop_timeout_s` is how long it may take to end when it is asked to; None: as long as any of the group.
 
         Raises:
             ValueError: one of that name is running.
@@ -78,6 +83,7 @@ class Processes:
             start_new_session=True,
         )
         self._running[name] = process
+        self._patience_s[name] = self._stop_timeout_s if stop_timeout_s is None else stop_timeout_s
         reader = threading.Thread(target=self._copy, args=(name, process, log, echo), daemon=True)
         reader.start()
         self._readers[name] = reader
@@ -158,13 +164,13 @@ class Processes:
             self.stop(name)
 
     def _end(self, name: str, process: subprocess.Popen[str]) -> None:
-        below = _below(process.pid)
+        below, patience_s = _below(process.pid), self._patience_s.get(name, self._stop_timeout_s)
         if process.poll() is None:
             process.terminate()
             try:
-                process.wait(self._stop_timeout_s)
+                process.wait(patience_s)
             except subprocess.TimeoutExpired:
-                self._say(f"{name} did not end within {self._stop_timeout_s:.0f} s: killed")
+                self._say(f"{name} did not end within {patience_s:.0f} s: killed")
                 process.kill()
                 process.wait()
         # What it started and did not take with it: its session, and whatever was below it when the stopping began.

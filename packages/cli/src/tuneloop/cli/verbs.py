@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any
 
 import click
 
+from tuneloop.cli.sections import sections
 from tuneloop.registry.printing import emit, json_option
 
 
@@ -15,10 +14,9 @@ from tuneloop.registry.printing import emit, json_option
 @json_option
 def config(as_json: bool) -> None:
     """Print every effective setting and where it came from."""
-    sections = _sections()
     found = [
         {"section": section.section, "name": name, "value": _plain(value), "from": origin}
-        for section in sections.values()
+        for section in sections().values()
         for name, (value, origin) in section.load().origins().items()
     ]
     width = max(len(f"{row['section']}.{row['name']}") for row in found)
@@ -63,12 +61,6 @@ def demo(quick: bool, example: Path, home: Path) -> None:
     from tuneloop.cli.demo import run
 
     run(example, home, quick=quick)
-
-
-def _sections() -> dict[str, Any]:
-    """Section name → its settings class, of every installed package."""
-    points = sorted(entry_points(group="tuneloop.settings"), key=lambda point: point.name)
-    return {section.section: section for point in points for section in point.load()}
 
 
 def _plain(value: object) -> object:

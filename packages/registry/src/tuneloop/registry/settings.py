@@ -75,6 +75,11 @@ class Section(BaseSettings):
             for name in type(self).model_fields
         }
 
+    @property
+    def stop_timeout_s(self) -> float:
+        """How long the section's process may take to end in order, after SIGTERM."""
+        return 30.0
+
     @staticmethod
     def tables() -> tuple[Path, dict[str, Any]]:
         """The file `TUNELOOP_CONFIG` names, or `tuneloop.toml` if there is one, and every table in it.

@@ -19,12 +19,11 @@ from tuneloop.serve.engine.health import HealthWatch, Verdict
 from tuneloop.serve.engine.launch import Launch
 from tuneloop.serve.engine.ports import ensure_port_free
 from tuneloop.serve.engine.process import EngineProcess
-from tuneloop.serve.engine.settings import EngineSettings
+from tuneloop.serve.engine.settings import STOP_MARGIN_S, EngineSettings
 
 _LOOK_EVERY_S = 1.0
 _LONGEST_PAUSE_S = 60.0
 _LONG_LIFE_S = 600.0  # a run this long forgives the failures before it
-_STOP_MARGIN_S = 10.0
 
 
 class Supervisor:
@@ -85,7 +84,7 @@ class Supervisor:
 
     async def stop(self) -> None:
         """Let vLLM finish what is running, then end it for certain."""
-        patience_s = _STOP_MARGIN_S + (self._settings.drain_timeout_s if self.up else 0.0)
+        patience_s = STOP_MARGIN_S + (self._settings.drain_timeout_s if self.up else 0.0)
         self.phase = "down"
         if self._process is not None:
             await asyncio.to_thread(self._process.stop, patience_s)

@@ -10,6 +10,8 @@ from pydantic import Field
 from tuneloop.registry.settings import Section
 from tuneloop.serve.urls import http_url
 
+_STOP_MARGIN_S = 10.0  # to leave the registry's list and close connections
+
 
 class GatewaySettings(Section):
     """What a gateway listens on, what it lets through, how long it waits, and how it records."""
@@ -46,6 +48,11 @@ class GatewaySettings(Section):
     def effective_id(self) -> str:
         """The id this gateway goes by; stable over restarts."""
         return self.id or f"{socket.gethostname()}-{self.port}"
+
+    @property
+    def stop_timeout_s(self) -> float:
+        """Streams end, records are stored with their text, then without; each has `drain_s`."""
+        return 3 * self.drain_s + _STOP_MARGIN_S
 
     @property
     def url(self) -> str:
