@@ -11,7 +11,7 @@ import click
 from tuneloop.monitor.settings import MAX_RUN_LENGTH
 from tuneloop.registry.errors import Refused, TuneloopError
 from tuneloop.registry.nouns import AlertEpisode, Signal
-from tuneloop.registry.printing import by_option, emit, json_option, reason_option, table
+from tuneloop.registry.printing import by_option, emit, json_option, reason_option, table, tell_unreadable
 
 DEFAULT_REPORT = Path("report")
 
@@ -45,7 +45,8 @@ def alerts(*, model: str | None, ended: bool, as_json: bool) -> None:
 
     with Registry.open() as registry:
         found = registry.episodes.all(model, open_only=not ended)
-        if model is not None and not found:
+        tell_unreadable(found.unreadable)
+        if model is not None and not found and not found.unreadable:
             registry.check_model(model)
     rows = [
         (e.id, f"{e.opened_at:%Y-%m-%d %H:%M:%S}", e.severity, e.state, e.evidence.get("summary", e.signal))

@@ -31,13 +31,15 @@ class Keys:
         self._clock = clock
 
     def new(
-        self, owner: str, *, models: Sequence[str] = (), may_pin: bool = False, ttl_s: float | None = None
+        self, owner: str, *, by: str, models: Sequence[str] = (), may_pin: bool = False, ttl_s: float | None = None
     ) -> tuple[str, ApiKey]:
-        """Make a key; returns the secret, which is not kept, and its record.
+        """Make a key for `owner`; returns the secret, which is not kept, and its record. `by` is who makes it.
 
         Raises:
-            InvalidInput: it would expire before it could be used, or after all of us.
+            InvalidInput: it has no owner, or would expire before it could be used, or after all of us.
         """
+        if not owner.strip():
+            raise InvalidInput("a key needs an owner: whose it is is what `tuneloop key list` shows")
         if ttl_s is not None and ttl_s <= 0:
             raise InvalidInput(f"a key that expires after {ttl_s:g} s can never be used; give it a time above 0")
         if ttl_s is not None and not ttl_s <= _LONGEST_S:  # NaN is not, either
@@ -61,10 +63,10 @@ class Keys:
             audit.record(
                 connection,
                 at=now,
-                actor=owner,
+                actor=by,
                 action="key.new",
                 subject=key.id,
-                detail={"models": list(models), "may_pin": may_pin},
+                detail={"owner": owner, "models": list(models), "may_pin": may_pin},
             )
         return secret, key
 
