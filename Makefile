@@ -58,7 +58,7 @@ lock: .venv/.uv  ## resolve every environment anew
 	$(foreach lock,$(LOCKS),$(COMPILE) --upgrade $(LOCK_$(lock)) -o requirements/$(lock).txt;)
 
 clean:  ## remove the environments, caches and the demo's state
-	rm -rf .venv .venv-engine .cache .tuneloop
+	rm -rf .venv .venv-engine .cache .tuneloop/demo
 
 # --- environments ---------------------------------------------------------------------------------------------------
 

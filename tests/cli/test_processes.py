@@ -11,9 +11,11 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import click
 import psutil
 import pytest
 
+from tuneloop.cli import up
 from tuneloop.cli.processes import Ended, Processes, wait_until
 
 # A parent that will not end on SIGTERM, its child in a session of its own, and a grandchild; each writes its id.
@@ -100,6 +102,34 @@ def test_a_polite_process_is_asked_and_ends_in_its_own_way(processes: Processes,
     assert said == []
 
 
+def test_one_that_needs_longer_to_end_is_given_its_own_time(tmp_path: Path, said: list[str]) -> None:
+    code = """
+        import signal, sys, time
+        def end(*_):
+            time.sleep(2)
+            sys.exit(0)
+        signal.signal(signal.SIGTERM, end)
+        print("ready", flush=True)
+        time.sleep(600)
+    """
+    processes = Processes(tmp_path, {}, said.append, stop_timeout_s=0.5)
+    process = processes.start("gateway", _python(code), stop_timeout_s=60)
+    _soon(lambda: processes.tail("gateway") == "ready")
+    processes.stop_all()
+    assert process.returncode == 0
+    assert said == []
+
+
+def test_up_gives_gateway_and_engine_the_time_their_settings_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: dict[str, float] = {}
+    monkeypatch.setenv("TUNELOOP_GATEWAY_DRAIN_S", "40")
+    monkeypatch.setattr(up, "supervise", lambda _commands, _logs, *, patience_s: given.update(patience_s))
+    up.run(tmp_path, tmp_path)
+    assert given == {"engine": 80, "gateway": 130, "monitor": 30, "worker": 30}
+
+
 def test_a_stubborn_process_is_killed_with_its_children_and_grandchildren(
     processes: Processes, said: list[str], tmp_path: Path
 ) -> None:
@@ -140,6 +170,16 @@ def test_everything_stops_the_last_started_first(processes: Processes, tmp_path:
     _soon(lambda: all(processes.tail(name) == "ready" for name in "abc"))
     processes.stop_all()
     assert (tmp_path / "order").read_text() == "cba"
+
+
+def test_logs_that_cannot_be_written_are_one_clear_error_and_nothing_starts(tmp_path: Path, said: list[str]) -> None:
+    (tmp_path / "file").touch()
+    processes = Processes(tmp_path / "file" / "logs", {}, said.append)
+    with pytest.raises(
+        click.ClickException, match=r"engine\.log cannot be written \(Not a directory\); give `tuneloop up` --logs"
+    ):
+        processes.start("engine", _python("open('started', 'w')"))
+    assert processes.ended() == []
 
 
 def test_a_name_is_taken_while_its_process_runs(processes: Processes) -> None:

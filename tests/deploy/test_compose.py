@@ -7,7 +7,6 @@ the images build is not shown here.
 from __future__ import annotations
 
 import re
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +17,11 @@ import yaml
 from deploy.deployed import DEPLOY, ROOT, compose, python_tool, run
 from tuneloop.cli import main as front_door
 from tuneloop.cli import up
-from tuneloop.registry.settings import Section
+from tuneloop.cli.sections import sections
 
 SERVICES: dict[str, dict[str, Any]] = compose()["services"]
 OURS = {name: service for name, service in SERVICES.items() if service["image"].startswith("tuneloop/")}
 PROCESSES = {name: service for name, service in OURS.items() if name != "mlflow"}
-
-
-def sections() -> dict[str, type[Section]]:
-    points = entry_points(group="tuneloop.settings")
-    return {section.section: section for point in points for section in point.load()}
 
 
 def environment(service: dict[str, Any], secrets: Path) -> dict[str, str]:
@@ -60,7 +54,7 @@ def test_the_gpu_file_changes_services_that_exist() -> None:
 
 def test_the_same_processes_run_as_with_tuneloop_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     commands: dict[str, list[str]] = {}
-    monkeypatch.setattr(up, "supervise", lambda found, _logs: commands.update(found))
+    monkeypatch.setattr(up, "supervise", lambda found, _logs, **_: commands.update(found))
     up.run(tmp_path, tmp_path)
     assert PROCESSES.keys() == commands.keys()
 
@@ -90,17 +84,24 @@ def test_processes_find_each_other_where_they_listen(secrets: Path, monkeypatch:
         for variable, value in environment(service, secrets).items():
             monkeypatch.setenv(variable, value)
     known = {name: section.load() for name, section in sections().items()}
-    assert known["engine"].public_url == f"http://engine:{known['engine'].port}"  # type: ignore[attr-defined]
-    assert known["engine"].local_url == f"http://127.0.0.1:{known['engine'].port}"  # type: ignore[attr-defined]
+    assert known["engine"].public_url == f"http://engine:{known['engine'].port}"
+    assert known["engine"].local_url == f"http://127.0.0.1:{known['engine'].port}"
     scraped = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text(encoding="utf-8"))["scrape_configs"]
     assert {job["job_name"]: job["static_configs"][0]["targets"] for job in scraped} == {
-        "gateway": [f"gateway:{known['gateway'].port}"],  # type: ignore[attr-defined]
-        "monitor": [f"monitor:{known['monitor'].metrics_port}"],  # type: ignore[attr-defined]
-        "engine": [f"engine:{known['engine'].port}"],  # type: ignore[attr-defined]
+        "gateway": [f"gateway:{known['gateway'].port}"],
+        "monitor": [f"monitor:{known['monitor'].metrics_port}"],
+        "engine": [f"engine:{known['engine'].port}"],
     }
     for name in ("gateway", "engine", "monitor"):
         port = getattr(known[name], "metrics_port" if name == "monitor" else "port")
         assert f"http://127.0.0.1:{port}/" in SERVICES[name]["healthcheck"]["test"][-1]
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_a_process_is_given_the_time_it_takes_to_end(name: str, secrets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable, value in environment(PROCESSES[name], secrets).items():
+        monkeypatch.setenv(variable, value)
+    assert float(PROCESSES[name]["stop_grace_period"].removesuffix("s")) >= sections()[name].load().stop_timeout_s
 
 
 def test_only_the_gateway_is_reachable_from_outside() -> None:

@@ -77,7 +77,7 @@ def after_the_loop(registry: Registry, tmp_path: Path, monkeypatch: pytest.Monke
         registry.routes.write(MODEL, arms, by="you", reason="tour", expected_revision=revision)
     served = {"revision": 3, "assigned_version": 2, "served_version": 2, "error": "none"}
     registry.traffic.add_requests([request_record(9, now, model=MODEL, **served)])
-    registry.keys.new("you")
+    registry.keys.new("you", by="test")
     beat_engine(registry, f"{MODEL}@1", f"{MODEL}@2")
     beat_gateway(registry, {MODEL: 3})
     monkeypatch.setenv("TUNELOOP_HOME", str(registry.settings.home))

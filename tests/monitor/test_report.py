@@ -13,7 +13,7 @@ from monitor.scene import Scene
 from tests_support import publish_version
 from tuneloop.monitor.report import write_report
 from tuneloop.monitor.report.figures import Figures
-from tuneloop.registry.errors import NotFound
+from tuneloop.registry.errors import InvalidInput, NotFound
 
 PICTURES = ("loss", "perplexity", "traffic", "drift", "latency")
 
@@ -92,6 +92,12 @@ def test_a_model_without_anything_yet_still_has_a_page(scene: Scene, tmp_path: P
     assert page.read_text().count("No data yet.") == len(PICTURES)
     with pytest.raises(NotFound, match="nobody has no route yet"):
         write_report(scene.registry, "nobody", tmp_path / "out")
+
+
+def test_a_folder_that_cannot_be_written_is_one_clear_error(scene: Scene, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InvalidInput, match=r"file/out cannot be written to \(Not a directory\); give --out a folder"):
+        write_report(scene.registry, "bot", tmp_path / "file" / "out")
 
 
 def test_a_browser_shows_it_without_complaint(story: Scene, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from click.testing import CliRunner, Result
 
 from monitor.questions import NUMPY, STDLIB, ask
 from monitor.scene import Scene
+from tuneloop.monitor.offline import read_texts
 from tuneloop.monitor.signals import DETECTORS
 from tuneloop.monitor.verbs import VERBS
 from tuneloop.registry.errors import InvalidInput, NotFound, Refused
@@ -76,6 +77,18 @@ def test_a_broken_line_is_named(texts: tuple[Path, Path, Path], tmp_path: Path, 
     window.write_text(window.read_text() + line + "\n")
     with pytest.raises(InvalidInput, match=error):
         tuneloop("drift", "check", "--reference", str(texts[0]), "--window", str(window))
+
+
+def test_a_line_separator_inside_a_text_ends_no_line(tmp_path: Path) -> None:
+    window = tmp_path / "window.jsonl"
+    window.write_text("".join(f'{{"text": "one\u2028two\x85 {n}"}}\n' for n in range(10)), encoding="utf-8")
+    assert read_texts(window)[9] == "one\u2028two\x85 9"
+
+
+def test_a_budget_nobody_can_compute_is_refused(texts: tuple[Path, Path, Path]) -> None:
+    files = ("--reference", str(texts[0]), "--window", str(texts[1]))
+    with pytest.raises(click.BadParameter, match="1<=x<=1000000"):
+        VERB["drift"].main(["check", *files, "--gamma", str(10**15)], standalone_mode=False)
 
 
 def test_too_little_text_is_refused_with_the_number_needed(texts: tuple[Path, Path, Path], tmp_path: Path) -> None:

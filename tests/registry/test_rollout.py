@@ -9,6 +9,7 @@ import itertools
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from tuneloop.registry.canary import Limits
 from tuneloop.registry.errors import InvalidInput, Refused, Unavailable
 from tuneloop.registry.nouns import Arm, Feedback, RetrainingState, Route, version_name
 from tuneloop.registry.promotion import Change, promote, set_route
-from tuneloop.registry.rollout import Plan, Trial, run, trial_of
+from tuneloop.registry.rollout import Plan, Trial, limits_of, run, trial_of
 
 CHANGE = Change("ada", "answers the drift")
 LIMITS = Limits(min_samples=20, feedback_margin=0.2, error_margin=0.1)
@@ -303,3 +304,20 @@ def test_times_that_could_never_be_kept_are_refused(hold_s: float, give_up_s: fl
 def test_a_plan_that_is_none_is_refused(steps: tuple[int, ...], message: str) -> None:
     with pytest.raises(InvalidInput, match=message):
         Plan(steps)
+
+
+def test_a_running_rollout_is_judged_by_its_own_limits_also_after_it_is_resumed(
+    registry: Registry, world: World
+) -> None:
+    def limits() -> Limits | None:
+        return limits_of(registry, "bot", trial_of(registry, "bot", 2))
+
+    with pytest.raises(Refused, match="paused at 10 %"):
+        run(registry, "bot", 2, NO_TRAFFIC, CHANGE, print)
+    assert limits() == LIMITS
+    tighter = replace(NO_TRAFFIC, limits=replace(LIMITS, feedback_margin=0.1))
+    with pytest.raises(Refused, match="paused at 10 %"):
+        run(registry, "bot", 2, tighter, CHANGE, print)
+    assert limits() == tighter.limits
+    set_route(registry, "bot", {2: 2_000, 1: 8_000}, CHANGE)
+    assert limits() is None, "a share that somebody set by hand is no rollout's"

@@ -58,8 +58,8 @@ def test_a_row_that_cannot_be_read_is_named_and_hides_no_other(
 
 
 def test_a_key_or_a_heartbeat_that_cannot_be_read_hides_no_other_and_is_named(registries: Registry) -> None:
-    _, good = registries.keys.new("team-a")
-    _, bad = registries.keys.new("team-b")
+    _, good = registries.keys.new("team-a", by="test")
+    _, bad = registries.keys.new("team-b", by="test")
     beat_engine(registries, id="e1")
     beat_engine(registries, id="e2")
     with registries.database.writing() as connection:

@@ -82,6 +82,38 @@ def test_a_table_that_nothing_reads_is_an_error_for_every_process(tmp_path: Path
         Oven.load()
 
 
+@pytest.mark.parametrize(
+    ("variable", "message"),
+    [
+        ("TUNELOOP_OVEN_HEATC", r"nothing reads TUNELOOP_OVEN_HEATC; did you mean TUNELOOP_OVEN_HEAT_C\?"),
+        ("TUNELOOP_OVEN_DOR_FILE", r"did you mean TUNELOOP_OVEN_DOOR\?"),
+        ("TUNELOOP_OVEN_WATTAGE", r"known: TUNELOOP_OVEN_HEAT_C, TUNELOOP_OVEN_DOOR"),
+    ],
+)
+def test_a_variable_that_nothing_reads_is_an_error_of_its_section_alone(
+    monkeypatch: pytest.MonkeyPatch, variable: str, message: str
+) -> None:
+    monkeypatch.setenv(variable, "1")
+    with pytest.raises(InvalidInput, match=message):
+        Oven.load()
+    assert RegistrySettings.load().home == Path(".tuneloop")
+
+
+@pytest.mark.parametrize(
+    ("variable", "message"),
+    [
+        ("TUNELOOP_HOEM", r"did you mean TUNELOOP_HOME\?"),
+        ("TUNELOOP_GATWAY_PORT", r"nothing reads TUNELOOP_GATWAY_PORT; did you mean TUNELOOP_GATEWAY_…\?"),
+    ],
+)
+def test_a_variable_of_no_section_is_an_error_of_every_process(
+    monkeypatch: pytest.MonkeyPatch, variable: str, message: str
+) -> None:
+    monkeypatch.setenv(variable, "1")
+    with pytest.raises(InvalidInput, match=message):
+        RegistrySettings.load()
+
+
 def test_the_sections_that_are_known_are_those_the_packages_have() -> None:
     points = entry_points(group="tuneloop.settings")
     assert {section.section for point in points for section in point.load()} == set(SECTIONS)

@@ -67,15 +67,15 @@ def test_gateways_that_lag_are_named(registries: Registry) -> None:
 
 
 def test_a_keys_secret_is_not_kept(registries: Registry) -> None:
-    secret, key = registries.keys.new("team-a", models=["bot"])
+    secret, key = registries.keys.new("team-a", by="test", models=["bot"])
     assert secret not in str(registries.keys.all())
     assert registries.keys.all() == [key]
     assert key.digest == key_digest(secret)
 
 
 def test_revoked_and_expired_keys_are_not_usable(registries: Registry, clock: Clock) -> None:
-    _, revoked = registries.keys.new("a")
-    _, expiring = registries.keys.new("b", ttl_s=10)
+    _, revoked = registries.keys.new("a", by="test")
+    _, expiring = registries.keys.new("b", by="test", ttl_s=10)
     registries.keys.revoke(revoked.id, by="ada")
     clock.advance(11)
     assert [key.usable(clock()) for key in registries.keys.all()] == [False, False]
@@ -157,7 +157,7 @@ def test_first_heartbeats_and_approvals_at_the_same_moment_both_count(registries
 
 def test_a_key_that_could_never_be_used_is_refused(registries: Registry) -> None:
     with pytest.raises(InvalidInput, match="never be used"):
-        registries.keys.new("a", ttl_s=0)
+        registries.keys.new("a", by="test", ttl_s=0)
     assert registries.keys.all() == []
 
 

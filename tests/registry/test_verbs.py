@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from tests_support import (
     alert_episode,
@@ -30,7 +31,7 @@ WHO = ("--by", "ada", "--reason", "test")
 Verb = Callable[..., tuple[int, str, str]]
 
 
-def _verb(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Verb:
+def _verb(home: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Verb:
     monkeypatch.chdir(home)
     monkeypatch.setenv("TUNELOOP_HOME", str(home))
 
@@ -38,7 +39,7 @@ def _verb(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
         monkeypatch.setattr(sys, "argv", ["tuneloop", *arguments])
         with pytest.raises(SystemExit) as stopped:
             main()
-        said = capsys.readouterr()
+        said = capfd.readouterr()
         assert isinstance(stopped.value.code, int)
         return stopped.value.code, said.out, said.err
 
@@ -62,14 +63,14 @@ def _live(registry: Registry, folder: Path) -> Registry:
     registry.episodes.open(alert_episode(now))
     registry.retraining.file(retraining_request(now, id="rt_1", episode_id="ep1"), by="monitor")
     registry.traffic.add_requests([request_record(1, now, revision=2)])
-    registry.keys.new("team-a")
+    registry.keys.new("team-a", by="test")
     return registry
 
 
 @pytest.fixture
-def verb(registry_home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Verb:
+def verb(registry_home: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Verb:
     """Runs `tuneloop …` on this test's registry, in this process: (exit code, stdout, stderr)."""
-    return _verb(registry_home, monkeypatch, capsys)
+    return _verb(registry_home, monkeypatch, capfd)
 
 
 @pytest.fixture
@@ -88,9 +89,9 @@ def shared(tmp_path_factory: pytest.TempPathFactory, empty_mlflow: Path) -> Iter
 
 
 @pytest.fixture
-def verb_there(shared: Registry, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Verb:
+def verb_there(shared: Registry, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Verb:
     """Runs `tuneloop …` on the shared registry."""
-    return _verb(shared.settings.home, monkeypatch, capsys)
+    return _verb(shared.settings.home, monkeypatch, capfd)
 
 
 @pytest.mark.parametrize(
@@ -167,13 +168,17 @@ def test_what_json_says_is_what_there_is(lived_in: Registry, verb: Verb) -> None
         (("rollout", "start", "bot@2", "--margin", "0", *WHO), 2, "margins are shares above 0"),
         (("rollout", "start", "bot@1", *WHO), 3, "bot@1 is the champion already"),
         (("key", "new", "--owner", "a", "--days", "0"), 2, "can never be used"),
+        (("key", "new", "--owner", "a", "--days", "nan"), 2, "nan days are no time to expire after; give up to 36525"),
+        (("key", "new", "--owner", "a", "--days", "1e12"), 2, "1e+12 days are no time to expire after"),
+        (("requests", "bot", "--newest", "-1"), 2, "Invalid value for '--newest'"),
+        (("audit", "--limit", "-1"), 2, "Invalid value for '--limit'"),
         (("key", "revoke", "key_9", "--by", "ada"), 2, "no API key 'key_9'"),
         (("approve", "bot@9", *WHO), 2, "bot@9 does not exist"),
-        (("approve", "bot@3", "--by", " ", "--reason", "x"), 2, "an approval needs --by and --reason"),
+        (("approve", "bot@3", "--by", " ", "--reason", "x"), 2, "Invalid value for '--by': it is blank"),
         (("retraining", "approve", "rt_1", "--by", " ", "--reason", "x"), 2, "Invalid value for '--by': it is blank"),
         (("retraining", "cancel", "rt_1", "--by", "ada", "--reason", ""), 2, "Invalid value for '--reason'"),
         (("key", "revoke", "key_9", "--by", "\t"), 2, "Invalid value for '--by': it is blank"),
-        (("key", "new", "--owner", " "), 2, "needs a name of who does it"),
+        (("key", "new", "--owner", " "), 2, "a key needs an owner"),
         (("requests", "bott"), 2, "no model named 'bott'; did you mean bot? `tuneloop models` lists them"),
         (("retraining", "list", "--model", "bott"), 2, "no model named 'bott'"),
         (("retraining", "policy", "bott"), 2, "no model named 'bott'"),
@@ -262,6 +267,39 @@ def test_a_policy_is_set_with_a_name_and_a_reason(lived_in: Registry, verb: Verb
     assert (code, "needs --by and --reason" in err) == (2, True)
     assert json.loads(verb("retraining", "policy", "bot", "--set", str(path), *WHO, "--json")[1])["min_rows"] == 5
     assert lived_in.policies.retraining("bot").signals == ("perplexity",)
+
+
+def test_who_made_and_revoked_a_key_is_on_record_with_the_user_as_default(
+    lived_in: Registry, verb: Verb, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOGNAME", "grace")
+    verb("key", "new", "--owner", "team-c", "--by", "ada")
+    verb("key", "new", "--owner", "team-d")
+    made = lived_in.audit.entries(limit=2, action="key.new")
+    assert [(e.actor, e.detail["owner"]) for e in made] == [("grace", "team-d"), ("ada", "team-c")]
+    verb("key", "revoke", made[0].subject)
+    assert lived_in.audit.entries(limit=1)[0].actor == "grace"
+    assert "the operating system's user" in verb("key", "new", "--help")[1]
+
+
+def test_the_audit_table_says_why(lived_in: Registry, verb: Verb) -> None:
+    header, *rows = verb("audit", "bot")[1].splitlines()
+    assert header.endswith("REASON")
+    assert any(row.endswith("canary") for row in rows)
+
+
+def test_status_names_a_row_that_cannot_be_read_and_shows_the_rest(lived_in: Registry, verb: Verb) -> None:
+    with lived_in.database.writing() as connection:
+        connection.execute(sa.text("UPDATE episodes SET severity = 'odd'"))
+        connection.execute(sa.text("UPDATE retraining SET state = 'odd'"))
+    code, out, _ = verb("status")
+    assert code == 0
+    assert "bot@1" in out
+    assert "cannot be read: the database's AlertEpisode" in out
+    assert "cannot be read: the database's RetrainingRequest" in out
+    for arguments in (("alerts",), ("retraining", "list", "--model", "bot")):
+        code, _, err = verb(*arguments)
+        assert (code, "cannot be read: the database's" in err) == (0, True)
 
 
 def test_the_schema_is_brought_up_to_date_by_its_verb(verb: Verb, registry_home: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 from tuneloop.registry.errors import InvalidInput
 from tuneloop.serve.engine.launch import Device, Launch, build, check_room
 from tuneloop.serve.engine.settings import EngineSettings
+from tuneloop.serve.gateway.settings import GatewaySettings
 
 
 def launch(
@@ -103,6 +104,12 @@ def test_an_engine_that_listens_everywhere_is_reached_locally_and_advertises_its
     assert settings.local_url == "http://127.0.0.1:9"
     assert "0.0.0.0" not in settings.public_url  # noqa: S104 (what is tested)
     assert EngineSettings.load(advertise_url="http://e1:9/").public_url == "http://e1:9"
+
+
+def test_an_ipv6_address_stands_in_brackets_in_every_url() -> None:
+    engine = EngineSettings.load(host="::1", port=9)
+    assert engine.local_url == engine.public_url == "http://[::1]:9"
+    assert GatewaySettings.load(host="::1", port=9).url == "http://[::1]:9"
 
 
 def test_the_engine_environment_is_looked_for_upwards(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from tuneloop.registry import Registry
 from tuneloop.registry.errors import InvalidInput, Unavailable
 from tuneloop.registry.nouns import Arm, GatewayState, utc_now
 from tuneloop.registry.settings import RegistrySettings
+from tuneloop.serve.engine import wanted
 from tuneloop.serve.engine.adapters import Base
 from tuneloop.serve.engine.reconcile import Gateways
 from tuneloop.serve.engine.wanted import MEMORY, RegistryWatch, Sight
@@ -144,3 +147,32 @@ def test_a_memory_that_cannot_be_written_keeps_no_adapter_from_being_wanted(regi
     sight = watch_of(registry, tmp_path).look()
     assert names(sight) == ["bot@1"]
     assert "cannot be written" in sight.strange[MEMORY]
+
+
+def test_an_mlflow_that_hangs_holds_a_look_up_once_and_hides_no_version_that_is_known(
+    registry: Registry, registry_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish_version(registry, tmp_path / "v1")
+    route(registry, (1, 10_000))
+    watch_of(registry, tmp_path).look()
+    arms = [Arm(version=v, weight_bp=w) for v, w in ((2, 0), (3, 0), (1, 10_000))]
+    registry.routes.write("bot", arms, by="t", reason="t", expected_revision=1)
+    monkeypatch.setattr(wanted, "LOOKUP_TIMEOUT_S", 0.5)
+    with socket.socket() as silent:  # connections are taken, nothing is ever said
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        settings = RegistrySettings(
+            home=registry_home,
+            database_url=registry.settings.database,
+            mlflow_uri=f"http://127.0.0.1:{silent.getsockname()[1]}",
+        )
+        with Registry.open(settings) as hanging:
+            _ = hanging.versions
+            watch = watch_of(hanging, tmp_path)
+            watch.remembered()
+            began = time.monotonic()
+            sight = watch.look()
+            assert time.monotonic() - began < 0.9, "asked once, not once a version"
+    assert names(sight) == ["bot@1"]
+    assert "did not answer within 0.5 s" in sight.strange["bot@2"]
+    assert "did not answer within 0.5 s" in sight.strange["bot@3"]

@@ -111,7 +111,7 @@ def test_without_an_engine_the_answer_is_503_with_retry_after(world: World) -> N
 def test_a_pinned_version_answers_and_belongs_to_no_arm(world: World) -> None:
     world.engine("e1", "bot@1", "bot@2")
     world.route((2, 0), (1, 10_000))
-    world.key, _ = world.registry.keys.new("tester", may_pin=True)
+    world.key, _ = world.registry.keys.new("tester", by="test", may_pin=True)
     got = world.gateway().chat(model="bot@2")
     assert (got.headers["x-tuneloop-version"], got.json["model"]) == ("bot@2", "bot@2")
     record = recorded(world, got.headers["x-request-id"])
@@ -138,7 +138,7 @@ def test_the_model_list_shows_what_the_key_may_use(world: World) -> None:
     with gateway.client() as client:
         assert sorted(model.id for model in client.models.list()) == ["bot", "other"]
         assert client.models.retrieve("bot").id == "bot"
-    narrow, _ = world.registry.keys.new("narrow", models=["other"])
+    narrow, _ = world.registry.keys.new("narrow", by="test", models=["other"])
     until(lambda: gateway.call("/v1/models", key=narrow).status == 200)
     assert [model["id"] for model in gateway.call("/v1/models", key=narrow).json["data"]] == ["other"]
     assert gateway.call("/v1/models/bot", key=narrow).error["code"] == "model_not_found"

@@ -68,7 +68,7 @@ def test_without_a_known_key_nobody_gets_in(gateway: Address, engine: FaultyEngi
 
 
 def test_a_revoked_key_is_refused_within_two_seconds(world: World, gateway: Address) -> None:
-    secret, key = world.registry.keys.new("leaver")
+    secret, key = world.registry.keys.new("leaver", by="test")
     until(lambda: gateway.call(CHAT, GOOD, key=secret).status == 200, 2)
     world.registry.keys.revoke(key.id, by="test")
     until(lambda: gateway.call(CHAT, GOOD, key=secret).status == 401, 2)

@@ -40,7 +40,7 @@ def test_an_unreadable_route_neither_keeps_a_revoked_key_alive_nor_goes_unsaid(
 ) -> None:
     world.engine("e1", "bot@1")
     world.route((1, 10_000))
-    other, other_key = world.registry.keys.new("other")
+    other, other_key = world.registry.keys.new("other", by="test")
     gateway = world.gateway()
     assert gateway.chat().status == 200
     assert Address(gateway.url, other).chat().status == 200
@@ -52,7 +52,7 @@ def test_an_unreadable_route_neither_keeps_a_revoked_key_alive_nor_goes_unsaid(
     assert "cannot be read" in last_known(gateway)["routes"]
     world.registry.keys.revoke(other_key.id, by="test")
     until(lambda: Address(gateway.url, other).chat().status == 401, 2)
-    newer, _ = world.registry.keys.new("newer")
+    newer, _ = world.registry.keys.new("newer", by="test")
     until(lambda: Address(gateway.url, newer).chat().status == 200, 2)
     assert gateway.metric('tuneloop_registry_part_failures_total{part="routes"}') >= 1
     assert gateway.metric('tuneloop_registry_part_failures_total{part="keys"}') == 0
@@ -79,7 +79,7 @@ def test_an_unreadable_route_and_the_gateway_starts_again_with_what_it_knew(worl
 def test_an_unreadable_key_stops_no_new_revision_and_locks_nobody_out(world: World) -> None:
     world.engine("e1", "bot@1", "bot@2")
     world.route((2, 0), (1, 10_000))
-    other, other_key = world.registry.keys.new("other")
+    other, other_key = world.registry.keys.new("other", by="test")
     gateway = world.gateway()
     assert Address(gateway.url, other).chat().status == 200
     damage(world, "UPDATE api_keys SET models = '7' WHERE id = :id", id=other_key.id)

@@ -29,7 +29,7 @@ def gateway(engine_agent: EngineAgent) -> Iterator[Address]:
     engine_agent.wait_ready()
     engine_agent.serve({2: 0, 1: 10_000})
     with ExitStack() as stack:
-        secret, _ = engine_agent.registry.keys.new("test", may_pin=True)
+        secret, _ = engine_agent.registry.keys.new("test", by="test", may_pin=True)
         world = World(engine_agent.registry, stack, key=secret)
         gateway = world.gateway()
         until(lambda: gateway.metric(f'tuneloop_engine_ready{{engine="{engine_agent.id}"}}') == 1)

@@ -71,7 +71,7 @@ def gateway(engine_agent: EngineAgent, trained: Version) -> Iterator[Address]:
     engine_agent.wait_ready()
     engine_agent.serve({trained.version: 10_000})
     with ExitStack() as stack:
-        secret, _ = engine_agent.registry.keys.new("test")
+        secret, _ = engine_agent.registry.keys.new("test", by="test")
         gateway = World(engine_agent.registry, stack, key=secret).gateway()
         until(lambda: gateway.metric(f'tuneloop_engine_ready{{engine="{engine_agent.id}"}}') == 1)
         yield gateway

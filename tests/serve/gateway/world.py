@@ -246,7 +246,7 @@ class GatewayProcess:
 def make_world(settings: RegistrySettings, stack: ExitStack) -> World:
     """An empty registry with one key, and the engines' heartbeats."""
     world = World(stack.enter_context(Registry.open(settings)), stack)
-    world.key, _ = world.registry.keys.new("test")
+    world.key, _ = world.registry.keys.new("test", by="test")
     ended = threading.Event()
 
     def beat() -> None:

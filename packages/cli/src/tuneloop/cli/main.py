@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from importlib.metadata import entry_points
 from typing import TextIO
 
@@ -52,18 +54,24 @@ def build() -> click.Group:
     return tuneloop
 
 
-def _stdout_for_answers() -> TextIO:
-    """Standard output for verbs' answers alone: what libraries and child processes print goes to stderr from now on."""
-    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    return answers
+@contextmanager
+def _stdout_for_answers() -> Iterator[TextIO]:
+    """Standard output for verbs' answers alone: what libraries and child processes print meanwhile goes to stderr."""
+    stdout = sys.stdout.fileno()
+    with os.fdopen(os.dup(stdout), "w", encoding="utf-8") as answers:
+        os.dup2(sys.stderr.fileno(), stdout)
+        try:
+            yield answers
+        finally:
+            sys.stdout.flush()
+            os.dup2(answers.fileno(), stdout)
 
 
 def main() -> None:
     """The console script: 0 done, 1 failed, 2 wrong usage or input, 3 refused by a gate or policy."""
-    answers = _stdout_for_answers() if "--json" in sys.argv[1:] else None
     try:
-        code = build()(standalone_mode=False, obj=answers)
+        with _stdout_for_answers() if "--json" in sys.argv[1:] else nullcontext() as answers:
+            code = build()(standalone_mode=False, obj=answers)
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
     except click.ClickException as error:

@@ -13,8 +13,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, TextIO
 
+import click
 import psutil
 
 STOP_TIMEOUT_S = 30.0
@@ -52,18 +53,24 @@ class Processes:
         self._environment = {**os.environ, **environment, "PYTHONUNBUFFERED": "1"}
         self._say = say
         self._running: dict[str, subprocess.Popen[str]] = {}
+        self._patience_s: dict[str, float] = {}
         self._readers: dict[str, threading.Thread] = {}
         self._verbs: dict[str, subprocess.Popen[str]] = {}  # apart: `run` waits for these itself, `ended` must not
-        logs.mkdir(parents=True, exist_ok=True)
 
-    def start(self, name: str, command: Sequence[str], *, echo: bool = False) -> subprocess.Popen[str]:
+    def start(
+        self, name: str, command: Sequence[str], *, echo: bool = False, stop_timeout_s: float | None = None
+    ) -> subprocess.Popen[str]:
         """Start a process; its output goes to `<logs>/<name>.log`, and with `echo` to `say` too.
+
+        `stop_timeout_s` is how long it may take to end when it is asked to; None: as long as any of the group.
 
         Raises:
             ValueError: one of that name is running.
+            click.ClickException: its log cannot be written; nothing was started.
         """
         if name in self._running and self._running[name].poll() is None:
             raise ValueError(f"{name} is running already")
+        log = self._open_log(name)
         process = subprocess.Popen(
             command,
             env=self._environment,
@@ -75,7 +82,8 @@ class Processes:
             start_new_session=True,
         )
         self._running[name] = process
-        reader = threading.Thread(target=self._copy, args=(name, process, echo), daemon=True)
+        self._patience_s[name] = self._stop_timeout_s if stop_timeout_s is None else stop_timeout_s
+        reader = threading.Thread(target=self._copy, args=(name, process, log, echo), daemon=True)
         reader.start()
         self._readers[name] = reader
         return process
@@ -155,13 +163,13 @@ class Processes:
             self.stop(name)
 
     def _end(self, name: str, process: subprocess.Popen[str]) -> None:
-        below = _below(process.pid)
+        below, patience_s = _below(process.pid), self._patience_s.get(name, self._stop_timeout_s)
         if process.poll() is None:
             process.terminate()
             try:
-                process.wait(self._stop_timeout_s)
+                process.wait(patience_s)
             except subprocess.TimeoutExpired:
-                self._say(f"{name} did not end within {self._stop_timeout_s:.0f} s: killed")
+                self._say(f"{name} did not end within {patience_s:.0f} s: killed")
                 process.kill()
                 process.wait()
         # What it started and did not take with it: its session, and whatever was below it when the stopping began.
@@ -173,9 +181,19 @@ class Processes:
                 continue  # it ended between the wait and the kill
         psutil.wait_procs(left, timeout=LEFT_BEHIND_S)
 
-    def _copy(self, name: str, process: subprocess.Popen[str], echo: bool) -> None:
+    def _open_log(self, name: str) -> TextIO:
+        path = self._logs / f"{name}.log"
+        try:
+            self._logs.mkdir(parents=True, exist_ok=True)
+            return path.open("a", encoding="utf-8")
+        except OSError as error:
+            raise click.ClickException(
+                f"log {path} cannot be written ({error.strerror}); give `tuneloop up` --logs with a folder that can be"
+            ) from None
+
+    def _copy(self, name: str, process: subprocess.Popen[str], log: TextIO, echo: bool) -> None:
         assert process.stdout is not None
-        with process.stdout, (self._logs / f"{name}.log").open("a", encoding="utf-8") as log:
+        with process.stdout, log:
             for line in process.stdout:
                 log.write(line)
                 log.flush()

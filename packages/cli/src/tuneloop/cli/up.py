@@ -12,10 +12,12 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import click
 
 from tuneloop.cli.processes import Ended, Processes, tuneloop_command
+from tuneloop.cli.sections import sections
 
 STARTING_S = 15.0
 FIRST_PAUSE_S = 1.0
@@ -30,7 +32,9 @@ def run(base: Path, logs: Path) -> None:
         "monitor": tuneloop_command("monitor"),
         "worker": tuneloop_command("worker"),
     }
-    failure = supervise(commands, logs)
+    known = sections()
+    patience_s = {name: known[name].load().stop_timeout_s for name in commands if name in known}
+    failure = supervise(commands, logs, patience_s=patience_s)
     if failure is not None:
         click.echo(f"tuneloop up: {failure.name} could not start (exit code {failure.code}):", err=True)
         click.echo(failure.tail, err=True)
@@ -38,11 +42,18 @@ def run(base: Path, logs: Path) -> None:
     click.echo("all stopped")
 
 
-def supervise(commands: Mapping[str, Sequence[str]], logs: Path, *, starting_s: float = STARTING_S) -> Ended | None:
+def supervise(
+    commands: Mapping[str, Sequence[str]],
+    logs: Path,
+    *,
+    patience_s: Mapping[str, float] = MappingProxyType({}),
+    starting_s: float = STARTING_S,
+) -> Ended | None:
     """Keep the commands running until SIGINT or SIGTERM, then stop them; returns the one that could not start, if any.
 
     Only a process that never ran for `starting_s` could not start. One that did is started again however often it
-    ends, with a pause that doubles until it has run for `starting_s` again.
+    ends, with a pause that doubles until it has run for `starting_s` again. `patience_s` says how long each may take to
+    end, where it is not the usual time.
     """
     stopping = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -56,7 +67,7 @@ def supervise(commands: Mapping[str, Sequence[str]], logs: Path, *, starting_s: 
             now = time.monotonic()
             for name in [name for name, at in due.items() if at <= now]:
                 del due[name]
-                processes.start(name, commands[name], echo=True)
+                processes.start(name, commands[name], echo=True, stop_timeout_s=patience_s.get(name))
                 started[name] = now
             for gone in processes.ended():
                 ran = now - started[gone.name] >= starting_s

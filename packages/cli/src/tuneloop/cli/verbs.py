@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 import click
+
+from tuneloop.cli.sections import sections
 
 
 @click.command()
@@ -15,10 +16,9 @@ import click
 @click.pass_obj
 def config(answers: TextIO | None, as_json: bool) -> None:
     """Print every effective setting and where it came from."""
-    sections = _sections()
     found = [
         {"section": section.section, "name": name, "value": _plain(value), "from": origin}
-        for section in sections.values()
+        for section in sections().values()
         for name, (value, origin) in section.load().origins().items()
     ]
     width = max(len(f"{row['section']}.{row['name']}") for row in found)
@@ -56,19 +56,13 @@ def up(base: Path, logs: Path) -> None:
     type=click.Path(path_type=Path, file_okay=False),
     default=Path(".tuneloop/demo"),
     show_default=True,
-    help="Emptied first.",
+    help="The demo's own folder: new, empty, or left by a demo before; emptied first.",
 )
 def demo(quick: bool, example: Path, home: Path) -> None:
     """Run the whole loop on this machine and write a report."""
     from tuneloop.cli.demo import run
 
     run(example, home, quick=quick)
-
-
-def _sections() -> dict[str, Any]:
-    """Section name → its settings class, of every installed package."""
-    points = sorted(entry_points(group="tuneloop.settings"), key=lambda point: point.name)
-    return {section.section: section for point in points for section in point.load()}
 
 
 def _plain(value: object) -> object:

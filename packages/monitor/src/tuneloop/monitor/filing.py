@@ -25,7 +25,7 @@ def pursue(registry: Registry, episode: AlertEpisode) -> AlertEpisode:
     policy = registry.policies.retraining(episode.model)
     now = registry.clock()
     since = datetime.fromisoformat(episode.evidence["since"]) - JUST_BEFORE
-    requests = registry.retraining.all(episode.model)
+    requests = registry.retraining.all(episode.model).whole()
     under_way = any(request.state not in ENDED for request in requests)
     rows = 0 if under_way else corrections(registry, episode.model, since, now)  # reads every record since the drift
     decision = decide(episode, policy, requests, rows, now)

@@ -91,7 +91,7 @@ def read_texts(path: Path) -> list[str]:
         InvalidInput: the file, or a line of it, is not that.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # a text may hold the other line separators
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidInput(f"{path}: cannot be read: {error}") from None
     texts = [_text(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]

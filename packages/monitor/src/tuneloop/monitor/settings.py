@@ -8,6 +8,8 @@ from pydantic import Field, model_validator
 
 from tuneloop.registry.settings import Section
 
+MAX_RUN_LENGTH = 1_000_000  # a window is held to ten times as many permutations, over its size
+
 
 class MonitorSettings(Section):
     """How often to look, how much to look at, and how many false alarms are allowed."""
@@ -18,7 +20,7 @@ class MonitorSettings(Section):
     window: int = Field(default=40, ge=10, le=1_000)  # records a window holds
     reference: int = Field(default=120, ge=20, le=2_000)  # records a champion's reference holds; frozen once full
     mean_run_length: int = Field(
-        default=10_000, le=1_000_000
+        default=10_000, le=MAX_RUN_LENGTH
     )  # records between false alarms, over all streams of a model
     clear_after: int = Field(default=3, ge=1)  # quiet windows in a row that end an episode
     late_s: float = Field(default=900.0, ge=0)  # how late a record may arrive and still be judged

@@ -8,9 +8,10 @@ from typing import Literal, get_args
 
 import click
 
+from tuneloop.monitor.settings import MAX_RUN_LENGTH
 from tuneloop.registry.errors import Refused, TuneloopError
 from tuneloop.registry.nouns import AlertEpisode, Signal
-from tuneloop.registry.printing import by_option, emit, json_option, reason_option, table
+from tuneloop.registry.printing import by_option, emit, json_option, reason_option, table, tell_unreadable
 
 DEFAULT_REPORT = Path("report")
 
@@ -44,7 +45,8 @@ def alerts(*, model: str | None, ended: bool, as_json: bool) -> None:
 
     with Registry.open() as registry:
         found = registry.episodes.all(model, open_only=not ended)
-        if model is not None and not found:
+        tell_unreadable(found.unreadable)
+        if model is not None and not found and not found.unreadable:
             registry.check_model(model)
     rows = [
         (e.id, f"{e.opened_at:%Y-%m-%d %H:%M:%S}", e.severity, e.state, e.evidence.get("summary", e.signal))
@@ -114,7 +116,9 @@ def drift() -> None:
 @drift.command()
 @click.option("--reference", type=click.Path(path_type=Path), required=True, help='What is normal: {"text": …} lines.')
 @click.option("--window", type=click.Path(path_type=Path), required=True, help='What is new: {"text": …} lines.')
-@click.option("--gamma", type=click.IntRange(min=1), default=10_000, show_default=True, help="Texts per false alarm.")
+@click.option(
+    "--gamma", type=click.IntRange(1, MAX_RUN_LENGTH), default=10_000, show_default=True, help="Texts per false alarm."
+)
 @json_option
 def check(*, reference: Path, window: Path, gamma: int, as_json: bool) -> None:
     """Hold one file of texts against another: statistic, threshold, p, verdict, examples."""

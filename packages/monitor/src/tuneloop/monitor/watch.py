@@ -85,6 +85,8 @@ class Monitor:
         states = [self._watched(model, routes) for model in sorted({*routes, *routes.unreadable})]
         self._metrics.only({model: route.champion for model, route in routes.items()})
         episodes = self._registry.episodes.all(open_only=True)
+        for row in episodes.unreadable:
+            log.error("not counted among the open episodes: %s", row)
         if any(state.failure for state in states):
             self._metrics.open_episodes(episodes)
         else:
@@ -220,7 +222,7 @@ class Monitor:
     def _raise(self, score: WindowScore) -> None:
         now = self._registry.clock()
         related = problem_of(score.signal)
-        episodes = [e for e in self._registry.episodes.all(score.model) if e.signal in related]
+        episodes = [e for e in self._registry.episodes.all(score.model).whole() if e.signal in related]
         episode = next((e for e in episodes if e.state != "resolved"), None)
         if episode is None:
             if not alerts.is_news(score, [e for e in episodes if e.version == score.version]):
@@ -262,7 +264,7 @@ class Monitor:
 
     def _open_episodes(self, model: str) -> list[AlertEpisode]:
         """Those this monitor answers for; others may have opened some of other signals."""
-        return [e for e in self._registry.episodes.all(model, open_only=True) if e.signal in DETECTORS]
+        return [e for e in self._registry.episodes.all(model, open_only=True).whole() if e.signal in DETECTORS]
 
     @staticmethod
     def _of(score: WindowScore) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import sqlalchemy as sa
 from pydantic import ValidationError
@@ -203,6 +203,16 @@ class Rows(list[NounT]):
     """The nouns that could be read, and `unreadable`: what is wrong with each row that could not. Good ones stay."""
 
     unreadable: tuple[str, ...] = ()
+
+    def whole(self) -> Self:
+        """These rows, where a decision needs every one.
+
+        Raises:
+            Unreadable: one of them cannot be read.
+        """
+        if self.unreadable:
+            raise Unreadable("; ".join(self.unreadable))
+        return self
 
 
 def readable(kind: type[NounT], rows: Iterable[Mapping[str, Any] | RowMapping]) -> Rows[NounT]:

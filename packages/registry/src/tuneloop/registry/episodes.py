@@ -8,7 +8,7 @@ from datetime import datetime
 import sqlalchemy as sa
 
 from tuneloop.registry import audit
-from tuneloop.registry.database import Database, noun_of, row_of
+from tuneloop.registry.database import Database, Rows, noun_of, readable, row_of
 from tuneloop.registry.errors import Conflict, NotFound
 from tuneloop.registry.nouns import AlertEpisode, WindowScore
 from tuneloop.registry.tables import episodes, window_scores
@@ -123,7 +123,7 @@ class Episodes:
             raise NotFound(f"no alert episode {episode_id!r}; `tuneloop alerts` lists them")
         return noun_of(AlertEpisode, row)
 
-    def all(self, model: str | None = None, *, open_only: bool = False) -> list[AlertEpisode]:
+    def all(self, model: str | None = None, *, open_only: bool = False) -> Rows[AlertEpisode]:
         """Episodes, the newest first."""
         query = sa.select(episodes).order_by(episodes.c.opened_at.desc())
         if model is not None:
@@ -131,4 +131,4 @@ class Episodes:
         if open_only:
             query = query.where(episodes.c.state != "resolved")
         with self._db.reading() as connection:
-            return [noun_of(AlertEpisode, row) for row in connection.execute(query).mappings()]
+            return readable(AlertEpisode, connection.execute(query).mappings())

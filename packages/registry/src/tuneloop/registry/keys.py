@@ -15,6 +15,8 @@ from tuneloop.registry.errors import InvalidInput, NotFound
 from tuneloop.registry.nouns import ApiKey
 from tuneloop.registry.tables import api_keys
 
+_LONGEST_S = 36_525 * 86_400.0  # a century; beyond it, give none
+
 
 def key_digest(secret: str) -> str:
     """What a gateway compares: the hex SHA-256 of the whole key."""
@@ -29,15 +31,22 @@ class Keys:
         self._clock = clock
 
     def new(
-        self, owner: str, *, models: Sequence[str] = (), may_pin: bool = False, ttl_s: float | None = None
+        self, owner: str, *, by: str, models: Sequence[str] = (), may_pin: bool = False, ttl_s: float | None = None
     ) -> tuple[str, ApiKey]:
-        """Make a key; returns the secret, which is not kept, and its record.
+        """Make a key for `owner`; returns the secret, which is not kept, and its record. `by` is who makes it.
 
         Raises:
-            InvalidInput: it would expire before it could be used.
+            InvalidInput: it has no owner, or would expire before it could be used, or after all of us.
         """
+        if not owner.strip():
+            raise InvalidInput("a key needs an owner: whose it is is what `tuneloop key list` shows")
         if ttl_s is not None and ttl_s <= 0:
             raise InvalidInput(f"a key that expires after {ttl_s:g} s can never be used; give it a time above 0")
+        if ttl_s is not None and not ttl_s <= _LONGEST_S:  # NaN is not, either
+            raise InvalidInput(
+                f"{ttl_s / 86_400:g} days are no time to expire after; give up to {_LONGEST_S / 86_400:.0f}, or none "
+                "for a key that never expires"
+            )
         secret = f"tl-{secrets.token_urlsafe(32)}"
         now = self._clock()
         key = ApiKey(
@@ -54,10 +63,10 @@ class Keys:
             audit.record(
                 connection,
                 at=now,
-                actor=owner,
+                actor=by,
                 action="key.new",
                 subject=key.id,
-                detail={"models": list(models), "may_pin": may_pin},
+                detail={"owner": owner, "models": list(models), "may_pin": may_pin},
             )
         return secret, key
 

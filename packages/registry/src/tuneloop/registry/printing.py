@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import math
+import os
 import unicodedata
 from collections.abc import Sequence
 from typing import Any
@@ -38,6 +40,12 @@ def emit(value: Any, as_json: bool, text: str) -> None:
     click.echo(_seen(said), file=context.obj if context else None)
 
 
+def tell_unreadable(rows: Sequence[str]) -> None:
+    """Name, on standard error, the rows that a list leaves out because they cannot be read."""
+    for row in rows:
+        click.echo(f"cannot be read: {one_line(row)}", err=True)
+
+
 def one_line(text: str) -> str:
     """Somebody's text as one line: what breaks a line or is not seen is written as its escape."""
     return _seen(text.replace("\n", "\\n"))
@@ -70,6 +78,16 @@ def _said(_context: click.Context, parameter: click.Parameter, value: str | None
     return value
 
 
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container may run as a number without a name
+        return f"uid {os.getuid()}"
+
+
 by_option = click.option("--by", required=True, callback=_said, help="Who does it.")
+by_user_option = click.option(
+    "--by", default=_user, callback=_said, show_default="the operating system's user", help="Who does it."
+)
 reason_option = click.option("--reason", required=True, callback=_said, help="Why; kept for ever.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")

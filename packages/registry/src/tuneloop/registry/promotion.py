@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from tuneloop.registry.errors import InvalidInput, Refused, TuneloopError
 from tuneloop.registry.facade import Registry
@@ -42,10 +43,12 @@ def set_route(
     *,
     expected_revision: int | None = None,
     action: str = "route.set",
+    noted: Mapping[str, Any] | None = None,
 ) -> Route:
     """Write a split (version → basis points) as the next revision and wait until every live gateway applies it.
 
-    `expected_revision` is the revision the caller saw; None takes the newest.
+    `expected_revision` is the revision the caller saw; None takes the newest. `noted` joins the audit
+    record's detail.
 
     Raises:
         NotFound: a version does not exist.
@@ -56,7 +59,7 @@ def set_route(
             revision in time (the route is changed).
     """
     before = _current(registry, model, expected_revision)
-    return _put(registry, model, before, arrange(before, split), change, action)
+    return _put(registry, model, before, arrange(before, split), change, action, noted)
 
 
 def promote(
@@ -175,7 +178,13 @@ def _current(registry: Registry, model: str, expected_revision: int | None) -> R
 
 
 def _put(
-    registry: Registry, model: str, before: Route | None, arms: Sequence[Arm], change: Change, action: str
+    registry: Registry,
+    model: str,
+    before: Route | None,
+    arms: Sequence[Arm],
+    change: Change,
+    action: str,
+    noted: Mapping[str, Any] | None = None,
 ) -> Route:
     """Check, stage and write the arms as the revision after `before`, and wait for the gateways; MLflow's aliases
     follow."""
@@ -197,6 +206,7 @@ def _put(
         expected_revision=expected_revision,
         forced=change.force,
         action=action,
+        noted=noted,
     )
     _close_requests(registry, before, route)
     try:

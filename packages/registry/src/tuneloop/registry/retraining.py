@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from tuneloop.registry import audit
-from tuneloop.registry.database import Database, noun_of, row_of
+from tuneloop.registry.database import Database, Rows, noun_of, readable, row_of
 from tuneloop.registry.errors import Conflict, NotFound, Refused, Unreadable
 from tuneloop.registry.nouns import RetrainingRequest, RetrainingState
 from tuneloop.registry.tables import retraining
@@ -90,7 +90,7 @@ class RetrainingQueue:
             row = connection.execute(query).mappings().first()
         return None if row is None else noun_of(RetrainingRequest, row)
 
-    def all(self, model: str | None = None, *, open_only: bool = False) -> list[RetrainingRequest]:
+    def all(self, model: str | None = None, *, open_only: bool = False) -> Rows[RetrainingRequest]:
         """Requests, the newest first."""
         query = sa.select(retraining).order_by(retraining.c.created_at.desc())
         if model is not None:
@@ -98,7 +98,7 @@ class RetrainingQueue:
         if open_only:
             query = query.where(retraining.c.state.not_in(ENDED))
         with self._db.reading() as connection:
-            return [noun_of(RetrainingRequest, row) for row in connection.execute(query).mappings()]
+            return readable(RetrainingRequest, connection.execute(query).mappings())
 
     def approve(self, request_id: str, *, by: str, reason: str) -> RetrainingRequest:
         """Let a proposed request run: proposed → approved → queued, on record.

@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 
 from tuneloop.registry import audit
@@ -23,6 +23,7 @@ from tuneloop.registry.nouns import FULL_SHARE_BP, Check, GateReport, Route, ver
 from tuneloop.registry.promotion import Change, promote, rollback, set_route
 
 LOOK_EVERY_S = 0.5
+_STEP, _RESUME = "rollout.step", "rollout.resume"  # audit records that hold the limits the share is judged by
 _LOOK_COST = 5  # a look reads every record since the start: it takes at most a fifth of the time
 
 
@@ -93,9 +94,10 @@ def run(
         if step_bp < reached_bp:
             continue
         if step_bp == reached_bp:
+            _resumed(registry, route, plan.limits, change)
             say(f"revision {route.revision}: {name} has {route.split[version] / 100:g} % already; judging there first")
         else:
-            route = _raise_share(registry, route, version, step_bp, change)
+            route = _raise_share(registry, route, version, step_bp, plan.limits, change)
             say(f"revision {route.revision}: {name} {step_bp / 100:g} %, {version_name(model, champion)} the rest")
         report = _hold(registry, route, version, plan, change, say, clock, must_pass=step_bp == steps_bp[-1])
     assert report is not None, "a plan has a step below everything"
@@ -144,9 +146,35 @@ def trial_of(registry: Registry, model: str, version: int) -> Trial:
     return Trial(since=shared[-1].at, step_revision=step[-1].revision)
 
 
-def _raise_share(registry: Registry, route: Route, version: int, step_bp: int, change: Change) -> Route:
+def limits_of(registry: Registry, model: str, trial: Trial) -> Limits | None:
+    """What the rollout that set the running share judges by; None when no rollout set it."""
+    steps = [e for action in (_STEP, _RESUME) for e in registry.audit.entries(model, limit=1, action=action)]
+    newest = max(steps, key=lambda entry: entry.id, default=None)
+    if newest is None or newest.detail["revision"] < trial.step_revision or "limits" not in newest.detail:
+        return None
+    return Limits(**newest.detail["limits"])
+
+
+def _resumed(registry: Registry, route: Route, limits: Limits, change: Change) -> None:
+    """A step that an earlier rollout reached is judged by this one's limits from now on, on record."""
+    detail = {"revision": route.revision, "split": route.split_text, "reason": change.reason, "limits": asdict(limits)}
+    with registry.database.writing() as connection:
+        audit.record(
+            connection, at=registry.clock(), actor=change.by, action=_RESUME, subject=route.model, detail=detail
+        )
+
+
+def _raise_share(registry: Registry, route: Route, version: int, step_bp: int, limits: Limits, change: Change) -> Route:
     split = {arm.version: 0 for arm in route.arms} | {version: step_bp, route.champion: FULL_SHARE_BP - step_bp}
-    return set_route(registry, route.model, split, change, expected_revision=route.revision, action="rollout.step")
+    return set_route(
+        registry,
+        route.model,
+        split,
+        change,
+        expected_revision=route.revision,
+        action=_STEP,
+        noted={"limits": asdict(limits)},
+    )
 
 
 def _hold(

@@ -6,6 +6,7 @@ import logging
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
+from typing import Any
 
 import sqlalchemy as sa
 from pydantic import ValidationError
@@ -108,8 +109,11 @@ class Routes:
         expected_revision: int,
         forced: bool = False,
         action: str = "route.set",
+        noted: Mapping[str, Any] | None = None,
     ) -> Route:
         """Append revision `expected_revision + 1` if `expected_revision` is still the newest (0: there is none yet).
+
+        `noted` joins the detail of the audit record.
 
         Raises:
             InvalidInput: the arms do not make a whole, or `by` or `reason` is empty.
@@ -149,6 +153,7 @@ class Routes:
                 "forced": forced,
                 "before": newest.split_text if newest else "",
             }
+            detail |= noted or {}
             audit.record(connection, at=route.at, actor=by, action=action, subject=model, detail=detail)
         return route
 

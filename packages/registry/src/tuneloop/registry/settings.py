@@ -75,6 +75,11 @@ class Section(BaseSettings):
             for name in type(self).model_fields
         }
 
+    @property
+    def stop_timeout_s(self) -> float:
+        """How long the section's process may take to end in order, after SIGTERM."""
+        return 30.0
+
     @staticmethod
     def tables() -> tuple[Path, dict[str, Any]]:
         """The file `TUNELOOP_CONFIG` names, or `tuneloop.toml` if there is one, and every table in it.
@@ -111,6 +116,8 @@ class Section(BaseSettings):
             unknown.append(f"[{cls.section}] has no key {name!r}; {hint}")
         if unknown:
             raise InvalidInput(f"{path}: {'; '.join(unknown)}")
+        if unread := cls._unread():
+            raise InvalidInput(f"environment: {'; '.join(unread)}")
         found: dict[str, tuple[Any, str]] = {name: (value, str(path)) for name, value in table.items()}
         for name in cls.model_fields:
             variable = cls.prefix() + name.upper()
@@ -122,6 +129,25 @@ class Section(BaseSettings):
                     found[name] = (secret.read_text(encoding="utf-8").strip(), f"{variable}_FILE")
                 except (OSError, UnicodeDecodeError) as error:
                     raise InvalidInput(f"{variable}_FILE: {secret} cannot be read: {error}") from None
+        return found
+
+    @classmethod
+    def _unread(cls) -> list[str]:
+        """What is wrong with each variable of this section that nothing reads."""
+        known = [cls.prefix() + name.upper() for name in cls.model_fields]
+        read = {*known, *(f"{variable}_FILE" for variable in known), "TUNELOOP_CONFIG"}
+        owned = tuple(f"TUNELOOP_{name.upper()}_" for name in SECTIONS if name not in {cls.section, "registry"})
+        found = []
+        for variable in sorted(os.environ):
+            if not variable.startswith(cls.prefix()) or variable in read or variable.startswith(owned):
+                continue
+            name = variable.removeprefix(cls.prefix()).lower()
+            close = difflib.get_close_matches(name.removesuffix("_file"), cls.model_fields, n=1)
+            hint = f"did you mean {cls.prefix()}{close[0].upper()}?" if close else f"known: {', '.join(known)}"
+            if cls.section == "registry" and not close:
+                near = difflib.get_close_matches(name.partition("_")[0], SECTIONS, n=1)
+                hint = f"did you mean TUNELOOP_{near[0].upper()}_…?" if near else hint
+            found.append(f"nothing reads {variable}; {hint}")
         return found
 
     @classmethod

@@ -1,7 +1,7 @@
 """The ten steps, in order; each says what it did, and the first that fails ends the demo with its reason.
 
 Everything goes through public verbs (`tuneloop …`, read as JSON) and the gateway's public API. State lives in one
-folder, which a new run empties; only the converted base model is kept.
+folder, which a new run empties.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import httpx
 import yaml
 
 from tuneloop.cli.demo.evidence import Gathered, build, failures
+from tuneloop.cli.demo.home import empty_home
 from tuneloop.cli.demo.scale import FULL, QUICK, Scale
 from tuneloop.cli.demo.table import closing_table
 from tuneloop.cli.demo.traffic import Question, Traffic
@@ -58,7 +59,7 @@ class Demo:
 
     def __init__(self, example: Path, home: Path, scale: Scale) -> None:
         self._example, self._home, self._scale = example.resolve(), home.resolve(), scale
-        self._empty_home()
+        empty_home(self._home)
         self._gateway = f"http://127.0.0.1:{(gateway_port := _free_port())}"
         self._engine = f"http://127.0.0.1:{(engine_port := _free_port())}"
         environment = {
@@ -320,15 +321,6 @@ class Demo:
     def _someone_ended(self) -> str | None:
         gone = [process for process in self._processes.ended() if process.code != 0]
         return f"{gone[0].name} ended with exit code {gone[0].code}:\n{gone[0].tail}" if gone else None
-
-    def _empty_home(self) -> None:
-        for path in self._home.glob("*"):
-            if path.name == "bases":
-                continue
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
 
     def _watch_memory(self) -> None:
         while not self._closing.wait(3):

@@ -64,8 +64,8 @@ def gather(registry: Registry, model: str) -> Figures:
             )
             if spread is not None
         },
-        episodes=tuple(registry.episodes.all(model)),
-        retraining=tuple(registry.retraining.all(model)),
+        episodes=tuple(registry.episodes.all(model).whole()),
+        retraining=tuple(registry.retraining.all(model).whole()),
     )
 
 

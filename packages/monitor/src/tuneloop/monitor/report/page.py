@@ -12,6 +12,7 @@ from tuneloop.monitor.report.draw import alt_texts, pictures
 from tuneloop.monitor.report.figures import Figures
 from tuneloop.monitor.report.gather import gather
 from tuneloop.registry import Registry
+from tuneloop.registry.errors import InvalidInput
 from tuneloop.registry.files import write_atomically
 
 
@@ -20,12 +21,19 @@ def write_report(registry: Registry, model: str, folder: Path) -> tuple[Path, Pa
 
     Raises:
         NotFound: the model has no route yet.
+        InvalidInput: the folder cannot be written to.
     """
     figures = gather(registry, model)
-    folder.mkdir(parents=True, exist_ok=True)
     page, values = folder / "report.html", folder / "report.json"
-    write_atomically(values, figures.model_dump_json(indent=2).encode())
-    write_atomically(page, render(figures).encode())
+    drawn = render(figures)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(values, figures.model_dump_json(indent=2).encode())
+        write_atomically(page, drawn.encode())
+    except OSError as error:
+        raise InvalidInput(
+            f"{folder} cannot be written to ({error.strerror}); give --out a folder that can be, with room in it"
+        ) from None
     return page, values
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from tuneloop.registry.facade import Registry
-from tuneloop.registry.printing import by_option, emit, json_option, table
+from tuneloop.registry.printing import by_user_option, emit, json_option, table
 
 
 @click.group()
@@ -17,13 +17,14 @@ def key() -> None:
 @click.option("--owner", required=True, help="Whose key it is.")
 @click.option("--model", "models", multiple=True, help="A model it may ask; every model when not given.")
 @click.option("--pin", is_flag=True, help="It may ask for MODEL@VERSION.")
+@by_user_option
 @click.option("--days", type=float, help="It expires after so many days.")
 @json_option
-def key_new(owner: str, models: tuple[str, ...], pin: bool, days: float | None, as_json: bool) -> None:
+def key_new(owner: str, models: tuple[str, ...], pin: bool, by: str, days: float | None, as_json: bool) -> None:
     """Make a key; the secret is printed once and not kept."""
     with Registry.open() as registry:
         secret, made = registry.keys.new(
-            owner, models=models, may_pin=pin, ttl_s=days * 86_400 if days is not None else None
+            owner, by=by, models=models, may_pin=pin, ttl_s=days * 86_400 if days is not None else None
         )
         emit({"id": made.id, "secret": secret, "owner": owner}, as_json, secret)
 
@@ -52,7 +53,7 @@ def key_list(as_json: bool) -> None:
 
 @key.command("revoke")
 @click.argument("key_id")
-@by_option
+@by_user_option
 def key_revoke(key_id: str, by: str) -> None:
     """Make a key unusable; gateways follow within 2 s."""
     with Registry.open() as registry:

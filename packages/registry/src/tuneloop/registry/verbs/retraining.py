@@ -14,7 +14,7 @@ from tuneloop.registry.errors import InvalidInput
 from tuneloop.registry.facade import Registry
 from tuneloop.registry.nouns import parse_version_name
 from tuneloop.registry.policies import RetrainingPolicy
-from tuneloop.registry.printing import by_option, emit, json_option, reason_option, table
+from tuneloop.registry.printing import by_option, emit, json_option, reason_option, table, tell_unreadable
 
 
 @click.group()
@@ -29,7 +29,8 @@ def retraining_list(model: str | None, as_json: bool) -> None:
     """List requests, the newest first."""
     with Registry.open() as registry:
         found = registry.retraining.all(model)
-        if model is not None and not found:
+        tell_unreadable(found.unreadable)
+        if model is not None and not found and not found.unreadable:
             registry.check_model(model)
         rows = [
             [

@@ -14,7 +14,7 @@ from tuneloop.registry.printing import by_option, emit, json_option, reason_opti
 from tuneloop.registry.promotion import Change, set_route
 from tuneloop.registry.promotion import promote as promote_version
 from tuneloop.registry.promotion import rollback as roll_back
-from tuneloop.registry.rollout import Plan, judgement, run, trial_of
+from tuneloop.registry.rollout import Plan, judgement, limits_of, run, trial_of
 
 force_option = click.option("--force", is_flag=True, help="Serve what nobody approved; on record.")
 
@@ -176,9 +176,14 @@ def rollout_status(model: str, as_json: bool) -> None:
             emit(None, as_json, f"{_line(now)}\nno canary is running")
             return
         version = running[-1].version
-        report = judgement(registry, model, version, Limits(), trial_of(registry, model, version))
+        trial = trial_of(registry, model, version)
+        limits = limits_of(registry, model, trial)
+        report = judgement(registry, model, version, limits or Limits(), trial)
         rows = [[check.name, check.verdict, check.detail] for check in report.checks]
-        text = f"{_line(now)}\n{model}@{version}: {report.verdict}\n" + table(["CHECK", "VERDICT", "DETAIL"], rows)
+        whose = "the rollout's own limits" if limits else "the usual limits; no rollout set this share"
+        text = f"{_line(now)}\n{model}@{version}: {report.verdict} (by {whose})\n" + table(
+            ["CHECK", "VERDICT", "DETAIL"], rows
+        )
         emit(report.model_dump(mode="json") | {"verdict": report.verdict}, as_json, text)
 
 

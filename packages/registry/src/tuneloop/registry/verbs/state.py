@@ -18,6 +18,7 @@ def status(as_json: bool) -> None:
         routes = list(current.values())
         engines, gateways = registry.fleet.engines(), registry.fleet.gateways()
         alerts, requests = registry.episodes.all(open_only=True), registry.retraining.all(open_only=True)
+        cannot_be_read = [row for rows in (engines, gateways, alerts, requests) for row in rows.unreadable]
         parts = [
             table(
                 ["MODEL", "REVISION", "SPLIT (BP)", "BY"],
@@ -52,8 +53,8 @@ def status(as_json: bool) -> None:
             table(["RETRAINING", "MODEL", "STATE", "ROWS"], [[r.id, r.model, r.state, r.rows] for r in requests]),
         ]
         value = {"routes": routes, "engines": engines, "gateways": gateways, "alerts": alerts, "retraining": requests}
-        value["unreadable"] = [*current.unreadable.values(), *engines.unreadable, *gateways.unreadable]
-        parts += [f"cannot be read: {row}" for row in (*engines.unreadable, *gateways.unreadable)]
+        value["unreadable"] = [*current.unreadable.values(), *cannot_be_read]
+        parts += [f"cannot be read: {row}" for row in cannot_be_read]
         emit(value, as_json, "\n\n".join(parts))
 
 
@@ -73,7 +74,7 @@ def trace(request_id: str, as_json: bool) -> None:
 
 @click.command()
 @click.argument("model")
-@click.option("--newest", type=int, help="Only so many, the newest.")
+@click.option("--newest", type=click.IntRange(min=1), help="Only so many, the newest.")
 @json_option
 def requests(model: str, newest: int | None, as_json: bool) -> None:
     """List a model's requests in order of time, without their text."""
@@ -101,7 +102,7 @@ def requests(model: str, newest: int | None, as_json: bool) -> None:
 
 @click.command()
 @click.argument("subject", required=False)
-@click.option("--limit", default=50, show_default=True)
+@click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True)
 @json_option
 def audit(subject: str | None, limit: int, as_json: bool) -> None:
     """List who did what, the newest first.
@@ -110,8 +111,18 @@ def audit(subject: str | None, limit: int, as_json: bool) -> None:
     """
     with Registry.open() as registry:
         found = registry.audit.entries(subject, limit)
-        rows = [[e.id, f"{e.at:%Y-%m-%d %H:%M:%S}", e.actor, e.action, e.subject] for e in found]
-        emit(found, as_json, table(["ID", "AT (UTC)", "ACTOR", "ACTION", "SUBJECT"], rows))
+        rows = [
+            [
+                e.id,
+                f"{e.at:%Y-%m-%d %H:%M:%S}",
+                e.actor,
+                e.action,
+                e.subject,
+                e.detail.get("note", e.detail.get("reason")),
+            ]
+            for e in found
+        ]
+        emit(found, as_json, table(["ID", "AT (UTC)", "ACTOR", "ACTION", "SUBJECT", "REASON"], rows))
 
 
 @click.group()

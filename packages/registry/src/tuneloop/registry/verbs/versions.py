@@ -6,7 +6,7 @@ import click
 
 from tuneloop.registry.facade import Registry
 from tuneloop.registry.nouns import Version, parse_version_name
-from tuneloop.registry.printing import emit, json_option, table
+from tuneloop.registry.printing import by_option, emit, json_option, reason_option, table
 
 
 @click.command()
@@ -109,8 +109,8 @@ def gate(version: str, as_json: bool) -> None:
 
 @click.command()
 @click.argument("version")
-@click.option("--by", required=True, help="Who answers for it.")
-@click.option("--reason", required=True, help="Why; kept for ever.")
+@by_option
+@reason_option
 def approve(version: str, by: str, reason: str) -> None:
     """Answer for a version, so that it may serve."""
     model, number = parse_version_name(version)

@@ -1,7 +1,8 @@
 """The engine agent: wanted state from the registry, actual state from vLLM, and a heartbeat that tells the difference.
 
 Four loops on one event loop: supervise vLLM, look at the registry, reconcile adapters, send heartbeats. Invariants:
-`ready` is said only once every wanted adapter is ready or known to fail; a registry that is away stops nothing.
+`ready` is said only once every wanted adapter is ready or known to fail; a registry that is away stops nothing, and no
+call that hangs holds up a heartbeat, which has a thread of its own.
 """
 
 from __future__ import annotations
@@ -9,8 +10,10 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import Literal, ParamSpec, TypeVar
 
 from tuneloop.registry.errors import InvalidInput, Unavailable
@@ -114,15 +117,16 @@ class Agent:
         )
 
     async def _beat_for_ever(self) -> None:
-        while not self._left:
-            self._keeper.changed.clear()
-            await self._with_registry(self._watch.beat, self.state())
-            with suppress(TimeoutError):  # time for the next beat, news or not
-                await asyncio.wait_for(self._keeper.changed.wait(), _BEAT_EVERY_S)
+        with ThreadPoolExecutor(1, "heartbeat") as thread:
+            while not self._left:
+                self._keeper.changed.clear()
+                await self._with_registry(thread, self._watch.beat, self.state())
+                with suppress(TimeoutError):  # time for the next beat, news or not
+                    await asyncio.wait_for(self._keeper.changed.wait(), _BEAT_EVERY_S)
 
     async def _look_for_ever(self) -> None:
         while True:
-            sight = await self._with_registry(self._watch.look)
+            sight = await self._with_registry(None, self._watch.look)
             if sight is not None:
                 self._sight = sight
             elif self._sight is not None:
@@ -144,10 +148,12 @@ class Agent:
                         self._say(told)
             await asyncio.sleep(self._settings.reconcile_every_s if self._keeper.ready else _RESTORE_EVERY_S)
 
-    async def _with_registry(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
+    async def _with_registry(
+        self, threads: Executor | None, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+    ) -> T | None:
         """The call's result, or None while the registry is away, which is said once."""
         try:
-            result = await asyncio.to_thread(call, *args, **kwargs)
+            result = await asyncio.get_running_loop().run_in_executor(threads, partial(call, *args, **kwargs))
         except Exception as error:  # noqa: BLE001 (whatever ails database or MLflow, serving goes on; it is said and kept)
             if not self._away:
                 self._say(f"the registry is away, serving on with what was wanted last: {error}")

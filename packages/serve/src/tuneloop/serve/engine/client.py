@@ -64,12 +64,13 @@ class EngineClient:
         """Have one token made: warms an adapter, proves that the engine moves.
 
         Raises:
+            InvalidInput: vLLM answers with an error; says which.
             Unavailable: none came in time.
         """
         body = {"model": model, "prompt": "Hello", "max_tokens": 1, "temperature": 0}
         status, said = await self._ask("POST", "/v1/completions", body, timeout_s=timeout_s)
         if status != 200:
-            raise Unavailable(f"vLLM gives no token of {model} ({status}): {_message(said)}")
+            raise InvalidInput(f"vLLM gives no token of {model} ({status}): {_message(said)}")
 
     async def pulse(self) -> Pulse:
         """One look at health and progress; never raises, silence is an answer too."""

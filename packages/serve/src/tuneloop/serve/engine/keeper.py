@@ -1,19 +1,23 @@
 """Takes the steps of the plan: fetches, checks, loads, warms, drains and unloads adapters, one load at a time.
 
-Each step ends in a new `Held`; a refusal becomes `failed` with its reason and is tried again with growing pauses. Files
-are never deleted while vLLM may read them, which it may as long as it lives.
+Each step ends in a new `Held`; a refusal becomes `failed` with its reason and is tried again with growing pauses, but
+not an adapter that vLLM died of twice: each death ends everybody's answers. Files are never deleted while vLLM may read
+them, which it may as long as it lives.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import shutil
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-from tuneloop.registry.errors import InvalidInput
+from tuneloop.registry.errors import InvalidInput, Unavailable
 from tuneloop.registry.nouns import AdapterState, Version
 from tuneloop.serve.engine import adapters
 from tuneloop.serve.engine.client import EngineClient
@@ -24,6 +28,8 @@ from tuneloop.serve.engine.wanted import RegistryWatch, Sight
 
 _WARM_S = 60.0
 _LONGEST_RETRY_S = 300.0
+_FETCHES = 4  # at a time
+_DEATHS = 2  # of vLLM at one adapter's loading, before that adapter is given up
 
 
 class Keeper:
@@ -49,15 +55,30 @@ class Keeper:
         self._say = say
         self.changed = asyncio.Event()  # set at every change of `held` or `ready`
         self._fetches: dict[str, asyncio.Task[None]] = {}
+        self._threads = ThreadPoolExecutor(_FETCHES, "fetch")  # of its own: a fetch may hang for minutes
+        self._at_work = ""  # the adapter being loaded or warmed: the one to blame if vLLM dies now
+        self._deaths: Counter[str] = Counter()  # version name → lives of vLLM that ended with its loading
         self.held: dict[str, Held] = {}
         self.ready = False
 
     def reborn(self) -> None:
         """A new vLLM has started, with nothing loaded: bring everything in again before `ready` is said."""
         self.ready = False
+        if self._at_work:
+            self._deaths[self._at_work] += 1
+            self._at_work = ""
         self.held = {
             name: Held(AdapterState.LOADING, held.path) for name, held in self.held.items() if held.path is not None
         }
+        for name, deaths in self._deaths.items():
+            if deaths >= _DEATHS:
+                reason = (
+                    f"vLLM died {deaths} times while it loaded this adapter; take it off the route, or train it anew"
+                )
+                self._say(f"{name} is given up: {reason}")
+                self.held[name] = Held(
+                    AdapterState.FAILED, since_s=time.monotonic(), retry_at_s=math.inf, reason=reason
+                )
         self.changed.set()
 
     async def step(self, sight: Sight) -> None:
@@ -91,6 +112,7 @@ class Keeper:
         for task in self._fetches.values():
             task.cancel()
         await asyncio.gather(*self._fetches.values(), return_exceptions=True)
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
     def collect(self, sight: Sight | None) -> None:
         """Delete fetched files that nothing wants; only while no vLLM runs."""
@@ -109,7 +131,7 @@ class Keeper:
         elif action.step is Step.LOAD:
             await self._load(name, held, loaded)
         elif action.step is Step.WARM:
-            await self._warm(name, held, 0.0)
+            await self._warm(name, held, 0.0, loaded)
         elif action.step is Step.RESUME:
             self.held[name] = replace(held, state=AdapterState.READY, since_s=time.monotonic())
             self._say(f"{name} is wanted again")
@@ -123,13 +145,15 @@ class Keeper:
             self._say(f"unloaded {name}" + (f" ({action.reason})" if action.reason else ""))
         elif action.step is Step.FORGET:
             self.held.pop(name, None)
+            self._deaths.pop(name, None)
         else:
             self._fail(name, held, action.reason)
 
     async def _fetch(self, version: Version) -> None:
         failures = self.held[version.name].failures
         try:
-            path = await asyncio.to_thread(self._fetch_and_check, version)
+            loop = asyncio.get_running_loop()
+            path = await loop.run_in_executor(self._threads, self._fetch_and_check, version)
             self.held[version.name] = Held(AdapterState.LOADING, path, time.monotonic(), failures)
         except Exception as error:  # noqa: BLE001 (MLflow and disks fail in many ways; the reason is kept, said and retried)
             self._fail(version.name, self.held[version.name], str(error))
@@ -147,19 +171,43 @@ class Keeper:
         began = time.monotonic()
         try:
             check_room(self._settings, len(loaded))
-            await self._client.load(name, held.path)
+            await self._blamed(name, self._client.load(name, held.path))
         except InvalidInput as error:
             self._fail(name, held, str(error))
             return
         loaded.add(name)
         self.held[name] = replace(held, state=AdapterState.LOADING)
-        await self._warm(name, held, time.monotonic() - began)
+        await self._warm(name, held, time.monotonic() - began, loaded)
 
-    async def _warm(self, name: str, held: Held, load_s: float) -> None:
+    async def _warm(self, name: str, held: Held, load_s: float, loaded: set[str]) -> None:
         began = time.monotonic()
-        await self._client.one_token(name, _WARM_S)
+        try:
+            await self._blamed(name, self._client.one_token(name, _WARM_S))
+        except InvalidInput as error:
+            self._fail(name, held, str(error))
+            await self._client.unload(name)  # its slot is another's while it waits to be tried again
+            loaded.discard(name)
+            return
+        self._deaths.pop(name, None)
         self.held[name] = Held(AdapterState.READY, held.path, time.monotonic())
         self._say(f"loaded {name} in {load_s:.2f} s, warmed in {time.monotonic() - began:.2f} s")
+
+    async def _blamed(self, name: str, work: Awaitable[None]) -> None:
+        """Do the work; whose it was stays known until vLLM has answered and lives.
+
+        Raises:
+            InvalidInput: vLLM refuses it and is well.
+            Unavailable: vLLM does not answer, or dies of it: its answers to what was running are errors, too.
+        """
+        self._at_work = name
+        try:
+            await work
+        except InvalidInput as error:
+            if not (await self._client.pulse()).healthy:
+                raise Unavailable(str(error)) from None
+            self._at_work = ""
+            raise
+        self._at_work = ""
 
     def _fail(self, name: str, held: Held, reason: str) -> None:
         pause_s = min(2.0 ** (held.failures + 1), _LONGEST_RETRY_S)

@@ -11,9 +11,12 @@ from pydantic import Field, model_validator
 
 from tuneloop.registry.errors import InvalidInput
 from tuneloop.registry.settings import Section
+from tuneloop.serve.urls import http_url
 
 EngineDtype = Literal["auto", "float32", "bfloat16", "float16"]
 RESERVED_SLOTS = 1  # vLLM's CPU LoRA path reads the last slot for base requests, so no adapter may sit in it
+STOP_MARGIN_S = 10.0  # for vLLM to end once nothing is running
+_LEAVE_S = 10.0  # for its processes to be gone and the last heartbeat to be sent
 _ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
 _EVERYWHERE = {"0.0.0.0", "::", ""}  # noqa: S104 (recognised here, never bound by default)
 
@@ -58,14 +61,19 @@ class EngineSettings(Section):
     @property
     def local_url(self) -> str:
         """Where the agent itself reaches vLLM."""
-        return f"http://{'127.0.0.1' if self.host in _EVERYWHERE else self.host}:{self.port}"
+        return http_url("127.0.0.1" if self.host in _EVERYWHERE else self.host, self.port)
 
     @property
     def public_url(self) -> str:
         """Where gateways reach vLLM."""
         if self.advertise_url:
             return self.advertise_url.rstrip("/")
-        return f"http://{socket.gethostname() if self.host in _EVERYWHERE else self.host}:{self.port}"
+        return http_url(socket.gethostname() if self.host in _EVERYWHERE else self.host, self.port)
+
+    @property
+    def stop_timeout_s(self) -> float:
+        """vLLM finishes what is running, for `drain_timeout_s`, and is ended; then the engine leaves the registry."""
+        return self.drain_timeout_s + STOP_MARGIN_S + _LEAVE_S
 
     @property
     def usable_slots(self) -> int:

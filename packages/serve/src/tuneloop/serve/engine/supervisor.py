@@ -13,18 +13,17 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
-from tuneloop.registry.errors import Conflict, Unavailable
+from tuneloop.registry.errors import Conflict, InvalidInput, Unavailable
 from tuneloop.serve.engine.client import EngineClient
 from tuneloop.serve.engine.health import HealthWatch, Verdict
 from tuneloop.serve.engine.launch import Launch
 from tuneloop.serve.engine.ports import ensure_port_free
 from tuneloop.serve.engine.process import EngineProcess
-from tuneloop.serve.engine.settings import EngineSettings
+from tuneloop.serve.engine.settings import STOP_MARGIN_S, EngineSettings
 
 _LOOK_EVERY_S = 1.0
 _LONGEST_PAUSE_S = 60.0
 _LONG_LIFE_S = 600.0  # a run this long forgives the failures before it
-_STOP_MARGIN_S = 10.0
 
 
 class Supervisor:
@@ -85,7 +84,7 @@ class Supervisor:
 
     async def stop(self) -> None:
         """Let vLLM finish what is running, then end it for certain."""
-        patience_s = _STOP_MARGIN_S + (self._settings.drain_timeout_s if self.up else 0.0)
+        patience_s = STOP_MARGIN_S + (self._settings.drain_timeout_s if self.up else 0.0)
         self.phase = "down"
         if self._process is not None:
             await asyncio.to_thread(self._process.stop, patience_s)
@@ -140,7 +139,7 @@ class Supervisor:
                 asking.cancel()
 
     async def _ask(self) -> None:
-        with suppress(Unavailable):  # what counts is whether tokens move, which the watch sees
+        with suppress(InvalidInput, Unavailable):  # what counts is whether tokens move, which the watch sees
             await self._client.one_token(self._base, self._settings.hang_timeout_s)
 
     async def _end(self) -> None:

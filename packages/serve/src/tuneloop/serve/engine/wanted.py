@@ -14,8 +14,9 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from tuneloop.registry import Registry
-from tuneloop.registry.errors import InvalidInput, TuneloopError
+from tuneloop.registry.errors import InvalidInput, TuneloopError, Unavailable
 from tuneloop.registry.files import OWNER_ONLY, write_atomically
+from tuneloop.registry.hurry import LOOKUP_TIMEOUT_S, mlflow_within
 from tuneloop.registry.nouns import EngineState, Route, Version, version_name
 from tuneloop.serve.engine.adapters import Base, wrong_base
 from tuneloop.serve.engine.reconcile import Gateways
@@ -87,13 +88,18 @@ class RegistryWatch:
         routes = self.registry.routes.current_all()
         strange: dict[str, str] = {}
         found: list[tuple[int, Version]] = []
+        away = ""  # why MLflow does not answer: then no other version is asked for in this look
         for route in routes.values():
             for arm in route.arms:
                 name = version_name(route.model, arm.version)
+                if away and name not in self._known:
+                    strange[name] = away
+                    continue
                 try:
                     version = self._version(route.model, arm.version)
                 except TuneloopError as error:
                     strange[name] = str(error)
+                    away = str(error) if isinstance(error, Unavailable) else ""
                     continue
                 if why := wrong_base(version, self._base):
                     strange[name] = "; ".join(why)
@@ -125,7 +131,8 @@ class RegistryWatch:
     def _version(self, model: str, number: int) -> Version:
         name = version_name(model, number)
         if name not in self._known:
-            self._known[name] = self.registry.versions.get(model, number)
+            registry = self.registry
+            self._known[name] = mlflow_within(registry, lambda: registry.versions.get(model, number), LOOKUP_TIMEOUT_S)
         return self._known[name]
 
     def _gateways(self, routes: dict[str, Route], strange: dict[str, str]) -> Gateways | None:

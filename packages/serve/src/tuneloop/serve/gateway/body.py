@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 REFUSED = {
     "prompt_logprobs": "it can exhaust an engine's memory on long prompts",
-    "prompt_embeds": "embeddings cannot be read by the input guards",
+    "prompt_embeds": "embeddings are no text, which is what this gateway checks and records",
     "kv_transfer_params": "it steers the engine's cache",
     "ec_transfer_params": "it steers the engine's cache",
     "vllm_xargs": "it steers engine extensions",

@@ -47,7 +47,7 @@ class ApiError(TuneloopError):
 
 def error_body(status: int, message: str, *, code: str | None, param: str | None = None) -> bytes:
     """The OpenAI-shaped JSON of an error."""
-    kind = "server_error" if status >= 500 else "rate_limit_error" if status == 429 else "invalid_request_error"
+    kind = "server_error" if status >= 500 else "invalid_request_error"
     return msgspec.json.encode({"error": {"message": message, "type": kind, "param": param, "code": code}})
 
 

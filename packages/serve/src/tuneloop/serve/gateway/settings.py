@@ -8,6 +8,9 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from tuneloop.registry.settings import Section
+from tuneloop.serve.urls import http_url
+
+_STOP_MARGIN_S = 10.0  # to leave the registry's list and close connections
 
 
 class GatewaySettings(Section):
@@ -47,6 +50,11 @@ class GatewaySettings(Section):
         return self.id or f"{socket.gethostname()}-{self.port}"
 
     @property
+    def stop_timeout_s(self) -> float:
+        """Streams end, records are stored with their text, then without; each has `drain_s`."""
+        return 3 * self.drain_s + _STOP_MARGIN_S
+
+    @property
     def url(self) -> str:
         """Where it listens."""
-        return f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
+        return http_url(self.host, self.port)

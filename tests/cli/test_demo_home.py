@@ -1,0 +1,54 @@
+"""The demo empties its own folder and nobody else's."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import click
+import pytest
+
+from tuneloop.cli.demo.home import empty_home
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_a_folder_that_no_demo_made_loses_nothing(tmp_path: Path) -> None:
+    (tmp_path / "bases").mkdir()
+    (tmp_path / ".git").mkdir()
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(click.ClickException, match=r"was not made by the demo.*give --home a new or empty folder"):
+        empty_home(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"bases", ".git", "thesis.tex"}
+
+
+@pytest.mark.parametrize("before", [None, "", "bases"], ids=["new", "empty", "only bases"])
+def test_a_folder_the_demo_filled_is_emptied_but_for_the_base(tmp_path: Path, before: str | None) -> None:
+    home, elsewhere = tmp_path / "home", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "mine").touch()
+    if before is not None:
+        (home / before).mkdir(parents=True)
+    empty_home(home)
+    (home / "bases" / "smollm2").mkdir(parents=True)
+    (home / "logs").mkdir()
+    (home / "logs" / "engine.log").touch()
+    (home / "evidence.json").touch()
+    (home / "link").symlink_to(elsewhere)
+    for _ in range(2):
+        empty_home(home)
+        assert {path.name for path in home.iterdir()} == {"bases", ".tuneloop-demo"}
+    assert (home / "bases" / "smollm2").is_dir()
+    assert (elsewhere / "mine").exists()
+
+
+def test_a_place_where_no_folder_can_be_made_is_one_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(click.ClickException, match=r"file.* cannot be made or emptied .*--home"):
+        empty_home(tmp_path / "file" / "home")
+
+
+def test_make_clean_removes_the_demo_and_no_other_state() -> None:
+    said = subprocess.run(["make", "-n", "clean"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    assert ".tuneloop/demo" in said
+    assert ".tuneloop" not in said
