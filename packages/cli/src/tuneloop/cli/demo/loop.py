@@ -247,7 +247,7 @@ class Demo:
         )
 
     def _trace(self) -> str:
-        request = self._running_traffic().tally.last_request_id
+        request = self._running_traffic().tally.last_answered[f"{MODEL}@2"]
         wait_until(
             "the last record",
             lambda: any(r["id"] == request for r in self._verb("requests", MODEL, "--newest", "50")),

@@ -58,7 +58,7 @@ class Tally:
     latencies_ms: list[float] = field(default_factory=list)
     failures: Counter[str] = field(default_factory=Counter)
     streams: list[Stream] = field(default_factory=list)
-    last_request_id: str = ""
+    last_answered: dict[str, str] = field(default_factory=dict)  # name of a version → id of its last answer
 
     def streams_at(self, at: datetime, window_s: float) -> tuple[int, int]:
         """(streams open at that moment, streams among them and those begun within `window_s` that broke)."""
@@ -138,7 +138,7 @@ class Traffic:
                 stream=stream,
                 extra_headers={"x-tuneloop-unit": f"user-{self._random.randrange(USERS)}"},
             )
-            request_id = asked.headers["x-request-id"]
+            request_id, version = asked.headers["x-request-id"], asked.headers["x-tuneloop-version"]
             if stream:
                 opened_at = datetime.now(UTC)
                 answer, finished = "", False
@@ -159,7 +159,7 @@ class Traffic:
             if opened_at is not None:
                 self.tally.streams.append(Stream(opened_at, datetime.now(UTC), broken))
         self.tally.latencies_ms.append(1_000 * (time.monotonic() - began))
-        self.tally.last_request_id = request_id
+        self.tally.last_answered[version] = request_id
         await self._say(feedback, request_id, answer, question)
 
     async def _say(self, feedback: httpx.AsyncClient, request_id: str, answer: str, question: Question) -> None:
