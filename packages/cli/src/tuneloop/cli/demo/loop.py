@@ -176,7 +176,7 @@ class Demo:
     def _drift(self) -> str:
         traffic = self._running_traffic()
         self._drift_began = datetime.now(UTC)
-        traffic.begin(self._questions("sqlalchemy"))
+        traffic.begin(self._questions("sqlalchemy"), self._scale.drifting_users)
         requests: list[dict[str, Any]] = []
 
         def seen_and_filed() -> bool:

@@ -16,6 +16,7 @@ class Scale:
     window: int  # records it judges at a time
     mean_run_length: int  # records between false alarms
     quiet_requests: int  # before the drift
+    drifting_users: int  # who ask at once while the monitor reads along on the same engine
     hold_s: float  # on each step of the canary
     min_samples: int  # answered by the canary at each step
     margin: float  # how much worse feedback may be
@@ -34,6 +35,7 @@ FULL = Scale(
     window=40,
     mean_run_length=10_000,
     quiet_requests=146,
+    drifting_users=8,
     hold_s=10,
     min_samples=5,
     margin=0.15,
@@ -49,7 +51,8 @@ QUICK = Scale(
     window=40,
     mean_run_length=2_000,
     quiet_requests=102,
-    hold_s=5,
+    drifting_users=5,
+    hold_s=3,
     min_samples=2,
     margin=0.2,
     error_margin=0.15,

@@ -22,6 +22,7 @@ import httpx
 from openai import AsyncOpenAI, OpenAIError
 
 USERS = 200
+USERS_AT_ONCE = 8
 CORRECT_BELOW = 0.9
 
 
@@ -78,12 +79,10 @@ def token_f1(answer: str, truth: str) -> float:
 class Traffic:
     """A load of questions from a thread of its own; `tally` may be read at any time."""
 
-    def __init__(
-        self, base_url: str, api_key: str, model: str, *, max_tokens: int, concurrency: int = 8, seed: int = 7
-    ) -> None:
+    def __init__(self, base_url: str, api_key: str, model: str, *, max_tokens: int, seed: int = 7) -> None:
         self.tally = Tally()
         self._url, self._key, self._model = base_url, api_key, model
-        self._concurrency, self._max_tokens = concurrency, max_tokens
+        self._max_tokens = max_tokens
         self._random = random.Random(seed)
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -91,12 +90,12 @@ class Traffic:
     def ask(self, questions: Sequence[Question], count: int) -> None:
         """Ask `count` questions and return when all are answered."""
         self._stop.clear()
-        asyncio.run(self._work(questions, count))
+        asyncio.run(self._work(questions, count, USERS_AT_ONCE))
 
-    def begin(self, questions: Sequence[Question]) -> None:
-        """Ask without end in the background, until `end`."""
+    def begin(self, questions: Sequence[Question], users: int = USERS_AT_ONCE) -> None:
+        """Ask without end in the background, so many users at once, until `end`."""
         self._stop.clear()
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._work(questions, None)))
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._work(questions, None, users)))
         self._thread.start()
 
     def end(self) -> None:
@@ -106,7 +105,7 @@ class Traffic:
             self._thread.join()
             self._thread = None
 
-    async def _work(self, questions: Sequence[Question], count: int | None) -> None:
+    async def _work(self, questions: Sequence[Question], count: int | None, users: int) -> None:
         left = count
 
         async def user() -> None:
@@ -122,7 +121,7 @@ class Traffic:
                 base_url=self._url, headers={"authorization": f"Bearer {self._key}"}, timeout=30
             ) as feedback,
         ):
-            await asyncio.gather(*(user() for _ in range(self._concurrency)))
+            await asyncio.gather(*(user() for _ in range(users)))
 
     async def _one(self, client: AsyncOpenAI, feedback: httpx.AsyncClient, question: Question, *, stream: bool) -> None:
         self.tally.sent += 1
