@@ -54,6 +54,16 @@ def test_nothing_unapproved_serves_unless_forced_on_record(two_versions: Registr
     assert two_versions.audit.entries("bot")[0].detail["forced"] is True
 
 
+def test_whole_weights_get_no_share_since_no_gateway_could_route_to_them(
+    two_versions: Registry, tmp_path: Path
+) -> None:
+    publish_version(two_versions, tmp_path / "v3", kind="full")
+    two_versions.gates.approve("bot", 3, by="ada", reason="test")
+    with pytest.raises(Refused, match="bot@3: whole weights, and the gateway routes to adapters only"):
+        promote(two_versions, "bot", 3, CHANGE)
+    assert two_versions.routes.current("bot").revision == 1
+
+
 def test_promotion_keeps_the_former_champion_loaded_and_rollback_returns_to_it(two_versions: Registry) -> None:
     assert promote(two_versions, "bot", 2, CHANGE).split == {1: 0, 2: 10_000}
     assert two_versions.versions.aliases("bot")["champion"] == 2

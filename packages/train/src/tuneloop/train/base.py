@@ -14,7 +14,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from hashlib import file_digest
+from hashlib import file_digest, sha256
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -144,7 +144,8 @@ def _converted(gguf: Path, source: str, bases_root: Path) -> Base:
     with gguf.open("rb") as file:
         digest = f"sha256:{file_digest(file, 'sha256').hexdigest()}"
     manifest = {"source": source, "digest": digest}
-    return _made_once(bases_root / converted_name(gguf), manifest, lambda folder: _convert(gguf, folder))
+    target = _place(bases_root, converted_name(gguf), digest)
+    return _made_once(target, manifest, lambda folder: _convert(gguf, folder))
 
 
 def _downloaded(hub_id: str, bases_root: Path) -> Base:
@@ -161,7 +162,21 @@ def _downloaded(hub_id: str, bases_root: Path) -> Base:
             ) from error
         shutil.rmtree(folder / ".cache", ignore_errors=True)
 
-    return _made_once(bases_root / hub_id.split("/")[1].lower(), {"source": hub_id, "digest": hub_id}, download)
+    target = _place(bases_root, hub_id.split("/")[1].lower(), hub_id)
+    return _made_once(target, {"source": hub_id, "digest": hub_id}, download)
+
+
+def _place(bases_root: Path, name: str, digest: str) -> Path:
+    """The folder for a base: `name`, or, where that holds another one of this name, `name` and a mark of its source."""
+    plain = bases_root / name
+    if not plain.is_dir() or _made_from(plain) == digest:
+        return plain
+    return bases_root / f"{name}-{sha256(digest.encode()).hexdigest()[:8]}"
+
+
+def _made_from(folder: Path) -> str:
+    found = folder / MANIFEST
+    return str(json.loads(found.read_text())["digest"]) if found.is_file() else "something unknown"
 
 
 def _made_once(target: Path, manifest: dict[str, str], make: Callable[[Path], None]) -> Base:
@@ -178,9 +193,7 @@ def _made_once(target: Path, manifest: dict[str, str], make: Callable[[Path], No
             except OSError:
                 if not target.is_dir():  # otherwise another process was first, with the same content
                     raise
-    found = target / MANIFEST
-    known = json.loads(found.read_text())["digest"] if found.is_file() else "something unknown"
-    if known != manifest["digest"]:
+    if (known := _made_from(target)) != manifest["digest"]:
         raise InvalidInput(
             f"{target} was made from {known}, not from {manifest['source']} ({manifest['digest']}); "
             "move it away to make it anew"

@@ -53,7 +53,10 @@ def recipe_new(path: Path, like: str) -> None:
     from tuneloop.train.recipe.named import write_new
 
     write_new(path, like)
-    click.echo(f"{path} is written; point data.train and evaluate.sets at your files, then `tuneloop train {path}`")
+    click.echo(
+        f"{path} is written; point data.train, data.validation (or delete it) and evaluate.sets at your files, "
+        f"then `tuneloop train {path}`"
+    )
 
 
 @recipe.command("schema")
