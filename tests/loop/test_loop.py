@@ -27,7 +27,7 @@ from tuneloop.registry.settings import RegistrySettings
 from tuneloop.serve.gateway.exchange import unit_hash
 
 ROOT = Path(__file__).parents[2]
-pytestmark = [pytest.mark.loop, pytest.mark.engine, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.loop, pytest.mark.engine, pytest.mark.timeout(1_500)]
 Json = dict[str, Any]
 
 
@@ -37,7 +37,7 @@ def home(tmp_path_factory: pytest.TempPathFactory, smollm2: Path) -> Path:
     home = tmp_path_factory.mktemp("loop")
     shutil.copytree(smollm2, home / "bases" / smollm2.name)
     command = [sys.executable, "-m", "tuneloop.cli", "demo", "--quick", "--home", str(home)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=880)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=1_440)
     assert done.returncode == 0, f"{done.stdout[-6000:]}\n{done.stderr[-3000:]}"
     return home
 
