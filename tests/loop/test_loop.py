@@ -37,8 +37,13 @@ def home(tmp_path_factory: pytest.TempPathFactory, smollm2: Path) -> Path:
     home = tmp_path_factory.mktemp("loop")
     shutil.copytree(smollm2, home / "bases" / smollm2.name)
     command = [sys.executable, "-m", "tuneloop.cli", "demo", "--quick", "--home", str(home)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=1_440)
-    assert done.returncode == 0, f"{done.stdout[-6000:]}\n{done.stderr[-3000:]}"
+    demo = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        said, _ = demo.communicate(timeout=1_380)
+    except subprocess.TimeoutExpired:
+        demo.send_signal(signal.SIGINT)  # killed, it would leave its processes behind
+        said, _ = demo.communicate(timeout=90)
+    assert demo.returncode == 0, said[-8_000:]
     return home
 
 
