@@ -20,6 +20,7 @@ TWENTY_MODULES = (
     *("abc", "ast", "bisect", "calendar", "csv", "dis", "enum", "glob", "heapq", "io"),
     *("json", "math", "os", "pathlib", "queue", "re", "shlex", "string", "time", "uuid"),
 )
+LONG = 240  # tokens of a stream that must outlast the loading of an adapter
 GREEDY: dict[str, Any] = {"temperature": 0.0, "max_tokens": 8}
 
 
@@ -89,7 +90,7 @@ def test_what_vllm_refuses_reaches_the_client_as_its_own_error(gateway: Address)
 def test_a_hot_loaded_version_breaks_no_stream_and_takes_over(gateway: Address, engine_agent: EngineAgent) -> None:
     engine_agent.serve({1: 10_000})
     slot = f"{engine_agent.id}|{MODEL}@1"
-    long: dict[str, Any] = {"max_tokens": 80, "extra_body": {"ignore_eos": True}}
+    long: dict[str, Any] = {"max_tokens": LONG, "extra_body": {"ignore_eos": True}}
     with gateway.client() as client, ThreadPoolExecutor(3) as pool:
         streams = [pool.submit(streamed, client, MODEL, QUESTIONS[0], **long) for _ in range(3)]
         until(lambda: engine_agent.registry.fleet.gateways()[0].in_flight == {slot: 3})
@@ -102,8 +103,8 @@ def test_a_hot_loaded_version_breaks_no_stream_and_takes_over(gateway: Address, 
         assert gateway.chat(model=MODEL, max_tokens=1).headers["x-tuneloop-version"] == f"{MODEL}@2"
         said = {stream.result() for stream in streams}
     assert len(said) == 1
-    assert len(said.pop()) > 80
-    records = until(lambda: len(found := served(engine_agent, tokens=80)) == 3 and found)
+    assert len(said.pop()) > LONG
+    records = until(lambda: len(found := served(engine_agent, tokens=LONG)) == 3 and found)
     assert {(record.served_version, record.status) for record in records} == {(1, 200)}
 
 
