@@ -57,8 +57,8 @@ QUICK = Scale(
     margin=0.2,
     error_margin=0.15,
     max_tokens=16,
-    drift_timeout_s=480,
-    retrain_timeout_s=800,
+    drift_timeout_s=240,
+    retrain_timeout_s=400,
     rows={"test": 30, "validation": 8, "train": 400},
     recipe={
         "run": {"steps": 10, "batch_size": 4, "micro_batch": 4},
