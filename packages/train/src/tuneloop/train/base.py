@@ -8,7 +8,6 @@ downloaded. The folder appears by a rename, whole or not at all.
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import tempfile
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tuneloop.registry.errors import InvalidInput, Unavailable
+from tuneloop.registry.files import sync
 from tuneloop.registry.nouns import Version
 from tuneloop.train.data.templates import templated
 
@@ -228,5 +228,4 @@ def _forget_where_it_was_made(config: Path) -> None:
 def _flush(folder: Path) -> None:
     for path in sorted(folder.rglob("*")):
         if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
+            sync(path)

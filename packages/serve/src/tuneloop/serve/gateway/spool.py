@@ -19,7 +19,7 @@ from typing import Generic, TypeVar
 
 from pydantic import ValidationError
 
-from tuneloop.registry.files import sync_folder
+from tuneloop.registry.files import sync
 from tuneloop.registry.nouns import Noun
 from tuneloop.serve.gateway.link import cause_of
 
@@ -90,7 +90,7 @@ class Spool(Generic[NounT]):
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         with os.fdopen(descriptor, "wb", buffering=0) as file:
             _write_durably(file, b"".join(lines))
-        sync_folder(self._folder)
+        sync(self._folder)
 
     def try_aside_again(self) -> None:
         """Let the next replay try what was set aside."""
@@ -108,7 +108,7 @@ class Spool(Generic[NounT]):
         self._folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(self._new_path(), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
         self._file = os.fdopen(descriptor, "wb", buffering=0)
-        sync_folder(self._folder)
+        sync(self._folder)
         return self._file
 
     def _new_path(self) -> Path:

@@ -9,7 +9,6 @@ private to the run, compared with their digests first, and loaded by transformer
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tuneloop.registry.artifacts import file_digest
+from tuneloop.registry.files import sync
 
 _MANIFEST = "manifest.json"
 _STATE = "tuneloop.json"
@@ -86,17 +86,17 @@ class CheckpointStore:
         (written / _STATE).write_text(state.model_dump_json(indent=1) + "\n", encoding="utf-8")
         files = sorted(path for path in written.rglob("*") if path.is_file())
         for path in files:
-            _flush(path)
+            sync(path)
         digests = {path.relative_to(written).as_posix(): file_digest(path) for path in files}
         (written / _MANIFEST).write_text(json.dumps({"files": digests}, indent=1) + "\n", encoding="utf-8")
-        _flush(written / _MANIFEST)
+        sync(written / _MANIFEST)
         for folder in {path.parent for path in files}:
-            _flush(folder)
+            sync(folder)
         target = self._folder / f"step-{state.step:08d}"
         if target.exists():  # the same step again, after a rollback or with another micro-batch
             target.rename(self._folder / f"{_STAGING}-replaced")
         written.rename(target)
-        _flush(self._folder)
+        sync(self._folder)
         shutil.rmtree(self._folder / f"{_STAGING}-replaced", ignore_errors=True)
         self._prune(best_step)
         return Checkpoint(target, state)
@@ -145,11 +145,3 @@ def _what_is_wrong(folder: Path) -> str | None:
     except (OSError, ValueError, KeyError, AttributeError, TypeError, ValidationError) as error:
         return f"it cannot be read ({error})"
     return None
-
-
-def _flush(path: Path) -> None:
-    number = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
