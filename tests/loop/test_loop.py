@@ -27,7 +27,7 @@ from tuneloop.registry.settings import RegistrySettings
 from tuneloop.serve.gateway.exchange import unit_hash
 
 ROOT = Path(__file__).parents[2]
-pytestmark = [pytest.mark.loop, pytest.mark.engine, pytest.mark.timeout(1_500)]
+pytestmark = [pytest.mark.loop, pytest.mark.engine, pytest.mark.timeout(900)]
 Json = dict[str, Any]
 
 
@@ -39,10 +39,10 @@ def home(tmp_path_factory: pytest.TempPathFactory, smollm2: Path) -> Path:
     command = [sys.executable, "-m", "tuneloop.cli", "demo", "--quick", "--home", str(home)]
     demo = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
-        said, _ = demo.communicate(timeout=1_380)
+        said, _ = demo.communicate(timeout=840)
     except subprocess.TimeoutExpired:
         demo.send_signal(signal.SIGINT)  # killed, it would leave its processes behind
-        said, _ = demo.communicate(timeout=90)
+        said, _ = demo.communicate(timeout=50)
     assert demo.returncode == 0, said[-8_000:]
     return home
 

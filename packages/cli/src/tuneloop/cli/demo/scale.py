@@ -53,7 +53,7 @@ QUICK = Scale(
     quiet_requests=102,
     drifting_users=5,
     hold_s=3,
-    min_samples=2,
+    min_samples=3,
     margin=0.2,
     error_margin=0.15,
     max_tokens=16,
@@ -63,7 +63,7 @@ QUICK = Scale(
     recipe={
         "run": {"steps": 10, "batch_size": 4, "micro_batch": 4},
         "evaluate": {"generate": 1, "max_new_tokens": 16},
-        "retrain": {"steps": 14, "start_from": "parent", "replay_rows": 80},
+        "retrain": {"steps": 18, "start_from": "parent", "replay_rows": 100},
     },
     policy={"min_rows": 80},
 )
