@@ -14,44 +14,45 @@ ENGINE_PYTHON = Path(__file__).parents[3] / ".venv-engine" / "bin" / "python"
 PROGRAM = f"""
 import torch
 from {GUARD} import install
-from vllm.lora.ops.torch_ops import lora_ops
-from vllm.lora.punica_wrapper import punica_cpu
+from vllm.lora.layers import LoRAMapping
+from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
-theirs = lora_ops.bgmv_shrink, lora_ops.bgmv_expand, lora_ops.bgmv_expand_slice
+theirs = PunicaWrapperCPU.add_lora_linear
 install()
 install()  # once more changes nothing
 torch.manual_seed(0)
-SLOTS, RANK, IN, OUT = 4, 8, 32, 48
-down, up = torch.randn(SLOTS, 1, RANK, IN), torch.randn(SLOTS, 1, OUT, RANK)
-for indices in ([2, 2, 2, 2, 2], [0, 3, -1, 3, 1], [-1, -1, -1, -1, -1], [1]):
-    slots = torch.tensor(indices)
-    x, z, rows = torch.randn(len(slots), IN), torch.randn(len(slots), RANK), len(slots) + 2
-    shrunk, expanded, sliced = torch.ones(rows, RANK), torch.ones(rows, OUT), torch.ones(rows, 2 * OUT)
-    punica_cpu.bgmv_shrink(x, down, shrunk, slots, 0.5)
-    punica_cpu.bgmv_expand(z, up, expanded, slots, True)
-    padded, narrow, anew = torch.ones(rows, OUT + 8), torch.ones(rows, OUT - 8), torch.ones(rows, OUT)
-    punica_cpu.bgmv_expand(z, up, padded, slots, True)
-    punica_cpu.bgmv_expand(z, up, narrow, slots, True)
-    punica_cpu.bgmv_expand(z, up, anew, slots, False)
-    punica_cpu.bgmv_expand_slice(z, up, sliced, slots, OUT, OUT, True)
-    for row, slot in enumerate(indices):
-        low = 0.5 * down[slot, 0] @ x[row] if slot >= 0 else torch.zeros(RANK)
-        high = up[slot, 0] @ z[row] if slot >= 0 else torch.zeros(OUT)
-        torch.testing.assert_close(shrunk[row], low)
-        torch.testing.assert_close(expanded[row], 1 + high)
-        torch.testing.assert_close(padded[row], torch.cat([1 + high, torch.ones(8)]))
-        torch.testing.assert_close(narrow[row], 1 + high[: OUT - 8])
-        torch.testing.assert_close(anew[row], high)
-        torch.testing.assert_close(sliced[row], torch.cat([torch.ones(OUT), 1 + high]))
-    assert (shrunk[len(slots):] == 1).all() and (expanded[len(slots):] == 1).all(), "padding is nobody's"
-    if -1 not in indices and len(indices) > 1:  # there vLLM's own are right
-        for mine, own, weights, given in zip((shrunk, expanded), theirs, (down, up), (x, z)):
-            out = torch.ones(len(slots), mine.shape[1])
-            own(given, weights, out, slots, 0.5 if mine is shrunk else True)
-            torch.testing.assert_close(mine[: len(slots)], out)
-wrong = torch.zeros(1, RANK)
-theirs[0](torch.randn(1, IN), down, wrong, torch.tensor([-1]), 1.0)
-assert (wrong != 0).any(), "vLLM has mended its slot -1: the guard may go"
+SLOTS, RANK, IN, SLICES, SCALE, PADDING = 4, 8, 32, (48, 16), 0.5, 2
+downs = tuple(torch.randn(SLOTS, 1, RANK, IN) for _ in SLICES)
+ups = tuple(torch.randn(SLOTS, 1, width, RANK) for width in SLICES)
+
+
+def wrapper(slots):
+    made = PunicaWrapperCPU(64, 8, "cpu")
+    ids = tuple(slot + 1 for slot in slots)  # an adapter's id; 0 is none
+    made.update_metadata(LoRAMapping(ids, ids, is_prefill=True), [1, 2, 3, 4], SLOTS, 100)
+    return made
+
+
+for slots in ([2, 2, 2, 2, 2], [0, 3, -1, 3, 1], [-1, -1, -1], [1], [1, 1, -1]):
+    rows = len(slots) + PADDING
+    x, y = torch.randn(rows, IN), torch.randn(rows, sum(SLICES))
+    wanted = y.clone()
+    for row, slot in enumerate(slots):
+        if slot >= 0:
+            wanted[row] += SCALE * torch.cat([up[slot, 0] @ down[slot, 0] @ x[row] for down, up in zip(downs, ups)])
+    mine, fewer = y.clone(), y[:1].clone()
+    wrapper(slots).add_lora_linear(mine, x, downs, ups, SCALE, SLICES)
+    torch.testing.assert_close(mine, wanted)
+    assert (mine[len(slots):] == y[len(slots):]).all(), "padding is nobody's"
+    wrapper(slots).add_lora_linear(fewer, x[:1], downs, ups, SCALE, SLICES)
+    torch.testing.assert_close(fewer, wanted[:1])
+    if -1 not in slots:  # there vLLM's own is right
+        own = y[: len(slots)].clone()
+        theirs(wrapper(slots), own, x[: len(slots)], downs, ups, SCALE, SLICES)
+        torch.testing.assert_close(mine[: len(slots)], own)
+wrong = torch.zeros(2, sum(SLICES))
+theirs(wrapper([-1, 0]), wrong, torch.randn(2, IN), downs, ups, SCALE, SLICES)
+assert (wrong[0] != 0).any(), "vLLM has mended its slot -1: that guard may go"
 """
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -13,18 +14,22 @@ from tuneloop.serve.engine.settings import EngineSettings
 from tuneloop.serve.gateway.settings import GatewaySettings
 
 
-def launch(device: Device = "cpu", **changes: object) -> Launch:
+def launch(
+    device: Device = "cpu", *, cores: int = 2, theirs: Mapping[str, str] | None = None, **changes: object
+) -> Launch:
     return build(
         EngineSettings.load(**changes),
         base=Path("/bases/small"),
         python=Path("/env/bin/python"),
         device=device,
+        cores=cores,
         plugins=Path("/home/plugins"),
         environment={
             "PATH": "/bin",
             "TUNELOOP_DATABASE_URL": "postgresql://u:secret@h/d",
             "PYTHONPATH": "/ours",
             "VLLM_PLUGINS": "theirs",
+            **(theirs or {}),
         },
     )
 
@@ -45,6 +50,14 @@ def test_the_command_carries_the_guards() -> None:
     assert given["served-model-name"] == "small"
     assert (given["max-loras"], given["max-cpu-loras"]) == ("6", "16")
     assert int(given["max-num-batched-tokens"]) >= int(given["max-model-len"])
+
+
+def test_on_few_cores_vllm_computes_on_all_unless_somebody_bound_it() -> None:
+    bind = "VLLM_CPU_OMP_THREADS_BIND"
+    assert launch(cores=2).environment[bind] == "nobind"
+    assert bind not in launch(cores=16).environment
+    assert bind not in launch("gpu", cores=2).environment
+    assert launch(cores=2, theirs={bind: "1"}).environment[bind] == "1"
 
 
 def test_a_machine_without_a_gpu_gets_its_variables_and_no_other_does() -> None:

@@ -47,7 +47,13 @@ def run_engine(
             say(f"ended {found} processes that an agent before this one left behind")
         ensure_port_free(settings.host, settings.port)
         launch = build(
-            settings, base=folder, python=python, device=device, plugins=guard.install(home), environment=os.environ
+            settings,
+            base=folder,
+            python=python,
+            device=device,
+            cores=len(os.sched_getaffinity(0)),
+            plugins=guard.install(home),
+            environment=os.environ,
         )
         watch = RegistryWatch(lambda: Registry.open(registry), engine_id=settings.engine_id, base=base, home=home)
 
