@@ -29,7 +29,7 @@ def _arm(answered: int, *, failed: int = 0, score: float = 0.8, ms: float = 100.
 def _verdicts(champion: ArmSample, challenger: ArmSample, limits: Limits | None = None) -> dict[str, str]:
     return {
         check.name: check.verdict
-        for check in judge(champion, challenger, limits or Limits(), step_answered=challenger.answered)
+        for check in judge([(champion, challenger)], limits or Limits(), step_answered=challenger.answered)
     }
 
 
@@ -37,7 +37,7 @@ def test_the_feedback_interval_is_the_one_worked_out_by_hand() -> None:
     # Before: 0, 1, 1, 1: mean 0.75, squares about it 0.75; after: 0, 0, 1, 0: mean 0.25, squares 0.75. Variance with
     # four imagined values of 0.25 each: (0.75 + 4 · 0.25) / (3 + 4) = 0.25; spread V = 0.25/4 + 0.25/4 = 0.125. τ =
     # 0.5: V + τ² = 0.375; radius = √(0.125 · 0.375 / 0.25 · (2 ln 20 + ln 3)) = √(0.1875 · 7.090077) = 1.152991.
-    found = always_valid_difference([0, 1, 1, 1], [0, 0, 1, 0], alpha=0.05, effect=0.5)
+    found = always_valid_difference([([0, 1, 1, 1], [0, 0, 1, 0])], alpha=0.05, effect=0.5)
     assert found is not None
     assert found.estimate == pytest.approx(-0.5)
     assert found.low == pytest.approx(-0.5 - 1.152991, abs=1e-5)
@@ -45,11 +45,35 @@ def test_the_feedback_interval_is_the_one_worked_out_by_hand() -> None:
     assert found.level == 0.95
 
 
+def test_steps_are_put_together_as_worked_out_by_hand() -> None:
+    # Step 1: 0, 1, 1 against 1 (difference 1/3, weight 3·1/4 = 0.75); step 2: 0, 1 against 1, 1 (1/2, weight 1).
+    # Estimate (0.75/3 + 1/2) / 1.75 = 0.428571. Squares about the steps' means: before 2/3 + 1/2, after 0; free values
+    # 3 and 1: variances (7/6 + 1)/7 = 0.309524 and 1/5. Spread: (0.75² (0.309524/3 + 0.2) + 1² (0.309524/2 + 0.2/2)) /
+    # 1.75² = 0.138873; τ = 0.5: radius = √(0.138873 · 0.388873 / 0.25 · (5.991465 + ln 2.800208)) = 1.231534.
+    found = always_valid_difference([([0, 1, 1], [1]), ([0, 1], [1, 1]), ([1, 1], [])], alpha=0.05, effect=0.5)
+    assert found is not None
+    assert found.estimate == pytest.approx(0.428571, abs=1e-6)
+    assert found.high - found.estimate == pytest.approx(1.231534, abs=1e-5)
+
+
+def test_a_step_that_was_busier_is_not_taken_for_a_slower_version() -> None:
+    quiet, busy = (_arm(180), _arm(20)), (_arm(100, ms=300.0), _arm(100, ms=300.0))
+    _, _, latency, _ = judge([quiet, busy], Limits(), step_answered=100)
+    assert latency.interval is not None
+    assert latency.interval.estimate == pytest.approx(1.0)
+    assert latency.verdict == "pass"
+    pooled = _arm(180).total_ms + busy[0].total_ms, _arm(20).total_ms + busy[1].total_ms
+    one = ArmSample(280, 0, (), pooled[0]), ArmSample(120, 0, (), pooled[1])
+    _, _, blamed, _ = judge([one], Limits(), step_answered=100)
+    assert blamed.interval is not None
+    assert blamed.interval.low > 1.0, "pooled, the same answers would say that it is slower"
+
+
 def test_the_error_interval_is_the_one_worked_out_by_hand() -> None:
     # Agresti and Caffo: p₀ = (0 + 1) / (98 + 2) = 0.01, p₁ = (4 + 1) / (48 + 2) = 0.1; V = 0.01 · 0.99/100 + 0.1 ·
     # 0.9/50 = 0.001899; τ = 0.05: V + τ² = 0.004399; radius = √(0.001899 · 0.004399 / 0.0025 · (5.991465 + ln
     # 2.316482)) = 0.151087.
-    _, errors, _, _ = judge(_arm(98), _arm(44, failed=4), Limits(), step_answered=44)
+    _, errors, _, _ = judge([(_arm(98), _arm(44, failed=4))], Limits(), step_answered=44)
     assert errors.interval is not None
     assert errors.interval.estimate == pytest.approx(0.09)
     assert errors.interval.high - errors.interval.estimate == pytest.approx(0.151087, abs=1e-5)
@@ -57,7 +81,7 @@ def test_the_error_interval_is_the_one_worked_out_by_hand() -> None:
 
 
 def test_the_latency_ratio_is_of_geometric_means() -> None:
-    _, _, latency, _ = judge(_arm(200), _arm(200, ms=120.0), Limits(), step_answered=200)
+    _, _, latency, _ = judge([(_arm(200), _arm(200, ms=120.0))], Limits(), step_answered=200)
     assert latency.interval is not None
     assert latency.interval.estimate == pytest.approx(1.2)
     assert latency.interval.low * latency.interval.high == pytest.approx(1.2**2)  # symmetric on the log scale
@@ -98,23 +122,30 @@ def test_one_failed_request_or_two_slow_ones_decide_nothing() -> None:
     assert _verdicts(_arm(400), ArmSample(2, 0, (0.5, 0.5), (100.0, 100.0)))["feedback"] == "inconclusive"
 
 
-def _ever_wrong(seed: int, looks: int, share: float, draw: str) -> bool:
-    """Whether an A/A stream, looked at after every request, ever shows a difference that is not there."""
+def _ever_wrong(seed: int, looks: int, shares: tuple[float, ...], draw: str) -> bool:
+    """Whether an A/A stream, looked at after every request, ever shows a difference that is not there.
+
+    Each share has as many of the looks, and values 0.2 above those of the one before.
+    """
     rng = random.Random(seed)
-    arms: tuple[list[float], list[float]] = ([], [])
-    for _ in range(looks):
-        value = float(rng.random() < 0.3) if draw == "thumbs" else rng.betavariate(2, 5)
-        arms[rng.random() < share].append(value)
-        found = always_valid_difference(*arms, alpha=0.05, effect=0.1)
-        if found is not None and not found.low <= 0.0 <= found.high:
-            return True
+    steps: list[tuple[list[float], list[float]]] = []
+    for number, share in enumerate(shares):
+        steps.append(([], []))
+        for _ in range(looks // len(shares)):
+            value = float(rng.random() < 0.3) if draw == "thumbs" else rng.betavariate(2, 5)
+            steps[-1][rng.random() < share].append(value + 0.2 * number)
+            found = always_valid_difference(steps, alpha=0.05, effect=0.1)
+            if found is not None and not found.low <= 0.0 <= found.high:
+                return True
     return False
 
 
-@pytest.mark.parametrize(("share", "draw"), [(0.1, "thumbs"), (0.5, "scores")])
-def test_an_a_a_stream_looked_at_all_the_time_is_wrong_less_often_than_alpha(share: float, draw: str) -> None:
+@pytest.mark.parametrize(("shares", "draw"), [((0.1,), "thumbs"), ((0.5,), "scores"), ((0.1, 0.5), "scores")])
+def test_an_a_a_stream_looked_at_all_the_time_is_wrong_less_often_than_alpha(
+    shares: tuple[float, ...], draw: str
+) -> None:
     """Three hundred streams of 150 looks; taking the variance of two values at its word, a third are wrong."""
-    wrong = sum(_ever_wrong(seed, looks=150, share=share, draw=draw) for seed in range(300))
+    wrong = sum(_ever_wrong(seed, looks=150, shares=shares, draw=draw) for seed in range(300))
     assert wrong <= 0.05 * 300
 
 
@@ -124,8 +155,8 @@ def test_an_a_a_stream_looked_at_all_the_time_is_wrong_less_often_than_alpha(sha
 def test_the_interval_holds_its_estimate_and_mirrors_when_the_arms_change_places(
     before: list[float], after: list[float]
 ) -> None:
-    there = always_valid_difference(before, after, alpha=0.05, effect=0.1)
-    back = always_valid_difference(after, before, alpha=0.05, effect=0.1)
+    there = always_valid_difference([(before, after)], alpha=0.05, effect=0.1)
+    back = always_valid_difference([(after, before)], alpha=0.05, effect=0.1)
     assert there is not None
     assert back is not None
     assert there.low < there.estimate < there.high

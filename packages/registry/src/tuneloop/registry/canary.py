@@ -3,6 +3,9 @@
 Every check has three verdicts; no data is inconclusive, never a pass. Every interval is an always-valid confidence
 sequence, so a rollout may look as often as it likes: a challenger that is no worse fails each check with probability
 `alpha` at most, over the whole rollout.
+
+Times and scores are compared step by step, and the differences put together: the share rises while the load changes,
+and pooled, a challenger that has most of its answers in the busier step would be blamed for the step.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import mul
 from statistics import fmean
 from typing import Literal
 
@@ -77,7 +81,10 @@ class ArmSample:
         return cls(len(answered), len(mine) - len(answered), tuple(scores), tuple(r.total_ms for r in answered))
 
 
-def judge(champion: ArmSample, challenger: ArmSample, limits: Limits, *, step_answered: int) -> tuple[Check, ...]:
+Step = tuple[ArmSample, ArmSample]  # the champion's and the challenger's share of the traffic of one revision
+
+
+def judge(steps: Sequence[Step], limits: Limits, *, step_answered: int) -> tuple[Check, ...]:
     """Samples, errors, latency and feedback of the challenger against the champion.
 
     `step_answered` of the challenger's answers were given on the present step; those alone count as its samples.
@@ -89,26 +96,40 @@ def judge(champion: ArmSample, challenger: ArmSample, limits: Limits, *, step_an
             verdict=enough,
             detail=f"{step_answered} answered on this step, at least {limits.min_samples} asked for",
         ),
-        _errors(champion, challenger, limits),
-        _latency(champion, challenger, limits),
-        _feedback(champion, challenger, limits),
+        _errors(steps, limits),
+        _latency(steps, limits),
+        _feedback(steps, limits),
     )
 
 
 def always_valid_difference(
-    before: Sequence[float], after: Sequence[float], *, alpha: float, effect: float
+    steps: Sequence[tuple[Sequence[float], Sequence[float]]], *, alpha: float, effect: float
 ) -> Interval | None:
-    """mean(after) − mean(before) with an interval that holds at every look; None with fewer than two values on a side.
-
-    The values' variance is taken to be of the order of 0.25 until there are enough of them to say (`_PRIOR_COUNT`).
+    """mean(after) − mean(before) with an interval that holds at every look.
 
     The mixture sequential probability ratio test of Johari, Koomen, Pekelis and Walsh, "Always Valid Inference"
-    (2015/2022), normal mixture with standard deviation `effect` (the difference one cares about).
+    (2015/2022), normal mixture with standard deviation `effect` (the difference one cares about). A step's difference
+    weighs n₀n₁/(n₀+n₁), as Cochran (1954) has it. The values' variance within steps is taken to be of the order of
+    0.25 until there are enough of them to say (`_PRIOR_COUNT`).
+
+    Args:
+        steps: (before, after) of each; a step where one of them has no values shows no difference and does not count.
+        alpha: of all looks together.
+        effect: in the values' unit.
+
+    Returns:
+        None with fewer than two values on a side.
     """
-    if len(before) < 2 or len(after) < 2:
+    compared = [(before, after) for before, after in steps if before and after]
+    if any(sum(map(len, side)) < 2 for side in zip(*compared, strict=True)) or not compared:
         return None
-    spread = _variance(before) / len(before) + _variance(after) / len(after)
-    return _always_valid(fmean(after) - fmean(before), spread, alpha=alpha, effect=effect)
+    variance0, variance1 = (_variance(side) for side in zip(*compared, strict=True))
+    weights = [len(before) * len(after) / (len(before) + len(after)) for before, after in compared]
+    differences = [fmean(after) - fmean(before) for before, after in compared]
+    spreads = [variance0 / len(before) + variance1 / len(after) for before, after in compared]
+    estimate = sum(map(mul, weights, differences)) / sum(weights)
+    spread = sum(weight**2 * part for weight, part in zip(weights, spreads, strict=True)) / sum(weights) ** 2
+    return _always_valid(estimate, spread, alpha=alpha, effect=effect)
 
 
 def _always_valid(estimate: float, spread: float, *, alpha: float, effect: float) -> Interval:
@@ -117,10 +138,11 @@ def _always_valid(estimate: float, spread: float, *, alpha: float, effect: float
     return Interval(estimate=estimate, low=estimate - radius, high=estimate + radius, level=1 - alpha)
 
 
-def _variance(values: Sequence[float]) -> float:
-    mean = fmean(values)
-    squares = sum((value - mean) ** 2 for value in values)
-    return (squares + _PRIOR_COUNT * _PRIOR_VARIANCE) / (len(values) - 1 + _PRIOR_COUNT)
+def _variance(steps: Sequence[Sequence[float]]) -> float:
+    """Of the values about their step's mean."""
+    squares = sum((value - mean) ** 2 for values in steps for mean in [fmean(values)] for value in values)
+    free = sum(len(values) - 1 for values in steps)
+    return (squares + _PRIOR_COUNT * _PRIOR_VARIANCE) / (free + _PRIOR_COUNT)
 
 
 def _score(items: Sequence[Feedback]) -> float | None:
@@ -132,21 +154,25 @@ def _score(items: Sequence[Feedback]) -> float | None:
     return None
 
 
-def _errors(champion: ArmSample, challenger: ArmSample, limits: Limits) -> Check:
-    n0, n1 = champion.answered + champion.failed, challenger.answered + challenger.failed
+def _errors(steps: Sequence[Step], limits: Limits) -> Check:
+    """Over all steps as one: failures are so few that most steps have none to compare."""
+    (n0, failed0), (n1, failed1) = (
+        (sum(sample.answered + sample.failed for sample in arm), sum(sample.failed for sample in arm))
+        for arm in ([champion for champion, _ in steps], [challenger for _, challenger in steps])
+    )
     if n0 == 0 or n1 == 0:
         return Check(name="errors", verdict="inconclusive", detail="one arm has no traffic")
     # Agresti and Caffo (2000): one success and one failure added to each arm keeps the coverage at small n.
-    p0, p1 = (champion.failed + 1) / (n0 + 2), (challenger.failed + 1) / (n1 + 2)
+    p0, p1 = (failed0 + 1) / (n0 + 2), (failed1 + 1) / (n1 + 2)
     spread = p0 * (1 - p0) / (n0 + 2) + p1 * (1 - p1) / (n1 + 2)
     interval = _always_valid(p1 - p0, spread, alpha=limits.alpha, effect=limits.error_margin)
-    detail = f"{challenger.failed} of {n1} failed, champion {champion.failed} of {n0}"
+    detail = f"{failed1} of {n1} failed, champion {failed0} of {n0}"
     return Check(name="errors", verdict=_not_above(interval, limits.error_margin), detail=detail, interval=interval)
 
 
-def _latency(champion: ArmSample, challenger: ArmSample, limits: Limits) -> Check:
-    logs0, logs1 = ([math.log(max(ms, 0.1)) for ms in arm.total_ms] for arm in (champion, challenger))
-    difference = always_valid_difference(logs0, logs1, alpha=limits.alpha, effect=math.log(limits.latency_ratio))
+def _latency(steps: Sequence[Step], limits: Limits) -> Check:
+    logs = [(_logs(champion.total_ms), _logs(challenger.total_ms)) for champion, challenger in steps]
+    difference = always_valid_difference(logs, alpha=limits.alpha, effect=math.log(limits.latency_ratio))
     if difference is None:
         return Check(name="latency", verdict="inconclusive", detail="one arm has fewer than two answers")
     ratio = Interval(
@@ -159,17 +185,20 @@ def _latency(champion: ArmSample, challenger: ArmSample, limits: Limits) -> Chec
     return Check(name="latency", verdict=_not_above(ratio, limits.latency_ratio), detail=detail, interval=ratio)
 
 
-def _feedback(champion: ArmSample, challenger: ArmSample, limits: Limits) -> Check:
-    interval = always_valid_difference(
-        champion.scores, challenger.scores, alpha=limits.alpha, effect=limits.feedback_margin
-    )
-    counts = f"{len(challenger.scores)} scores against {len(champion.scores)}"
+def _feedback(steps: Sequence[Step], limits: Limits) -> Check:
+    scores = [(champion.scores, challenger.scores) for champion, challenger in steps]
+    interval = always_valid_difference(scores, alpha=limits.alpha, effect=limits.feedback_margin)
+    counts = f"{sum(len(after) for _, after in scores)} scores against {sum(len(before) for before, _ in scores)}"
     if interval is None:
         return Check(name="feedback", verdict="inconclusive", detail=counts)
     worse = Interval(estimate=-interval.estimate, low=-interval.high, high=-interval.low, level=interval.level)
     span = f"[{interval.low:+.3f}, {interval.high:+.3f}]"
     detail = f"score {interval.estimate:+.3f} {span}, {counts}, margin {limits.feedback_margin}"
     return Check(name="feedback", verdict=_not_above(worse, limits.feedback_margin), detail=detail, interval=interval)
+
+
+def _logs(times_ms: Sequence[float]) -> list[float]:
+    return [math.log(max(ms, 0.1)) for ms in times_ms]
 
 
 def _not_above(interval: Interval, limit: float) -> Verdict:

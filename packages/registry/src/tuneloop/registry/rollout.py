@@ -19,7 +19,7 @@ from tuneloop.registry import audit
 from tuneloop.registry.canary import ArmSample, Limits, judge
 from tuneloop.registry.errors import InvalidInput, Refused, Unavailable
 from tuneloop.registry.facade import Registry
-from tuneloop.registry.nouns import FULL_SHARE_BP, Check, GateReport, Route, version_name
+from tuneloop.registry.nouns import FULL_SHARE_BP, Check, GateReport, RequestRecord, Route, version_name
 from tuneloop.registry.promotion import Change, promote, rollback, set_route
 
 LOOK_EVERY_S = 0.5
@@ -118,15 +118,22 @@ class Trial:
 def judgement(registry: Registry, model: str, version: int, limits: Limits, trial: Trial) -> GateReport:
     """The challenger against the champion over what the split gave both in the trial, as it stands now.
 
-    All of the trial is compared, but a step needs samples of its own: one without traffic shows nothing about its load.
+    All of the trial is compared, revision by revision, but a step needs samples of its own: one without traffic shows
+    nothing about its load.
     """
     champion = registry.routes.current(model).champion
     arms = (champion, version)
     records = [r for r in registry.traffic.window(model, since=trial.since) if r.assigned_version in arms]
     feedback = registry.traffic.feedback_for([record.id for record in records])
-    before, after = (ArmSample.of(number, records, feedback) for number in arms)
-    here = ArmSample.of(version, [r for r in records if (r.revision or 0) >= trial.step_revision], {})
-    checks = judge(before, after, limits, step_answered=here.answered)
+    steps: dict[int, list[RequestRecord]] = {}
+    for record in records:
+        steps.setdefault(record.revision or 0, []).append(record)
+    samples = {
+        revision: (ArmSample.of(champion, step, feedback), ArmSample.of(version, step, feedback))
+        for revision, step in steps.items()
+    }
+    here = sum(challenger.answered for revision, (_, challenger) in samples.items() if revision >= trial.step_revision)
+    checks = judge(tuple(samples.values()), limits, step_answered=here)
     return GateReport(model=model, version=version, champion=champion, at=registry.clock(), checks=checks)
 
 
