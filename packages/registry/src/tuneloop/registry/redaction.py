@@ -1,12 +1,15 @@
 """Personal data out of a text before it is stored, by Presidio's pattern recognisers.
 
-The first call costs about 8 s and 450 MB (Presidio imports spaCy), later ones about 6 ms for 240 words: a server runs
+The first call costs about 2 s and 120 MB (Presidio imports spaCy), later ones about 6 ms for 240 words: a server runs
 this in a process of its own. Names of persons need a language model and are not found here.
 """
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -51,8 +54,9 @@ def redact(text: str) -> Redacted:
 
 @cache
 def _recognizers() -> tuple[Any, ...]:
-    import tldextract  # noqa: PLC0415 (with Presidio: seconds, and only for who redacts)
-    from presidio_analyzer import predefined_recognizers as known  # noqa: PLC0415
+    with _as_if_not_installed("torch", "transformers"):
+        import tldextract  # noqa: PLC0415 (with Presidio: seconds, and only for who redacts)
+        from presidio_analyzer import predefined_recognizers as known  # noqa: PLC0415
 
     class OfflineEmailRecognizer(known.EmailRecognizer):  # type: ignore[misc]  # Presidio is untyped
         """Presidio's own asks the network for the list of public suffixes; this one has it from the package."""
@@ -71,3 +75,16 @@ def _recognizers() -> tuple[Any, ...]:
         known.IpRecognizer(),
         known.CryptoRecognizer(),
     )
+
+
+@contextmanager
+def _as_if_not_installed(*names: str) -> Iterator[None]:
+    """Presidio imports these where they are, for recognisers by language models; without them it takes a third."""
+    left_out = [name for name in names if name not in sys.modules]
+    for name in left_out:
+        sys.modules[name] = None  # type: ignore[assignment]  # makes an import raise ImportError
+    try:
+        yield
+    finally:
+        for name in left_out:
+            del sys.modules[name]

@@ -1,7 +1,7 @@
 """Records and feedback on their way to the database: off the request path, redacted before they touch a disk, spooled
 when it is away.
 
-A record waits in memory for a fraction of a second (after a start: until the redaction worker is warm, about 10 s),
+A record waits in memory for a fraction of a second (after a start: until the redaction worker is warm, about 3 s),
 then it is in the database or in an fsynced file. Feedback is acknowledged only then. What cannot be kept is counted,
 never silently gone.
 """

@@ -1,4 +1,4 @@
-"""Redaction in a process of its own: Presidio needs 450 MB, seconds to start and milliseconds a text, none of which a
+"""Redaction in a process of its own: Presidio needs 120 MB, seconds to start and milliseconds a text, none of which a
 gateway can spare.
 
 A worker that fails or overruns its deadline is replaced, and its texts are not stored. Killing the gateway ends the
@@ -37,7 +37,7 @@ class Redactor:
         self._ended = False
 
     def start(self) -> None:
-        """Start the worker, without waiting until it is warm (about 10 s)."""
+        """Start the worker, without waiting until it is warm (about 3 s)."""
         with self._lock:
             self._spawn()
 
