@@ -45,9 +45,9 @@ def test_the_feedback_interval_is_the_one_worked_out_by_hand() -> None:
     assert found.level == 0.95
 
 
-def test_steps_are_put_together_as_worked_out_by_hand() -> None:
-    # Step 1: 0, 1, 1 against 1 (difference 1/3, weight 3·1/4 = 0.75); step 2: 0, 1 against 1, 1 (1/2, weight 1).
-    # Estimate (0.75/3 + 1/2) / 1.75 = 0.428571. Squares about the steps' means: before 2/3 + 1/2, after 0; free values
+def test_revisions_are_put_together_as_worked_out_by_hand() -> None:
+    # First: 0, 1, 1 against 1 (difference 1/3, weight 3·1/4 = 0.75); second: 0, 1 against 1, 1 (1/2, weight 1).
+    # Estimate (0.75/3 + 1/2) / 1.75 = 0.428571. Squares about their means: before 2/3 + 1/2, after 0; free values
     # 3 and 1: variances (7/6 + 1)/7 = 0.309524 and 1/5. Spread: (0.75² (0.309524/3 + 0.2) + 1² (0.309524/2 + 0.2/2)) /
     # 1.75² = 0.138873; τ = 0.5: radius = √(0.138873 · 0.388873 / 0.25 · (5.991465 + ln 2.800208)) = 1.231534.
     found = always_valid_difference([([0, 1, 1], [1]), ([0, 1], [1, 1]), ([1, 1], [])], alpha=0.05, effect=0.5)
@@ -67,6 +67,20 @@ def test_a_step_that_was_busier_is_not_taken_for_a_slower_version() -> None:
     _, _, blamed, _ = judge([one], Limits(), step_answered=100)
     assert blamed.interval is not None
     assert blamed.interval.low > 1.0, "pooled, the same answers would say that it is slower"
+
+
+def test_a_step_that_failed_more_is_not_blamed_on_who_had_most_of_it() -> None:
+    quiet, busy = (_arm(7_200), _arm(800)), (_arm(3_400, failed=600), _arm(3_400, failed=600))
+    _, errors, _, _ = judge([quiet, busy], Limits(), step_answered=3_400)
+    assert errors.interval is not None
+    assert errors.interval.estimate == pytest.approx(0.0, abs=1e-3)
+    assert (errors.verdict, errors.detail) == ("pass", "600 of 4800 failed, champion 600 of 11200")
+
+
+def test_what_only_one_of_them_answered_is_compared_with_nothing() -> None:
+    _, errors, latency, feedback = judge([(_arm(40), NOTHING), (NOTHING, _arm(12))], Limits(), step_answered=12)
+    assert {check.verdict for check in (errors, latency, feedback)} == {"inconclusive"}
+    assert feedback.detail == "no two scores of each in the same revisions"
 
 
 def test_the_error_interval_is_the_one_worked_out_by_hand() -> None:

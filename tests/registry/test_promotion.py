@@ -5,13 +5,14 @@ from __future__ import annotations
 import socket
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from tests_support import beat_engine, beat_gateway, publish_version, retraining_request
-from tuneloop.registry import Registry, promotion, staging
+from tuneloop.registry import Registry, audit, promotion, staging
 from tuneloop.registry.assignment import assign
 from tuneloop.registry.errors import Conflict, InvalidInput, NotFound, Refused, Unavailable
 from tuneloop.registry.nouns import RetrainingState
@@ -257,6 +258,31 @@ def test_a_request_is_shipped_even_when_a_gateway_lags(
         promote(two_versions, "bot", made.version, CHANGE)
     assert two_versions.routes.current("bot").champion == made.version
     assert two_versions.retraining.get(request.id).state == "shipped"
+
+
+def test_a_route_and_the_end_of_its_request_are_written_together_or_not_at_all(
+    two_versions: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = two_versions.retraining.file(
+        retraining_request(two_versions.clock(), state=RetrainingState.GATED, result_version=2), by="monitor"
+    )
+    monkeypatch.setattr(audit, "record", _fails_at("retraining.shipped", audit.record))
+    with pytest.raises(RuntimeError, match="cut off"):
+        promote(two_versions, "bot", 2, CHANGE)
+    assert two_versions.routes.current("bot").champion == 1
+    assert two_versions.retraining.get(request.id).state == "gated"
+    monkeypatch.undo()
+    promote(two_versions, "bot", 2, CHANGE)
+    assert two_versions.retraining.get(request.id).state == "shipped"
+
+
+def _fails_at(action: str, record: Callable[..., None]) -> Callable[..., None]:
+    def recorded(*arguments: object, **named: object) -> None:
+        if named["action"] == action:
+            raise RuntimeError("cut off")
+        record(*arguments, **named)
+
+    return recorded
 
 
 def test_promoting_a_retrained_version_ships_its_request(two_versions: Registry, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ Every check has three verdicts; no data is inconclusive, never a pass. Every int
 sequence, so a rollout may look as often as it likes: a challenger that is no worse fails each check with probability
 `alpha` at most, over the whole rollout.
 
-Times and scores are compared step by step, and the differences put together: the share rises while the load changes,
+The arms are compared revision by revision, and the differences put together: the share rises while the load changes,
 and pooled, a challenger that has most of its answers in the busier step would be blamed for the step.
 """
 
@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from operator import mul
 from statistics import fmean
 from typing import Literal
 
@@ -63,6 +62,11 @@ class ArmSample:
     scores: tuple[float, ...]  # newest feedback score per request, in [0, 1]
     total_ms: tuple[float, ...]  # of answered requests
 
+    @property
+    def asked(self) -> int:
+        """Answered or failed."""
+        return self.answered + self.failed
+
     @classmethod
     def of(
         cls, version: int, records: Sequence[RequestRecord], feedback: Mapping[str, Sequence[Feedback]]
@@ -81,10 +85,10 @@ class ArmSample:
         return cls(len(answered), len(mine) - len(answered), tuple(scores), tuple(r.total_ms for r in answered))
 
 
-Step = tuple[ArmSample, ArmSample]  # the champion's and the challenger's share of the traffic of one revision
+Arms = tuple[ArmSample, ArmSample]  # champion and challenger under one revision
 
 
-def judge(steps: Sequence[Step], limits: Limits, *, step_answered: int) -> tuple[Check, ...]:
+def judge(revisions: Sequence[Arms], limits: Limits, *, step_answered: int) -> tuple[Check, ...]:
     """Samples, errors, latency and feedback of the challenger against the champion.
 
     `step_answered` of the challenger's answers were given on the present step; those alone count as its samples.
@@ -96,40 +100,48 @@ def judge(steps: Sequence[Step], limits: Limits, *, step_answered: int) -> tuple
             verdict=enough,
             detail=f"{step_answered} answered on this step, at least {limits.min_samples} asked for",
         ),
-        _errors(steps, limits),
-        _latency(steps, limits),
-        _feedback(steps, limits),
+        _errors(revisions, limits),
+        _latency(revisions, limits),
+        _feedback(revisions, limits),
     )
 
 
 def always_valid_difference(
-    steps: Sequence[tuple[Sequence[float], Sequence[float]]], *, alpha: float, effect: float
+    revisions: Sequence[tuple[Sequence[float], Sequence[float]]], *, alpha: float, effect: float
 ) -> Interval | None:
     """mean(after) − mean(before) with an interval that holds at every look.
 
     The mixture sequential probability ratio test of Johari, Koomen, Pekelis and Walsh, "Always Valid Inference"
-    (2015/2022), normal mixture with standard deviation `effect` (the difference one cares about). A step's difference
-    weighs n₀n₁/(n₀+n₁), as Cochran (1954) has it. The values' variance within steps is taken to be of the order of
-    0.25 until there are enough of them to say (`_PRIOR_COUNT`).
+    (2015/2022), normal mixture with standard deviation `effect` (the difference one cares about). A revision's
+    difference weighs n₀n₁/(n₀+n₁), as Cochran (1954) has it. The values' variance within revisions is taken to be of
+    the order of 0.25 until there are enough of them to say (`_PRIOR_COUNT`).
 
     Args:
-        steps: (before, after) of each; a step where one of them has no values shows no difference and does not count.
+        revisions: (before, after) of each; one where either has no values shows no difference and does not count.
         alpha: of all looks together.
         effect: in the values' unit.
 
     Returns:
         None with fewer than two values on a side.
     """
-    compared = [(before, after) for before, after in steps if before and after]
-    if any(sum(map(len, side)) < 2 for side in zip(*compared, strict=True)) or not compared:
+    compared = [(before, after) for before, after in revisions if before and after]
+    befores, afters = [before for before, _ in compared], [after for _, after in compared]
+    if min(sum(map(len, befores)), sum(map(len, afters))) < 2:
         return None
-    variance0, variance1 = (_variance(side) for side in zip(*compared, strict=True))
-    weights = [len(before) * len(after) / (len(before) + len(after)) for before, after in compared]
-    differences = [fmean(after) - fmean(before) for before, after in compared]
-    spreads = [variance0 / len(before) + variance1 / len(after) for before, after in compared]
-    estimate = sum(map(mul, weights, differences)) / sum(weights)
-    spread = sum(weight**2 * part for weight, part in zip(weights, spreads, strict=True)) / sum(weights) ** 2
+    variance0, variance1 = _variance(befores), _variance(afters)
+    shares = _shares([(len(before), len(after)) for before, after in compared])
+    estimate = sum(s * (fmean(after) - fmean(before)) for s, before, after in zip(shares, befores, afters, strict=True))
+    spread = sum(
+        s**2 * (variance0 / len(before) + variance1 / len(after))
+        for s, before, after in zip(shares, befores, afters, strict=True)
+    )
     return _always_valid(estimate, spread, alpha=alpha, effect=effect)
+
+
+def _shares(counts: Sequence[tuple[int, int]]) -> list[float]:
+    """What each revision weighs; 1 together."""
+    weights = [n0 * n1 / (n0 + n1) for n0, n1 in counts]
+    return [weight / sum(weights) for weight in weights]
 
 
 def _always_valid(estimate: float, spread: float, *, alpha: float, effect: float) -> Interval:
@@ -138,10 +150,10 @@ def _always_valid(estimate: float, spread: float, *, alpha: float, effect: float
     return Interval(estimate=estimate, low=estimate - radius, high=estimate + radius, level=1 - alpha)
 
 
-def _variance(steps: Sequence[Sequence[float]]) -> float:
-    """Of the values about their step's mean."""
-    squares = sum((value - mean) ** 2 for values in steps for mean in [fmean(values)] for value in values)
-    free = sum(len(values) - 1 for values in steps)
+def _variance(revisions: Sequence[Sequence[float]]) -> float:
+    """Of the values about their revision's mean."""
+    squares = sum((value - mean) ** 2 for values in revisions for mean in [fmean(values)] for value in values)
+    free = sum(len(values) - 1 for values in revisions)
     return (squares + _PRIOR_COUNT * _PRIOR_VARIANCE) / (free + _PRIOR_COUNT)
 
 
@@ -154,27 +166,30 @@ def _score(items: Sequence[Feedback]) -> float | None:
     return None
 
 
-def _errors(steps: Sequence[Step], limits: Limits) -> Check:
-    """Over all steps as one: failures are so few that most steps have none to compare."""
-    (n0, failed0), (n1, failed1) = (
-        (sum(sample.answered + sample.failed for sample in arm), sum(sample.failed for sample in arm))
-        for arm in ([champion for champion, _ in steps], [challenger for _, challenger in steps])
+def _errors(revisions: Sequence[Arms], limits: Limits) -> Check:
+    compared = [arms for arms in revisions if all(arm.asked for arm in arms)]
+    if not compared:
+        return Check(name="errors", verdict="inconclusive", detail="no revision in which both have traffic")
+    estimate = spread = 0.0
+    for share, arms in zip(_shares([(c.asked, h.asked) for c, h in compared]), compared, strict=True):
+        # Agresti and Caffo (2000): one success and one failure added to each arm, over all revisions together, keeps
+        # the coverage at small n.
+        (p0, n0), (p1, n1) = ((((arm.failed + share) / (arm.asked + 2 * share)), arm.asked + 2 * share) for arm in arms)
+        estimate += share * (p1 - p0)
+        spread += share**2 * (p0 * (1 - p0) / n0 + p1 * (1 - p1) / n1)
+    interval = _always_valid(estimate, spread, alpha=limits.alpha, effect=limits.error_margin)
+    champion, challenger = (
+        f"{sum(one.failed for one in arm)} of {sum(one.asked for one in arm)}" for arm in zip(*compared, strict=True)
     )
-    if n0 == 0 or n1 == 0:
-        return Check(name="errors", verdict="inconclusive", detail="one arm has no traffic")
-    # Agresti and Caffo (2000): one success and one failure added to each arm keeps the coverage at small n.
-    p0, p1 = (failed0 + 1) / (n0 + 2), (failed1 + 1) / (n1 + 2)
-    spread = p0 * (1 - p0) / (n0 + 2) + p1 * (1 - p1) / (n1 + 2)
-    interval = _always_valid(p1 - p0, spread, alpha=limits.alpha, effect=limits.error_margin)
-    detail = f"{failed1} of {n1} failed, champion {failed0} of {n0}"
+    detail = f"{challenger} failed, champion {champion}"
     return Check(name="errors", verdict=_not_above(interval, limits.error_margin), detail=detail, interval=interval)
 
 
-def _latency(steps: Sequence[Step], limits: Limits) -> Check:
-    logs = [(_logs(champion.total_ms), _logs(challenger.total_ms)) for champion, challenger in steps]
+def _latency(revisions: Sequence[Arms], limits: Limits) -> Check:
+    logs = [(_logs(champion.total_ms), _logs(challenger.total_ms)) for champion, challenger in revisions]
     difference = always_valid_difference(logs, alpha=limits.alpha, effect=math.log(limits.latency_ratio))
     if difference is None:
-        return Check(name="latency", verdict="inconclusive", detail="one arm has fewer than two answers")
+        return Check(name="latency", verdict="inconclusive", detail="no two answers of each in the same revisions")
     ratio = Interval(
         estimate=math.exp(difference.estimate),
         low=math.exp(difference.low),
@@ -185,14 +200,14 @@ def _latency(steps: Sequence[Step], limits: Limits) -> Check:
     return Check(name="latency", verdict=_not_above(ratio, limits.latency_ratio), detail=detail, interval=ratio)
 
 
-def _feedback(steps: Sequence[Step], limits: Limits) -> Check:
-    scores = [(champion.scores, challenger.scores) for champion, challenger in steps]
+def _feedback(revisions: Sequence[Arms], limits: Limits) -> Check:
+    scores = [(c.scores, h.scores) for c, h in revisions if c.scores and h.scores]
     interval = always_valid_difference(scores, alpha=limits.alpha, effect=limits.feedback_margin)
-    counts = f"{sum(len(after) for _, after in scores)} scores against {sum(len(before) for before, _ in scores)}"
     if interval is None:
-        return Check(name="feedback", verdict="inconclusive", detail=counts)
+        return Check(name="feedback", verdict="inconclusive", detail="no two scores of each in the same revisions")
     worse = Interval(estimate=-interval.estimate, low=-interval.high, high=-interval.low, level=interval.level)
     span = f"[{interval.low:+.3f}, {interval.high:+.3f}]"
+    counts = f"{sum(len(after) for _, after in scores)} scores against {sum(len(before) for before, _ in scores)}"
     detail = f"score {interval.estimate:+.3f} {span}, {counts}, margin {limits.feedback_margin}"
     return Check(name="feedback", verdict=_not_above(worse, limits.feedback_margin), detail=detail, interval=interval)
 

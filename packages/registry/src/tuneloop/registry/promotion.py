@@ -12,6 +12,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sqlalchemy.engine import Connection
+
 from tuneloop.registry.errors import InvalidInput, Refused, TuneloopError
 from tuneloop.registry.facade import Registry
 from tuneloop.registry.hurry import LOOKUP_TIMEOUT_S, mlflow_within
@@ -207,8 +209,8 @@ def _put(
         forced=change.force,
         action=action,
         noted=noted,
+        follow=lambda connection, written: _close_requests(registry, connection, before, written),
     )
-    _close_requests(registry, before, route)
     try:
         registry.fleet.wait_applied(model, route.revision, APPLY_TIMEOUT_S)
     finally:
@@ -216,7 +218,7 @@ def _put(
     return route
 
 
-def _close_requests(registry: Registry, before: Route | None, route: Route) -> None:
+def _close_requests(registry: Registry, connection: Connection, before: Route | None, route: Route) -> None:
     """Whoever gave a version everything, or took its share away, has decided about the retraining that made it."""
     had, now = before.split if before else {}, route.split
     for number in sorted({*had, *now}):
@@ -227,13 +229,8 @@ def _close_requests(registry: Registry, before: Route | None, route: Route) -> N
             state, what = RetrainingState.REJECTED, "lost its share"
         else:
             continue
-        name = version_name(route.model, number)
-        try:
-            request = registry.retraining.gated(route.model, number)
-            if request is not None:
-                registry.retraining.finish(request, state, by=route.by, outcome=f"{name} {what}: {route.reason}")
-        except TuneloopError as error:  # the route is written; the request only follows
-            _log.warning("the retraining request of %s is not closed: %s", name, error)
+        outcome = f"{version_name(route.model, number)} {what}: {route.reason}"
+        registry.retraining.decide(connection, route.model, number, state, by=route.by, outcome=outcome)
 
 
 def _mirror(registry: Registry, route: Route) -> None:

@@ -81,15 +81,6 @@ class RetrainingQueue:
         """
         return self._one(retraining.c.id == request_id, request_id)
 
-    def gated(self, model: str, version: int) -> RetrainingRequest | None:
-        """The request that made a version and still waits for what becomes of it, if there is one."""
-        query = sa.select(retraining).where(
-            retraining.c.model == model, retraining.c.result_version == version, retraining.c.state == S.GATED
-        )
-        with self._db.reading() as connection:
-            row = connection.execute(query).mappings().first()
-        return None if row is None else noun_of(RetrainingRequest, row)
-
     def all(self, model: str | None = None, *, open_only: bool = False) -> Rows[RetrainingRequest]:
         """Requests, the newest first."""
         query = sa.select(retraining).order_by(retraining.c.created_at.desc())
@@ -234,6 +225,16 @@ class RetrainingQueue:
                 lease_until=None,
             )
 
+    def decide(
+        self, connection: Connection, model: str, version: int, state: RetrainingState, *, by: str, outcome: str
+    ) -> None:
+        """Close the request that made a version, if one waits for what becomes of it, in the caller's transaction."""
+        waits = sa.and_(
+            retraining.c.model == model, retraining.c.result_version == version, retraining.c.state == S.GATED
+        )
+        for request_id in connection.execute(sa.select(retraining.c.id).where(waits)).scalars().all():
+            self._set(connection, request_id, state, by=by, note=outcome, outcome=outcome)
+
     def _held(self, connection: Connection, request: RetrainingRequest) -> sa.RowMapping:
         row = _locked(connection, request.id)
         if row is None or row["fencing_token"] != request.fencing_token:
@@ -251,6 +252,15 @@ class RetrainingQueue:
     def _move(
         self, connection: Connection, request_id: str, state: RetrainingState, *, by: str, note: str, **values: object
     ) -> RetrainingRequest:
+        self._set(connection, request_id, state, by=by, note=note, **values)
+        return noun_of(
+            RetrainingRequest,
+            connection.execute(sa.select(retraining).where(retraining.c.id == request_id)).mappings().one(),
+        )
+
+    def _set(
+        self, connection: Connection, request_id: str, state: RetrainingState, *, by: str, note: str, **values: object
+    ) -> None:
         row = _locked(connection, request_id)
         if row is None:
             raise NotFound(f"no retraining request {request_id!r}; `tuneloop retraining list` shows them")
@@ -269,10 +279,6 @@ class RetrainingQueue:
             action=f"retraining.{state}",
             subject=request_id,
             detail={"before": before, "note": note},
-        )
-        return noun_of(
-            RetrainingRequest,
-            connection.execute(sa.select(retraining).where(retraining.c.id == request_id)).mappings().one(),
         )
 
 

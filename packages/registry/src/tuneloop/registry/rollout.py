@@ -125,12 +125,12 @@ def judgement(registry: Registry, model: str, version: int, limits: Limits, tria
     arms = (champion, version)
     records = [r for r in registry.traffic.window(model, since=trial.since) if r.assigned_version in arms]
     feedback = registry.traffic.feedback_for([record.id for record in records])
-    steps: dict[int, list[RequestRecord]] = {}
+    under: dict[int, list[RequestRecord]] = {}
     for record in records:
-        steps.setdefault(record.revision or 0, []).append(record)
+        under.setdefault(record.revision or 0, []).append(record)
     samples = {
-        revision: (ArmSample.of(champion, step, feedback), ArmSample.of(version, step, feedback))
-        for revision, step in steps.items()
+        revision: (ArmSample.of(champion, those, feedback), ArmSample.of(version, those, feedback))
+        for revision, those in under.items()
     }
     here = sum(challenger.answered for revision, (_, challenger) in samples.items() if revision >= trial.step_revision)
     checks = judge(tuple(samples.values()), limits, step_answered=here)

@@ -10,6 +10,7 @@ from typing import Any
 
 import sqlalchemy as sa
 from pydantic import ValidationError
+from sqlalchemy.engine import Connection
 
 from tuneloop.registry import audit
 from tuneloop.registry.database import Database, noun_of, row_of
@@ -110,10 +111,12 @@ class Routes:
         forced: bool = False,
         action: str = "route.set",
         noted: Mapping[str, Any] | None = None,
+        follow: Callable[[Connection, Route], None] | None = None,
     ) -> Route:
         """Append revision `expected_revision + 1` if `expected_revision` is still the newest (0: there is none yet).
 
-        `noted` joins the detail of the audit record.
+        `noted` joins the detail of the audit record; `follow` writes what follows from the route, or the route is not
+        written either.
 
         Raises:
             InvalidInput: the arms do not make a whole, or `by` or `reason` is empty.
@@ -155,6 +158,8 @@ class Routes:
             }
             detail |= noted or {}
             audit.record(connection, at=route.at, actor=by, action=action, subject=model, detail=detail)
+            if follow is not None:
+                follow(connection, route)
         return route
 
 
