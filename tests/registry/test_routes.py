@@ -7,9 +7,9 @@ import threading
 import pytest
 import sqlalchemy as sa
 
-from tests_support import beat_engine
+from tests_support import beat_engine, beat_gateway
 from tuneloop.registry import Registry
-from tuneloop.registry.errors import Conflict, InvalidInput, NotFound, Unreadable
+from tuneloop.registry.errors import Conflict, InvalidInput, NotFound, Unavailable, Unreadable
 from tuneloop.registry.nouns import Arm
 
 
@@ -70,6 +70,16 @@ def test_a_key_or_a_heartbeat_that_cannot_be_read_hides_no_other_and_is_named(re
     assert [engine.id for engine in engines] == ["e1"]
     assert f"ApiKey {bad.id} cannot be read: models" in keys.unreadable[0]
     assert "EngineState e2 cannot be read: state" in engines.unreadable[0]
+
+
+def test_a_gateway_whose_heartbeat_cannot_be_read_is_not_taken_to_follow(registries: Registry) -> None:
+    beat_gateway(registries, {"bot": 1}, id="g1")
+    beat_gateway(registries, {"bot": 1}, id="g2")
+    assert registries.fleet.wait_applied("bot", 1, 1.0) == ["g1", "g2"]
+    with registries.database.writing() as connection:
+        connection.execute(sa.text("UPDATE gateways SET applied = '5' WHERE id = 'g2'"))
+    with pytest.raises(Unavailable, match="do not apply it: the database.s GatewayState g2 cannot be read"):
+        registries.fleet.wait_applied("bot", 1, 0.1)
 
 
 def test_a_lost_race_says_who_won_and_changes_nothing(registries: Registry) -> None:

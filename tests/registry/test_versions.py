@@ -134,6 +134,33 @@ def test_a_retraining_request_makes_one_version(registry: Registry, tmp_path: Pa
     assert registry.versions.for_request("rt_other") is None
 
 
+def test_of_two_that_publish_for_one_request_the_later_one_comes_second(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = registry.retraining.file(retraining_request(registry.clock()), by="monitor")
+    store = MlflowClient.log_artifacts
+
+    def meanwhile(self: MlflowClient, *arguments: object, **named: object) -> None:
+        monkeypatch.undo()
+        publish_version(registry, tmp_path / "v1", request_id=request.id)
+        store(self, *arguments, **named)
+
+    monkeypatch.setattr(MlflowClient, "log_artifacts", meanwhile)
+    with pytest.raises(Conflict, match=rf"{request.id} already made bot@1"):
+        publish_version(registry, tmp_path / "v2", request_id=request.id)
+    assert [version.name for version in registry.versions.all("bot")] == ["bot@1"]
+
+
+def test_a_run_that_is_not_there_any_more_has_ended(registry: Registry, client: MlflowClient) -> None:
+    deleted = registry.versions.start_run("bot", name="test", params={})
+    client.delete_run(deleted)
+    registry.versions.end_run(deleted, "KILLED")
+    registry.versions.end_run("0123456789abcdef0123456789abcdef", "KILLED")
+    running = registry.versions.start_run("bot", name="test", params={})
+    registry.versions.end_run(running, "KILLED")
+    assert client.get_run(running).info.status == "KILLED"
+
+
 def test_a_runs_metrics_and_files_are_kept(registry: Registry, tmp_path: Path) -> None:
     versions = registry.versions
     run_id = versions.start_run("bot", name="test", params={"lr": 2e-4, "packing": False})

@@ -87,7 +87,8 @@ def test_nothing_that_is_measured_is_learned() -> None:
         row(measured[2].prompt + "?", measured[2].answer + "."),
     ]
     made = built([*leaks, *distinct(100, 50)], [measured[3], *distinct(200, 20)], {"old": tuple(measured)})
-    assert made.dropped["equals or nearly equals a row of an evaluation set"] == 4
+    reason = "equals or nearly equals a row of an evaluation set"
+    assert (made.dropped[reason], made.dropped[f"old row: {reason}"]) == (3, 1)
     assert made.sets["old"] == tuple(measured)
     assert made.fresh_rows + len(made.sets["fresh"]) == 50
     assert made.replayed_rows == 20
@@ -99,6 +100,7 @@ def test_the_old_rows_are_a_fixed_sample() -> None:
     one = built(distinct(0, 10), replay, {}, replay_rows=15)
     other = built(distinct(0, 10), replay[::-1], {}, replay_rows=15)
     assert one.replayed_rows == 15
+    assert one.dropped == {"old row: beyond the rows to replay": 45}
     assert set(one.train) == set(other.train)
 
 

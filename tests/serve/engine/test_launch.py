@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from tuneloop.registry.errors import InvalidInput
-from tuneloop.serve.engine.launch import Device, Launch, build, check_room
+from tuneloop.serve.engine.launch import SERVED_MODULES, Device, Launch, build, check_room
 from tuneloop.serve.engine.settings import EngineSettings
 from tuneloop.serve.gateway.settings import GatewaySettings
+from tuneloop.train.tuning import served
 
 
 def launch(
@@ -50,6 +51,10 @@ def test_the_command_carries_the_guards() -> None:
     assert given["served-model-name"] == "small"
     assert (given["max-loras"], given["max-cpu-loras"]) == ("6", "16")
     assert int(given["max-num-batched-tokens"]) >= int(given["max-model-len"])
+
+
+def test_the_trainer_and_the_engine_agree_on_what_is_served() -> None:
+    assert set(SERVED_MODULES) == served.SERVED_MODULES
 
 
 def test_on_few_cores_vllm_computes_on_all_unless_somebody_bound_it() -> None:

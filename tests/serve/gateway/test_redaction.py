@@ -78,5 +78,15 @@ def test_no_unredacted_text_ever_reaches_the_disk_and_no_worker_outlives_a_kille
     assert b"ada@example.com" not in b"".join(files(world.home))
 
 
+def test_a_role_is_the_clients_text_too(world: World) -> None:
+    world.engine("e1", "bot@1")
+    world.route((1, 10_000))
+    gateway = world.gateway(record_text="redacted")
+    for role in ("user", "ada@example.com", "us\0er"):
+        assert gateway.chat(messages=[{"role": role, "content": "Hello?"}]).status == 200
+    records = until(lambda: len(found := world.registry.traffic.window("bot")) == 3 and found, 30)
+    assert [message.role for record in records for message in record.messages] == ["user", "other", "other"]
+
+
 def files(folder: Path) -> list[bytes]:
     return [path.read_bytes() for path in folder.rglob("*") if path.is_file()]

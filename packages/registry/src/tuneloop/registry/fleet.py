@@ -82,6 +82,7 @@ class Fleet:
         while True:
             live = self.gateways()
             late = [g.id for g in live if g.applied.get(model, 0) < revision]
+            late += live.unreadable  # what they apply is not known
             if not late:
                 return [g.id for g in live]
             if time.monotonic() > deadline:

@@ -195,8 +195,13 @@ class Versions:
 
     @_asking
     def end_run(self, run_id: str, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
-        """Close a run."""
-        self._client.set_terminated(run_id, status)
+        """Close a run; one that somebody deleted, or that this MLflow never had, has ended already."""
+        try:
+            self._client.set_terminated(run_id, status)
+        except MlflowException as error:
+            if not self._is_gone(run_id):
+                raise
+            _log.warning("run %s is not in MLflow, so it is not closed there: %s", run_id, error.message)
 
     @_asking
     def publish(self, draft: VersionDraft, *, run_id: str, folder: Path) -> Version:
@@ -207,8 +212,7 @@ class Versions:
             Conflict: the retraining request already has a version.
         """
         check_publishable(folder)
-        if draft.request_id is not None and (existing := self.for_request(draft.request_id)) is not None:
-            raise Conflict(f"retraining {draft.request_id} already made {existing.name}; a request makes one version")
+        self._expect_first(draft)
         digest = folder_digest(folder)
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         self._client.log_artifacts(run_id, str(folder), _ARTIFACT)
@@ -226,6 +230,7 @@ class Versions:
         }
         tags = {_TAG: json.dumps(fields)} | ({_REQUEST_TAG: draft.request_id} if draft.request_id else {})
         source = f"{self._client.get_run(run_id).info.artifact_uri}/{_ARTIFACT}"
+        self._expect_first(draft)  # storing takes its time: whose lease ran out meanwhile comes second
         made = self._client.create_model_version(draft.model, source=source, run_id=run_id, tags=tags)
         return _version_of(made)
 
@@ -316,6 +321,18 @@ class Versions:
     def aliases(self, model: str) -> dict[str, int]:
         """Alias → version, as MLflow holds them."""
         return {alias: int(number) for alias, number in self._client.get_registered_model(model).aliases.items()}
+
+    def _expect_first(self, draft: VersionDraft) -> None:
+        if draft.request_id is not None and (existing := self.for_request(draft.request_id)) is not None:
+            raise Conflict(f"retraining {draft.request_id} already made {existing.name}; a request makes one version")
+
+    def _is_gone(self, run_id: str) -> bool:
+        try:
+            return bool(self._client.get_run(run_id).info.lifecycle_stage == "deleted")
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return True
 
     def _search(self, condition: str) -> list[Version]:
         found: list[Version] = []

@@ -167,7 +167,12 @@ class Traffic:
         if score < CORRECT_BELOW:
             body["correction"] = question.truth
             self.tally.corrections += 1
-        said = await feedback.post("/v1/feedback", json=body)
-        if said.is_error:
+        try:
+            said = await feedback.post("/v1/feedback", json=body)
+        except httpx.HTTPError as error:
+            wrong = f"{type(error).__name__}: {error}"
+        else:
+            wrong = f"{said.status_code} {said.text}" if said.is_error else ""
+        if wrong:
             self.tally.failed += 1
-            self.tally.failures[f"feedback: {said.status_code} {said.text}"] += 1
+            self.tally.failures[f"feedback: {wrong}"] += 1

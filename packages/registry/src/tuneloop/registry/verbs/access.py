@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from tuneloop.registry.facade import Registry
-from tuneloop.registry.printing import by_user_option, emit, json_option, table
+from tuneloop.registry.printing import by_user_option, emit, json_option, table, tell_unreadable
 
 
 @click.group()
@@ -35,6 +35,7 @@ def key_list(as_json: bool) -> None:
     """List keys; never their secrets."""
     with Registry.open() as registry:
         found = registry.keys.all()
+        tell_unreadable(found.unreadable)
         now = registry.clock()
         rows = [
             [

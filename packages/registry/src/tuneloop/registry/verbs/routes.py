@@ -10,7 +10,7 @@ from tuneloop.registry.canary import Limits
 from tuneloop.registry.errors import InvalidInput
 from tuneloop.registry.facade import Registry
 from tuneloop.registry.nouns import Route, parse_version_name
-from tuneloop.registry.printing import by_option, emit, json_option, reason_option, table
+from tuneloop.registry.printing import by_option, emit, json_option, reason_option, table, tell_unreadable
 from tuneloop.registry.promotion import Change, set_route
 from tuneloop.registry.promotion import promote as promote_version
 from tuneloop.registry.promotion import rollback as roll_back
@@ -65,7 +65,9 @@ def route_show(model: str, as_json: bool) -> None:
     """Show the route in force and which gateways apply it."""
     with Registry.open() as registry:
         found = registry.routes.current(model)
-        applied = {gateway.id: gateway.applied.get(model) for gateway in registry.fleet.gateways()}
+        gateways = registry.fleet.gateways()
+        tell_unreadable(gateways.unreadable)
+        applied = {gateway.id: gateway.applied.get(model) for gateway in gateways}
         text = f"{_line(found)}\ngateways: " + (
             ", ".join(f"{g} applies {r}" for g, r in applied.items()) or "none is live"
         )

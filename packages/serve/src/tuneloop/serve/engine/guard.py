@@ -5,13 +5,13 @@ batched with adapter requests gets whatever adapter lies there. `--max-loras` ab
 that slot empty only at first: unloading does not free a slot, so after as many loads as there are slots the last one is
 filled for good. Those kernels also copy an adapter's weights once for every token. The plugin replaces the product that
 they serve: tokens are grouped by slot once a step, slot -1 adds nothing, and each group is multiplied with weights that
-lie where they are. On two cores that doubles the answers of an adapter (benchmarks/engine.py). GPU kernels do both by
+lie where they are (in bfloat16 the first of the two factors is widened, as vLLM does it). GPU kernels do both by
 themselves and get no plugin.
 
 vLLM's scheduler waits for its worker in a loop that gives its core away by `sched_yield` alone. Where cores are few,
 whoever takes in new requests does not get that core: measured on two, a request that came while three streams ran
 waited up to 24 s for its first token, until they had ended. The plugin lets each turn of the loop sleep; then it waits
-0.3 s, and the streams take as long as before.
+0.3 s, and the streams take as long as before. What both are worth together, benchmarks/engine.py measures.
 """
 
 from __future__ import annotations

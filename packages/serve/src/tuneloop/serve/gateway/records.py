@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 PAUSE_S = 0.25
 BATCH = 200
 REDACT_TIMEOUT_S = 20.0
+_ROLES = {"system", "developer", "user", "assistant", "tool", "function", "prompt"}
 _FEEDBACK_TEXTS = ("label", "comment", "correction")
 
 
@@ -227,9 +228,14 @@ def record_of(exchange: Exchange, text_chars: int) -> RequestRecord:
         ttft_ms=exchange.ttft_ms,
         total_ms=exchange.total_ms,
         guards=exchange.guards,
-        messages=tuple(Message(role=role[:64], content=text[:text_chars]) for role, text in exchange.messages),
+        messages=tuple(Message(role=_role(role), content=text[:text_chars]) for role, text in exchange.messages),
         answer=answer[:text_chars] if answer is not None else None,
     )
+
+
+def _role(said: str) -> str:
+    """A role is the client's own text, which is not stored as it is: what no template knows is `other`."""
+    return said if said in _ROLES else "other"
 
 
 def storable(text: str) -> str:

@@ -120,7 +120,7 @@ def work(pipe: Connection) -> None:
     signal.signal(
         signal.SIGINT, signal.SIG_IGN
     )  # Ctrl-C reaches the whole group; the gateway ends this worker when it has drained
-    from tuneloop.registry.redaction import redact  # noqa: PLC0415 (450 MB that only this process may pay)
+    from tuneloop.registry.redaction import redact  # noqa: PLC0415 (120 MB that only this process may pay)
 
     remembered = lru_cache(maxsize=512)(lambda text: redact(text).text)  # system prompts come again and again
     remembered("Warm up: write to ada@example.com or call +44 20 7946 0958.")

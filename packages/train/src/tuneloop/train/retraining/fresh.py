@@ -80,8 +80,14 @@ def build(
     new_sets = {**sets, fresh_name: tuple(measured)} if measured else dict(sets)
     kept_fresh = _apart(learned, kept_apart, dropped)
     seen = set(learned)
-    old = [row for row in without_doubles(replay, Counter()) if row not in seen]
-    kept_old = _apart(sorted(old, key=lambda row: _hash(row.line())), kept_apart, dropped)[:replay_rows]
+    of_old: Counter[str] = Counter()
+    single_old = without_doubles(replay, of_old)
+    old = [row for row in single_old if row not in seen]
+    of_old["learned as a fresh one"] = len(single_old) - len(old)
+    apart_old = _apart(sorted(old, key=lambda row: _hash(row.line())), kept_apart, of_old)
+    kept_old = apart_old[:replay_rows]
+    of_old["beyond the rows to replay"] = len(apart_old) - len(kept_old)
+    dropped.update({f"old row: {reason}": count for reason, count in of_old.items() if count})
     return RetrainingData(
         (*kept_fresh, *kept_old), new_sets, len(kept_fresh), len(kept_old), dict(sorted(dropped.items()))
     )
