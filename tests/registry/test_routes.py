@@ -78,7 +78,7 @@ def test_a_gateway_whose_heartbeat_cannot_be_read_is_not_taken_to_follow(registr
     assert registries.fleet.wait_applied("bot", 1, 1.0) == ["g1", "g2"]
     with registries.database.writing() as connection:
         connection.execute(sa.text("UPDATE gateways SET applied = '5' WHERE id = 'g2'"))
-    with pytest.raises(Unavailable, match="do not apply it: the database.s GatewayState g2 cannot be read"):
+    with pytest.raises(Unavailable, match=r"do not apply it: the database.s GatewayState g2 cannot be read"):
         registries.fleet.wait_applied("bot", 1, 0.1)
 
 

@@ -146,10 +146,12 @@ class Demo:
         return "version 1 is trained"
 
     def _register(self) -> str:
-        [version] = self._verb("versions", MODEL)
-        self._processes.run("approve", f"{MODEL}@1", *WHO, "the first version, looked at")
-        self._processes.run("promote", f"{MODEL}@1", *WHO, "the first version")
-        self._processes.run("retraining", "policy", MODEL, "--set", str(self._policy), *WHO, "the demo's")
+        with ThreadPoolExecutor(1) as pool:
+            listed = pool.submit(self._verb, "versions", MODEL)
+            self._processes.run("approve", f"{MODEL}@1", *WHO, "the first version, looked at")
+            self._processes.run("promote", f"{MODEL}@1", *WHO, "the first version")
+            self._processes.run("retraining", "policy", MODEL, "--set", str(self._policy), *WHO, "the demo's")
+            [version] = listed.result()
         metrics = ", ".join(
             f"{name} {value:.3g}" for name, value in version["metrics"].items() if name.startswith("perpl")
         )
@@ -202,16 +204,11 @@ class Demo:
     def _retrain(self) -> str:
         request = self._gathered.retraining["id"]
         self._processes.run("retraining", "approve", request, *WHO, "the drift is real")
-        self._processes.start("worker", tuneloop_command("worker", "--once"), echo=True)
-        found: dict[str, Any] = {}
-
-        def ended() -> bool:
-            found.update(self._verb("retraining", "show", request)["request"])
-            return found["state"] not in {"queued", "running"}
-
-        # A verb is a second of one core; asked more often, it would slow the training it waits for.
-        wait_until("the retraining", ended, self._scale.retrain_timeout_s, self._someone_ended, every_s=8)
+        worker = self._processes.start("worker", tuneloop_command("worker", "--once"), echo=True)
+        timeout_s = self._scale.retrain_timeout_s
+        wait_until("the retraining", lambda: worker.poll() is not None, timeout_s, self._someone_ended, every_s=0.5)
         self._processes.stop("worker")
+        found = self._verb("retraining", "show", request)["request"]
         if found["state"] != "gated":
             raise DemoError(f"the retraining is {found['state']}: {found['outcome']}")
         self._gathered.gate = self._verb("gate", f"{MODEL}@2")
