@@ -39,7 +39,7 @@ class World(threading.Thread):
         self.asks_below_bp = 10_001  # users ask while no challenger has this share
         self._registry = registry
         self._closing = threading.Event()
-        self._numbers = itertools.count()
+        self._numbers, self._quarters = itertools.count(), itertools.count()
 
     def run(self) -> None:
         while not self._closing.wait(0.05):
@@ -55,7 +55,7 @@ class World(threading.Thread):
 
     def _ask(self, route: Route) -> None:
         now, records, feedback = self._registry.clock(), [], []
-        for key in KEYS[::4]:
+        for key in KEYS[next(self._quarters) % 4 :: 4]:  # all of them, over four looks
             number, version = next(self._numbers), assign(route, key)
             who = {"assigned_version": version, "served_version": version, "revision": route.revision, "key_hash": key}
             records.append(request_record(number, now, **who))
