@@ -32,7 +32,7 @@ def export(version: str, to: Path, merge: bool, quantize: Literal["int8", "int4"
     from tuneloop.train.screen import Screen
     from tuneloop.train.settings import TrainSettings, share_cores
 
-    share_cores()
+    share_cores(with_an_engine=False)
     model, number = parse_version_name(version)
     threads = TrainSettings.load().threads
     with Registry.open() as registry:

@@ -31,7 +31,7 @@ def train(recipe: Path, begin: Literal["resume", "fresh"] | None, profile: bool,
     from tuneloop.train.settings import TrainSettings, share_cores
     from tuneloop.train.stopping import StopFlag, stop_on_signals
 
-    share_cores()
+    share_cores(with_an_engine=False)
     file = load_recipe(recipe)
     settings = TrainSettings.load()
     stop = StopFlag()
@@ -83,7 +83,7 @@ def worker(once: bool, poll_s: float | None) -> None:
     from tuneloop.train.settings import TrainSettings, WorkerSettings, share_cores
     from tuneloop.train.stopping import StopFlag, stop_on_signals
 
-    share_cores()
+    share_cores(with_an_engine=True)
     settings = WorkerSettings.load(poll_s=poll_s)
     stop = StopFlag()
     with Registry.open() as registry, stop_on_signals(stop):
