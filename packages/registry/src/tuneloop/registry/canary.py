@@ -174,7 +174,7 @@ def _errors(revisions: Sequence[Arms], limits: Limits) -> Check:
     for share, arms in zip(_shares([(c.asked, h.asked) for c, h in compared]), compared, strict=True):
         # Agresti and Caffo (2000): one success and one failure added to each arm, over all revisions together, keeps
         # the coverage at small n.
-        (p0, n0), (p1, n1) = ((((arm.failed + share) / (arm.asked + 2 * share)), arm.asked + 2 * share) for arm in arms)
+        (p0, n0), (p1, n1) = (((arm.failed + share) / (arm.asked + 2 * share), arm.asked + 2 * share) for arm in arms)
         estimate += share * (p1 - p0)
         spread += share**2 * (p0 * (1 - p0) / n0 + p1 * (1 - p1) / n1)
     interval = _always_valid(estimate, spread, alpha=limits.alpha, effect=limits.error_margin)

@@ -201,7 +201,9 @@ class Versions:
         except MlflowException as error:
             if not self._is_gone(run_id):
                 raise
-            _log.warning("run %s is not in MLflow, so it is not closed there: %s", run_id, error.message)
+            _log.warning(
+                "run %s is not in MLflow, so it is not closed there: %s", run_id, without_password(error.message)
+            )
 
     @_asking
     def publish(self, draft: VersionDraft, *, run_id: str, folder: Path) -> Version:

@@ -31,7 +31,7 @@ class WorkerSettings(Section):
 
 
 def share_cores(*, with_an_engine: bool) -> None:
-    """Let idle compute threads sleep instead of spin; call it before anything imports torch.
+    """How compute threads that wait for each other share the cores; call it before anything imports torch.
 
     Beside an engine they sleep at once: two threads of matrix products and an engine's on two cores, 90 and 111 a
     second then, 87 and 49 when they spin for a while first. Otherwise they do that: waking them costs more than the

@@ -19,7 +19,8 @@ from tuneloop.serve.engine.settings import RESERVED_SLOTS, EngineSettings
 SERVED_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 Device = Literal["cpu", "gpu"]
 # vLLM keeps one core free for its scheduler and binds its threads to the others. Of two that is too many: computing on
-# both gives more answers, up to 1.3 times, and 1.5 times the scored prompts (benchmarks/engine.py).
+# both gives 1.3 times the answers of one adapter or the base (of two at once: as many) and 1.5 times the scored prompts
+# (benchmarks/engine.py).
 FEW_CORES = 2
 _PROBE = (
     "from importlib.metadata import version, PackageNotFoundError\n"

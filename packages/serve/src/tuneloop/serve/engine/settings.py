@@ -14,9 +14,8 @@ from tuneloop.registry.settings import Section
 from tuneloop.serve.urls import http_url
 
 EngineDtype = Literal["auto", "float32", "bfloat16", "float16"]
-RESERVED_SLOTS = (
-    1  # what vLLM's own CPU kernels read for base requests; kept empty in case the plugin is ever not there
-)
+# vLLM's own CPU kernels read the last slot for base requests; it stays empty in case the plugin is ever not there.
+RESERVED_SLOTS = 1
 STOP_MARGIN_S = 10.0  # for vLLM to end once nothing is running
 _LEAVE_S = 10.0  # for its processes to be gone and the last heartbeat to be sent
 _ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
