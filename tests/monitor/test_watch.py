@@ -41,7 +41,7 @@ def test_a_drift_seen_by_two_signals_opens_one_episode_that_lists_both(scene: Sc
     episode = the_episode(scene)
     assert set(episode.evidence["signals"]) == {"prompt_drift", "perplexity"}
     assert episode.severity == "page"
-    assert len(episode.windows) == 4
+    assert len(episode.windows) == 3
     first = scene.registry.episodes.score(episode.windows[0])
     assert first.detail["window"] == 1
     assert first.statistic > first.threshold
@@ -75,6 +75,38 @@ def test_a_backlog_of_windows_does_not_hold_the_retraining_back(scene: Scene) ->
     scene.watch()
     (request,) = scene.requests()
     assert request.created_at < scene.scores()[1].at
+
+
+def test_records_are_read_as_they_come_so_that_a_full_window_is_judged_at_once(scene: Scene) -> None:
+    monitor = scene.monitor()
+    scene.usual(40)
+    assert scene.watch(monitor).judged == 0
+    assert len(scene.engine.bodies) == 40, "the reference, as far as it goes"
+    scene.usual(39)
+    assert scene.watch(monitor).judged == 0
+    assert len(scene.engine.bodies) == 79, "the rest of it, and the window as far as it goes"
+    scene.usual(1)
+    assert scene.watch(monitor).judged == 1
+    assert len(scene.engine.bodies) == 80
+
+
+def test_no_engine_reads_a_window_that_could_change_nothing(scene: Scene) -> None:
+    monitor = scene.monitor()
+    scene.usual(60)
+    scene.drifted(20)
+    scene.watch(monitor)
+    episode, read = the_episode(scene), len(scene.engine.bodies)
+    assert set(episode.evidence["signals"]) == {"prompt_drift", "perplexity"}
+    scene.drifted(30)
+    scene.watch(monitor)
+    assert len(scene.engine.bodies) == read, "neither the window nor the records of the next"
+    score = scene.scores("perplexity")[1]
+    assert score.verdict == "not enough data"
+    assert f"keep {episode.id} open" in score.detail["reason"]
+    scene.usual(30)  # now both signals have to go quiet
+    scene.watch(monitor)
+    assert [s.verdict for s in scene.scores("prompt_drift")] == ["drift", "drift", "drift", "none"]
+    assert [s.verdict for s in scene.scores("perplexity")][2:] == ["not enough data", "none"]
 
 
 def test_too_few_corrections_are_not_enough_data_and_say_so(scene: Scene) -> None:

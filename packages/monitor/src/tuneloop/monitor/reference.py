@@ -44,6 +44,14 @@ class Reference:
         }
 
 
+@dataclass(frozen=True)
+class Gathering:
+    """A reference that is not complete yet, or cannot be."""
+
+    why: str
+    records: tuple[RequestRecord, ...] = ()  # those that are sure to be in it, but for one that arrives late
+
+
 def reference_of(records: Sequence[RequestRecord], *, frozen: bool) -> Reference:
     """A reference of these records."""
     ordered = tuple(sorted(records, key=lambda record: (record.at, record.id)))
@@ -75,8 +83,8 @@ def score_id(model: str, version: int, signal: str, window: int) -> str:
     return "ws_" + sha256(f"{model}\0{version}\0{signal}\0{window}".encode()).hexdigest()[:24]
 
 
-def find_reference(registry: Registry, history: Sequence[Route], version: int, size: int) -> Reference | str:
-    """The champion's reference, or why there is none yet."""
+def find_reference(registry: Registry, history: Sequence[Route], version: int, size: int) -> Reference | Gathering:
+    """The champion's reference, or what there is of it and why it is no more."""
     model = history[0].model
     try:
         first = registry.episodes.score(score_id(model, version, ANCHOR, 0))
@@ -85,7 +93,7 @@ def find_reference(registry: Registry, history: Sequence[Route], version: int, s
     return _frozen(registry, first)
 
 
-def _beginning(registry: Registry, history: Sequence[Route], version: int, size: int) -> Reference | str:
+def _beginning(registry: Registry, history: Sequence[Route], version: int, size: int) -> Reference | Gathering:
     model, since = history[0].model, became_champion(history, version)
     limit = 2 * size
     while True:
@@ -97,11 +105,14 @@ def _beginning(registry: Registry, history: Sequence[Route], version: int, size:
             break
         limit *= 2
     if served and not any(record.question for record in served):
-        return f"{len(served)} answers of {model}@{version} are on record, all without text; prompts cannot be watched"
-    return f"the reference of {model}@{version} holds {len(usable)} of {size} answered records"
+        return Gathering(
+            f"{len(served)} answers of {model}@{version} are on record, all without text; prompts cannot be watched"
+        )
+    why = f"the reference of {model}@{version} holds {len(usable)} of {size} answered records"
+    return Gathering(why, tuple(usable))
 
 
-def _frozen(registry: Registry, first: WindowScore) -> Reference | str:
+def _frozen(registry: Registry, first: WindowScore) -> Reference | Gathering:
     wanted = set(first.detail["reference_ids"])
     summary = first.detail["reference"]
     held = registry.traffic.window(
@@ -112,7 +123,7 @@ def _frozen(registry: Registry, first: WindowScore) -> Reference | str:
     )
     found = [record for record in held if record.id in wanted]
     if len(found) < len(wanted):
-        return (
+        return Gathering(
             f"the reference of {first.model}@{first.version} lost {len(wanted) - len(found)} of its {len(wanted)} "
             "records; promote a version to begin a new one"
         )

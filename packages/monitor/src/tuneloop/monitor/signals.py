@@ -76,6 +76,12 @@ class Judgement:
     detail: dict[str, Any]
 
 
+def unread(episode: str) -> Judgement:
+    """Of a perplexity that no engine needs to read: whatever it were, the episode stays as it is."""
+    reason = f"not read: the questions alone keep {episode} open, which has a perplexity among its signals already"
+    return Judgement("not enough data", 0, None, {"reason": reason})
+
+
 class Judge:
     """Judges windows of one monitor; deterministic but for what engines answer."""
 

@@ -9,19 +9,29 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from tuneloop.monitor import alerts
 from tuneloop.monitor.filing import BY, pursue
 from tuneloop.monitor.metrics import Metrics
-from tuneloop.monitor.reference import ANCHOR, Reference, find_reference
+from tuneloop.monitor.reference import ANCHOR, Gathering, Reference, find_reference
 from tuneloop.monitor.scorer import Scorer, Stopped
 from tuneloop.monitor.settings import MonitorSettings
-from tuneloop.monitor.signals import DETECTORS, PERPLEXITY, Comparison, Judge, problem_of, signals_of
+from tuneloop.monitor.signals import (
+    DETECTORS,
+    PERPLEXITIES,
+    PERPLEXITY,
+    Comparison,
+    Judge,
+    problem_of,
+    signals_of,
+    unread,
+)
 from tuneloop.monitor.windows import Window, judged_window, next_window, progress
 from tuneloop.registry import Registry
 from tuneloop.registry.errors import NotFound, TuneloopError, Unavailable
-from tuneloop.registry.nouns import AlertEpisode, Route, WindowScore, version_name
+from tuneloop.registry.nouns import AlertEpisode, RequestRecord, Route, WindowScore, version_name
 from tuneloop.registry.routes import CurrentRoutes
 
 log = logging.getLogger("tuneloop.monitor")
@@ -112,8 +122,9 @@ class Monitor:
         self._end_replaced(history[0])
         reference = self._reference(history, version)
         judged = alarms = 0
-        if isinstance(reference, str):
-            waiting = reference
+        if isinstance(reference, Gathering):
+            waiting = reference.why
+            self._read_ahead(model, version, reference.records)
             self._pursue(model)
         else:
             self._finish_last(model, version, reference)
@@ -121,22 +132,38 @@ class Monitor:
                 self._pursue(model)  # after each window: a backlog of them may take engines minutes
                 done = progress(self._registry, history, version, reference, self._settings.late_s)
                 window = next_window(self._registry, model, version, done, self._settings.window)
-                if isinstance(window, int) or self._stopping():
+                if isinstance(window, tuple) or self._stopping():
                     break
                 scores = self._judge_window(model, version, reference, window)
                 judged, alarms = judged + 1, alarms + sum(score.verdict == "drift" for score in scores)
-            held = window if isinstance(window, int) else len(window.records)
-            waiting = f"window {done.next_index} of {model}@{version} holds {held} of {self._settings.window} records"
+            held = window if isinstance(window, tuple) else window.records
+            if self._heard(model) is None:
+                self._read_ahead(model, version, held if reference.frozen else (*reference.records, *held))
+            waiting = f"window {done.next_index} of {model}@{version} holds {len(held)} of {self._settings.window} records"
         if self._said.get(model) != waiting:
             self._said[model] = waiting
             log.info("%s", waiting)
         return ModelState(model, version, judged, alarms, waiting)
 
-    def _reference(self, history: Sequence[Route], version: int) -> Reference | str:
+    def _read_ahead(self, model: str, version: int, records: Sequence[RequestRecord]) -> None:
+        """Read on an engine what has come so far, so that a full window is judged at once."""
+        with suppress(Unavailable):  # said when the window is judged, if it lasts
+            corrections = self._registry.traffic.corrections_for([record.id for record in records])
+            self._scorer.score(version_name(model, version), records, corrections)
+
+    def _heard(self, model: str) -> AlertEpisode | None:
+        """The open episode that questions and a perplexity have raised already."""
+        for episode in self._open_episodes(model):
+            raised = episode.evidence["signals"]
+            if ANCHOR in raised and any(signal in raised for signal in PERPLEXITIES):
+                return episode
+        return None
+
+    def _reference(self, history: Sequence[Route], version: int) -> Reference | Gathering:
         key = (history[0].model, version)
         if key not in self._references:
             found = find_reference(self._registry, history, version, self._settings.reference)
-            if isinstance(found, str):
+            if isinstance(found, Gathering):
                 return found
             self._recall_nats(*key, found)
             if not found.frozen:
@@ -164,15 +191,16 @@ class Monitor:
     def _judge_window(self, model: str, version: int, reference: Reference, window: Window) -> list[WindowScore]:
         ids = [record.id for record in (*reference.records, *window.records)]
         held = Comparison(model, version, reference, window, self._registry.traffic.corrections_for(ids))
-        scores = []
+        scores: list[WindowScore] = []
         for signal in self._signals:  # each alarm is raised at once: scoring the next signal may take an engine minutes
-            scores.append(score := self._score(signal, held))
+            spared = self._heard(model) if signal in PERPLEXITIES and scores[0].verdict == "drift" else None
+            scores.append(score := self._score(signal, held, spared))
             if score.verdict == "drift":
                 self._raise(score)
         self._end_quiet(model, version)
         return scores
 
-    def _score(self, signal: str, held: Comparison) -> WindowScore:
+    def _score(self, signal: str, held: Comparison, spared: AlertEpisode | None) -> WindowScore:
         identity = held.score_id(signal)
         try:
             known = self._registry.episodes.score(identity)
@@ -181,7 +209,7 @@ class Monitor:
         else:
             self._metrics.newest(known)
             return known
-        judgement = self._judge.judge(signal, held)
+        judgement = unread(spared.id) if spared else self._judge.judge(signal, held)
         detail = judgement.detail | {
             "window": held.window.index,
             "high_water": held.window.high_water.isoformat(),

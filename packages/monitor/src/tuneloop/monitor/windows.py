@@ -68,8 +68,10 @@ def progress(
     )
 
 
-def next_window(registry: Registry, model: str, version: int, done: Progress, size: int) -> Window | int:
-    """The next whole window, or how many records wait for it."""
+def next_window(
+    registry: Registry, model: str, version: int, done: Progress, size: int
+) -> Window | tuple[RequestRecord, ...]:
+    """The next whole window, or the records that wait for it to fill."""
     limit = len(done.taken) + 4 * size
     while True:
         served = registry.traffic.window(model, since=done.horizon, version=version, oldest=limit)
@@ -78,7 +80,7 @@ def next_window(registry: Registry, model: str, version: int, done: Progress, si
             records = tuple(fresh[:size])
             return Window(done.next_index, records, size, max(done.high_water, records[-1].at))
         if len(served) < limit:
-            return len(fresh)
+            return tuple(fresh)
         limit *= 2
 
 
