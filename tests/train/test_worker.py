@@ -30,7 +30,7 @@ from tuneloop.registry.nouns import (
 from tuneloop.registry.settings import RegistrySettings
 from tuneloop.train.data.near import normal
 from tuneloop.train.data.rows import Row
-from tuneloop.train.job import job_from_recipe, run_job
+from tuneloop.train.job import job_from_recipe, kept, run, run_job
 from tuneloop.train.publishing.lineage import Lineage
 from tuneloop.train.recipe import load_recipe
 from tuneloop.train.retraining.worker import Worker
@@ -87,9 +87,9 @@ def filed(registry: Registry, **changes: object) -> RetrainingRequest:
     return registry.retraining.approve(request.id, by="test", reason="drift is real")
 
 
-def worker(registry: Registry, lease_s: float = 60.0) -> Worker:
+def worker(registry: Registry, lease_s: float = 60.0, screen: Screen | None = None) -> Worker:
     settings = WorkerSettings(id="w", poll_s=0.1, lease_s=lease_s)
-    return Worker(registry, settings, threads=0, screen=Screen(), stop=StopFlag())
+    return Worker(registry, settings, threads=0, screen=screen or Screen(), stop=StopFlag())
 
 
 def run_states(registry: Registry) -> list[str]:
@@ -136,11 +136,23 @@ def test_a_request_becomes_one_gated_version(registry: Registry, request_waiting
     assert sum(manifest["dropped"].values()) >= 1
 
 
-def test_a_retraining_starts_from_its_parents_weights(registry: Registry, request_waiting: RetrainingRequest) -> None:
-    worker(registry).run_once()
+@pytest.mark.parametrize("differs", ["", "torch"])
+def test_a_retraining_starts_from_its_parents_weights_and_measures_them_only_where_something_differs(
+    registry: Registry, request_waiting: RetrainingRequest, monkeypatch: pytest.MonkeyPatch, differs: str
+) -> None:
+    changed = {differs: "another"} if differs else {}
+    monkeypatch.setattr(run, "conditions", lambda *given: kept.conditions(*given) | changed)
+    screen = io.StringIO()
+    worker(registry, screen=Screen(screen)).run_once()
+    said = [line for line in screen.getvalue().splitlines() if line.startswith("before training")]
+    assert [(line.split()[2], "as measured when it was made" in line) for line in said] == [
+        ("old", not differs),
+        ("fresh", False),
+    ]
     first, second = registry.versions.all("bot")[::-1]
     before = Lineage(registry.versions, second).pairs()["old"].champion
     after_first = Lineage(registry.versions, first).pairs()["old"].challenger
+    assert (before == after_first) or differs
     assert [row.nll for row in before] == pytest.approx([row.nll for row in after_first], rel=1e-5)
 
 

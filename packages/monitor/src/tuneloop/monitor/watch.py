@@ -139,7 +139,9 @@ class Monitor:
             held = window if isinstance(window, tuple) else window.records
             if self._heard(model) is None:
                 self._read_ahead(model, version, held if reference.frozen else (*reference.records, *held))
-            waiting = f"window {done.next_index} of {model}@{version} holds {len(held)} of {self._settings.window} records"
+            waiting = (
+                f"window {done.next_index} of {model}@{version} holds {len(held)} of {self._settings.window} records"
+            )
         if self._said.get(model) != waiting:
             self._said[model] = waiting
             log.info("%s", waiting)

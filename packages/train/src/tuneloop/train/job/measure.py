@@ -46,11 +46,21 @@ class Measurer:
     labeller: Labeller
     metrics: tuple[Metric, ...]
     watch: Watch
+    conditions: Mapping[str, str]  # what scores depend on beside weights and rows; see kept.py
 
-    def measure(self, model: Any, when: Literal["before", "after"], step: int = 0) -> Scores:
-        """All sets. A metric that fails before training ends the run, one that fails after it costs its figure."""
+    def measure(
+        self, model: Any, when: Literal["before", "after"], step: int = 0, kept: Mapping[str, SetScore] | None = None
+    ) -> Scores:
+        """All sets but those whose scores were `kept`.
+
+        A metric that fails before training ends the run, one that fails after it costs its figure.
+        """
         found = Scores({}, {})
         for name, chosen in self.prepared.sets.items():
+            if kept and name in kept:
+                found.sets[name] = kept[name]
+                self._say(name, len(chosen.rows), kept[name].metrics(name), when, step, " as measured when it was made")
+                continue
             score = score_set(
                 model,
                 self.tokenizer,
@@ -96,7 +106,7 @@ class Measurer:
         amp = self.recipe.run.dtype == "bfloat16"
         return by_reward(RewardModel(model, self.tokenizer, amp=amp, check=self.watch.check), chosen.pairs)
 
-    def _say(self, name: str, rows: int, metrics: Mapping[str, float], when: str, step: int) -> None:
+    def _say(self, name: str, rows: int, metrics: Mapping[str, float], when: str, step: int, how: str = "") -> None:
         self.watch.log(metrics, step)
         shown = ", ".join(f"{key.split('.')[0]} {value:.2f}" for key, value in metrics.items())
-        self.watch.screen.say(f"{when} training, {name} ({rows} rows): {shown}")
+        self.watch.screen.say(f"{when} training, {name} ({rows} rows): {shown}{how}")

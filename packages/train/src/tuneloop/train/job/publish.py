@@ -91,7 +91,7 @@ class Publisher:
         self.keeper.keep_pictures(compared, prepared.lengths(), getattr(objective, "max_length", None))
         preferences = {name: (before.preferences[name], after.preferences[name]) for name in prepared.preferences}
         before_is = job.parent.name if job.parent else job.base.name
-        evaluation = evaluation_json(sets, before.sets, after.sets, compared, before_is)
+        evaluation = evaluation_json(sets, before.sets, after.sets, compared, before_is, measurer.conditions)
         shown = {name: {"before": was.as_json(), "after": now.as_json()} for name, (was, now) in preferences.items()}
         self.keeper.keep_json("evaluation.json", evaluation | {"preferences": shown})
         remarks = [*fitted.notes]

@@ -32,10 +32,11 @@ from tuneloop.train.fit.runs import Begin, RunFolder, RunRecord, held_run
 from tuneloop.train.fit.trackers import check_trackers, tracked_too
 from tuneloop.train.fit.zero import check_launch
 from tuneloop.train.job.begin import Job, going_on, metrics_of
+from tuneloop.train.job.kept import conditions, kept_scores
 from tuneloop.train.job.measure import Measurer
 from tuneloop.train.job.outcome import Outcome
 from tuneloop.train.job.publish import Publisher
-from tuneloop.train.publishing.lineage import Keeper
+from tuneloop.train.publishing.lineage import Keeper, Lineage
 from tuneloop.train.recipe.objective import RewardObjective, unservable
 from tuneloop.train.screen import Screen
 from tuneloop.train.stopping import StopFlag, Stopped
@@ -179,16 +180,18 @@ class _Run:
         keeper = Keeper(self._registry.versions, self._run_id, self._scratch)
         publisher = Publisher(job, self._registry.versions, self._run_id, keeper)
         publisher.keep_inputs(prepared, judging.named)
-        measurer = Measurer(recipe, prepared, self._tokenizer, self._labeller, metrics, watch)
         loader = self._loader()
+        now = conditions(recipe, loader)
+        measurer = Measurer(recipe, prepared, self._tokenizer, self._labeller, metrics, watch, now)
+        kept = kept_scores(Lineage(self._registry.versions, job.parent), prepared.sets, now) if job.parent else {}
         parent = self._fetched(job.parent) if job.parent else None
         start = parent if job.start == "parent" else None
         if loader.measures_apart or start != parent:  # what is compared is not what training starts from
-            before = measurer.measure(loader.measurable(parent), "before")
+            before = measurer.measure(loader.measurable(parent), "before", kept=kept)
             model = loader.tunable(recipe.run.seed, start)
         else:
             model = loader.tunable(recipe.run.seed, start)
-            before = measurer.measure(model, "before")
+            before = measurer.measure(model, "before", kept=kept)
         fitted = self._fit(model, prepared, loader, start, judging)
         folder = self._scratch / "trained"
         models.save_trained(model, folder, job.base)

@@ -87,6 +87,7 @@ def evaluation_json(
     after: Mapping[str, SetScore],
     comparisons: Mapping[str, Comparison],
     before_is: str,
+    conditions: Mapping[str, str],
 ) -> dict[str, Any]:
     """The content of `evaluation.json`; rows are `[nll, tokens]` in the order of the set's file, metrics in that of
     `asked`."""
@@ -98,13 +99,14 @@ def evaluation_json(
             "bleu": score.bleu,
             "rows": [[row.nll, row.tokens] for row in score.rows],
             "answers": [answer.text for answer in score.answers],
-            "cut": sum(not answer.ended for answer in score.answers),
+            "ended": [answer.ended for answer in score.answers],
             "metrics": {name: list(scores) for name, scores in score.by_row.items()},
             "remarks": remarks_on_answers(chosen, score),
         }
 
     return {
         "before_is": before_is,
+        "conditions": dict(conditions),
         "sets": {
             name: {
                 "digest": chosen.digest,
@@ -168,8 +170,12 @@ class Lineage:
 
     def pairs(self) -> dict[str, Pair]:
         """Name → what it was compared with, and itself, row by row."""
-        found = self._json("evaluation.json")["sets"]
+        found = self.evaluation()["sets"]
         return {name: Pair(_scores(sides["before"]), _scores(sides["after"])) for name, sides in found.items()}
+
+    def evaluation(self) -> dict[str, Any]:
+        """What `evaluation_json` kept."""
+        return self._json("evaluation.json")
 
     def _rows(self, name: str) -> tuple[Row, ...]:
         with self._file(name) as path:
