@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -75,12 +76,39 @@ def test_scores_do_not_depend_on_batch_padding_or_left_out_logits(
     assert [score.nll for score in without] == pytest.approx([score.nll for score in reference], rel=1e-5)
 
 
+def test_what_all_rows_begin_with_is_read_once(parts: tuple[Any, Any, Labeller, list[LabelledRow]], tiny: Base) -> None:
+    model, _, labeller, _ = parts
+    system = Message(role="system", content="You answer why questions, briefly and with a reason, whoever asks them.")
+    rows = label_rows(labeller, [Row((system, *one.messages)) for one in ROWS[:6]], tiny.template_digest)[0]
+    read: list[int] = []
+    hook = model.get_input_embeddings().register_forward_pre_hook(lambda _module, given: read.append(given[0].numel()))
+    found = score_rows(model, rows, pad_id=2, check=lambda: None, batch=1)
+    hook.remove()
+    beginning, *rests = read
+    assert beginning > 20
+    assert rests == sorted(len(one.ids) - beginning for one in rows)
+    in_batches = score_rows(model, rows, pad_id=2, check=lambda: None, batch=4)
+    expected = pytest.approx([score.nll for score in every_logit(model, rows)], rel=1e-5)
+    assert [score.nll for score in found] == expected
+    assert [score.nll for score in in_batches] == expected
+
+
+def test_rows_that_learn_from_their_first_token_share_nothing(
+    parts: tuple[Any, Any, Labeller, list[LabelledRow]],
+) -> None:
+    model, _, _, labelled = parts
+    rows = [replace(labelled[0], labels=labelled[0].ids)] * 3
+    found = score_rows(model, rows, pad_id=2, check=lambda: None)
+    assert [score.nll for score in found] == pytest.approx([s.nll for s in every_logit(model, rows)], rel=1e-5)
+    assert {score.tokens for score in found} == {len(rows[0].ids) - 1}
+
+
 class Unsparing(torch.nn.Module):  # type: ignore[misc]  # torch is untyped here
     """A model as of the few architectures that cannot leave logits out."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
-        self.model, self.device = model, model.device
+        self.model, self.device, self.config = model, model.device, model.config
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, use_cache: bool) -> Any:
         return self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=use_cache)
@@ -98,7 +126,7 @@ def test_only_learned_positions_go_through_the_output_layer(
     )
     score_rows(model, labelled, pad_id=2, check=lambda: None)
     hook.remove()
-    assert seen == [sum(row.trained for row in labelled)]
+    assert seen == [1, sum(row.trained for row in labelled)], "one for what all rows begin with"
 
 
 def test_a_batch_of_long_rows_holds_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,7 +230,7 @@ def test_equal_answers_to_questions_that_want_them_are_no_collapse() -> None:
 def test_a_metric_that_fails_after_training_costs_its_figure_not_the_model(
     parts: tuple[Any, Any, Labeller, list[LabelledRow]],
 ) -> None:
-    model, tokenizer, labeller, labelled = parts
+    model, tokenizer, _, labelled = parts
     chosen = EvaluationSet("old", ROWS[:2], tuple(labelled[:2]), ROWS[:1], "sha256:0")
     broken = Metric("mine", lambda *_: [])
 
@@ -210,9 +238,8 @@ def test_a_metric_that_fails_after_training_costs_its_figure_not_the_model(
         return measure.score_set(
             model,
             tokenizer,
-            labeller,
             chosen,
-            max_new_tokens=2,
+            [Answer("so", ended=True)],
             check=lambda: None,
             metrics=[broken],
             tolerant=tolerant,

@@ -1,22 +1,26 @@
 """Measuring a model on held-out sets: NLL of the answers row by row, and scores of its own greedy answers.
 
-Rows go through the model in batches of like length, logits are made only where something is learned, and neither
-batch nor padding changes a score. On two CPU cores and 135M parameters: about 0.1 s a row for NLL, and about 5 s for 16
-answers of 40 tokens.
+Rows go through the model in batches of like length, what all of them begin with (a system prompt) is read once, logits
+are made only where something is learned, and none of that changes a score. On two CPU cores and 135M parameters in
+float32: 60 rows of 66 tokens take 6 s, since 24 of these are shared, and 9 s otherwise; 8 answers of 40 tokens take
+6 s, 24 at once 9 s.
 """
 
 # ruff: noqa: N803, N806 (suffixes are shapes: B rows, T tokens, V vocabulary, N learned tokens)
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import GenerationConfig
+from transformers import DynamicCache, GenerationConfig
+from transformers.cache_utils import DynamicLayer
 
 from tuneloop.registry.errors import InvalidInput
 from tuneloop.train.data.labels import IGNORED, LabelledRow, Labeller
@@ -26,6 +30,10 @@ from tuneloop.train.evaluation.metrics import Metric
 from tuneloop.train.evaluation.statistics import RowScore, mean_nll, perplexity
 
 BATCH = 16
+ANSWERS_AT_ONCE = (
+    32  # a token of 24 answers costs about what one of 12 does, as long as reading the weights is what takes the time
+)
+_SHARED_WORTH = 8  # tokens
 BATCH_TOKENS = 16_384  # a batch of long rows holds fewer of them, so that memory is bounded
 
 
@@ -81,18 +89,20 @@ def score_rows(
     """
     was_training = model.training
     model.eval()
-    lengths = [len(row.ids) for row in rows]
+    beginning = _Beginning.of(model, rows)
+    skipped = beginning.tokens
+    lengths = [len(row.ids) - skipped for row in rows]
     scores: dict[int, RowScore] = {}
     for chosen in batches(lengths, batch):
         check()
         longest = max(lengths[index] for index in chosen)
-        ids_BT = padded([rows[index].ids for index in chosen], longest, pad_id).to(model.device)
-        labels_BT = padded([rows[index].labels for index in chosen], longest, IGNORED).to(model.device)
+        ids_BT = padded([rows[index].ids[skipped:] for index in chosen], longest, pad_id).to(model.device)
+        labels_BT = padded([rows[index].labels[skipped:] for index in chosen], longest, IGNORED).to(model.device)
         mask_BT = padded([[1] * lengths[index] for index in chosen], longest, 0).to(model.device)
         targets_BT = torch.nn.functional.pad(labels_BT[:, 1:], (0, 1), value=IGNORED)
         learned_BT = targets_BT != IGNORED
         with torch.inference_mode():
-            logits_NV = _logits_at(model, ids_BT, mask_BT, learned_BT)
+            logits_NV = _logits_at(model, ids_BT, learned_BT, beginning.before(mask_BT))
             nll_N = torch.nn.functional.cross_entropy(logits_NV.float(), targets_BT[learned_BT], reduction="none")
         counts = learned_BT.sum(dim=1).tolist()
         for index, part, count in zip(chosen, nll_N.split(counts), counts, strict=True):
@@ -109,7 +119,7 @@ def greedy_answers(
     *,
     max_new_tokens: int,
     check: Callable[[], None],
-    batch: int = BATCH,
+    batch: int = ANSWERS_AT_ONCE,
 ) -> list[Answer]:
     """The model's own answers to the rows' questions, without sampling, padded on the left; they stop where an engine
     would: at the tokenizer's end token, or at another that the base's generation config names."""
@@ -137,10 +147,9 @@ def greedy_answers(
 def score_set(
     model: Any,
     tokenizer: Any,
-    labeller: Labeller,
     chosen: EvaluationSet,
+    answers: Sequence[Answer],
     *,
-    max_new_tokens: int,
     check: Callable[[], None],
     metrics: Sequence[Metric] = (),
     tolerant: bool = False,
@@ -150,9 +159,8 @@ def score_set(
     Args:
         model: what is measured.
         tokenizer: its tokenizer.
-        labeller: renders the questions.
         chosen: the set.
-        max_new_tokens: of an answer.
+        answers: the model's own, one for each of the `asked` rows.
         check: called between batches; raises to stop.
         metrics: what else is measured on the answers.
         tolerant: put down a metric that fails instead of raising; a trained model is not lost to it.
@@ -161,9 +169,8 @@ def score_set(
         InvalidInput: a metric fails.
     """
     rows = tuple(score_rows(model, chosen.labelled, pad_id=pad_token_id(tokenizer), check=check))
-    if not chosen.asked:
+    if not answers:
         return SetScore(rows, None, None, ())
-    answers = greedy_answers(model, tokenizer, labeller, chosen.asked, max_new_tokens=max_new_tokens, check=check)
     texts, references = [answer.text for answer in answers], [row.answer for row in chosen.asked]
     bleu, signature = bleu_of(texts, references)
     by_row, failed = {}, {}
@@ -202,11 +209,55 @@ def padded(rows: Sequence[Sequence[int]], length: int, value: int, *, left: bool
     return torch.tensor(filled, dtype=torch.long)
 
 
-def _logits_at(model: Any, ids_BT: torch.Tensor, mask_BT: torch.Tensor, wanted_BT: torch.Tensor) -> torch.Tensor:
-    """Logits (N, V) of the wanted positions alone: at 49k words the output layer is a fifth of a small model."""
+@dataclass(frozen=True)
+class _Beginning:
+    """The tokens that all rows begin with and none learns, with what the model makes of them."""
+
+    tokens: int
+    cache: DynamicCache | None = None
+
+    @classmethod
+    def of(cls, model: Any, rows: Sequence[LabelledRow]) -> _Beginning:
+        """None where it would not pay, or where a model's state after a text is more than keys and values."""
+        shared = sum(
+            1 for _ in takewhile(lambda ids: len(set(ids)) == 1, zip(*(row.ids for row in rows), strict=False))
+        )
+        unlearned = [
+            next((at for at, label in enumerate(row.labels) if label != IGNORED), len(row.labels)) for row in rows
+        ]
+        tokens = min([shared, *(at - 1 for at in unlearned)])  # the token before a learned one has logits to give
+        tried = getattr(model.config, "_attn_implementation", None) in {"sdpa", "eager"}  # flash attention is not
+        if len(rows) == 1 or tokens < _SHARED_WORTH or not tried or "past_key_values" not in _parameters(model):
+            return cls(0)
+        given = {"input_ids": torch.tensor([rows[0].ids[:tokens]], device=model.device), "use_cache": True}
+        if "logits_to_keep" in _parameters(model):
+            given["logits_to_keep"] = 1
+        with torch.inference_mode():
+            cache = model(**given).past_key_values
+        if type(cache) is not DynamicCache or any(type(layer) is not DynamicLayer for layer in cache.layers):
+            return cls(0)
+        return cls(tokens, cache)
+
+    def before(self, mask_BT: torch.Tensor) -> dict[str, Any]:
+        """What the model is given beside the rest of a batch's rows, whose mask this is."""
+        if self.cache is None:
+            return {"attention_mask": mask_BT, "use_cache": False}
+        cache = copy.deepcopy(self.cache)  # the model appends to it
+        cache.batch_repeat_interleave(len(mask_BT))
+        mask_BT = torch.nn.functional.pad(mask_BT, (self.tokens, 0), value=1)
+        return {"attention_mask": mask_BT, "past_key_values": cache, "use_cache": True}
+
+
+def _parameters(model: Any) -> Mapping[str, inspect.Parameter]:
+    """Of the forward pass of the model under any adapter."""
     bare = model.get_base_model() if hasattr(model, "get_base_model") else model
-    given = {"input_ids": ids_BT, "attention_mask": mask_BT, "use_cache": False}
-    if "logits_to_keep" in inspect.signature(bare.forward).parameters:
+    return inspect.signature(bare.forward).parameters
+
+
+def _logits_at(model: Any, ids_BT: torch.Tensor, wanted_BT: torch.Tensor, beside: Mapping[str, Any]) -> torch.Tensor:
+    """Logits (N, V) of the wanted positions alone: at 49k words the output layer is a fifth of a small model."""
+    given = {"input_ids": ids_BT, **beside}
+    if "logits_to_keep" in _parameters(model):
         found: torch.Tensor = model(**given, logits_to_keep=wanted_BT).logits
         return found
     every: torch.Tensor = model(**given).logits  # a few architectures cannot leave any out

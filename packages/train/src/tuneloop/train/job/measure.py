@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from tuneloop.train.data.labels import Labeller
 from tuneloop.train.evaluation.compare import Comparison, compare
-from tuneloop.train.evaluation.measure import SetScore, pad_token_id, score_rows, score_set
+from tuneloop.train.evaluation.measure import (
+    Answer,
+    EvaluationSet,
+    SetScore,
+    greedy_answers,
+    pad_token_id,
+    score_rows,
+    score_set,
+)
 from tuneloop.train.evaluation.metrics import Metric
 from tuneloop.train.evaluation.preference import PreferenceScore, PreferenceSet, by_likelihood, by_reward
 from tuneloop.train.evaluation.statistics import perplexity
@@ -56,17 +64,18 @@ class Measurer:
         A metric that fails before training ends the run, one that fails after it costs its figure.
         """
         found = Scores({}, {})
+        kept = kept or {}
+        answers = self._answers(model, [chosen for name, chosen in self.prepared.sets.items() if name not in kept])
         for name, chosen in self.prepared.sets.items():
-            if kept and name in kept:
+            if name in kept:
                 found.sets[name] = kept[name]
                 self._say(name, len(chosen.rows), kept[name].metrics(name), when, step, " as measured when it was made")
                 continue
             score = score_set(
                 model,
                 self.tokenizer,
-                self.labeller,
                 chosen,
-                max_new_tokens=self.recipe.evaluate.max_new_tokens,
+                [next(answers) for _ in chosen.asked],
                 check=self.watch.check,
                 metrics=self.metrics,
                 tolerant=when == "after",
@@ -98,6 +107,22 @@ class Measurer:
                 log(metrics, 0 if when == "before" else steps)
             compared[name] = found
         return compared
+
+    def _answers(self, model: Any, sets: Sequence[EvaluationSet]) -> Iterator[Answer]:
+        """To the `asked` rows of all sets, set by set; asked together, which is what makes them cheap."""
+        asked = [row for chosen in sets for row in chosen.asked]
+        if not asked:
+            return iter(())
+        return iter(
+            greedy_answers(
+                model,
+                self.tokenizer,
+                self.labeller,
+                asked,
+                max_new_tokens=self.recipe.evaluate.max_new_tokens,
+                check=self.watch.check,
+            )
+        )
 
     def _prefers(self, model: Any, chosen: PreferenceSet) -> PreferenceScore:
         if not isinstance(self.recipe.objective, RewardObjective):
