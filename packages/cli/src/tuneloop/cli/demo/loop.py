@@ -146,6 +146,8 @@ class Demo:
         return "version 1 is trained"
 
     def _register(self) -> str:
+        engine = tuneloop_command("engine", "--base", self._gathered.base["folder"])
+        self._processes.start("engine", engine, echo=True)  # vLLM takes a while, and what to serve the route will say
         with ThreadPoolExecutor(1) as pool:
             listed = pool.submit(self._verb, "versions", MODEL)
             self._processes.run("approve", f"{MODEL}@1", *WHO, "the first version, looked at")
@@ -158,7 +160,6 @@ class Demo:
         return f"{MODEL}@1, {version['artifact_digest'][:19]}…, {metrics}; the route gives it 100 %"
 
     def _serve(self) -> str:
-        self._processes.start("engine", tuneloop_command("engine", "--base", self._gathered.base["folder"]), echo=True)
         self._processes.start("gateway", tuneloop_command("gateway"))
         wait_until("engine and gateway", self._ready, 300, self._someone_ended, every_s=2)
         self._processes.start("monitor", tuneloop_command("monitor"))
@@ -255,9 +256,9 @@ class Demo:
 
     def _report(self) -> str:
         out = self._home / "report"
-        self._processes.run("report", MODEL, "--out", str(out))
         gathered = self._gathered
         with ThreadPoolExecutor(2) as pool:  # a verb takes seconds, most of them to start
+            drawn = pool.submit(self._processes.run, "report", MODEL, "--out", str(out))
             versions = pool.submit(self._verb, "versions", MODEL)
             routes = pool.submit(self._verb, "route", "history", MODEL)
             audit = pool.submit(self._verb, "audit", MODEL, "--limit", "1000")
@@ -267,6 +268,7 @@ class Demo:
         gathered.versions, gathered.routes, gathered.audit = versions.result(), routes.result(), audit.result()
         gathered.requests, gathered.windows = requests.result(), windows.result()
         gathered.retraining = retraining.result()["request"]
+        drawn.result()
         return str(out / "report.html")
 
     def _conclude(self) -> None:
