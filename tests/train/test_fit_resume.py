@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import mlflow
@@ -61,7 +63,10 @@ def started(recipe: Path, line: str, *options: str, code: str = TRAIN) -> subpro
 
 def test_killed_and_resumed_is_one_run_that_reaches_the_same_losses(at_home: Path, tiny_recipe: Path) -> None:
     edit(tiny_recipe, "steps: 14, checkpoint: {every_s: 0.000001, keep: 2}")
-    process = started(tiny_recipe, "step 5/14")
+    at, after_s = random.randint(1, 10), random.uniform(0, 0.2)  # any moment will do, so another one each time
+    print(f"killed {after_s} s after step {at}")
+    process = started(tiny_recipe, f"step {at}/14")
+    time.sleep(after_s)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     [(killed, status, _)] = runs(at_home)
@@ -96,12 +101,14 @@ def test_a_dead_runs_mlflow_run_is_closed_by_the_next_one(at_home: Path, tiny_re
     assert sorted(status for _, status, _ in runs(at_home)) == ["FINISHED", "KILLED"]
 
 
-def test_a_term_signal_keeps_the_step_and_says_how_to_go_on(at_home: Path, tiny_recipe: Path) -> None:
+def test_a_signal_keeps_the_step_and_says_how_to_go_on(at_home: Path, tiny_recipe: Path) -> None:
     edit(tiny_recipe, "steps: 100000")
     process = started(tiny_recipe, "step 1/100000")
-    process.send_signal(signal.SIGTERM)
+    asked = random.choice([signal.SIGTERM, signal.SIGINT])
+    process.send_signal(asked)
     errors = process.communicate(timeout=60)[1]
     assert process.returncode == 1
+    assert f"stopped by {asked.name}" in errors
     assert "is kept: the same command with --resume goes on from there" in errors
     [(_, status, losses)] = runs(at_home)
     assert status == "KILLED"

@@ -38,7 +38,7 @@ class Interruptible:
         try:
             super()._save_checkpoint(model, trial)  # type: ignore[misc]  # the Trainer that follows in the bases
         except (OSError, RuntimeError, SafetensorError) as error:  # RuntimeError: torch.save on a full disk
-            raise _unwritten(trainer.state.global_step, Path(trainer.args.output_dir), error) from error
+            raise unwritten(trainer.state.global_step, Path(trainer.args.output_dir), error) from error
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,7 @@ class Guard(TrainerCallback):  # type: ignore[misc]  # transformers is untyped h
             try:
                 made = self._store.seal(self._store.staging / f"checkpoint-{step}", self.state, self.best_step)
             except OSError as error:
-                raise _unwritten(step, self._store.staging, error) from error
+                raise unwritten(step, self._store.staging, error) from error
         if is_parallel():
             dist.barrier()
         return made
@@ -228,7 +228,8 @@ def set_peak_rate(optimizer: Any, scheduler: Any, rate: float) -> None:
         group["initial_lr"], group["lr"] = rate, value
 
 
-def _unwritten(step: int, folder: Path, error: Exception) -> TuneloopError:
+def unwritten(step: int, folder: Path, error: Exception) -> TuneloopError:
+    """What to say of a checkpoint that could not be written; what there is of it goes."""
     shutil.rmtree(folder, ignore_errors=True)
     return TuneloopError(
         f"the checkpoint of step {step} could not be written to {folder.parent}: {error}; those before it are whole: "

@@ -1,7 +1,7 @@
 """Fitting a model to rows that were labelled for its objective: PPO by its own loop, everything else through TRL.
 
-What TRL trains is seen through whatever happens to it (`attempts`): stops, kills, full memory, divergence. PPO keeps no
-checkpoints; a run that was cut begins anew.
+What TRL trains is seen through whatever happens to it (`attempts`): stops, kills, full memory, divergence. PPO is seen
+through stops and kills; full memory and divergence end it, and its last checkpoint stands.
 """
 
 from __future__ import annotations
@@ -59,7 +59,19 @@ def fit(
     if isinstance(recipe.objective, PpoObjective):
         assert judge is not None
         prompts = cast("Sequence[LabelledPrompt]", rows)
-        return fit_ppo(model, tokenizer, prompts, recipe, device=device, steps=steps, judge=judge, watch=watch)
+        return fit_ppo(
+            model,
+            tokenizer,
+            prompts,
+            recipe,
+            device=device,
+            steps=steps,
+            judge=judge,
+            watch=watch,
+            store=store,
+            resume=resume,
+            clock=clock,
+        )
     pad_id = pad_token_id(tokenizer)
 
     def validate(model: Any) -> float:

@@ -1,0 +1,132 @@
+"""A PPO run's checkpoints: all that its next step depends on, so that a run goes on from them to the bit (on a CPU).
+
+Beside the adapter's and the critic's weights (safetensors) that is the optimiser, the schedule, the random states, the
+prompts that wait for their turn and the strength of the KL penalty (a torch file, read with `weights_only`). The store
+makes them whole or nothing (`fit.checkpoints`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from tuneloop.train.fit.checkpoints import CheckpointStore, RunState
+from tuneloop.train.fit.guard import RandomState, unwritten
+from tuneloop.train.recipe import Recipe
+
+_WEIGHTS, _LEARNER = "weights.safetensors", "learner.pt"
+
+
+@dataclass(frozen=True)
+class Learned:
+    """How far a run has come; `waiting` are places of prompts."""
+
+    step: int
+    kl_coefficient: float
+    waiting: tuple[int, ...] = ()
+    first_loss: float = 0.0
+    last_loss: float = 0.0
+
+
+class Keeper:
+    """Writes down and restores one run's moving parts.
+
+    Args:
+        store: where checkpoints live; none: nothing is kept.
+        recipe: how often.
+        weights: name → parameter, of all that is trained.
+        parts: name → optimiser or schedule.
+        prompts: the generator that shuffles them.
+        clock: seconds that only rise.
+    """
+
+    def __init__(
+        self,
+        store: CheckpointStore | None,
+        recipe: Recipe,
+        weights: Mapping[str, torch.nn.Parameter],
+        parts: Mapping[str, Any],
+        prompts: torch.Generator,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._store = store
+        self._recipe = recipe
+        self._weights = weights
+        self._parts = parts
+        self._prompts = prompts
+        self._clock = clock
+        self._kept_at = clock()
+
+    @property
+    def keeps(self) -> bool:
+        """Whether there is anywhere to write to."""
+        return self._store is not None
+
+    @property
+    def is_due(self) -> bool:
+        """Whether the recipe wants another checkpoint by now."""
+        return self.keeps and self._clock() - self._kept_at >= self._recipe.run.checkpoint.every_s
+
+    def begin_anew(self) -> None:
+        """Throw away what an earlier run left."""
+        if self._store is not None:
+            self._store.clear()
+
+    def restore(self) -> Learned | None:
+        """Set everything back to the newest whole checkpoint; None, and nothing changed, when there is none."""
+        found = self._store.newest_valid() if self._store else None
+        if found is None:
+            return None
+        kept = load_file(found.folder / _WEIGHTS)
+        with torch.no_grad():
+            for name, value in self._weights.items():
+                value.copy_(kept[name])
+        state = torch.load(found.folder / _LEARNER, map_location="cpu", weights_only=True)
+        for name, part in self._parts.items():
+            part.load_state_dict(state[name])
+        self._prompts.set_state(state["prompts"])
+        replace(RandomState.now(), cpu=state["random"], cuda=state["random_cuda"]).restore()
+        learned = state["learned"]
+        return Learned(**learned | {"waiting": tuple(learned["waiting"])})
+
+    def keep(self, learned: Learned) -> None:
+        """Write everything down.
+
+        Raises:
+            TuneloopError: it cannot be written; checkpoints before it are whole.
+        """
+        if self._store is None:
+            return
+        self._store.discard_staging()
+        random = RandomState.now()
+        state = {
+            **{name: part.state_dict() for name, part in self._parts.items()},
+            "prompts": self._prompts.get_state(),
+            "random": random.cpu,
+            "random_cuda": random.cuda,
+            "learned": asdict(learned) | {"waiting": list(learned.waiting)},
+        }
+        run = RunState(
+            step=learned.step,
+            micro_batch=int(self._recipe.run.micro_batch),
+            learning_rate=self._recipe.learning_rate.value,
+        )
+        try:
+            self._write(self._store.staging / f"checkpoint-{learned.step}", state, run)
+        except (OSError, RuntimeError, SafetensorError) as error:  # RuntimeError: torch.save on a full disk
+            raise unwritten(learned.step, self._store.staging, error) from error
+        self._kept_at = self._clock()
+
+    def _write(self, folder: Path, state: Mapping[str, Any], run: RunState) -> None:
+        assert self._store is not None
+        folder.mkdir(parents=True)
+        save_file({name: value.detach().contiguous() for name, value in self._weights.items()}, folder / _WEIGHTS)
+        torch.save(state, folder / _LEARNER)
+        self._store.seal(folder, run)
