@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from datetime import UTC, datetime
 
+import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests_support import request_record
 from tuneloop.registry.nouns import Message
 from tuneloop.train.data.near import NearIndex, normal
+from tuneloop.train.data.quality.findings import Findings
 from tuneloop.train.data.rows import Row
 from tuneloop.train.retraining.fresh import NEAR, RetrainingData, build, corrected_rows, split_off, without_doubles
 
@@ -39,6 +41,7 @@ def built(
         fresh_name="fresh",
         replay_rows=replay_rows,
         redact=lambda text: text.replace("ann@example.org", "<EMAIL_ADDRESS>"),
+        good=lambda rows: Findings((), np.ones(len(rows), bool)),
         dropped=Counter(),
     )
 

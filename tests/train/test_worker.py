@@ -193,6 +193,37 @@ def test_a_window_without_corrections_fails_with_the_reason_and_the_worker_lives
     assert [version.version for version in registry.versions.all("bot")] == [1]
 
 
+@pytest.mark.parametrize("action", ["drop", "refuse"])
+def test_corrections_are_judged_by_the_recipes_quality_section(
+    registry: Registry,
+    request_waiting: RetrainingRequest,
+    tmp_path: Path,
+    recipe_in: Callable[[Path], Path],
+    action: str,
+) -> None:
+    recipe = recipe_in(tmp_path / "strict")
+    quality = f"quality: {{long: {action}, max_words: 30, min_words: 2}}"
+    recipe.write_text(recipe.read_text().replace("data: {", "data: {" + quality + ", "))
+    registry.retraining.cancel(request_waiting.id, by="test", reason="another recipe")
+    window = {name: getattr(request_waiting, name) for name in ("window_start", "window_end")}
+    filed(registry, recipe=str(recipe), idempotency_key="strict", **window)
+    long = " ".join(["It is a long answer that nobody would want to read to its end."] * 3)
+    later = request_waiting.window_end + timedelta(minutes=1)
+    registry.traffic.add_feedback([Feedback(id="fb-long", request_id="req-3", at=later, thumb="down", correction=long)])
+    screen = io.StringIO()
+    done = worker(registry, screen=Screen(screen)).run_once()
+    assert done is not None
+    if action == "refuse":
+        assert done.state is RetrainingState.FAILED
+        assert "users' corrections: long: answers over max_words: 1" in done.outcome
+        assert "request req-3" in done.outcome
+        return
+    assert done.result_version == 2
+    lineage = Lineage(registry.versions, registry.versions.get("bot", 2))
+    assert lineage.manifest()["dropped"]["long"] == 1
+    assert not any(long in row.answer for row in lineage.train_rows())
+
+
 def test_a_base_that_changed_is_refused(
     registry: Registry, champion: Version, request_waiting: RetrainingRequest, tiny_folder: Path, tmp_path: Path
 ) -> None:

@@ -212,10 +212,4 @@ def _said(
     if gathered.ignored:
         fields = ", ".join(f"{name} ({n} rows)" for name, n in gathered.ignored.items())
         lines.append(f"warning: fields nothing reads: {fields}")
-    lines += [
-        f"warning: {one.meaning}: {one.rows}{f' ({one.detail})' if one.detail else ''}"
-        + (f"; for example {one.examples[0]}" if one.examples else "")
-        for one in findings.findings
-        if one.action == "warn" and one.rows
-    ]
-    return lines
+    return lines + findings.warnings

@@ -1,8 +1,8 @@
 """The rows of a retraining: old ones replayed, fresh ones from users' corrections, and nothing that is measured. Pure.
 
-Order of work: the newest correction of each request → redact → drop doubles → split off the evaluation set `fresh` →
-drop from training whatever equals or nearly equals a row of any evaluation set. Every row dropped is counted under
-its reason.
+Order of work: the newest correction of each request → redact → look at their quality → drop doubles → split off the
+evaluation set `fresh` → drop from training whatever equals or nearly equals a row of any evaluation set. Every row
+dropped is counted under its reason.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from hashlib import sha256
 
 from tuneloop.registry.nouns import Message, RequestRecord
 from tuneloop.train.data.near import NearIndex, normal
+from tuneloop.train.data.quality.findings import Findings
 from tuneloop.train.data.rows import Row
 
 NEAR = 0.8  # Jaccard index of character 5-grams, question and answer together, from which two rows count as one
@@ -30,6 +31,7 @@ class RetrainingData:
     fresh_rows: int  # learned
     replayed_rows: int
     dropped: Mapping[str, int]
+    quality: Findings  # of all fresh rows
 
 
 def corrected_rows(
@@ -59,6 +61,7 @@ def build(
     fresh_name: str,
     replay_rows: int,
     redact: Callable[[str], str],
+    good: Callable[[Sequence[Row]], Findings],
     dropped: Counter[str],
 ) -> RetrainingData:
     """Put a retraining's rows together.
@@ -70,10 +73,13 @@ def build(
         fresh_name: what the additional evaluation set is called.
         replay_rows: how many old rows to keep, chosen by the hash of their text.
         redact: takes personal data out of a text.
+        good: judges redacted rows as any training rows are judged.
         dropped: reasons and counts so far.
     """
     redacted = [_redacted(row, redact) for row in fresh]
-    single = without_doubles(redacted, dropped)
+    findings = good(redacted)
+    dropped.update(findings.dropped)
+    single = without_doubles([row for row, kept in zip(redacted, findings.kept, strict=True) if kept], dropped)
     kept_apart = [row for rows in sets.values() for row in rows]
     measured, learned = split_off(_apart(single, kept_apart, dropped))
     kept_apart += measured
@@ -89,7 +95,7 @@ def build(
     of_old["beyond the rows to replay"] = len(apart_old) - len(kept_old)
     dropped.update({f"old row: {reason}": count for reason, count in of_old.items() if count})
     return RetrainingData(
-        (*kept_fresh, *kept_old), new_sets, len(kept_fresh), len(kept_old), dict(sorted(dropped.items()))
+        (*kept_fresh, *kept_old), new_sets, len(kept_fresh), len(kept_old), dict(sorted(dropped.items())), findings
     )
 
 

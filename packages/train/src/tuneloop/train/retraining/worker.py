@@ -11,18 +11,22 @@ from __future__ import annotations
 import os
 import socket
 from collections import Counter
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 
 from tuneloop.registry import Registry
-from tuneloop.registry.errors import Conflict, InvalidInput, TuneloopError, Unavailable
+from tuneloop.registry.errors import Conflict, InvalidInput, Refused, TuneloopError, Unavailable
 from tuneloop.registry.nouns import GateReport, RetrainingRequest, RetrainingState, Version, version_name
 from tuneloop.registry.redaction import redact
 from tuneloop.train.base import Base, base_of
+from tuneloop.train.data.quality.findings import Findings, judge_rows
+from tuneloop.train.data.quality.look import look
 from tuneloop.train.data.rows import Row
 from tuneloop.train.evaluation.judge import Rules, judge
 from tuneloop.train.publishing.lineage import Lineage
-from tuneloop.train.recipe import FRESH, RecipeFile, RetrainSection, load_recipe
+from tuneloop.train.recipe import FRESH, Recipe, RecipeFile, load_recipe
+from tuneloop.train.recipe.data import QualitySection
 from tuneloop.train.retraining.fresh import RetrainingData, build, corrected_rows
 from tuneloop.train.retraining.leasing import held_lease
 from tuneloop.train.screen import Screen
@@ -112,9 +116,11 @@ class Worker:
         parent = registry.versions.get(request.model, request.base_version)
         file = self._recipe(request, parent)
         base = self._base(file, parent)
-        data = self._data(request, parent, file.recipe.retrain)
+        data = self._data(request, parent, file.recipe)
         shown = ", ".join(f"{n} {reason}" for reason, n in data.dropped.items()) or "none"
         self._screen.say(f"data: {data.fresh_rows} fresh and {data.replayed_rows} old rows to learn; dropped: {shown}")
+        for warning in data.quality.warnings:
+            self._screen.say(warning)
         job = Job(
             file,
             base,
@@ -128,6 +134,7 @@ class Worker:
                 "fresh_rows": data.fresh_rows,
                 "replayed_rows": data.replayed_rows,
                 "dropped": dict(data.dropped),
+                "quality": data.quality.as_json(),
                 "window": [request.window_start.isoformat(), request.window_end.isoformat()],
             },
         )
@@ -153,7 +160,7 @@ class Worker:
         bases = self._registry.settings.home / "bases"
         return base_of(parent, file.recipe, bases, relative_to=file.folder)
 
-    def _data(self, request: RetrainingRequest, parent: Version, retrain: RetrainSection) -> RetrainingData:
+    def _data(self, request: RetrainingRequest, parent: Version, recipe: Recipe) -> RetrainingData:
         registry = self._registry
         since = request.window_start - _ALL_OF_IT
         records = registry.traffic.window(request.model, since=since, until=request.window_end)
@@ -169,8 +176,9 @@ class Worker:
             self._replayable(parent),
             sets,
             fresh_name=FRESH,
-            replay_rows=retrain.replay_rows,
+            replay_rows=recipe.retrain.replay_rows,
             redact=lambda text: redact(text).text,
+            good=lambda rows: _judged(rows, recipe.data.quality),
             dropped=dropped,
         )
         if not data.fresh_rows:
@@ -212,6 +220,19 @@ class Worker:
     ) -> RetrainingRequest:
         self._screen.say(f"retraining {request.id} is {state}: {outcome}")
         return self._registry.retraining.finish(request, state, by=self.id, outcome=outcome, result_version=version)
+
+
+def _judged(rows: Sequence[Row], quality: QualitySection) -> Findings:
+    """Corrections, redacted, are judged by the recipe's quality section; of doubles `build` keeps the newest.
+
+    Raises:
+        Refused: the section refuses what was found.
+    """
+    section = quality.model_copy(update=dict.fromkeys(("duplicates", "near_duplicates", "conflicts", "pii"), "off"))
+    findings = judge_rows(look(rows, section), rows, section)
+    if findings.refusals:
+        raise Refused("users' corrections: " + "\n".join(findings.refusals))
+    return findings
 
 
 class _Linked(StopFlag):

@@ -95,6 +95,16 @@ class Findings:
         """One paragraph a check that refuses."""
         return [refusal(finding) for finding in self.findings if finding.refuses]
 
+    @property
+    def warnings(self) -> list[str]:
+        """One line a check that found something and only says so."""
+        return [
+            f"warning: {one.meaning}: {one.rows}{f' ({one.detail})' if one.detail else ''}"
+            + (f"; for example {one.examples[0]}" if one.examples else "")
+            for one in self.findings
+            if one.action == "warn" and one.rows
+        ]
+
     def as_json(self) -> list[dict[str, Any]]:
         """Every check as a plain object."""
         return [asdict(finding) for finding in self.findings]
