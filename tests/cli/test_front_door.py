@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -135,6 +136,19 @@ def test_wrong_usage_ends_with_2_and_says_how(
 
     assert _main(monkeypatch, verb, *arguments) == 2
     assert "Usage:" in capsys.readouterr().err
+
+
+def test_an_argument_that_is_no_text_is_wrong_usage(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    @click.command()
+    @click.argument("name")
+    def verb(name: str) -> None:
+        """Never reached."""
+        raise AssertionError(name)
+
+    assert _main(monkeypatch, verb, "verb", os.fsdecode(b"b\xff")) == 2
+    assert "b\\udcff is not UTF-8 text" in capsys.readouterr().err
 
 
 def test_ctrl_c_is_no_error_message(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -70,6 +70,9 @@ def test_drift_check_reads_well(texts: tuple[Path, Path, Path]) -> None:
         ("{not json", r"window\.jsonl:12: not JSON"),
         ('{"txt": "a"}', r'window\.jsonl:12: no text here; each line is \{"text": "…"\}'),
         ("[1]", r"window\.jsonl:12: no text here"),
+        ('{"text": ' + "[" * 100_000, r"window\.jsonl:12: not JSON"),
+        ('{"text": ' + "9" * 5_000 + "}", r"window\.jsonl:12: not JSON"),
+        (r'{"text": "a\ud83d"}', r"window\.jsonl:12: holds half a surrogate pair"),
     ],
 )
 def test_a_broken_line_is_named(texts: tuple[Path, Path, Path], tmp_path: Path, line: str, error: str) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from hashlib import sha256
 from pathlib import Path
 
 import pytest
 
-from tuneloop.registry.artifacts import base_digest, folder_digest, template_digest, text_digest
+from tuneloop.registry.artifacts import base_digest, check_publishable, folder_digest, template_digest, text_digest
 from tuneloop.registry.errors import InvalidInput
 
 
@@ -35,6 +36,16 @@ def test_a_folders_digest_is_that_of_its_sorted_names_and_digests(tmp_path: Path
         f"{name} sha256:{sha256(content).hexdigest()}" for name, content in (("b.txt", b"two"), ("sub/a.txt", b"one"))
     )
     assert folder_digest(tmp_path) == f"sha256:{sha256(lines.encode()).hexdigest()}"
+
+
+def test_only_regular_files_of_known_kinds_are_publishable(base: Path) -> None:
+    check_publishable(base)
+    os.mkfifo(base / "adapter_model.safetensors")
+    (base / "run.pkl").touch()
+    (base / "link.json").symlink_to("/etc/passwd")
+    said = r"remove adapter_model\.safetensors \(no regular file\), link\.json \(a link\), run\.pkl \(\.pkl\)"
+    with pytest.raises(InvalidInput, match=said):
+        check_publishable(base)
 
 
 def test_a_copy_elsewhere_has_the_same_digests(base: Path, tmp_path: Path) -> None:

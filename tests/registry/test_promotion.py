@@ -80,7 +80,7 @@ def test_a_second_rollback_goes_further_back_and_never_forward(two_versions: Reg
     promote(two_versions, "bot", 3, CHANGE)
     assert rollback(two_versions, "bot", CHANGE).champion == 2
     assert rollback(two_versions, "bot", CHANGE).champion == 1
-    with pytest.raises(Refused, match="nothing served bot before bot@1, nothing to go back to"):
+    with pytest.raises(Refused, match="nothing else served bot before bot@1: nothing to go back to"):
         rollback(two_versions, "bot", CHANGE)
     assert promote(two_versions, "bot", 3, CHANGE).champion == 3  # forward again, by name
     assert rollback(two_versions, "bot", CHANGE).champion == 1

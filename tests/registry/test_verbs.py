@@ -171,7 +171,11 @@ def test_what_json_says_is_what_there_is(lived_in: Registry, verb: Verb) -> None
         (("key", "new", "--owner", "a", "--days", "nan"), 2, "nan days are no time to expire after; give up to 36525"),
         (("key", "new", "--owner", "a", "--days", "1e12"), 2, "1e+12 days are no time to expire after"),
         (("requests", "bot", "--newest", "-1"), 2, "Invalid value for '--newest'"),
+        (("requests", "bot", "--newest", "9" * 23), 2, "is not in the range 1<=x<=1000000000"),
         (("audit", "--limit", "-1"), 2, "Invalid value for '--limit'"),
+        (("audit", "--limit", "9" * 23), 2, "is not in the range 1<=x<=1000000000"),
+        (("key", "new", "--owner", "a", "--model", "A B"), 2, "no such key can be made: models.0: String should match"),
+        (("approve", "bot@3\n", *WHO), 2, "'bot@3\\n' is not a version"),
         (("key", "revoke", "key_9", "--by", "ada"), 2, "no API key 'key_9'"),
         (("approve", "bot@9", *WHO), 2, "bot@9 does not exist"),
         (("approve", "bot@3", "--by", " ", "--reason", "x"), 2, "Invalid value for '--by': it is blank"),
@@ -240,6 +244,13 @@ def test_a_keys_secret_is_printed_once(lived_in: Registry, verb: Verb) -> None:
         ("signals: [promt_drift]\n", "signals.0: Input should be 'prompt_drift', 'perplexity'"),
         ("recipe: none/recipe.yaml\n", "recipe 'none/recipe.yaml' is no file"),
         ("recipe: bot@77\n", "bot@77 does not exist"),
+        (f"recipe: {'a' * 300}\n", "is no file"),
+        ("min_rows: 010\n", "'010' is no number in base 10"),
+        ("min_rows: 1:30\n", "'1:30' is no number in base 10"),
+        ("min_rows: !!bool x\n", "a value is not what its tag"),
+        ("<<: [&a {min_rows: 5}, *a]\n", "merge keys (<<) are not read"),
+        ("auto_approve: 'yes'\n", "auto_approve: Input should be a valid boolean"),
+        ("signals: []\n", "signals: Tuple should have at least 1 item"),
         ("recipe: !!python/object:os.system {}\n", "could not determine a constructor"),
         ("recipe: 2026-13-45\n", "month must be in 1..12"),
         ("recipe: caf\xe9\n", "codec can't decode"),
@@ -300,6 +311,17 @@ def test_status_names_a_row_that_cannot_be_read_and_shows_the_rest(lived_in: Reg
     for arguments in (("alerts",), ("retraining", "list", "--model", "bot")):
         code, _, err = verb(*arguments)
         assert (code, "cannot be read: the database's" in err) == (0, True)
+
+
+def test_one_bad_entry_leaves_the_rest_of_the_audit_log_readable(lived_in: Registry, verb: Verb) -> None:
+    verb("key", "new", "--owner", "newest")
+    with lived_in.database.writing() as connection:
+        bad = connection.execute(sa.text("SELECT max(id) - 1 FROM audit")).scalar_one()
+        connection.execute(sa.text("UPDATE audit SET detail = '[1' WHERE id = :bad"), {"bad": bad})
+    code, out, err = verb("audit")
+    assert (code, f"cannot be read: the database's AuditEntry {bad} cannot be read" in err) == (0, True)
+    assert "key.new" in out.splitlines()[1]
+    assert len(out.splitlines()) > 3
 
 
 def test_the_schema_is_brought_up_to_date_by_its_verb(verb: Verb, registry_home: Path) -> None:

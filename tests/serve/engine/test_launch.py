@@ -128,6 +128,20 @@ def test_the_engine_environment_is_looked_for_upwards(tmp_path: Path) -> None:
         EngineSettings.load(python=str(tmp_path / "none")).engine_python(below)
 
 
+def test_away_from_the_checkout_the_engine_environment_beside_this_one_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkout, away = tmp_path / "checkout", tmp_path / "away"
+    away.mkdir()
+    monkeypatch.setattr("sys.prefix", str(checkout / ".venv"))
+    with pytest.raises(InvalidInput, match=f"at or above {away} or in {checkout}"):
+        EngineSettings.load().engine_python(away)
+    python = checkout / ".venv-engine" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.touch()
+    assert EngineSettings.load().engine_python(away) == python
+
+
 def test_a_missing_base_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="--base FOLDER"):
         EngineSettings.load().base_folder()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
@@ -25,6 +26,42 @@ def last_known(gateway: Address) -> dict[str, str]:
     got = gateway.call("/readyz")
     assert got.status == 200
     return dict(got.json["last_known"])
+
+
+@pytest.mark.parametrize("error", [OSError("full"), ValueError("no JSON")])
+def test_a_view_that_cannot_be_kept_is_said_and_kept_as_soon_as_it_can_be(
+    world: World, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    world.engine("e1", "bot@1")
+    world.route((1, 10_000))
+    gateway = world.gateway()
+    kept = world.home / "gateway" / "gw" / LAST_KNOWN_GOOD
+    until(kept.exists)
+
+    def save(self: Snapshot, folder: Path) -> None:
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Snapshot, "save", save)
+        _, key = world.registry.keys.new("newer", by="test")
+        until(lambda: gateway.call("/readyz").json["unsaved"] == str(error))
+        assert key.id not in kept.read_text()
+    until(lambda: gateway.call("/readyz").json["unsaved"] == "")
+    assert key.id in kept.read_text()
+
+
+def test_a_key_no_json_can_hold_costs_its_own_row_alone(world: World) -> None:
+    world.engine("e1", "bot@1")
+    world.route((1, 10_000))
+    gateway = world.gateway()
+    _, odd = world.registry.keys.new("odd", by="test")
+    damage(world, "UPDATE api_keys SET models = :models WHERE id = :id", models='["b\\udcff"]', id=odd.id)
+    until(lambda: "keys" in last_known(gateway))
+    other, key = world.registry.keys.new("other", by="test")
+    until(lambda: Address(gateway.url, other).chat().status == 200)
+    world.registry.keys.revoke(key.id, by="test")
+    until(lambda: Address(gateway.url, other).chat().status == 401, 2)
+    until(lambda: key.id not in (world.home / "gateway" / "gw" / LAST_KNOWN_GOOD).read_text())
 
 
 ROUTE_DAMAGE = [

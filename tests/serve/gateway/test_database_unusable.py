@@ -47,7 +47,7 @@ def test_with_a_database_newer_than_the_code_everything_is_spooled_and_stored_la
         until(lambda: len(world.registry.traffic.window("bot")) == 2)
         until(lambda: world.registry.traffic.feedback_for([answer.headers["x-request-id"]]))
         until(lambda: gateway.metric("tuneloop_registry_up") == 1)
-        until(lambda: gateway.call("/readyz").json == {"ready": True, "reason": "", "last_known": {}})
+        until(lambda: gateway.call("/readyz").json == {"ready": True, "reason": "", "last_known": {}, "unsaved": ""})
 
 
 def test_feedback_acknowledged_onto_the_disk_survives_kill_9_in_the_middle_of_it(world: World) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import socket
+import time
 
 import pytest
 
 from serve.gateway.world import Address, World
+from tuneloop.serve.gateway import protocol
 from tuneloop.serve.gateway.protocol import MAX_HEAD_BYTES, MAX_WAITING
 
 
@@ -46,6 +48,36 @@ def test_a_head_slightly_too_long_gets_a_clear_431(world: World) -> None:
         answer = b"".join(iter(lambda: client.recv(65_536), b""))
     assert answer.startswith(b"HTTP/1.1 431 ")
     assert b'"code":"headers_too_large"' in answer
+
+
+@pytest.mark.parametrize(
+    "before", [b"", b"POST /v1/chat/completions HTTP/1.1\r\nhost:", b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\nGET /"]
+)
+def test_a_head_that_does_not_end_in_time_is_refused_with_a_clear_408(
+    world: World, monkeypatch: pytest.MonkeyPatch, before: bytes
+) -> None:
+    monkeypatch.setattr(protocol, "HEAD_TIMEOUT_S", 0.3)
+    gateway = world.gateway()
+    with socket.create_connection(("127.0.0.1", int(gateway.url.rsplit(":", 1)[1])), timeout=10) as client:
+        client.sendall(before)
+        answer = b"".join(iter(lambda: client.recv(65_536), b""))
+    assert b"HTTP/1.1 408 Request Timeout\r\n" in answer
+    assert answer.count(b"HTTP/1.1 200") == before.count(b"\r\n\r\n")
+    assert b'"code":"headers_too_late"' in answer
+
+
+def test_the_time_for_a_head_is_none_for_its_body_or_for_keeping_a_connection(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(protocol, "HEAD_TIMEOUT_S", 0.3)
+    gateway = world.gateway()
+    with socket.create_connection(("127.0.0.1", int(gateway.url.rsplit(":", 1)[1])), timeout=10) as client:
+        for _ in range(2):
+            client.sendall(b"POST /healthz HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\na")
+            time.sleep(0.6)
+            client.sendall(b"b")
+            assert client.recv(65_536).startswith(b"HTTP/1.1 405 ")
+            time.sleep(0.6)
 
 
 def test_long_heads_and_long_bodies_on_one_connection_are_no_trouble(world: World) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from importlib.metadata import entry_points
 from typing import TextIO
@@ -67,9 +67,24 @@ def _stdout_for_answers() -> Iterator[TextIO]:
             os.dup2(answers.fileno(), stdout)
 
 
+def _only_text(arguments: Sequence[str]) -> None:
+    """Names and reasons are kept for ever in databases and JSON, which hold text alone.
+
+    Raises:
+        UsageError: an argument is not UTF-8.
+    """
+    for argument in arguments:
+        try:
+            argument.encode()
+        except UnicodeEncodeError:
+            shown = argument.encode(errors="backslashreplace").decode()
+            raise click.UsageError(f"{shown} is not UTF-8 text; write it as such, or rename the file") from None
+
+
 def main() -> None:
     """The console script: 0 done, 1 failed, 2 wrong usage or input, 3 refused by a gate or policy."""
     try:
+        _only_text(sys.argv[1:])
         with _stdout_for_answers() if "--json" in sys.argv[1:] else nullcontext() as answers:
             code = build()(standalone_mode=False, obj=answers)
     except click.exceptions.Exit as stop:

@@ -29,18 +29,22 @@ def config(answers: TextIO | None, as_json: bool) -> None:
 @click.command()
 @click.option(
     "--base",
-    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    type=click.Path(path_type=Path, file_okay=False),
     required=True,
     help="The base model's folder.",
 )
 @click.option(
-    "--logs", type=click.Path(path_type=Path, file_okay=False), default=Path(".tuneloop/logs"), show_default=True
+    "--logs",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Where their output goes; logs of the state folder.",
 )
-def up(base: Path, logs: Path) -> None:
+def up(base: Path, logs: Path | None) -> None:
     """Run engine, gateway, monitor and worker on this machine until Ctrl-C."""
     from tuneloop.cli.up import run
 
-    run(base, logs)
+    if not base.is_dir():
+        raise click.UsageError(f"--base {base} is no folder; `tuneloop base RECIPE` makes one and prints where")
+    run(base, logs or sections()["registry"].load().home / "logs")
 
 
 @click.command()

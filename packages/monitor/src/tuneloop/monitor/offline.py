@@ -91,7 +91,7 @@ def read_texts(path: Path) -> list[str]:
         InvalidInput: the file, or a line of it, is not that.
     """
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")  # a text may hold the other line separators
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # a text may hold the other line separators
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidInput(f"{path}: cannot be read: {error}") from None
     texts = [_text(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
@@ -103,9 +103,13 @@ def read_texts(path: Path) -> list[str]:
 def _text(path: Path, number: int, line: str) -> str:
     try:
         row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise InvalidInput(f"{path}:{number}: not JSON: {error.msg}") from None
+    except (ValueError, RecursionError) as error:  # RecursionError: nested without end
+        raise InvalidInput(f"{path}:{number}: not JSON: {getattr(error, 'msg', error)}") from None
     text = row.get("text") if isinstance(row, dict) else None
     if not isinstance(text, str) or not text.strip():
         raise InvalidInput(f'{path}:{number}: no text here; each line is {{"text": "…"}}')
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InvalidInput(f"{path}:{number}: holds half a surrogate pair, which is no text") from None
     return text

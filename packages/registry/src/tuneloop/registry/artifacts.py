@@ -82,14 +82,20 @@ def check_publishable(folder: Path) -> None:
         InvalidInput: names every file that may not be published.
     """
     bad = [
-        f"{path.relative_to(folder)} ({'a link' if path.is_symlink() else path.suffix or 'no ending'})"
+        f"{path.relative_to(folder)} ({_kind(path)})"
         for path in sorted(folder.rglob("*"))
-        if path.is_symlink() or (path.is_file() and path.suffix not in PUBLISHABLE)
+        if path.is_symlink() or not (path.is_dir() or (path.is_file() and path.suffix in PUBLISHABLE))
     ]
     if bad:
         raise InvalidInput(f"{folder}: only safetensors, JSON and text are published; remove {', '.join(bad)}")
     if not any(folder.glob("*.safetensors")):
         raise InvalidInput(f"{folder} holds no *.safetensors; nothing to publish")
+
+
+def _kind(path: Path) -> str:
+    if path.is_symlink():
+        return "a link"
+    return path.suffix or "no ending" if path.is_file() else "no regular file"
 
 
 def _digest_of(folder: Path, files: Iterable[Path]) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from tuneloop.registry.database import Database, noun_of
+from tuneloop.registry.database import Database, Rows, readable
 from tuneloop.registry.errors import InvalidInput
 from tuneloop.registry.nouns import AuditEntry
 from tuneloop.registry.tables import audit
@@ -33,7 +33,7 @@ class Audit:
     def __init__(self, database: Database) -> None:
         self._db = database
 
-    def entries(self, subject: str | None = None, limit: int = 100, *, action: str | None = None) -> list[AuditEntry]:
+    def entries(self, subject: str | None = None, limit: int = 100, *, action: str | None = None) -> Rows[AuditEntry]:
         """The newest entries first, of one subject (a model, version or request name) or all; of one action, or all."""
         query = sa.select(audit).order_by(audit.c.id.desc()).limit(limit)
         if subject is not None:
@@ -41,4 +41,5 @@ class Audit:
         if action is not None:
             query = query.where(audit.c.action == action)
         with self._db.reading() as connection:
-            return [noun_of(AuditEntry, row) for row in connection.execute(query).mappings()]
+            rows = connection.execute(query).mappings().all()
+        return readable(AuditEntry, rows)

@@ -234,5 +234,8 @@ def faults(error: ValidationError) -> str:
 
 
 def _identity(row: Mapping[str, Any] | RowMapping) -> str:
-    names = ("id",) if "id" in row and "revision" not in row else ("model", "revision", "version")
+    own = "id" in row and (
+        isinstance(row["id"], str) or "revision" not in row
+    )  # a route's id is its row's number alone
+    names = ("id",) if own else ("model", "revision", "version")
     return " ".join(str(row[name]) for name in names if name in row)

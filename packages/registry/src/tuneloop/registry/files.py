@@ -43,6 +43,14 @@ def replacing(path: Path, *, mode: int = _AS_UMASK_SAYS) -> Iterator[BinaryIO]:
     sync(path.parent)
 
 
+def is_file(path: Path) -> bool:
+    """Whether a file is there; where no file can have that name (too long, a NUL in it) none is."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
 def sync(path: Path) -> None:
     """Make a file's content, or a folder's entries, durable."""
     descriptor = os.open(path, os.O_RDONLY)

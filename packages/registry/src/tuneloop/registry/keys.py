@@ -8,9 +8,10 @@ from datetime import datetime, timedelta
 from hashlib import sha256
 
 import sqlalchemy as sa
+from pydantic import ValidationError
 
 from tuneloop.registry import audit
-from tuneloop.registry.database import Database, Rows, readable, row_of
+from tuneloop.registry.database import Database, Rows, faults, readable, row_of
 from tuneloop.registry.errors import InvalidInput, NotFound
 from tuneloop.registry.nouns import ApiKey
 from tuneloop.registry.tables import api_keys
@@ -36,7 +37,8 @@ class Keys:
         """Make a key for `owner`; returns the secret, which is not kept, and its record. `by` is who makes it.
 
         Raises:
-            InvalidInput: it has no owner, or would expire before it could be used, or after all of us.
+            InvalidInput: it has no owner, would expire before it could be used or after all of us, or is for a model
+                whose name is none.
         """
         if not owner.strip():
             raise InvalidInput("a key needs an owner: whose it is is what `tuneloop key list` shows")
@@ -49,15 +51,18 @@ class Keys:
             )
         secret = f"tl-{secrets.token_urlsafe(32)}"
         now = self._clock()
-        key = ApiKey(
-            id=f"key_{secrets.token_hex(6)}",
-            digest=key_digest(secret),
-            owner=owner,
-            models=tuple(models),
-            may_pin=may_pin,
-            created_at=now,
-            expires_at=now + timedelta(seconds=ttl_s) if ttl_s is not None else None,
-        )
+        try:
+            key = ApiKey(
+                id=f"key_{secrets.token_hex(6)}",
+                digest=key_digest(secret),
+                owner=owner,
+                models=tuple(models),
+                may_pin=may_pin,
+                created_at=now,
+                expires_at=now + timedelta(seconds=ttl_s) if ttl_s is not None else None,
+            )
+        except ValidationError as error:
+            raise InvalidInput(f"no such key can be made: {faults(error)}") from None
         with self._db.writing() as connection:
             connection.execute(sa.insert(api_keys).values(**row_of(key, api_keys)))
             audit.record(

@@ -17,7 +17,7 @@ from tuneloop.registry.errors import InvalidInput
 FULL_SHARE_BP = 10_000
 Signal = Literal["prompt_drift", "perplexity", "correction_perplexity", "latency"]
 ModelName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
-_VERSION_NAME = re.compile(r"^([a-z0-9][a-z0-9._-]{0,62})@([1-9][0-9]{0,8})$")
+_VERSION_NAME = re.compile(r"([a-z0-9][a-z0-9._-]{0,62})@([1-9][0-9]{0,8})")
 
 
 def utc_now() -> datetime:
@@ -36,7 +36,7 @@ def parse_version_name(text: str) -> tuple[str, int]:
     Raises:
         InvalidInput: the text is not of that form.
     """
-    match = _VERSION_NAME.match(text)
+    match = _VERSION_NAME.fullmatch(text)
     if match is None:
         raise InvalidInput(f"{text!r} is not a version; write MODEL@NUMBER, for example support-bot@7")
     return match[1], int(match[2])
@@ -341,7 +341,7 @@ class ApiKey(Noun):
     id: str
     digest: str
     owner: str
-    models: tuple[str, ...]  # empty: every model
+    models: tuple[ModelName, ...]  # empty: every model
     may_pin: bool  # may ask for MODEL@VERSION
     created_at: AwareDatetime
     expires_at: AwareDatetime | None = None

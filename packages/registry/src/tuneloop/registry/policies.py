@@ -6,7 +6,7 @@ from collections.abc import Callable
 from datetime import datetime
 
 import sqlalchemy as sa
-from pydantic import Field, ValidationError
+from pydantic import Field, StrictBool, ValidationError
 
 from tuneloop.registry import audit
 from tuneloop.registry.database import Database, faults
@@ -18,12 +18,12 @@ from tuneloop.registry.tables import policies
 class RetrainingPolicy(Noun):
     """When the monitor may ask for a retraining of a model."""
 
-    enabled: bool = True
+    enabled: StrictBool = True
     recipe: str | None = None  # None: the champion's own recipe, from its MLflow run
-    signals: tuple[Signal, ...] = ("prompt_drift", "perplexity", "correction_perplexity")
-    min_rows: int = Field(default=50, ge=1)  # fresh corrections
+    signals: tuple[Signal, ...] = Field(default=("prompt_drift", "perplexity", "correction_perplexity"), min_length=1)
+    min_rows: int = Field(default=50, ge=1, le=1_000_000_000)  # fresh corrections
     cooldown_s: float = Field(default=6 * 3600.0, ge=0, le=10 * 365 * 86_400.0, allow_inf_nan=False)
-    auto_approve: bool = False  # otherwise a person runs `tuneloop retraining approve`
+    auto_approve: StrictBool = False  # otherwise a person runs `tuneloop retraining approve`
 
 
 class Policies:

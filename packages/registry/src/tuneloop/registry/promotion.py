@@ -107,14 +107,14 @@ def rollback(
     elif any(arm.weight_bp > 0 for arm in now.arms[:-1]):
         arms = arrange(now, {arm.version: 0 for arm in now.arms[:-1]} | {now.champion: FULL_SHARE_BP})
     else:
-        rollbacks = registry.audit.entries(model, limit=_ALL, action=_ROLLBACK)
+        rollbacks = registry.audit.entries(model, limit=_ALL, action=_ROLLBACK).whole()
         former = champions_before(
             registry.routes.history(model, limit=_ALL), {entry.detail["revision"] for entry in rollbacks}
         )
         if not former:
             raise Refused(
-                f"nothing served {model} before {version_name(model, now.champion)}, nothing to go back to; "
-                f"`tuneloop route history {model}` shows what did since, `tuneloop promote` brings it forward again"
+                f"nothing else served {model} before {version_name(model, now.champion)}: nothing to go back to; "
+                f"`tuneloop route history {model}` shows every split, `tuneloop promote` makes another the champion"
             )
         arms = arrange(now, {now.champion: 0, former[-1]: FULL_SHARE_BP})
     return _put(registry, model, now, arms, change, _ROLLBACK)

@@ -155,7 +155,7 @@ def trial_of(registry: Registry, model: str, version: int) -> Trial:
 
 def limits_of(registry: Registry, model: str, trial: Trial) -> Limits | None:
     """What the rollout that set the running share judges by; None when no rollout set it."""
-    steps = [e for action in (_STEP, _RESUME) for e in registry.audit.entries(model, limit=1, action=action)]
+    steps = [e for action in (_STEP, _RESUME) for e in registry.audit.entries(model, limit=1, action=action).whole()]
     newest = max(steps, key=lambda entry: entry.id, default=None)
     if newest is None or newest.detail["revision"] < trial.step_revision or "limits" not in newest.detail:
         return None

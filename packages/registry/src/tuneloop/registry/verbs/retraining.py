@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from pydantic import ValidationError
 
 from tuneloop.registry.errors import InvalidInput
 from tuneloop.registry.facade import Registry
+from tuneloop.registry.files import is_file
 from tuneloop.registry.nouns import parse_version_name
 from tuneloop.registry.policies import RetrainingPolicy
 from tuneloop.registry.printing import by_option, emit, json_option, reason_option, table, tell_unreadable
@@ -54,7 +56,9 @@ def retraining_show(request_id: str, as_json: bool) -> None:
     """Show one request with its history."""
     with Registry.open() as registry:
         request = registry.retraining.get(request_id)
-        history = registry.audit.entries(request_id)[::-1]
+        entries = registry.audit.entries(request_id)
+        tell_unreadable(entries.unreadable)
+        history = entries[::-1]
         rows = [
             [f"{e.at:%Y-%m-%d %H:%M:%S}", e.action, e.actor, e.detail.get("note", e.detail.get("reason"))]
             for e in history
@@ -108,11 +112,17 @@ def retraining_policy(model: str, path: Path | None, by: str | None, reason: str
 
 
 class _EachKeyOnce(yaml.SafeLoader):
-    """YAML as people mean it: of two values for one key the last would win in silence."""
+    """YAML as people mean it: of two values for one key the last would win in silence, and 010 would be eight.
+
+    Merge keys, which can multiply without end, are refused.
+    """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[str] = set()
         for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.tag == "tag:yaml.org,2002:merge":
+                said = "merge keys (<<) are not read; write the keys out"
+                raise yaml.constructor.ConstructorError(None, None, said, key.start_mark)
             if key.value in seen:
                 said = f"the key {key.value!r} stands here a second time"
                 raise yaml.constructor.ConstructorError(None, None, said, key.start_mark)
@@ -120,13 +130,23 @@ class _EachKeyOnce(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def _decimal(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
+    if not re.fullmatch(r"[+-]?(0|[1-9][0-9_]*)", node.value):
+        said = f"{node.value!r} is no number in base 10"
+        raise yaml.constructor.ConstructorError(None, None, said, node.start_mark)
+    return int(loader.construct_yaml_int(node))
+
+
+_EachKeyOnce.add_constructor("tag:yaml.org,2002:int", _decimal)
+
+
 def _check_recipe(registry: Registry, path: Path, recipe: str | None) -> None:
     """A recipe that is not there would be noticed by the worker only, when a drift has to be answered."""
     if recipe is None:
         return
-    if "@" in recipe and not Path(recipe).exists():
+    if "@" in recipe and not is_file(Path(recipe)):
         registry.versions.get(*parse_version_name(recipe))
-    elif not Path(recipe).is_file():
+    elif not is_file(Path(recipe)):
         raise InvalidInput(
             f"{path}: recipe {recipe!r} is no file in {Path.cwd()}; give its path as the worker will open it, or leave "
             "recipe out for the champion's own"
@@ -138,6 +158,8 @@ def _read(path: Path) -> RetrainingPolicy:
         body = yaml.load(path.read_text(encoding="utf-8"), _EachKeyOnce)  # noqa: S506 (it is a SafeLoader)
     except RecursionError:
         raise InvalidInput(f"{path}: nested too deeply to be a policy") from None
+    except LookupError:  # PyYAML's, for `!!bool x`
+        raise InvalidInput(f"{path}: a value is not what its tag (!!…) says; leave the tag out") from None
     except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: not UTF-8, or a date that is none
         raise InvalidInput(f"{path}: {error}") from None
     try:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import click
 
 from tuneloop.registry.facade import Registry
-from tuneloop.registry.printing import emit, json_option, table
+from tuneloop.registry.printing import emit, json_option, table, tell_unreadable
 from tuneloop.registry.trace import trace as trace_back
+
+MOST_ROWS = 1_000_000_000  # a list may be asked for; beyond what any database counts to it is an error
 
 
 @click.command()
@@ -74,7 +76,7 @@ def trace(request_id: str, as_json: bool) -> None:
 
 @click.command()
 @click.argument("model")
-@click.option("--newest", type=click.IntRange(min=1), help="Only so many, the newest.")
+@click.option("--newest", type=click.IntRange(1, MOST_ROWS), help="Only so many, the newest.")
 @json_option
 def requests(model: str, newest: int | None, as_json: bool) -> None:
     """List a model's requests in order of time, without their text."""
@@ -102,7 +104,7 @@ def requests(model: str, newest: int | None, as_json: bool) -> None:
 
 @click.command()
 @click.argument("subject", required=False)
-@click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True)
+@click.option("--limit", type=click.IntRange(1, MOST_ROWS), default=50, show_default=True)
 @json_option
 def audit(subject: str | None, limit: int, as_json: bool) -> None:
     """List who did what, the newest first.
@@ -111,6 +113,7 @@ def audit(subject: str | None, limit: int, as_json: bool) -> None:
     """
     with Registry.open() as registry:
         found = registry.audit.entries(subject, limit)
+        tell_unreadable(found.unreadable)
         rows = [
             [
                 e.id,

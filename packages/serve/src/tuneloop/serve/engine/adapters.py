@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -34,6 +34,7 @@ _BYTES = {
     "F8_E4M3": 1,
     "F8_E5M2": 1,
 }
+_MAX_ALPHA = 1e6  # of any adapter that was ever trained; NaN is not below it
 _MAX_HEADER_BYTES = 100_000_000
 _TENSOR = re.compile(r"^base_model\.model\.(?P<layer>.+)\.lora_(?P<side>[AB])\.weight$")
 # Features that change what an adapter means and that vLLM does not have; each with what it asks of the trainer.
@@ -41,6 +42,7 @@ _UNSERVED = {
     "use_dora": "DoRA",
     "modules_to_save": "modules_to_save",
     "lora_bias": "biases",
+    "fan_in_fan_out": "transposed weights",
     "layer_replication": "layer_replication",
     "alora_invocation_tokens": "activated LoRA",
     "use_qalora": "QALoRA",
@@ -92,7 +94,7 @@ def reasons(folder: Path, version: Version, limits: Limits) -> list[str]:
         )
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         return [*found, f"{CONFIG} cannot be read ({error}); publish the folder that PEFT's save_pretrained wrote"]
     if not isinstance(config, dict):
         return [*found, f"{CONFIG} is no JSON object; publish the folder that PEFT's save_pretrained wrote"]
@@ -101,7 +103,7 @@ def reasons(folder: Path, version: Version, limits: Limits) -> list[str]:
         shapes = header_shapes(folder / WEIGHTS)
     except InvalidInput as error:
         return [*found, str(error)]
-    return found + _tensor_reasons(shapes, limits)
+    return found or _tensor_reasons(shapes, limits, _ranks(config))
 
 
 def wrong_base(version: Version, base: Base) -> list[str]:
@@ -135,13 +137,19 @@ def header_shapes(path: Path) -> dict[str, Shape]:
                 raise InvalidInput(f"{path.name} is cut short or no safetensors file ({size} bytes); publish it again")
             header = json.loads(file.read(length))
         tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
-        end = max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
+        end = 0
+        for first, last in sorted(entry["data_offsets"] for entry in tensors.values()):
+            if first != end or last < first:
+                raise InvalidInput(f"{path.name}: its tensors overlap or leave gaps at byte {first}; publish it again")
+            end = last
         if 8 + length + end != size:
             raise InvalidInput(
                 f"{path.name} is cut short: {size} bytes, its header speaks of {8 + length + end}; publish it again"
             )
         for name, entry in tensors.items():
             first, last = entry["data_offsets"]
+            if not all(type(size) is int and size >= 0 for size in entry["shape"]):
+                raise InvalidInput(f"{path.name}: tensor {name} has the shape {entry['shape']}; publish it again")
             if last - first != prod(entry["shape"]) * _BYTES[entry["dtype"]]:
                 raise InvalidInput(
                     f"{path.name}: tensor {name} does not fill its shape {entry['shape']}; publish it again"
@@ -149,7 +157,7 @@ def header_shapes(path: Path) -> dict[str, Shape]:
         return {name: tuple(entry["shape"]) for name, entry in tensors.items()}
     except OSError as error:
         raise InvalidInput(f"{path.name} cannot be read ({error.strerror})") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         if isinstance(error, InvalidInput):
             raise
         raise InvalidInput(f"{path.name} has a broken header ({error}); publish it again") from None
@@ -164,14 +172,7 @@ def _config_reasons(config: Mapping[str, Any], limits: Limits) -> list[str]:
     found = []
     if (kind := config.get("peft_type")) != "LORA":
         found.append(f"{CONFIG}: peft_type is {kind}; only LORA is served as an adapter, merge it into a base instead")
-    ranks = [config.get("r"), *dict(config.get("rank_pattern") or {}).values()]
-    if not all(isinstance(rank, int) and rank > 0 for rank in ranks):
-        found.append(f"{CONFIG}: r is {config.get('r')!r}, not a positive number")
-    elif max(ranks) > limits.max_lora_rank:
-        found.append(
-            f"{CONFIG}: rank {max(ranks)} exceeds the engine's max_lora_rank {limits.max_lora_rank}; lower lora.rank, "
-            f"or start the engine with --max-lora-rank {max(ranks)}"
-        )
+    found += _scale_reasons(config, limits)
     for key, what in _UNSERVED.items():
         if config.get(key):
             found.append(f"{CONFIG}: {what} ({key}) is not served by vLLM; train without it")
@@ -190,6 +191,32 @@ def _config_reasons(config: Mapping[str, Any], limits: Limits) -> list[str]:
     return found
 
 
+def _scale_reasons(config: Mapping[str, Any], limits: Limits) -> list[str]:
+    """What is wrong with its ranks, and with the numbers that say how strongly it acts."""
+    for key in ("rank_pattern", "alpha_pattern"):
+        if not isinstance(config.get(key) or {}, dict):
+            return [f"{CONFIG}: {key} is {config[key]!r}, not a mapping; save it with PEFT's save_pretrained"]
+    found = []
+    ranks = _ranks(config)
+    if not all(type(rank) is int and rank > 0 for rank in ranks):
+        found.append(f"{CONFIG}: r is {config.get('r')!r}, not a positive number")
+    elif max(ranks) > limits.max_lora_rank:
+        found.append(
+            f"{CONFIG}: rank {max(ranks)} exceeds the engine's max_lora_rank {limits.max_lora_rank}; lower lora.rank, "
+            f"or start the engine with --max-lora-rank {max(ranks)}"
+        )
+    alphas = [config.get("lora_alpha"), *(config.get("alpha_pattern") or {}).values()]
+    if not all(type(alpha) in {int, float} and 0 < alpha <= _MAX_ALPHA for alpha in alphas):
+        found.append(f"{CONFIG}: lora_alpha is {config.get('lora_alpha')!r}, with the patterns no positive number each")
+    if type(config.get("use_rslora", False)) is not bool:
+        found.append(f"{CONFIG}: use_rslora is {config['use_rslora']!r}; it is true or false")
+    return found
+
+
+def _ranks(config: Mapping[str, Any]) -> list[Any]:
+    return [config.get("r"), *(config.get("rank_pattern") or {}).values()]
+
+
 def _target_reasons(modules: Iterable[str], limits: Limits) -> list[str]:
     strange = sorted(set(modules) - set(limits.modules))
     if not strange:
@@ -200,7 +227,7 @@ def _target_reasons(modules: Iterable[str], limits: Limits) -> list[str]:
     ]
 
 
-def _tensor_reasons(shapes: Mapping[str, Shape], limits: Limits) -> list[str]:
+def _tensor_reasons(shapes: Mapping[str, Shape], limits: Limits, ranks: Collection[int]) -> list[str]:
     if not shapes:
         return [f"{WEIGHTS} holds no tensors; publish it again"]
     pairs: dict[str, dict[str, Shape]] = {}
@@ -210,18 +237,22 @@ def _tensor_reasons(shapes: Mapping[str, Shape], limits: Limits) -> list[str]:
             return [f"{WEIGHTS}: {name} {list(shape)} is not the A or B of a LoRA; save it with PEFT's save_pretrained"]
         pairs.setdefault(match["layer"], {})[match["side"]] = shape
     for layer, pair in pairs.items():
-        if wrong := _pair_reason(layer, pair, limits):
+        if pair.keys() != {"A", "B"}:
+            return [f"{WEIGHTS}: {layer}: has only its lora_{next(iter(pair))}; publish it again"]
+        if wrong := _pair_reason(layer, pair, limits, ranks):
             return [f"{WEIGHTS}: {layer}: {wrong}"]
     return []
 
 
-def _pair_reason(layer: str, pair: Mapping[str, Shape], limits: Limits) -> str:
+def _pair_reason(layer: str, pair: Mapping[str, Shape], limits: Limits, ranks: Collection[int]) -> str:
     """What is wrong with one layer's A [rank, in] and B [out, rank]; empty when nothing is."""
-    if pair.keys() != {"A", "B"}:
-        return f"has only its lora_{next(iter(pair))}; publish it again"
     (rank_a, features_in), (features_out, rank_b) = pair["A"], pair["B"]
     if rank_a != rank_b or rank_a > limits.max_lora_rank:
         return f"A is {list(pair['A'])} and B is {list(pair['B'])}: ranks differ or exceed {limits.max_lora_rank}"
+    if rank_a not in ranks:
+        return (
+            f"has rank {rank_a}, and {CONFIG} knows only {', '.join(map(str, ranks))}; publish what was saved together"
+        )
     if layer.rpartition(".")[2] not in limits.modules:
         return f"is not among the served modules {', '.join(limits.modules)}; train on those"
     weight = limits.base_shapes.get(f"{layer}.weight")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import socket
+import sys
 from pathlib import Path
 from typing import ClassVar, Literal, Self
 
@@ -95,7 +96,7 @@ class EngineSettings(Section):
         return folder
 
     def engine_python(self, start: Path) -> Path:
-        """The engine environment's python: the configured one, else the nearest `.venv-engine` at or above `start`.
+        """The engine environment's python: the configured one, the nearest at or above `start`, or the one beside this.
 
         Raises:
             InvalidInput: there is none.
@@ -104,10 +105,11 @@ class EngineSettings(Section):
             if not (given := Path(self.python).expanduser().absolute()).is_file():
                 raise InvalidInput(f"[engine] python {given} does not exist; `make setup` makes .venv-engine")
             return given
-        for folder in (start, *start.parents):
+        beside = Path(sys.prefix).parent  # where `make setup` made both environments
+        for folder in (start, *start.parents, beside):
             if (found := folder / ".venv-engine" / "bin" / "python").is_file():
                 return found
         raise InvalidInput(
-            f"no engine environment at or above {start}; run `make setup`, or set TUNELOOP_ENGINE_PYTHON to a python "
-            "that has vLLM"
+            f"no engine environment (.venv-engine) at or above {start} or in {beside}; run `make setup` there, or set "
+            "TUNELOOP_ENGINE_PYTHON to a python that has vLLM"
         )

@@ -56,6 +56,7 @@ class Gateway:
                 routes=self._routes,
                 not_ready=self.not_ready,
                 last_known=lambda: self._refresh.trouble,
+                unsaved=lambda: self._refresh.unsaved,
                 metrics=self._metrics.text,
             )
         )

@@ -6,11 +6,14 @@ before the one before it is answered: without limits one connection without a ke
 
 from __future__ import annotations
 
+import asyncio
+
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from tuneloop.serve.gateway.errors import error_body
 
 MAX_HEAD_BYTES = 65_536  # request line and headers; what one read of the socket brings may come on top
+HEAD_TIMEOUT_S = 30.0  # from connecting, or from a later request's first byte, to the end of its head
 MAX_WAITING = 16  # requests of one connection behind the one that is being answered
 
 
@@ -19,26 +22,40 @@ class TooManyWaiting(Exception):
 
 
 class GatewayProtocol(HttpToolsProtocol):
-    """Answers 431 when a request's head does not end in time, 400 to too many requests at once, and closes."""
+    """Answers 431 to a head that is too long, 408 to one that is late, 400 to too many requests at once, and closes."""
 
     _in_head = True
     _head_bytes = 0
+    _head_due: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn narrows it too
+        """A client is there; its first request is awaited."""
+        super().connection_made(transport)
+        self._await_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """It is gone."""
+        self._head_is_here()
+        super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """Bytes from the client."""
         self._head_bytes += len(data)
         super().data_received(data)
         if self._in_head and self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
-            self._refuse()
+            message = f"the request's line and headers are longer than {MAX_HEAD_BYTES} bytes; shorten them"
+            self._refuse("431 Request Header Fields Too Large", message, "headers_too_large")
 
     def on_message_begin(self) -> None:
         """A request begins."""
         self._in_head = True
+        self._await_head()
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
         """Its head is here."""
         self._in_head = False
+        self._head_is_here()
         if len(self.pipeline) >= MAX_WAITING:
             raise TooManyWaiting  # the parser stops, and uvicorn answers 400
         super().on_headers_complete()
@@ -49,11 +66,26 @@ class GatewayProtocol(HttpToolsProtocol):
         self._head_bytes = 0
         super().on_message_complete()
 
-    def _refuse(self) -> None:
-        message = f"the request's line and headers are longer than {MAX_HEAD_BYTES} bytes; shorten them"
-        body = error_body(431, message, code="headers_too_large")
+    def _await_head(self) -> None:
+        if self._head_due is None:
+            self._head_due = self.loop.call_later(HEAD_TIMEOUT_S, self._too_late)
+
+    def _head_is_here(self) -> None:
+        if self._head_due is not None:
+            self._head_due.cancel()
+            self._head_due = None
+
+    def _too_late(self) -> None:
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.transport.close()  # a 408 would stand in the middle of the answer that is being sent
+            return
+        message = f"no whole request line and headers came within {HEAD_TIMEOUT_S:g} s; send them at once"
+        self._refuse("408 Request Timeout", message, "headers_too_late")
+
+    def _refuse(self, status: str, message: str, code: str) -> None:
+        body = error_body(int(status[:3]), message, code=code)
         head = (
-            "HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-type: application/json\r\n"
+            f"HTTP/1.1 {status}\r\ncontent-type: application/json\r\n"
             f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
         )
         self.transport.write(head.encode() + body)

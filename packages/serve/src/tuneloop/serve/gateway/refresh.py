@@ -55,11 +55,11 @@ class Refresh:
         self.snapshot: Snapshot | None = None
         self.trouble: Mapping[str, str] = {}  # part → why the view has it as it was known last
         self.no_last_view = f"there is no last known good view in {folder}"  # or why it is of no use
+        self.unsaved = ""  # why the view in force is not what a restart would find
         self._told: Mapping[str, str] = {}
         self._lost_models: frozenset[str] = frozenset()
         self._read_at = -math.inf
         self._saved = False
-        self._save_trouble = ""
         self._away = False
         self._back_at = -math.inf  # engines could not beat while the database was away: give them time when it is back
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -145,12 +145,12 @@ class Refresh:
     def _save(self, view: Snapshot) -> None:
         try:
             view.save(self._folder)
-        except OSError as error:  # it is tried again at every reading
-            if str(error) != self._save_trouble:
+        except (OSError, ValueError) as error:  # ValueError: no JSON can hold it; it is tried again at every reading
+            if str(error) != self.unsaved:
                 log.error("the last known good view cannot be written to %s: %s", self._folder, error)
-            self._saved, self._save_trouble = False, str(error)
+            self._saved, self.unsaved = False, str(error)
         else:
-            self._saved, self._save_trouble = True, ""
+            self._saved, self.unsaved = True, ""
 
     def _keep_beating(self) -> None:
         state: GatewayState | None = None

@@ -47,7 +47,7 @@ class FeedbackBody(BaseModel):
         match = _REQUEST_ID.fullmatch(self.request_id)
         if match is None:
             raise bad_request(
-                "request_id: not a request id; send the x-request-id header of the answer", param="request_id"
+                "request_id: not a request id; send the answer's id, or its x-request-id header", param="request_id"
             )
         given = self.model_dump(exclude={"request_id"}, exclude_none=True)
         said = {name: value for name, value in given.items() if not isinstance(value, str) or value.strip()}
@@ -66,6 +66,7 @@ class Services:
     routes: Callable[[], dict[str, Route]]
     not_ready: Callable[[], str]  # why the gateway cannot serve; empty when it can
     last_known: Callable[[], Mapping[str, str]]  # part of the registry → why it is served as it was known last
+    unsaved: Callable[[], str]  # why a restart would not find the view in force; empty when it would
     metrics: Callable[[], bytes]
 
     def allowed(self, request: Request) -> dict[str, Route]:
@@ -128,7 +129,7 @@ def _add_health(app: FastAPI, services: Services) -> None:
     async def readyz() -> JSONResponse:
         reason = services.not_ready()
         last_known = {} if reason else dict(services.last_known())
-        told = {"ready": not reason, "reason": reason, "last_known": last_known}
+        told = {"ready": not reason, "reason": reason, "last_known": last_known, "unsaved": services.unsaved()}
         return JSONResponse(told, status_code=503 if reason else 200)
 
     @app.get("/metrics")

@@ -115,7 +115,7 @@ def _parquet(path: Path) -> Iterator[Record]:
                 for fields in batch.to_pylist():
                     number += 1
                     yield Record(f"{path}:{number}", fields)
-    except (pa.ArrowInvalid, UnicodeDecodeError) as error:
+    except (pa.ArrowException, ValueError, OverflowError) as error:  # Overflow: a time Python has no value for
         reason = str(error).splitlines()[0]
         raise InvalidInput(f"{path}: cannot be read as Parquet after row {number}: {reason}") from None
 

@@ -67,7 +67,9 @@ def _memory(plan: Plan) -> str:
         "perhaps": "it may not fit: the upper bound is above the device's memory",
         "no": "it does not fit",
     }[plan.fits]
-    largest = plan.largest_micro_batch or "none, not even one row"
+    largest = str(plan.largest_micro_batch or "none, not even one row")
+    if plan.largest_micro_batch == plan.recipe.run.batch_size // plan.recipe.run.launch.processes:
+        largest += ", all of a device's rows of a batch"
     listed = table(("memory", "GiB", ""), [(name, f"{size / GIB:.2f}", note) for name, size, note in rows])
     return (
         f"{listed}\n{memory.total / GIB:.2f} GiB [{memory.low / GIB:.2f}, {memory.high / GIB:.2f}] on each device "

@@ -14,6 +14,7 @@ from pydantic import Field, ValidationError
 
 from tuneloop.registry.artifacts import text_digest
 from tuneloop.registry.errors import InvalidInput
+from tuneloop.registry.files import is_file
 from tuneloop.registry.nouns import ModelName
 from tuneloop.train.choice import Choice
 from tuneloop.train.recipe.combinations import refusals
@@ -140,7 +141,7 @@ def _validated(layers: Layers, values: dict[str, Any], root: Path | None) -> Rec
     for place, message in refusals(recipe) if recipe is not None else ():
         layers.complain(place, message)
     for place, value in _paths_in(values):
-        if root is not None and not (root / value).is_file():
+        if root is not None and not is_file(root / value):
             layers.complain(place, f"there is no file {root / value}")
     return recipe
 

@@ -19,6 +19,7 @@ from pydantic_core import ErrorDetails
 
 from tuneloop.registry.artifacts import text_digest
 from tuneloop.registry.errors import InvalidInput
+from tuneloop.registry.files import is_file
 from tuneloop.train.recipe.text import Place, RecipeText
 
 READY = Path(__file__).parent / "ready"
@@ -87,10 +88,10 @@ class Layers:
 
     def _read(self, path: Path) -> Path | None:
         """Read one layer; the path of the next, if there is one."""
+        text = _read_text(path, self._paths[-1] if self._paths else None)
         if path.resolve() in [known.resolve() for known in self._paths]:
             circle = " → ".join(str(known) for known in [*self._paths, path])
             raise InvalidInput(f"{self._paths[-1]}: {EXTENDS}: the recipes extend each other in a circle: {circle}")
-        text = _read_text(path, self._paths[-1] if self._paths else None)
         document = RecipeText(str(path), text)
         self._texts.append(text)
         self._documents.append(document)
@@ -102,20 +103,22 @@ class Layers:
             document.complain((EXTENDS,), f"give the name of a recipe, or a path to one (given: {parent!r})")
             return None
         named = READY / f"{parent}.yaml"
-        return named if "/" not in parent and named.is_file() else path.parent / parent
+        return named if "/" not in parent and is_file(named) else path.parent / parent
 
 
 def _read_text(path: Path, child: Path | None) -> str:
     try:
         return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        if child is None:
-            raise InvalidInput(f"{path}: cannot be read: {reason}; `tuneloop recipe new {path}` writes one") from None
-        names = ", ".join(sorted(known.stem for known in READY.glob("*.yaml")))
-        raise InvalidInput(
-            f"{child}: {EXTENDS}: {path} cannot be read: {reason}; give a path, or one of {names}"
-        ) from None
+    except UnicodeDecodeError:
+        reason = "it is not UTF-8 text"
+    except OSError as error:
+        reason = error.strerror or str(error)
+    except ValueError:  # a NUL, or half a surrogate pair
+        reason = "no file can have that name"
+    if child is None:
+        raise InvalidInput(f"{path}: cannot be read: {reason}; `tuneloop recipe new {path}` writes one")
+    names = ", ".join(sorted(known.stem for known in READY.glob("*.yaml")))
+    raise InvalidInput(f"{child}: {EXTENDS}: {path} cannot be read: {reason}; give a path, or one of {names}")
 
 
 def _merged(far: dict[str, Any], near: dict[str, Any]) -> dict[str, Any]:

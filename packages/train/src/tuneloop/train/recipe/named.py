@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tuneloop.registry.errors import InvalidInput, NotFound
+from tuneloop.registry.files import is_file
 from tuneloop.train.recipe.file import Recipe, RecipeFile, load_recipe
 from tuneloop.train.recipe.layers import READY
 
@@ -35,9 +36,13 @@ def recipe_at(name_or_path: str) -> tuple[RecipeFile, bool]:
         InvalidInput: the file cannot be read, or is wrong somewhere.
     """
     named = READY / f"{name_or_path}.yaml"
-    if "/" not in name_or_path and named.is_file():
+    path = Path(name_or_path)
+    if "/" not in name_or_path and is_file(named):
         return load_recipe(named, check_paths=False), True
-    return load_recipe(Path(name_or_path)), False
+    if "/" not in name_or_path and not path.suffix and not is_file(path):
+        names = ", ".join(sorted(known.stem for known in READY.glob("*.yaml")))
+        raise InvalidInput(f"{name_or_path!r} is neither a file nor the name of a recipe; there are {names}")
+    return load_recipe(path), False
 
 
 def write_new(path: Path, like: str) -> None:

@@ -145,7 +145,7 @@ class RecipeText:
                 raise self._refused(node, place, f"YAML reads {node.value} in base 2, 8, 16 or 60; write it in base 10")
         try:
             return self._loader.construct_object(node)
-        except (ValueError, yaml.YAMLError):
+        except (ValueError, LookupError, yaml.YAMLError):  # LookupError: PyYAML's, for `!!bool x`
             raise self._refused(node, place, f"{node.value!r} is no {node.tag.rpartition(':')[2]}") from None
 
     def _odd(self, node: yaml.Node, place: Place) -> NoReturn:

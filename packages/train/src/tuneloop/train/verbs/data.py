@@ -42,6 +42,8 @@ def data_check(
 
     if page is not None and not page.absolute().parent.is_dir():
         raise InvalidInput(f"{page.parent} is no folder; make it first")
+    if page is not None and (page.is_dir() or page.resolve() in [path.resolve() for path in (*files, *against)]):
+        raise InvalidInput(f"--html {page} is {'a folder' if page.is_dir() else 'one of the files'}; name a new file")
     screen = Screen(sys.stderr)
     found = check_files(
         files,
