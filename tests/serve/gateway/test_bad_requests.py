@@ -130,6 +130,7 @@ def test_other_paths_and_methods_get_an_openai_shaped_error(
         ({"colour": "red"}, "colour"),
         ({"thumb": None}, None),
         ({"thumb": None, "correction": "   \n\t"}, None),
+        ({"thumb": None, "comment": "\u200b \x00"}, None),
         ({"comment": "this gateway keeps no text"}, None),
     ],
 )

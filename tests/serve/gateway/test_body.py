@@ -30,6 +30,8 @@ def ask(body: object, endpoint: Endpoint = "chat") -> Ask:
         ({"messages": ["Hi"]}, "messages"),
         ({"messages": [{"content": "Hi"}]}, "messages"),
         ({"messages": [{"role": "user", "content": 7}]}, "messages"),
+        ({"messages": [{"role": "u" * 65, "content": "Hi"}]}, "messages"),
+        ({"messages": [{"role": "", "content": "Hi"}]}, "messages"),
         (
             {
                 "messages": [

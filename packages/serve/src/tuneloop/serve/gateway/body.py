@@ -8,7 +8,7 @@ fetch addresses, and texts no guard could read (token ids).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
@@ -43,7 +43,7 @@ class _Part(msgspec.Struct):
 
 
 class _Message(msgspec.Struct):
-    role: str
+    role: Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
     content: str | list[_Part] | None = None
 
 

@@ -76,8 +76,9 @@ class GatewayProtocol(HttpToolsProtocol):
             self._head_due = None
 
     def _too_late(self) -> None:
+        self._head_due = None
         if self.cycle is not None and not self.cycle.response_complete:
-            self.transport.close()  # a 408 would stand in the middle of the answer that is being sent
+            self._await_head()  # a 408 would stand in the middle of the answer that is being sent
             return
         message = f"no whole request line and headers came within {HEAD_TIMEOUT_S:g} s; send them at once"
         self._refuse("408 Request Timeout", message, "headers_too_late")

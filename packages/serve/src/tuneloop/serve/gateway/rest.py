@@ -50,10 +50,15 @@ class FeedbackBody(BaseModel):
                 "request_id: not a request id; send the answer's id, or its x-request-id header", param="request_id"
             )
         given = self.model_dump(exclude={"request_id"}, exclude_none=True)
-        said = {name: value for name, value in given.items() if not isinstance(value, str) or value.strip()}
+        said = {name: value for name, value in given.items() if not isinstance(value, str) or _is_seen(value)}
         if not said:
             raise bad_request("say something: score, thumb, label, comment or correction")
         return Feedback(id=f"fb_{secrets.token_hex(12)}", request_id=match[1], at=utc_now(), api_key=api_key, **said)
+
+
+def _is_seen(text: str) -> bool:
+    """Whether it holds more than blanks and characters that nobody sees."""
+    return any(letter.isprintable() and not letter.isspace() for letter in text)
 
 
 @dataclass(frozen=True)
