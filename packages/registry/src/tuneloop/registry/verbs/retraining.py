@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Hashable
 from pathlib import Path
-from typing import Any
 
 import click
-import yaml
 from pydantic import ValidationError
 
 from tuneloop.registry.errors import InvalidInput
 from tuneloop.registry.facade import Registry
 from tuneloop.registry.files import is_file
 from tuneloop.registry.nouns import parse_version_name
+from tuneloop.registry.plain_yaml import PlainYaml
 from tuneloop.registry.policies import RetrainingPolicy
 from tuneloop.registry.printing import by_option, emit, json_option, reason_option, table, tell_unreadable
 
@@ -111,35 +108,6 @@ def retraining_policy(model: str, path: Path | None, by: str | None, reason: str
         )
 
 
-class _EachKeyOnce(yaml.SafeLoader):
-    """YAML as people mean it: of two values for one key the last would win in silence, and 010 would be eight.
-
-    Merge keys, which can multiply without end, are refused.
-    """
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen: set[str] = set()
-        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
-            if key.tag == "tag:yaml.org,2002:merge":
-                said = "merge keys (<<) are not read; write the keys out"
-                raise yaml.constructor.ConstructorError(None, None, said, key.start_mark)
-            if key.value in seen:
-                said = f"the key {key.value!r} stands here a second time"
-                raise yaml.constructor.ConstructorError(None, None, said, key.start_mark)
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-def _decimal(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
-    if not re.fullmatch(r"[+-]?(0|[1-9][0-9_]*)", node.value):
-        said = f"{node.value!r} is no number in base 10"
-        raise yaml.constructor.ConstructorError(None, None, said, node.start_mark)
-    return int(loader.construct_yaml_int(node))
-
-
-_EachKeyOnce.add_constructor("tag:yaml.org,2002:int", _decimal)
-
-
 def _check_recipe(registry: Registry, path: Path, recipe: str | None) -> None:
     """A recipe that is not there would be noticed by the worker only, when a drift has to be answered."""
     if recipe is None:
@@ -155,16 +123,16 @@ def _check_recipe(registry: Registry, path: Path, recipe: str | None) -> None:
 
 def _read(path: Path) -> RetrainingPolicy:
     try:
-        body = yaml.load(path.read_text(encoding="utf-8"), _EachKeyOnce)  # noqa: S506 (it is a SafeLoader)
-    except RecursionError:
-        raise InvalidInput(f"{path}: nested too deeply to be a policy") from None
-    except LookupError:  # PyYAML's, for `!!bool x`
-        raise InvalidInput(f"{path}: a value is not what its tag (!!…) says; leave the tag out") from None
-    except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: not UTF-8, or a date that is none
-        raise InvalidInput(f"{path}: {error}") from None
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInput(f"{path}: cannot be read as a policy: {error}") from None
+    document = PlainYaml(str(path), text, "a policy: a mapping of keys (min_rows, …) to values")
+    policy = None
     try:
-        return RetrainingPolicy.model_validate(body)
+        policy = RetrainingPolicy.model_validate(document.values)
     except ValidationError as error:
-        known = ", ".join(RetrainingPolicy.model_fields)
-        lines = [f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in error.errors()]
-        raise InvalidInput(f"{path}: {'; '.join(lines)}; known keys: {known}") from None
+        for one in error.errors():
+            document.add(one, RetrainingPolicy)
+    if policy is None or document.errors:
+        raise InvalidInput("\n".join(document.errors))
+    return policy

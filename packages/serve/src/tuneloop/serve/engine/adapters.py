@@ -103,7 +103,7 @@ def reasons(folder: Path, version: Version, limits: Limits) -> list[str]:
         shapes = header_shapes(folder / WEIGHTS)
     except InvalidInput as error:
         return [*found, str(error)]
-    return found or _tensor_reasons(shapes, limits, _ranks(config))
+    return found + _tensor_reasons(shapes, limits, _ranks(config))
 
 
 def wrong_base(version: Version, base: Base) -> list[str]:
@@ -214,7 +214,8 @@ def _scale_reasons(config: Mapping[str, Any], limits: Limits) -> list[str]:
 
 
 def _ranks(config: Mapping[str, Any]) -> list[Any]:
-    return [config.get("r"), *(config.get("rank_pattern") or {}).values()]
+    pattern = config.get("rank_pattern")
+    return [config.get("r"), *(pattern.values() if isinstance(pattern, dict) else ())]
 
 
 def _target_reasons(modules: Iterable[str], limits: Limits) -> list[str]:

@@ -10,8 +10,8 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, ValidationError
 
 from tuneloop.registry.errors import InvalidInput, NotFound
+from tuneloop.registry.plain_yaml import PlainYaml
 from tuneloop.train.recipe.part import Part
-from tuneloop.train.recipe.text import RecipeText
 
 TABLE = Path(__file__).with_name("prices.yaml")
 
@@ -80,7 +80,7 @@ def load_prices(path: Path = TABLE) -> PriceTable:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidInput(f"{path}: cannot be read as a table of prices: {error}") from None
-    document = RecipeText(str(path), text)
+    document = PlainYaml(str(path), text)
     values = dict(document.values)
     if isinstance(values.get("offers"), list):
         values["offers"] = tuple(values["offers"])

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from tuneloop.registry.plain_yaml import Place
 from tuneloop.train.recipe.objective import (
     DpoObjective,
     GrpoObjective,
@@ -17,7 +18,6 @@ from tuneloop.train.recipe.objective import (
     SftObjective,
 )
 from tuneloop.train.recipe.run import AUTO, LaunchSection
-from tuneloop.train.recipe.text import Place
 from tuneloop.train.recipe.tuning import BottleneckTuning, FullTuning, LoraTuning, LowRankTuning
 
 if TYPE_CHECKING:

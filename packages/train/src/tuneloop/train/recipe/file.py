@@ -16,6 +16,7 @@ from tuneloop.registry.artifacts import text_digest
 from tuneloop.registry.errors import InvalidInput
 from tuneloop.registry.files import is_file
 from tuneloop.registry.nouns import ModelName
+from tuneloop.registry.plain_yaml import Place
 from tuneloop.train.choice import Choice
 from tuneloop.train.recipe.combinations import refusals
 from tuneloop.train.recipe.data import DataSection
@@ -25,7 +26,6 @@ from tuneloop.train.recipe.objective import ObjectiveSection, SftObjective
 from tuneloop.train.recipe.part import Part
 from tuneloop.train.recipe.run import OptimSection, RunSection
 from tuneloop.train.recipe.stages import STAGES, Stage, check_needs, split
-from tuneloop.train.recipe.text import Place
 from tuneloop.train.recipe.tuning import LoraTuning, TuningSection
 
 _FULL_RATE = {"sft": 2e-5, "reward": 1e-5, "dpo": 5e-7, "grpo": 1e-6, "ppo": 1e-6}

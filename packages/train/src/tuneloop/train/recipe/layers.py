@@ -20,7 +20,7 @@ from pydantic_core import ErrorDetails
 from tuneloop.registry.artifacts import text_digest
 from tuneloop.registry.errors import InvalidInput
 from tuneloop.registry.files import is_file
-from tuneloop.train.recipe.text import Place, RecipeText
+from tuneloop.registry.plain_yaml import Place, PlainYaml
 
 READY = Path(__file__).parent / "ready"
 EXTENDS = "extends"
@@ -37,7 +37,7 @@ class Layers:
 
     def __init__(self, path: Path) -> None:
         self._texts: list[str] = []
-        self._documents: list[RecipeText] = []
+        self._documents: list[PlainYaml] = []
         self._paths: list[Path] = []
         next_path: Path | None = path
         while next_path is not None:
@@ -81,9 +81,9 @@ class Layers:
 
     def add(self, error: ErrorDetails, model: type[BaseModel]) -> None:
         """Add one of pydantic's errors, in the file the value comes from."""
-        self._owner(RecipeText.place_of(error, model)).add(error, model)
+        self._owner(PlainYaml.place_of(error, model)).add(error, model)
 
-    def _owner(self, place: Place) -> RecipeText:
+    def _owner(self, place: Place) -> PlainYaml:
         return max(self._documents, key=lambda document: document.depth_of(place))  # the first of equals: the nearest
 
     def _read(self, path: Path) -> Path | None:
@@ -92,7 +92,7 @@ class Layers:
         if path.resolve() in [known.resolve() for known in self._paths]:
             circle = " → ".join(str(known) for known in [*self._paths, path])
             raise InvalidInput(f"{self._paths[-1]}: {EXTENDS}: the recipes extend each other in a circle: {circle}")
-        document = RecipeText(str(path), text)
+        document = PlainYaml(str(path), text, "a recipe: a mapping of sections (base, data, run, …)")
         self._texts.append(text)
         self._documents.append(document)
         self._paths.append(path)

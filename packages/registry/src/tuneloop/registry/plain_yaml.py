@@ -1,8 +1,8 @@
 """YAML with its line numbers kept, and validation errors told as `file:line: section.key: what is wrong`.
 
 Built on PyYAML's node tree, because its values alone have lost their lines. `1e-3` is read as the number people mean.
-A recipe is plain values: a tag (`!!python/…`), a date, a merge key, aliases that multiply and nesting without end are
-refused with their line, before anything is built from them.
+Recipes, prices and policies are plain values: a tag (`!!python/…`), a date, a merge key, aliases that multiply and
+nesting without end are refused with their line, before anything is built from them.
 """
 
 from __future__ import annotations
@@ -30,14 +30,15 @@ _DIGITS = 100  # of a number
 _PLAIN = {f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float", "str", "map", "seq")}
 
 
-class RecipeText:
+class PlainYaml:
     """The values of a YAML document, the line of each, and the errors found so far.
 
     Raises:
         InvalidInput: the text is not one YAML mapping.
     """
 
-    def __init__(self, name: str, text: str) -> None:
+    def __init__(self, name: str, text: str, shape: str = "a mapping of keys to values") -> None:
+        """`name` and `shape` stand in errors: where the text comes from, and what it should be as a whole."""
         self._name = name
         self._lines: dict[Place, int] = {}
         self._found: list[tuple[int, str]] = []
@@ -55,7 +56,7 @@ class RecipeText:
         except RecursionError:
             raise InvalidInput(f"{name}:{_deepest_line(text)}: is nested more than {_DEPTH} levels deep") from None
         if not isinstance(root, yaml.MappingNode):
-            raise InvalidInput(f"{name}:1: a recipe is a mapping of sections (base, data, run, …)")
+            raise InvalidInput(f"{name}:1: is not {shape}")
         self._loader = yaml.SafeLoader("")
         self._nodes = 0
         self.values: dict[str, Any] = self._mapping(root, ())
@@ -123,7 +124,7 @@ class RecipeText:
         if len(place) > _DEPTH:
             raise self._refused(node, place[:3], f"is nested more than {_DEPTH} levels deep")
         if self._nodes > _NODES:
-            raise self._refused(node, place, f"the recipe grows beyond {_NODES:,} values; write it without aliases")
+            raise self._refused(node, place, f"the text grows beyond {_NODES:,} values; write it without aliases")
         if node.tag not in _PLAIN:
             return self._odd(node, place)
         if isinstance(node, yaml.MappingNode):
