@@ -16,7 +16,8 @@ from tuneloop.cli import main as front_door
 
 VERBS = {
     *("demo", "up", "status", "trace", "requests", "report", "alerts", "alert", "models", "versions", "compare"),
-    *("gate", "approve", "promote", "rollback", "route", "rollout", "retraining", "train", "recipe", "data", "key"),
+    *("gate", "approve", "sign", "promote", "rollback", "route", "rollout", "retraining"),
+    *("train", "recipe", "data", "key"),
     *("config", "engine", "gateway", "monitor", "worker", "audit", "db"),
 }
 HEAVY = ["torch", "transformers", "mlflow", "trl", "vllm", "presidio_analyzer", "matplotlib", "openai"]

@@ -21,7 +21,7 @@ def drifting(scene: Scene) -> Scene:
 
 def set_policy(scene: Scene, **changes: object) -> None:
     policy = RetrainingPolicy.model_validate({"min_rows": 10} | changes)
-    scene.registry.policies.set_retraining("bot", policy, by="ada", reason="test")
+    scene.registry.policies.set("bot", policy, by="ada", reason="test")
 
 
 def episode_of(scene: Scene) -> AlertEpisode:

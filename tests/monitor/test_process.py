@@ -37,7 +37,7 @@ class Live:
         self.started: list[subprocess.Popen[str]] = []
         arms = [Arm(version=1, weight_bp=10_000)]
         registry.routes.write("bot", arms, by="ada", reason="test", expected_revision=0)
-        registry.policies.set_retraining("bot", RetrainingPolicy(min_rows=5), by="ada", reason="test")
+        registry.policies.set("bot", RetrainingPolicy(min_rows=5), by="ada", reason="test")
         beat_engine(registry, "bot@1", url=engine.url, at=registry.clock() + timedelta(hours=1))
         self.begun = registry.clock()
 

@@ -154,6 +154,41 @@ def test_windows_without_enough_data_clear_nothing(scene: Scene) -> None:
     assert the_episode(scene).state == "open"
 
 
+def harder_to_answer(scene: Scene, monitor: Monitor) -> None:
+    """Users ask the same kind of questions, of which the model no longer knows the answers."""
+    scene.engine.unknown = "nobody asks this"
+    scene.correct(scene.usual(60))
+    scene.watch(monitor)
+    scene.engine.unknown = ""  # every answer read from now on
+    scene.correct(scene.usual(20))
+    scene.watch(monitor)
+    assert list(the_episode(scene).evidence["signals"]) == ["correction_perplexity"]
+
+
+def test_users_who_stop_correcting_hold_up_no_all_clear_that_another_signal_gives(scene: Scene) -> None:
+    monitor = scene.monitor()
+    harder_to_answer(scene, monitor)
+    scene.drifted(20)
+    scene.watch(monitor)
+    assert "prompt_drift" in the_episode(scene).evidence["signals"]
+    scene.usual(20)
+    scene.watch(monitor)
+    assert the_episode(scene).state == "open"
+    scene.usual(20)
+    scene.watch(monitor)
+    episode = the_episode(scene)
+    assert episode.state == "resolved"
+    assert "too few corrections since to judge correction_perplexity by" in episode.done[-1]
+
+
+def test_silence_alone_gives_no_all_clear(scene: Scene) -> None:
+    monitor = scene.monitor()
+    harder_to_answer(scene, monitor)
+    scene.usual(100)
+    scene.watch(monitor)
+    assert the_episode(scene).state == "open"
+
+
 def test_a_person_who_resolves_an_episode_is_not_overruled_by_the_same_window(scene: Scene) -> None:
     scene.usual(60)
     scene.drifted(20)

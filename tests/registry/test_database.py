@@ -56,6 +56,25 @@ def test_migrations_go_down_and_up_again(registries: Registry) -> None:
     assert len(registries.traffic.window("bot")) == 1
 
 
+def test_approvals_go_to_the_older_schema_and_back(registries: Registry) -> None:
+    """An older tuneloop knows only approvals without an end: whatever else was decided must not become one."""
+    gates, database = registries.gates, registries.database
+    for version in range(1, 5):
+        gates.approve("bot", version, by="ada", reason="first")
+    gates.approve("bot", 2, by="grace", reason="second")
+    gates.approve("bot", 3, by="grace", reason="for a while", ttl_s=60)
+    gates.revoke("bot", 4, by="grace", reason="bad")
+    config = Config()
+    config.set_main_option("script_location", str(Path(migrations_home.__file__).parent / "migrations"))
+    with database.writing() as connection:
+        config.attributes["connection"] = connection
+        command.downgrade(config, "0002")
+    database.upgrade()
+    assert [gates.approver("bot", version) for version in range(1, 5)] == ["ada", "grace", None, None]
+    gates.approve("bot", 4, by="ada", reason="after the upgrade")
+    assert gates.approver("bot", 4) == "ada"
+
+
 def test_a_transaction_that_raises_leaves_nothing(registries: Registry) -> None:
     def attempt() -> None:
         with registries.database.writing() as connection:

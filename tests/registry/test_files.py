@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -53,4 +54,4 @@ def test_the_file_and_its_name_are_on_the_disk_before_the_write_returns(
 
     monkeypatch.setattr(os, "fsync", note)
     write_atomically(tmp_path / "run.json", b"{}")
-    assert synced == [f".run.json.{os.getpid()}", tmp_path.name]
+    assert synced == [f".run.json.{os.getpid()}.{threading.get_ident()}", tmp_path.name]

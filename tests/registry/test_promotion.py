@@ -10,11 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
 from tests_support import beat_engine, beat_gateway, publish_version, retraining_request
 from tuneloop.registry import Registry, audit, promotion, staging
 from tuneloop.registry.assignment import assign
-from tuneloop.registry.errors import Conflict, InvalidInput, NotFound, Refused, Unavailable
+from tuneloop.registry.errors import Conflict, InvalidInput, NotFound, Refused, Unavailable, Unreadable
 from tuneloop.registry.nouns import RetrainingState
 from tuneloop.registry.promotion import Change, promote, rollback, set_route
 from tuneloop.registry.settings import RegistrySettings
@@ -31,6 +32,20 @@ def two_versions(registry: Registry, tmp_path: Path) -> Registry:
     promote(registry, "bot", 1, CHANGE)
     beat_engine(registry, "bot@1", "bot@2")
     return registry
+
+
+def test_a_damaged_revision_of_before_is_left_out_of_the_history_and_a_rollback_must_be_told_where_to(
+    two_versions: Registry,
+) -> None:
+    promote(two_versions, "bot", 2, CHANGE)
+    promote(two_versions, "bot", 1, CHANGE)
+    with two_versions.database.writing() as connection:
+        connection.execute(sa.text("UPDATE routes SET arms = '5' WHERE revision = 1"))
+    history = two_versions.routes.history("bot")
+    assert ([route.revision for route in history], len(history.unreadable)) == ([3, 2], 1)
+    with pytest.raises(Unreadable, match="say where to go back to: `tuneloop rollback bot --to REVISION`"):
+        rollback(two_versions, "bot", CHANGE)
+    assert rollback(two_versions, "bot", CHANGE, to_revision=2).champion == 2
 
 
 def test_a_version_that_does_not_exist_is_refused_and_nothing_changes(two_versions: Registry) -> None:

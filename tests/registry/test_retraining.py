@@ -106,6 +106,23 @@ def test_a_request_that_kills_its_workers_is_given_up(registries: Registry, cloc
     assert registries.retraining.get(request.id).state == "failed"
 
 
+def test_the_last_worker_of_a_request_that_was_given_up_hears_so_when_it_finishes(
+    registries: Registry, clock: Clock
+) -> None:
+    _queued(registries)
+    for attempt in range(MAX_ATTEMPTS):
+        slow = registries.retraining.claim(f"w{attempt}", lease_s=10)
+        clock.advance(11)
+    assert slow is not None
+    assert registries.retraining.claim("w9", lease_s=10) is None
+    with pytest.raises(Conflict, match="it was given up; this run's result is not recorded"):
+        registries.retraining.finish(slow, RetrainingState.GATED, by="w2", outcome="pass", result_version=2)
+    with pytest.raises(Conflict, match="it was given up"):
+        registries.retraining.put_back(slow, by="w2", reason="stopped")
+    ended = registries.retraining.get(slow.id)
+    assert (ended.state, ended.result_version, ended.lease_owner) == ("failed", None, None)
+
+
 def test_a_cancelled_run_loses_its_lease(registries: Registry) -> None:
     _queued(registries)
     running = registries.retraining.claim("w1", lease_s=60)

@@ -7,7 +7,7 @@ import threading
 import pytest
 import sqlalchemy as sa
 
-from tests_support import beat_engine, beat_gateway
+from tests_support import beat_engine, beat_gateway, request_record, window_score
 from tuneloop.registry import Registry
 from tuneloop.registry.errors import Conflict, InvalidInput, NotFound, Unavailable, Unreadable
 from tuneloop.registry.nouns import Arm
@@ -55,6 +55,22 @@ def test_a_row_that_cannot_be_read_is_named_and_hides_no_other(
     assert [record.message.count("Route bot 2") for record in caplog.records] == [1]  # said once, not at every look
     with pytest.raises(Unreadable, match="Route bot 2 cannot be read"):
         registry.routes.current("bot")
+
+
+def test_one_damaged_record_or_window_hides_no_other_and_is_logged_once(
+    registry: Registry, caplog: pytest.LogCaptureFixture
+) -> None:
+    now = registry.clock()
+    registry.traffic.add_requests([request_record(number, now) for number in (1, 2, 3)])
+    registry.episodes.add_score(window_score(now, id="w1"))
+    registry.episodes.add_score(window_score(now, id="w2"))
+    with registry.database.writing() as connection:
+        connection.execute(sa.text("UPDATE requests SET status = 'odd' WHERE id = 'req-2'"))
+        connection.execute(sa.text("UPDATE window_scores SET verdict = 'odd' WHERE id = 'w1'"))
+    for _ in range(2):
+        assert [record.id for record in registry.traffic.window("bot")] == ["req-1", "req-3"]
+        assert [score.id for score in registry.episodes.scores("bot")] == ["w2"]
+    assert [record.message.count("left out: ") for record in caplog.records] == [1, 1]
 
 
 def test_a_key_or_a_heartbeat_that_cannot_be_read_hides_no_other_and_is_named(registries: Registry) -> None:

@@ -171,16 +171,39 @@ def test_no_gate_and_an_inconclusive_gate_approve_nothing(registries: Registry, 
     assert registries.gates.approver("bot", 3) == "ada"
 
 
+def test_a_persons_newest_decision_goes_before_the_gates_until_it_expires(registries: Registry, clock: Clock) -> None:
+    gates, check = registries.gates, Check(name="perplexity", verdict="pass", detail="")
+    gates.approve("bot", 2, by="ada", reason="for the test week", ttl_s=60)
+    assert gates.approver("bot", 2) == "ada"
+    clock.advance(60)
+    assert gates.approver("bot", 2) is None
+    assert "the approval by ada expired at 2026-11-01 12:01 UTC, and no gate has judged it" in gates.why_not("bot", 2)
+    gates.record(GateReport(model="bot", version=2, champion=1, at=clock(), checks=(check,)))
+    assert gates.approver("bot", 2) == "gate"
+    gates.revoke("bot", 2, by="grace", reason="riddles")
+    assert gates.approver("bot", 2) is None
+    gates.record(GateReport(model="bot", version=2, champion=1, at=clock(), checks=(check,)))
+    assert gates.approver("bot", 2) is None, "a person said no; a person says yes again"
+    gates.approve("bot", 2, by="ada", reason="mended")
+    assert gates.approver("bot", 2) == "ada"
+    assert [decided.granted for decided in gates.decisions("bot", 2)] == [True, False, True]
+    with pytest.raises(InvalidInput, match="an approval that expires after 0 s can never be used"):
+        gates.approve("bot", 2, by="ada", reason="why", ttl_s=0)
+    with pytest.raises(InvalidInput, match="revoking an approval needs --by and --reason"):
+        gates.revoke("bot", 2, by="ada", reason=" ")
+    assert len(registries.audit.entries("bot@2")) == 5
+
+
 def test_a_gate_without_checks_is_inconclusive(clock: Clock) -> None:
     assert GateReport(model="bot", version=1, champion=None, at=clock(), checks=()).verdict == "inconclusive"
 
 
 def test_the_newest_policy_counts(registries: Registry) -> None:
-    assert registries.policies.retraining("bot") == RetrainingPolicy()
-    registries.policies.set_retraining("bot", RetrainingPolicy(min_rows=5), by="ada", reason="small team")
-    registries.policies.set_retraining("bot", RetrainingPolicy(min_rows=9), by="ada", reason="more")
-    assert registries.policies.retraining("bot").min_rows == 9
-    assert registries.policies.retraining("other") == RetrainingPolicy()
+    assert registries.policies.get("bot", RetrainingPolicy) == RetrainingPolicy()
+    registries.policies.set("bot", RetrainingPolicy(min_rows=5), by="ada", reason="small team")
+    registries.policies.set("bot", RetrainingPolicy(min_rows=9), by="ada", reason="more")
+    assert registries.policies.get("bot", RetrainingPolicy).min_rows == 9
+    assert registries.policies.get("other", RetrainingPolicy) == RetrainingPolicy()
 
 
 def test_feedback_from_another_key_does_not_count(registries: Registry) -> None:

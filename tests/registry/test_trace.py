@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
+import sqlalchemy as sa
 
 from tests_support import alert_episode, publish_version, request_record, retraining_request, window_score
 from tuneloop.registry import Registry
@@ -79,7 +80,30 @@ def test_a_request_nothing_served_ends_at_its_route(looped: Registry) -> None:
 def test_a_revision_this_database_does_not_have_does_not_hide_the_rest(looped: Registry) -> None:
     steps = trace(looped, "req-4")
     assert [step.kind for step in steps] == ["request", "route", "version", "run", "data"]
-    assert steps[1].summary == "not in this database"
+    assert steps[1].summary.startswith("not known: bot has no revision 99")
+
+
+@pytest.mark.parametrize(
+    ("damage", "last"),
+    [
+        ("DELETE FROM retraining", ("retraining request", "rt_1", "not known: no retraining request 'rt_1'")),
+        ("UPDATE retraining SET state = 'odd'", ("retraining request", "rt_1", "cannot be read")),
+        ("DELETE FROM episodes", ("alert episode", "ep1", "not known: ")),
+        ("UPDATE episodes SET severity = 'odd'", ("alert episode", "ep1", "cannot be read")),
+        ("DELETE FROM window_scores", ("window", "w1", "not known: no window score 'w1'")),
+        ("UPDATE window_scores SET verdict = 'odd'", ("window", "w1", "cannot be read")),
+        ("UPDATE routes SET arms = '5'", ("window", "w1", "over 0.1")),
+    ],
+)
+def test_a_link_that_is_gone_or_damaged_does_not_hide_those_before_it(
+    looped: Registry, damage: str, last: tuple[str, str, str]
+) -> None:
+    with looped.database.writing() as connection:
+        connection.execute(sa.text(damage))
+    steps = trace(looped, "req-2")
+    assert [step.kind for step in steps][:5] == ["request", "route", "version", "run", "data"]
+    kind, name, said = last
+    assert (steps[-1].kind, steps[-1].id, said in steps[-1].summary) == (kind, name, True)
 
 
 def _away(*_asked: object) -> NoReturn:

@@ -24,6 +24,7 @@ from tests_support import (
 from tuneloop.cli.main import main
 from tuneloop.registry import Registry
 from tuneloop.registry.nouns import Check, GateReport
+from tuneloop.registry.policies import RetrainingPolicy
 from tuneloop.registry.promotion import Change, promote, set_route
 from tuneloop.registry.settings import RegistrySettings
 
@@ -135,7 +136,9 @@ def test_what_json_says_is_what_there_is(lived_in: Registry, verb: Verb) -> None
     assert read("models") == [{"model": "bot", "newest_version": 3, "split_bp": "2=1000 1=9000", "revision": 2}]
     assert read("route", "show", "bot")["gateways"] == {"g1": 2}
     assert read("gate", "bot@3")["verdict"] == "inconclusive"
-    assert read("gate", "bot@1") is None
+    unjudged = read("gate", "bot@1")
+    assert (unjudged["verdict"], unjudged["checks"], unjudged["approver"]) == (None, [], "ada")
+    assert [decided["reason"] for decided in unjudged["decisions"]] == ["test"]
     assert read("rollout", "status", "bot")["verdict"] == "inconclusive"
     assert [entry["action"] for entry in read("retraining", "show", "rt_1")["history"]] == ["retraining.file"]
     assert "digest" not in read("key", "list")[0]
@@ -148,7 +151,7 @@ def test_what_json_says_is_what_there_is(lived_in: Registry, verb: Verb) -> None
         (("versions", "nobody"), 2, "no model named 'nobody'; `tuneloop models` lists them"),
         (("route", "show", "nobody"), 2, "nobody has no route yet"),
         (("route", "history", "nobody"), 2, "nobody has no route yet"),
-        (("gate", "bot"), 2, "'bot' is not a version; write MODEL@NUMBER"),
+        (("gate", "bot@"), 2, "'bot@' is not a version; write MODEL@NUMBER"),
         (("compare", "bot@1", "bot@8"), 2, "bot@8 does not exist; known: bot@3, bot@2, bot@1"),
         (("trace", "req-9"), 2, "no request 'req-9' is on record"),
         (("retraining", "show", "rt_9"), 2, "no retraining request 'rt_9'"),
@@ -250,6 +253,10 @@ def test_a_keys_secret_is_printed_once(lived_in: Registry, verb: Verb) -> None:
         ("min_rows: !!bool x\n", ":1: min_rows: 'x' is no bool"),
         ("<<: [&a {min_rows: 5}, *a]\n", "merge keys (<<) are not read"),
         ("auto_approve: 'yes'\n", ":1: auto_approve: input should be a valid boolean"),
+        ("min_rows: yes\n", ":1: min_rows: "),
+        ('min_rows: "60"\n', ":1: min_rows: "),
+        ("cooldown_s: no\n", ":1: cooldown_s: "),
+        ("enabled: 1\n", ":1: enabled: "),
         ("signals: []\n", ":1: signals: tuple should have at least 1 item"),
         (
             "recipe: !!python/object:os.system {}\n",
@@ -274,13 +281,60 @@ def test_a_policy_that_is_wrong_is_refused_with_every_error(
     assert not any(entry.action == "policy.retraining" for entry in shared.audit.entries())
 
 
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("marging: 0.1\n", ":1: marging: unknown key; did you mean 'margin'?"),
+        ("margin: 0\n", ":1: margin: input should be greater than 0"),
+        ("margins: {old: -1}\n", ":1: margins.old: "),
+        ("metrics:\n  bleu.old: {mini: 5}\n", ":2: metrics.bleu.old.mini: unknown key; did you mean 'min'?"),
+        ("metrics:\n  bleu.old: {}\n", ":2: metrics.bleu.old: give min, max or both"),
+        ("metrics:\n  bleu.old: {min: 9, max: 5}\n", "nothing lies between min 9 and max 5"),
+        ("metrics: {bleu.old: 5}\n", ":1: metrics.bleu.old: "),
+        ("metrics: {bleu.old: {min: .nan}}\n", ":1: metrics.bleu.old.min: "),
+        ("person: 1\n", ":1: person: "),
+    ],
+)
+def test_a_gate_that_is_wrong_is_refused(
+    shared: Registry, verb_there: Verb, tmp_path: Path, body: str, message: str
+) -> None:
+    path = tmp_path / "gate.yaml"
+    path.write_text(body)
+    code, _, err = verb_there("gate", "bot", "--set", str(path), *WHO)
+    assert (code, message in err) == (2, True), err
+    assert not any(entry.action == "policy.gate" for entry in shared.audit.entries())
+
+
+def test_a_models_gate_is_set_on_record_and_can_ask_for_a_person(
+    lived_in: Registry, verb: Verb, tmp_path: Path
+) -> None:
+    path = tmp_path / "gate.yaml"
+    path.write_text("margins: {old: 0.5}\nmetrics:\n  bleu.old: {min: 5}\nperson: true\n")
+    check = Check(name="perplexity", verdict="pass", detail="")
+    report = GateReport(model="bot", version=3, champion=1, at=lived_in.clock(), checks=(check,))
+    lived_in.gates.record(report)
+    assert lived_in.gates.approver("bot", 3) == "gate"
+    assert verb("gate", "bot", "--set", str(path))[0] == 2
+    assert verb("gate", "bot@3", "--set", str(path), *WHO)[0] == 2
+    assert verb("gate", "nobody", "--set", str(path), *WHO)[0] == 2
+    said = json.loads(verb("gate", "bot", "--set", str(path), *WHO, "--json")[1])
+    assert (said["person"], said["metrics"], said["margin"]) == (True, {"bleu.old": {"min": 5.0, "max": None}}, None)
+    assert "{'old': 0.5}" in verb("gate", "bot")[1]
+    assert lived_in.gates.approver("bot", 3) is None
+    code, _, err = verb("route", "set", "bot", "3=10000", *WHO)
+    assert (code, "its gate says pass, and the gate policy of bot asks for a person too" in err) == (3, True)
+    lived_in.gates.approve("bot", 3, by="ada", reason="looked")
+    assert lived_in.gates.approver("bot", 3) == "ada"
+    assert lived_in.audit.entries("bot", action="policy.gate")[0].actor == "ada"
+
+
 def test_a_policy_is_set_with_a_name_and_a_reason(lived_in: Registry, verb: Verb, tmp_path: Path) -> None:
     path = tmp_path / "policy.yaml"
     path.write_text("min_rows: 5\nsignals: [perplexity]\n")
     code, _, err = verb("retraining", "policy", "bot", "--set", str(path))
     assert (code, "needs --by and --reason" in err) == (2, True)
     assert json.loads(verb("retraining", "policy", "bot", "--set", str(path), *WHO, "--json")[1])["min_rows"] == 5
-    assert lived_in.policies.retraining("bot").signals == ("perplexity",)
+    assert lived_in.policies.get("bot", RetrainingPolicy).signals == ("perplexity",)
 
 
 def test_who_made_and_revoked_a_key_is_on_record_with_the_user_as_default(
@@ -320,11 +374,52 @@ def test_one_bad_entry_leaves_the_rest_of_the_audit_log_readable(lived_in: Regis
     verb("key", "new", "--owner", "newest")
     with lived_in.database.writing() as connection:
         bad = connection.execute(sa.text("SELECT max(id) - 1 FROM audit")).scalar_one()
+        connection.execute(sa.text("DROP TRIGGER audit_no_update"))
         connection.execute(sa.text("UPDATE audit SET detail = '[1' WHERE id = :bad"), {"bad": bad})
     code, out, err = verb("audit")
     assert (code, f"cannot be read: the database's AuditEntry {bad} cannot be read" in err) == (0, True)
     assert "key.new" in out.splitlines()[1]
     assert len(out.splitlines()) > 3
+
+
+def test_the_audit_log_is_verified_and_what_was_altered_is_named(lived_in: Registry, verb: Verb) -> None:
+    code, out, err = verb("audit", "--verify")
+    assert (code, err) == (0, "")
+    noted = out.splitlines()[1]
+    assert verb("audit", "--verify", "--noted", noted)[0] == 0
+    code, out, _ = verb("audit", "--verify", "--noted", "0" * 64)
+    assert (code, "no entry has the noted hash" in out) == (1, True)
+    with lived_in.database.writing() as connection:
+        connection.execute(sa.text("DROP TRIGGER audit_no_update"))
+        connection.execute(sa.text("UPDATE audit SET actor = 'eve' WHERE id = 2"))
+    code, out, err = verb("audit", "--verify", "--json")
+    assert (code, len(json.loads(out)["faults"])) == (1, 1)
+    assert "was altered in 1 places" in err
+    assert verb("audit", "--noted", noted)[0] == verb("audit", "bot", "--verify")[0] == 2
+
+
+def test_a_version_is_signed_anew_on_record(lived_in: Registry, verb: Verb) -> None:
+    code, out, _ = verb("sign", "bot@1", *WHO)
+    assert (code, out) == (0, f"bot@1 is signed by key {lived_in.versions.get('bot', 1).signed_by}\n")
+    assert lived_in.audit.entries("bot@1", limit=1)[0].action == "version.sign"
+    assert verb("sign", "bot@9", *WHO)[0] == 2
+
+
+def test_an_approval_ends_by_itself_or_is_revoked(lived_in: Registry, verb: Verb) -> None:
+    code, out, _ = verb("approve", "bot@3", *WHO, "--days", "2")
+    assert (code, "bot@3 is approved by ada until 20" in out) == (0, True)
+    assert "ada     approved" in verb("gate", "bot@3")[1]
+    code, out, _ = verb("approve", "bot@2", "--by", "grace", "--reason", "it answers in riddles", "--revoke")
+    assert (code, "it still serves 10 %: `tuneloop rollback bot` takes that back" in out) == (0, True)
+    code, _, err = verb("promote", "bot@2", *WHO)
+    assert (code, "its approval was revoked by grace: it answers in riddles" in err) == (3, True)
+    assert verb("approve", "bot@3", *WHO, "--days", "0")[0] == 2
+    assert verb("approve", "bot@3", *WHO, "--days", "nan")[0] == 2
+    assert verb("approve", "bot@3", *WHO, "--days", "1", "--revoke")[0] == 2
+    verb("rollback", "bot", *WHO)
+    assert lived_in.routes.current("bot").split[2] == 0
+    code, out, _ = verb("approve", "bot@2", *WHO, "--revoke")
+    assert (code, "still serves" in out) == (0, False)
 
 
 def test_the_schema_is_brought_up_to_date_by_its_verb(verb: Verb, registry_home: Path) -> None:

@@ -102,7 +102,6 @@ def test_rewards_of_an_installed_package_are_found_by_name(installed: None) -> N
     judge = Judge(find_rewards(["polite", "contains_answer"]))
     found = judge.parts([answer("yes please", answer="YES"), answer("no", answer="yes")])
     assert found == {"polite": [1.0, 0.0], "contains_answer": [1.0, 0.0]}
-    assert judge.totals([answer("yes please", answer="YES")]) == [2.0]
     with pytest.raises(NotFound, match="did you mean 'polite'"):
         find_rewards(["polit"])
     with pytest.raises(InvalidInput, match="more than one reward function is named 'finished'"):
@@ -111,8 +110,8 @@ def test_rewards_of_an_installed_package_are_found_by_name(installed: None) -> N
 
 def test_a_reward_that_gives_no_number_for_each_answer_is_an_error() -> None:
     with pytest.raises(InvalidInput, match="gave 1 scores for 2 answers"):
-        Judge({"short": lambda _: [1.0]}).totals([answer("a"), answer("b")])
+        Judge({"short": lambda _: [1.0]}).parts([answer("a"), answer("b")])
     with pytest.raises(InvalidInput, match="gave nan for the answer 'a'"):
-        Judge({"odd": lambda _: [float("nan")]}).totals([answer("a")])
+        Judge({"odd": lambda _: [float("nan")]}).parts([answer("a")])
     with pytest.raises(InvalidInput, match="read a row's field `answer`"):
-        Judge(find_rewards(["exact_match"])).totals([answer("a")])
+        Judge(find_rewards(["exact_match"])).parts([answer("a")])

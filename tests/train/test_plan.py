@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,8 +19,8 @@ import pytest
 from click.testing import CliRunner
 
 from docs.documents import ROOT
-from tuneloop.registry.errors import InvalidInput, NotFound
-from tuneloop.train.base import Base
+from tuneloop.registry.errors import InvalidInput, NotFound, Unavailable
+from tuneloop.train.base import MANIFEST, Base, made_before
 from tuneloop.train.data.sources import Places
 from tuneloop.train.plan import compare
 from tuneloop.train.plan.advice import advise
@@ -228,6 +230,29 @@ def test_the_largest_micro_batch_fits_and_the_next_does_not(table: PriceTable) -
     assert planned(table, "7B", "RTX4090", tuning={"method": "qlora"}, run=run).fits == "yes"
     run["micro_batch"] = 2 * first.largest_micro_batch
     assert planned(table, "7B", "RTX4090", tuning={"method": "qlora"}, run=run).fits != "yes"
+
+
+def test_a_run_by_epochs_is_planned_for_as_many_steps_as_it_takes(table: PriceTable) -> None:
+    """With grpo `batch_size` counts answers, several to a question."""
+    run = {"epochs": 2, "batch_size": 16, "micro_batch": 4}
+    assert planned(table, "7B", "H100", run=run).steps == 2 * math.ceil(1000 / 16)
+    grpo = {"kind": "grpo", "rewards": ["short"], "answers": 8}
+    assert planned(table, "7B", "H100", run=run, objective=grpo).steps == 2 * 8 * 1000 / 16
+
+
+def test_a_base_of_the_same_name_from_elsewhere_is_not_taken_for_it(
+    tmp_path: Path, tiny: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`team-a/tiny` was downloaded before; `team-b/tiny` is another model."""
+    made = tmp_path / "tiny"
+    shutil.copytree(tiny.folder, made)
+    (made / MANIFEST).write_text(json.dumps({"source": "team-a/tiny", "digest": "team-a/tiny"}))
+    assert made_before("team-a/tiny", tmp_path, None) == made
+    assert made_before("team-b/tiny", tmp_path, None) is None
+    assert planned_base("team-a/tiny", tmp_path, relative_to=tmp_path).folder == made
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(Unavailable, match="team-b/tiny"):
+        planned_base("team-b/tiny", tmp_path, relative_to=tmp_path)
 
 
 def test_sharding_and_checkpointing_save_what_they_should(table: PriceTable) -> None:

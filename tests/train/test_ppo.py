@@ -185,6 +185,7 @@ def steps_of(seen: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
 @pytest.mark.parametrize("how", ["stopped", "killed"])
 def test_a_run_cut_at_any_step_and_resumed_is_the_run_that_was_not(bench: Bench, tmp_path: Path, how: str) -> None:
     at = random.randrange(1, STEPS)  # any will do, so another one each time
+    print(f"{how} at step {at}")
     whole, expected = bench.run(STEPS)
     flag, clock = StopFlag(), itertools.count(step=bench.recipe.run.checkpoint.every_s + 1)  # each step is due
     said: list[str] = []

@@ -15,8 +15,9 @@ import pytest
 from small_base import make_small_base
 from tuneloop.registry.errors import InvalidInput
 from tuneloop.registry.nouns import Message
+from tuneloop.train.data.files import read_records
 from tuneloop.train.data.labels import IGNORED, Labeller, label_pairs, label_prompts
-from tuneloop.train.data.preference import PromptRow, read_preferences, read_prompts
+from tuneloop.train.data.preference import PreferenceRow, PromptRow, preferences, prompts
 from tuneloop.train.tuning import models
 
 
@@ -32,6 +33,14 @@ def turns(*contents: str) -> list[dict[str, str]]:
 @pytest.fixture(scope="module")
 def labeller(tmp_path_factory: pytest.TempPathFactory) -> Labeller:
     return Labeller(models.load_tokenizer(make_small_base(tmp_path_factory.mktemp("base"))), 24)
+
+
+def read_preferences(path: Path) -> tuple[PreferenceRow, ...]:
+    return preferences(read_records(path), str(path))
+
+
+def read_prompts(path: Path) -> tuple[PromptRow, ...]:
+    return prompts(read_records(path), str(path))
 
 
 def test_texts_and_turns_are_the_same_preference(tmp_path: Path) -> None:

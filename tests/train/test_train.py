@@ -22,7 +22,6 @@ from tuneloop.train.data.labels import IGNORED, Labeller, label_rows
 from tuneloop.train.data.rows import Row, data_digest, read_rows
 from tuneloop.train.evaluation.bleu import bleu_of
 from tuneloop.train.evaluation.measure import Answer, greedy_answers, pad_token_id, score_rows
-from tuneloop.train.fit.arguments import planned_steps
 from tuneloop.train.fit.progress import Watch
 from tuneloop.train.fit.run import fit
 from tuneloop.train.job import job_from_recipe, run_job
@@ -207,7 +206,7 @@ def test_choices_come_with_their_reason() -> None:
     assert "max-lora-rank" in str(servable(recipe.tuning.model_copy(update={"rank": 64})))
     assert "DoRA" in str(servable(recipe.tuning.model_copy(update={"dora": True})))
     epochs = recipe.run.model_copy(update={"steps": None, "epochs": 2.0, "batch_size": 16})
-    assert planned_steps(epochs, 33) == 6
+    assert epochs.planned_steps(33) == 6
 
 
 def test_base_and_data_verbs_print_json(at_home: Path, tiny_recipe: Path, tiny: Base) -> None:

@@ -6,11 +6,13 @@ The keeper talks HTTP to a server that answers as vLLM does; what a real vLLM do
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
+import pytest
 from aiohttp import web
 
 from tests_support import free_port
@@ -159,6 +161,37 @@ def test_an_adapter_of_which_vllm_dies_twice_is_given_up_and_the_others_are_serv
 
     asyncio.run(act())
     assert "ready with m@2" in said
+
+
+def test_a_fetch_under_way_when_vllm_dies_is_waited_for_and_not_begun_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vllm, asked, go = FakeVllm(), list[str](), threading.Event()
+
+    async def act() -> None:
+        async with vllm.serving() as url, EngineClient(url) as client:
+            keeper = keeper_of(client, tmp_path, [])
+            keeper.held = {}
+
+            def fetched(one: Version) -> Path:
+                asked.append(one.name)
+                go.wait(10)
+                return tmp_path
+
+            monkeypatch.setattr(keeper, "_fetch_and_check", fetched)
+            await keeper.step(SIGHT)
+            for _ in range(2):
+                vllm.restart()
+                keeper.reborn()
+                await keeper.step(SIGHT)
+            assert {held.state for held in keeper.held.values()} == {AdapterState.FETCHING}
+            go.set()
+            await asyncio.gather(*keeper._fetches.values())
+            await keeper.step(SIGHT)
+            assert {held.state for held in keeper.held.values()} == {AdapterState.READY}
+
+    asyncio.run(act())
+    assert sorted(asked) == ["m@1", "m@2"], "each once"
 
 
 def test_a_vllm_that_dies_of_something_else_gives_no_adapter_up(tmp_path: Path) -> None:

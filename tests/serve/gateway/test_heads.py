@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import time
 
@@ -64,6 +65,25 @@ def test_a_head_that_does_not_end_in_time_is_refused_with_a_clear_408(
     assert b"HTTP/1.1 408 Request Timeout\r\n" in answer
     assert answer.count(b"HTTP/1.1 200") == before.count(b"\r\n\r\n")
     assert b'"code":"headers_too_late"' in answer
+
+
+def test_a_later_head_that_is_too_long_puts_nothing_into_the_answer_before_it(world: World) -> None:
+    engine = world.engine("e1", "bot@1", words=20, pause_s=0.05)
+    world.route((1, 10_000))
+    gateway = world.gateway()
+    asked = {"model": "bot", "stream": True, "messages": [{"role": "user", "content": "hi"}]}
+    body = json.dumps(asked).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {gateway.key}\r\n"
+    head += f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", int(gateway.url.rsplit(":", 1)[1])), timeout=10) as client:
+        client.sendall(head.encode() + body)
+        answer = client.recv(65_536)
+        client.sendall(b"GET /v1/models HTTP/1.1\r\nhost: x\r\nx-a: " + b"a" * 2 * MAX_HEAD_BYTES)
+        answer += b"".join(iter(lambda: client.recv(65_536), b""))
+    assert answer.startswith(b"HTTP/1.1 200 OK")
+    assert b"431" not in answer
+    assert b"headers_too_large" not in answer
+    assert len(engine.seen) == 1
 
 
 def test_the_time_for_a_head_is_none_for_its_body_or_for_keeping_a_connection(

@@ -18,7 +18,8 @@ import click
 # The order in which people meet the verbs.
 ORDER = [
     *("demo", "up", "status", "trace", "requests", "report", "alerts", "alert"),
-    *("models", "versions", "compare", "gate", "approve", "promote", "rollback", "route", "rollout", "retraining"),
+    *("models", "versions", "compare", "gate", "approve", "sign"),
+    *("promote", "rollback", "route", "rollout", "retraining"),
     *("recipe", "data", "plan", "train", "export", "base", "drift"),
     *("key", "config", "engine", "gateway", "monitor", "worker", "audit", "db"),
 ]

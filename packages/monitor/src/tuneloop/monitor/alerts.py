@@ -85,6 +85,15 @@ def is_quiet(scores: Sequence[WindowScore], clear_after: int) -> bool:
     return len(verdicts) >= clear_after and "drift" not in verdicts[-clear_after:]
 
 
+def is_silent(scores: Sequence[WindowScore], clear_after: int) -> bool:
+    """Whether users corrected too little to judge in the last `clear_after` windows; `scores` of one stream.
+
+    An engine that is away is no such silence: what it would have said is not known.
+    """
+    in_order = sorted(scores, key=lambda score: int(score.detail["window"]))
+    return len(in_order) >= clear_after and all("too_few_corrections" in s.detail for s in in_order[-clear_after:])
+
+
 def is_news(score: WindowScore, past: Sequence[AlertEpisode]) -> bool:
     """Whether an alarm may open an episode: not when a resolved one has dealt with that window already."""
     return not any(

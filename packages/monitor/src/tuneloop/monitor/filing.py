@@ -22,7 +22,7 @@ BY = "monitor"
 
 def pursue(registry: Registry, episode: AlertEpisode) -> AlertEpisode:
     """Do what the policy asks for this open episode; returns the episode as it stands then."""
-    policy = registry.policies.retraining(episode.model)
+    policy = registry.policies.get(episode.model, RetrainingPolicy)
     now = registry.clock()
     since = datetime.fromisoformat(episode.evidence["since"]) - JUST_BEFORE
     requests = registry.retraining.all(episode.model).whole()

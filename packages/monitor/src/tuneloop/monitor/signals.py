@@ -108,7 +108,8 @@ class Judge:
             for what, records in sides.items():
                 if len(records) < ENOUGH_CORRECTED:
                     reason = f"{len(records)} answers of the {what} were corrected; {ENOUGH_CORRECTED} are needed"
-                    return Judgement("not enough data", len(sides["window"]), None, {"reason": reason})
+                    said = {"reason": reason, "too_few_corrections": True}
+                    return Judgement("not enough data", len(sides["window"]), None, said)
         nats: dict[str, dict[str, float]] = {}
         for what, records in sides.items():
             try:

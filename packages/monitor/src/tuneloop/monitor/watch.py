@@ -117,9 +117,10 @@ class Monitor:
         return ModelState(model, routes[model].champion if model in routes else None, 0, 0, "", failure)
 
     def _watch(self, model: str) -> ModelState:
+        newest = self._registry.routes.current(model)
         history = self._registry.routes.history(model)
-        version = history[0].champion
-        self._end_replaced(history[0])
+        version = newest.champion
+        self._end_replaced(newest)
         reference = self._reference(history, version)
         judged = alarms = 0
         if isinstance(reference, Gathering):
@@ -266,12 +267,17 @@ class Monitor:
 
     def _end_quiet(self, model: str, version: int) -> None:
         for episode in self._open_episodes(model):
-            recent = [
-                self._registry.episodes.scores(model, version=version, signal=signal, limit=_RECENT)
+            clear_after = self._settings.clear_after
+            recent = {
+                signal: self._registry.episodes.scores(model, version=version, signal=signal, limit=_RECENT)
                 for signal in episode.evidence["signals"]
-            ]
-            if all(alerts.is_quiet(scores, self._settings.clear_after) for scores in recent):
-                note = f"{self._settings.clear_after} windows in a row without an alarm"
+            }
+            loud = [signal for signal, scores in recent.items() if not alerts.is_quiet(scores, clear_after)]
+            # Users stop correcting when the cause is gone: that holds up no all-clear that another signal gives.
+            silent = [signal for signal in loud if alerts.is_silent(recent[signal], clear_after)]
+            if loud == silent and len(silent) < len(recent):
+                note = f"{clear_after} windows in a row without an alarm"
+                note += "".join(f"; too few corrections since to judge {signal} by" for signal in silent)
                 over = alerts.resolved(episode, note, self._registry.clock())
                 self._registry.episodes.update(episode, over, by=BY, action="episode.resolve")
                 log.warning("episode %s resolved: %s", episode.id, note)

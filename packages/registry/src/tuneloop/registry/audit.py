@@ -1,30 +1,79 @@
-"""Who did what, when and why: written in the same transaction as the thing itself, never changed."""
+"""Who did what, when and why: written in the same transaction as the thing itself, never changed.
+
+Each entry's hash is the SHA-256 of its canonical JSON (RFC 8785) with the hash of the entry before it, and the newest
+entry is kept a second time in `audit_head`: a changed, removed or inserted entry is found, at the end of the log too.
+Whoever may write the whole database can write the whole log anew; only a hash noted elsewhere tells of that.
+"""
 
 from __future__ import annotations
 
-from datetime import datetime
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
+import rfc8785
 import sqlalchemy as sa
-from sqlalchemy.engine import Connection
+from sqlalchemy.engine import Connection, RowMapping
 
-from tuneloop.registry.database import Database, Rows, readable
+from tuneloop.registry.database import Database, Rows, readable, write_last
 from tuneloop.registry.errors import InvalidInput
 from tuneloop.registry.nouns import AuditEntry
-from tuneloop.registry.tables import audit
+from tuneloop.registry.tables import audit, audit_head
+
+FIRST_HASH = "0" * 64  # what the first entry follows
+_CHUNK_ROWS = 1_000
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What a look at the whole log found."""
+
+    entries: int
+    newest: int  # its id; 0 in an empty log
+    hash: str  # of the newest entry: note it where nobody who writes the database can write
+    faults: tuple[str, ...]  # none: every entry is as it was written, and none is missing
 
 
 def record(
     connection: Connection, *, at: datetime, actor: str, action: str, subject: str, detail: dict[str, Any]
 ) -> None:
-    """Append one entry inside the caller's transaction.
+    """Append one entry at the end of the caller's `writing` transaction.
 
     Raises:
-        InvalidInput: nobody is named.
+        InvalidInput: nobody is named, or the entry holds what is no text.
     """
     if not actor.strip():
         raise InvalidInput(f"{action} of {subject} needs a name of who does it: it is kept for ever")
-    connection.execute(sa.insert(audit).values(at=at, actor=actor, action=action, subject=subject, detail=detail))
+    entry = {"at": at, "actor": actor, "action": action, "subject": subject, "detail": detail}
+    try:
+        chained(FIRST_HASH, {"id": 0, **entry})
+    except ValueError as error:
+        raise InvalidInput(f"{action} of {subject!r} cannot be kept: {error}; write it in valid Unicode") from None
+    write_last(connection, lambda: _append(connection, entry))
+
+
+def _append(connection: Connection, entry: Mapping[str, Any]) -> None:
+    head = connection.execute(sa.select(audit_head).with_for_update()).mappings().one()
+    values = {"id": head["id"] + 1, **entry}
+    values["hash"] = chained(head["hash"], values)
+    connection.execute(sa.insert(audit).values(values))
+    connection.execute(sa.update(audit_head).values(id=values["id"], hash=values["hash"]))
+
+
+def chained(previous: str, entry: Mapping[str, Any] | RowMapping) -> str:
+    """The hash of an entry that follows the one with the hash `previous`: 64 hexadecimal digits.
+
+    Raises:
+        ValueError, TypeError, AttributeError: the entry holds what `record` never writes.
+    """
+    said = {name: entry[name] for name in ("id", "actor", "action", "subject")}
+    said |= {"at": entry["at"].astimezone(UTC).isoformat(timespec="microseconds"), "previous": previous}
+    # To RFC 8785 every number is a double; the databases give 1e16 back as a float or as an integer.
+    said["detail"] = json.loads(json.dumps(entry["detail"]), parse_int=float)
+    return hashlib.sha256(rfc8785.dumps(said)).hexdigest()
 
 
 class Audit:
@@ -43,3 +92,33 @@ class Audit:
         with self._db.reading() as connection:
             rows = connection.execute(query).mappings().all()
         return readable(AuditEntry, rows)
+
+    def verify(self, noted: str | None = None) -> Verification:
+        """Read the whole log, in bounded memory, and name every place where it is not what was written.
+
+        Args:
+            noted: the hash of an entry as it was noted earlier, outside of the database.
+        """
+        faults: list[str] = []
+        entries, newest, previous, seen = 0, 0, FIRST_HASH, noted is None
+        with self._db.reading() as connection:
+            head = connection.execute(sa.select(audit_head)).mappings().first()
+            query = sa.select(audit).order_by(audit.c.id).execution_options(yield_per=_CHUNK_ROWS)
+            if head is not None:  # what is written while this reads is the next look's
+                query = query.where(audit.c.id <= head["id"])
+            for row in connection.execute(query).mappings():
+                if not _follows(previous, row):
+                    faults.append(f"entry {row['id']}, or what stood right before it, is not what was written")
+                entries, newest, previous, seen = entries + 1, row["id"], row["hash"], seen or row["hash"] == noted
+        if head is None or (head["id"], head["hash"]) != (newest, previous):
+            faults.append(f"entry {newest} is not the newest that was written: entries after it were removed")
+        if not seen:
+            faults.append(f"no entry has the noted hash {noted}: the log was written anew since, or is another one")
+        return Verification(entries, newest, previous, tuple(faults))
+
+
+def _follows(previous: str, row: RowMapping) -> bool:
+    try:
+        return bool(chained(previous, row) == row["hash"])
+    except (ValueError, TypeError, AttributeError):  # not even of the kind that is written
+        return False

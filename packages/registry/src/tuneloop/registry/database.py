@@ -6,7 +6,8 @@ row; what a transaction acknowledged survives kill -9.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -23,6 +24,8 @@ from tuneloop.registry.tables import Json
 
 NounT = TypeVar("NounT", bound=Noun)
 BUSY_TIMEOUT_MS = 15_000
+_LAST = "write last"
+_log = logging.getLogger(__name__)
 _WHERE = "; `tuneloop config` shows where database_url comes from"
 _DRIVERS = {
     "sqlite": "sqlite",
@@ -56,6 +59,7 @@ class Database:
                     f"database_url {shown_url(url)!r}: its folder cannot be made: {error}{_WHERE}"
                 ) from None
         self.url = parsed
+        self._told: set[str] = set()
         self.shown = without_password(parsed.render_as_string(hide_password=True))
         connect_args = {} if self.is_sqlite else _POSTGRESQL
         self.engine: Engine = sa.create_engine(parsed, pool_pre_ping=not self.is_sqlite, connect_args=connect_args)
@@ -121,7 +125,14 @@ class Database:
         with self._guarded(), self.engine.begin() as connection:
             if self.is_sqlite:
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
-            yield connection
+            last: list[Callable[[], None]] = []
+            connection.info[_LAST] = last
+            try:
+                yield connection
+            finally:  # the pool hands the connection on, what was asked for here must not go with it
+                del connection.info[_LAST]
+            for write in last:
+                write()
 
     def insert(self, table: sa.Table) -> postgresql.Insert | sqlite.Insert:
         """An INSERT that knows ON CONFLICT, which both databases have in the same form."""
@@ -137,9 +148,24 @@ class Database:
             cause = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
             raise Unavailable(f"database {self.shown}: {without_password(cause)}{_advice(error)}{_WHERE}") from error
 
+    def tell(self, unreadable: Sequence[str]) -> None:
+        """Log rows that a reading left out, each once: the same ones are read again and again."""
+        for row in unreadable:
+            if row not in self._told:
+                self._told.add(row)
+                _log.error("left out: %s", row)
+
     def close(self) -> None:
         """Close every pooled connection."""
         self.engine.dispose()
+
+
+def write_last(connection: Connection, write: Callable[[], None]) -> None:
+    """Have a `writing` transaction do this right before it commits, after all else it writes.
+
+    For what every writer must wait for: it is then held briefly, and nobody who holds it waits for another row.
+    """
+    connection.info[_LAST].append(write)
 
 
 def _parsed(url: str) -> sa.URL:

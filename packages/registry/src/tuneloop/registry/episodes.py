@@ -29,8 +29,8 @@ class Episodes:
 
     def scores(
         self, model: str, *, version: int | None = None, signal: str | None = None, limit: int = 10_000
-    ) -> list[WindowScore]:
-        """Judged windows in order of time."""
+    ) -> Rows[WindowScore]:
+        """Judged windows in order of time, less those that cannot be read, which are logged."""
         query = sa.select(window_scores).where(window_scores.c.model == model)
         if version is not None:
             query = query.where(window_scores.c.version == version)
@@ -38,7 +38,10 @@ class Episodes:
             query = query.where(window_scores.c.signal == signal)
         with self._db.reading() as connection:
             newest = connection.execute(query.order_by(window_scores.c.at.desc()).limit(limit)).mappings()
-            return [noun_of(WindowScore, row) for row in newest][::-1]
+            found = readable(WindowScore, newest)
+        found.reverse()
+        self._db.tell(found.unreadable)
+        return found
 
     def score(self, score_id: str) -> WindowScore:
         """One judged window.

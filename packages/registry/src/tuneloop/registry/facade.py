@@ -42,8 +42,8 @@ class Registry:
         self.keys = Keys(self.database, clock)
         self.episodes = Episodes(self.database, clock)
         self.retraining = RetrainingQueue(self.database, clock)
-        self.gates = Gates(self.database, clock)
         self.policies = Policies(self.database, clock)
+        self.gates = Gates(self.database, clock, self.policies)
 
     @classmethod
     def open(

@@ -5,6 +5,7 @@ folder. What goes wrong on the way leaves the old file, and nothing beside it.
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,7 +30,7 @@ def write_atomically(path: Path, content: bytes, *, mode: int = _AS_UMASK_SAYS) 
 @contextmanager
 def replacing(path: Path, *, mode: int = _AS_UMASK_SAYS) -> Iterator[BinaryIO]:
     """A file to write piece by piece, that replaces `path` when the block ends well."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
     try:
         with os.fdopen(descriptor, "wb") as file:

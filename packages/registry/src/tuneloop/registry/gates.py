@@ -10,16 +10,19 @@ import sqlalchemy as sa
 from tuneloop.registry import audit
 from tuneloop.registry.database import Database, noun_of, row_of
 from tuneloop.registry.errors import InvalidInput
-from tuneloop.registry.nouns import GateReport, version_name
+from tuneloop.registry.expiry import expires_at
+from tuneloop.registry.nouns import Approval, GateReport, version_name
+from tuneloop.registry.policies import GatePolicy, Policies
 from tuneloop.registry.tables import approvals, gate_reports
 
 
 class Gates:
-    """A version may serve when its newest gate report passes or a person approved it."""
+    """A version may serve when its newest gate report passes or a person approved it, and nobody has revoked that."""
 
-    def __init__(self, database: Database, clock: Callable[[], datetime]) -> None:
+    def __init__(self, database: Database, clock: Callable[[], datetime], policies: Policies) -> None:
         self._db = database
         self._clock = clock
+        self._policies = policies
 
     def record(self, report: GateReport) -> None:
         """Store a judgement."""
@@ -40,26 +43,71 @@ class Gates:
             )
         return None if row is None else noun_of(GateReport, row)
 
-    def approve(self, model: str, version: int, *, by: str, reason: str) -> None:
-        """Let a person answer for a version; on record."""
-        if not by.strip() or not reason.strip():
-            raise InvalidInput("an approval needs --by and --reason: it is kept for ever")
-        now = self._clock()
-        with self._db.writing() as connection:
-            said = {"by": by, "reason": reason, "at": now}
-            insert = self._db.insert(approvals).values(model=model, version=version, **said)
-            connection.execute(insert.on_conflict_do_update(index_elements=["model", "version"], set_=said))
-            name = version_name(model, version)
-            audit.record(
-                connection, at=now, actor=by, action="version.approve", subject=name, detail={"reason": reason}
-            )
+    def approve(self, model: str, version: int, *, by: str, reason: str, ttl_s: float | None = None) -> Approval:
+        """Let a person answer for a version, for `ttl_s` seconds or for good; on record.
 
-    def approver(self, model: str, version: int) -> str | None:
-        """Who approved the version: a person, `gate` when its newest report passes, or nobody."""
+        Raises:
+            InvalidInput: nobody or no reason is named, or the time is none.
+        """
+        now = self._clock()
+        until = expires_at(now, ttl_s, "an approval")
+        return self._decide(model, version, granted=True, by=by, reason=reason, now=now, until=until)
+
+    def revoke(self, model: str, version: int, *, by: str, reason: str) -> Approval:
+        """Let a version get no more traffic, whatever its gate says, until a person approves it again; on record.
+
+        What serves already goes on: taking it back is `promotion.rollback`.
+
+        Raises:
+            InvalidInput: nobody or no reason is named.
+        """
+        return self._decide(model, version, granted=False, by=by, reason=reason, now=self._clock(), until=None)
+
+    def decisions(self, model: str, version: int) -> list[Approval]:
+        """What people decided about a version, the newest first."""
         here = sa.and_(approvals.c.model == model, approvals.c.version == version)
         with self._db.reading() as connection:
-            found = connection.execute(sa.select(approvals.c.by).where(here)).scalar()
-        if found is not None:
-            return str(found)
+            rows = connection.execute(sa.select(approvals).where(here).order_by(approvals.c.id.desc())).mappings()
+            return [noun_of(Approval, row) for row in rows]
+
+    def approver(self, model: str, version: int) -> str | None:
+        """Who approved the version: a person, `gate` when its newest report passes, or nobody.
+
+        A person's newest decision goes before the gate's, until it expires. Where the gate policy asks for a person the
+        gate lets nothing in.
+        """
+        decided = next(iter(self.decisions(model, version)), None)
+        if decided is not None and (decided.expires_at is None or self._clock() < decided.expires_at):
+            return decided.by if decided.granted else None
         report = self.latest(model, version)
-        return "gate" if report is not None and report.verdict == "pass" else None
+        passed = report is not None and report.verdict == "pass"
+        return "gate" if passed and not self._policies.get(model, GatePolicy).person else None
+
+    def why_not(self, model: str, version: int) -> str:
+        """Why nobody approves the version, in words that follow its name."""
+        decided = next(iter(self.decisions(model, version)), None)
+        if decided is not None and not decided.granted:
+            return f"its approval was revoked by {decided.by}: {decided.reason}"
+        report = self.latest(model, version)
+        gate = f"its gate says {report.verdict}" if report else "no gate has judged it"
+        if report is not None and report.verdict == "pass":
+            gate += f", and the gate policy of {model} asks for a person too"
+        if decided is not None and decided.expires_at is not None:
+            return f"the approval by {decided.by} expired at {decided.expires_at:%Y-%m-%d %H:%M} UTC, and {gate}"
+        return gate
+
+    def _decide(
+        self, model: str, version: int, *, granted: bool, by: str, reason: str, now: datetime, until: datetime | None
+    ) -> Approval:
+        what = "an approval" if granted else "revoking an approval"
+        if not by.strip() or not reason.strip():
+            raise InvalidInput(f"{what} needs --by and --reason: it is kept for ever")
+        decided = Approval(
+            model=model, version=version, granted=granted, by=by, reason=reason, at=now, expires_at=until
+        )
+        detail = {"reason": reason} | ({"expires_at": until.isoformat()} if until else {})
+        with self._db.writing() as connection:
+            connection.execute(sa.insert(approvals).values(**row_of(decided, approvals)))
+            action, name = "version.approve" if granted else "version.revoke", version_name(model, version)
+            audit.record(connection, at=now, actor=by, action=action, subject=name, detail=detail)
+        return decided

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from hashlib import sha256
 
 import sqlalchemy as sa
@@ -13,10 +13,9 @@ from pydantic import ValidationError
 from tuneloop.registry import audit
 from tuneloop.registry.database import Database, Rows, faults, readable, row_of
 from tuneloop.registry.errors import InvalidInput, NotFound
+from tuneloop.registry.expiry import expires_at
 from tuneloop.registry.nouns import ApiKey
 from tuneloop.registry.tables import api_keys
-
-_LONGEST_S = 36_525 * 86_400.0  # a century; beyond it, give none
 
 
 def key_digest(secret: str) -> str:
@@ -42,15 +41,9 @@ class Keys:
         """
         if not owner.strip():
             raise InvalidInput("a key needs an owner: whose it is is what `tuneloop key list` shows")
-        if ttl_s is not None and ttl_s <= 0:
-            raise InvalidInput(f"a key that expires after {ttl_s:g} s can never be used; give it a time above 0")
-        if ttl_s is not None and not ttl_s <= _LONGEST_S:  # NaN is not, either
-            raise InvalidInput(
-                f"{ttl_s / 86_400:g} days are no time to expire after; give up to {_LONGEST_S / 86_400:.0f}, or none "
-                "for a key that never expires"
-            )
-        secret = f"tl-{secrets.token_urlsafe(32)}"
         now = self._clock()
+        until = expires_at(now, ttl_s, "a key")
+        secret = f"tl-{secrets.token_urlsafe(32)}"
         try:
             key = ApiKey(
                 id=f"key_{secrets.token_hex(6)}",
@@ -59,7 +52,7 @@ class Keys:
                 models=tuple(models),
                 may_pin=may_pin,
                 created_at=now,
-                expires_at=now + timedelta(seconds=ttl_s) if ttl_s is not None else None,
+                expires_at=until,
             )
         except ValidationError as error:
             raise InvalidInput(f"no such key can be made: {faults(error)}") from None

@@ -77,6 +77,7 @@ class Version(Noun):
     target_modules: tuple[str, ...] = ()
     parent: int | None = None
     request_id: str | None = None  # the retraining request it answers
+    signed_by: str | None = None  # the name of the key that signed its files
     created_at: AwareDatetime
     metrics: dict[str, float] = {}  # `perplexity.<domain>`, `bleu.<domain>`, ...
 
@@ -335,6 +336,18 @@ class GateReport(Noun):
         return "pass" if verdicts == {"pass"} else "inconclusive"
 
 
+class Approval(Noun):
+    """What a person decided about a version: it may serve, or it may not, whatever its gate says. The newest counts."""
+
+    model: str
+    version: int
+    granted: bool
+    by: str
+    reason: str
+    at: AwareDatetime
+    expires_at: AwareDatetime | None = None  # then only the gate decides again
+
+
 class ApiKey(Noun):
     """Who may ask; the secret itself is shown once and kept only as a SHA-256 digest."""
 
@@ -361,3 +374,4 @@ class AuditEntry(Noun):
     action: str
     subject: str
     detail: dict[str, Any]
+    hash: str  # over this entry and the hash of the one before it

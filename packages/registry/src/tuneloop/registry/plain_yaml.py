@@ -209,6 +209,8 @@ def _walk(model: type[BaseModel], loc: Place) -> tuple[Place, list[str]]:
             here = shapes.get(str(parts.pop(0))) if parts else None
         else:
             here = _section_in(field.annotation)
+            if typing.get_origin(field.annotation) is dict and parts:
+                place = (*place, parts.pop(0))  # a key of the writer's own
     return place, known
 
 

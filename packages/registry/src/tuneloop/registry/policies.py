@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import datetime
+from typing import Annotated, Any, Self, TypeVar
 
 import sqlalchemy as sa
-from pydantic import Field, StrictBool, ValidationError
+from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from tuneloop.registry import audit
 from tuneloop.registry.database import Database, faults
@@ -15,15 +16,56 @@ from tuneloop.registry.nouns import Noun, Signal
 from tuneloop.registry.tables import policies
 
 
-class RetrainingPolicy(Noun):
-    """When the monitor may ask for a retraining of a model."""
+def _as_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value  # YAML and JSON know lists only
 
-    enabled: StrictBool = True
+
+class RetrainingPolicy(Noun):
+    """When the monitor may ask for a retraining of a model; as strict about what it is given as a recipe."""
+
+    model_config = ConfigDict(strict=True)
+
+    enabled: bool = True
     recipe: str | None = None  # None: the champion's own recipe, from its MLflow run
-    signals: tuple[Signal, ...] = Field(default=("prompt_drift", "perplexity", "correction_perplexity"), min_length=1)
+    signals: Annotated[tuple[Signal, ...], BeforeValidator(_as_tuple)] = Field(
+        default=("prompt_drift", "perplexity", "correction_perplexity"), min_length=1
+    )
     min_rows: int = Field(default=50, ge=1, le=1_000_000_000)  # fresh corrections
     cooldown_s: float = Field(default=6 * 3600.0, ge=0, le=10 * 365 * 86_400.0, allow_inf_nan=False)
-    auto_approve: StrictBool = False  # otherwise a person runs `tuneloop retraining approve`
+    auto_approve: bool = False  # otherwise a person runs `tuneloop retraining approve`
+
+
+class Threshold(Noun):
+    """Where a measure of a version must lie."""
+
+    model_config = ConfigDict(strict=True)
+
+    min: float | None = Field(default=None, allow_inf_nan=False)
+    max: float | None = Field(default=None, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _bounds_something(self) -> Self:
+        if self.min is None and self.max is None:
+            raise ValueError("give min, max or both")
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError(f"nothing lies between min {self.min:g} and max {self.max:g}")
+        return self
+
+
+class GatePolicy(Noun):
+    """What a model's versions must show to be let in, beside what their recipe's `retrain` section says."""
+
+    model_config = ConfigDict(strict=True)
+
+    margin: float | None = Field(default=None, gt=0, allow_inf_nan=False)  # nats per token; None: the recipe's
+    margins: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = {}  # evaluation set → its own margin
+    min_rows: int | None = Field(default=None, ge=2, le=1_000_000_000)  # fewer in a set decide nothing
+    metrics: dict[str, Threshold] = {}  # a measure of the version, `perplexity.<set>` → where it must lie
+    person: bool = False  # a gate that passes lets nothing in: a person approves each version
+
+
+PolicyT = TypeVar("PolicyT", RetrainingPolicy, GatePolicy)
+_KINDS: dict[type[Noun], str] = {RetrainingPolicy: "retraining", GatePolicy: "gate"}
 
 
 class Policies:
@@ -33,36 +75,31 @@ class Policies:
         self._db = database
         self._clock = clock
 
-    def retraining(self, model: str) -> RetrainingPolicy:
-        """A model's retraining policy; the defaults when none was ever set.
+    def get(self, model: str, policy: type[PolicyT]) -> PolicyT:
+        """A model's policy of one kind; the defaults when none was ever set.
 
         Raises:
             Unreadable: the one that was set is none.
         """
-        query = sa.select(policies.c.body).where(policies.c.model == model, policies.c.kind == "retraining")
+        kind = _KINDS[policy]
+        query = sa.select(policies.c.body).where(policies.c.model == model, policies.c.kind == kind)
         with self._db.reading() as connection:
             body = connection.execute(query.order_by(policies.c.id.desc()).limit(1)).scalar()
         try:
-            return RetrainingPolicy() if body is None else RetrainingPolicy.model_validate(body)
+            return policy() if body is None else policy.model_validate(body)
         except ValidationError as error:
+            verb = f"retraining policy {model}" if kind == "retraining" else f"{kind} {model}"
             raise Unreadable(
-                f"the retraining policy of {model} cannot be read: {faults(error)}; set another: "
-                f"`tuneloop retraining policy {model} --set FILE --by YOU --reason WHY`"
+                f"the {kind} policy of {model} cannot be read: {faults(error)}; set another: "
+                f"`tuneloop {verb} --set FILE --by YOU --reason WHY`"
             ) from None
 
-    def set_retraining(self, model: str, policy: RetrainingPolicy, *, by: str, reason: str) -> None:
-        """Append a new revision of a model's retraining policy."""
-        body = policy.model_dump(mode="json")
-        now = self._clock()
+    def set(self, model: str, policy: RetrainingPolicy | GatePolicy, *, by: str, reason: str) -> None:
+        """Append a new revision of a model's policy of that kind."""
+        kind, body, now = _KINDS[type(policy)], policy.model_dump(mode="json"), self._clock()
         with self._db.writing() as connection:
             connection.execute(
-                sa.insert(policies).values(model=model, kind="retraining", body=body, by=by, reason=reason, at=now)
+                sa.insert(policies).values(model=model, kind=kind, body=body, by=by, reason=reason, at=now)
             )
-            audit.record(
-                connection,
-                at=now,
-                actor=by,
-                action="policy.retraining",
-                subject=model,
-                detail={"policy": body, "reason": reason},
-            )
+            detail = {"policy": body, "reason": reason}
+            audit.record(connection, at=now, actor=by, action=f"policy.{kind}", subject=model, detail=detail)

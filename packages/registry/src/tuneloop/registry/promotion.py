@@ -14,7 +14,7 @@ from typing import Any
 
 from sqlalchemy.engine import Connection
 
-from tuneloop.registry.errors import InvalidInput, Refused, TuneloopError
+from tuneloop.registry.errors import InvalidInput, Refused, TuneloopError, Unreadable
 from tuneloop.registry.facade import Registry
 from tuneloop.registry.hurry import LOOKUP_TIMEOUT_S, mlflow_within
 from tuneloop.registry.nouns import FULL_SHARE_BP, Arm, RetrainingState, Route, version_name
@@ -107,10 +107,7 @@ def rollback(
     elif any(arm.weight_bp > 0 for arm in now.arms[:-1]):
         arms = arrange(now, {arm.version: 0 for arm in now.arms[:-1]} | {now.champion: FULL_SHARE_BP})
     else:
-        rollbacks = registry.audit.entries(model, limit=_ALL, action=_ROLLBACK).whole()
-        former = champions_before(
-            registry.routes.history(model, limit=_ALL), {entry.detail["revision"] for entry in rollbacks}
-        )
+        former = _former_champions(registry, model)
         if not former:
             raise Refused(
                 f"nothing else served {model} before {version_name(model, now.champion)}: nothing to go back to; "
@@ -118,6 +115,18 @@ def rollback(
             )
         arms = arrange(now, {now.champion: 0, former[-1]: FULL_SHARE_BP})
     return _put(registry, model, now, arms, change, _ROLLBACK)
+
+
+def _former_champions(registry: Registry, model: str) -> list[int]:
+    try:
+        rollbacks = registry.audit.entries(model, limit=_ALL, action=_ROLLBACK).whole()
+        history = registry.routes.history(model, limit=_ALL).whole()
+    except Unreadable as error:
+        raise Unreadable(
+            f"who served {model} before cannot be told for certain: {error}; say where to go back to: "
+            f"`tuneloop rollback {model} --to REVISION`, of those `tuneloop route history {model}` shows"
+        ) from None
+    return champions_before(history, {entry.detail["revision"] for entry in rollbacks})
 
 
 def champions_before(history: Sequence[Route], rollbacks: Collection[int]) -> list[int]:
@@ -172,7 +181,7 @@ def arrange(before: Route | None, split: Mapping[int, int]) -> tuple[Arm, ...]:
 
 
 def _current(registry: Registry, model: str, expected_revision: int | None) -> Route | None:
-    found = registry.routes.history(model, limit=1)
+    found = registry.routes.history(model, limit=1).whole()
     newest = found[0] if found else None
     if expected_revision is not None and expected_revision != (newest.revision if newest else 0):
         raise lost_race(model, expected_revision, newest)

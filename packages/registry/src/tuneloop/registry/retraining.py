@@ -144,7 +144,9 @@ class RetrainingQueue:
                     continue
                 if request.attempts >= MAX_ATTEMPTS:
                     outcome = f"given up after {request.attempts} attempts; the last worker was {request.lease_owner}"
-                    self._move(connection, request.id, S.FAILED, by=owner, note=outcome, outcome=outcome)
+                    ended = {"outcome": outcome, "fencing_token": request.fencing_token + 1}
+                    ended |= {"lease_owner": None, "lease_until": None}
+                    self._move(connection, request.id, S.FAILED, by=owner, note=outcome, **ended)
                     continue
                 return self._move(
                     connection,
@@ -238,7 +240,8 @@ class RetrainingQueue:
     def _held(self, connection: Connection, request: RetrainingRequest) -> sa.RowMapping:
         row = _locked(connection, request.id)
         if row is None or row["fencing_token"] != request.fencing_token:
-            what = "it was cancelled" if row and row["state"] == S.CANCELLED else "another worker took it over"
+            ends = {str(S.CANCELLED): "it was cancelled", str(S.FAILED): "it was given up"}
+            what = ends.get(str(row["state"]) if row else "", "another worker took it over")
             raise Conflict(f"retraining {request.id}: {what}; this run's result is not recorded")
         return row
 

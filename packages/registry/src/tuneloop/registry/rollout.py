@@ -143,7 +143,7 @@ def trial_of(registry: Registry, model: str, version: int) -> Trial:
     Raises:
         Refused: it has no share.
     """
-    shared = list(itertools.takewhile(lambda r: r.split.get(version, 0) > 0, registry.routes.history(model)))
+    shared = list(itertools.takewhile(lambda r: r.split.get(version, 0) > 0, registry.routes.history(model).whole()))
     if not shared:
         raise Refused(
             f"{version_name(model, version)} has no share of the traffic; `tuneloop rollout start` gives it one"

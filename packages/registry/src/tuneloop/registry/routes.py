@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from sqlalchemy.engine import Connection
 
 from tuneloop.registry import audit
-from tuneloop.registry.database import Database, noun_of, row_of
+from tuneloop.registry.database import Database, Rows, noun_of, readable, row_of
 from tuneloop.registry.errors import Conflict, InvalidInput, NotFound, Unreadable
 from tuneloop.registry.nouns import Arm, Route
 from tuneloop.registry.tables import routes
@@ -46,7 +46,7 @@ class Routes:
         Raises:
             NotFound: the model has no route yet.
         """
-        found = self.history(model, limit=1)
+        found = self.history(model, limit=1).whole()
         if not found:
             raise NotFound(
                 f"{model} has no route yet; approve a version and "
@@ -81,11 +81,11 @@ class Routes:
         self._told = found.unreadable
         return found
 
-    def history(self, model: str, limit: int = 1_000) -> list[Route]:
-        """A model's revisions, the newest first."""
+    def history(self, model: str, limit: int = 1_000) -> Rows[Route]:
+        """A model's revisions, the newest first; whoever decides by them takes them `whole`."""
         query = sa.select(routes).where(routes.c.model == model).order_by(routes.c.revision.desc()).limit(limit)
         with self._db.reading() as connection:
-            return [noun_of(Route, row) for row in connection.execute(query).mappings()]
+            return readable(Route, connection.execute(query).mappings())
 
     def at(self, model: str, revision: int) -> Route:
         """One revision of a model's route.

@@ -11,7 +11,7 @@ import os
 import re
 import tomllib
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
@@ -172,6 +172,9 @@ class RegistrySettings(Section):
     database_url: str = ""  # default: SQLite in `home`
     mlflow_uri: str = ""  # default: SQLite in `home`; an http:// tracking server works the same way
     artifact_root: str = ""  # default: a folder in `home`; ignored when `mlflow_uri` is a server, which has its own
+    signing_key: Path | None = None  # what versions are signed with; default: a key in `home`, made when it is needed
+    trusted_keys: Path | None = None  # folder of public keys (*.pem) whose versions are loaded; default: in `home`
+    unsigned_versions: Literal["refuse", "accept"] = "refuse"  # what engines and trainers do with them
 
     @model_validator(mode="after")
     def _home_fits_a_url(self) -> Self:

@@ -30,11 +30,9 @@ def check_approved(registry: Registry, model: str, before: Route | None, arms: S
             continue
         if registry.gates.approver(model, arm.version) is None:
             name = version_name(model, arm.version)
-            report = registry.gates.latest(model, arm.version)
-            verdict = f"its gate says {report.verdict}" if report else "no gate has judged it"
             raise Refused(
-                f"{name} is not approved ({verdict}); `tuneloop approve {name} --by YOU --reason WHY`, "
-                "or --force with a reason, on record"
+                f"{name} is not approved ({registry.gates.why_not(model, arm.version)}); "
+                f"`tuneloop approve {name} --by YOU --reason WHY`, or --force with a reason, on record"
             )
 
 

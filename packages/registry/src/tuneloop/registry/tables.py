@@ -98,12 +98,19 @@ routes = sa.Table(
 audit = sa.Table(
     "audit",
     metadata,
-    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
     _time("at"),
     _text("actor"),
     _text("action"),
     _text("subject", index=True),
     _json("detail"),
+    sa.Column("hash", sa.String(64), nullable=False),
+)
+audit_head = sa.Table(  # one row: the newest entry of the log
+    "audit_head",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("hash", sa.String(64), nullable=False),
 )
 gate_reports = sa.Table(
     "gate_reports",
@@ -120,11 +127,15 @@ gate_reports = sa.Table(
 approvals = sa.Table(
     "approvals",
     metadata,
-    sa.Column("model", sa.Text, primary_key=True),
-    sa.Column("version", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+    _text("model"),
+    _integer("version"),
+    sa.Column("granted", sa.Boolean, nullable=False),
     _text("by"),
     _text("reason"),
     _time("at"),
+    _time("expires_at", nullable=True),
+    sa.Index("approvals_by_version", "model", "version"),
 )
 requests = sa.Table(
     "requests",

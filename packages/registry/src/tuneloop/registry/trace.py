@@ -54,16 +54,20 @@ def trace(registry: Registry, request_id: str) -> list[TraceStep]:
         version = mlflow_within(registry, lambda: registry.versions.get(record.model, number), LOOKUP_TIMEOUT_S)
     except _MISSING as error:
         name = version_name(record.model, number)
-        return [*steps, TraceStep(kind="version", id=name, summary=f"not known: {error}", detail={})]
+        return [*steps, _not_known("version", name, error)]
     return steps + _behind_version(registry, version)
+
+
+def _not_known(kind: str, name: str, error: Exception) -> TraceStep:
+    return TraceStep(kind=kind, id=name, summary=f"not known: {error}", detail={})
 
 
 def _route_step(registry: Registry, model: str, revision: int) -> TraceStep:
     name = f"{model} revision {revision}"
     try:
         route = registry.routes.at(model, revision)
-    except NotFound:  # the request was made before this database was; the rest of the chain may still be told
-        return TraceStep(kind="route", id=name, summary="not in this database", detail={})
+    except _MISSING as error:  # made before this database was, or damaged; the rest of the chain may still be told
+        return _not_known("route", name, error)
     summary = f"{route.split_text}, by {route.by}: {route.reason}"
     return TraceStep(kind="route", id=name, summary=summary, detail=route.model_dump(mode="json"))
 
@@ -95,19 +99,31 @@ def _behind_version(registry: Registry, version: Version) -> list[TraceStep]:
     ]
     if version.request_id is None:
         return steps
-    request = registry.retraining.get(version.request_id)
-    steps.append(
+    return steps + _behind_request(registry, version.request_id)
+
+
+def _behind_request(registry: Registry, request_id: str) -> list[TraceStep]:
+    try:
+        request = registry.retraining.get(request_id)
+    except _MISSING as error:
+        return [_not_known("retraining request", request_id, error)]
+    steps = [
         TraceStep(
             kind="retraining request",
             id=request.id,
             summary=f"{request.state}: {request.reason} ({request.rows} corrections)",
             detail=request.model_dump(mode="json"),
         )
-    )
-    if request.episode_id is None:
-        return steps
-    episode = registry.episodes.get(request.episode_id)
-    steps.append(
+    ]
+    return steps if request.episode_id is None else steps + _behind_episode(registry, request.episode_id)
+
+
+def _behind_episode(registry: Registry, episode_id: str) -> list[TraceStep]:
+    try:
+        episode = registry.episodes.get(episode_id)
+    except _MISSING as error:
+        return [_not_known("alert episode", episode_id, error)]
+    steps = [
         TraceStep(
             kind="alert episode",
             id=episode.id,
@@ -115,20 +131,22 @@ def _behind_version(registry: Registry, version: Version) -> list[TraceStep]:
             f"{episode.opened_at:%Y-%m-%d %H:%M:%S} UTC",
             detail=episode.model_dump(mode="json"),
         )
+    ]
+    return [*steps, _window_step(registry, episode.windows[0])] if episode.windows else steps
+
+
+def _window_step(registry: Registry, score_id: str) -> TraceStep:
+    try:
+        window = registry.episodes.score(score_id)
+    except _MISSING as error:
+        return _not_known("window", score_id, error)
+    return TraceStep(
+        kind="window",
+        id=window.id,
+        summary=f"{window.n} requests {window.window_start:%H:%M:%S}–{window.window_end:%H:%M:%S}: {window.signal} "
+        f"{window.statistic:.4g} over {window.threshold:.4g}",
+        detail=window.model_dump(mode="json"),
     )
-    if not episode.windows:
-        return steps
-    window = registry.episodes.score(episode.windows[0])
-    steps.append(
-        TraceStep(
-            kind="window",
-            id=window.id,
-            summary=f"{window.n} requests {window.window_start:%H:%M:%S}–{window.window_end:%H:%M:%S}: {window.signal} "
-            f"{window.statistic:.4g} over {window.threshold:.4g}",
-            detail=window.model_dump(mode="json"),
-        )
-    )
-    return steps
 
 
 def _asked(registry: Registry, ask: Callable[[], Mapping[str, Any]]) -> tuple[dict[str, Any], str]:

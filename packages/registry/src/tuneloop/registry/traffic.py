@@ -8,7 +8,7 @@ from datetime import datetime
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from tuneloop.registry.database import Database, noun_of, row_of
+from tuneloop.registry.database import Database, Rows, noun_of, readable, row_of
 from tuneloop.registry.errors import NotFound
 from tuneloop.registry.nouns import Feedback, Noun, RequestRecord
 from tuneloop.registry.tables import feedback, requests
@@ -53,10 +53,10 @@ class Traffic:
         version: int | None = None,
         newest: int | None = None,
         oldest: int | None = None,
-    ) -> list[RequestRecord]:
+    ) -> Rows[RequestRecord]:
         """Records of a model in order of time: `since` < at ≤ `until`, of one served version, at most so many.
 
-        `newest` or `oldest` says from which end they are counted.
+        `newest` or `oldest` says from which end they are counted. Those that cannot be read are left out and logged.
         """
         query = sa.select(requests).where(requests.c.model == model)
         if since is not None:
@@ -70,11 +70,14 @@ class Traffic:
         else:
             query = query.order_by(requests.c.at, requests.c.id).limit(oldest)
         with self._db.reading() as connection:
-            found = [noun_of(RequestRecord, row) for row in connection.execute(query).mappings()]
-        return found[::-1] if newest is not None else found
+            found = readable(RequestRecord, connection.execute(query).mappings())
+        if newest is not None:
+            found.reverse()
+        self._db.tell(found.unreadable)
+        return found
 
     def feedback_for(self, request_ids: Sequence[str]) -> dict[str, list[Feedback]]:
-        """Request id → its feedback in order of time; requests without any are absent.
+        """Request id → its feedback in order of time; requests without any are absent, what cannot be read is logged.
 
         What came with another API key than the request's does not count: nobody speaks for other people's users.
         """
@@ -89,8 +92,10 @@ class Traffic:
                     .where(feedback.c.request_id.in_(request_ids[start : start + 500]), theirs)
                     .order_by(feedback.c.at)
                 )
-                for row in connection.execute(query).mappings():
-                    found.setdefault(row["request_id"], []).append(noun_of(Feedback, row))
+                items = readable(Feedback, connection.execute(query).mappings())
+                self._db.tell(items.unreadable)
+                for item in items:
+                    found.setdefault(item.request_id, []).append(item)
         return found
 
     def corrections_for(self, request_ids: Sequence[str]) -> dict[str, str]:

@@ -29,14 +29,17 @@ from sqlalchemy.exc import SQLAlchemyError
 from tuneloop.registry.artifacts import check_publishable, folder_digest
 from tuneloop.registry.database import faults
 from tuneloop.registry.errors import Conflict, InvalidInput, NotFound, Unavailable, Unreadable
+from tuneloop.registry.files import write_atomically
 from tuneloop.registry.nouns import ModelName, Noun, Route, Version, version_name
 from tuneloop.registry.settings import RegistrySettings, shown_url, without_password
+from tuneloop.registry.signing import SIGNATURE, Signing
 
 _log = logging.getLogger(__name__)
 _TAG = "tuneloop.version"
 _REQUEST_TAG = "tuneloop.request_id"
 _MODEL_TAG = "tuneloop.model"
 _ARTIFACT = "model"
+_SIGNATURES = "signature"
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -84,6 +87,7 @@ class Versions:
         self._settings = settings
         self._clock = clock
         self._connected: MlflowClient | None = None
+        self._signing = Signing(settings)
 
     @property
     def _client(self) -> MlflowClient:
@@ -217,7 +221,9 @@ class Versions:
         self._expect_first(draft)
         digest = folder_digest(folder)
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-        self._client.log_artifacts(run_id, str(folder), _ARTIFACT)
+        with self._signed(folder) as (key, signature):  # before anything is stored: without a key nothing is published
+            self._client.log_artifacts(run_id, str(folder), _ARTIFACT)
+            self._client.log_artifact(run_id, str(signature), _SIGNATURES)
         try:
             self._client.create_registered_model(draft.model)
         except MlflowException as error:
@@ -228,6 +234,7 @@ class Versions:
             "run_id": run_id,
             "artifact_digest": digest,
             "artifact_bytes": size,
+            "signed_by": key,
             "created_at": self._clock().isoformat(),
         }
         tags = {_TAG: json.dumps(fields)} | ({_REQUEST_TAG: draft.request_id} if draft.request_id else {})
@@ -277,12 +284,57 @@ class Versions:
         """The version a retraining request made, if it made one."""
         return next(iter(self._search(f"tags.`{_REQUEST_TAG}` = '{_safe(request_id)}'")), None)
 
+    @_asking
+    def sign(self, version: Version, root: Path) -> Version:
+        """Sign a version's files, as they were published, with this machine's key; it replaces the signature it had.
+
+        Args:
+            version: the version.
+            root: where fetched files are kept, as for `fetch`.
+
+        Raises:
+            InvalidInput: the files are not those that were published, or there is no key to sign with.
+        """
+        with self._signed(self._files(version, root)) as (key, signature):
+            self._client.log_artifact(version.run_id, str(signature), _SIGNATURES)
+        signed = version.model_copy(update={"signed_by": key})
+        fields = signed.model_dump(mode="json", exclude={"version"})
+        self._client.set_model_version_tag(version.model, str(version.version), _TAG, json.dumps(fields))
+        return signed
+
     def fetch(self, version: Version, root: Path) -> Path:
         """The version's files in `root/<digest>`, downloaded once, verified each time; they appear whole or not at all.
 
         Raises:
-            InvalidInput: the files are not those that were published.
+            InvalidInput: the files are not those that were published, or nobody trusted here has signed them.
         """
+        folder = self._files(version, root)
+        signature = None if version.signed_by is None else self._signature(version, root, version.signed_by)
+        self._signing.verify(folder, signature, version.name)
+        return folder
+
+    @contextmanager
+    def _signed(self, folder: Path) -> Iterator[tuple[str, Path]]:
+        """(the key's name, the signature of a folder), the latter for as long as the block runs."""
+        with tempfile.TemporaryDirectory(prefix="tuneloop-sign-") as scratch:
+            signature = Path(scratch) / SIGNATURE
+            yield self._signing.sign(folder, signature), signature
+
+    def _signature(self, version: Version, root: Path, key: str) -> Path:
+        """The version's signature beside its fetched files; asks MLflow once."""
+        kept = root / f"{version.artifact_digest.removeprefix('sha256:')}.{key}.sig"
+        if not kept.is_file():
+            try:
+                with self.fetched_file(version.run_id, f"{_SIGNATURES}/{SIGNATURE}") as found:
+                    write_atomically(kept, found.read_bytes())
+            except NotFound:
+                raise InvalidInput(
+                    f"{version.name} was signed by key {key}, and its signature is gone from MLflow; do not serve it: "
+                    f"see who has written to the artifact store, then `tuneloop sign {version.name}`"
+                ) from None
+        return kept
+
+    def _files(self, version: Version, root: Path) -> Path:
         target = root / version.artifact_digest.removeprefix("sha256:")
         if target.is_dir():
             if folder_digest(target) == version.artifact_digest:

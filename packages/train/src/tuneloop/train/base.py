@@ -110,6 +110,19 @@ def base_of(version: Version, recipe: Recipe, bases_root: Path, *, relative_to: 
     return base
 
 
+def made_before(source: str, bases_root: Path, gguf: Path | None) -> Path | None:
+    """The folder that `prepare_base` once made of a GGUF file or a hub id; None where there is none of that source.
+
+    Two sources can go by one name; which one a folder was made from stands in it.
+    """
+    name = converted_name(gguf) if gguf else source.rpartition("/")[2].lower()
+    if not (bases_root / name).is_dir():
+        return None  # before a large file is read for its digest
+    digest = _digest_of(gguf) if gguf else source
+    folder = _place(bases_root, name, digest)
+    return folder if folder.is_dir() and _made_from(folder) == digest else None
+
+
 def find_gguf(source: str, path: Path) -> Path | None:
     """The GGUF file that `source` names (inside a package, or at `path`); None when it names something else.
 
@@ -141,11 +154,15 @@ def _gguf_in_package(source: str) -> Path:
 
 
 def _converted(gguf: Path, source: str, bases_root: Path) -> Base:
-    with gguf.open("rb") as file:
-        digest = f"sha256:{file_digest(file, 'sha256').hexdigest()}"
+    digest = _digest_of(gguf)
     manifest = {"source": source, "digest": digest}
     target = _place(bases_root, converted_name(gguf), digest)
     return _made_once(target, manifest, lambda folder: _convert(gguf, folder))
+
+
+def _digest_of(gguf: Path) -> str:
+    with gguf.open("rb") as file:
+        return f"sha256:{file_digest(file, 'sha256').hexdigest()}"
 
 
 def _downloaded(hub_id: str, bases_root: Path) -> Base:

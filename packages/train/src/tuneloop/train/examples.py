@@ -51,10 +51,6 @@ class Examples:
         """The rows of supervised fine-tuning."""
         return [row for row in self.rows if isinstance(row, LabelledRow)]
 
-    def drawn(self, objective: ObjectiveSection) -> int:
-        """How many an epoch draws: rows, or with grpo the several answers to each question."""
-        return len(self.rows) * (objective.answers if isinstance(objective, GrpoObjective) else 1)
-
 
 @dataclass(frozen=True)
 class Loaded:

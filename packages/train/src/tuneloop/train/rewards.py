@@ -82,10 +82,6 @@ class Judge:
                 raise InvalidInput(f"reward {name!r} gave {score} for the answer {answer.text[:80]!r}; give a number")
         return given
 
-    def totals(self, answers: Sequence[Answer]) -> list[float]:
-        """The sum of all parts for each answer; raises as `parts`."""
-        return [sum(scores) for scores in zip(*self.parts(answers).values(), strict=True)]
-
 
 def find_rewards(names: Sequence[str]) -> dict[str, RewardFunction]:
     """The reward functions of these names.

@@ -6,7 +6,7 @@ from tuneloop.registry.verbs.access import key
 from tuneloop.registry.verbs.retraining import retraining
 from tuneloop.registry.verbs.routes import promote, rollback, rollout, route
 from tuneloop.registry.verbs.state import audit, db, requests, status, trace
-from tuneloop.registry.verbs.versions import approve, compare, gate, models, versions
+from tuneloop.registry.verbs.versions import approve, compare, gate, models, sign, versions
 
 VERBS = (
     models,
@@ -14,6 +14,7 @@ VERBS = (
     compare,
     gate,
     approve,
+    sign,
     promote,
     rollback,
     route,

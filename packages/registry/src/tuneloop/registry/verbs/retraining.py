@@ -5,15 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-from pydantic import ValidationError
 
 from tuneloop.registry.errors import InvalidInput
 from tuneloop.registry.facade import Registry
 from tuneloop.registry.files import is_file
 from tuneloop.registry.nouns import parse_version_name
-from tuneloop.registry.plain_yaml import PlainYaml
 from tuneloop.registry.policies import RetrainingPolicy
 from tuneloop.registry.printing import by_option, emit, json_option, reason_option, table, tell_unreadable
+from tuneloop.registry.verbs.policy import policy_options, set_policy, show_policy
 
 
 @click.group()
@@ -86,26 +85,17 @@ def retraining_cancel(request_id: str, by: str, reason: str) -> None:
 
 @retraining.command("policy")
 @click.argument("model")
-@click.option("--set", "path", type=click.Path(path_type=Path, dir_okay=False), help="YAML file with the new policy.")
-@click.option("--by", help="Who sets it.")
-@click.option("--reason", help="Why; kept for ever.")
+@policy_options
 @json_option
 def retraining_policy(model: str, path: Path | None, by: str | None, reason: str | None, as_json: bool) -> None:
     """Show a model's policy, or set a new revision of it."""
     with Registry.open() as registry:
         registry.check_model(model)
         if path is not None:
-            if not (by or "").strip() or not (reason or "").strip():
-                raise InvalidInput("setting a policy needs --by and --reason")
-            wanted = _read(path)
-            _check_recipe(registry, path, wanted.recipe)
-            registry.policies.set_retraining(model, wanted, by=by or "", reason=reason or "")
-        policy = registry.policies.retraining(model)
-        emit(
-            policy,
-            as_json,
-            table(["KEY", "VALUE"], [[key, str(value)] for key, value in policy.model_dump(mode="json").items()]),
-        )
+            set_policy(
+                registry, model, RetrainingPolicy, path, by, reason, lambda p: _check_recipe(registry, path, p.recipe)
+            )
+        show_policy(registry, model, RetrainingPolicy, as_json)
 
 
 def _check_recipe(registry: Registry, path: Path, recipe: str | None) -> None:
@@ -119,20 +109,3 @@ def _check_recipe(registry: Registry, path: Path, recipe: str | None) -> None:
             f"{path}: recipe {recipe!r} is no file in {Path.cwd()}; give its path as the worker will open it, or leave "
             "recipe out for the champion's own"
         )
-
-
-def _read(path: Path) -> RetrainingPolicy:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidInput(f"{path}: cannot be read as a policy: {error}") from None
-    document = PlainYaml(str(path), text, "a policy: a mapping of keys (min_rows, …) to values")
-    policy = None
-    try:
-        policy = RetrainingPolicy.model_validate(document.values)
-    except ValidationError as error:
-        for one in error.errors():
-            document.add(one, RetrainingPolicy)
-    if policy is None or document.errors:
-        raise InvalidInput("\n".join(document.errors))
-    return policy

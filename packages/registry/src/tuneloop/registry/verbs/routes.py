@@ -80,8 +80,10 @@ def route_show(model: str, as_json: bool) -> None:
 def route_history(model: str, as_json: bool) -> None:
     """List every revision, the newest first."""
     with Registry.open() as registry:
-        registry.routes.current(model)
         found = registry.routes.history(model)
+        if not found and not found.unreadable:
+            registry.routes.current(model)  # raises what to do when there is none
+        tell_unreadable(found.unreadable)
         rows = [
             [r.revision, f"{r.at:%Y-%m-%d %H:%M:%S}", r.split_text, r.by, r.reason, "forced" if r.forced else ""]
             for r in found

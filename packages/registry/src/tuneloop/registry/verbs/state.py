@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import click
 
+from tuneloop.registry.errors import Unreadable
 from tuneloop.registry.facade import Registry
 from tuneloop.registry.printing import emit, json_option, table, tell_unreadable
 from tuneloop.registry.trace import trace as trace_back
@@ -105,13 +108,24 @@ def requests(model: str, newest: int | None, as_json: bool) -> None:
 @click.command()
 @click.argument("subject", required=False)
 @click.option("--limit", type=click.IntRange(1, MOST_ROWS), default=50, show_default=True)
+@click.option("--verify", is_flag=True, help="Check instead that no entry was changed, removed or inserted.")
+@click.option(
+    "--noted", metavar="HASH", help="With --verify: the hash an earlier --verify told; it must still be there."
+)
 @json_option
-def audit(subject: str | None, limit: int, as_json: bool) -> None:
-    """List who did what, the newest first.
+def audit(subject: str | None, limit: int, verify: bool, noted: str | None, as_json: bool) -> None:
+    """List who did what, the newest first, or verify that nobody altered it.
 
     SUBJECT is the name of a model, version, request or episode.
     """
+    if noted is not None and not verify:
+        raise click.UsageError("--noted goes with --verify")
+    if subject is not None and verify:
+        raise click.UsageError("--verify reads the whole log; leave SUBJECT out")
     with Registry.open() as registry:
+        if verify:
+            _verify_audit(registry, noted, as_json)
+            return
         found = registry.audit.entries(subject, limit)
         tell_unreadable(found.unreadable)
         rows = [
@@ -126,6 +140,24 @@ def audit(subject: str | None, limit: int, as_json: bool) -> None:
             for e in found
         ]
         emit(found, as_json, table(["ID", "AT (UTC)", "ACTOR", "ACTION", "SUBJECT", "REASON"], rows))
+
+
+def _verify_audit(registry: Registry, noted: str | None, as_json: bool) -> None:
+    found = registry.audit.verify(noted)
+    emit(
+        dataclasses.asdict(found),
+        as_json,
+        "\n".join(found.faults)
+        or f"{found.entries} entries, each as it was written, none missing; the hash of the newest, {found.newest}:\n"
+        f"{found.hash}\n"
+        "note it where nobody who writes the database can write; --verify --noted HASH proves later that nothing up to "
+        "it was written anew",
+    )
+    if found.faults:
+        raise Unreadable(
+            f"the audit log of {registry.database.shown} was altered in {len(found.faults)} places; compare it with a "
+            "copy of the database from before"
+        )
 
 
 @click.group()

@@ -1,12 +1,17 @@
-"""`tuneloop models · versions · compare · gate · approve`."""
+"""`tuneloop models · versions · compare · gate · approve · sign`."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
+from tuneloop.registry import audit
 from tuneloop.registry.facade import Registry
 from tuneloop.registry.nouns import Version, parse_version_name
+from tuneloop.registry.policies import GatePolicy
 from tuneloop.registry.printing import by_option, emit, json_option, reason_option, table
+from tuneloop.registry.verbs.policy import policy_options, set_policy, show_policy
 
 
 @click.command()
@@ -74,6 +79,7 @@ def compare(before: str, after: str, as_json: bool) -> None:
             "rank",
             "parent",
             "request_id",
+            "signed_by",
         ]
         rows: list[list[object]] = [[name, *(_short(getattr(v, name)) for v in pair)] for name in fields]
         rows += [
@@ -84,40 +90,101 @@ def compare(before: str, after: str, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("version")
+@click.argument("name", metavar="VERSION|MODEL")
+@policy_options
 @json_option
-def gate(version: str, as_json: bool) -> None:
-    """Show how a version was judged against the champion."""
+def gate(name: str, path: Path | None, by: str | None, reason: str | None, as_json: bool) -> None:
+    """Show how a version was judged, or what a model's gate asks for.
+
+    With --set the gate of a MODEL asks for what the file says from now on.
+    """
+    if "@" in name:
+        if path is not None:
+            raise click.UsageError("--set is for a model's gate: give the name of a model, without @")
+        _show_judgement(name, as_json)
+        return
+    with Registry.open() as registry:
+        registry.check_model(name)
+        if path is not None:
+            set_policy(registry, name, GatePolicy, path, by, reason)
+        show_policy(registry, name, GatePolicy, as_json)
+
+
+def _show_judgement(version: str, as_json: bool) -> None:
     model, number = parse_version_name(version)
     with Registry.open() as registry:
         registry.versions.get(model, number)
-        report = registry.gates.latest(model, number)
+        report, decisions = registry.gates.latest(model, number), registry.gates.decisions(model, number)
         if report is None:
-            emit(
-                None,
-                as_json,
-                f"{version} has not been judged; a retraining judges what it makes, "
-                "a first version needs a person's approval",
+            text = (
+                f"{version} has not been judged; a retraining judges what it makes, a first version needs a person's "
+                "approval"
             )
-            return
-        rows = [[check.name, check.verdict, check.detail] for check in report.checks]
-        text = f"{version} against {model}@{report.champion}: {report.verdict}\n" + table(
-            ["CHECK", "VERDICT", "DETAIL"], rows
-        )
-        emit(report.model_dump(mode="json") | {"verdict": report.verdict}, as_json, text)
+        else:
+            rows = [[check.name, check.verdict, check.detail] for check in report.checks]
+            text = f"{version} against {model}@{report.champion}: {report.verdict}\n" + table(
+                ["CHECK", "VERDICT", "DETAIL"], rows
+            )
+        if decisions:
+            text += "\n\n" + table(
+                ["PERSON", "DECIDED", "AT (UTC)", "UNTIL (UTC)", "REASON"],
+                [
+                    [
+                        d.by,
+                        "approved" if d.granted else "revoked",
+                        f"{d.at:%Y-%m-%d %H:%M}",
+                        f"{d.expires_at:%Y-%m-%d %H:%M}" if d.expires_at else None,
+                        d.reason,
+                    ]
+                    for d in decisions
+                ],
+            )
+        judged = report.model_dump(mode="json") if report else {"model": model, "version": number, "checks": []}
+        judged |= {"verdict": report.verdict if report else None, "decisions": decisions}
+        emit(judged | {"approver": registry.gates.approver(model, number)}, as_json, text)
 
 
 @click.command()
 @click.argument("version")
 @by_option
 @reason_option
-def approve(version: str, by: str, reason: str) -> None:
-    """Answer for a version, so that it may serve."""
+@click.option("--days", type=float, help="The approval expires after so many days.")
+@click.option("--revoke", is_flag=True, help="Take back instead that it may serve, its gate's word too.")
+def approve(version: str, by: str, reason: str, days: float | None, revoke: bool) -> None:
+    """Answer for a version, so that it may serve, or revoke that."""
+    if revoke and days is not None:
+        raise click.UsageError("--days is how long an approval holds; it does not go with --revoke")
     model, number = parse_version_name(version)
     with Registry.open() as registry:
         registry.versions.get(model, number)
-        registry.gates.approve(model, number, by=by, reason=reason)
-    click.echo(f"{version} is approved by {by}")
+        if not revoke:
+            ttl_s = days * 86_400 if days is not None else None
+            made = registry.gates.approve(model, number, by=by, reason=reason, ttl_s=ttl_s)
+            until = f" until {made.expires_at:%Y-%m-%d %H:%M} UTC" if made.expires_at else ""
+            click.echo(f"{version} is approved by {by}{until}")
+            return
+        registry.gates.revoke(model, number, by=by, reason=reason)
+        click.echo(f"{version} gets no more traffic until somebody approves it")
+        route = registry.routes.current_all().get(model)
+        if route is not None and (share_bp := route.split.get(number, 0)) > 0:
+            click.echo(f"it still serves {share_bp / 100:g} %: `tuneloop rollback {model}` takes that back")
+
+
+@click.command()
+@click.argument("version")
+@by_option
+@reason_option
+def sign(version: str, by: str, reason: str) -> None:
+    """Sign a version's files with this machine's key, so that engines load them."""
+    model, number = parse_version_name(version)
+    with Registry.open() as registry:
+        signed = registry.versions.sign(registry.versions.get(model, number), registry.settings.home / "adapters")
+        detail = {"key": signed.signed_by, "digest": signed.artifact_digest, "reason": reason}
+        with registry.database.writing() as connection:
+            audit.record(
+                connection, at=registry.clock(), actor=by, action="version.sign", subject=version, detail=detail
+            )
+    click.echo(f"{version} is signed by key {signed.signed_by}")
 
 
 def _figures(version: Version) -> str:

@@ -68,7 +68,9 @@ class Keeper:
             self._deaths[self._at_work] += 1
             self._at_work = ""
         self.held = {
-            name: Held(AdapterState.LOADING, held.path) for name, held in self.held.items() if held.path is not None
+            name: held if held.state is AdapterState.FETCHING else Held(AdapterState.LOADING, held.path)
+            for name, held in self.held.items()
+            if held.state is AdapterState.FETCHING or held.path is not None
         }
         for name, deaths in self._deaths.items():
             if deaths >= _DEATHS:
@@ -119,9 +121,13 @@ class Keeper:
         if sight is None:
             return
         kept = {version.artifact_digest.removeprefix("sha256:") for version in sight.wanted}
-        for folder in self._root.glob("*"):
-            if folder.name not in kept:
-                shutil.rmtree(folder)
+        for found in self._root.glob("*"):  # a version's folder, and its signature beside it
+            if found.name.partition(".")[0] in kept:
+                continue
+            if found.is_dir():
+                shutil.rmtree(found)
+            else:
+                found.unlink()
 
     async def _do(self, action: Action, version: Version | None, loaded: set[str]) -> None:
         name, held = action.name, self.held.get(action.name, Held(AdapterState.LOADING))

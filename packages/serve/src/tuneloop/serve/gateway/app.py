@@ -63,6 +63,7 @@ class Gateway:
         self._metrics.watch(
             pending=lambda: self._recorder.pending,
             registry_up=lambda: self._refresh.up(REGISTRY_UP_WITHIN_S),
+            view_unsaved=lambda: bool(self._refresh.unsaved),
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -43,6 +43,9 @@ class Metrics:
         self._engine_ready = self._gauge("engine_ready", "1 when the engine is live and ready", ("engine",))
         self._pending = self._gauge("records_pending", "records waiting in memory")
         self._registry_up = self._gauge("registry_up", "1 when the last reads of the database gave every part")
+        self._view_unsaved = self._gauge(
+            "view_unsaved", "1 when the view in force cannot be kept on disk: a restart finds an older one"
+        )
         self._part_failures = self._counter(
             "registry_part_failures", "reads that left a part of the registry as it was known last", ("part",)
         )
@@ -50,10 +53,13 @@ class Metrics:
             self._part_failures.labels(part)  # there from the start, at 0: an increase can be told from a first sight
         self._engines: set[str] = set()
 
-    def watch(self, *, pending: Callable[[], int], registry_up: Callable[[], bool]) -> None:
+    def watch(
+        self, *, pending: Callable[[], int], registry_up: Callable[[], bool], view_unsaved: Callable[[], bool]
+    ) -> None:
         """Where gauges are read from when Prometheus asks."""
         self._pending.set_function(pending)
         self._registry_up.set_function(lambda: float(registry_up()))
+        self._view_unsaved.set_function(lambda: float(view_unsaved()))
 
     def finished(self, exchange: Exchange) -> None:
         """Count one request."""

@@ -43,6 +43,9 @@ class GatewayProtocol(HttpToolsProtocol):
         self._head_bytes += len(data)
         super().data_received(data)
         if self._in_head and self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
+            if self._is_answering():
+                self.transport.close()  # a 431 would stand in the middle of the answer that is being sent
+                return
             message = f"the request's line and headers are longer than {MAX_HEAD_BYTES} bytes; shorten them"
             self._refuse("431 Request Header Fields Too Large", message, "headers_too_large")
 
@@ -77,11 +80,14 @@ class GatewayProtocol(HttpToolsProtocol):
 
     def _too_late(self) -> None:
         self._head_due = None
-        if self.cycle is not None and not self.cycle.response_complete:
+        if self._is_answering():
             self._await_head()  # a 408 would stand in the middle of the answer that is being sent
             return
         message = f"no whole request line and headers came within {HEAD_TIMEOUT_S:g} s; send them at once"
         self._refuse("408 Request Timeout", message, "headers_too_late")
+
+    def _is_answering(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
 
     def _refuse(self, status: str, message: str, code: str) -> None:
         body = error_body(int(status[:3]), message, code=code)

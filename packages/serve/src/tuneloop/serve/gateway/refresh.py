@@ -124,6 +124,7 @@ class Refresh:
         fresh = found.view
         if fresh is None or (known is not None and self._saved and fresh.same_as(known)):
             return
+        self._saved = False  # whatever goes wrong from here on, the next reading tries again
         self._on_loop(lambda: self._apply(fresh))
         self._changed.set()
         self._save(fresh)
@@ -145,10 +146,10 @@ class Refresh:
     def _save(self, view: Snapshot) -> None:
         try:
             view.save(self._folder)
-        except (OSError, ValueError) as error:  # ValueError: no JSON can hold it; it is tried again at every reading
-            if str(error) != self.unsaved:
-                log.error("the last known good view cannot be written to %s: %s", self._folder, error)
-            self._saved, self.unsaved = False, str(error)
+        except Exception as error:  # noqa: BLE001 (a full disk, what no JSON can hold; said, and tried at every reading)
+            if (why := cause_of(error)) != self.unsaved:
+                log.error("the last known good view cannot be written to %s: %s", self._folder, why)
+            self.unsaved = why
         else:
             self._saved, self.unsaved = True, ""
 

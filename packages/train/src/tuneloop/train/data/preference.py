@@ -13,12 +13,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, TypeVar
 
 from tuneloop.registry.errors import InvalidInput
 from tuneloop.registry.nouns import Message
-from tuneloop.train.data.files import Record, read_records
+from tuneloop.train.data.files import Record
 from tuneloop.train.data.formats import detect, parse, prompt_turns
 from tuneloop.train.data.rows import SHOWN_ERRORS, Row
 
@@ -58,27 +57,17 @@ class PromptRow:
         return json.dumps(fields, ensure_ascii=False, sort_keys=True)
 
 
-def read_preferences(path: Path) -> tuple[PreferenceRow, ...]:
-    """Read a file of preferences.
+def preferences(records: Iterable[Record], source: str) -> tuple[PreferenceRow, ...]:
+    """Records as preferences.
 
     Raises:
-        InvalidInput: the file is missing or empty, or rows are broken; each as `file:line: what is wrong`.
+        InvalidInput: there are none, or rows are broken; each as `file:line: what is wrong`.
     """
-    return preferences(read_records(path), str(path))
-
-
-def preferences(records: Iterable[Record], source: str) -> tuple[PreferenceRow, ...]:
-    """Records as preferences; raises as `read_preferences`."""
     return _each(records, source, _preference)
 
 
-def read_prompts(path: Path) -> tuple[PromptRow, ...]:
-    """Read a file of questions; raises as `read_preferences`."""
-    return prompts(read_records(path), str(path))
-
-
 def prompts(records: Iterable[Record], source: str) -> tuple[PromptRow, ...]:
-    """Records as questions; raises as `read_preferences`."""
+    """Records as questions; raises as `preferences`."""
     return _each(records, source, _prompt)
 
 

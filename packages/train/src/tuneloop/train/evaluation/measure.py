@@ -93,7 +93,7 @@ def score_rows(
     skipped = beginning.tokens
     lengths = [len(row.ids) - skipped for row in rows]
     scores: dict[int, RowScore] = {}
-    for chosen in batches(lengths, batch):
+    for chosen in batches([len(row.ids) for row in rows], batch):  # what is skipped lies in the cache of every row
         check()
         longest = max(lengths[index] for index in chosen)
         ids_BT = padded([rows[index].ids[skipped:] for index in chosen], longest, pad_id).to(model.device)

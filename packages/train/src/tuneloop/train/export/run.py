@@ -28,7 +28,6 @@ from tuneloop.train.evaluation.measure import pad_token_id, score_rows
 from tuneloop.train.evaluation.statistics import RowScore, paired_difference, perplexity
 from tuneloop.train.export.quantise import Quantisation, save_quantised
 from tuneloop.train.publishing.lineage import Lineage
-from tuneloop.train.recipe.objective import ObjectiveSection, SamplingObjective
 from tuneloop.train.screen import Screen
 from tuneloop.train.tuning import models
 from tuneloop.train.tuning.bottleneck import PEFT_TYPE
@@ -83,7 +82,7 @@ def export_version(
             lineage = Lineage(registry.versions, version)
             file = lineage.recipe()
             base = base_of(version, file.recipe, registry.settings.home / "bases", relative_to=file.folder)
-            labelled = _labelled(lineage, base, _max_length(file.recipe.objective))
+            labelled = _labelled(lineage, base, file.recipe.objective.max_length)
             whole_bytes, losses = _write_whole(base, published, folder, quantize, labelled, screen)
             shutil.copyfile(published / "README.md", folder / "README.md")
         else:
@@ -150,12 +149,6 @@ def _write_whole(
 
 def _reloaded(folder: Path, device: str) -> Any:
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(device).eval()
-
-
-def _max_length(objective: ObjectiveSection) -> int:
-    if isinstance(objective, SamplingObjective):
-        return objective.max_prompt_length + objective.max_new_tokens
-    return objective.max_length
 
 
 def _labelled(lineage: Lineage, base: Base, max_length: int) -> dict[str, list[LabelledRow]]:

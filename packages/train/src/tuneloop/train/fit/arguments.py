@@ -19,11 +19,6 @@ _OPTIMIZERS = {
 }
 
 
-def planned_steps(run: RunSection, rows: int) -> int:
-    """Optimiser steps a run takes over this many rows."""
-    return run.steps or math.ceil((run.epochs or 0) * math.ceil(rows / run.batch_size))
-
-
 def attention_for(run: RunSection, device: str) -> Choice[str]:
     """The recipe's attention, or the best that runs here.
 

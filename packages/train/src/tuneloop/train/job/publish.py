@@ -88,7 +88,7 @@ class Publisher:
         job, prepared = self.job, measurer.prepared
         sets, objective = prepared.sets, job.recipe.recipe.objective
         compared = measurer.compare(before, after, fitted.steps)
-        self.keeper.keep_pictures(compared, prepared.lengths(), getattr(objective, "max_length", None))
+        self.keeper.keep_pictures(compared, prepared.lengths(), objective.max_length)
         preferences = {name: (before.preferences[name], after.preferences[name]) for name in prepared.preferences}
         before_is = job.parent.name if job.parent else job.base.name
         evaluation = evaluation_json(sets, before.sets, after.sets, compared, before_is, measurer.conditions)

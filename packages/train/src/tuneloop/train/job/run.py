@@ -22,7 +22,7 @@ from tuneloop.train.data.labels import LabelAudit, Labeller
 from tuneloop.train.evaluation.metrics import Metric
 from tuneloop.train.evaluation.remarks import remarks_on_set
 from tuneloop.train.examples import Audit, Prepared, prepare, told
-from tuneloop.train.fit.arguments import attention_for, planned_steps
+from tuneloop.train.fit.arguments import attention_for
 from tuneloop.train.fit.judging import Judging
 from tuneloop.train.fit.launch import ChildSpec, fit_in_processes, needs_processes
 from tuneloop.train.fit.profiling import Profile
@@ -225,7 +225,7 @@ class _Run:
     ) -> FitResult:
         """In this process, or in processes of their own where the recipe asks for them."""
         job, recipe, examples = self._job, self._job.recipe.recipe, prepared.examples
-        steps = job.steps or planned_steps(recipe.run, examples.drawn(recipe.objective))
+        steps = job.steps or recipe.run.planned_steps(recipe.objective.drawn(len(examples.rows)))
         places = [row.place for row in job.train]
         with tracked_too(recipe.run.trackers, job.model, _params(job, examples.audit), self._watch.log) as log:
             watch = replace(self._watch, log=log)

@@ -14,7 +14,7 @@ from tuneloop.train.plan.shapes import ModelShape
 from tuneloop.train.plan.timing import Seconds, Speed, step_seconds
 from tuneloop.train.plan.trained import trained_by
 from tuneloop.train.recipe import Recipe
-from tuneloop.train.recipe.objective import GrpoObjective, ObjectiveSection, PpoObjective
+from tuneloop.train.recipe.objective import GrpoObjective, PpoObjective
 from tuneloop.train.recipe.run import AUTO
 
 _CENT = Decimal("0.01")
@@ -79,7 +79,7 @@ def make_plan(recipe: Recipe, shape: ModelShape, rows: RowFacts, machine: Machin
     chosen = max(1, largest) if micro == AUTO else micro
     load = load_of(recipe, rows, machine, chosen)
     memory = memory_of(shape, recipe.tuning, load, machine.kind)
-    steps = recipe.run.steps or math.ceil((recipe.run.epochs or 0) * math.ceil(rows.rows / recipe.run.batch_size))
+    steps = recipe.run.planned_steps(recipe.objective.drawn(rows.rows))
     passes = recipe.run.batch_size // recipe.run.launch.processes // chosen
     length = rows.mean if recipe.run.packing else rows.padded_mean(chosen)
     scored = 1.0 if machine.kind == "cpu" else rows.learned_share * rows.mean / length
@@ -112,7 +112,7 @@ def load_of(recipe: Recipe, rows: RowFacts, machine: Machine, micro_batch: int) 
     """The worst-case micro-batch: every row as long as the longest."""
     run, objective = recipe.run, recipe.objective
     sampling = isinstance(objective, GrpoObjective | PpoObjective)
-    length = full_length(objective) if sampling else rows.longest
+    length = objective.max_length if sampling else rows.longest
     return Load(
         rows=micro_batch,
         length=length,
@@ -128,13 +128,6 @@ def load_of(recipe: Recipe, rows: RowFacts, machine: Machine, micro_batch: int) 
         eager=run.attention == "eager",
         forward_copies=2 if objective.kind in _PAIRED else 1,
     )
-
-
-def full_length(objective: ObjectiveSection) -> int:
-    """The most tokens a row may have."""
-    if isinstance(objective, GrpoObjective | PpoObjective):
-        return objective.max_prompt_length + objective.max_new_tokens
-    return objective.max_length
 
 
 def resolved_dtype(recipe: Recipe, machine: Machine) -> Literal["bfloat16", "float32"]:

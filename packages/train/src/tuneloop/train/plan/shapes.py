@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tuneloop.registry.errors import InvalidInput, Unavailable
-from tuneloop.train.base import converted_name, find_gguf
+from tuneloop.train.base import find_gguf, made_before
 
 _LLAMA_LIKE = {"llama", "mistral", "qwen2", "qwen3", "smollm3"}
 _BIASED = {"qwen2": ("q_proj", "k_proj", "v_proj")}
@@ -169,13 +169,10 @@ def planned_base(source: str, bases_root: Path, *, relative_to: Path) -> Planned
     if path.is_dir():
         return _in_folder(path)
     gguf = find_gguf(source, path)
+    if (made := made_before(source, bases_root, gguf)) is not None:
+        return _in_folder(made)
     if gguf is not None:
-        made = bases_root / converted_name(gguf)
-        if (made / "config.json").is_file():
-            return _in_folder(made)
         return PlannedBase(shape_of_gguf(gguf), None, f"the header of {gguf.name}")
-    if (known := bases_root / source.rpartition("/")[2].lower()).is_dir():
-        return _in_folder(known)
     return PlannedBase(shape_of_config(_hub_config(source), source), None, f"config.json of {source} on the hub")
 
 

@@ -8,7 +8,6 @@ from tuneloop.registry.errors import InvalidInput
 from tuneloop.train.plan.shapes import ModelShape
 from tuneloop.train.recipe.tuning import BottleneckTuning, FullTuning, Ia3Tuning, LowRankTuning, TuningSection
 
-_IA3_FEED_FORWARD = "down_proj"
 _SHARED_INPUT = {"q_proj": "attention", "k_proj": "attention", "v_proj": "attention"} | {
     "gate_proj": "mlp",
     "up_proj": "mlp",

@@ -20,6 +20,10 @@ class _Objective(Part):
 
     template: Template = "chat"  # the base's own, or `### Instruction: … ### Response: …`, which no engine asks with
 
+    def drawn(self, rows: int) -> int:
+        """How much an epoch over so many rows draws, in what `run.batch_size` counts."""
+        return rows
+
 
 class _Lengths(_Objective):
     max_length: int = Field(default=1024, ge=16)  # tokens of a row; longer ones are cut at the end, and counted
@@ -71,6 +75,10 @@ class GrpoObjective(_Sampling):
 
     kind: Literal["grpo"]
     answers: int = Field(default=8, ge=2)  # per question; run.batch_size counts answers
+
+    def drawn(self, rows: int) -> int:
+        """Several answers to each question."""
+        return rows * self.answers
 
 
 class PpoObjective(_Sampling):

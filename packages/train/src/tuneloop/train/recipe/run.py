@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -95,6 +96,10 @@ class RunSection(Part):
     launch: LaunchSection = LaunchSection()
     max_restarts: int = Field(default=0, ge=0)  # how often a run that died is resumed by itself (spot machines)
     trackers: Trackers = ()  # beside MLflow
+
+    def planned_steps(self, drawn: int) -> int:
+        """Optimiser steps over what an epoch draws (see `objective.drawn`)."""
+        return self.steps or math.ceil((self.epochs or 0) * math.ceil(drawn / self.batch_size))
 
     @model_validator(mode="after")
     def _makes_sense(self) -> Self:

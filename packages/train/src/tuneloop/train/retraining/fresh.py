@@ -8,7 +8,7 @@ dropped is counted under its reason.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from hashlib import sha256
 
@@ -18,6 +18,7 @@ from tuneloop.train.data.quality.findings import Findings
 from tuneloop.train.data.rows import Row
 
 NEAR = 0.8  # Jaccard index of character 5-grams, question and answer together, from which two rows count as one
+_MEASURED = "equals or nearly equals a row of an evaluation set"
 FRESH_SHARE_PERCENT = 20  # of the fresh rows measured instead of learned
 _ROLES = {"system": "system", "user": "user", "assistant": "assistant", "prompt": "user"}
 
@@ -85,14 +86,8 @@ def build(
     kept_apart += measured
     new_sets = {**sets, fresh_name: tuple(measured)} if measured else dict(sets)
     kept_fresh = _apart(learned, kept_apart, dropped)
-    seen = set(learned)
     of_old: Counter[str] = Counter()
-    single_old = without_doubles(replay, of_old)
-    old = [row for row in single_old if row not in seen]
-    of_old["learned as a fresh one"] = len(single_old) - len(old)
-    apart_old = _apart(sorted(old, key=lambda row: _hash(row.line())), kept_apart, of_old)
-    kept_old = apart_old[:replay_rows]
-    of_old["beyond the rows to replay"] = len(apart_old) - len(kept_old)
+    kept_old = _replayed(replay, set(learned), kept_apart, replay_rows, of_old)
     dropped.update({f"old row: {reason}": count for reason, count in of_old.items() if count})
     return RetrainingData(
         (*kept_fresh, *kept_old), new_sets, len(kept_fresh), len(kept_old), dict(sorted(dropped.items())), findings
@@ -134,18 +129,47 @@ def split_off(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
 
 
 def _apart(rows: Sequence[Row], measured: Sequence[Row], dropped: Counter[str]) -> list[Row]:
+    is_measured = _matcher(measured)
+    kept = [row for row in rows if not is_measured(row)]
+    if len(kept) < len(rows):
+        dropped[_MEASURED] += len(rows) - len(kept)
+    return kept
+
+
+def _replayed(
+    replay: Sequence[Row], learned: Set[Row], measured: Sequence[Row], most: int, dropped: Counter[str]
+) -> list[Row]:
+    """At most so many old rows, by the hash of their text; of however many, only these are held against each other."""
+    newest = list({normal(row.prompt): row for row in replay}.values())
+    dropped["same question again"] += len(replay) - len(newest)
+    waiting = sorted((row for row in newest if row not in learned), key=lambda row: _hash(row.line()))
+    dropped["learned as a fresh one"] += len(newest) - len(waiting)
+    is_measured, index = _matcher(measured), NearIndex()
+    kept: list[Row] = []
+    for looked, row in enumerate(waiting):
+        if len(kept) == most:
+            dropped["beyond the rows to replay"] += len(waiting) - looked
+            break
+        if is_measured(row):
+            dropped[_MEASURED] += 1
+        elif index.similarity(_text(row)) >= NEAR:
+            dropped["nearly the same row again"] += 1
+        else:
+            index.add(_text(row))
+            kept.append(row)
+    return kept
+
+
+def _matcher(measured: Sequence[Row]) -> Callable[[Row], bool]:
+    """Whether a row equals or nearly equals one that is measured."""
     prompts = {normal(row.prompt) for row in measured}
     answers = {normal(row.answer) for row in measured}
     index = NearIndex()
     for row in measured:
         index.add(_text(row))
-    kept = []
-    for row in rows:
-        if normal(row.prompt) in prompts or normal(row.answer) in answers or index.similarity(_text(row)) >= NEAR:
-            dropped["equals or nearly equals a row of an evaluation set"] += 1
-        else:
-            kept.append(row)
-    return kept
+    return lambda row: (
+        normal(row.prompt) in prompts or normal(row.answer) in answers or index.similarity(_text(row)) >= NEAR
+    )
 
 
 def _redacted(row: Row, redact: Callable[[str], str]) -> Row:

@@ -18,6 +18,7 @@ from pathlib import Path
 from tuneloop.registry import Registry
 from tuneloop.registry.errors import Conflict, InvalidInput, Refused, TuneloopError, Unavailable
 from tuneloop.registry.nouns import GateReport, RetrainingRequest, RetrainingState, Version, version_name
+from tuneloop.registry.policies import GatePolicy
 from tuneloop.registry.redaction import redact
 from tuneloop.train.base import Base, base_of
 from tuneloop.train.data.quality.findings import Findings, judge_rows
@@ -203,7 +204,8 @@ class Worker:
         retrain = lineage.recipe().recipe.retrain
         report = judge(
             lineage.pairs(),
-            Rules(retrain.margin, retrain.min_rows),
+            version.metrics,
+            Rules.of(retrain, self._registry.policies.get(version.model, GatePolicy)),
             model=version.model,
             version=version.version,
             champion=request.base_version,

@@ -83,12 +83,11 @@ def _plan(recipe: str, table: PriceTable, device: str, provider: str | None, row
 
 def _facts(file: RecipeFile, base: PlannedBase, rows: int | None) -> RowFacts:
     from tuneloop.train.data.sources import Places
-    from tuneloop.train.plan.plan import full_length
     from tuneloop.train.plan.rows import assumed, facts_of
     from tuneloop.train.recipe.objective import SftObjective
 
     objective = file.recipe.objective
-    longest = full_length(objective)
+    longest = objective.max_length
     if rows is None and isinstance(objective, SftObjective):
         return facts_of(
             file.recipe.data.train,

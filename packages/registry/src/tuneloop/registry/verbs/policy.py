@@ -1,0 +1,75 @@
+"""What verbs that show or set a model's policy share: its options, reading it from YAML, printing it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+from pydantic import ValidationError
+
+from tuneloop.registry.errors import InvalidInput
+from tuneloop.registry.facade import Registry
+from tuneloop.registry.plain_yaml import PlainYaml
+from tuneloop.registry.policies import PolicyT
+from tuneloop.registry.printing import emit, table
+
+
+def policy_options(command: Callable[..., None]) -> Callable[..., None]:
+    """`--set FILE --by --reason`: without a file the policy in force is shown."""
+    options = (
+        click.option(
+            "--set", "path", type=click.Path(path_type=Path, dir_okay=False), help="YAML file with the new policy."
+        ),
+        click.option("--by", help="Who sets it."),
+        click.option("--reason", help="Why; kept for ever."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def set_policy(
+    registry: Registry,
+    model: str,
+    kind: type[PolicyT],
+    path: Path,
+    by: str | None,
+    reason: str | None,
+    check: Callable[[PolicyT], None] = lambda _: None,
+) -> None:
+    """Append what the file says as the policy's next revision.
+
+    Raises:
+        InvalidInput: nobody or no reason is named, or the file holds no such policy; every error at once.
+    """
+    if not (by or "").strip() or not (reason or "").strip():
+        raise InvalidInput("setting a policy needs --by and --reason")
+    wanted = _read(path, kind)
+    check(wanted)
+    registry.policies.set(model, wanted, by=by or "", reason=reason or "")
+
+
+def show_policy(registry: Registry, model: str, kind: type[PolicyT], as_json: bool) -> None:
+    """Print the policy in force."""
+    policy = registry.policies.get(model, kind)
+    values: dict[str, Any] = policy.model_dump(mode="json")
+    emit(policy, as_json, table(["KEY", "VALUE"], [[key, str(value)] for key, value in values.items()]))
+
+
+def _read(path: Path, kind: type[PolicyT]) -> PolicyT:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInput(f"{path}: cannot be read as a policy: {error}") from None
+    document = PlainYaml(str(path), text, "a policy: a mapping of keys (min_rows, …) to values")
+    policy: PolicyT | None = None
+    try:
+        policy = kind.model_validate(document.values)
+    except ValidationError as error:
+        for one in error.errors():
+            document.add(one, kind)
+    if policy is None or document.errors:
+        raise InvalidInput("\n".join(document.errors))
+    return policy

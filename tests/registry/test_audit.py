@@ -1,0 +1,211 @@
+"""The audit log: every entry holds the one before it, the database refuses changes, what was altered is found."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from sqlalchemy.engine import Connection
+
+from tests_support import retraining_request
+from tuneloop.registry import Registry, audit
+from tuneloop.registry import database as migrations_home
+from tuneloop.registry.errors import InvalidInput, Unavailable
+from tuneloop.registry.nouns import Arm
+from tuneloop.registry.tables import audit as audit_table
+from tuneloop.registry.tables import audit_head, retraining
+
+# What JSON columns of the two databases keep each in its own way.
+ODD = {
+    "much": 1e16,
+    "little": 1e-7,
+    "none": -0.0,
+    "whole": 1.0,
+    "text": 'ß\u2028"\\ \U0001f600',
+    "list": [None, {"b": 1, "a": []}],
+}
+
+
+def written(registry: Registry, count: int) -> None:
+    for n in range(count):
+        with registry.database.writing() as connection:
+            audit.record(
+                connection, at=registry.clock(), actor="ada", action="test", subject=f"bot@{n}", detail={"n": n} | ODD
+            )
+
+
+def altered(registry: Registry, *statements: str) -> None:
+    """What somebody with every right on the database does."""
+    with registry.database.writing() as connection:
+        _let_change(connection)
+        for statement in statements:
+            connection.execute(sa.text(statement))
+
+
+def _let_change(connection: Connection) -> None:
+    if connection.dialect.name == "sqlite":
+        for event in ("update", "delete"):
+            connection.execute(sa.text(f"DROP TRIGGER IF EXISTS audit_no_{event}"))
+    else:
+        connection.execute(sa.text("ALTER TABLE audit DISABLE TRIGGER USER"))
+
+
+def test_what_is_written_verifies_as_it_grows(registries: Registry) -> None:
+    empty = registries.audit.verify()
+    assert (empty.entries, empty.newest, empty.faults) == (0, 0, ())
+    written(registries, 3)
+    registries.gates.approve("bot", 1, by="grace", reason="looked")
+    first = registries.audit.verify()
+    assert (first.entries, first.newest, first.faults) == (4, 4, ())
+    assert first.hash == registries.audit.entries(limit=1)[0].hash
+    written(registries, 2)
+    later = registries.audit.verify(first.hash)
+    assert (later.entries, later.faults) == (6, ())
+    assert later.hash != first.hash
+
+
+@pytest.mark.parametrize(
+    ("statement", "entry"),
+    [
+        ("UPDATE audit SET actor = 'eve' WHERE id = 3", 3),
+        ("UPDATE audit SET action = 'other' WHERE id = 5", 5),
+        ("UPDATE audit SET subject = 'bot@9' WHERE id = 1", 1),
+        ("UPDATE audit SET at = '2020-01-01 00:00:00.000000' WHERE id = 2", 2),
+        ("UPDATE audit SET detail = '{}' WHERE id = 4", 4),
+        ("UPDATE audit SET hash = 'f' WHERE id = 3", 3),
+        ("UPDATE audit SET id = 0 WHERE id = 1", 0),
+        ("DELETE FROM audit WHERE id = 1", 2),
+        ("DELETE FROM audit WHERE id = 3", 4),
+        ("INSERT INTO audit SELECT -1, at, actor, action, subject, detail, hash FROM audit WHERE id = 3", -1),
+    ],
+)
+def test_whatever_is_altered_is_found(registries: Registry, statement: str, entry: int) -> None:
+    written(registries, 5)
+    altered(registries, statement)
+    found = registries.audit.verify().faults
+    assert f"entry {entry}, or what stood right before it, is not what was written" in found[0]
+
+
+@pytest.mark.parametrize(
+    ("cut", "kept"),
+    [("DELETE FROM audit", 0), ("DELETE FROM audit WHERE id > 4", 4), ("UPDATE audit SET id = 6 WHERE id = 5", 4)],
+)
+def test_entries_cut_off_the_end_are_missed(registries: Registry, cut: str, kept: int) -> None:
+    written(registries, 5)
+    altered(registries, cut)
+    assert registries.audit.verify().faults == (
+        f"entry {kept} is not the newest that was written: entries after it were removed",
+    )
+
+
+def test_a_log_written_anew_from_end_to_end_is_told_by_a_noted_hash_alone(registries: Registry) -> None:
+    written(registries, 3)
+    noted = registries.audit.verify().hash
+    altered(registries, "DELETE FROM audit")
+    with registries.database.writing() as connection:
+        connection.execute(sa.update(audit_head).values(id=0, hash=audit.FIRST_HASH))
+    written(registries, 4)
+    assert registries.audit.verify(noted).faults == (), "the same entries at the same time: nothing differs"
+    registries.clock.advance(1)  # type: ignore[attr-defined]
+    with registries.database.writing() as connection:
+        connection.execute(sa.delete(audit_table))
+        connection.execute(sa.update(audit_head).values(id=0, hash=audit.FIRST_HASH))
+    written(registries, 4)
+    assert registries.audit.verify().faults == (), "it fits"
+    [fault] = registries.audit.verify(noted).faults
+    assert f"no entry has the noted hash {noted}" in fault
+
+
+@pytest.mark.parametrize("statement", ["UPDATE audit SET actor = 'eve'", "DELETE FROM audit WHERE id = 1"])
+def test_the_database_itself_refuses_changes(registries: Registry, statement: str) -> None:
+    written(registries, 2)
+    refused = pytest.raises((Unavailable, sa.exc.IntegrityError), match="the audit log is append-only")
+    with refused, registries.database.writing() as connection:
+        connection.execute(sa.text(statement))
+    assert registries.audit.verify().faults == ()
+
+
+def test_a_transaction_that_raises_leaves_no_entry_and_the_next_one_no_gap(registries: Registry) -> None:
+    def attempt() -> None:
+        with registries.database.writing() as connection:
+            audit.record(connection, at=registries.clock(), actor="a", action="test", subject="s", detail={})
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError):
+        attempt()
+    written(registries, 1)
+    found = registries.audit.verify()
+    assert (found.entries, found.newest, found.faults) == (1, 1, ())
+
+
+def test_what_is_no_text_is_refused_and_nothing_is_written(registries: Registry) -> None:
+    refused = pytest.raises(InvalidInput, match="write it in valid Unicode")
+    with refused, registries.database.writing() as connection:
+        audit.record(connection, at=registries.clock(), actor="a", action="test", subject="s", detail={"a": "\udcff"})
+    assert registries.audit.verify().entries == 0
+
+
+def test_writers_of_many_models_at_once_make_one_unbroken_log(registries: Registry) -> None:
+    """Routes that end a request and moves of that request: nobody waits for another in a circle, no entry is lost."""
+    request = registries.retraining.file(retraining_request(registries.clock()), by="monitor")
+    failed: list[Exception] = []
+
+    def move(connection: Connection) -> None:
+        said = {"outcome": "o"}
+        connection.execute(sa.update(retraining).where(retraining.c.id == request.id).values(said))
+        audit.record(connection, at=registries.clock(), actor="a", action="test", subject=request.id, detail=said)
+
+    def write(writer: int) -> None:
+        for n in range(15):
+            if writer % 2:
+                with registries.database.writing() as connection:
+                    move(connection)
+            else:
+                registries.routes.write(
+                    f"model{writer}",
+                    [Arm(version=n + 1, weight_bp=10_000)],
+                    by="a",
+                    reason="r",
+                    expected_revision=n,
+                    follow=lambda connection, _: move(connection),
+                )
+
+    def told(writer: int) -> None:
+        try:
+            write(writer)
+        except Exception as error:  # noqa: BLE001 (told by the assertion below)
+            failed.append(error)
+
+    threads = [threading.Thread(target=told, args=(writer,)) for writer in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failed == []
+    found = registries.audit.verify()
+    assert (found.entries, found.newest, found.faults) == (1 + 3 * 15 + 3 * 30, 1 + 3 * 15 + 3 * 30, ())
+
+
+def test_a_log_from_before_the_hashes_is_chained_and_stays_readable(registries: Registry) -> None:
+    written(registries, 4)
+    entries = registries.audit.entries()
+    config = Config()
+    config.set_main_option("script_location", str(Path(migrations_home.__file__).parent / "migrations"))
+    with registries.database.writing() as connection:
+        config.attributes["connection"] = connection
+        command.downgrade(config, "0001")
+    with registries.database.writing() as connection:
+        connection.execute(sa.text("DELETE FROM audit WHERE id = 2"))
+        damage = f'{{"n": {10**400}}}'  # larger than any number
+        connection.execute(sa.text("UPDATE audit SET detail = :damage WHERE id = 3"), {"damage": damage})
+    registries.database.upgrade()
+    assert [entry.actor for entry in registries.audit.entries()] == ["ada"] * 3
+    assert registries.audit.entries()[0].detail == entries[0].detail
+    found = registries.audit.verify()
+    assert found.faults == ("entry 3, or what stood right before it, is not what was written",)
+    written(registries, 1)
+    assert (registries.audit.verify().entries, registries.audit.verify().newest) == (4, 5)
