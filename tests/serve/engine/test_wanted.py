@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from pydantic import TypeAdapter
 
 from tests_support import beat_gateway, publish_version
 from tuneloop.registry import Registry
 from tuneloop.registry.errors import InvalidInput, Unavailable
-from tuneloop.registry.nouns import Arm, GatewayState, utc_now
+from tuneloop.registry.files import write_atomically
+from tuneloop.registry.nouns import Arm, GatewayState, Version, utc_now
 from tuneloop.registry.settings import RegistrySettings
 from tuneloop.serve.engine import wanted
 from tuneloop.serve.engine.adapters import Base
@@ -176,3 +178,16 @@ def test_an_mlflow_that_hangs_holds_a_look_up_once_and_hides_no_version_that_is_
     assert names(sight) == ["bot@1"]
     assert "did not answer within 0.5 s" in sight.strange["bot@2"]
     assert "did not answer within 0.5 s" in sight.strange["bot@3"]
+
+
+def test_a_version_that_was_refused_is_loaded_once_somebody_has_signed_it(registry: Registry, tmp_path: Path) -> None:
+    """Also by an agent that remembers it from an earlier life."""
+    made = publish_version(registry, tmp_path / "v1")
+    route(registry, (1, 10_000))
+    unsigned = made.model_copy(update={"signed_by": None})
+    write_atomically(tmp_path / MEMORY, TypeAdapter(tuple[Version, ...]).dump_json((unsigned,)))
+    watch = watch_of(registry, tmp_path)
+    assert watch.remembered() == Sight((unsigned,))
+    with pytest.raises(InvalidInput, match="bot@1 is not signed"):
+        watch.fetch(watch.look().wanted[0], tmp_path / "files")
+    assert watch.fetch(watch.look().wanted[0], tmp_path / "files").is_dir()

@@ -113,8 +113,17 @@ class RegistryWatch:
         return Sight(self._last, strange, self._gateways(routes, strange))
 
     def fetch(self, version: Version, root: Path) -> Path:
-        """The version's folder below `root`, verified; needs no MLflow when it is there already."""
-        return self.registry.versions.fetch(version, root)
+        """The version's folder below `root`, verified; needs no MLflow when it is there already.
+
+        Raises:
+            InvalidInput: the files are not those that were published and signed; the next look asks for the version
+                anew, since somebody may have signed it meanwhile.
+        """
+        try:
+            return self.registry.versions.fetch(version, root)
+        except InvalidInput:
+            self._known.pop(version.name, None)
+            raise
 
     def beat(self, state: EngineState) -> None:
         """Store the engine's heartbeat."""
