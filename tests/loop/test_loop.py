@@ -22,9 +22,8 @@ import pytest
 
 from tuneloop.cli.demo.traffic import USERS
 from tuneloop.registry import Registry
-from tuneloop.registry.assignment import assign
+from tuneloop.registry.assignment import assign, key_hash
 from tuneloop.registry.settings import RegistrySettings
-from tuneloop.serve.gateway.exchange import unit_hash
 
 ROOT = Path(__file__).parents[2]
 pytestmark = [pytest.mark.loop, pytest.mark.engine, pytest.mark.timeout(900)]
@@ -144,7 +143,7 @@ def test_9_the_canary_rose_in_steps_and_moved_nobody_back(evidence: Json, regist
 
 def test_9_gateways_assigned_as_the_pure_function_says(registry: Registry) -> None:
     routes = {route.revision: route for route in registry.routes.history("python-helper")}
-    users = {unit_hash(f"user-{number}"): f"user-{number}" for number in range(USERS)}
+    users = {key_hash(f"user-{number}"): f"user-{number}" for number in range(USERS)}
     for record in registry.traffic.window("python-helper"):
         assert record.revision is not None
         assert record.assigned_version == assign(routes[record.revision], users[record.key_hash])

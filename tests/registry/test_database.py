@@ -21,6 +21,7 @@ from tuneloop.registry import Registry
 from tuneloop.registry import database as migrations_home
 from tuneloop.registry.database import Database
 from tuneloop.registry.errors import InvalidInput, Unavailable
+from tuneloop.registry.nouns import Arm
 from tuneloop.registry.settings import RegistrySettings
 from tuneloop.registry.tables import metadata
 
@@ -73,6 +74,19 @@ def test_approvals_go_to_the_older_schema_and_back(registries: Registry) -> None
     assert [gates.approver("bot", version) for version in range(1, 5)] == ["ada", "grace", None, None]
     gates.approve("bot", 4, by="ada", reason="after the upgrade")
     assert gates.approver("bot", 4) == "ada"
+
+
+def test_an_older_databases_routes_have_no_overrides(registries: Registry) -> None:
+    database, arms = registries.database, [Arm(version=1, weight_bp=10_000)]
+    written = registries.routes.write("bot", arms, by="ada", reason="r", expected_revision=0, overrides={"k": 1})
+    config = Config()
+    config.set_main_option("script_location", str(Path(migrations_home.__file__).parent / "migrations"))
+    with database.writing() as connection:
+        config.attributes["connection"] = connection
+        command.downgrade(config, "0003")
+    database.upgrade()
+    assert registries.routes.current("bot") == written.model_copy(update={"overrides": {}})
+    registries.routes.write("bot", arms, by="ada", reason="r", expected_revision=1)
 
 
 def test_a_transaction_that_raises_leaves_nothing(registries: Registry) -> None:

@@ -14,10 +14,10 @@ import sqlalchemy as sa
 
 from tests_support import beat_engine, beat_gateway, publish_version, retraining_request
 from tuneloop.registry import Registry, audit, promotion, staging
-from tuneloop.registry.assignment import assign
+from tuneloop.registry.assignment import assign, key_hash, overridden
 from tuneloop.registry.errors import Conflict, InvalidInput, NotFound, Refused, Unavailable, Unreadable
 from tuneloop.registry.nouns import RetrainingState
-from tuneloop.registry.promotion import Change, promote, rollback, set_route
+from tuneloop.registry.promotion import Change, override, promote, rollback, set_route
 from tuneloop.registry.settings import RegistrySettings
 
 CHANGE = Change("ada", "test")
@@ -46,6 +46,31 @@ def test_a_damaged_revision_of_before_is_left_out_of_the_history_and_a_rollback_
     with pytest.raises(Unreadable, match="say where to go back to: `tuneloop rollback bot --to REVISION`"):
         rollback(two_versions, "bot", CHANGE)
     assert rollback(two_versions, "bot", CHANGE, to_revision=2).champion == 2
+
+
+def test_a_testers_key_gets_the_version_it_was_given_and_everybody_else_what_the_split_says(
+    two_versions: Registry, tmp_path: Path
+) -> None:
+    publish_version(two_versions, tmp_path / "v3")  # which nobody has approved
+    beat_engine(two_versions, "bot@1", "bot@2", "bot@3")
+    with pytest.raises(InvalidInput, match=r"bot@3 is not in the route of bot .*tuneloop route set bot 1=10000 3=0"):
+        override(two_versions, "bot", {"tester": 3}, CHANGE)
+    set_route(two_versions, "bot", {3: 0, 1: 10_000}, CHANGE)
+    made = override(two_versions, "bot", {"tester": 3, "boss": 1}, CHANGE)
+    assert (made.split, overridden(made, "tester"), overridden(made, "boss")) == ({3: 0, 1: 10_000}, 3, 1)
+    assert {overridden(made, f"user-{n}") for n in range(100)} == {None}
+    entry = two_versions.audit.entries("bot")[0]
+    assert (entry.action, entry.detail["overrides"]) == ("route.override", {key_hash("tester"): 3, key_hash("boss"): 1})
+    raised = set_route(two_versions, "bot", {3: 0, 2: 5_000, 1: 5_000}, CHANGE)
+    assert raised.overrides == made.overrides, "a change of the split leaves testers where they are"
+    back = override(two_versions, "bot", {"boss": None, "nobody": None}, CHANGE)
+    assert list(back.overrides.values()) == [3]
+    without = set_route(two_versions, "bot", {2: 5_000, 1: 5_000}, CHANGE)
+    assert without.overrides == {}, "what the route no longer names is nobody's"
+    with pytest.raises(Conflict):
+        override(two_versions, "bot", {"tester": 1}, CHANGE, expected_revision=made.revision)
+    with pytest.raises(InvalidInput, match="an empty key is nobody's"):
+        override(two_versions, "bot", {" ": 1}, CHANGE)
 
 
 def test_a_version_that_does_not_exist_is_refused_and_nothing_changes(two_versions: Registry) -> None:

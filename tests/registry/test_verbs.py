@@ -23,6 +23,7 @@ from tests_support import (
 )
 from tuneloop.cli.main import main
 from tuneloop.registry import Registry
+from tuneloop.registry.assignment import key_hash
 from tuneloop.registry.nouns import Check, GateReport
 from tuneloop.registry.policies import RetrainingPolicy
 from tuneloop.registry.promotion import Change, promote, set_route
@@ -403,6 +404,18 @@ def test_a_version_is_signed_anew_on_record(lived_in: Registry, verb: Verb) -> N
     assert (code, out) == (0, f"bot@1 is signed by key {lived_in.versions.get('bot', 1).signed_by}\n")
     assert lived_in.audit.entries("bot@1", limit=1)[0].action == "version.sign"
     assert verb("sign", "bot@9", *WHO)[0] == 2
+
+
+def test_testers_get_a_version_of_their_own(lived_in: Registry, verb: Verb) -> None:
+    verb("route", "override", "bot", "tester=7=2", *WHO)
+    assert lived_in.routes.current("bot").overrides == {key_hash("tester=7"): 2}
+    assert "1 keys have a version of their own" in verb("route", "show", "bot")[1]
+    verb("route", "override", "bot", "tester=7=", *WHO)
+    assert lived_in.routes.current("bot").overrides == {}
+    for wrong in ("tester", "=2", "tester=x", "tester=9"):
+        assert verb("route", "override", "bot", wrong, *WHO)[0] == 2
+    assert verb("route", "override", "bot", "a=1", "a=2", *WHO)[0] == 2
+    assert verb("route", "override", "nobody", "a=1", *WHO)[0] == 2
 
 
 def test_an_approval_ends_by_itself_or_is_revoked(lived_in: Registry, verb: Verb) -> None:

@@ -8,9 +8,8 @@ import pytest
 
 from serve.gateway.faulty_engine import answer, text_of
 from serve.gateway.world import World, until
-from tuneloop.registry.assignment import assign
+from tuneloop.registry.assignment import assign, key_hash
 from tuneloop.registry.nouns import RequestRecord
-from tuneloop.serve.gateway.exchange import unit_hash
 
 HELLO = [{"role": "user", "content": "Hello?"}]
 
@@ -87,7 +86,7 @@ def test_the_sticky_key_is_header_then_user_then_api_key(world: World) -> None:
         (gateway.chat(), "api_key", key_id),
     ]:
         record = recorded(world, got.headers["x-request-id"])
-        assert (record.key_source, record.key_hash, record.api_key) == (source, unit_hash(unit), key_id)
+        assert (record.key_source, record.key_hash, record.api_key) == (source, key_hash(unit), key_id)
 
 
 def test_a_version_no_engine_serves_is_answered_by_the_champion_and_recorded_so(world: World) -> None:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tuneloop.registry.assignment import assign
+from tuneloop.registry.assignment import assign, key_hash
 from tuneloop.registry.errors import InvalidInput
 from tuneloop.registry.keys import key_digest
 from tuneloop.registry.nouns import AdapterState, ApiKey, Arm, EngineState, Route, utc_now
@@ -114,6 +114,17 @@ def test_a_staged_version_never_stands_in_for_another() -> None:
     routes = (route((3, 0), (2, 1_000), (1, 9_000)),)
     versions = {plan(view(routes=routes), "bot", api_key(), str(n)).versions for n in range(200)}
     assert versions == {(1, 2), (2, 1)}
+
+
+def test_a_key_with_a_version_of_its_own_gets_it_and_the_champion_stands_in() -> None:
+    split = route((3, 0), (2, 1_000), (1, 9_000))
+    one = (split.model_copy(update={"overrides": {key_hash("me"): 3}}),)
+    found = plan(view(routes=one), "bot", api_key(), "me")
+    assert (found.assigned, found.versions) == (None, (3, 1, 2)), (
+        "the split had no say: no canary is judged by it"
+    )
+    for n in range(200):
+        assert plan(view(routes=one), "bot", api_key(), f"u{n}").assigned == assign(split, f"u{n}")
 
 
 def test_a_pin_needs_a_key_that_may_and_a_version_in_the_route() -> None:

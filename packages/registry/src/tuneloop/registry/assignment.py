@@ -6,7 +6,7 @@ moves keys from the champion to it, and lowering it is the exact inverse. Costs 
 
 from __future__ import annotations
 
-from hashlib import blake2b
+from hashlib import blake2b, sha256
 
 from tuneloop.registry.nouns import FULL_SHARE_BP, Route
 
@@ -17,8 +17,18 @@ def bucket(salt: str, model: str, key: str) -> int:
     return int.from_bytes(digest, "big") % FULL_SHARE_BP
 
 
+def key_hash(key: str) -> str:
+    """The first 128 bits of the SHA-256 of a sticky key, in hex: how records and overrides keep it."""
+    return sha256(key.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+def overridden(route: Route, key: str) -> int | None:
+    """The version this key was given by name, whatever the split says; None for all but a few."""
+    return route.overrides.get(key_hash(key)) if route.overrides else None
+
+
 def assign(route: Route, key: str) -> int:
-    """The version that answers this key under this route revision."""
+    """The version that the split of this route revision gives this key."""
     place = bucket(route.salt, route.model, key)
     upper = 0
     for arm in route.arms:

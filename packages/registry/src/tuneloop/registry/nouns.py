@@ -108,6 +108,7 @@ class Route(Noun):
     reason: str
     at: AwareDatetime
     forced: bool = False
+    overrides: dict[str, int] = {}  # hash of a sticky key → the version it gets, whatever the split says
 
     @model_validator(mode="after")
     def _arms_make_a_whole(self) -> Self:
@@ -120,6 +121,8 @@ class Route(Noun):
                 f"weights sum to {total}, not {FULL_SHARE_BP} basis points ({self.split_text}); "
                 f"add {FULL_SHARE_BP - total} to one arm"
             )
+        if strangers := set(self.overrides.values()) - set(versions):
+            raise ValueError(f"keys are overridden to versions {sorted(strangers)}, which are no arms of the route")
         return self
 
     @property

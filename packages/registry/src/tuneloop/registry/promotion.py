@@ -14,6 +14,7 @@ from typing import Any
 
 from sqlalchemy.engine import Connection
 
+from tuneloop.registry.assignment import key_hash
 from tuneloop.registry.errors import InvalidInput, Refused, TuneloopError, Unreadable
 from tuneloop.registry.facade import Registry
 from tuneloop.registry.hurry import LOOKUP_TIMEOUT_S, mlflow_within
@@ -79,6 +80,55 @@ def promote(
     elif before is not None:  # a challenger is dropped, the version kept for rollback stays
         split |= {arm.version: 0 for arm in before.arms[:-1] if arm.weight_bp == 0}
     return _put(registry, model, before, arrange(before, split), change, "version.promote")
+
+
+def override(
+    registry: Registry,
+    model: str,
+    keys: Mapping[str, int | None],
+    change: Change,
+    *,
+    expected_revision: int | None = None,
+) -> Route:
+    """Give single sticky keys, testers for example, a version of their own; None gives a key back to the split.
+
+    Any arm of the route may be given, also one without a share that nobody has approved yet: who is named is no public.
+    The split, and everybody else, stays as it is.
+
+    Raises:
+        NotFound: there is no route.
+        InvalidInput: a key is empty, or a version is no arm of the route.
+        Conflict: another writer was first.
+        Unavailable: a gateway did not apply the revision in time (the route is changed).
+    """
+    registry.routes.current(model)  # raises what to do when there is none
+    now = _current(registry, model, expected_revision)
+    assert now is not None
+    wanted = dict(now.overrides)
+    for key, version in keys.items():
+        if not key.strip():
+            raise InvalidInput("an empty key is nobody's; give the sticky key that the tester's requests carry")
+        if version is None:
+            wanted.pop(key_hash(key), None)
+        elif version in now.split:
+            wanted[key_hash(key)] = version
+        else:
+            raise InvalidInput(
+                f"{version_name(model, version)} is not in the route of {model} ({now.split_text}); stage it without a "
+                f"share first: `tuneloop route set {model} {now.split_text} {version}=0 --by YOU --reason WHY`"
+            )
+    route = registry.routes.write(
+        model,
+        now.arms,
+        by=change.by,
+        reason=change.reason,
+        expected_revision=now.revision,
+        action="route.override",
+        noted={"overrides": {key_hash(key): version for key, version in keys.items()}},
+        overrides=wanted,
+    )
+    registry.fleet.wait_applied(model, route.revision, APPLY_TIMEOUT_S)
+    return route
 
 
 def rollback(

@@ -111,11 +111,13 @@ class Routes:
         forced: bool = False,
         action: str = "route.set",
         noted: Mapping[str, Any] | None = None,
+        overrides: Mapping[str, int] | None = None,
         follow: Callable[[Connection, Route], None] | None = None,
     ) -> Route:
         """Append revision `expected_revision + 1` if `expected_revision` is still the newest (0: there is none yet).
 
-        `noted` joins the detail of the audit record; `follow` writes what follows from the route, or the route is not
+        `noted` joins the detail of the audit record; `overrides` replaces those of single keys, which otherwise stay as
+        far as their version stays an arm; `follow` writes what follows from the route, or the route is not
         written either.
 
         Raises:
@@ -140,6 +142,7 @@ class Routes:
                     reason=reason,
                     at=self._clock(),
                     forced=forced,
+                    overrides=_overrides(newest, arms) if overrides is None else dict(overrides),
                 )
             except ValidationError as error:
                 raise InvalidInput(
@@ -161,6 +164,11 @@ class Routes:
             if follow is not None:
                 follow(connection, route)
         return route
+
+
+def _overrides(newest: Route | None, arms: Sequence[Arm]) -> dict[str, int]:
+    versions = {arm.version for arm in arms}
+    return {key: version for key, version in (newest.overrides if newest else {}).items() if version in versions}
 
 
 def lost_race(model: str, expected: int, newest: Route | None) -> Conflict:

@@ -94,6 +94,7 @@ routes = sa.Table(
     _text("reason"),
     _time("at"),
     sa.Column("forced", sa.Boolean, nullable=False),
+    _json("overrides"),
 )
 audit = sa.Table(
     "audit",

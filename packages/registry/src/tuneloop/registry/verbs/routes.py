@@ -11,7 +11,7 @@ from tuneloop.registry.errors import InvalidInput
 from tuneloop.registry.facade import Registry
 from tuneloop.registry.nouns import Route, parse_version_name
 from tuneloop.registry.printing import by_option, emit, json_option, reason_option, table, tell_unreadable
-from tuneloop.registry.promotion import Change, set_route
+from tuneloop.registry.promotion import Change, override, set_route
 from tuneloop.registry.promotion import promote as promote_version
 from tuneloop.registry.promotion import rollback as roll_back
 from tuneloop.registry.rollout import Plan, judgement, limits_of, run, trial_of
@@ -113,6 +113,28 @@ def route_set(
         _show(set_route(registry, model, shares, Change(by, reason, force), expected_revision=expect), as_json)
 
 
+@route.command("override")
+@click.argument("model")
+@click.argument("keys", nargs=-1, required=True, metavar="KEY=VERSION...")
+@click.option("--expect", type=int, help="Fail if the newest revision is not this one.")
+@by_option
+@reason_option
+@json_option
+def route_override(model: str, keys: tuple[str, ...], expect: int | None, by: str, reason: str, as_json: bool) -> None:
+    """Give single sticky keys, testers for example, a version of their own.
+
+    KEY= gives a key back to the split. Keys are kept as hashes.
+    """
+    wanted: dict[str, int | None] = {}
+    for part in keys:
+        said = re.fullmatch(r"(.+)=([0-9]{0,9})", part, re.DOTALL)
+        if said is None or said[1] in wanted:
+            raise InvalidInput(f"{part!r} is not KEY=VERSION, each key once, for example tester-7=3 or tester-7=")
+        wanted[said[1]] = int(said[2]) if said[2] else None
+    with Registry.open() as registry:
+        _show(override(registry, model, wanted, Change(by, reason), expected_revision=expect), as_json)
+
+
 @click.group()
 def rollout() -> None:
     """Raise a version's share in steps, judged against the champion."""
@@ -209,4 +231,5 @@ def _show(route: Route, as_json: bool) -> None:
 
 
 def _line(route: Route) -> str:
-    return f"{route.model} revision {route.revision}: {route.split_text} (by {route.by}: {route.reason})"
+    own = f", {len(route.overrides)} keys have a version of their own" if route.overrides else ""
+    return f"{route.model} revision {route.revision}: {route.split_text}{own} (by {route.by}: {route.reason})"

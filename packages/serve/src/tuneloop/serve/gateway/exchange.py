@@ -7,9 +7,9 @@ import secrets
 import time
 from dataclasses import dataclass, field
 from datetime import datetime
-from hashlib import sha256
 from typing import Literal
 
+from tuneloop.registry import assignment
 from tuneloop.registry.nouns import utc_now
 from tuneloop.serve.gateway.body import Endpoint
 from tuneloop.serve.gateway.routing import Plan, Target
@@ -68,7 +68,7 @@ class Exchange:
     @property
     def key_hash(self) -> str:
         """What the record keeps of the sticky key."""
-        return unit_hash(self.unit)
+        return assignment.key_hash(self.unit)
 
     @property
     def text_bytes(self) -> int:
@@ -82,8 +82,3 @@ class Exchange:
             found.append((b"x-tuneloop-version", self.target.name.encode()))
             found.append((b"x-tuneloop-revision", str(self.plan.route.revision).encode()))
         return found
-
-
-def unit_hash(unit: str) -> str:
-    """The first 128 bits of the SHA-256 of a sticky key, in hex: what records call `key_hash`."""
-    return sha256(unit.encode("utf-8", "surrogatepass")).hexdigest()[:32]

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
-from tuneloop.registry.assignment import assign
+from tuneloop.registry.assignment import assign, overridden
 from tuneloop.registry.errors import InvalidInput
 from tuneloop.registry.nouns import ApiKey, EngineState, Route, parse_version_name, version_name
 from tuneloop.serve.gateway.errors import ApiError
@@ -23,7 +23,7 @@ class Plan:
     """Which versions may answer, the preferred one first."""
 
     route: Route
-    assigned: int | None  # None: the client pinned the version, the split had no say
+    assigned: int | None  # None: the client pinned the version, or its key has one of its own: the split had no say
     versions: tuple[int, ...]
 
 
@@ -62,8 +62,10 @@ def plan(snapshot: Snapshot, asked: str, key: ApiKey, unit: str) -> Plan:
     if route is None:
         raise unknown_model(f"the model {model[:100]!r} does not exist; GET /v1/models lists what there is")
     if pinned is None:
-        assigned = assign(route, unit)
         others = (route.champion, *(arm.version for arm in route.arms if arm.weight_bp))
+        if (given := overridden(route, unit)) is not None:
+            return Plan(route, None, tuple(dict.fromkeys((given, *others))))
+        assigned = assign(route, unit)
         return Plan(route, assigned, tuple(dict.fromkeys((assigned, *others))))
     if not key.may_pin:
         raise ApiError(
