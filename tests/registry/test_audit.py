@@ -14,7 +14,7 @@ from sqlalchemy.engine import Connection
 from tests_support import retraining_request
 from tuneloop.registry import Registry, audit
 from tuneloop.registry import database as migrations_home
-from tuneloop.registry.errors import InvalidInput, Unavailable
+from tuneloop.registry.errors import InvalidInput, Unavailable, Unreadable
 from tuneloop.registry.nouns import Arm
 from tuneloop.registry.tables import audit as audit_table
 from tuneloop.registry.tables import audit_head, retraining
@@ -48,8 +48,8 @@ def altered(registry: Registry, *statements: str) -> None:
 
 def _let_change(connection: Connection) -> None:
     if connection.dialect.name == "sqlite":
-        for event in ("update", "delete"):
-            connection.execute(sa.text(f"DROP TRIGGER IF EXISTS audit_no_{event}"))
+        for trigger in ("no_update", "no_delete", "in_order"):
+            connection.execute(sa.text(f"DROP TRIGGER IF EXISTS audit_{trigger}"))
     else:
         connection.execute(sa.text("ALTER TABLE audit DISABLE TRIGGER USER"))
 
@@ -90,16 +90,60 @@ def test_whatever_is_altered_is_found(registries: Registry, statement: str, entr
     assert f"entry {entry}, or what stood right before it, is not what was written" in found[0]
 
 
-@pytest.mark.parametrize(
-    ("cut", "kept"),
-    [("DELETE FROM audit", 0), ("DELETE FROM audit WHERE id > 4", 4), ("UPDATE audit SET id = 6 WHERE id = 5", 4)],
-)
+@pytest.mark.parametrize(("cut", "kept"), [("DELETE FROM audit", 0), ("DELETE FROM audit WHERE id > 4", 4)])
 def test_entries_cut_off_the_end_are_missed(registries: Registry, cut: str, kept: int) -> None:
     written(registries, 5)
     altered(registries, cut)
+    [fault] = registries.audit.verify().faults
+    assert fault.startswith(f"entry {kept} is not the newest that was written, 5: ")
+
+
+INSERT = "INSERT INTO audit SELECT {id}, at, 'eve', action, subject, detail, hash FROM audit WHERE id = 3"
+
+
+@pytest.mark.parametrize("number", [6, 7, 60])
+def test_an_entry_put_behind_the_newest_is_found_and_holds_up_nobody(registries: Registry, number: int) -> None:
+    """Whoever may insert rows can do that; what must be on record next, a rollback maybe, still is."""
+    written(registries, 5)
+    with registries.database.writing() as connection:
+        connection.execute(sa.text(INSERT.format(id=number)))
+    wrong, foreign = registries.audit.verify().faults
+    assert f"entry {number}, or what stood right before it, is not what was written" in wrong
+    assert f"entry {number} was not written by tuneloop: the newest that was is 5" in foreign
+    written(registries, 1)
+    assert registries.audit.entries(limit=1)[0].id == number + 1
+    faults = registries.audit.verify().faults
+    assert [fault.split(",")[0] for fault in faults] == [f"entry {number}", f"entry {number + 1}"]
+
+
+@pytest.mark.parametrize("number", [-1, 0, 3, 5])
+def test_the_database_lets_nothing_in_before_the_newest(registries: Registry, number: int) -> None:
+    written(registries, 5)
+    refused = pytest.raises((Unavailable, sa.exc.IntegrityError), match="the audit log is append-only")
+    with refused, registries.database.writing() as connection:
+        connection.execute(sa.text(INSERT.format(id=number)))
+    if registries.database.is_sqlite:
+        with refused, registries.database.writing() as connection:
+            connection.execute(sa.text(INSERT.format(id=number).replace("INSERT", "INSERT OR REPLACE")))
+    assert registries.audit.verify().faults == ()
+
+
+def test_a_log_that_does_not_know_its_newest_entry_says_so(registries: Registry) -> None:
+    written(registries, 2)
+    with registries.database.writing() as connection:
+        connection.execute(sa.delete(audit_head))
     assert registries.audit.verify().faults == (
-        f"entry {kept} is not the newest that was written: entries after it were removed",
+        "audit_head, which knows the newest entry, is empty: its row was deleted",
     )
+    with pytest.raises(Unreadable, match="the row of audit_head was deleted; bring it back from a copy"):
+        written(registries, 1)
+
+
+def test_what_is_no_hash_was_never_noted(registries: Registry) -> None:
+    for noted in ("", "ABC", "F" * 64, "0" * 63, "0" * 64 + "\n"):
+        with pytest.raises(InvalidInput, match="is no hash of an entry: 64 digits"):
+            registries.audit.verify(noted)
+    assert registries.audit.verify(audit.FIRST_HASH).faults == (), "noted when nothing was written yet"
 
 
 def test_a_log_written_anew_from_end_to_end_is_told_by_a_noted_hash_alone(registries: Registry) -> None:
@@ -199,13 +243,16 @@ def test_a_log_from_before_the_hashes_is_chained_and_stays_readable(registries: 
         config.attributes["connection"] = connection
         command.downgrade(config, "0001")
     with registries.database.writing() as connection:
+        names = ["at", "actor", "action", "subject", "detail"]  # as the older code writes: the database numbers entries
+        older = sa.select(*(audit_table.c[name] for name in names)).where(audit_table.c.id == 4)
+        connection.execute(sa.insert(audit_table).from_select(names, older))
         connection.execute(sa.text("DELETE FROM audit WHERE id = 2"))
         damage = f'{{"n": {10**400}}}'  # larger than any number
         connection.execute(sa.text("UPDATE audit SET detail = :damage WHERE id = 3"), {"damage": damage})
     registries.database.upgrade()
-    assert [entry.actor for entry in registries.audit.entries()] == ["ada"] * 3
-    assert registries.audit.entries()[0].detail == entries[0].detail
+    assert [entry.id for entry in registries.audit.entries()] == [5, 4, 3, 1]
+    assert registries.audit.entries()[1].detail == entries[0].detail
     found = registries.audit.verify()
     assert found.faults == ("entry 3, or what stood right before it, is not what was written",)
     written(registries, 1)
-    assert (registries.audit.verify().entries, registries.audit.verify().newest) == (4, 5)
+    assert (registries.audit.verify().entries, registries.audit.verify().newest) == (5, 6)

@@ -15,6 +15,7 @@ from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
+from alembic.util import CommandError
 
 from tests_support import request_record
 from tuneloop.registry import Registry
@@ -67,9 +68,17 @@ def test_approvals_go_to_the_older_schema_and_back(registries: Registry) -> None
     gates.revoke("bot", 4, by="grace", reason="bad")
     config = Config()
     config.set_main_option("script_location", str(Path(migrations_home.__file__).parent / "migrations"))
-    with database.writing() as connection:
-        config.attributes["connection"] = connection
-        command.downgrade(config, "0002")
+
+    def down() -> None:
+        with database.writing() as connection:
+            config.attributes["connection"] = connection
+            command.downgrade(config, "0002")
+
+    with pytest.raises(CommandError, match="cannot say that versions are revoked: bot@4"):
+        down()
+    assert gates.approver("bot", 4) is None
+    gates.approve("bot", 4, by="ada", reason="for a while", ttl_s=60)
+    down()
     database.upgrade()
     assert [gates.approver("bot", version) for version in range(1, 5)] == ["ada", "grace", None, None]
     gates.approve("bot", 4, by="ada", reason="after the upgrade")

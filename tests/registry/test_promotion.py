@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -46,6 +47,25 @@ def test_a_damaged_revision_of_before_is_left_out_of_the_history_and_a_rollback_
     with pytest.raises(Unreadable, match="say where to go back to: `tuneloop rollback bot --to REVISION`"):
         rollback(two_versions, "bot", CHANGE)
     assert rollback(two_versions, "bot", CHANGE, to_revision=2).champion == 2
+
+
+def test_an_approval_revoked_while_an_engine_still_loads_the_version_holds_the_promotion(
+    two_versions: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    staged = staging.stage
+
+    def revoked_meanwhile(*arguments: Any, **named: Any) -> int:
+        revision = staged(*arguments, **named)
+        two_versions.gates.revoke("bot", 2, by="grace", reason="seen something")
+        return revision
+
+    monkeypatch.setattr(promotion, "stage", revoked_meanwhile)
+    with pytest.raises(Refused, match="its approval was revoked by grace: seen something"):
+        promote(two_versions, "bot", 2, CHANGE)
+    assert two_versions.routes.current("bot").champion == 1
+    assert two_versions.audit.verify().faults == ()
+    promote(two_versions, "bot", 2, Change("ada", "test", force=True))
+    assert two_versions.routes.current("bot").champion == 2
 
 
 def test_a_testers_key_gets_the_version_it_was_given_and_everybody_else_what_the_split_says(

@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from mlflow.tracking import MlflowClient
 
 from tests_support import publish_version
 from tuneloop.registry import Registry
 from tuneloop.registry.artifacts import folder_digest
-from tuneloop.registry.errors import InvalidInput
+from tuneloop.registry.errors import InvalidInput, Unreadable
 from tuneloop.registry.nouns import Version
 from tuneloop.registry.settings import RegistrySettings
 from tuneloop.registry.signing import SIGNATURE, Signing
@@ -128,8 +130,34 @@ def test_a_signature_that_is_none_is_said_to_be_one(
     registry: Registry, registry_home: Path, published: Version, tmp_path: Path, content: bytes
 ) -> None:
     stored(registry_home, SIGNATURE).write_bytes(content)
-    with pytest.raises(InvalidInput, match=r"is no signature by a key.*sign the version anew"):
-        registry.versions.fetch(published, tmp_path / "fetched")
+    for _ in range(2):
+        with pytest.raises(InvalidInput, match=r"is no signature by a key.*sign the version anew"):
+            registry.versions.fetch(published, tmp_path / "fetched")
+    signed = registry.versions.sign(published, tmp_path / "adapters")
+    assert registry.versions.fetch(signed, tmp_path / "fetched").is_dir(), "nobody holds on to the bad one"
+
+
+@pytest.mark.parametrize(
+    "digest", ["sha256:", "sha256:../../signing", "/etc", "sha256:" + "A" * 64, "sha256:" + "0" * 65]
+)
+def test_what_is_no_digest_names_no_folder(
+    registry: Registry, registry_home: Path, published: Version, client: MlflowClient, digest: str
+) -> None:
+    """Fetching deletes what does not fit its digest: whoever writes tags must not choose what that is."""
+    retag(client, artifact_digest=digest)
+    for ask in (registry.versions.fetch, registry.versions.sign):
+        with pytest.raises(InvalidInput, match="is no digest of its files"):
+            ask(registry.versions.get("bot", 1), registry_home / "adapters")
+    assert (registry_home / "signing" / "key.pem").is_file()
+
+
+@pytest.mark.parametrize("key", ["", "../../x", "A" * 12, "0" * 13, "0" * 12 + "\n"])
+def test_what_is_no_keys_name_is_refused(
+    registry: Registry, published: Version, client: MlflowClient, key: str
+) -> None:
+    retag(client, signed_by=key)
+    with pytest.raises(Unreadable, match="signed_by"):
+        registry.versions.get("bot", 1)
 
 
 def test_a_signature_that_is_gone_is_said_to_be(
@@ -180,17 +208,58 @@ def test_signing_anew_takes_the_files_as_they_were_published(
         registry.versions.sign(signed, tmp_path / "again")
 
 
-@pytest.mark.parametrize("content", [None, b"no key"])
-def test_without_the_key_the_settings_name_nothing_is_published(
-    registry: Registry, tmp_path: Path, content: bytes | None
-) -> None:
-    key = tmp_path / "team.pem"
+def private(key: Any) -> bytes:
+    return bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+
+
+WRONG_KEYS = {
+    "none": None,
+    "no key": b"no key",
+    "rsa": private(rsa.generate_private_key(65537, 2048)),
+    "ed25519": private(ed25519.Ed25519PrivateKey.generate()),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG_KEYS)
+def test_without_a_key_that_signs_nothing_is_published(registry: Registry, tmp_path: Path, kind: str) -> None:
+    key, content = tmp_path / "team.pem", WRONG_KEYS[kind]
     if content is not None:
         key.write_bytes(content)
     with other_home(registry, tmp_path / "elsewhere", signing_key=key) as elsewhere:
-        with pytest.raises(InvalidInput, match=r"signing_key .*team\.pem cannot sign"):
-            publish_version(elsewhere, tmp_path / "v1")
+        for ask in (elsewhere.versions.check_key, lambda: publish_version(elsewhere, tmp_path / "v1")):
+            with pytest.raises(
+                InvalidInput, match=r"signing_key .*team\.pem .*must be a PEM file of an elliptic curve"
+            ):
+                ask()
         assert elsewhere.versions.models() == []
+
+
+def test_trust_is_given_by_people_alone_once_the_key_was_made(
+    registry: Registry, registry_home: Path, published: Version, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A public key that somebody took away, or never put into a folder of theirs, does not come back by itself."""
+    public = registry_home / "signing" / "trusted" / f"{published.signed_by}.pem"
+    text = public.read_text()
+    public.unlink()
+    second = publish_version(registry, tmp_path / "v2")
+    assert not public.exists()
+    assert text.strip() in caplog.text, "who has to trust it can copy it from there"
+    with pytest.raises(InvalidInput, match="is not trusted here"):
+        registry.versions.fetch(second, tmp_path / "fetched")
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    with other_home(registry, tmp_path / "elsewhere", trusted_keys=shared) as elsewhere:
+        publish_version(elsewhere, tmp_path / "v3")
+    assert list(shared.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", [".gitignore", ".github/hook.json"])
+def test_what_a_signature_leaves_out_is_not_published(registry: Registry, tmp_path: Path, name: str) -> None:
+    path = tmp_path / "v1" / name
+    path.parent.mkdir(parents=True)
+    path.write_text("{}")
+    with pytest.raises(InvalidInput, match=r"\.git.* \(part of a git repository\)"):
+        publish_version(registry, tmp_path / "v1")
 
 
 def test_of_many_first_publications_one_makes_the_key(tmp_path: Path) -> None:

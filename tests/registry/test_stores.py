@@ -186,12 +186,18 @@ def test_a_persons_newest_decision_goes_before_the_gates_until_it_expires(regist
     assert gates.approver("bot", 2) is None, "a person said no; a person says yes again"
     gates.approve("bot", 2, by="ada", reason="mended")
     assert gates.approver("bot", 2) == "ada"
-    assert [decided.granted for decided in gates.decisions("bot", 2)] == [True, False, True]
+    gates.revoke("bot", 2, by="grace", reason="riddles again")
+    gates.approve("bot", 2, by="ada", reason="for an hour", ttl_s=3_600)
+    assert gates.approver("bot", 2) == "ada"
+    clock.advance(3_600)
+    assert gates.approver("bot", 2) is None, "the revocation stands again"
+    assert "was revoked by grace: riddles again" in gates.why_not("bot", 2)
+    assert [decided.granted for decided in gates.decisions("bot", 2)] == [True, False, True, False, True]
     with pytest.raises(InvalidInput, match="an approval that expires after 0 s can never be used"):
         gates.approve("bot", 2, by="ada", reason="why", ttl_s=0)
     with pytest.raises(InvalidInput, match="revoking an approval needs --by and --reason"):
         gates.revoke("bot", 2, by="ada", reason=" ")
-    assert len(registries.audit.entries("bot@2")) == 5
+    assert len(registries.audit.entries("bot@2")) == 7
 
 
 def test_a_gate_without_checks_is_inconclusive(clock: Clock) -> None:

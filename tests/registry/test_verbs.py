@@ -24,6 +24,7 @@ from tests_support import (
 from tuneloop.cli.main import main
 from tuneloop.registry import Registry
 from tuneloop.registry.assignment import key_hash
+from tuneloop.registry.errors import Unavailable
 from tuneloop.registry.nouns import Check, GateReport
 from tuneloop.registry.policies import RetrainingPolicy
 from tuneloop.registry.promotion import Change, promote, set_route
@@ -294,6 +295,7 @@ def test_a_policy_that_is_wrong_is_refused_with_every_error(
         ("metrics: {bleu.old: 5}\n", ":1: metrics.bleu.old: "),
         ("metrics: {bleu.old: {min: .nan}}\n", ":1: metrics.bleu.old.min: "),
         ("person: 1\n", ":1: person: "),
+        ("margins: {fresh: 0.1}\n", "margins.fresh is not read: on users' corrections a version must be better"),
     ],
 )
 def test_a_gate_that_is_wrong_is_refused(
@@ -388,7 +390,7 @@ def test_the_audit_log_is_verified_and_what_was_altered_is_named(lived_in: Regis
     assert (code, err) == (0, "")
     noted = out.splitlines()[1]
     assert verb("audit", "--verify", "--noted", noted)[0] == 0
-    code, out, _ = verb("audit", "--verify", "--noted", "0" * 64)
+    code, out, _ = verb("audit", "--verify", "--noted", "1" * 64)
     assert (code, "no entry has the noted hash" in out) == (1, True)
     with lived_in.database.writing() as connection:
         connection.execute(sa.text("DROP TRIGGER audit_no_update"))
@@ -397,6 +399,7 @@ def test_the_audit_log_is_verified_and_what_was_altered_is_named(lived_in: Regis
     assert (code, len(json.loads(out)["faults"])) == (1, 1)
     assert "was altered in 1 places" in err
     assert verb("audit", "--noted", noted)[0] == verb("audit", "bot", "--verify")[0] == 2
+    assert verb("audit", "--verify", "--noted", noted[:12])[0] == 2
 
 
 def test_a_version_is_signed_anew_on_record(lived_in: Registry, verb: Verb) -> None:
@@ -404,6 +407,16 @@ def test_a_version_is_signed_anew_on_record(lived_in: Registry, verb: Verb) -> N
     assert (code, out) == (0, f"bot@1 is signed by key {lived_in.versions.get('bot', 1).signed_by}\n")
     assert lived_in.audit.entries("bot@1", limit=1)[0].action == "version.sign"
     assert verb("sign", "bot@9", *WHO)[0] == 2
+
+
+def test_revoking_waits_for_no_mlflow(lived_in: Registry, verb: Verb, monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(*_asked: object) -> None:
+        raise Unavailable("MLflow does not answer")
+
+    monkeypatch.setattr("tuneloop.registry.versions.Versions.get", away)
+    code, out, err = verb("approve", "bot@2", *WHO, "--revoke")
+    assert (code, "not looked up: MLflow does not answer" in err, "it still serves 10 %" in out) == (0, True, True)
+    assert lived_in.gates.approver("bot", 2) is None
 
 
 def test_testers_get_a_version_of_their_own(lived_in: Registry, verb: Verb) -> None:
@@ -424,6 +437,10 @@ def test_an_approval_ends_by_itself_or_is_revoked(lived_in: Registry, verb: Verb
     assert "ada     approved" in verb("gate", "bot@3")[1]
     code, out, _ = verb("approve", "bot@2", "--by", "grace", "--reason", "it answers in riddles", "--revoke")
     assert (code, "it still serves 10 %: `tuneloop rollback bot` takes that back" in out) == (0, True)
+    assert "keys that may pin it, or were given it, still reach it" in out
+    out = verb("approve", "bot@1", *WHO, "--revoke")[1]
+    assert "it is the champion, and serves 90 % on: promote another version" in out
+    assert "rollback" not in out, "which would give the champion even more"
     code, _, err = verb("promote", "bot@2", *WHO)
     assert (code, "its approval was revoked by grace: it answers in riddles" in err) == (3, True)
     assert verb("approve", "bot@3", *WHO, "--days", "0")[0] == 2

@@ -120,9 +120,7 @@ def test_a_key_with_a_version_of_its_own_gets_it_and_the_champion_stands_in() ->
     split = route((3, 0), (2, 1_000), (1, 9_000))
     one = (split.model_copy(update={"overrides": {key_hash("me"): 3}}),)
     found = plan(view(routes=one), "bot", api_key(), "me")
-    assert (found.assigned, found.versions) == (None, (3, 1, 2)), (
-        "the split had no say: no canary is judged by it"
-    )
+    assert (found.assigned, found.versions) == (None, (3, 1, 2)), "the split had no say: no canary is judged by it"
     for n in range(200):
         assert plan(view(routes=one), "bot", api_key(), f"u{n}").assigned == assign(split, f"u{n}")
 

@@ -101,7 +101,7 @@ def _beginning(registry: Registry, history: Sequence[Route], version: int, size:
         usable = [record for record in served if judgeable(record)]
         if len(usable) >= size:
             return reference_of(usable[:size], frozen=False)
-        if len(served) < limit:
+        if len(served) + len(served.unreadable) < limit:
             break
         limit *= 2
     if served and not any(record.question for record in served):

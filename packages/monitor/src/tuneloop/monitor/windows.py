@@ -79,7 +79,7 @@ def next_window(
         if len(fresh) >= size:
             records = tuple(fresh[:size])
             return Window(done.next_index, records, size, max(done.high_water, records[-1].at))
-        if len(served) < limit:
+        if len(served) + len(served.unreadable) < limit:
             return tuple(fresh)
         limit *= 2
 

@@ -84,7 +84,9 @@ def check_publishable(folder: Path) -> None:
     bad = [
         f"{path.relative_to(folder)} ({_kind(path)})"
         for path in sorted(folder.rglob("*"))
-        if path.is_symlink() or not (path.is_dir() or (path.is_file() and path.suffix in PUBLISHABLE))
+        if path.is_symlink()
+        or path.name.startswith(".git")  # what signatures leave out
+        or not (path.is_dir() or (path.is_file() and path.suffix in PUBLISHABLE))
     ]
     if bad:
         raise InvalidInput(f"{folder}: only safetensors, JSON and text are published; remove {', '.join(bad)}")
@@ -95,6 +97,8 @@ def check_publishable(folder: Path) -> None:
 def _kind(path: Path) -> str:
     if path.is_symlink():
         return "a link"
+    if path.name.startswith(".git"):
+        return "part of a git repository"
     return path.suffix or "no ending" if path.is_file() else "no regular file"
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,12 +20,13 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, RowMapping
 
 from tuneloop.registry.database import Database, Rows, readable, write_last
-from tuneloop.registry.errors import InvalidInput
+from tuneloop.registry.errors import InvalidInput, Unreadable
 from tuneloop.registry.nouns import AuditEntry
 from tuneloop.registry.tables import audit, audit_head
 
 FIRST_HASH = "0" * 64  # what the first entry follows
 _CHUNK_ROWS = 1_000
+_HASH = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -50,14 +52,24 @@ def record(
     entry = {"at": at, "actor": actor, "action": action, "subject": subject, "detail": detail}
     try:
         chained(FIRST_HASH, {"id": 0, **entry})
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidInput(f"{action} of {subject!r} cannot be kept: {error}; write it in valid Unicode") from None
     write_last(connection, lambda: _append(connection, entry))
 
 
 def _append(connection: Connection, entry: Mapping[str, Any]) -> None:
-    head = connection.execute(sa.select(audit_head).with_for_update()).mappings().one()
-    values = {"id": head["id"] + 1, **entry}
+    """Chain an entry to the head, which is locked until the transaction ends.
+
+    Past the head only somebody else can have written: this goes on behind it, and `verify` tells.
+    """
+    head = connection.execute(sa.select(audit_head).with_for_update()).mappings().one_or_none()
+    if head is None:
+        raise Unreadable(
+            "the audit log's newest entry is not known: the row of audit_head was deleted; bring it back from a copy "
+            "of the database, since nothing can be put on record before"
+        )
+    last = connection.execute(sa.select(sa.func.max(audit.c.id))).scalar() or 0
+    values = {"id": max(last, head["id"]) + 1, **entry}
     values["hash"] = chained(head["hash"], values)
     connection.execute(sa.insert(audit).values(values))
     connection.execute(sa.update(audit_head).values(id=values["id"], hash=values["hash"]))
@@ -67,7 +79,7 @@ def chained(previous: str, entry: Mapping[str, Any] | RowMapping) -> str:
     """The hash of an entry that follows the one with the hash `previous`: 64 hexadecimal digits.
 
     Raises:
-        ValueError, TypeError, AttributeError: the entry holds what `record` never writes.
+        ValueError, TypeError, AttributeError, RecursionError: the entry holds what `record` never writes.
     """
     said = {name: entry[name] for name in ("id", "actor", "action", "subject")}
     said |= {"at": entry["at"].astimezone(UTC).isoformat(timespec="microseconds"), "previous": previous}
@@ -98,27 +110,43 @@ class Audit:
 
         Args:
             noted: the hash of an entry as it was noted earlier, outside of the database.
+
+        Raises:
+            InvalidInput: `noted` is no such hash.
         """
+        if noted is not None and not _HASH.fullmatch(noted):
+            raise InvalidInput(f"{noted!r} is no hash of an entry: 64 digits of 0-9 and a-f, as --verify prints them")
         faults: list[str] = []
-        entries, newest, previous, seen = 0, 0, FIRST_HASH, noted is None
+        entries, newest, previous, seen = 0, 0, FIRST_HASH, noted in {None, FIRST_HASH}
+        ends = sa.select(sa.select(sa.func.max(audit.c.id)).scalar_subquery().label("last"))
         with self._db.reading() as connection:
-            head = connection.execute(sa.select(audit_head)).mappings().first()
-            query = sa.select(audit).order_by(audit.c.id).execution_options(yield_per=_CHUNK_ROWS)
-            if head is not None:  # what is written while this reads is the next look's
-                query = query.where(audit.c.id <= head["id"])
-            for row in connection.execute(query).mappings():
+            last = connection.execute(ends.add_columns(_head("id"), _head("hash"))).mappings().one()
+            # What is written while this reads is the next look's.
+            query = sa.select(audit).where(audit.c.id <= (last["last"] or 0)).order_by(audit.c.id)
+            for row in connection.execute(query.execution_options(yield_per=_CHUNK_ROWS)).mappings():
                 if not _follows(previous, row):
                     faults.append(f"entry {row['id']}, or what stood right before it, is not what was written")
                 entries, newest, previous, seen = entries + 1, row["id"], row["hash"], seen or row["hash"] == noted
-        if head is None or (head["id"], head["hash"]) != (newest, previous):
-            faults.append(f"entry {newest} is not the newest that was written: entries after it were removed")
+        if last["id"] is None:
+            faults.append("audit_head, which knows the newest entry, is empty: its row was deleted")
+        elif newest > last["id"]:
+            faults.append(f"entry {newest} was not written by tuneloop: the newest that was is {last['id']}")
+        elif (last["id"], last["hash"]) != (newest, previous):
+            faults.append(
+                f"entry {newest} is not the newest that was written, {last['id']}: entries after it were removed, or "
+                "audit_head was changed"
+            )
         if not seen:
             faults.append(f"no entry has the noted hash {noted}: the log was written anew since, or is another one")
         return Verification(entries, newest, previous, tuple(faults))
 
 
+def _head(name: str) -> sa.Label[Any]:
+    return sa.select(audit_head.c[name]).limit(1).scalar_subquery().label(name)
+
+
 def _follows(previous: str, row: RowMapping) -> bool:
     try:
         return bool(chained(previous, row) == row["hash"])
-    except (ValueError, TypeError, AttributeError):  # not even of the kind that is written
+    except (ValueError, TypeError, AttributeError, RecursionError):  # not even of the kind that is written
         return False

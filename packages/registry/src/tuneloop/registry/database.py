@@ -41,7 +41,9 @@ _POSTGRESQL: dict[str, str | int] = {
     "keepalives_interval": 5,
     "keepalives_count": 3,
     "tcp_user_timeout": 15_000,
-    "options": "-c statement_timeout=60000",
+    # What one client holds and never lets go, every other would wait for: the server ends it soon, not in two hours.
+    "options": "-c statement_timeout=60000 -c idle_in_transaction_session_timeout=15000 -c tcp_keepalives_idle=10 "
+    "-c tcp_keepalives_interval=5 -c tcp_keepalives_count=3",
 }
 
 
@@ -125,7 +127,7 @@ class Database:
         with self._guarded(), self.engine.begin() as connection:
             if self.is_sqlite:
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
-            last: list[Callable[[], None]] = []
+            last: list[Callable[[], object]] = []
             connection.info[_LAST] = last
             try:
                 yield connection
@@ -160,7 +162,7 @@ class Database:
         self.engine.dispose()
 
 
-def write_last(connection: Connection, write: Callable[[], None]) -> None:
+def write_last(connection: Connection, write: Callable[[], object]) -> None:
     """Have a `writing` transaction do this right before it commits, after all else it writes.
 
     For what every writer must wait for: it is then held briefly, and nobody who holds it waits for another row.

@@ -8,7 +8,7 @@ from datetime import datetime
 import sqlalchemy as sa
 
 from tuneloop.registry import audit
-from tuneloop.registry.database import Database, noun_of, row_of
+from tuneloop.registry.database import Database, Rows, noun_of, readable, row_of, write_last
 from tuneloop.registry.errors import InvalidInput
 from tuneloop.registry.expiry import expires_at
 from tuneloop.registry.nouns import Approval, GateReport, version_name
@@ -63,21 +63,21 @@ class Gates:
         """
         return self._decide(model, version, granted=False, by=by, reason=reason, now=self._clock(), until=None)
 
-    def decisions(self, model: str, version: int) -> list[Approval]:
+    def decisions(self, model: str, version: int) -> Rows[Approval]:
         """What people decided about a version, the newest first."""
         here = sa.and_(approvals.c.model == model, approvals.c.version == version)
         with self._db.reading() as connection:
             rows = connection.execute(sa.select(approvals).where(here).order_by(approvals.c.id.desc())).mappings()
-            return [noun_of(Approval, row) for row in rows]
+            return readable(Approval, rows)
 
     def approver(self, model: str, version: int) -> str | None:
         """Who approved the version: a person, `gate` when its newest report passes, or nobody.
 
-        A person's newest decision goes before the gate's, until it expires. Where the gate policy asks for a person the
-        gate lets nothing in.
+        A person's newest decision that has not expired goes before the gate's. Where the gate policy asks for a person
+        the gate lets nothing in.
         """
-        decided = next(iter(self.decisions(model, version)), None)
-        if decided is not None and (decided.expires_at is None or self._clock() < decided.expires_at):
+        decided = self._newest(model, version, in_force=True)
+        if decided is not None:
             return decided.by if decided.granted else None
         report = self.latest(model, version)
         passed = report is not None and report.verdict == "pass"
@@ -85,16 +85,25 @@ class Gates:
 
     def why_not(self, model: str, version: int) -> str:
         """Why nobody approves the version, in words that follow its name."""
-        decided = next(iter(self.decisions(model, version)), None)
+        decided = self._newest(model, version, in_force=True)
         if decided is not None and not decided.granted:
             return f"its approval was revoked by {decided.by}: {decided.reason}"
         report = self.latest(model, version)
         gate = f"its gate says {report.verdict}" if report else "no gate has judged it"
         if report is not None and report.verdict == "pass":
             gate += f", and the gate policy of {model} asks for a person too"
-        if decided is not None and decided.expires_at is not None:
-            return f"the approval by {decided.by} expired at {decided.expires_at:%Y-%m-%d %H:%M} UTC, and {gate}"
+        expired = self._newest(model, version, in_force=False)
+        if expired is not None and expired.expires_at is not None:
+            return f"the approval by {expired.by} expired at {expired.expires_at:%Y-%m-%d %H:%M} UTC, and {gate}"
         return gate
+
+    def _newest(self, model: str, version: int, *, in_force: bool) -> Approval | None:
+        query = sa.select(approvals).where(approvals.c.model == model, approvals.c.version == version)
+        if in_force:
+            query = query.where(sa.or_(approvals.c.expires_at.is_(None), approvals.c.expires_at > self._clock()))
+        with self._db.reading() as connection:
+            row = connection.execute(query.order_by(approvals.c.id.desc()).limit(1)).mappings().first()
+        return None if row is None else noun_of(Approval, row)
 
     def _decide(
         self, model: str, version: int, *, granted: bool, by: str, reason: str, now: datetime, until: datetime | None
@@ -107,7 +116,9 @@ class Gates:
         )
         detail = {"reason": reason} | ({"expires_at": until.isoformat()} if until else {})
         with self._db.writing() as connection:
-            connection.execute(sa.insert(approvals).values(**row_of(decided, approvals)))
             action, name = "version.approve" if granted else "version.revoke", version_name(model, version)
             audit.record(connection, at=now, actor=by, action=action, subject=name, detail=detail)
+            # After its entry, which one transaction writes at a time: the newest decision is the newest on record.
+            write = sa.insert(approvals).values(**row_of(decided, approvals))
+            write_last(connection, lambda: connection.execute(write))
         return decided

@@ -77,7 +77,7 @@ class Version(Noun):
     target_modules: tuple[str, ...] = ()
     parent: int | None = None
     request_id: str | None = None  # the retraining request it answers
-    signed_by: str | None = None  # the name of the key that signed its files
+    signed_by: str | None = Field(default=None, pattern=r"^[0-9a-f]{12}$")  # the name of the key that signed its files
     created_at: AwareDatetime
     metrics: dict[str, float] = {}  # `perplexity.<domain>`, `bleu.<domain>`, ...
 

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from tuneloop.registry import audit
-from tuneloop.registry.database import Database, faults
+from tuneloop.registry.database import Database, faults, write_last
 from tuneloop.registry.errors import Unreadable
 from tuneloop.registry.nouns import Noun, Signal
 from tuneloop.registry.tables import policies
@@ -33,6 +33,9 @@ class RetrainingPolicy(Noun):
     min_rows: int = Field(default=50, ge=1, le=1_000_000_000)  # fresh corrections
     cooldown_s: float = Field(default=6 * 3600.0, ge=0, le=10 * 365 * 86_400.0, allow_inf_nan=False)
     auto_approve: bool = False  # otherwise a person runs `tuneloop retraining approve`
+
+
+_PRIMARY = "fresh"  # the evaluation set of users' corrections
 
 
 class Threshold(Noun):
@@ -62,6 +65,12 @@ class GatePolicy(Noun):
     min_rows: int | None = Field(default=None, ge=2, le=1_000_000_000)  # fewer in a set decide nothing
     metrics: dict[str, Threshold] = {}  # a measure of the version, `perplexity.<set>` → where it must lie
     person: bool = False  # a gate that passes lets nothing in: a person approves each version
+
+    @model_validator(mode="after")
+    def _primary_has_no_margin(self) -> Self:
+        if _PRIMARY in self.margins:
+            raise ValueError(f"margins.{_PRIMARY} is not read: on users' corrections a version must be better")
+        return self
 
 
 PolicyT = TypeVar("PolicyT", RetrainingPolicy, GatePolicy)
@@ -98,8 +107,8 @@ class Policies:
         """Append a new revision of a model's policy of that kind."""
         kind, body, now = _KINDS[type(policy)], policy.model_dump(mode="json"), self._clock()
         with self._db.writing() as connection:
-            connection.execute(
-                sa.insert(policies).values(model=model, kind=kind, body=body, by=by, reason=reason, at=now)
-            )
             detail = {"policy": body, "reason": reason}
             audit.record(connection, at=now, actor=by, action=f"policy.{kind}", subject=model, detail=detail)
+            # After its entry, which one transaction writes at a time: the policy in force is the newest on record.
+            write = sa.insert(policies).values(model=model, kind=kind, body=body, by=by, reason=reason, at=now)
+            write_last(connection, lambda: connection.execute(write))

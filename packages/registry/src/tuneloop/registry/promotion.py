@@ -15,6 +15,7 @@ from typing import Any
 from sqlalchemy.engine import Connection
 
 from tuneloop.registry.assignment import key_hash
+from tuneloop.registry.database import write_last
 from tuneloop.registry.errors import InvalidInput, Refused, TuneloopError, Unreadable
 from tuneloop.registry.facade import Registry
 from tuneloop.registry.hurry import LOOKUP_TIMEOUT_S, mlflow_within
@@ -259,6 +260,12 @@ def _put(
     if newcomers:
         mlflow_within(registry, lambda: check_fits(registry, model, before, arms, newcomers), LOOKUP_TIMEOUT_S)
     expected_revision = 0 if before is None else stage(registry, before, arms, by=change.by, reason=change.reason)
+
+    def follow(connection: Connection, written: Route) -> None:
+        _close_requests(registry, connection, before, written)
+        if not change.force:  # staging takes its time: somebody may have revoked an approval, or it has ended
+            write_last(connection, lambda: check_approved(registry, model, before, arms))
+
     route = registry.routes.write(
         model,
         arms,
@@ -268,7 +275,7 @@ def _put(
         forced=change.force,
         action=action,
         noted=noted,
-        follow=lambda connection, written: _close_requests(registry, connection, before, written),
+        follow=follow,
     )
     try:
         registry.fleet.wait_applied(model, route.revision, APPLY_TIMEOUT_S)

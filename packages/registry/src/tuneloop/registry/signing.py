@@ -8,6 +8,7 @@ key: whoever can write both still cannot make files that an engine loads.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import tempfile
 from base64 import b64decode
@@ -22,6 +23,8 @@ from tuneloop.registry.settings import RegistrySettings
 
 SIGNATURE = "model.sig"
 _NAME_DIGITS = 12
+_KEY = "it must be a PEM file of an elliptic curve's private key, without a passphrase"
+_log = logging.getLogger(__name__)
 
 
 class Signing:
@@ -42,20 +45,41 @@ class Signing:
 
         return model_signing
 
+    def check_key(self) -> None:
+        """See that there is a key to sign with; the default one is made where it is missing.
+
+        Raises:
+            InvalidInput: it cannot be read, or is none of those that model-signing takes.
+        """
+        from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey  # noqa: PLC0415
+        from cryptography.hazmat.primitives.serialization import load_pem_private_key  # noqa: PLC0415
+
+        path = self._key()
+        try:
+            key = load_pem_private_key(path.read_bytes(), None)
+        except Exception as error:  # noqa: BLE001 (cryptography has many errors for what is no key)
+            raise InvalidInput(f"signing_key {path} cannot be used: {_short(error)}; {_KEY}") from None
+        if not isinstance(key, EllipticCurvePrivateKey):
+            raise InvalidInput(f"signing_key {path} is a {type(key).__name__.removeprefix('_')}; {_KEY}")
+        name, text = _name(key.public_key())
+        if not any(_name_of(known) == name for known in self.trusted.glob("*.pem")):
+            _log.warning(
+                "%s is not trusted here: versions signed with it are refused by whatever looks into %s, until this "
+                "public key stands there as a .pem file:\n%s",
+                path,
+                self.trusted,
+                text.decode().strip(),
+            )
+
     def sign(self, folder: Path, signature: Path) -> str:
         """Write the signature of every file below a folder; returns the name of the key, as `verify` says it.
 
         Raises:
-            InvalidInput: the key that the settings name cannot be read, or the default one cannot be made.
+            InvalidInput: the key that the settings name cannot be used, or the default one cannot be made.
         """
-        key = self._key()
-        try:
-            config = self._model_signing.signing.Config().use_elliptic_key_signer(private_key=key)
-            config.sign(folder, signature)
-        except (OSError, ValueError, TypeError) as error:
-            raise InvalidInput(
-                f"signing_key {key} cannot sign: {error}; it is an unencrypted PEM file of an elliptic curve's key"
-            ) from None
+        self.check_key()
+        config = self._model_signing.signing.Config().use_elliptic_key_signer(private_key=self._key())
+        config.sign(folder, signature)
         return key_of(signature)
 
     def verify(self, folder: Path, signature: Path | None, name: str) -> None:
@@ -81,7 +105,7 @@ class Signing:
         if public is None:
             raise InvalidInput(
                 f"{name} was signed by key {key}, which is not trusted here; put its public key into {self.trusted}, "
-                f"or sign the version anew with a trusted one: `tuneloop sign {name} --by YOU --reason WHY`"
+                f"or sign the version anew on a machine whose key is: `tuneloop sign {name} --by YOU --reason WHY`"
             )
         try:
             config = self._model_signing.verifying.Config().use_elliptic_key_verifier(public_key=public)
@@ -96,16 +120,15 @@ class Signing:
         if self._settings.signing_key is not None:
             return self._settings.signing_key
         key = self._folder / "key.pem"
-        try:
-            if not key.is_file():
+        if not key.is_file():
+            try:
                 self._make(key)
-            self._trust(key)
-        except (OSError, ValueError, TypeError) as error:
-            raise InvalidInput(f"{key} cannot be made or read: {error}; name a key in signing_key") from None
+            except OSError as error:
+                raise InvalidInput(f"{key} cannot be made: {error}; make room for it, or set signing_key") from None
         return key
 
-    @staticmethod
-    def _make(key: Path) -> None:
+    def _make(self, key: Path) -> None:
+        """Make the home's key, and trust it in the home; a folder that the settings name is somebody's to fill."""
         from cryptography.hazmat.primitives.asymmetric import ec  # noqa: PLC0415 (only where a key is made)
         from cryptography.hazmat.primitives.serialization import (  # noqa: PLC0415
             Encoding,
@@ -114,25 +137,20 @@ class Signing:
         )
 
         made = ec.generate_private_key(ec.SECP256R1())
-        key.parent.mkdir(parents=True, exist_ok=True)
+        name, text = _name(made.public_key())
+        public = self._folder / "trusted" / f"{name}.pem"
+        public.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(public, text)
         with tempfile.TemporaryDirectory(dir=key.parent, prefix=".key-") as scratch:
             whole = Path(scratch) / "key.pem"
-            text = made.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-            write_atomically(whole, text, mode=OWNER_ONLY)
+            secret = made.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+            write_atomically(whole, secret, mode=OWNER_ONLY)
             try:
                 os.link(whole, key)  # unlike a rename, never over the key of another process that was first
             except FileExistsError:
+                public.unlink()
                 return
         sync(key.parent)
-
-    def _trust(self, key: Path) -> None:
-        from cryptography.hazmat.primitives.serialization import load_pem_private_key  # noqa: PLC0415
-
-        name, text = _name(load_pem_private_key(key.read_bytes(), None).public_key())
-        path = self.trusted / f"{name}.pem"
-        if not path.is_file():
-            self.trusted.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, text)
 
 
 def key_of(signature: Path) -> str:
@@ -156,7 +174,7 @@ def _name_of(public: Path) -> str:
 
     try:
         return _name(load_pem_public_key(public.read_bytes()))[0]
-    except (OSError, ValueError, TypeError):
+    except Exception:  # noqa: BLE001 (cryptography has many errors for what is no key)
         return ""
 
 

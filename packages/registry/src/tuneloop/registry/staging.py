@@ -20,7 +20,8 @@ _log = logging.getLogger(__name__)
 def check_approved(registry: Registry, model: str, before: Route | None, arms: Sequence[Arm]) -> None:
     """Refuse a share to what nobody approved.
 
-    The champion was let in when it became one: what takes traffic back to it must never wait for an approval.
+    The champion was let in when it became one: what takes a challenger's traffic back to it must never wait for an
+    approval.
 
     Raises:
         Refused: names the version and what its gate says.

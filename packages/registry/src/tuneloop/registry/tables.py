@@ -54,7 +54,7 @@ def _as_stored_if_damaged(process: Callable[[Any], Any] | None) -> Callable[[Any
     def processed(value: Any) -> Any:
         try:
             return process(value)
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, RecursionError):
             return value
 
     return processed

@@ -40,6 +40,7 @@ _REQUEST_TAG = "tuneloop.request_id"
 _MODEL_TAG = "tuneloop.model"
 _ARTIFACT = "model"
 _SIGNATURES = "signature"
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -284,6 +285,14 @@ class Versions:
         """The version a retraining request made, if it made one."""
         return next(iter(self._search(f"tags.`{_REQUEST_TAG}` = '{_safe(request_id)}'")), None)
 
+    def check_key(self) -> None:
+        """See that what will be published can be signed, before hours are spent on making it.
+
+        Raises:
+            InvalidInput: the key that the settings name is none to sign with.
+        """
+        self._signing.check_key()
+
     @_asking
     def sign(self, version: Version, root: Path) -> Version:
         """Sign a version's files, as they were published, with this machine's key; it replaces the signature it had.
@@ -310,7 +319,12 @@ class Versions:
         """
         folder = self._files(version, root)
         signature = None if version.signed_by is None else self._signature(version, root, version.signed_by)
-        self._signing.verify(folder, signature, version.name)
+        try:
+            self._signing.verify(folder, signature, version.name)
+        except InvalidInput:
+            if signature is not None:
+                signature.unlink(missing_ok=True)  # another may be there meanwhile: it is asked for again
+            raise
         return folder
 
     @contextmanager
@@ -322,7 +336,7 @@ class Versions:
 
     def _signature(self, version: Version, root: Path, key: str) -> Path:
         """The version's signature beside its fetched files; asks MLflow once."""
-        kept = root / f"{version.artifact_digest.removeprefix('sha256:')}.{key}.sig"
+        kept = root / f"{_folder_name(version)}.{key}.sig"
         if not kept.is_file():
             try:
                 with self.fetched_file(version.run_id, f"{_SIGNATURES}/{SIGNATURE}") as found:
@@ -330,12 +344,13 @@ class Versions:
             except NotFound:
                 raise InvalidInput(
                     f"{version.name} was signed by key {key}, and its signature is gone from MLflow; do not serve it: "
-                    f"see who has written to the artifact store, then `tuneloop sign {version.name}`"
+                    "see who has written to the artifact store, then "
+                    f"`tuneloop sign {version.name} --by YOU --reason WHY`"
                 ) from None
         return kept
 
     def _files(self, version: Version, root: Path) -> Path:
-        target = root / version.artifact_digest.removeprefix("sha256:")
+        target = root / _folder_name(version)
         if target.is_dir():
             if folder_digest(target) == version.artifact_digest:
                 return target
@@ -400,6 +415,16 @@ class Versions:
                     _log.error("left out: %s", error)
             if not (token := page.token):
                 return found
+
+
+def _folder_name(version: Version) -> str:
+    """What its fetched files are called: a digest and nothing else, since what goes by that name may be deleted."""
+    if not _DIGEST.fullmatch(version.artifact_digest):
+        raise InvalidInput(
+            f"{version.name}: {version.artifact_digest!r} is no digest of its files; its tag in MLflow was changed: do "
+            "not serve it"
+        )
+    return version.artifact_digest.removeprefix("sha256:")
 
 
 def _version_of(made: Any) -> Version:

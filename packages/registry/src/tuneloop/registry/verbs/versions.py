@@ -7,10 +7,12 @@ from pathlib import Path
 import click
 
 from tuneloop.registry import audit
+from tuneloop.registry.errors import Unavailable
 from tuneloop.registry.facade import Registry
-from tuneloop.registry.nouns import Version, parse_version_name
+from tuneloop.registry.hurry import LOOKUP_TIMEOUT_S, mlflow_within
+from tuneloop.registry.nouns import Version, parse_version_name, version_name
 from tuneloop.registry.policies import GatePolicy
-from tuneloop.registry.printing import by_option, emit, json_option, reason_option, table
+from tuneloop.registry.printing import by_option, emit, json_option, reason_option, table, tell_unreadable
 from tuneloop.registry.verbs.policy import policy_options, set_policy, show_policy
 
 
@@ -115,6 +117,7 @@ def _show_judgement(version: str, as_json: bool) -> None:
     with Registry.open() as registry:
         registry.versions.get(model, number)
         report, decisions = registry.gates.latest(model, number), registry.gates.decisions(model, number)
+        tell_unreadable(decisions.unreadable)
         if report is None:
             text = (
                 f"{version} has not been judged; a retraining judges what it makes, a first version needs a person's "
@@ -156,18 +159,37 @@ def approve(version: str, by: str, reason: str, days: float | None, revoke: bool
         raise click.UsageError("--days is how long an approval holds; it does not go with --revoke")
     model, number = parse_version_name(version)
     with Registry.open() as registry:
-        registry.versions.get(model, number)
-        if not revoke:
-            ttl_s = days * 86_400 if days is not None else None
-            made = registry.gates.approve(model, number, by=by, reason=reason, ttl_s=ttl_s)
-            until = f" until {made.expires_at:%Y-%m-%d %H:%M} UTC" if made.expires_at else ""
-            click.echo(f"{version} is approved by {by}{until}")
+        if revoke:
+            _revoke(registry, model, number, by, reason)
             return
-        registry.gates.revoke(model, number, by=by, reason=reason)
-        click.echo(f"{version} gets no more traffic until somebody approves it")
-        route = registry.routes.current_all().get(model)
-        if route is not None and (share_bp := route.split.get(number, 0)) > 0:
-            click.echo(f"it still serves {share_bp / 100:g} %: `tuneloop rollback {model}` takes that back")
+        registry.versions.get(model, number)
+        made = registry.gates.approve(
+            model, number, by=by, reason=reason, ttl_s=None if days is None else days * 86_400
+        )
+        until = f" until {made.expires_at:%Y-%m-%d %H:%M} UTC" if made.expires_at else ""
+        click.echo(f"{version} is approved by {by}{until}")
+
+
+def _revoke(registry: Registry, model: str, number: int, by: str, reason: str) -> None:
+    name = version_name(model, number)
+    try:
+        mlflow_within(registry, lambda: registry.versions.get(model, number), LOOKUP_TIMEOUT_S)
+    except Unavailable as error:  # a version there is none of is served nowhere; nobody waits for that to be known
+        click.echo(f"not looked up: {error}", err=True)
+    registry.gates.revoke(model, number, by=by, reason=reason)
+    click.echo(f"{name} gets no new share until somebody approves it")
+    route = registry.routes.current_all().get(model)
+    if route is None or number not in route.split:
+        return
+    share_bp = route.split[number]
+    if number == route.champion:
+        click.echo(
+            f"it is the champion, and serves {share_bp / 100:g} % on: promote another version, `tuneloop promote`"
+        )
+    elif share_bp > 0:
+        click.echo(f"it still serves {share_bp / 100:g} %: `tuneloop rollback {model}` takes that back")
+    if number != route.champion:
+        click.echo(f"keys that may pin it, or were given it, still reach it while the route of {model} names it")
 
 
 @click.command()
@@ -178,12 +200,14 @@ def sign(version: str, by: str, reason: str) -> None:
     """Sign a version's files with this machine's key, so that engines load them."""
     model, number = parse_version_name(version)
     with Registry.open() as registry:
-        signed = registry.versions.sign(registry.versions.get(model, number), registry.settings.home / "adapters")
-        detail = {"key": signed.signed_by, "digest": signed.artifact_digest, "reason": reason}
-        with registry.database.writing() as connection:
+        found = registry.versions.get(model, number)
+        registry.versions.check_key()
+        detail = {"digest": found.artifact_digest, "reason": reason}
+        with registry.database.writing() as connection:  # first: nothing is ever signed by nobody
             audit.record(
                 connection, at=registry.clock(), actor=by, action="version.sign", subject=version, detail=detail
             )
+        signed = registry.versions.sign(found, registry.settings.home / "adapters")
     click.echo(f"{version} is signed by key {signed.signed_by}")
 
 

@@ -139,10 +139,12 @@ class RegistryWatch:
 
     def _version(self, model: str, number: int) -> Version:
         name = version_name(model, number)
-        if name not in self._known:
+        known = self._known.get(name)  # once: a fetch that is refused forgets it from another thread
+        if known is None:
             registry = self.registry
-            self._known[name] = mlflow_within(registry, lambda: registry.versions.get(model, number), LOOKUP_TIMEOUT_S)
-        return self._known[name]
+            known = mlflow_within(registry, lambda: registry.versions.get(model, number), LOOKUP_TIMEOUT_S)
+            self._known[name] = known
+        return known
 
     def _gateways(self, routes: dict[str, Route], strange: dict[str, str]) -> Gateways | None:
         """The gateways' state; None, and the reason in `strange`, when it cannot be read."""

@@ -60,7 +60,8 @@ class GatewayProtocol(HttpToolsProtocol):
         self._in_head = False
         self._head_is_here()
         if len(self.pipeline) >= MAX_WAITING:
-            raise TooManyWaiting  # the parser stops, and uvicorn answers 400
+            self.transport.close()  # so that the 400 uvicorn answers does not stand in the middle of a running answer
+            raise TooManyWaiting  # the parser stops
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:

@@ -68,6 +68,7 @@ def run_job(
     screen.say(f"device: {device}\ndtype: {dtype}")
     check_launch(job.recipe.recipe.run, device.value)
     check_trackers(job.recipe.recipe.run.trackers)
+    registry.versions.check_key()
     if profile and needs_processes(job.recipe.recipe.run):
         raise InvalidInput("--profile looks at one process; leave run.launch and run.max_restarts out while profiling")
     job = going_on(replace(job, recipe=job.recipe.computed_in(dtype.value)), registry)

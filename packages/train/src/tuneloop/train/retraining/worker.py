@@ -114,6 +114,7 @@ class Worker:
         from tuneloop.train.job import Job, run_job  # noqa: PLC0415 (an idle worker carries no torch)
 
         registry = self._registry
+        registry.policies.get(request.model, GatePolicy)  # one that cannot be read is noticed now, not after hours
         parent = registry.versions.get(request.model, request.base_version)
         file = self._recipe(request, parent)
         base = self._base(file, parent)

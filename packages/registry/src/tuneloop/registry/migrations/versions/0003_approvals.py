@@ -4,6 +4,7 @@ from typing import Any
 
 import sqlalchemy as sa
 from alembic import op
+from alembic.util import CommandError
 
 from tuneloop.registry.tables import UtcDateTime
 
@@ -38,7 +39,16 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Keep of each version the newest decision where it is an approval without an end: all the older schema can say."""
+    """Keep of each version the newest decision where it is an approval without an end: all the older schema can say.
+
+    Raises:
+        CommandError: a version was revoked, which an older tuneloop would not know and might let in by its gate.
+    """
+    after = _approvals("approvals", sa.column("id"), sa.column("granted", sa.Boolean), sa.column("expires_at"))
+    newest = sa.select(sa.func.max(after.c.id)).group_by(after.c.model, after.c.version)
+    revoked = sa.select(after.c.model, after.c.version).where(after.c.id.in_(newest), sa.not_(after.c.granted))
+    if names := [f"{model}@{version}" for model, version in op.get_bind().execute(revoked)]:
+        raise CommandError(f"the older schema cannot say that versions are revoked: {', '.join(names)}")
     op.create_table(
         "approvals_before",
         sa.Column("model", sa.Text(), nullable=False),
@@ -48,8 +58,6 @@ def downgrade() -> None:
         sa.Column("at", _TIME, nullable=False),
         sa.PrimaryKeyConstraint("model", "version"),
     )
-    after = _approvals("approvals", sa.column("id"), sa.column("granted", sa.Boolean), sa.column("expires_at"))
-    newest = sa.select(sa.func.max(after.c.id)).group_by(after.c.model, after.c.version)
     kept = sa.select(*(after.c[name] for name in _KEPT)).where(
         after.c.id.in_(newest), after.c.granted, after.c.expires_at.is_(None)
     )
