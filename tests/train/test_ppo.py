@@ -171,7 +171,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
 @pytest.fixture(scope="module")
 def learned(bench: Bench) -> list[dict[str, float]]:
     """What a run on a verifiable reward told, step by step."""
-    return bench.run(40)[0]
+    return bench.run(80)[0]  # after 40 some processors' rounding has learned enough, some not yet
 
 
 STEPS = 5

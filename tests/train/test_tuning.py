@@ -202,6 +202,38 @@ def test_a_quantised_base_is_quantised_and_its_adapter_trains_in_float32(
     assert {value.dtype for value in load_file(folder / "adapter_model.safetensors").values()} == {torch.float32}
 
 
+def test_a_quantised_base_that_was_measured_still_passes_gradients_on(tiny: Base, tmp_path: Path) -> None:
+    """On CPUs with AVX-512 BF16 bitsandbytes repacks what was evaluated once, and its product there has no gradient."""
+    import shutil
+
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    wide = tmp_path / "wide"  # every size a multiple of 64: what can be repacked
+    shutil.copytree(tiny.folder, wide)
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 1, "num_key_value_heads": 1}
+    torch.manual_seed(0)
+    LlamaForCausalLM(
+        LlamaConfig(**LlamaConfig.from_pretrained(wide).to_dict() | sizes | {"head_dim": 64})
+    ).save_pretrained(wide)
+    model = models.Loader(read_base(wide), QloraTuning(method="qlora"), "float32", "cpu", "sdpa").tunable(0)
+    ids = torch.tensor([[5, 6, 7, 8]])
+
+    def gradients() -> dict[str, torch.Tensor]:
+        model.train()
+        model.zero_grad()
+        model(input_ids=ids, labels=ids).loss.backward()
+        return {name: value.grad.clone() for name, value in model.named_parameters() if value.grad is not None}
+
+    before = gradients()
+    model.eval()
+    with torch.no_grad():
+        model(input_ids=ids)
+    after = gradients()
+    assert any("layers.0." in name and value.abs().sum() > 0 for name, value in before.items())
+    assert before.keys() == after.keys()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
 def test_double_quantisation_and_compute_dtype_reach_bitsandbytes() -> None:
     from tuneloop.train.tuning.quantised import quantisation
 

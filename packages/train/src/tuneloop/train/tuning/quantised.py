@@ -39,7 +39,22 @@ def load_quantised(base: Base, tuning: QloraTuning, *, dtype: str, device: str, 
         quantization_config=quantisation(tuning, dtype),
         device_map={"": device},
     )
+    _keep_trainable(model)
     return model.requires_grad_(False).eval()
+
+
+def _keep_trainable(model: Any) -> None:
+    """Keep bitsandbytes from repacking 4-bit weights for inference on CPUs with AVX-512 BF16.
+
+    It does so in the first evaluation pass, for good and in silence. No gradient passes through a layer then, so
+    that a run that measures before it trains would teach the last layers alone. It also asserts that every layer's
+    output is a multiple of 32.
+    """
+    from bitsandbytes.nn import Linear4bit  # noqa: PLC0415 (slow to import, and loaded by now)
+
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
 
 
 @contextmanager
