@@ -68,6 +68,15 @@ def test_an_approval_revoked_while_an_engine_still_loads_the_version_holds_the_p
     assert two_versions.routes.current("bot").champion == 2
 
 
+def test_engines_that_serve_their_base_alone_get_no_adapter(two_versions: Registry, tmp_path: Path) -> None:
+    publish_version(two_versions, tmp_path / "v3")
+    two_versions.gates.approve("bot", 3, by="ada", reason="test")
+    two_versions.fleet.forget_engine("e1")
+    beat_engine(two_versions, id="alone", max_loras=0)
+    with pytest.raises(Refused, match="every live engine serves its base alone"):
+        promote(two_versions, "bot", 3, CHANGE)
+
+
 def test_a_testers_key_gets_the_version_it_was_given_and_everybody_else_what_the_split_says(
     two_versions: Registry, tmp_path: Path
 ) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tuneloop.registry.errors import InvalidInput
-from tuneloop.serve.engine.launch import SERVED_MODULES, Device, Launch, build, check_room
+from tuneloop.serve.engine.launch import SERVED_MODULES, Device, Launch, build, check_room, check_weights
 from tuneloop.serve.engine.settings import EngineSettings
 from tuneloop.serve.gateway.settings import GatewaySettings
 from tuneloop.train.tuning import served
@@ -53,6 +53,40 @@ def test_the_command_carries_the_guards() -> None:
     assert int(given["max-num-batched-tokens"]) >= int(given["max-model-len"])
 
 
+def test_an_engine_for_its_base_alone_makes_no_room_for_adapters() -> None:
+    given = options(launch(max_loras=0))
+    assert not [name for name in given if "lora" in name]
+    assert "enforce-eager" in given
+    assert "enforce-eager" not in options(launch("gpu", max_loras=0)) | options(launch())
+    assert EngineSettings.load(max_loras=0).usable_slots == 0
+    with pytest.raises(InvalidInput, match="holds 0 adapters and max_loras is 0"):
+        check_room(EngineSettings.load(max_loras=0), loaded=0)
+
+
+@pytest.mark.parametrize(
+    ("config", "refused"),
+    [
+        ('{"quantization_config": {"format": "int-quantized"}}', True),
+        ('{"quantization_config": {"format": "pack-quantized"}}', False),
+        ('{"quantization_config": null}', False),
+        ("{}", False),
+        ("[]", False),
+        ("no json", False),
+    ],
+)
+def test_adapters_on_8_bit_weights_are_refused_before_vllm_ends_of_them(
+    tmp_path: Path, config: str, *, refused: bool
+) -> None:
+    (tmp_path / "config.json").write_text(config)
+    check_weights(tmp_path, EngineSettings.load(), "gpu")
+    check_weights(tmp_path, EngineSettings.load(max_loras=0), "cpu")
+    if refused:
+        with pytest.raises(InvalidInput, match="serve it alone with --max-loras 0"):
+            check_weights(tmp_path, EngineSettings.load(), "cpu")
+    else:
+        check_weights(tmp_path, EngineSettings.load(), "cpu")
+
+
 def test_the_trainer_and_the_engine_agree_on_what_is_served() -> None:
     assert set(SERVED_MODULES) == served.SERVED_MODULES
 
@@ -93,7 +127,8 @@ def test_one_slot_stays_reserved() -> None:
 @pytest.mark.parametrize(
     ("wrong", "told"),
     [
-        ({"max_loras": 1}, "max_loras"),
+        ({"max_loras": 1}, "max_loras 1 leaves no slot, one stays reserved; give 2, or 0 for none"),
+        ({"max_loras": -1}, "max_loras"),
         ({"max_loras": 20}, "max_cpu_loras 16 is below max_loras 20"),
         ({"max_lora_rank": 12}, "max_lora_rank"),
         ({"id": "a/b"}, "id 'a/b'"),

@@ -54,7 +54,10 @@ def check_fits(
             f"{', '.join(whole)}: whole weights, and the gateway routes to adapters only; train an adapter, or serve "
             "the weights by vLLM alone with `tuneloop engine --base FOLDER`"
         )
-    engines = registry.fleet.engines()
+    live = registry.fleet.engines()
+    engines = [engine for engine in live if engine.max_loras]
+    if live and newcomers and not engines:
+        raise Refused("every live engine serves its base alone (--max-loras 0); start one that takes adapters")
     if not engines or not newcomers:
         return
     for version in newcomers:

@@ -6,6 +6,7 @@ the host-side cache holds every adapter; one API server; nothing of our own secr
 
 from __future__ import annotations
 
+import json
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -79,16 +80,19 @@ def build(
         *("--host", settings.host, "--port", str(settings.port)),
         *("--dtype", settings.dtype, "--max-model-len", str(settings.max_model_len)),
         *("--max-num-seqs", str(settings.max_num_seqs)),
-        *("--enable-lora", "--max-loras", str(settings.max_loras), "--max-cpu-loras", str(settings.max_cpu_loras)),
-        *("--max-lora-rank", str(settings.max_lora_rank)),
-        *("--lora-target-modules", *SERVED_MODULES),
         *("--api-server-count", "1", "--disable-uvicorn-access-log"),
         *("--shutdown-timeout", str(int(settings.drain_timeout_s))),
     ]
+    if settings.max_loras:
+        command += ["--enable-lora", "--max-loras", str(settings.max_loras)]
+        command += ["--max-cpu-loras", str(settings.max_cpu_loras), "--max-lora-rank", str(settings.max_lora_rank)]
+        command += ["--lora-target-modules", *SERVED_MODULES]
     env = {name: value for name, value in environment.items() if not name.startswith(_WITHHELD)}
     env |= {"HF_HUB_OFFLINE": "1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True", "VLLM_NO_USAGE_STATS": "1"}
     if device == "cpu":
         command += ["--max-num-batched-tokens", str(max(1024, settings.max_model_len))]
+        if not settings.max_loras:
+            command += ["--enforce-eager"]  # as with adapters: it would compile for minutes, and cannot without dynamo
         env |= {
             "VLLM_CPU_KVCACHE_SPACE": str(settings.kv_cache_gib),
             "TORCHDYNAMO_DISABLE": "1",  # else the first request with logprobs compiles for half a minute
@@ -101,6 +105,26 @@ def build(
     else:
         command += ["--gpu-memory-utilization", str(settings.gpu_memory_share)]
     return Launch(tuple(command), env)
+
+
+def check_weights(base: Path, settings: EngineSettings, device: Device) -> None:
+    """Refuse what vLLM would end of after half a minute: adapters on 8-bit weights without a GPU.
+
+    Its kernel for them gives the weights away, and its adapters look for them (vLLM 0.32).
+
+    Raises:
+        InvalidInput: that is what is asked for.
+    """
+    try:
+        config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+        in_8_bits = (config.get("quantization_config") or {}).get("format") == "int-quantized"
+    except (OSError, ValueError, AttributeError):
+        return  # vLLM says what is wrong with it
+    if in_8_bits and device == "cpu" and settings.max_loras:
+        raise InvalidInput(
+            f"{base} holds weights in 8 bits, on which vLLM takes no adapters without a GPU; serve it alone with "
+            "--max-loras 0"
+        )
 
 
 def check_room(settings: EngineSettings, loaded: int) -> None:

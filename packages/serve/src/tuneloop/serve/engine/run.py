@@ -14,7 +14,7 @@ from tuneloop.serve.engine import adapters, guard
 from tuneloop.serve.engine.agent import Agent
 from tuneloop.serve.engine.client import EngineClient
 from tuneloop.serve.engine.keeper import Keeper
-from tuneloop.serve.engine.launch import build, device_of
+from tuneloop.serve.engine.launch import build, check_weights, device_of
 from tuneloop.serve.engine.ports import ensure_port_free, hold_port
 from tuneloop.serve.engine.precision import choose_precision, cpu_features
 from tuneloop.serve.engine.process import clear_leftovers, sole_agent
@@ -38,6 +38,7 @@ def run_engine(
     base = adapters.Base(folder.name, base_digest(folder), template_digest(folder))
     limits = adapters.Limits(base, settings.max_lora_rank, adapters.base_shapes(folder))
     device = device_of(python)
+    check_weights(folder, settings, device)
     precision = choose_precision(settings.dtype, device, cpu_features())
     say(f"dtype: {precision}")
     settings = settings.model_copy(update={"dtype": precision.dtype})

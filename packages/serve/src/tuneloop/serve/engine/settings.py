@@ -35,7 +35,7 @@ class EngineSettings(Section):
     advertise_url: str = ""  # what gateways call; default: http://<host>:<port>
     python: str = ""  # python of the engine environment; default: .venv-engine/bin/python, looked for upwards
     dtype: EngineDtype = "auto"  # auto: the base's own on a GPU, what the machine is fast in on a CPU
-    max_loras: int = Field(default=6, ge=1 + RESERVED_SLOTS)  # slots; one stays reserved
+    max_loras: int = Field(default=6, ge=0)  # slots; one stays reserved. 0: the base alone, which takes less
     max_cpu_loras: int = 16
     max_lora_rank: Literal[1, 8, 16, 32, 64, 128, 256, 320, 512] = 16
     max_model_len: int = Field(default=1024, ge=16)
@@ -49,6 +49,8 @@ class EngineSettings(Section):
 
     @model_validator(mode="after")
     def _hangs_together(self) -> Self:
+        if 0 < self.max_loras <= RESERVED_SLOTS:
+            raise ValueError(f"max_loras {self.max_loras} leaves no slot, one stays reserved; give 2, or 0 for none")
         if self.max_cpu_loras < self.max_loras:
             raise ValueError(f"max_cpu_loras {self.max_cpu_loras} is below max_loras {self.max_loras}; raise it")
         if self.id and not _ID.match(self.id):
@@ -80,7 +82,7 @@ class EngineSettings(Section):
     @property
     def usable_slots(self) -> int:
         """How many adapters may be loaded at a time."""
-        return self.max_loras - RESERVED_SLOTS
+        return max(0, self.max_loras - RESERVED_SLOTS)
 
     def base_folder(self) -> Path:
         """The base model's folder.

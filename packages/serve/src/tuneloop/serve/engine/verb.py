@@ -16,7 +16,7 @@ import click
 @click.option("--advertise-url", help="How gateways reach it, when that differs.")
 @click.option("--python", type=click.Path(path_type=str), help="Python of the engine environment.")
 @click.option("--dtype", help="auto, float32, bfloat16 or float16.")
-@click.option("--max-loras", type=int, help="Adapter slots (6); one stays reserved.")
+@click.option("--max-loras", type=int, help="Adapter slots (6); one stays reserved. 0: the base alone.")
 @click.option("--max-cpu-loras", type=int, help="Adapters kept in host memory (16).")
 @click.option("--max-lora-rank", type=int, help="Highest rank of an adapter (16).")
 @click.option("--max-model-len", type=int, help="Longest prompt and answer together, in tokens (1024).")

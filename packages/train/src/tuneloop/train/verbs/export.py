@@ -64,5 +64,5 @@ def _text(made: Exported) -> str:
     ]
     head = ("held-out set", "perplexity as published", "as exported", "NLL difference (95 % interval)")
     shown = f"{table(head, rows)}\n\n" if rows else ""
-    serve = f"; serve it with `tuneloop engine --base {made.folder}`" if made.whole else ""
+    serve = f"; serve it with `tuneloop engine --base {made.folder} --max-loras 0`" if made.whole else ""
     return f"{shown}{made.version} is in {made.folder} ({size}){serve}"
