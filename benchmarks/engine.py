@@ -20,7 +20,8 @@ import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -88,16 +89,22 @@ async def measure(url: str, base: str, adapters: list[str]) -> dict[str, float]:
         }
 
 
-def one(base: Path, python: Path, adapters: dict[str, Path], *, plugin: bool, binding: str) -> dict[str, float]:
-    """Start vLLM as our engine agent would, but for the plugin and the binding, measure, and stop it."""
-    settings = EngineSettings(dtype=choose_precision("auto", "cpu", cpu_features()).dtype, port=free_port())
+@contextmanager
+def serving(base: Path, python: Path, *, plugin: bool = True, binding: str = "", max_loras: int = 6) -> Iterator[str]:
+    """The URL of vLLM on a CPU, started as our engine agent would, but for the plugin and the binding."""
+    settings = EngineSettings(
+        dtype=choose_precision("auto", "cpu", cpu_features()).dtype, port=free_port(), max_loras=max_loras
+    )
     url = f"http://127.0.0.1:{settings.port}"
     with tempfile.TemporaryDirectory() as scratch, hold_port(settings.port):
-        plugins = guard.install(Path(scratch)) if plugin else Path(scratch)
-        environment = os.environ | {BINDING: binding}
-        cores = len(os.sched_getaffinity(0))
         launch = build(
-            settings, base=base, python=python, device="cpu", cores=cores, plugins=plugins, environment=environment
+            settings,
+            base=base,
+            python=python,
+            device="cpu",
+            cores=len(os.sched_getaffinity(0)),
+            plugins=guard.install(Path(scratch)) if plugin else Path(scratch),
+            environment=os.environ | ({BINDING: binding} if binding else {}),
         )
         with (Path(scratch) / "log").open("w") as log:
             engine = subprocess.Popen(
@@ -108,13 +115,19 @@ def one(base: Path, python: Path, adapters: dict[str, Path], *, plugin: bool, bi
                 if engine.poll() is not None:
                     raise SystemExit((Path(scratch) / "log").read_text()[-3000:])
                 time.sleep(1)
-            for name, path in adapters.items():
-                asked = {"lora_name": name, "lora_path": str(path)}
-                httpx.post(f"{url}/v1/load_lora_adapter", json=asked, timeout=60).raise_for_status()
-            return asyncio.run(measure(url, base.name, list(adapters)))
+            yield url
         finally:
             os.killpg(engine.pid, signal.SIGTERM)
             engine.wait()
+
+
+def one(base: Path, python: Path, adapters: dict[str, Path], *, plugin: bool, binding: str) -> dict[str, float]:
+    """Start one kind, measure, and stop it."""
+    with serving(base, python, plugin=plugin, binding=binding) as url:
+        for name, path in adapters.items():
+            asked = {"lora_name": name, "lora_path": str(path)}
+            httpx.post(f"{url}/v1/load_lora_adapter", json=asked, timeout=60).raise_for_status()
+        return asyncio.run(measure(url, base.name, list(adapters)))
 
 
 def new_adapter(base: Path, folder: Path) -> Path:

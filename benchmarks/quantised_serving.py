@@ -16,26 +16,18 @@ import asyncio
 import json
 import os
 import platform
-import signal
 import statistics
-import subprocess
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
-import httpx
 import torch
 from openai import AsyncOpenAI
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from engine import ROOT, free_port, several
+from engine import ROOT, serving, several
 from tuneloop.registry.printing import table
-from tuneloop.serve.engine import guard
-from tuneloop.serve.engine.launch import build, device_of
-from tuneloop.serve.engine.ports import hold_port
-from tuneloop.serve.engine.precision import choose_precision, cpu_features
-from tuneloop.serve.engine.settings import EngineSettings
+from tuneloop.serve.engine.precision import cpu_features
 from tuneloop.train.base import prepare_base
 from tuneloop.train.export.quantise import save_quantised
 
@@ -102,40 +94,8 @@ async def measure(url: str, model: str) -> dict[str, float]:
 
 def one(folder: Path, python: Path) -> dict[str, float]:
     """Serve a folder, measure, and stop."""
-    settings = EngineSettings(
-        dtype=choose_precision("auto", device_of(python), cpu_features()).dtype, port=free_port(), max_loras=0
-    )
-    url = f"http://127.0.0.1:{settings.port}"
-    with tempfile.TemporaryDirectory() as scratch, hold_port(settings.port):
-        launch = build(
-            settings,
-            base=folder,
-            python=python,
-            device=device_of(python),
-            cores=len(os.sched_getaffinity(0)),
-            plugins=guard.install(Path(scratch)),
-            environment=os.environ,
-        )
-        with (Path(scratch) / "log").open("w") as log:
-            engine = subprocess.Popen(
-                launch.command, env=launch.environment, stdout=log, stderr=log, start_new_session=True
-            )
-        try:
-            while not _healthy(url):
-                if engine.poll() is not None:
-                    raise SystemExit((Path(scratch) / "log").read_text()[-3000:])
-                time.sleep(1)
-            return asyncio.run(measure(url, folder.name))
-        finally:
-            os.killpg(engine.pid, signal.SIGTERM)
-            engine.wait()
-
-
-def _healthy(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/health", timeout=2).is_success
-    except httpx.HTTPError:
-        return False
+    with serving(folder, python, max_loras=0) as url:
+        return asyncio.run(measure(url, folder.name))
 
 
 def main() -> None:
