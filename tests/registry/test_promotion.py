@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import threading
 import time
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from mlflow.tracking import MlflowClient
 
 from tests_support import beat_engine, beat_gateway, publish_version, retraining_request
 from tuneloop.registry import Registry, audit, promotion, staging
@@ -66,6 +68,19 @@ def test_an_approval_revoked_while_an_engine_still_loads_the_version_holds_the_p
     assert two_versions.audit.verify().faults == ()
     promote(two_versions, "bot", 2, Change("ada", "test", force=True))
     assert two_versions.routes.current("bot").champion == 2
+
+
+def test_what_engines_would_refuse_for_its_signature_gets_no_share(two_versions: Registry, tmp_path: Path) -> None:
+    made = publish_version(two_versions, tmp_path / "v3")
+    client = MlflowClient(two_versions.settings.mlflow, two_versions.settings.mlflow)
+    fields = json.loads(client.get_model_version("bot", "3").tags["tuneloop.version"]) | {"signed_by": None}
+    client.set_model_version_tag("bot", "3", "tuneloop.version", json.dumps(fields))
+    two_versions.gates.approve("bot", 3, by="ada", reason="test")
+    with pytest.raises(Refused, match=r"bot@3 is not signed, and engines refuse it; .*`tuneloop sign bot@3"):
+        promote(two_versions, "bot", 3, CHANGE)
+    two_versions.versions.sign(two_versions.versions.get("bot", 3), tmp_path / "files")
+    beat_engine(two_versions, "bot@1", "bot@2", made.name)
+    assert promote(two_versions, "bot", 3, CHANGE).champion == 3
 
 
 def test_engines_that_serve_their_base_alone_get_no_adapter(two_versions: Registry, tmp_path: Path) -> None:

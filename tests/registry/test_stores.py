@@ -193,7 +193,7 @@ def test_a_persons_newest_decision_goes_before_the_gates_until_it_expires(regist
     assert gates.approver("bot", 2) is None, "the revocation stands again"
     assert "was revoked by grace: riddles again" in gates.why_not("bot", 2)
     assert [decided.granted for decided in gates.decisions("bot", 2)] == [True, False, True, False, True]
-    with pytest.raises(InvalidInput, match="an approval that expires after 0 s can never be used"):
+    with pytest.raises(InvalidInput, match="an approval that expires after 0 days can never be used"):
         gates.approve("bot", 2, by="ada", reason="why", ttl_s=0)
     with pytest.raises(InvalidInput, match="revoking an approval needs --by and --reason"):
         gates.revoke("bot", 2, by="ada", reason=" ")

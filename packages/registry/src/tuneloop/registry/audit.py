@@ -36,6 +36,7 @@ class Verification:
     entries: int
     newest: int  # its id; 0 in an empty log
     hash: str  # of the newest entry: note it where nobody who writes the database can write
+    noted: int | None  # the entry whose hash had been noted
     faults: tuple[str, ...]  # none: every entry is as it was written, and none is missing
 
 
@@ -114,10 +115,10 @@ class Audit:
         Raises:
             InvalidInput: `noted` is no such hash.
         """
-        if noted is not None and not _HASH.fullmatch(noted):
+        if noted is not None and (noted == FIRST_HASH or not _HASH.fullmatch(noted)):
             raise InvalidInput(f"{noted!r} is no hash of an entry: 64 digits of 0-9 and a-f, as --verify prints them")
         faults: list[str] = []
-        entries, newest, previous, seen = 0, 0, FIRST_HASH, noted in {None, FIRST_HASH}
+        entries, newest, previous, seen = 0, 0, FIRST_HASH, None
         ends = sa.select(sa.select(sa.func.max(audit.c.id)).scalar_subquery().label("last"))
         with self._db.reading() as connection:
             last = connection.execute(ends.add_columns(_head("id"), _head("hash"))).mappings().one()
@@ -126,7 +127,8 @@ class Audit:
             for row in connection.execute(query.execution_options(yield_per=_CHUNK_ROWS)).mappings():
                 if not _follows(previous, row):
                     faults.append(f"entry {row['id']}, or what stood right before it, is not what was written")
-                entries, newest, previous, seen = entries + 1, row["id"], row["hash"], seen or row["hash"] == noted
+                entries, newest, previous = entries + 1, row["id"], row["hash"]
+                seen = newest if previous == noted else seen
         if last["id"] is None:
             faults.append("audit_head, which knows the newest entry, is empty: its row was deleted")
         elif newest > last["id"]:
@@ -136,9 +138,11 @@ class Audit:
                 f"entry {newest} is not the newest that was written, {last['id']}: entries after it were removed, or "
                 "audit_head was changed"
             )
-        if not seen:
-            faults.append(f"no entry has the noted hash {noted}: the log was written anew since, or is another one")
-        return Verification(entries, newest, previous, tuple(faults))
+        if noted is not None and seen is None:
+            faults.append(
+                f"no entry has the noted hash {noted}: it is another log's, or this one was written anew since"
+            )
+        return Verification(entries, newest, previous, seen, tuple(faults))
 
 
 def _head(name: str) -> sa.Label[Any]:

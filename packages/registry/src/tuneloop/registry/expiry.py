@@ -18,7 +18,8 @@ def expires_at(now: datetime, ttl_s: float | None, what: str) -> datetime | None
     if ttl_s is None:
         return None
     if ttl_s <= 0:
-        raise InvalidInput(f"{what} that expires after {ttl_s:g} s can never be used; give it a time above 0")
+        days = f"{ttl_s / 86_400:g} days"
+        raise InvalidInput(f"{what} that expires after {days} can never be used; give it a time above 0")
     if not ttl_s <= _LONGEST_S:  # NaN is not, either
         raise InvalidInput(
             f"{ttl_s / 86_400:g} days are no time to expire after; give up to {_LONGEST_S / 86_400:.0f}, or none "

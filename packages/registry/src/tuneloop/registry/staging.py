@@ -54,6 +54,12 @@ def check_fits(
             f"{', '.join(whole)}: whole weights, and the gateway routes to adapters only; train an adapter, or serve "
             "the weights by vLLM alone with `tuneloop engine --base FOLDER`"
         )
+    for version in newcomers:
+        if version.signed_by is None and registry.settings.unsigned_versions == "refuse":
+            raise Refused(
+                f"{version.name} is not signed, and engines refuse it; once you have looked at it: "
+                f"`tuneloop sign {version.name} --by YOU --reason WHY`"
+            )
     live = registry.fleet.engines()
     engines = [engine for engine in live if engine.max_loras]
     if live and newcomers and not engines:
@@ -126,6 +132,7 @@ def stage(registry: Registry, before: Route, arms: Sequence[Arm], *, by: str, re
         Unavailable: no engine serves a version in time; the route is as it was.
     """
     if not registry.fleet.engines():  # nothing serves anyway: the route says what the first engine will load
+        _log.warning("no engine is live: nothing has shown that what this route names can be loaded")
         return before.revision
     sharing = [arm.version for arm in arms if arm.weight_bp > 0 and arm.version != before.champion]
     missing = [version for version in sharing if not registry.fleet.serving(version_name(before.model, version))]

@@ -128,8 +128,10 @@ def route_override(model: str, keys: tuple[str, ...], expect: int | None, by: st
     wanted: dict[str, int | None] = {}
     for part in keys:
         said = re.fullmatch(r"(.+)=([0-9]{0,9})", part, re.DOTALL)
-        if said is None or said[1] in wanted:
-            raise InvalidInput(f"{part!r} is not KEY=VERSION, each key once, for example tester-7=3 or tester-7=")
+        if said is None:
+            raise InvalidInput(f"{part!r} is not KEY=VERSION, for example tester-7=3, or tester-7= to give it back")
+        if said[1] in wanted:
+            raise InvalidInput(f"the key {said[1]!r} is given twice")
         wanted[said[1]] = int(said[2]) if said[2] else None
     with Registry.open() as registry:
         _show(override(registry, model, wanted, Change(by, reason), expected_revision=expect), as_json)
@@ -231,5 +233,6 @@ def _show(route: Route, as_json: bool) -> None:
 
 
 def _line(route: Route) -> str:
-    own = f", {len(route.overrides)} keys have a version of their own" if route.overrides else ""
+    keys = "1 key has" if len(route.overrides) == 1 else f"{len(route.overrides)} keys have"
+    own = f", {keys} a version of their own" if route.overrides else ""
     return f"{route.model} revision {route.revision}: {route.split_text}{own} (by {route.by}: {route.reason})"

@@ -144,18 +144,20 @@ def audit(subject: str | None, limit: int, verify: bool, noted: str | None, as_j
 
 def _verify_audit(registry: Registry, noted: str | None, as_json: bool) -> None:
     found = registry.audit.verify(noted)
-    emit(
-        dataclasses.asdict(found),
-        as_json,
-        "\n".join(found.faults)
-        or f"{found.entries} entries, each as it was written, none missing; the hash of the newest, {found.newest}:\n"
+    whole = (
+        f"{found.entries} entries, each as it was written, none missing; the hash of the newest, {found.newest}:\n"
         f"{found.hash}\n"
         "note it where nobody who writes the database can write; --verify --noted HASH proves later that nothing up to "
-        "it was written anew",
+        "it was written anew"
     )
+    if found.noted is not None:
+        whole = f"the noted hash is that of entry {found.noted}: up to it nothing was written anew\n{whole}"
+    nothing = f"the audit log of {registry.database.shown} is empty, as it was left"
+    emit(dataclasses.asdict(found), as_json, "\n".join(found.faults) or (whole if found.entries else nothing))
     if found.faults:
+        places = "one place" if len(found.faults) == 1 else f"{len(found.faults)} places"
         raise Unreadable(
-            f"the audit log of {registry.database.shown} was altered in {len(found.faults)} places; compare it with a "
+            f"the audit log of {registry.database.shown} is not what was written, in {places}; compare it with a "
             "copy of the database from before"
         )
 

@@ -54,12 +54,14 @@ def versions(model: str, as_json: bool) -> None:
                 v.kind,
                 v.parent,
                 v.data_rows,
+                v.signed_by,
                 registry.gates.approver(model, v.version),
                 _figures(v),
             ]
             for v in found
         ]
-        emit(found, as_json, table(["VERSION", "MADE (UTC)", "KIND", "PARENT", "ROWS", "APPROVED BY", "METRICS"], rows))
+        headers = ["VERSION", "MADE (UTC)", "KIND", "PARENT", "ROWS", "SIGNED BY", "APPROVED BY", "METRICS"]
+        emit(found, as_json, table(headers, rows))
 
 
 @click.command()
@@ -142,9 +144,12 @@ def _show_judgement(version: str, as_json: bool) -> None:
                     for d in decisions
                 ],
             )
+        approver = registry.gates.approver(model, number)
+        decided = f"yes, approved by {approver}" if approver else f"no, {registry.gates.why_not(model, number)}"
+        text += f"\n\nmay get a share: {decided}"
         judged = report.model_dump(mode="json") if report else {"model": model, "version": number, "checks": []}
         judged |= {"verdict": report.verdict if report else None, "decisions": decisions}
-        emit(judged | {"approver": registry.gates.approver(model, number)}, as_json, text)
+        emit(judged | {"approver": approver}, as_json, text)
 
 
 @click.command()
@@ -208,7 +213,7 @@ def sign(version: str, by: str, reason: str) -> None:
                 connection, at=registry.clock(), actor=by, action="version.sign", subject=version, detail=detail
             )
         signed = registry.versions.sign(found, registry.settings.home / "adapters")
-    click.echo(f"{version} is signed by key {signed.signed_by}")
+    click.echo(f"{version} is signed by key {signed.signed_by}; an engine that refused it asks again within 20 s")
 
 
 def _figures(version: Version) -> str:

@@ -28,6 +28,7 @@ from tuneloop.serve.engine.wanted import RegistryWatch, Sight
 
 _WARM_S = 60.0
 _LONGEST_RETRY_S = 300.0
+_LONGEST_REFETCH_S = 20.0  # what a person can mend without this engine's help, by signing a version for example
 _FETCHES = 4  # at a time
 _DEATHS = 2  # of vLLM at one adapter's loading, before that adapter is given up
 
@@ -162,7 +163,7 @@ class Keeper:
             path = await loop.run_in_executor(self._threads, self._fetch_and_check, version)
             self.held[version.name] = Held(AdapterState.LOADING, path, time.monotonic(), failures)
         except Exception as error:  # noqa: BLE001 (MLflow and disks fail in many ways; the reason is kept, said and retried)
-            self._fail(version.name, self.held[version.name], str(error))
+            self._fail(version.name, self.held[version.name], str(error), longest_s=_LONGEST_REFETCH_S)
         finally:
             self._fetches.pop(version.name, None)
             self.changed.set()
@@ -215,8 +216,8 @@ class Keeper:
             raise
         self._at_work = ""
 
-    def _fail(self, name: str, held: Held, reason: str) -> None:
-        pause_s = min(2.0 ** (held.failures + 1), _LONGEST_RETRY_S)
+    def _fail(self, name: str, held: Held, reason: str, *, longest_s: float = _LONGEST_RETRY_S) -> None:
+        pause_s = min(2.0 ** (held.failures + 1), longest_s)
         if reason != held.reason:
             self._say(f"{name} failed, trying again from time to time: {reason}")
         self.held[name] = Held(

@@ -64,5 +64,10 @@ def _text(made: Exported) -> str:
     ]
     head = ("held-out set", "perplexity as published", "as exported", "NLL difference (95 % interval)")
     shown = f"{table(head, rows)}\n\n" if rows else ""
-    serve = f"; serve it with `tuneloop engine --base {made.folder} --max-loras 0`" if made.whole else ""
-    return f"{shown}{made.version} is in {made.folder} ({size}){serve}"
+    if not made.whole:
+        return f"{shown}{made.version} is in {made.folder} ({size})"
+    command = f"tuneloop engine --base {made.folder} --max-loras 0 --id NAME --port PORT"
+    return (
+        f"{shown}{made.version} is in {made.folder} ({size}); serve it with `{command}`, and ask that port for the "
+        f"model {made.folder.name}"
+    )
