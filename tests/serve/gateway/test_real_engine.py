@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -47,6 +48,15 @@ def streamed(client: openai.OpenAI, model: str, question: str, **more: Any) -> s
         return "".join(chunk.choices[0].delta.content or "" for chunk in stream)
 
 
+def tokens_for(client: openai.OpenAI, seconds: float) -> int:
+    """About how many tokens each of three streams gets in that time; 80 at least, however slow the machine."""
+    few: dict[str, Any] = {"max_tokens": 20, "extra_body": {"ignore_eos": True}}
+    began = time.perf_counter()
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(lambda _: streamed(client, MODEL, QUESTIONS[0], **few), range(3)))
+    return min(800, max(80, int(few["max_tokens"] / (time.perf_counter() - began) * seconds)))
+
+
 def test_answers_through_the_gateway_are_those_of_vllm(gateway: Address, engine_agent: EngineAgent) -> None:
     direct = openai.OpenAI(base_url=f"{engine_agent.url}/v1", api_key="none", max_retries=0)
     answers: set[str] = set()
@@ -89,8 +99,9 @@ def test_what_vllm_refuses_reaches_the_client_as_its_own_error(gateway: Address)
 def test_a_hot_loaded_version_breaks_no_stream_and_takes_over(gateway: Address, engine_agent: EngineAgent) -> None:
     engine_agent.serve({1: 10_000})
     slot = f"{engine_agent.id}|{MODEL}@1"
-    long: dict[str, Any] = {"max_tokens": 80, "extra_body": {"ignore_eos": True}}
     with gateway.client() as client, ThreadPoolExecutor(3) as pool:
+        tokens = tokens_for(client, 10.0)
+        long: dict[str, Any] = {"max_tokens": tokens, "extra_body": {"ignore_eos": True}}
         streams = [pool.submit(streamed, client, MODEL, QUESTIONS[0], **long) for _ in range(3)]
         until(lambda: engine_agent.registry.fleet.gateways()[0].in_flight == {slot: 3})
         engine_agent.serve({2: 0, 1: 10_000})
@@ -102,8 +113,8 @@ def test_a_hot_loaded_version_breaks_no_stream_and_takes_over(gateway: Address, 
         assert gateway.chat(model=MODEL, max_tokens=1).headers["x-tuneloop-version"] == f"{MODEL}@2"
         said = {stream.result() for stream in streams}
     assert len(said) == 1
-    assert len(said.pop()) > 80
-    records = until(lambda: len(found := served(engine_agent, tokens=80)) == 3 and found)
+    assert len(said.pop()) > tokens
+    records = until(lambda: len(found := served(engine_agent, tokens=tokens)) == 3 and found)
     assert {(record.served_version, record.status) for record in records} == {(1, 200)}
 
 
@@ -111,8 +122,9 @@ def test_a_new_request_does_not_wait_for_the_streams_that_run(gateway: Address, 
     """Where vLLM's processes share few cores, its scheduler must let others have the one it waits on."""
     engine_agent.serve({1: 10_000})
     slot = f"{engine_agent.id}|{MODEL}@1"
-    long: dict[str, Any] = {"max_tokens": 80, "extra_body": {"ignore_eos": True}}
     with gateway.client() as client, ThreadPoolExecutor(3) as pool:
+        tokens = tokens_for(client, 10.0)
+        long: dict[str, Any] = {"max_tokens": tokens, "extra_body": {"ignore_eos": True}}
         streams = [pool.submit(streamed, client, MODEL, QUESTIONS[0], **long) for _ in range(3)]
         until(lambda: engine_agent.registry.fleet.gateways()[0].in_flight == {slot: 3})
         for _ in range(2):
