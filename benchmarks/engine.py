@@ -58,33 +58,36 @@ async def several(ask: Callable[[int], Awaitable[object]], count: int, at_once: 
     return count / (time.perf_counter() - began)
 
 
+def answering(client: AsyncOpenAI, *models: str) -> Callable[[int], Awaitable[object]]:
+    """Asks the models in turn for 24 tokens each."""
+
+    async def answer(number: int) -> object:
+        return await client.chat.completions.create(
+            model=models[number % len(models)],
+            messages=[{"role": "user", "content": f"What does function number {number} of textwrap do?"}],
+            max_tokens=24,
+            temperature=0,
+            extra_body={"ignore_eos": True},
+        )
+
+    return answer
+
+
 async def measure(url: str, base: str, adapters: list[str]) -> dict[str, float]:
     """Requests per second of each kind of work."""
     async with AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=300) as client:
-
-        def answers(*models: str) -> Callable[[int], Awaitable[object]]:
-            async def answer(number: int) -> object:
-                return await client.chat.completions.create(
-                    model=models[number % len(models)],
-                    messages=[{"role": "user", "content": f"What does function number {number} of textwrap do?"}],
-                    max_tokens=24,
-                    temperature=0,
-                    extra_body={"ignore_eos": True},
-                )
-
-            return answer
 
         async def score(number: int) -> object:
             return await client.completions.create(
                 model=adapters[0], prompt=f"{number} {PROMPT}", max_tokens=1, extra_body={"prompt_logprobs": 0}
             )
 
-        await several(answers(base, *adapters), 12, 8)  # warms it up
+        await several(answering(client, base, *adapters), 12, 8)  # warms it up
         return {
-            "8 users, one adapter": await several(answers(adapters[0]), 40, 8),
-            "8 users, two adapters": await several(answers(*adapters), 40, 8),
-            "8 users, the base": await several(answers(base), 40, 8),
-            "1 user, one adapter": await several(answers(adapters[0]), 4, 1),
+            "8 users, one adapter": await several(answering(client, adapters[0]), 40, 8),
+            "8 users, two adapters": await several(answering(client, *adapters), 40, 8),
+            "8 users, the base": await several(answering(client, base), 40, 8),
+            "1 user, one adapter": await several(answering(client, adapters[0]), 4, 1),
             "scored prompts": await several(score, 24, 2),
         }
 

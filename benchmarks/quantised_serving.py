@@ -25,7 +25,7 @@ import torch
 from openai import AsyncOpenAI
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from engine import ROOT, serving, several
+from engine import ROOT, answering, serving, several
 from tuneloop.registry.printing import table
 from tuneloop.serve.engine.precision import cpu_features
 from tuneloop.train.base import prepare_base
@@ -67,16 +67,7 @@ def nll_in_transformers(folder: Path) -> float:
 async def measure(url: str, model: str) -> dict[str, float]:
     """Answers and scored texts a second, and the texts' mean NLL."""
     async with AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=300) as client:
-
-        async def answer(number: int) -> object:
-            return await client.chat.completions.create(
-                model=model,
-                messages=[{"role": "user", "content": f"What does function number {number} of textwrap do?"}],
-                max_tokens=24,
-                temperature=0,
-                extra_body={"ignore_eos": True},
-            )
-
+        answer = answering(client, model)
         found: list[float] = []
 
         async def score(number: int) -> None:

@@ -117,10 +117,11 @@ class Monitor:
         return ModelState(model, routes[model].champion if model in routes else None, 0, 0, "", failure)
 
     def _watch(self, model: str) -> ModelState:
-        newest = self._registry.routes.current(model)
         history = self._registry.routes.history(model)
-        version = newest.champion
-        self._end_replaced(newest)
+        if history.unreadable:
+            self._registry.routes.current(model)  # raises when the newest is among them: what serves is not known then
+        version = history[0].champion
+        self._end_replaced(history[0])
         reference = self._reference(history, version)
         judged = alarms = 0
         if isinstance(reference, Gathering):

@@ -42,6 +42,9 @@ def parse_version_name(text: str) -> tuple[str, int]:
     return match[1], int(match[2])
 
 
+FRESH = "fresh"  # the evaluation set that a retraining makes from users' corrections
+
+
 class Noun(BaseModel):
     """Base of every noun: frozen, strict about unknown fields."""
 

@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, model_
 from tuneloop.registry import audit
 from tuneloop.registry.database import Database, faults, write_last
 from tuneloop.registry.errors import Unreadable
-from tuneloop.registry.nouns import Noun, Signal
+from tuneloop.registry.nouns import FRESH, Noun, Signal
 from tuneloop.registry.tables import policies
 
 
@@ -33,9 +33,6 @@ class RetrainingPolicy(Noun):
     min_rows: int = Field(default=50, ge=1, le=1_000_000_000)  # fresh corrections
     cooldown_s: float = Field(default=6 * 3600.0, ge=0, le=10 * 365 * 86_400.0, allow_inf_nan=False)
     auto_approve: bool = False  # otherwise a person runs `tuneloop retraining approve`
-
-
-_PRIMARY = "fresh"  # the evaluation set of users' corrections
 
 
 class Threshold(Noun):
@@ -68,8 +65,8 @@ class GatePolicy(Noun):
 
     @model_validator(mode="after")
     def _primary_has_no_margin(self) -> Self:
-        if _PRIMARY in self.margins:
-            raise ValueError(f"margins.{_PRIMARY} is not read: on users' corrections a version must be better")
+        if FRESH in self.margins:
+            raise ValueError(f"margins.{FRESH} is not read: on users' corrections a version must be better")
         return self
 
 

@@ -22,7 +22,10 @@ class TooManyWaiting(Exception):
 
 
 class GatewayProtocol(HttpToolsProtocol):
-    """Answers 431 to a head that is too long, 408 to one that is late, 400 to too many requests at once, and closes."""
+    """Answers 431 to a head that is too long, 408 to one that is late, and closes; on too many at once it just closes.
+
+    While an answer is being sent it answers nothing else: that would stand in the middle of it.
+    """
 
     _in_head = True
     _head_bytes = 0

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from tuneloop.registry.nouns import FRESH
 from tuneloop.train.recipe.data import DataSection
-from tuneloop.train.recipe.evaluate import FRESH, VALIDATION, EvaluateSection
+from tuneloop.train.recipe.evaluate import VALIDATION, EvaluateSection
 from tuneloop.train.recipe.file import Recipe, RecipeFile, RetrainSection, load_recipe
 from tuneloop.train.recipe.objective import ObjectiveSection
 from tuneloop.train.recipe.run import OptimSection, RunSection

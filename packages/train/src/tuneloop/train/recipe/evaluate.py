@@ -6,10 +6,10 @@ from typing import Annotated, Self
 
 from pydantic import Field, StringConstraints, model_validator
 
+from tuneloop.registry.nouns import FRESH
 from tuneloop.train.recipe.data import Sources
 from tuneloop.train.recipe.part import Names, Part
 
-FRESH = "fresh"  # the evaluation set a retraining makes from its own corrections
 VALIDATION = "validation"
 SetName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,40}$")]
 

@@ -1,0 +1,40 @@
+"""The registry's own fixtures: its verbs, on a registry of the test's own or on one that several share."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from registry.verbs import Verb, let_live, verb_at
+from tuneloop.registry import Registry
+from tuneloop.registry.settings import RegistrySettings
+
+
+@pytest.fixture
+def verb(registry_home: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Verb:
+    """Runs `tuneloop …` on this test's registry, in this process: (exit code, stdout, stderr)."""
+    return verb_at(registry_home, monkeypatch, capfd)
+
+
+@pytest.fixture
+def lived_in(registry: Registry, tmp_path: Path) -> Registry:
+    """This test's own registry, in which something has happened."""
+    return let_live(registry, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory, empty_mlflow: Path) -> Iterator[Registry]:
+    """One for all the tests that change nothing."""
+    home = tmp_path_factory.mktemp("shared")
+    shutil.copy(empty_mlflow, home)
+    with Registry.open(RegistrySettings(home=home)) as opened:
+        yield let_live(opened, home)
+
+
+@pytest.fixture
+def verb_there(shared: Registry, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Verb:
+    """Runs `tuneloop …` on the shared registry."""
+    return verb_at(shared.settings.home, monkeypatch, capfd)
