@@ -10,8 +10,9 @@ import torch
 from train.fitting import Fits
 from tuneloop.registry.errors import TuneloopError
 from tuneloop.train.base import Base
-from tuneloop.train.fit.divergence import judge_step, rows_of_step
+from tuneloop.train.fit.divergence import judge_step
 from tuneloop.train.fit.memory import is_out_of_memory, largest_that_fits, smaller
+from tuneloop.train.fit.order import rows_of_step
 from tuneloop.train.recipe import Recipe
 from tuneloop.train.recipe.run import DivergenceSection
 from tuneloop.train.stopping import Stopped

@@ -101,7 +101,7 @@ def score_rows(
         mask_BT = padded([[1] * lengths[index] for index in chosen], longest, 0).to(model.device)
         targets_BT = torch.nn.functional.pad(labels_BT[:, 1:], (0, 1), value=IGNORED)
         learned_BT = targets_BT != IGNORED
-        with torch.inference_mode():
+        with torch.no_grad():
             logits_NV = _logits_at(model, ids_BT, learned_BT, beginning.before(mask_BT))
             nll_N = torch.nn.functional.cross_entropy(logits_NV.float(), targets_BT[learned_BT], reduction="none")
         counts = learned_BT.sum(dim=1).tolist()
@@ -232,7 +232,7 @@ class _Beginning:
         given = {"input_ids": torch.tensor([rows[0].ids[:tokens]], device=model.device), "use_cache": True}
         if "logits_to_keep" in _parameters(model):
             given["logits_to_keep"] = 1
-        with torch.inference_mode():
+        with torch.no_grad():
             cache = model(**given).past_key_values
         if type(cache) is not DynamicCache or any(type(layer) is not DynamicLayer for layer in cache.layers):
             return cls(0)

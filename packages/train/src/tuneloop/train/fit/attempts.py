@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
 from peft import LoraModel
 from peft.helpers import disable_input_dtype_casting
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainerState
@@ -23,9 +24,10 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback, Tra
 from tuneloop.registry.errors import TuneloopError
 from tuneloop.train.fit.arguments import common_arguments
 from tuneloop.train.fit.checkpoints import Checkpoint, CheckpointStore, RunState
-from tuneloop.train.fit.divergence import Diverged, name_rows, rows_of_step
-from tuneloop.train.fit.guard import Guard, is_parallel
+from tuneloop.train.fit.divergence import Diverged, name_rows
+from tuneloop.train.fit.guard import Guard, is_parallel, leads
 from tuneloop.train.fit.memory import give_memory_back, is_out_of_memory, smaller
+from tuneloop.train.fit.order import rows_of_step
 from tuneloop.train.fit.progress import FitResult, Progress, Watch
 from tuneloop.train.recipe import Recipe
 from tuneloop.train.tuning.peft_adapters import peft_as_it_is
@@ -115,16 +117,24 @@ class _Attempts:
             del trainer, guard, progress
             give_memory_back()
         self._take_the_best(trainer, guard)
-        self._store.discard_staging()
+        self._clean_up()
         if guard.stopped is not None:
             raise guard.stopped.kept(trainer.state.global_step)
         early = fitting.recipe.run.early_stopping is not None
         kept = guard.best_step if early and guard.best_step is not None else trainer.state.global_step
         return progress.result(trainer.state.log_history, guard.state, weights_step=kept)
 
+    def _clean_up(self) -> None:
+        """Once every process has ended its training: transformers' last act is to look through the folder."""
+        if is_parallel():
+            dist.barrier()
+        if leads():
+            self._store.discard_staging()
+
     def _attempt(self, state: RunState) -> tuple[Any, Guard, Progress]:
         fitting, run = self._fitting, self._fitting.recipe.run
-        self._store.discard_staging()
+        if leads():  # the others may have begun to look for what this one makes there
+            self._store.discard_staging()
         guard = Guard(
             self._store,
             state,

@@ -31,14 +31,18 @@ from tuneloop.train.stopping import Stopped
 from tuneloop.train.tuning import models
 
 
+def _send(event: Event) -> None:
+    sys.stdout.write(event.model_dump_json() + "\n")
+    sys.stdout.flush()
+
+
 class _Speaker(Screen):
     """Sends lines to the owner instead of a terminal; silent on other ranks."""
 
     def send(self, event: Event) -> None:
         """One line, at once."""
         if not dist.is_initialized() or dist.get_rank() == 0:
-            sys.stdout.write(event.model_dump_json() + "\n")
-            sys.stdout.flush()
+            _send(event)
 
     def say(self, line: str = "") -> None:
         """A line that stays."""
@@ -76,6 +80,10 @@ def run_child(spec: ChildSpec) -> int:
         import deepspeed  # noqa: PLC0415 (only where it shards)
 
         deepspeed.init_distributed(dist_backend="gloo" if spec.device == "cpu" else "nccl")
+    if recipe.run.launch.strategy == "fsdp" and spec.device == "cpu":
+        from tuneloop.train.fit.fsdp_on_cpu import shard_on_cpus_too  # noqa: PLC0415 (changes accelerate)
+
+        shard_on_cpus_too()
     store = CheckpointStore(spec.store, recipe.run.checkpoint.keep, speaker.say)
     known = store.newest_valid()
     micro_batch = known.state.micro_batch if known else recipe.run.micro_batch
@@ -110,9 +118,7 @@ def run_child(spec: ChildSpec) -> int:
             raise
         tried = spec.micro_batch or micro_batch
         size = recipe.run.batch_size // recipe.run.launch.processes if tried == AUTO else tried
-        event = Event(kind="memory", text=str(error).splitlines()[0], step=size)
-        sys.stdout.write(event.model_dump_json() + "\n")
-        sys.stdout.flush()  # whichever rank it was
+        _send(Event(kind="memory", text=str(error).splitlines()[0], step=size))  # whichever rank it was
         return 1
     else:
         speaker.send(Event(kind="done", result=asdict(made)))
@@ -120,4 +126,9 @@ def run_child(spec: ChildSpec) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_child(ChildSpec.model_validate_json(Path(sys.argv[1]).read_bytes())))
+    try:
+        sys.exit(run_child(ChildSpec.model_validate_json(Path(sys.argv[1]).read_bytes())))
+    except Exception as error:
+        first = next(iter(str(error).splitlines()), "")
+        _send(Event(kind="died", text=f"{type(error).__name__}: {first}"))
+        raise

@@ -10,8 +10,6 @@ import math
 import statistics
 from collections.abc import Sequence
 
-import torch
-
 from tuneloop.registry.errors import TuneloopError
 from tuneloop.train.recipe.run import DivergenceSection
 
@@ -50,17 +48,6 @@ def judge_step(loss: float, grad_norm: float | None, before: Sequence[float], ru
     if median > 0 and loss > rules.loss_spike * median and loss - median > _LEAP_NATS:
         return f"the loss leapt to {loss:.3f}, {loss / median:.1f} times the median {median:.3f} of the steps before"
     return None
-
-
-def rows_of_step(step: int, rows: int, batch_size: int, seed: int) -> list[int]:
-    """Which rows the optimiser saw in this step (counted from 1), in the order accelerate's seeded sampler gives.
-
-    Padding a last uneven batch for several processes repeats rows of the same epoch's beginning; they are left out.
-    """
-    windows = math.ceil(rows / batch_size)
-    epoch, window = divmod(step - 1, windows)
-    order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed + epoch)).tolist()
-    return [int(row) for row in order[window * batch_size : (window + 1) * batch_size]]
 
 
 def name_rows(places: Sequence[str], rows: Sequence[int]) -> str:

@@ -38,6 +38,8 @@ class Interruptible:
         try:
             super()._save_checkpoint(model, trial)  # type: ignore[misc]  # the Trainer that follows in the bases
         except (OSError, RuntimeError, SafetensorError) as error:  # RuntimeError: torch.save on a full disk
+            if type(error) is RuntimeError and is_parallel():  # or another process that is gone: worth a new start
+                raise
             raise unwritten(trainer.state.global_step, Path(trainer.args.output_dir), error) from error
 
 
@@ -181,7 +183,7 @@ class Guard(TrainerCallback):  # type: ignore[misc]  # transformers is untyped h
         if is_parallel():
             dist.barrier()
         made = None
-        if not is_parallel() or dist.get_rank() == 0:
+        if leads():
             try:
                 made = self._store.seal(self._store.staging / f"checkpoint-{step}", self.state, self.best_step)
             except OSError as error:
@@ -205,6 +207,11 @@ def strikes(validations: Sequence[Validated], min_delta: float) -> int:
 def is_parallel() -> bool:
     """Whether this process is one of several that train together."""
     return bool(dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1)
+
+
+def leads() -> bool:
+    """Whether this process is the one of all that writes: rank 0, or the only one."""
+    return not is_parallel() or bool(dist.get_rank() == 0)
 
 
 def agreed(*flags: bool) -> tuple[bool, ...]:

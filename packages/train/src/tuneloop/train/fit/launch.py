@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 from safetensors.torch import load_file
@@ -34,6 +34,7 @@ _STOP = "stop"  # a file: the owner asks its children to save and end
 _SPEC = "spec.json"
 _ROWS = "rows.jsonl"
 _SHOWN_LINES = 20
+_ERRORS = "errors.log"
 
 
 class ChildSpec(BaseModel):
@@ -54,11 +55,11 @@ class ChildSpec(BaseModel):
 
 
 class Event(BaseModel):
-    """One line from rank 0."""
+    """One line from rank 0, or the last word of whichever rank dies."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kind: Literal["say", "progress", "keep", "metrics", "done", "stopped", "error", "memory"]
+    kind: Literal["say", "progress", "keep", "metrics", "done", "stopped", "error", "memory", "died"]
     text: str = ""
     step: int = 0
     metrics: dict[str, float] = {}
@@ -124,11 +125,15 @@ def fit_in_processes(
                 continue
             if restarts >= run.max_restarts:
                 raise TuneloopError(
-                    f"training died with code {end.code} after {restarts} restarts: {end.errors or 'it said nothing'}; "
-                    "the checkpoints are kept: the same command with --resume goes on from the last"
+                    f"training died with code {end.code} after {restarts} restarts: {end.errors or 'it said nothing'} "
+                    f"(all of it: {spec.store / _ERRORS}); the checkpoints are kept: the same command with --resume "
+                    "goes on from the last"
                 )
             restarts += 1
-            watch.screen.say(f"training died with code {end.code}; restart {restarts} of {run.max_restarts}")
+            watch.screen.say(
+                f"training died with code {end.code} ({end.errors or 'it said nothing'}); restart {restarts} of "
+                f"{run.max_restarts}"
+            )
     finally:
         if movable:
             model.to(device)
@@ -159,7 +164,8 @@ def _run_children(spec: ChildSpec, run: RunSection, watch: Watch) -> _End:
     parallel = launch.processes > 1 or launch.strategy != "ddp"
     command = [sys.executable, *(torchrun if parallel else []), "-m", "tuneloop.train.fit.child", str(path)]
     last: Event | None = None
-    with _process(command, spec.device) as (process, errors):
+    died = ""
+    with _process(command, spec.device, spec.store / _ERRORS) as (process, errors):
         assert process.stdout is not None
         with _relayed_stop(watch, stop):
             for line in process.stdout:
@@ -167,13 +173,17 @@ def _run_children(spec: ChildSpec, run: RunSection, watch: Watch) -> _End:
                 if event is not None:
                     _tell(event, watch)
                     last = event if event.kind in {"done", "stopped", "error", "memory"} else last
+                    died = died or (event.text if event.kind == "died" else "")  # the others die of the first
         code = process.wait()
-    return _End(code, last, "\n".join(errors))
+    return _End(code, last, died or "\n".join(errors))
 
 
 @contextmanager
-def _process(command: Sequence[str], device: str) -> Iterator[tuple[subprocess.Popen[str], deque[str]]]:
-    """The children, in a group of their own: a Ctrl-C reaches only the owner, who asks them to save first."""
+def _process(command: Sequence[str], device: str, log: Path) -> Iterator[tuple[subprocess.Popen[str], deque[str]]]:
+    """The children, in a group of their own: a Ctrl-C reaches only the owner, who asks them to save first.
+
+    The last lines of what they write to standard error are given, all of them go into `log`.
+    """
     cpu = {"DS_ACCELERATOR": "cpu"} if device == "cpu" else {}
     environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"), **cpu}
     process = subprocess.Popen(
@@ -186,10 +196,15 @@ def _process(command: Sequence[str], device: str) -> Iterator[tuple[subprocess.P
         start_new_session=True,
     )
     errors: deque[str] = deque(maxlen=_SHOWN_LINES)
+
+    def read(stream: IO[str]) -> None:
+        with log.open("w", encoding="utf-8") as file:
+            for line in stream:
+                file.write(line)
+                errors.append(line.rstrip())
+
     assert process.stderr is not None
-    reader = threading.Thread(
-        target=lambda stream: errors.extend(line.rstrip() for line in stream), args=(process.stderr,)
-    )
+    reader = threading.Thread(target=read, args=(process.stderr,))
     reader.start()
     try:
         yield process, errors

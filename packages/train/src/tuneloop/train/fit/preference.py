@@ -14,13 +14,14 @@ from transformers import TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
 from tuneloop.train.data.labels import LabelledPair
+from tuneloop.train.fit.by_row import WeighsRowsAlike
 from tuneloop.train.fit.guard import Interruptible
 from tuneloop.train.fit.reference import same_reference
 from tuneloop.train.recipe import RunSection
 from tuneloop.train.recipe.objective import DpoObjective
 
 
-class _PreparedDpoTrainer(Interruptible, DPOTrainer):  # type: ignore[misc]  # trl is untyped here
+class _PreparedDpoTrainer(Interruptible, WeighsRowsAlike, DPOTrainer):  # type: ignore[misc]  # trl is untyped here
     """DPOTrainer on rows that are tokenised already; it has no switch for that, unlike its kin."""
 
     def _prepare_dataset(self, dataset: Any, *others: Any) -> Any:  # noqa: ARG002 (TRL's signature)

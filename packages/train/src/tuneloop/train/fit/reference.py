@@ -60,7 +60,7 @@ def _changes_nothing(model: Any) -> bool:
     was_training = model.training
     model.eval()
     ids = torch.arange(1, 1 + _PROBE, device=model.device).unsqueeze(0)
-    with torch.inference_mode():
+    with torch.no_grad():
         on = model(input_ids=ids, use_cache=False).logits
         with model.disable_adapter():
             off = model(input_ids=ids, use_cache=False).logits

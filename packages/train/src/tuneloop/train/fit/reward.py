@@ -21,6 +21,7 @@ from tuneloop.registry.errors import InvalidInput
 from tuneloop.train.base import Base
 from tuneloop.train.data.labels import LabelledPair
 from tuneloop.train.evaluation.measure import BATCH, padded
+from tuneloop.train.fit.by_row import WeighsRowsAlike
 from tuneloop.train.fit.guard import Interruptible
 from tuneloop.train.recipe import RunSection
 from tuneloop.train.tuning import models
@@ -28,8 +29,8 @@ from tuneloop.train.tuning import models
 MANIFEST = "reward_model.json"  # what tells a reward model's folder from any other adapter's
 
 
-class _Trainer(Interruptible, RewardTrainer):  # type: ignore[misc]  # trl is untyped here
-    """RewardTrainer whose checkpoints are whole."""
+class _Trainer(Interruptible, WeighsRowsAlike, RewardTrainer):  # type: ignore[misc]  # trl is untyped here
+    """RewardTrainer whose checkpoints are whole and whose rows weigh alike."""
 
 
 def reward_trainer(

@@ -79,7 +79,7 @@ def fit(
 
     def build(arguments: dict[str, Any], own: list[TrainerCallback]) -> Any:
         with trained_weights_kept(model):
-            return trainer_for(model, tokenizer, rows, recipe, arguments, [*own, *callbacks], judge=judge, watch=watch)
+            return trainer_for(model, tokenizer, rows, recipe, arguments, [*callbacks, *own], judge=judge, watch=watch)
 
     fitting = Fitting(
         recipe,

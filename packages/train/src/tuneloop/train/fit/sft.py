@@ -10,6 +10,7 @@ from __future__ import annotations
 import resource
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import psutil
@@ -19,9 +20,10 @@ from transformers import TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from tuneloop.registry.errors import InvalidInput
-from tuneloop.train.data.labels import LabelledRow
+from tuneloop.train.data.labels import IGNORED, LabelledRow
 from tuneloop.train.fit.guard import Interruptible
 from tuneloop.train.fit.memory import give_memory_back, is_out_of_memory, largest_that_fits
+from tuneloop.train.fit.order import EvenOrder
 from tuneloop.train.recipe import Recipe, RunSection
 from tuneloop.train.recipe.run import AUTO
 from tuneloop.train.screen import Screen
@@ -32,6 +34,11 @@ _SEPARATES_ROWS = ("sdpa", "eager", "flash_attention_2")  # what keeps packed ro
 
 class _Trainer(Interruptible, SFTTrainer):  # type: ignore[misc]  # trl is untyped here
     """SFTTrainer whose checkpoints are whole."""
+
+    order: EvenOrder | None = None  # of several processes
+
+    def _get_train_sampler(self, *arguments: Any) -> Any:
+        return self.order or super()._get_train_sampler(*arguments)
 
 
 def sft_trainer(
@@ -56,8 +63,15 @@ def sft_trainer(
         dataset_kwargs={"skip_prepare_dataset": True},
         max_length=None,  # rows were cut, and counted, when they were labelled
     )
+    order = None
+    if run.launch.processes > 1:
+        order = EvenOrder(len(rows), run.launch.processes * config.per_device_train_batch_size, run.seed)
+        shortest = min(rows, key=lambda row: len(row.ids))
+        rows = [*rows, replace(shortest, labels=(IGNORED,) * len(shortest.ids))]
     data = Dataset.from_dict({"input_ids": [list(r.ids) for r in rows], "labels": [list(r.labels) for r in rows]})
-    return _Trainer(model=model, args=config, train_dataset=data, processing_class=tokenizer, callbacks=callbacks)
+    trainer = _Trainer(model=model, args=config, train_dataset=data, processing_class=tokenizer, callbacks=callbacks)
+    trainer.order = order
+    return trainer
 
 
 def require_separation(config: Any) -> None:

@@ -1,8 +1,7 @@
 """Sharding a run over processes: what DeepSpeed (ZeRO, Rajbhandari et al. 1910.02054) and FSDP are told.
 
 ZeRO-2 shards gradients and optimizer state, ZeRO-3 and FSDP the weights too. DeepSpeed leaves small weights whole by
-default; here none is, so that what is planned is what is held. FSDP needs GPUs: on a CPU accelerate turns it into
-copies without a word.
+default; here none is, so that what is planned is what is held. FSDP on a CPU: `fsdp_on_cpu`.
 """
 
 from __future__ import annotations
@@ -16,15 +15,13 @@ from tuneloop.train.recipe import RunSection
 _STAGES = {"zero2": 2, "zero3": 3}
 
 
-def check_launch(run: RunSection, device: str) -> None:
+def check_launch(run: RunSection) -> None:
     """Refuse a launch that this machine cannot keep.
 
     Raises:
-        InvalidInput: FSDP on a CPU, ZeRO without DeepSpeed.
+        InvalidInput: ZeRO without DeepSpeed.
     """
     strategy = run.launch.strategy
-    if strategy == "fsdp" and device == "cpu":
-        raise InvalidInput("run.launch.strategy fsdp needs GPUs: on a CPU nothing would be sharded; use zero2 or zero3")
     if strategy in _STAGES and importlib.util.find_spec("deepspeed") is None:
         raise InvalidInput(f"run.launch.strategy {strategy} needs DeepSpeed: pip install deepspeed")
 
@@ -74,5 +71,8 @@ def held_share(model: Any, optimizer: Any) -> tuple[int, int] | None:
         return held, sum(int(weight.ds_numel) for weight in trained)
     if hasattr(optimizer, "single_partition_of_fp32_groups"):  # ZeRO-2
         held = sum(part.numel() for part in optimizer.single_partition_of_fp32_groups)
+        return held, sum(int(weight.numel()) for weight in trained)
+    if any(hasattr(weight, "to_local") for weight in trained):  # FSDP: the optimizer's entries follow the weights
+        held = sum((weight.to_local() if hasattr(weight, "to_local") else weight).numel() for weight in trained)
         return held, sum(int(weight.numel()) for weight in trained)
     return None

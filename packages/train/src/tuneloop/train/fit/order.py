@@ -1,0 +1,51 @@
+"""In which order rows are learned: one permutation per epoch, from the seed alone, whatever the number of processes.
+
+accelerate hands every process equally many passes, and fills the last of them up with rows from the epoch's beginning:
+those would be learned twice. Several processes get a row that teaches nothing there instead.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch.utils.data import Sampler
+
+
+def order_of_epoch(rows: int, seed: int, epoch: int) -> list[int]:
+    """The permutation that accelerate's seeded sampler draws too."""
+    return [int(row) for row in torch.randperm(rows, generator=torch.Generator().manual_seed(seed + epoch))]
+
+
+def rows_of_step(step: int, rows: int, batch_size: int, seed: int) -> list[int]:
+    """Which rows the optimiser saw in this step (counted from 1)."""
+    epoch, window = divmod(step - 1, math.ceil(rows / batch_size))
+    return order_of_epoch(rows, seed, epoch)[window * batch_size : (window + 1) * batch_size]
+
+
+class EvenOrder(Sampler[int]):  # type: ignore[misc]  # torch is untyped here
+    """The order of one process, with the row behind the last, which teaches nothing, as often as is needed.
+
+    Args:
+        rows: how many teach something.
+        multiple: how many rows all processes take in one pass.
+        seed: the run's.
+    """
+
+    def __init__(self, rows: int, multiple: int, seed: int) -> None:
+        self._rows = rows
+        self._filling = -rows % multiple
+        self._seed = seed
+        self._epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """accelerate calls this before each epoch."""
+        self._epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        yield from order_of_epoch(self._rows, self._seed, self._epoch)
+        yield from [self._rows] * self._filling
+
+    def __len__(self) -> int:
+        return self._rows + self._filling
