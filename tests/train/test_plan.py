@@ -375,8 +375,14 @@ def test_the_verb_says_what_cannot_be_served_and_reads_a_table_of_ones_own(tiny_
     assert "servable: no: tuning.rank 64" in done.output
     assert "cellar" in done.output
     assert "tokens learned" in done.output
+    tiny_recipe.write_text(
+        tiny_recipe.read_text().replace("{max_length: 96}", "{max_length: 96, template: instruction}")
+    )
     here = run(plan_verb, [str(tiny_recipe)], catch_exceptions=False)
     assert "this CPU" in here.output
+    tiny_recipe.write_text(tiny_recipe.read_text().replace("{rank: 64}", "{rank: 4}"))
+    here = run(plan_verb, [str(tiny_recipe)], catch_exceptions=False)
+    assert "servable: no: an engine asks with the base's chat template" in here.output
     with pytest.raises(InvalidInput, match="--provider nobody: the table has aws, azure, gcp"):
         run(plan_verb, [str(tiny_recipe), "--device", "H100", "--provider", "nobody"], catch_exceptions=False)
 

@@ -10,7 +10,9 @@ import pytest
 from tuneloop.registry import Registry
 from tuneloop.registry.errors import Unavailable
 from tuneloop.train.fit.runs import RunFolder, RunRecord, held_run
+from tuneloop.train.job import job_from_recipe
 from tuneloop.train.job.run import _tracked
+from tuneloop.train.recipe import load_recipe
 
 
 def quiet(_line: str) -> None:
@@ -90,3 +92,16 @@ def test_what_a_run_died_of_is_raised_though_mlflow_cannot_be_told_and_the_next_
     closed: list[str] = []
     with held_run(tmp_path, "other", "new", say=quiet, close=closed.append):
         assert closed == ["mlflow-of-mine"]
+
+
+def test_another_chat_template_is_another_run(tiny_recipe: Path, tmp_path: Path) -> None:
+    """The rows would be other tokens: what an unfinished run had learned must not be gone on with."""
+    job = job_from_recipe(load_recipe(tiny_recipe), tmp_path)
+    again = job_from_recipe(load_recipe(tiny_recipe), tmp_path)
+    assert again.key == job.key
+    (job.base.folder / "chat_template.jinja").rename(tmp_path / "template")
+    try:
+        (job.base.folder / "chat_template.jinja").write_text(f"{(tmp_path / 'template').read_text()} ")
+        assert job_from_recipe(load_recipe(tiny_recipe), tmp_path).key != job.key
+    finally:
+        (tmp_path / "template").replace(job.base.folder / "chat_template.jinja")

@@ -24,10 +24,12 @@ from tuneloop.registry.errors import InvalidInput
 from tuneloop.registry.nouns import Interval, Version
 from tuneloop.train.base import Base, base_of
 from tuneloop.train.data.labels import LabelledRow, Labeller, label_rows
+from tuneloop.train.data.templates import FILE as TEMPLATE
 from tuneloop.train.evaluation.measure import pad_token_id, score_rows
 from tuneloop.train.evaluation.statistics import RowScore, paired_difference, perplexity
 from tuneloop.train.export.quantise import Quantisation, save_quantised
 from tuneloop.train.publishing.lineage import Lineage
+from tuneloop.train.recipe import Recipe
 from tuneloop.train.screen import Screen
 from tuneloop.train.tuning import models
 from tuneloop.train.tuning.bottleneck import PEFT_TYPE
@@ -82,9 +84,11 @@ def export_version(
             lineage = Lineage(registry.versions, version)
             file = lineage.recipe()
             base = base_of(version, file.recipe, registry.settings.home / "bases", relative_to=file.folder)
-            labelled = _labelled(lineage, base, file.recipe.objective.max_length)
+            labelled = _labelled(lineage, base, file.recipe)
             whole_bytes, losses = _write_whole(base, published, folder, quantize, labelled, screen)
-            shutil.copyfile(published / "README.md", folder / "README.md")
+            for name in ("README.md", TEMPLATE):  # the template a version was trained with may not be its base's
+                if (published / name).is_file():
+                    shutil.copyfile(published / name, folder / name)
         else:
             shutil.copytree(published, folder)
         check_publishable(folder)
@@ -151,8 +155,8 @@ def _reloaded(folder: Path, device: str) -> Any:
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(device).eval()
 
 
-def _labelled(lineage: Lineage, base: Base, max_length: int) -> dict[str, list[LabelledRow]]:
-    labeller = Labeller(models.load_tokenizer(base), max_length)
+def _labelled(lineage: Lineage, base: Base, recipe: Recipe) -> dict[str, list[LabelledRow]]:
+    labeller = Labeller(models.load_tokenizer(base), recipe.objective.max_length, recipe.objective.template)
     return {name: label_rows(labeller, rows, base.template_digest)[0] for name, rows in lineage.set_rows().items()}
 
 

@@ -30,6 +30,7 @@ from tuneloop.train.fit.memory import give_memory_back, is_out_of_memory, smalle
 from tuneloop.train.fit.order import rows_of_step
 from tuneloop.train.fit.progress import FitResult, Progress, Watch
 from tuneloop.train.recipe import Recipe
+from tuneloop.train.recipe.objective import GrpoObjective
 from tuneloop.train.tuning.peft_adapters import peft_as_it_is
 
 Build = Callable[[dict[str, Any], list[TrainerCallback]], Any]  # (arguments, callbacks) → an `Interruptible` trainer
@@ -81,9 +82,11 @@ def see_through(model: Any, build: Build, fitting: Fitting) -> FitResult:
         if store is None:
             scratch = held.enter_context(tempfile.TemporaryDirectory(prefix="tuneloop-fit-"))
             store = CheckpointStore(Path(scratch), 1, fitting.watch.screen.say)
-        if fitting.recipe.run.dtype == "bfloat16" and isinstance(getattr(model, "base_model", None), LoraModel):
+        adapted = isinstance(getattr(model, "base_model", None), LoraModel)
+        answers = isinstance(fitting.recipe.objective, GrpoObjective)
+        if fitting.recipe.run.dtype == "bfloat16" and adapted and not answers:
             # Autocast casts a bfloat16 run's float32 adapter by itself; PEFT's own casts of every input beside it cost
-            # a quarter of a step's time and change nothing.
+            # a quarter of a step's time and change nothing. A trainer that lets the model answer does so without it.
             held.enter_context(disable_input_dtype_casting(model))
         held.enter_context(peft_as_it_is())
         return _Attempts(build, fitting, store).go()

@@ -43,10 +43,11 @@ class Job:
 
     @property
     def key(self) -> str:
-        """What names the run: equal for the same recipe, data, base and start."""
+        """What names the run: equal for the same recipe, data, base, chat template and start."""
         return run_key(
             self.recipe.digest,
             self.base.digest,
+            self.base.template_digest,
             data_digest(self.train),
             data_digest(self.validation) if self.validation else "",
             self.parent.name if self.parent else "",

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from tuneloop.registry.plain_yaml import Place
+from tuneloop.train.recipe.data import QualitySection
+from tuneloop.train.recipe.evaluate import EvaluateSection
 from tuneloop.train.recipe.objective import (
     DpoObjective,
     GrpoObjective,
@@ -17,7 +19,7 @@ from tuneloop.train.recipe.objective import (
     RewardObjective,
     SftObjective,
 )
-from tuneloop.train.recipe.run import AUTO, LaunchSection
+from tuneloop.train.recipe.run import AUTO, DivergenceSection, LaunchSection
 from tuneloop.train.recipe.tuning import BottleneckTuning, FullTuning, LoraTuning, LowRankTuning
 
 if TYPE_CHECKING:
@@ -29,7 +31,16 @@ _HEAD = "lm_head"
 
 def refusals(recipe: Recipe) -> list[Refusal]:
     """Everything that cannot work together: the place in the recipe, and the reason with a way out."""
-    return [*_tuning(recipe), *_rows(recipe), *_batches(recipe), *_ppo(recipe), *_start(recipe)]
+    return [
+        *_tuning(recipe),
+        *_watching(recipe),
+        *_rows(recipe),
+        *_quality(recipe),
+        *_batches(recipe),
+        *_reward(recipe),
+        *_ppo(recipe),
+        *_start(recipe),
+    ]
 
 
 def _tuning(recipe: Recipe) -> Iterator[Refusal]:
@@ -65,6 +76,14 @@ def _tuning(recipe: Recipe) -> Iterator[Refusal]:
             )
 
 
+def _watching(recipe: Recipe) -> Iterator[Refusal]:
+    if recipe.data.validation is not None:
+        return
+    for name in ("early_stopping", "validate_every"):
+        if getattr(recipe.run, name) is not None:
+            yield ("run", name), "watches the loss of data.validation, and there is none; give one, or remove this"
+
+
 def _rows(recipe: Recipe) -> Iterator[Refusal]:
     if isinstance(recipe.objective, SftObjective):
         return
@@ -78,15 +97,25 @@ def _rows(recipe: Recipe) -> Iterator[Refusal]:
             ("data", "validation"),
             f"its loss is measured with objective sft only; with {kind} put held-out rows under evaluate.sets",
         )
-    if run.early_stopping is not None:
-        yield (
-            ("run", "early_stopping"),
-            f"watches a validation loss, measured with objective sft, not {kind}",
-        )
     if run.packing:
         yield ("run", "packing"), f"rows are packed with objective sft only; {kind} compares whole rows"
     if run.micro_batch == AUTO:
         yield ("run", "micro_batch"), f"auto is found on rows of objective sft; give a number with {kind}"
+
+
+def _quality(recipe: Recipe) -> Iterator[Refusal]:
+    """The checks of `data` judge conversations; where none is made, asking for one must not look like having it."""
+    if isinstance(recipe.objective, SftObjective):
+        return
+    kind, data = recipe.objective.kind, recipe.data
+    usual = QualitySection()
+    for name in sorted(QualitySection.model_fields.keys() - {"leakage"}):
+        if getattr(data.quality, name) != getattr(usual, name):
+            yield ("data", "quality", name), f"is looked at with objective sft only; with {kind} remove it"
+    if any(source.weight is not None for source in data.train):
+        yield ("data", "train"), f"sources are mixed by weight with objective sft only; with {kind} remove the weights"
+    if data.streaming:
+        yield ("data", "streaming"), f"rows stay on disk with objective sft only; with {kind} remove it"
 
 
 def _batches(recipe: Recipe) -> Iterator[Refusal]:
@@ -104,12 +133,26 @@ def _batches(recipe: Recipe) -> Iterator[Refusal]:
         )
 
 
+def _reward(recipe: Recipe) -> Iterator[Refusal]:
+    if not isinstance(recipe.objective, RewardObjective):
+        return
+    evaluate, usual = recipe.evaluate, EvaluateSection.model_fields
+    for name in ("generate", "max_new_tokens", "metrics", "slice_by"):
+        if getattr(evaluate, name) not in {usual[name].default, 0}:
+            yield (
+                ("evaluate", name),
+                "a reward model writes no answers, it is measured by how it ranks pairs; remove it",
+            )
+
+
 def _ppo(recipe: Recipe) -> Iterator[Refusal]:
     if not isinstance(recipe.objective, PpoObjective):
         return
     run = recipe.run
     if run.gradient_checkpointing:
         yield ("run", "gradient_checkpointing"), "is not built for ppo; lower run.micro_batch instead"
+    if run.divergence != DivergenceSection():
+        yield ("run", "divergence"), "is not built for ppo, which ends when its loss is no number; remove it"
     if run.compile:
         yield ("run", "compile"), "is not built for ppo: answers of every length would be compiled anew"
     if recipe.optim.optimizer != "adamw":

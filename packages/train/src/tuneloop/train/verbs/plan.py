@@ -63,6 +63,7 @@ def _plan(recipe: str, table: PriceTable, device: str, provider: str | None, row
     from tuneloop.train.plan.shapes import planned_base
     from tuneloop.train.plan.show import shown
     from tuneloop.train.recipe.named import recipe_at
+    from tuneloop.train.recipe.objective import unservable
     from tuneloop.train.tuning.served import servable
 
     file, is_named = recipe_at(recipe)
@@ -73,7 +74,7 @@ def _plan(recipe: str, table: PriceTable, device: str, provider: str | None, row
     made = make_plan(file.recipe, base.shape, facts, machine)
     others = tuple(_machine(name, table, provider) for name in table.devices) if machine.kind == "cuda" else ()
     advice = advise(made, others)
-    why_not = servable(file.recipe.tuning)
+    why_not = servable(file.recipe.tuning) or unservable(file.recipe.objective)
     emit(
         plan_json(made, why_not, [one.as_json() for one in advice]),
         as_json,
