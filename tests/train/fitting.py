@@ -39,6 +39,7 @@ class Fits:
     folder: Path
     said: list[str] = field(default_factory=list)
     losses: dict[int, float] = field(default_factory=dict)  # of the last fit, by step
+    rates: dict[int, float] = field(default_factory=dict)  # likewise
 
     def recipe(self, *, tuning: Mapping[str, Any] | None = None, **run: Any) -> Recipe:
         """The recipe with other values in `run`, as strict as from a file."""
@@ -72,7 +73,7 @@ class Fits:
     ) -> FitResult:
         """Fit a fresh model; `losses` holds what each step logged, as MLflow would see it."""
         model = model or self.model(recipe)
-        self.losses = {}
+        self.losses, self.rates = {}, {}
         if hook is not None:
             passes: list[int] = []
 
@@ -85,7 +86,7 @@ class Fits:
 
         def log(metrics: Mapping[str, float], step: int) -> None:
             if "loss" in metrics:
-                self.losses[step] = metrics["loss"]
+                self.losses[step], self.rates[step] = metrics["loss"], metrics["learning_rate"]
 
         stream = io.StringIO()
         rows = self.labelled() if rows is None else rows
