@@ -24,7 +24,7 @@ from tuneloop.train.base import MANIFEST, Base, made_before
 from tuneloop.train.data.sources import Places
 from tuneloop.train.plan import compare
 from tuneloop.train.plan.advice import advise
-from tuneloop.train.plan.memory import Load, block_bytes_per_token, memory_of
+from tuneloop.train.plan.memory import GIB, Load, block_bytes_per_token, memory_of
 from tuneloop.train.plan.plan import Machine, Plan, make_plan
 from tuneloop.train.plan.prices import PriceTable, load_prices
 from tuneloop.train.plan.rows import RowFacts, assumed, facts_of
@@ -33,6 +33,7 @@ from tuneloop.train.plan.tokenizer import LightTokenizer
 from tuneloop.train.plan.trained import trained_by
 from tuneloop.train.recipe import Recipe, TuningSection, load_recipe
 from tuneloop.train.recipe.data import Source
+from tuneloop.train.recipe.named import named_recipes
 from tuneloop.train.recipe.tuning import BottleneckTuning, FullTuning, Ia3Tuning, LoraTuning, QloraTuning
 from tuneloop.train.verbs.plan import plan as plan_verb
 
@@ -361,6 +362,52 @@ def test_the_verb_says_everything_and_never_loads_torch(tiny_recipe: Path, tmp_p
     assert found["servable"] == {"yes": True, "why_not": None}
     assert found["label_audit"]["rows"] == 60
     assert {cost["provider"] for cost in found["costs"]} == {"aws"}
+
+
+def test_a_recipe_of_stages_is_planned_stage_by_stage_and_together(tiny_folder: Path, tmp_path: Path) -> None:
+    text = named_recipes()["rlhf"].text.replace("HuggingFaceTB/SmolLM2-135M-Instruct", str(tiny_folder))
+    (tmp_path / "data").mkdir()
+    for name in ("train", "preferences", "questions", "test", "preferences-test"):
+        (tmp_path / "data" / f"{name}.jsonl").touch()
+    (tmp_path / "rlhf.yaml").write_text(text)
+    asked = [str(tmp_path / "rlhf.yaml"), "--device", "L40S", "--rows", "1000"]
+    found = json.loads(CliRunner().invoke(plan_verb, [*asked, "--json"], catch_exceptions=False).output)
+    stages = found["stages"]
+    assert [(stage["name"], stage["steps"]) for stage in stages] == [("sft", 126), ("reward", 63), ("ppo", 200)]
+    for bound in ("low", "estimate", "high"):
+        assert found["together"]["hours"][bound] == pytest.approx(sum(s["hours"][bound] for s in stages), abs=2e-4)
+    cheapest = {
+        (cost["provider"], cost["instance"], cost["spot"]): sum(
+            Decimal(one["usd"])
+            for stage in stages
+            for one in stage["costs"]
+            if (one["provider"], one["instance"], one["spot"]) == (cost["provider"], cost["instance"], cost["spot"])
+        )
+        for cost in stages[0]["costs"]
+    }
+    assert Decimal(found["together"]["usd"]) == min(cheapest.values())
+    assert "a reward model scores answers" in stages[1]["servable"]["why_not"]
+    shown = CliRunner().invoke(plan_verb, asked, catch_exceptions=False).output
+    assert [line for line in shown.splitlines() if line.startswith(("stage ", "all stages"))] == [
+        "stage sft",
+        "stage reward",
+        "stage ppo",
+        "all stages",
+    ]
+
+
+def test_what_must_be_held_whole_is_told_and_decides(table: PriceTable) -> None:
+    """70 billion weights in 4 bits fit where they cannot be measured unquantised; shards come from a whole."""
+    qlora = {"method": "qlora"}
+    run = {"steps": 10, "batch_size": 8, "micro_batch": 1, "gradient_checkpointing": True}
+    refused = planned(table, "70B", "A100-80G", tuning=qlora, run=run)
+    assert refused.memory.high < 80 * GIB * 0.95
+    assert refused.fits == "no"
+    assert any("set tuning.evaluate_unquantized to false" in note for note in refused.notes)
+    assert planned(table, "70B", "A100-80G", tuning=qlora | {"evaluate_unquantized": False}, run=run).fits == "yes"
+    sharded = run | {"launch": {"processes": 8, "strategy": "zero3"}}
+    assert planned(table, "70B", "A100-80G", run=sharded).fits == "no"
+    assert any("loads the weights whole" in note for note in planned(table, "7B", "A100-80G", run=sharded).notes)
 
 
 def test_the_verb_says_what_cannot_be_served_and_reads_a_table_of_ones_own(tiny_recipe: Path, tmp_path: Path) -> None:

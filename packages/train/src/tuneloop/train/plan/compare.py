@@ -182,7 +182,8 @@ def shown(lines: list[Line]) -> str:
     return (
         f"{ROWS:,} rows of {TOKENS} tokens, {EPOCHS} epochs, batch {BATCH}, bfloat16, gradient checkpointing, every "
         f"row as long as it may be; dollars on demand, for the devices used\n\n{table(head, rows)}\n\n{why}\n\n"
-        "dollars: the guide takes $4 a GPU hour on AWS ($8 for 70B), more elsewhere; ours are of prices.yaml"
+        "dollars: the guide takes $4 a GPU hour on AWS ($8 for 70B), more elsewhere; ours are of prices.yaml\n"
+        "GiB each are those of a step; `tuneloop plan` says as well what loading and measuring hold"
     )
 
 

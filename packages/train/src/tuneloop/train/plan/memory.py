@@ -127,6 +127,20 @@ def memory_of(shape: ModelShape, tuning: TuningSection, load: Load, kind: Kind) 
     )
 
 
+def whole_bytes(shape: ModelShape, tuning: TuningSection, load: Load, kind: Kind) -> int | None:
+    """What one device holds beside the steps, where that is more than a step's own weights; None otherwise.
+
+    The unquantised base on which a QLoRA adapter is measured, and the weights that are loaded whole before they are
+    sharded.
+    """
+    fixed = (_CPU if kind == "cpu" else _CUDA).fixed
+    if isinstance(tuning, QloraTuning) and tuning.evaluate_unquantized:
+        return _bytes_of(load.dtype) * shape.parameters + fixed
+    if load.strategy in {"zero3", "fsdp"} and load.devices > 1:
+        return _weights(shape, tuning, load, trained_by(shape, tuning)) + fixed
+    return None
+
+
 def _optimizer_step(shape: ModelShape, load: Load, kind: Kind, full: bool, gradients: int) -> int:
     """Copies AdamW makes while it steps: of all weights at once on a GPU, of the largest one, twice, on a CPU."""
     if load.offload:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal
 from typing import Any, Literal
 
-from tuneloop.train.plan.memory import GIB, Kind, Load, Memory, memory_of
+from tuneloop.train.plan.memory import GIB, Kind, Load, Memory, memory_of, whole_bytes
 from tuneloop.train.plan.prices import Device, Offer
 from tuneloop.train.plan.rows import RowFacts
 from tuneloop.train.plan.shapes import ModelShape
@@ -57,6 +57,7 @@ class Plan:
     load: Load
     trained_parameters: int
     memory: Memory
+    whole: int | None  # bytes on one device beside the steps, to load or to measure; see `memory.whole_bytes`
     fits: Literal["yes", "perhaps", "no"]
     largest_micro_batch: int
     steps: int
@@ -73,12 +74,12 @@ def make_plan(recipe: Recipe, shape: ModelShape, rows: RowFacts, machine: Machin
     Raises:
         InvalidInput: a target of the recipe names no layer of the model.
     """
-    notes = _notes(recipe, machine)
     largest = _largest(recipe, shape, rows, machine)
     micro = recipe.run.micro_batch
     chosen = max(1, largest) if micro == AUTO else micro
     load = load_of(recipe, rows, machine, chosen)
     memory = memory_of(shape, recipe.tuning, load, machine.kind)
+    whole = whole_bytes(shape, recipe.tuning, load, machine.kind)
     steps = recipe.run.planned_steps(recipe.objective.drawn(rows.rows))
     passes = recipe.run.batch_size // recipe.run.launch.processes // chosen
     length = rows.mean if recipe.run.packing else rows.padded_mean(chosen)
@@ -97,14 +98,15 @@ def make_plan(recipe: Recipe, shape: ModelShape, rows: RowFacts, machine: Machin
         load=load,
         trained_parameters=trained_by(shape, recipe.tuning).parameters,
         memory=memory,
-        fits=_fits(memory, machine),
+        whole=whole,
+        fits="no" if whole is not None and whole > _room(machine) else _fits(memory, machine),
         largest_micro_batch=largest,
         steps=steps,
         step=step,
         hours=hours,
         energy_kwh=energy,
         costs=costs_of(hours, machine, devices),
-        notes=tuple(notes),
+        notes=tuple(_notes(recipe, machine, whole)),
     )
 
 
@@ -165,10 +167,14 @@ def _money(hourly: Decimal, hours: float) -> Decimal:
 
 
 def _fits(memory: Memory, machine: Machine) -> Literal["yes", "perhaps", "no"]:
-    room = machine.device.memory_gib * GIB * _SHARE_USED
+    room = _room(machine)
     if memory.high <= room:
         return "yes"
     return "perhaps" if memory.total <= room else "no"
+
+
+def _room(machine: Machine) -> float:
+    return machine.device.memory_gib * GIB * _SHARE_USED
 
 
 def _largest(recipe: Recipe, shape: ModelShape, rows: RowFacts, machine: Machine) -> int:
@@ -183,8 +189,15 @@ def _largest(recipe: Recipe, shape: ModelShape, rows: RowFacts, machine: Machine
     return max(fitting, default=0)
 
 
-def _notes(recipe: Recipe, machine: Machine) -> list[str]:
+def _notes(recipe: Recipe, machine: Machine, whole: int | None) -> list[str]:
     notes = ["time is that of the training steps; loading, measuring and publishing come on top"]
+    if whole is not None and recipe.tuning.method == "qlora":
+        notes.append(
+            f"the adapter is measured on the unquantised base, which takes {whole / GIB:.1f} GiB; where that does not "
+            "fit, set tuning.evaluate_unquantized to false"
+        )
+    elif whole is not None:
+        notes.append(f"every device loads the weights whole, {whole / GIB:.1f} GiB, before it keeps its share of them")
     if recipe.objective.kind != "sft":
         notes.append(
             f"objective {recipe.objective.kind}: the model is calibrated on sft only; its own answers cost more"
@@ -220,6 +233,7 @@ def as_json(plan: Plan, servable: str | None, advice: list[dict[str, Any]]) -> d
             "low": memory.low,
             "high": memory.high,
             "moment": memory.moment,
+            "whole": plan.whole,
         },
         "fits": plan.fits,
         "micro_batch": {"planned": plan.load.rows, "largest_that_fits": plan.largest_micro_batch},

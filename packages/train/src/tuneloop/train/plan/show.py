@@ -67,6 +67,8 @@ def _memory(plan: Plan) -> str:
         "perhaps": "it may not fit: the upper bound is above the device's memory",
         "no": "it does not fit",
     }[plan.fits]
+    if plan.whole is not None and plan.whole > memory.total:
+        answer = f"{plan.whole / GIB:.2f} GiB where weights are whole, see the notes: {answer}"
     largest = str(plan.largest_micro_batch or "none, not even one row")
     if plan.largest_micro_batch == plan.recipe.run.batch_size // plan.recipe.run.launch.processes:
         largest += ", all of a device's rows of a batch"

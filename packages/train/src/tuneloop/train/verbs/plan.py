@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from tuneloop.train.plan.prices import PriceTable
     from tuneloop.train.plan.rows import RowFacts
     from tuneloop.train.plan.shapes import PlannedBase
-    from tuneloop.train.recipe import RecipeFile
+    from tuneloop.train.recipe import Recipe
 
 _ASSUMED_ROWS = 10_000
 _PATH = click.Path(path_type=Path)
@@ -62,44 +62,53 @@ def _plan(recipe: str, table: PriceTable, device: str, provider: str | None, row
     from tuneloop.train.plan.plan import make_plan
     from tuneloop.train.plan.shapes import planned_base
     from tuneloop.train.plan.show import shown
+    from tuneloop.train.plan.together import together
     from tuneloop.train.recipe.named import recipe_at
     from tuneloop.train.recipe.objective import unservable
     from tuneloop.train.tuning.served import servable
 
     file, is_named = recipe_at(recipe)
     home = RegistrySettings.load().home
-    base = planned_base(file.recipe.base.model, home / "bases", relative_to=file.folder)
-    facts = _facts(file, base, rows or (_ASSUMED_ROWS if is_named else None))
     machine = _machine(device, table, provider)
-    made = make_plan(file.recipe, base.shape, facts, machine)
     others = tuple(_machine(name, table, provider) for name in table.devices) if machine.kind == "cuda" else ()
-    advice = advise(made, others)
-    why_not = servable(file.recipe.tuning) or unservable(file.recipe.objective)
+    assumed = rows or (_ASSUMED_ROWS if is_named else None)
+    told, plans = [], []
+    for name, one in [(stage.name, stage.recipe) for stage in file.stages] or [("", file.recipe)]:
+        base = planned_base(one.base.model, home / "bases", relative_to=file.folder)
+        made = make_plan(one, base.shape, _facts(one, file.folder, base, assumed), machine)
+        advice, why_not = advise(made, others), servable(one.tuning) or unservable(one.objective)
+        values = plan_json(made, why_not, [found.as_json() for found in advice])
+        told.append((name, values, shown(made, why_not, advice, base.source)))
+        plans.append(made)
+    if not file.stages:
+        emit(told[0][1], as_json, told[0][2])
+        return
+    all_of_it = together(plans)
     emit(
-        plan_json(made, why_not, [one.as_json() for one in advice]),
+        {"stages": [{"name": name, **values} for name, values, _ in told], "together": all_of_it.as_json()},
         as_json,
-        shown(made, why_not, advice, base.source),
+        "\n\n".join([*(f"stage {name}\n\n{text}" for name, _, text in told), all_of_it.shown()]),
     )
 
 
-def _facts(file: RecipeFile, base: PlannedBase, rows: int | None) -> RowFacts:
+def _facts(recipe: Recipe, folder: Path, base: PlannedBase, rows: int | None) -> RowFacts:
     from tuneloop.train.data.sources import Places
     from tuneloop.train.plan.rows import assumed, facts_of
     from tuneloop.train.recipe.objective import SftObjective
 
-    objective = file.recipe.objective
+    objective = recipe.objective
     longest = objective.max_length
     if rows is None and isinstance(objective, SftObjective):
         return facts_of(
-            file.recipe.data.train,
-            Places(file.folder, inputs=objective.template == "instruction"),
+            recipe.data.train,
+            Places(folder, inputs=objective.template == "instruction"),
             base.folder,
             longest,
             objective.template,
         )
-    if rows is None and file.recipe.run.steps is None:
+    if rows is None and recipe.run.steps is None:
         raise InvalidInput(f"objective {objective.kind}: say how many rows there are with --rows")
-    count = rows or (file.recipe.run.steps or 1) * file.recipe.run.batch_size
+    count = rows or (recipe.run.steps or 1) * recipe.run.batch_size
     return assumed(count, longest, "assumed, every row of full length")
 
 
