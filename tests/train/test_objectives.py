@@ -140,7 +140,7 @@ def test_there_is_a_ready_recipe_for_every_objective() -> None:
         "rlhf": "ppo",
     }
     for one in found.values():
-        for said in ("# Assumes:", "# Needs:", "# Run:"):
+        for said in ("# Assumes:", "# Needs:", "# Costs:", "# Run:"):
             assert said in one.text
     assert found["instruction"].recipe.objective.template == "instruction"
 
