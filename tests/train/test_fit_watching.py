@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
+import io
 import json
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from train.fitting import Fits
+from tuneloop.registry import Registry
 from tuneloop.registry.errors import InvalidInput
 from tuneloop.train.base import Base
 from tuneloop.train.fit.checkpoints import RunState, Validated
@@ -17,7 +21,11 @@ from tuneloop.train.fit.profiling import Profile, read_timeline
 from tuneloop.train.fit.speed import flops_per_token, peak_of
 from tuneloop.train.fit.summary import diagnose, is_flat
 from tuneloop.train.fit.trackers import check_trackers
+from tuneloop.train.job import job_from_recipe, run_job
+from tuneloop.train.recipe import load_recipe
 from tuneloop.train.recipe.run import EarlyStopping, RunSection
+from tuneloop.train.screen import Screen
+from tuneloop.train.stopping import StopFlag
 
 
 @pytest.fixture
@@ -106,3 +114,32 @@ def test_a_tracker_that_is_not_installed_is_refused_with_what_to_install(monkeyp
     with pytest.raises(InvalidInput, match="pip install wandb"):
         check_trackers(("wandb",))
     check_trackers(())
+
+
+def test_a_tracker_hears_all_that_mlflow_hears_under_the_same_id(
+    tiny_recipe: Path, registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, offline: None
+) -> None:
+    """A package with wandb's interface stands in for it: the real one wants an account or a server."""
+    (tmp_path / "wandb.py").write_text(
+        "from contextlib import contextmanager\n"
+        "heard, asked = [], []\n"
+        "class Run:\n"
+        "    def log(self, metrics, step): heard.append((step, metrics))\n"
+        "@contextmanager\n"
+        "def init(**options):\n"
+        "    asked.append(options)\n"
+        "    yield Run()\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    tiny_recipe.write_text(tiny_recipe.read_text().replace("run: {", "run: {trackers: [wandb], "))
+    job = job_from_recipe(load_recipe(tiny_recipe), registry.settings.home)
+    version = run_job(job, registry, screen=Screen(io.StringIO()), stop=StopFlag()).version
+    wandb = importlib.import_module("wandb")
+    [asked] = wandb.asked
+    assert (asked["project"], asked["id"], asked["resume"]) == ("bot", version.run_id, "allow")
+    assert asked["config"]["tuning.rank"] == 4
+    losses = {step: metrics["loss"] for step, metrics in wandb.heard if "loss" in metrics}
+    assert losses == dict(registry.versions.metric_history(version.run_id, "loss"))
+    last = {name: value for _, metrics in wandb.heard for name, value in metrics.items()}
+    assert last["perplexity.old"] == version.metrics["perplexity.old"]

@@ -25,13 +25,17 @@ def check_trackers(names: Sequence[str]) -> None:
 
 
 @contextmanager
-def tracked_too(names: Sequence[str], project: str, params: Mapping[str, Any], log: Log) -> Iterator[Log]:
-    """`log`, and every tracker that was asked for, for as long as the block runs."""
+def tracked_too(names: Sequence[str], project: str, run_id: str, params: Mapping[str, Any], log: Log) -> Iterator[Log]:
+    """`log`, and every tracker that was asked for, for as long as the block runs.
+
+    A tracker's run has the id of the MLflow run, so that one that was cut goes on there too.
+    """
     with ExitStack() as open_runs:
         others: list[Log] = []
         for name in names:
             tracker = importlib.import_module(name)
-            run = open_runs.enter_context(tracker.init(project=project, config=dict(params)))
+            made = tracker.init(project=project, id=run_id, resume="allow", config=dict(params))
+            run = open_runs.enter_context(made)
             others.append(lambda metrics, step, run=run: run.log(dict(metrics), step=step))  # type: ignore[misc]
 
         def everywhere(metrics: Mapping[str, float], step: int) -> None:

@@ -76,7 +76,7 @@ def run_job(
     tokenizer = models.load_tokenizer(job.base)
     labeller = Labeller(tokenizer, recipe.objective.max_length, recipe.objective.template)
     prepared = prepare(labeller, recipe, job.train, job.validation, job.sets, job.base.template_digest)
-    metrics = metrics_of(job, screen)
+    metrics, params = metrics_of(job, screen), _params(job, prepared.examples.audit)
     screen.say(told(prepared.examples.audit))
     for remark in (remark for chosen in prepared.sets.values() for remark in remarks_on_set(chosen)):
         screen.say(f"note: {remark}")
@@ -91,17 +91,22 @@ def run_job(
         _tracked(
             registry.versions,
             folder,
-            lambda: registry.versions.start_run(
-                job.model, name=job.request_id or "train", params=_params(job, prepared.examples.audit)
-            ),
+            lambda: registry.versions.start_run(job.model, name=job.request_id or "train", params=params),
             screen.say,
         ) as run_id,
+        tracked_too(
+            recipe.run.trackers,
+            job.model,
+            run_id,
+            params,
+            lambda found, step: registry.versions.log_metrics(run_id, found, step),
+        ) as log,
         tempfile.TemporaryDirectory(prefix="tuneloop-train-") as scratch,
     ):
         run = _Run(
             job,
             registry,
-            Watch(screen, lambda found, step: registry.versions.log_metrics(run_id, found, step), stop.check),
+            Watch(screen, log, stop.check),
             run_id=run_id,
             scratch=Path(scratch),
             tokenizer=tokenizer,
@@ -228,46 +233,44 @@ class _Run:
         job, recipe, examples = self._job, self._job.recipe.recipe, prepared.examples
         steps = job.steps or recipe.run.planned_steps(recipe.objective.drawn(len(examples.rows)))
         places = [row.place for row in job.train]
-        with tracked_too(recipe.run.trackers, job.model, _params(job, examples.audit), self._watch.log) as log:
-            watch = replace(self._watch, log=log)
-            if needs_processes(recipe.run):
-                spec = ChildSpec(
-                    recipe=recipe.model_dump(mode="json", exclude_unset=True),
-                    base=job.base.folder,
-                    start=start,
-                    device=self._device,
-                    attention=loader.attention,
-                    steps=steps,
-                    store=self._folder.checkpoints,
-                    owner=os.getpid(),
-                    threads=self._threads,
-                )
-                return fit_in_processes(
-                    model, spec, examples.conversations, places, prepared.validation, recipe.run, watch
-                )
-            judge = judging.judge(
-                self._tokenizer,
-                dtype=loader.dtype,
-                device=loader.device,
-                attention=loader.attention,
-                check=self._watch.check,
-            )
-            profile = Path("profile") / self._run_id
-            return fit(
-                model,
-                self._tokenizer,
-                examples.rows,
-                recipe,
+        if needs_processes(recipe.run):
+            spec = ChildSpec(
+                recipe=recipe.model_dump(mode="json", exclude_unset=True),
+                base=job.base.folder,
+                start=start,
                 device=self._device,
+                attention=loader.attention,
                 steps=steps,
-                validation=prepared.validation,
-                watch=watch,
-                judge=judge,
-                store=self._folder.store(recipe.run.checkpoint.keep),
-                resume=True,  # whether an earlier attempt may count was decided when the folder was opened
-                places=places,
-                callbacks=[Profile(profile, self._watch.screen.say)] if self._profile else [],
+                store=self._folder.checkpoints,
+                owner=os.getpid(),
+                threads=self._threads,
             )
+            return fit_in_processes(
+                model, spec, examples.conversations, places, prepared.validation, recipe.run, self._watch
+            )
+        judge = judging.judge(
+            self._tokenizer,
+            dtype=loader.dtype,
+            device=loader.device,
+            attention=loader.attention,
+            check=self._watch.check,
+        )
+        profile = Path("profile") / self._run_id
+        return fit(
+            model,
+            self._tokenizer,
+            examples.rows,
+            recipe,
+            device=self._device,
+            steps=steps,
+            validation=prepared.validation,
+            watch=self._watch,
+            judge=judge,
+            store=self._folder.store(recipe.run.checkpoint.keep),
+            resume=True,  # whether an earlier attempt may count was decided when the folder was opened
+            places=places,
+            callbacks=[Profile(profile, self._watch.screen.say)] if self._profile else [],
+        )
 
 
 def _params(job: Job, audit: Audit) -> Mapping[str, str | int | float | bool]:
