@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -18,6 +18,8 @@ class TrainSettings(Section):
 
     threads: int = Field(default=0, ge=0)  # CPU threads of a run; 0: PyTorch's choice, all cores
     prices: Path | None = None  # devices and prices for `tuneloop plan`; none: tuneloop's own table
+    spot: Literal["aws", "gcp", "azure"] | None = None  # whose notices stop a run in order, on a spot machine
+    spot_host: str = ""  # the metadata service, where it is not at the provider's usual address
 
 
 class WorkerSettings(Section):

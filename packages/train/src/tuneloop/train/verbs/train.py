@@ -29,6 +29,7 @@ def train(recipe: Path, begin: Literal["resume", "fresh"] | None, profile: bool,
     from tuneloop.train.recipe import load_recipe
     from tuneloop.train.screen import Screen
     from tuneloop.train.settings import TrainSettings, share_cores
+    from tuneloop.train.spot import stop_on_notice
     from tuneloop.train.stopping import StopFlag, stop_on_signals
 
     share_cores(with_an_engine=False)
@@ -36,7 +37,11 @@ def train(recipe: Path, begin: Literal["resume", "fresh"] | None, profile: bool,
     settings = TrainSettings.load()
     stop = StopFlag()
     screen = Screen(sys.stderr if as_json else sys.stdout)
-    with Registry.open() as registry, stop_on_signals(stop):
+    with (
+        Registry.open() as registry,
+        stop_on_signals(stop),
+        stop_on_notice(stop, settings.spot, screen.say, host=settings.spot_host),
+    ):
         from tuneloop.train.job import job_from_recipe, run_job
         from tuneloop.train.stages import run_stages
 
@@ -81,13 +86,18 @@ def worker(once: bool, poll_s: float | None) -> None:
     from tuneloop.train.retraining.worker import Worker
     from tuneloop.train.screen import Screen
     from tuneloop.train.settings import TrainSettings, WorkerSettings, share_cores
+    from tuneloop.train.spot import stop_on_notice
     from tuneloop.train.stopping import StopFlag, stop_on_signals
 
     share_cores(with_an_engine=True)
-    settings = WorkerSettings.load(poll_s=poll_s)
-    stop = StopFlag()
-    with Registry.open() as registry, stop_on_signals(stop):
-        crew = Worker(registry, settings, threads=TrainSettings.load().threads, screen=Screen(), stop=stop)
+    settings, machine = WorkerSettings.load(poll_s=poll_s), TrainSettings.load()
+    stop, screen = StopFlag(), Screen()
+    with (
+        Registry.open() as registry,
+        stop_on_signals(stop),
+        stop_on_notice(stop, machine.spot, screen.say, host=machine.spot_host),
+    ):
+        crew = Worker(registry, settings, threads=machine.threads, screen=screen, stop=stop)
         if not once:
             crew.run()
             return
