@@ -1,7 +1,8 @@
 """In which number format a run computes: `auto` takes what the machine is fast in, and says why.
 
-A GPU is fast in bfloat16 from Ampere on. A CPU may or may not have instructions for it, and without them emulates it five times slower
-than float32 (two cores with AVX2: 8 against 40 GFLOP/s), so it is measured: two small matrix products, some 0.1 s.
+A GPU is fast in bfloat16 from Ampere on. A CPU may or may not have instructions for it, and without them emulates it
+five times slower than float32 (two cores with AVX2: 8 against 40 GFLOP/s), so it is measured: two small matrix
+products, some 0.1 s.
 """
 
 from __future__ import annotations
