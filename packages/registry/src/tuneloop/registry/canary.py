@@ -18,15 +18,11 @@ from typing import Literal
 
 from tuneloop.registry.errors import InvalidInput
 from tuneloop.registry.nouns import Check, Feedback, Interval, RequestRecord
+from tuneloop.registry.sequences import drawn_variance, radius, stratum_shares
 
 Verdict = Literal["pass", "fail", "inconclusive"]
 CLIENT_FAULT = 400
 SERVER_FAULT = 500
-# The plug-in variance of a few values may be near nothing by chance, which would claim certainty from two samples. It
-# is drawn towards 0.25 (the most a score in [0, 1] can have; a factor of 1.6 on a latency) by four imagined values:
-# measured, the share of A/A streams with any false look falls from up to 44 % to below 5 %.
-_PRIOR_COUNT = 4
-_PRIOR_VARIANCE = 0.25
 
 
 @dataclass(frozen=True)
@@ -111,10 +107,8 @@ def always_valid_difference(
 ) -> Interval | None:
     """mean(after) − mean(before) with an interval that holds at every look.
 
-    The mixture sequential probability ratio test of Johari, Koomen, Pekelis and Walsh, "Always Valid Inference"
-    (2015/2022), normal mixture with standard deviation `effect` (the difference one cares about). A revision's
-    difference weighs n₀n₁/(n₀+n₁), as Cochran (1954) has it. The values' variance within revisions is taken to be of
-    the order of 0.25 until there are enough of them to say (`_PRIOR_COUNT`).
+    The sequence is that of `sequences`, with each revision a stratum. The values' variance within revisions is taken to
+    be of the order of 0.25 until there are enough of them to say.
 
     Args:
         revisions: (before, after) of each; one where either has no values shows no difference and does not count.
@@ -129,7 +123,7 @@ def always_valid_difference(
     if min(sum(map(len, befores)), sum(map(len, afters))) < 2:
         return None
     variance0, variance1 = _variance(befores), _variance(afters)
-    shares = _shares([(len(before), len(after)) for before, after in compared])
+    shares = stratum_shares([(len(before), len(after)) for before, after in compared])
     estimate = sum(s * (fmean(after) - fmean(before)) for s, before, after in zip(shares, befores, afters, strict=True))
     spread = sum(
         s**2 * (variance0 / len(before) + variance1 / len(after))
@@ -138,23 +132,16 @@ def always_valid_difference(
     return _always_valid(estimate, spread, alpha=alpha, effect=effect)
 
 
-def _shares(counts: Sequence[tuple[int, int]]) -> list[float]:
-    """What each revision weighs; 1 together."""
-    weights = [n0 * n1 / (n0 + n1) for n0, n1 in counts]
-    return [weight / sum(weights) for weight in weights]
-
-
 def _always_valid(estimate: float, spread: float, *, alpha: float, effect: float) -> Interval:
-    mixed = spread + effect**2
-    radius = math.sqrt(spread * mixed / effect**2 * (2 * math.log(1 / alpha) + math.log(mixed / spread)))
-    return Interval(estimate=estimate, low=estimate - radius, high=estimate + radius, level=1 - alpha)
+    reach = radius(spread, alpha=alpha, effect=effect)
+    return Interval(estimate=estimate, low=estimate - reach, high=estimate + reach, level=1 - alpha)
 
 
 def _variance(revisions: Sequence[Sequence[float]]) -> float:
     """Of the values about their revision's mean."""
     squares = sum((value - mean) ** 2 for values in revisions for mean in [fmean(values)] for value in values)
     free = sum(len(values) - 1 for values in revisions)
-    return (squares + _PRIOR_COUNT * _PRIOR_VARIANCE) / (free + _PRIOR_COUNT)
+    return drawn_variance(squares, float(free))
 
 
 def _score(items: Sequence[Feedback]) -> float | None:
@@ -171,7 +158,7 @@ def _errors(revisions: Sequence[Arms], limits: Limits) -> Check:
     if not compared:
         return Check(name="errors", verdict="inconclusive", detail="no revision in which both have traffic")
     estimate = spread = 0.0
-    for share, arms in zip(_shares([(c.asked, h.asked) for c, h in compared]), compared, strict=True):
+    for share, arms in zip(stratum_shares([(c.asked, h.asked) for c, h in compared]), compared, strict=True):
         # Agresti and Caffo (2000): one success and one failure added to each arm, over all revisions together, keeps
         # the coverage at small n.
         (p0, n0), (p1, n1) = (((arm.failed + share) / (arm.asked + 2 * share), arm.asked + 2 * share) for arm in arms)
