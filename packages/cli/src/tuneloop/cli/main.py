@@ -19,7 +19,7 @@ import click
 ORDER = [
     *("demo", "up", "status", "trace", "requests", "report", "alerts", "alert"),
     *("models", "versions", "compare", "gate", "approve", "sign"),
-    *("promote", "rollback", "route", "rollout", "retraining"),
+    *("promote", "rollback", "route", "rollout", "experiment", "retraining"),
     *("recipe", "data", "plan", "train", "export", "base", "drift"),
     *("key", "config", "engine", "gateway", "monitor", "worker", "audit", "db"),
 ]

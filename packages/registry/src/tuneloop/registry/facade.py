@@ -13,6 +13,7 @@ from tuneloop.registry.audit import Audit
 from tuneloop.registry.database import Database
 from tuneloop.registry.episodes import Episodes
 from tuneloop.registry.errors import NotFound
+from tuneloop.registry.experiments.store import Experiments
 from tuneloop.registry.fleet import Fleet
 from tuneloop.registry.gates import Gates
 from tuneloop.registry.hurry import LOOKUP_TIMEOUT_S, mlflow_within
@@ -44,6 +45,7 @@ class Registry:
         self.retraining = RetrainingQueue(self.database, clock)
         self.policies = Policies(self.database, clock)
         self.gates = Gates(self.database, clock, self.policies)
+        self.experiments = Experiments(self.database, clock)
 
     @classmethod
     def open(

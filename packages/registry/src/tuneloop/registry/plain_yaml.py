@@ -117,6 +117,10 @@ class PlainYaml:
         message = error["msg"].removeprefix("Value error, ")
         given = error["input"]
         shown = f" (given: {given!r})" if isinstance(given, str | int | float | bool) or given is None else ""
+        if error["type"] == "literal_error" and isinstance(given, str):
+            known = re.findall(r"'([^']+)'", error["ctx"]["expected"])
+            close = difflib.get_close_matches(given, known, n=1, cutoff=0.75)
+            shown += f"; did you mean {close[0]!r}?" if close else ""
         return self.complain(place, message[0].lower() + message[1:] + shown)
 
     def _value(self, node: yaml.Node, place: Place) -> Any:

@@ -298,3 +298,26 @@ policies = sa.Table(
     _time("at"),
     sa.Index("policies_by_model", "model", "kind"),
 )
+experiments = sa.Table(
+    "experiments",
+    metadata,
+    _id(),
+    _text("model", index=True),
+    _json("declaration"),
+    _json("plan"),
+    _text("state"),
+    _text("by"),
+    _text("reason"),
+    _time("created_at"),
+    _time("started_at", nullable=True),
+    _integer("first_revision", nullable=True),
+    _time("stopped_at", nullable=True),
+)
+# One of a model runs at a time: the database itself refuses the second.
+sa.Index(
+    "experiments_one_running",
+    experiments.c.model,
+    unique=True,
+    sqlite_where=experiments.c.state == "running",
+    postgresql_where=experiments.c.state == "running",
+)

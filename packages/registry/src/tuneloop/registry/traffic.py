@@ -4,14 +4,49 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
+from typing import Literal
 
 import sqlalchemy as sa
+from pydantic import AwareDatetime
 from sqlalchemy.engine import Connection
 
 from tuneloop.registry.database import Database, Rows, noun_of, readable, row_of
 from tuneloop.registry.errors import NotFound
 from tuneloop.registry.nouns import Feedback, Noun, RequestRecord
 from tuneloop.registry.tables import feedback, requests
+
+# What came with another API key than the request's does not count: nobody speaks for other people's users. The request
+# may not be on record yet.
+_THEIRS = sa.or_(feedback.c.api_key.is_(None), requests.c.id.is_(None), feedback.c.api_key == requests.c.api_key)
+
+
+class Opinion(Noun):
+    """One feedback without its text."""
+
+    request_id: str
+    at: AwareDatetime
+    score: float | None
+    thumb: Literal["up", "down"] | None
+    corrected: bool
+
+
+class Outcome(Noun):
+    """What became of one request, without its text; `traffic.window` has everything."""
+
+    id: str
+    at: AwareDatetime
+    revision: int | None
+    assigned_version: int | None
+    served_version: int | None
+    key_hash: str
+    key_source: str
+    status: int
+    error: str | None
+    prompt_tokens: int | None
+    completion_tokens: int | None
+    queue_ms: float | None
+    ttft_ms: float | None
+    total_ms: float
 
 
 class Traffic:
@@ -79,17 +114,15 @@ class Traffic:
     def feedback_for(self, request_ids: Sequence[str]) -> dict[str, list[Feedback]]:
         """Request id → its feedback in order of time; requests without any are absent, what cannot be read is logged.
 
-        What came with another API key than the request's does not count: nobody speaks for other people's users.
+        Feedback that came with another API key than the request's does not count (`_THEIRS`).
         """
-        unknown = sa.or_(feedback.c.api_key.is_(None), requests.c.id.is_(None))  # the request may not be on record yet
-        theirs = sa.or_(unknown, feedback.c.api_key == requests.c.api_key)
         found: dict[str, list[Feedback]] = {}
         with self._db.reading() as connection:
             for start in range(0, len(request_ids), 500):
                 query = (
                     sa.select(feedback)
                     .outerjoin(requests, requests.c.id == feedback.c.request_id)
-                    .where(feedback.c.request_id.in_(request_ids[start : start + 500]), theirs)
+                    .where(feedback.c.request_id.in_(request_ids[start : start + 500]), _THEIRS)
                     .order_by(feedback.c.at)
                 )
                 items = readable(Feedback, connection.execute(query).mappings())
@@ -97,6 +130,33 @@ class Traffic:
                 for item in items:
                     found.setdefault(item.request_id, []).append(item)
         return found
+
+    def outcomes(
+        self, model: str, *, since: datetime, until: datetime
+    ) -> tuple[Rows[Outcome], dict[str, list[Opinion]]]:
+        """Outcomes of a model's requests in order of time, `since` < at ≤ `until`; and by request id what users
+        thought of them by then, in order of time."""
+        here = sa.and_(requests.c.model == model, requests.c.at > since, requests.c.at <= until)
+        asked = sa.select(*(requests.c[name] for name in Outcome.model_fields)).where(here)
+        corrected = sa.func.length(sa.func.trim(sa.func.coalesce(feedback.c.correction, ""))) > 0
+        said = (
+            sa.select(
+                *(feedback.c[name] for name in ("id", "request_id", "at", "score", "thumb")),
+                corrected.label("corrected"),
+            )
+            .join(requests, requests.c.id == feedback.c.request_id)
+            .where(here, _THEIRS, feedback.c.at <= until)
+        )
+        with self._db.reading() as connection:
+            records = connection.execute(asked.order_by(requests.c.at, requests.c.id)).mappings()
+            outcomes = readable(Outcome, records)
+            given = connection.execute(said.order_by(feedback.c.at, feedback.c.id)).mappings()
+            opinions = readable(Opinion, given)
+        self._db.tell([*outcomes.unreadable, *opinions.unreadable])
+        by_request: dict[str, list[Opinion]] = {}
+        for opinion in opinions:
+            by_request.setdefault(opinion.request_id, []).append(opinion)
+        return outcomes, by_request
 
     def corrections_for(self, request_ids: Sequence[str]) -> dict[str, str]:
         """Request id → the newest correction a user gave; blank ones say nothing. Requests without any are absent."""

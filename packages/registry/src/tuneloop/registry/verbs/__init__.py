@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tuneloop.registry.verbs.access import key
+from tuneloop.registry.verbs.experiments import experiment
 from tuneloop.registry.verbs.retraining import retraining
 from tuneloop.registry.verbs.routes import promote, rollback, rollout, route
 from tuneloop.registry.verbs.state import audit, db, requests, status, trace
@@ -19,6 +20,7 @@ VERBS = (
     rollback,
     route,
     rollout,
+    experiment,
     retraining,
     status,
     trace,

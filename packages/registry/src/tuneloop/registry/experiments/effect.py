@@ -1,0 +1,134 @@
+"""A treatment's difference from the control with its standard error, from values of units; pure.
+
+Requests of one unit are not independent, so everything is computed over units. Every metric is brought to one form, a
+value and the squares of its per-unit influence: a mean of unit means, a ratio of sums (delta method clustered by unit:
+Deng, Knoblich and Lu, "Applying the Delta Method in Metric Analytics", 2018), or a quantile of the units' values
+(Woodruff's interval, 1952, from the clustered variance of the share below it). Fields may be arrays of any one shape:
+many experiments, or many looks, cost one call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tuneloop.registry.sequences import drawn_variance, radius, stratum_shares
+
+Floats = NDArray[np.float64]
+Indices = NDArray[np.int64]
+radii = np.vectorize(radius, otypes=[float])
+_REACH = 1.0  # standard errors to each side of a quantile, from which its own standard error is read
+
+
+@dataclass(frozen=True)
+class Part:
+    """One arm's units in one stratum."""
+
+    n: Floats  # units
+    value: Floats  # of the metric
+    squares: Floats  # sum of the squared influences of the units on the value
+    covariate: Floats  # mean over units; 0 without one
+    shared: Floats  # sum of influence times covariate about its mean
+    covariate_squares: Floats  # about its mean
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Treatment minus control over all strata."""
+
+    control: Floats  # the arms' values, as if both had the covariate they have together
+    treatment: Floats
+    spread: Floats  # variance of the estimate
+    slope: Floats  # of the covariate; 0 without one
+    variance_control: Floats  # of one unit's influence, after the covariate
+    variance_treatment: Floats
+
+    @property
+    def estimate(self) -> Floats:
+        """Treatment minus control."""
+        return self.treatment - self.control
+
+
+def ratio_part(numerators: Floats, denominators: Floats, covariates: Floats | None = None) -> Part:
+    """Sum of numerators over sum of denominators, one of each per unit along the last axis.
+
+    A mean over units is the ratio whose denominators are all 1. A unit whose denominator is NaN is not there (yet).
+    """
+    there = ~np.isnan(denominators)
+    x, y = (np.where(there, values, 0.0) for values in (denominators, numerators))
+    c = np.zeros_like(x) if covariates is None else np.where(there, covariates, 0.0)
+    n = there.sum(-1).astype(float)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        value, mean_x, mean_c = y.sum(-1) / x.sum(-1), x.sum(-1) / n, c.sum(-1) / n
+        influence = (y - value[..., None] * x) / mean_x[..., None]
+    about = np.where(there, c - mean_c[..., None], 0.0)
+    squares, shared, covariate_squares = (
+        np.einsum("...i,...i->...", a, b) for a, b in ((influence, influence), (influence, about), (about, about))
+    )
+    return Part(n, value, squares, mean_c, shared, covariate_squares)
+
+
+def quantile_part(values: Floats, unit: Indices, q: float) -> Part:
+    """The `q` quantile of one arm's values; `unit` numbers, for each, the unit it is of."""
+    ordered = np.sort(values)
+    value = _quantile(ordered, q)
+    _, unit = np.unique(unit, return_inverse=True)
+    counts = np.bincount(unit).astype(float)
+    n = float(len(counts))
+    share = ratio_part(np.bincount(unit, weights=values <= value).astype(float), counts)
+    reach = _REACH * np.sqrt(share.squares / max(n - 1, 1.0) / n)
+    low, high = (_quantile(ordered, float(np.clip(q + side * reach, 0.0, 1.0))) for side in (-1, 1))
+    error = (high - low) / (2 * _REACH)
+    nothing = np.asarray(0.0)
+    return Part(np.asarray(n), np.asarray(value), np.asarray(error**2 * n * (n - 1)), nothing, nothing, nothing)
+
+
+def _quantile(ordered: Floats, q: float) -> float:
+    place = q * (len(ordered) - 1)
+    below = int(place)
+    above = min(below + 1, len(ordered) - 1)
+    return float(ordered[below] + (place - below) * (ordered[above] - ordered[below]))
+
+
+def difference(strata: Sequence[tuple[Part, Part]], *, share: bool) -> Difference:
+    """Treatment minus control, stratum by stratum, and put together.
+
+    The covariate is CUPED (Deng, Xu, Kohavi and Walker, 2013): what the values' regression on it explains is taken
+    out, with one slope over all arms and strata. It must be known before an arm could change it.
+
+    Args:
+        strata: (control, treatment) of each; both have units.
+        share: values lie in [0, 1], where the variance of a few may be near nothing by chance.
+    """
+    controls, treatments = [before for before, _ in strata], [after for _, after in strata]
+    covariate_squares = _sum([part.covariate_squares for part in (*controls, *treatments)])
+    shared = _sum([part.shared for part in (*controls, *treatments)])
+    slope = np.where(covariate_squares > 0, shared / np.where(covariate_squares > 0, covariate_squares, 1.0), 0.0)
+    variance0, variance1 = (_variance(side, slope, share=share) for side in (controls, treatments))
+    weights = stratum_shares([(before.n, after.n) for before, after in strata])
+    together = [(a.n * a.covariate + b.n * b.covariate) / (a.n + b.n) for a, b in strata]
+    value0, value1 = (
+        _sum([w * (p.value - slope * (p.covariate - c)) for w, p, c in zip(weights, side, together, strict=True)])
+        for side in (controls, treatments)
+    )
+    spread = _sum(
+        [
+            weight**2 * (variance0 / before.n + variance1 / after.n)
+            for weight, before, after in zip(weights, controls, treatments, strict=True)
+        ]
+    )
+    return Difference(value0, value1, spread, slope, variance0, variance1)
+
+
+def _variance(parts: Sequence[Part], slope: Floats, *, share: bool) -> Floats:
+    squares = _sum([p.squares - 2 * slope * p.shared + slope**2 * p.covariate_squares for p in parts])
+    free = _sum([p.n - 1 for p in parts])
+    squares = np.maximum(squares, 0.0)
+    return drawn_variance(squares, free) if share else squares / np.maximum(free, 1.0)
+
+
+def _sum(terms: Sequence[Floats]) -> Floats:
+    return np.asarray(sum(terms[1:], start=terms[0]), dtype=np.float64)
