@@ -12,7 +12,7 @@ from typing import Any
 from tests_support import Clock, beat_engine, publish_version, request_record
 from tuneloop.registry import Registry
 from tuneloop.registry.assignment import assign, key_hash, overridden
-from tuneloop.registry.nouns import Feedback, RequestRecord, version_name
+from tuneloop.registry.nouns import Feedback, RequestRecord
 from tuneloop.registry.promotion import Change, promote
 
 CHANGE = Change("ada", "try it")
@@ -80,10 +80,10 @@ class Users:
         self.clock.advance(3_600)
 
 
-def bring_up(registry: Registry, folder: Path, versions: int = 2) -> None:
-    """So many versions, all approved and on an engine; the first one serves everything."""
-    for number in range(1, versions + 1):
+def bring_up(registry: Registry, folder: Path) -> None:
+    """`bot@1` serves everything, `bot@2` waits; both are published, approved and on an engine."""
+    for number in (1, 2):
         publish_version(registry, folder / f"v{number}")
         registry.gates.approve("bot", number, by="ada", reason="test")
     promote(registry, "bot", 1, CHANGE)
-    beat_engine(registry, *(version_name("bot", number) for number in range(1, versions + 1)))
+    beat_engine(registry, "bot@1", "bot@2")

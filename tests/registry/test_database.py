@@ -22,6 +22,7 @@ from tuneloop.registry import Registry
 from tuneloop.registry import database as migrations_home
 from tuneloop.registry.database import Database
 from tuneloop.registry.errors import InvalidInput, Unavailable
+from tuneloop.registry.experiments.declaration import Declaration, Plan, Primary
 from tuneloop.registry.nouns import Arm
 from tuneloop.registry.settings import RegistrySettings
 from tuneloop.registry.tables import metadata
@@ -96,6 +97,23 @@ def test_an_older_databases_routes_have_no_overrides(registries: Registry) -> No
     database.upgrade()
     assert registries.routes.current("bot") == written.model_copy(update={"overrides": {}})
     registries.routes.write("bot", arms, by="ada", reason="r", expected_revision=1)
+
+
+def test_experiments_go_with_the_older_schema_and_the_audit_log_stays(registries: Registry) -> None:
+    database, plan = registries.database, Plan(days_seen=0.0, units_seen=0)
+    metric = Primary(kind="binary", measure="error", goal="lower", minimum_effect=0.1)
+    declared = Declaration(model="bot", hypothesis="h", arms={1: 5_000, 2: 5_000}, control=1, primary=metric)
+    made = registries.experiments.new(declared, plan, by="ada", reason="r")
+    config = Config()
+    config.set_main_option("script_location", str(Path(migrations_home.__file__).parent / "migrations"))
+    with database.writing() as connection:
+        config.attributes["connection"] = connection
+        command.downgrade(config, "0004")
+    database.upgrade()
+    assert registries.experiments.all() == []
+    assert [entry.action for entry in registries.audit.entries(made.id)] == ["experiment.new"]
+    again = registries.experiments.new(declared, plan, by="ada", reason="r")
+    assert registries.experiments.get(again.id) == again
 
 
 def test_a_transaction_that_raises_leaves_nothing(registries: Registry) -> None:

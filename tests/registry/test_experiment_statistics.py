@@ -123,8 +123,9 @@ def test_a_quantiles_error_is_that_of_many_repetitions() -> None:
     rng = np.random.default_rng(3)
     found = []
     for _ in range(600):
-        unit = np.repeat(np.arange(300), 3)
-        values = np.exp(np.repeat(rng.normal(0, 0.5, 300), 3) + rng.normal(0, 0.5, 900))
+        asked = rng.geometric(0.2, 300)  # who asks more waits longer
+        unit = np.repeat(np.arange(300), asked)
+        values = np.exp(np.repeat(rng.normal(0, 0.5, 300) + asked / 10, asked) + rng.normal(0, 0.5, len(unit)))
         part = quantile_part(values, unit, 0.9)
         found.append((float(part.value), math.sqrt(float(part.squares) / (float(part.n) - 1) / float(part.n))))
     values, errors = np.array(found).T

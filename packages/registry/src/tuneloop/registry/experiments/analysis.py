@@ -137,7 +137,6 @@ def parts_at(
     there = np.bincount(unit, minlength=units) > 0
     y, x = (np.bincount(unit, sums, minlength=units).astype(np.float64) for sums in (value, count))
     if metric.kind != "ratio":
-        there &= x > 0
         y, x = np.divide(y, x, out=np.zeros(units), where=x > 0), np.ones(units)
     found: list[tuple[Part, Part]] = []
     for stratum in range(len(evidence.strata)):

@@ -10,7 +10,7 @@ many experiments, or many looks, cost one call.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,23 +52,57 @@ class Difference:
         return self.treatment - self.control
 
 
+@dataclass(frozen=True)
+class Sums:
+    """What a ratio needs to know of one arm's units: numerators y, denominators x, covariates c.
+
+    Sums over units add up: those of a later look are those of the one before and what came since.
+    """
+
+    n: Floats
+    y: Floats
+    x: Floats
+    c: Floats
+    yy: Floats
+    xx: Floats
+    cc: Floats
+    yx: Floats
+    yc: Floats
+    xc: Floats
+
+    @classmethod
+    def of(cls, y: Floats, x: Floats, c: Floats) -> Sums:
+        """Over the units along the last axis."""
+        sums = (np.einsum("...i,...i->...", a, b) for a, b in ((y, y), (x, x), (c, c), (y, x), (y, c), (x, c)))
+        return cls(np.full(y.shape[:-1], float(y.shape[-1])), y.sum(-1), x.sum(-1), c.sum(-1), *sums)
+
+
 def ratio_part(numerators: Floats, denominators: Floats, covariates: Floats | None = None) -> Part:
     """Sum of numerators over sum of denominators, one of each per unit along the last axis.
 
-    A mean over units is the ratio whose denominators are all 1. A unit whose denominator is NaN is not there (yet).
+    A mean over units is the ratio whose denominators are all 1.
     """
-    there = ~np.isnan(denominators)
-    x, y = (np.where(there, values, 0.0) for values in (denominators, numerators))
-    c = np.zeros_like(x) if covariates is None else np.where(there, covariates, 0.0)
-    n = there.sum(-1).astype(float)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        value, mean_x, mean_c = y.sum(-1) / x.sum(-1), x.sum(-1) / n, c.sum(-1) / n
-        influence = (y - value[..., None] * x) / mean_x[..., None]
-    about = np.where(there, c - mean_c[..., None], 0.0)
-    squares, shared, covariate_squares = (
-        np.einsum("...i,...i->...", a, b) for a, b in ((influence, influence), (influence, about), (about, about))
+    # Squares are summed about a middle, so that large values with a small spread lose no digits.
+    middle = numerators.sum(-1, keepdims=True) / denominators.sum(-1, keepdims=True)
+    nothing = np.zeros_like(numerators)
+    about = nothing if covariates is None else covariates - covariates.mean(-1, keepdims=True)
+    part = part_of(Sums.of(numerators - middle * denominators, denominators, about))
+    mean = np.zeros_like(part.n) if covariates is None else covariates.mean(-1)
+    return replace(part, value=part.value + middle[..., 0], covariate=mean)
+
+
+def part_of(sums: Sums) -> Part:
+    """A ratio's part from the sums over its units."""
+    value, mean_x, mean_c = sums.y / sums.x, sums.x / sums.n, sums.c / sums.n
+    squares = (sums.yy - 2 * value * sums.yx + value**2 * sums.xx) / mean_x**2
+    return Part(
+        n=sums.n,
+        value=value,
+        squares=np.maximum(squares, 0.0),
+        covariate=mean_c,
+        shared=(sums.yc - value * sums.xc) / mean_x,
+        covariate_squares=np.maximum(sums.cc - sums.c * mean_c, 0.0),
     )
-    return Part(n, value, squares, mean_c, shared, covariate_squares)
 
 
 def quantile_part(values: Floats, unit: Indices, q: float) -> Part:

@@ -2,7 +2,7 @@
 
 Counted are requests that the split gave an arm of the experiment since its start, under revisions with the declared
 shares. A unit belongs to the arm and the stratum it came to first. What is left out is counted and said. Reads every
-request since the start, without its text: about 10 s for a million.
+request since the start, without its text: about 5 s for 100,000 with feedback.
 """
 
 from __future__ import annotations
