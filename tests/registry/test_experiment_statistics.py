@@ -11,9 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from tuneloop.registry.experiments.analysis import holm
+from tuneloop.registry.experiments.analysis import analyse, holm
 from tuneloop.registry.experiments.bandit import best_chances, shares_bp
+from tuneloop.registry.experiments.declaration import Declaration, Primary
 from tuneloop.registry.experiments.effect import Floats, Part, difference, quantile_part, radii, ratio_part
+from tuneloop.registry.experiments.gather import Evidence, LeftOut, Stratum, Stream
 from tuneloop.registry.experiments.planning import (
     fixed_power,
     fixed_units,
@@ -179,6 +181,28 @@ def test_an_a_a_test_looked_at_all_the_time_is_wrong_less_often_than_alpha(kind:
         naive |= abs(found.estimate) > 1.96 * np.sqrt(found.spread)
     assert wrong.mean() <= 0.05
     assert naive.mean() > 0.25
+
+
+def test_two_treatments_share_alpha_and_each_is_judged_by_itself() -> None:
+    rng = np.random.default_rng(9)
+    arm = rng.integers(0, 3, 9_000)
+    y = rng.binomial(1, np.array([0.3, 0.3, 0.2])[arm]).astype(float)
+    units = np.arange(len(y))
+    stream = Stream(at_s=units.astype(float), unit=units, value=y, count=np.ones(len(y)))
+    metric = Primary(kind="binary", measure="thumbs_down", goal="lower", minimum_effect=0.05)
+    shares = {1: 3_334, 2: 3_333, 3: 3_333}
+    plan = Declaration(model="bot", hypothesis="h", arms=shares, control=1, primary=metric)
+    strata = (Stratum((1,), tuple(shares.values())),)
+    evidence = Evidence((1, 2, 3), strata, arm, 0 * arm, np.zeros(len(y)), (0, 0, 0), (stream,), LeftOut())
+    found = analyse(plan, evidence, started_s=0.0, until_s=9_000.0)
+    alike, better = found.compared
+    assert plan.level == pytest.approx(0.975)
+    assert (alike.version, better.version) == (2, 3)
+    assert not alike.looks[-1].decides
+    assert better.looks[-1].high < 0
+    spread = float(better.looks[-1].found.spread)
+    half = (better.looks[-1].high - better.looks[-1].low) / 2
+    assert half == pytest.approx(radius(spread, alpha=0.025, effect=0.05))
 
 
 def test_the_split_check_is_pearsons() -> None:

@@ -134,7 +134,7 @@ def test_an_experiment_is_kept_started_and_stopped_on_record(registries: Registr
         store.start(first.id, revision=2, by="ada", reason="go")
     running = store.start(first.id, revision=1, by="ada", reason="go")
     assert store.get(first.id) == running
-    with pytest.raises(Refused, match="another experiment of bot is running"):
+    with pytest.raises(Refused, match=f"{first.id} of the same model is running; one at a time"):
         store.start(second.id, revision=1, by="ada", reason="go")
     with pytest.raises(Refused, match=f"{first.id} is running, not draft"):
         store.start(first.id, revision=1, by="ada", reason="go")
@@ -222,7 +222,7 @@ def test_versions_that_are_alike_are_not_decided_and_it_says_how_long(
 
 def test_a_split_that_is_not_what_was_declared_hides_the_results(world: Registry, tmp_path: Path, clock: Clock) -> None:
     users = Users(world, clock, {1: 0.4, 2: 0.2})
-    experiment = started(world, tmp_path)
+    experiment = started(world, tmp_path, DECLARED.replace("Version 2 gets", "<script>alert(1)</script>"))
     users.lost = lambda record: record.assigned_version == 2 and users.random.random() < 0.5
     users.ask(range(800), each=1)
     report = conduct.report(world, experiment.id)
@@ -235,6 +235,7 @@ def test_a_split_that_is_not_what_was_declared_hides_the_results(world: Registry
     write_page(report, page)
     assert "Results are hidden" in page.read_text()
     assert "<figure" not in page.read_text()
+    assert "<script" not in page.read_text()
 
 
 def test_harm_is_said_whatever_the_primary_metric_says(world: Registry, tmp_path: Path, clock: Clock) -> None:
@@ -307,21 +308,21 @@ def test_the_covariate_is_what_was_known_before_the_start(world: Registry, tmp_p
     assert left[0] < left[1]
 
 
-def test_nobody_speaks_for_other_peoples_users(world: Registry, clock: Clock) -> None:
-    world.traffic.add_requests([request_record(number, clock()) for number in (1, 2, 3)])
+def test_nobody_speaks_for_other_peoples_users(registries: Registry, clock: Clock) -> None:
+    registries.traffic.add_requests([request_record(number, clock()) for number in (1, 2, 3)])
     given = {"1": "key_1", "2": "key_2", "3": None}
-    world.traffic.add_feedback(
+    registries.traffic.add_feedback(
         [
             Feedback(id=f"f{number}", request_id=f"req-{number}", at=clock(), thumb="down", correction=" ", api_key=key)
             for number, key in given.items()
         ]
     )
-    outcomes, opinions = world.traffic.outcomes("bot", since=clock() - timedelta(days=1), until=clock())
+    outcomes, opinions = registries.traffic.outcomes("bot", since=clock() - timedelta(days=1), until=clock())
     assert [outcome.id for outcome in outcomes] == ["req-1", "req-2", "req-3"]
     assert opinions.keys() == {"req-1", "req-3"}
     assert not any(opinion.corrected for found in opinions.values() for opinion in found)
     later = clock() + timedelta(days=1)
-    assert world.traffic.outcomes("bot", since=clock(), until=later) == ([], {})
+    assert registries.traffic.outcomes("bot", since=clock(), until=later) == ([], {})
 
 
 def test_opening_a_registry_pays_for_no_statistics() -> None:
@@ -391,6 +392,16 @@ def test_a_start_that_was_killed_after_the_split_goes_on(world: Registry, tmp_pa
     experiment, route = conduct.start(world, made.id, CHANGE)
     assert route == split
     assert experiment.first_revision == split.revision
+
+
+def test_a_second_experiment_leaves_the_split_of_the_first(world: Registry, tmp_path: Path) -> None:
+    first = started(world, tmp_path)
+    settled = conduct.settled(world, declared(tmp_path, DECLARED.replace("{1: 5000, 2: 5000}", "{1: 9000, 2: 1000}")))
+    second = world.experiments.new(settled, NO_PLAN, by="ada", reason="r")
+    before = world.routes.current("bot")
+    with pytest.raises(Refused, match=f"{first.id} of the same model is running"):
+        conduct.start(world, second.id, CHANGE)
+    assert world.routes.current("bot") == before
 
 
 def test_an_arm_nobody_approved_gets_no_share(world: Registry, tmp_path: Path) -> None:
@@ -465,9 +476,8 @@ def test_the_verbs_lead_from_a_file_to_a_page(
     code, out, _ = verb("experiment", "list", "--model", "bot")
     assert re.search(rf"{experiment_id} +bot +stopped +1=5000 2=5000", out)
     code, out, _ = verb("experiment", "show", experiment_id)
-    assert [word in out for word in ("experiment.new", "experiment.start", "experiment.stop", "thumbs_down")] == [
-        True
-    ] * 4
+    assert re.search(r"primary +thumbs-down: lower is better, least difference 10.0 points", out)
+    assert re.search(r"experiment.new .*experiment.start .*experiment.stop ", out, re.S)
     code, _, err = verb("experiment", "step", experiment_id, *WHO)
     assert (code, "only a running bandit" in err) == (3, True)
     text = page.read_text()

@@ -27,6 +27,7 @@ from tuneloop.registry.experiments.planning import (
 )
 from tuneloop.registry.experiments.report import Report, report_of
 from tuneloop.registry.experiments.spending import inflation
+from tuneloop.registry.experiments.store import another_runs
 from tuneloop.registry.facade import Registry
 from tuneloop.registry.hurry import LOOKUP_TIMEOUT_S, mlflow_within
 from tuneloop.registry.nouns import Route, version_name
@@ -133,6 +134,8 @@ def start(registry: Registry, experiment_id: str, change: Change) -> tuple[Exper
     draft = registry.experiments.get(experiment_id)
     if draft.state is not ExperimentState.DRAFT:
         raise Refused(f"{draft.id} is {draft.state}, not draft: declare a new one to look again")
+    if other := registry.experiments.running(draft.model):  # whose split must not be changed under it
+        raise another_runs(other)
     route = registry.routes.current(draft.model)
     if {arm.version: arm.weight_bp for arm in route.arms if arm.weight_bp > 0} != draft.declaration.arms:
         split = _split(route, draft.declaration.arms)

@@ -154,6 +154,11 @@ class Declaration(Noun):
         return tuple(version for version in self.arms if version != self.control)
 
     @property
+    def metrics(self) -> tuple[tuple[str, Primary | Guardrail], ...]:
+        """What it is judged by, and as what."""
+        return (("primary", self.primary), *(("guardrail", guardrail) for guardrail in self.guardrails))
+
+    @property
     def level(self) -> float:
         """Of one treatment's interval: alpha is shared among the treatments (Bonferroni)."""
         return 1 - self.alpha / len(self.treatments)

@@ -97,6 +97,10 @@ class Experiments:
         with self._db.reading() as connection:
             return readable(Experiment, connection.execute(query).mappings())
 
+    def running(self, model: str) -> Experiment | None:
+        """The one that runs."""
+        return next((one for one in self.all(model).whole() if one.state is ExperimentState.RUNNING), None)
+
     def start(self, experiment_id: str, *, revision: int, by: str, reason: str) -> Experiment:
         """From now on it runs, under the route's newest revision, which the caller saw to be `revision`.
 
@@ -120,10 +124,7 @@ class Experiments:
             try:
                 self._replace(connection, started)
             except sa.exc.IntegrityError:
-                raise Refused(
-                    f"another experiment of {draft.model} is running; one at a time: stop it with "
-                    "`tuneloop experiment stop ID`, of those `tuneloop experiment list` shows"
-                ) from None
+                raise another_runs(self.running(draft.model)) from None
             self._on_record(connection, started, _START, by, reason, revision=revision)
         return started
 
@@ -175,3 +176,12 @@ class Experiments:
         }
         detail |= {} if revision is None else {"revision": revision}
         audit.record(connection, at=self._clock(), actor=by, action=action, subject=experiment.id, detail=detail)
+
+
+def another_runs(running: Experiment | None) -> Refused:
+    """The error for whoever would start a second one."""
+    name = "another experiment" if running is None else running.id
+    return Refused(
+        f"{name} of the same model is running; one at a time: "
+        f"`tuneloop experiment stop {name} --by YOU --reason WHY` ends it"
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tuneloop.registry.experiments.declaration import FLAGS, Metric
+from tuneloop.registry.experiments.declaration import FLAGS, Guardrail, Metric, Primary
 from tuneloop.registry.experiments.report import GuardrailResult, Report, TreatmentResult
 from tuneloop.registry.nouns import Interval, version_name
 
@@ -50,6 +50,14 @@ def change(metric: Metric, amount: float) -> str:
     if _in_percent(metric):
         return f"{sign}{abs(amount) * 100:.1f} points"
     return f"{sign}{value(metric, abs(amount))}"
+
+
+def promise(metric: Primary | Guardrail) -> str:
+    """What was declared of a metric: `lower is better, least difference 2.0 points`."""
+    if isinstance(metric, Guardrail):
+        worse = metric.margin if metric.lower_is_better else -metric.margin
+        return f"{metric.goal} is better, up to {change(metric, worse)} is allowed"
+    return f"{metric.goal} is better, least difference {change(metric, metric.minimum_effect)[1:]}"
 
 
 def _in_percent(metric: Metric) -> bool:

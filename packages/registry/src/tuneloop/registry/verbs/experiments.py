@@ -73,11 +73,10 @@ def experiment_show(experiment_id: str, as_json: bool) -> None:
         entries = registry.audit.entries(experiment_id)
         tell_unreadable(entries.unreadable)
         history = entries[::-1]
-        declared = [[key, str(value)] for key, value in found.declaration.model_dump(mode="json").items()]
         rows = [[f"{e.at:%Y-%m-%d %H:%M:%S}", e.action, e.actor, e.detail.get("reason")] for e in history]
         text = "\n\n".join(
             [
-                f"{found.id}: {found.model}, {found.state}\n" + table(["KEY", "DECLARED"], declared),
+                f"{found.id}: {found.model}, {found.state}\n" + table(["KEY", "DECLARED"], _declared(found)),
                 _planned(found),
                 table(["AT (UTC)", "WHAT", "BY", "REASON"], rows),
             ]
@@ -183,6 +182,17 @@ def experiment_report(experiment_id: str, page: Path | None, as_json: bool) -> N
             write_page(found, page)
             text += f"\n{page}"
         emit(found, as_json, text)
+
+
+def _declared(found: Experiment) -> list[list[str]]:
+    from tuneloop.registry.experiments.words import metric_name, promise
+
+    declared = found.declaration
+    metrics = {"primary", "guardrails", "arms"}
+    rows = [[key, str(value)] for key, value in declared.model_dump(mode="json", exclude=metrics).items()]
+    rows.insert(3, ["arms", " ".join(f"{version}={bp}" for version, bp in declared.arms.items())])
+    rows += [[name, f"{metric_name(metric)}: {promise(metric)}"] for name, metric in declared.metrics]
+    return [*rows, ["digest", declared.digest]]
 
 
 def _planned(made: Experiment) -> str:
