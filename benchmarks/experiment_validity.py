@@ -134,29 +134,25 @@ def ever(found: Difference, effect: float) -> tuple[Floats, Floats]:
     return np.logical_or.accumulate(beyond, 1), np.logical_or.accumulate(naive, 1)
 
 
-def aa(metric: str, draw: Draw, tests: int, *, share: bool, effect: float | None = None) -> FalsePositives:
+def row_of(metric: str, tests: int, curves: Floats, planned: float | None = None) -> FalsePositives:
+    """How many had claimed a difference by each look, by the sequence and by the t-test, as a row."""
+    sequence, naive = ([float(v) for v in side] for side in curves / tests)
+    return FalsePositives(metric, tests, len(naive), sequence[-1], planned, naive[-1], naive, sequence)
+
+
+def aa(metric: str, draw: Draw, tests: int, *, share: bool) -> FalsePositives:
     """A/A tests of a mean or a ratio whose units come one after the other."""
     curves, planned = np.zeros((2, len(LOOKS))), 0
     bounds, fifths = np.array(boundaries([k / 5 for k in range(1, 6)], ALPHA)), np.arange(1, 6) * ARM // 5
     for rng, count in chunks(tests, 1):
         arms = [at_looks(*draw(rng, count), LOOKS) for _ in range(2)]
         found = difference([(part_of(arms[0]), part_of(arms[1]))], share=share)
-        width = effect or tau(float(found.variance_control[:, -1].mean()))
-        curves += [side.sum(0) for side in ever(found, width)]
+        effect = tau(float(found.variance_control[:, -1].mean()))
+        curves += [side.sum(0) for side in ever(found, effect)]
         places = np.searchsorted(LOOKS, fifths)
         z = abs(found.estimate[:, places]) / np.sqrt(found.spread[:, places])
         planned += int((z > bounds).any(1).sum())
-    sequence, naive = curves / tests
-    return FalsePositives(
-        metric,
-        tests,
-        len(LOOKS),
-        float(sequence[-1]),
-        planned / tests,
-        float(naive[-1]),
-        [float(v) for v in naive],
-        [float(v) for v in sequence],
-    )
+    return row_of(metric, tests, curves, planned / tests)
 
 
 def aa_returning(tests: int, *, units: int = 1_000, looks: int = 40) -> FalsePositives:
@@ -183,17 +179,7 @@ def aa_returning(tests: int, *, units: int = 1_000, looks: int = 40) -> FalsePos
             ever_wrong[0] |= abs(found.estimate) > radii(found.spread, alpha=ALPHA, effect=effect)
             ever_wrong[1] |= abs(found.estimate) > norm.isf(ALPHA / 2) * np.sqrt(found.spread)
             curves[:, look] += ever_wrong.sum(1)
-    sequence, naive = curves / tests
-    return FalsePositives(
-        "binary, units that return",
-        tests,
-        looks,
-        float(sequence[-1]),
-        None,
-        float(naive[-1]),
-        [float(v) for v in naive],
-        [float(v) for v in sequence],
-    )
+    return row_of("binary, units that return", tests, curves)
 
 
 def aa_quantile(tests: int, *, units: int = 1_500) -> FalsePositives:
@@ -216,17 +202,7 @@ def aa_quantile(tests: int, *, units: int = 1_500) -> FalsePositives:
                 wrong[0] |= estimate > float(radii(spread, alpha=ALPHA, effect=0.35))
                 wrong[1] |= estimate > norm.isf(ALPHA / 2) * math.sqrt(float(spread))
                 curves[:, look] += wrong
-    sequence, naive = curves / tests
-    return FalsePositives(
-        "95th percentile",
-        tests,
-        len(looks),
-        float(sequence[-1]),
-        None,
-        float(naive[-1]),
-        [float(v) for v in naive],
-        [float(v) for v in sequence],
-    )
+    return row_of("95th percentile", tests, curves)
 
 
 def ab(tests: int, *, base: float = 0.10, effect: float = 0.02) -> list[Found]:
@@ -256,23 +232,13 @@ def ab(tests: int, *, base: float = 0.10, effect: float = 0.02) -> list[Found]:
                     width = reach * np.sqrt(found.spread)
                 beyond = abs(found.estimate) > width
                 end = np.where(beyond.any(1), beyond.argmax(1), len(at) - 1)
-                rows_at = np.arange(count)
-                off = abs(found.estimate - part * effect)[rows_at, end] <= width[rows_at, end]
-                ends.setdefault(method, []).append(np.array([beyond.any(1), 2 * at[end], off], dtype=float))
+                holds = (abs(found.estimate - part * effect) <= width)[np.arange(count), end]
+                ends.setdefault(method, []).append(np.array([beyond.any(1), 2 * at[end], holds], dtype=float))
         for method, parts in ends.items():
             decided, units, covers = np.concatenate(parts, axis=1)
             limit = {"one look at the end": fixed, "planned looks (5)": planned}.get(method, most)
-            rows.append(
-                Found(
-                    part,
-                    method,
-                    limit,
-                    float(decided.mean()),
-                    float(units.mean()),
-                    float(np.median(units)),
-                    float(covers.mean()),
-                )
-            )
+            mean, median = float(units.mean()), float(np.median(units))
+            rows.append(Found(part, method, limit, float(decided.mean()), mean, median, float(covers.mean())))
     return rows
 
 
@@ -297,11 +263,9 @@ def covariate_gain(tests: int, *, units: int = 1_000) -> dict[str, dict[str, flo
             known = rng.normal(size=(2, count, units))
             noise = rng.normal(size=known.shape)
             y, x = correlation * known + math.sqrt(1 - correlation**2) * noise, np.ones_like(known)
-            found = difference(
-                [(part_of(Sums.of(y[0], x[0], known[0])), part_of(Sums.of(y[1], x[1], known[1])))], share=False
-            )
-            plain = difference(
-                [(part_of(Sums.of(y[0], x[0], 0 * x[0])), part_of(Sums.of(y[1], x[1], 0 * x[1])))], share=False
+            found, plain = (
+                difference([(part_of(Sums.of(y[0], x[0], c[0])), part_of(Sums.of(y[1], x[1], c[1])))], share=False)
+                for c in (known, 0 * known)
             )
             left += float((found.spread / plain.spread).sum())
             wrong += int((abs(found.estimate) > norm.isf(ALPHA / 2) * np.sqrt(found.spread)).sum())
@@ -317,16 +281,9 @@ def evidence_of(
     units = np.arange(len(values))
     stream = Stream(at_s=units.astype(float), unit=units, value=values, count=np.ones(len(values)))
     strata = tuple(Stratum((number + 1,), share) for number, share in enumerate(shares))
-    return Evidence(
-        arms=tuple(range(1, arms + 1)),
-        strata=strata,
-        arm=np.concatenate(arm),
-        stratum=np.concatenate(stratum),
-        covariate=np.zeros(len(values)),
-        requests=(0,) * arms,
-        streams=(stream,),
-        left_out=LeftOut(),
-    )
+    numbers, nothing = tuple(range(1, arms + 1)), np.zeros(len(values))
+    arm_of, stratum_of = np.concatenate(arm), np.concatenate(stratum)
+    return Evidence(numbers, strata, arm_of, stratum_of, nothing, (0,) * arms, (stream,), LeftOut())
 
 
 def declared(arms: int, floor_bp: int, effect: float, *, bandit: bool) -> Declaration:
@@ -392,15 +349,11 @@ def bandits(runs: int, rates: tuple[float, ...], *, steps: int = 20, each: int =
             found = analyse(plan, evidence, started_s=0.0, until_s=1e9)
             claims += any(look.decides for compared in found.compared for look in compared.looks)
         curve = regret.cumsum(1).mean(0)
-        rows.append(
-            Regret(
-                shares=f"bandit, floor {floor_bp / 100:g} %" if floor_bp else "equal",
-                lost=float(curve[-1]),
-                standard_error=float(regret.sum(1).std() / math.sqrt(runs)),
-                claimed=claims / runs,
-                curve=[float(v) for v in curve],
-            )
+        name, error = (
+            f"bandit, floor {floor_bp / 100:g} %" if floor_bp else "equal",
+            regret.sum(1).std() / math.sqrt(runs),
         )
+        rows.append(Regret(name, float(curve[-1]), float(error), claims / runs, [float(v) for v in curve]))
     return rows
 
 
