@@ -12,10 +12,12 @@ from typing import Any
 from tests_support import Clock, beat_engine, publish_version, request_record
 from tuneloop.registry import Registry
 from tuneloop.registry.assignment import assign, key_hash, overridden
+from tuneloop.registry.experiments.declaration import Declaration, Plan, read_declaration
 from tuneloop.registry.nouns import Feedback, RequestRecord
 from tuneloop.registry.promotion import Change, promote
 
 CHANGE = Change("ada", "try it")
+NO_PLAN = Plan(days_seen=0.0, units_seen=0)
 DECLARED = """\
 model: bot
 hypothesis: Version 2 gets fewer thumbs-down than version 1
@@ -87,3 +89,10 @@ def bring_up(registry: Registry, folder: Path) -> None:
         registry.gates.approve("bot", number, by="ada", reason="test")
     promote(registry, "bot", 1, CHANGE)
     beat_engine(registry, "bot@1", "bot@2")
+
+
+def declared(folder: Path, text: str = DECLARED) -> Declaration:
+    """A declaration, read from a file."""
+    path = folder / "experiment.yaml"
+    path.write_text(text)
+    return read_declaration(path)
