@@ -13,6 +13,7 @@ from tuneloop.train.base import Base
 from tuneloop.train.fit.divergence import judge_step
 from tuneloop.train.fit.memory import is_out_of_memory, largest_that_fits, smaller
 from tuneloop.train.fit.order import rows_of_step
+from tuneloop.train.fit.sft import fits as fits_in_memory
 from tuneloop.train.recipe import Recipe
 from tuneloop.train.recipe.run import DivergenceSection
 from tuneloop.train.stopping import Stopped
@@ -182,6 +183,25 @@ def test_auto_runs_the_worst_case_for_real_and_learns_nothing_from_it(fits: Fits
     found = fits.losses
     fits.fit(fits.recipe(micro_batch=8, batch_size=8), rows=rows, steps=2)
     assert found == fits.losses
+
+
+def test_auto_tries_what_will_be_trained_checkpointing_included(fits: Fits) -> None:
+    """Otherwise it finds too few rows just where memory is short."""
+    longest = max(fits.labelled(), key=lambda row: len(row.ids))
+    kept = {}
+    for checkpointing in (False, True):
+        recipe, sizes = fits.recipe(gradient_checkpointing=checkpointing), list[int]()
+
+        def keep(tensor: torch.Tensor, sizes: list[int] = sizes) -> torch.Tensor:
+            sizes.append(tensor.nbytes)
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            model = fits.model(recipe)
+            assert fits_in_memory(model, longest, 2, recipe, "cpu")
+        kept[checkpointing] = sum(sizes)
+        assert not model.base_model.model.is_activation_checkpointing
+    assert kept[True] < kept[False]
 
 
 def test_a_step_that_goes_wrong_is_told_by_loss_gradient_and_leap() -> None:

@@ -116,7 +116,8 @@ def fits(model: Any, longest: LabelledRow, rows: int, recipe: Recipe, device: st
     random_state = torch.get_rng_state()
     was_training = model.training
     try:
-        with _bounded(device), torch.autocast(device, torch.bfloat16, enabled=recipe.run.dtype == "bfloat16"):
+        precision = torch.autocast(device, torch.bfloat16, enabled=recipe.run.dtype == "bfloat16")
+        with _bounded(device), _checkpointed(model, recipe.run.gradient_checkpointing), precision:
             model.train()
             model(input_ids=ids, labels=labels, use_cache=False).loss.backward()
     except (RuntimeError, MemoryError) as error:
@@ -129,6 +130,19 @@ def fits(model: Any, longest: LabelledRow, rows: int, recipe: Recipe, device: st
         torch.set_rng_state(random_state)
         give_memory_back()
     return True
+
+
+@contextmanager
+def _checkpointed(model: Any, wanted: bool) -> Iterator[None]:
+    """As TRL will train it: activations computed again instead of kept, where the recipe says so."""
+    if not wanted:
+        yield
+        return
+    model.activation_checkpointing_enable()
+    try:
+        yield
+    finally:
+        model.activation_checkpointing_disable()
 
 
 @contextmanager
