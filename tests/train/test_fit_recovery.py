@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -144,6 +145,35 @@ def test_after_out_of_memory_in_the_first_step_every_bit_is_that_of_the_smaller_
 
     fits.fit(fits.recipe(micro_batch=4, tuning=DROPOUT), rows=rows, hook=run_out)
     assert fits.losses == expected
+
+
+@pytest.mark.parametrize("checkpointed", [True, False])
+def test_out_of_memory_while_weights_change_goes_back_to_what_is_whole(
+    checkpointed: bool, fits: Fits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of the weights may have moved: nothing may be saved from there."""
+    rows, steps = fits.labelled()[:12], list[int]()
+    fits.fit(fits.recipe(micro_batch=2), rows=rows)
+    expected = fits.losses
+    step = torch.optim.AdamW.step
+
+    def run_out(self: torch.optim.AdamW, *arguments: Any, **values: Any) -> Any:
+        steps.append(1)
+        if len(steps) == 3:
+            self.param_groups[0]["params"][0].data.add_(1.0)
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return step(self, *arguments, **values)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", run_out)
+    recipe = fits.recipe(micro_batch=4, checkpoint=EVERY_STEP if checkpointed else {"every_s": 1e6})
+    if not checkpointed:
+        with pytest.raises(
+            TuneloopError, match=r"in step 3, and there is no checkpoint from before; set run\.micro_batch"
+        ):
+            fits.fit(recipe, rows=rows, store=fits.store())
+        return
+    fits.fit(recipe, rows=rows, store=fits.store())
+    assert fits.losses == pytest.approx(expected, abs=2e-5)
 
 
 def test_one_row_that_does_not_fit_is_said_with_what_helps(fits: Fits) -> None:
