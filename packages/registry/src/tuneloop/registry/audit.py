@@ -22,6 +22,7 @@ from sqlalchemy.engine import Connection, RowMapping
 from tuneloop.registry.database import Database, Rows, readable, write_last
 from tuneloop.registry.errors import InvalidInput, Unreadable
 from tuneloop.registry.nouns import AuditEntry
+from tuneloop.registry.paging import Ask, Page, page
 from tuneloop.registry.tables import audit, audit_head
 
 FIRST_HASH = "0" * 64  # what the first entry follows
@@ -97,14 +98,14 @@ class Audit:
 
     def entries(self, subject: str | None = None, limit: int = 100, *, action: str | None = None) -> Rows[AuditEntry]:
         """The newest entries first, of one subject (a model, version or request name) or all; of one action, or all."""
-        query = sa.select(audit).order_by(audit.c.id.desc()).limit(limit)
-        if subject is not None:
-            query = query.where(audit.c.subject == subject)
-        if action is not None:
-            query = query.where(audit.c.action == action)
+        query = _entries(subject, action).order_by(audit.c.id.desc()).limit(limit)
         with self._db.reading() as connection:
             rows = connection.execute(query).mappings().all()
         return readable(AuditEntry, rows)
+
+    def page(self, ask: Ask, subject: str | None = None, *, action: str | None = None) -> Page[AuditEntry]:
+        """The same, page by page."""
+        return page(self._db, AuditEntry, _entries(subject, action), (audit.c.id,), ask)
 
     def verify(self, noted: str | None = None) -> Verification:
         """Read the whole log, in bounded memory, and name every place where it is not what was written.
@@ -143,6 +144,13 @@ class Audit:
                 f"no entry has the noted hash {noted}: it is another log's, or this one was written anew since"
             )
         return Verification(entries, newest, previous, seen, tuple(faults))
+
+
+def _entries(subject: str | None, action: str | None) -> sa.Select[Any]:
+    query = sa.select(audit)
+    if subject is not None:
+        query = query.where(audit.c.subject == subject)
+    return query if action is None else query.where(audit.c.action == action)
 
 
 def _head(name: str) -> sa.Label[Any]:

@@ -7,6 +7,7 @@ TuneloopError            something failed while doing what was asked            
 ├── Conflict             somebody else was first; read again and retry          (1, also a RuntimeError)
 ├── Unreadable           what is stored is damaged or of another version        (1, also a ValueError)
 └── Unavailable          a part this one leans on does not answer               (1, also a ConnectionError)
+    └── Late             what was asked is written, and not all follow it yet   (1)
 """
 
 from __future__ import annotations
@@ -48,3 +49,7 @@ class Unreadable(TuneloopError, ValueError):
 
 class Unavailable(TuneloopError, ConnectionError):
     """A part this one leans on (database, MLflow, engine, gateway) does not answer or did not start."""
+
+
+class Late(Unavailable):
+    """What was asked is written and in force, but somebody (a gateway) does not follow it in time: do not ask again."""

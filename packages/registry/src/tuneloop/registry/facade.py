@@ -23,6 +23,7 @@ from tuneloop.registry.policies import Policies
 from tuneloop.registry.retraining import RetrainingQueue
 from tuneloop.registry.routes import Routes
 from tuneloop.registry.settings import RegistrySettings
+from tuneloop.registry.tokens import Tokens
 from tuneloop.registry.traffic import Traffic
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class Registry:
         self.traffic = Traffic(self.database)
         self.fleet = Fleet(self.database, clock)
         self.keys = Keys(self.database, clock)
+        self.tokens = Tokens(self.database, clock)
         self.episodes = Episodes(self.database, clock)
         self.retraining = RetrainingQueue(self.database, clock)
         self.policies = Policies(self.database, clock)

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 import sqlalchemy as sa
 
 from tuneloop.registry.database import Database, Rows, readable, row_of
-from tuneloop.registry.errors import Unavailable
+from tuneloop.registry.errors import Late, Unavailable
 from tuneloop.registry.nouns import EngineState, GatewayState
 from tuneloop.registry.tables import engines, gateways
 
@@ -76,7 +76,7 @@ class Fleet:
         """Wait until every live gateway applies the revision; the ids of those that did.
 
         Raises:
-            Unavailable: some did not in time; the message names the stragglers.
+            Late: some did not in time; the message names the stragglers.
         """
         deadline = time.monotonic() + timeout_s
         while True:
@@ -86,7 +86,7 @@ class Fleet:
             if not late:
                 return [g.id for g in live]
             if time.monotonic() > deadline:
-                raise Unavailable(
+                raise Late(
                     f"{model} revision {revision} is written, but after {timeout_s:.0f} s these gateways do "
                     f"not apply it: {', '.join(late)}"
                 )

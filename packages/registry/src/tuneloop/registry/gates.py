@@ -9,10 +9,12 @@ import sqlalchemy as sa
 
 from tuneloop.registry import audit
 from tuneloop.registry.database import Database, Rows, noun_of, readable, row_of, write_last
-from tuneloop.registry.errors import InvalidInput
+from tuneloop.registry.errors import InvalidInput, Refused
 from tuneloop.registry.expiry import expires_at
 from tuneloop.registry.nouns import Approval, GateReport, version_name
+from tuneloop.registry.paging import Ask, Page, page
 from tuneloop.registry.policies import GatePolicy, Policies
+from tuneloop.registry.roles import Role
 from tuneloop.registry.tables import approvals, gate_reports
 
 
@@ -43,17 +45,31 @@ class Gates:
             )
         return None if row is None else noun_of(GateReport, row)
 
-    def approve(self, model: str, version: int, *, by: str, reason: str, ttl_s: float | None = None) -> Approval:
+    def approve(
+        self,
+        model: str,
+        version: int,
+        *,
+        by: str,
+        reason: str,
+        ttl_s: float | None = None,
+        role: Role | None = None,
+    ) -> Approval:
         """Let a person answer for a version, for `ttl_s` seconds or for good; on record.
+
+        `role` is that of the control plane's token it comes from; None: from the command line.
 
         Raises:
             InvalidInput: nobody or no reason is named, or the time is none.
+            Refused: the gate policy asks for a token's role, and there is none: it would not count.
         """
+        if role is None and self._policies.get(model, GatePolicy).approver_role:
+            raise Refused(f"{version_name(model, version)} cannot be approved here: {_by_token(model)}")
         now = self._clock()
         until = expires_at(now, ttl_s, "an approval")
-        return self._decide(model, version, granted=True, by=by, reason=reason, now=now, until=until)
+        return self._decide(model, version, granted=True, by=by, reason=reason, now=now, until=until, role=role)
 
-    def revoke(self, model: str, version: int, *, by: str, reason: str) -> Approval:
+    def revoke(self, model: str, version: int, *, by: str, reason: str, role: Role | None = None) -> Approval:
         """Let a version get no more traffic, whatever its gate says, until a person approves it again; on record.
 
         What serves already goes on: taking it back is `promotion.rollback`.
@@ -61,7 +77,9 @@ class Gates:
         Raises:
             InvalidInput: nobody or no reason is named.
         """
-        return self._decide(model, version, granted=False, by=by, reason=reason, now=self._clock(), until=None)
+        return self._decide(
+            model, version, granted=False, by=by, reason=reason, now=self._clock(), until=None, role=role
+        )
 
     def decisions(self, model: str, version: int) -> Rows[Approval]:
         """What people decided about a version, the newest first."""
@@ -74,47 +92,69 @@ class Gates:
         """Who approved the version: a person, `gate` when its newest report passes, or nobody.
 
         A person's newest decision that has not expired goes before the gate's. Where the gate policy asks for a person
-        the gate lets nothing in.
+        the gate lets nothing in; where it asks for a token's role, approvals without one do not count.
         """
-        decided = self._newest(model, version, in_force=True)
+        policy = self._policies.get(model, GatePolicy)
+        decided = self._newest(model, version, policy, in_force=True)
         if decided is not None:
             return decided.by if decided.granted else None
         report = self.latest(model, version)
         passed = report is not None and report.verdict == "pass"
-        return "gate" if passed and not self._policies.get(model, GatePolicy).person else None
+        return "gate" if passed and not policy.person else None
 
     def why_not(self, model: str, version: int) -> str:
         """Why nobody approves the version, in words that follow its name."""
-        decided = self._newest(model, version, in_force=True)
+        policy = self._policies.get(model, GatePolicy)
+        decided = self._newest(model, version, policy, in_force=True)
         if decided is not None and not decided.granted:
             return f"its approval was revoked by {decided.by}: {decided.reason}"
         report = self.latest(model, version)
         gate = f"its gate says {report.verdict}" if report else "no gate has judged it"
         if report is not None and report.verdict == "pass":
             gate += f", and the gate policy of {model} asks for a person too"
-        expired = self._newest(model, version, in_force=False)
+        newest = self._newest(model, version, GatePolicy(), in_force=True)
+        if newest is not None and newest.granted:
+            return f"the approval by {newest.by} does not count: {_by_token(model)}; and {gate}"
+        expired = self._newest(model, version, policy, in_force=False)
         if expired is not None and expired.expires_at is not None:
             return f"the approval by {expired.by} expired at {expired.expires_at:%Y-%m-%d %H:%M} UTC, and {gate}"
         return gate
 
-    def _newest(self, model: str, version: int, *, in_force: bool) -> Approval | None:
+    def page(self, model: str, version: int, ask: Ask) -> Page[Approval]:
+        """What people decided about a version, the newest first, page by page."""
+        here = sa.and_(approvals.c.model == model, approvals.c.version == version)
+        return page(self._db, Approval, sa.select(approvals).where(here), (approvals.c.id,), ask)
+
+    def _newest(self, model: str, version: int, policy: GatePolicy, *, in_force: bool) -> Approval | None:
         query = sa.select(approvals).where(approvals.c.model == model, approvals.c.version == version)
         if in_force:
             query = query.where(sa.or_(approvals.c.expires_at.is_(None), approvals.c.expires_at > self._clock()))
+        if policy.approver_role:
+            query = query.where(sa.or_(approvals.c.role.is_not(None), sa.not_(approvals.c.granted)))
         with self._db.reading() as connection:
             row = connection.execute(query.order_by(approvals.c.id.desc()).limit(1)).mappings().first()
         return None if row is None else noun_of(Approval, row)
 
     def _decide(
-        self, model: str, version: int, *, granted: bool, by: str, reason: str, now: datetime, until: datetime | None
+        self,
+        model: str,
+        version: int,
+        *,
+        granted: bool,
+        by: str,
+        reason: str,
+        now: datetime,
+        until: datetime | None,
+        role: Role | None,
     ) -> Approval:
         what = "an approval" if granted else "revoking an approval"
         if not by.strip() or not reason.strip():
             raise InvalidInput(f"{what} needs --by and --reason: it is kept for ever")
         decided = Approval(
-            model=model, version=version, granted=granted, by=by, reason=reason, at=now, expires_at=until
+            model=model, version=version, granted=granted, by=by, reason=reason, at=now, expires_at=until, role=role
         )
         detail = {"reason": reason} | ({"expires_at": until.isoformat()} if until else {})
+        detail |= {"role": str(role)} if role else {}
         with self._db.writing() as connection:
             action, name = "version.approve" if granted else "version.revoke", version_name(model, version)
             audit.record(connection, at=now, actor=by, action=action, subject=name, detail=detail)
@@ -122,3 +162,10 @@ class Gates:
             write = sa.insert(approvals).values(**row_of(decided, approvals))
             write_last(connection, lambda: connection.execute(write))
         return decided
+
+
+def _by_token(model: str) -> str:
+    return (
+        f"the gate policy of {model} asks for approvals through the control plane, by a token with the role approver "
+        "or admin"
+    )

@@ -11,10 +11,11 @@ import sqlalchemy as sa
 from pydantic import ValidationError
 
 from tuneloop.registry import audit
-from tuneloop.registry.database import Database, Rows, faults, readable, row_of
+from tuneloop.registry.database import Database, Rows, faults, noun_of, readable, row_of
 from tuneloop.registry.errors import InvalidInput, NotFound
 from tuneloop.registry.expiry import expires_at
 from tuneloop.registry.nouns import ApiKey
+from tuneloop.registry.paging import Ask, Page, page
 from tuneloop.registry.tables import api_keys
 
 
@@ -31,9 +32,17 @@ class Keys:
         self._clock = clock
 
     def new(
-        self, owner: str, *, by: str, models: Sequence[str] = (), may_pin: bool = False, ttl_s: float | None = None
+        self,
+        owner: str,
+        *,
+        by: str,
+        models: Sequence[str] = (),
+        may_pin: bool = False,
+        ttl_s: float | None = None,
+        reason: str | None = None,
     ) -> tuple[str, ApiKey]:
-        """Make a key for `owner`; returns the secret, which is not kept, and its record. `by` is who makes it.
+        """Make a key for `owner`; returns the secret, which is not kept, and its record. `by` is who makes it, and
+        `reason` why, where one is given.
 
         Raises:
             InvalidInput: it has no owner, would expire before it could be used or after all of us, or is for a model
@@ -64,7 +73,7 @@ class Keys:
                 actor=by,
                 action="key.new",
                 subject=key.id,
-                detail={"owner": owner, "models": list(models), "may_pin": may_pin},
+                detail={"owner": owner, "models": list(models), "may_pin": may_pin} | _why(reason),
             )
         return secret, key
 
@@ -74,7 +83,11 @@ class Keys:
             rows = connection.execute(sa.select(api_keys).order_by(api_keys.c.created_at.desc())).mappings().all()
         return readable(ApiKey, rows)
 
-    def revoke(self, key_id: str, *, by: str) -> None:
+    def page(self, ask: Ask) -> Page[ApiKey]:
+        """Every key, the newest first, page by page."""
+        return page(self._db, ApiKey, sa.select(api_keys), (api_keys.c.created_at, api_keys.c.id), ask)
+
+    def revoke(self, key_id: str, *, by: str, reason: str | None = None) -> ApiKey:
         """Make a key unusable; gateways follow within 2 s.
 
         Raises:
@@ -82,9 +95,12 @@ class Keys:
         """
         now = self._clock()
         with self._db.writing() as connection:
-            if (
-                connection.execute(sa.update(api_keys).where(api_keys.c.id == key_id).values(revoked_at=now)).rowcount
-                == 0
-            ):
+            here = api_keys.c.id == key_id
+            if connection.execute(sa.update(api_keys).where(here).values(revoked_at=now)).rowcount == 0:
                 raise NotFound(f"no API key {key_id!r}; `tuneloop key list` shows them")
-            audit.record(connection, at=now, actor=by, action="key.revoke", subject=key_id, detail={})
+            audit.record(connection, at=now, actor=by, action="key.revoke", subject=key_id, detail=_why(reason))
+            return noun_of(ApiKey, connection.execute(sa.select(api_keys).where(here)).mappings().one())
+
+
+def _why(reason: str | None) -> dict[str, str]:
+    return {} if reason is None else {"reason": reason}

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from tuneloop.registry.errors import InvalidInput
+from tuneloop.registry.roles import Role
 
 FULL_SHARE_BP = 10_000
 Signal = Literal["prompt_drift", "perplexity", "correction_perplexity", "latency"]
@@ -151,8 +152,8 @@ class Message(Noun):
     content: str
 
 
-class RequestRecord(Noun):
-    """What the gateway did with one request. Text is redacted before it is stored, or left out, by policy."""
+class RequestLine(Noun):
+    """What the gateway did with one request, without anybody's words."""
 
     id: str
     at: AwareDatetime
@@ -174,6 +175,11 @@ class RequestRecord(Noun):
     ttft_ms: float | None = None  # arrival → first event or body byte
     total_ms: float
     guards: dict[str, str] = {}  # guard → verdict
+
+
+class RequestRecord(RequestLine):
+    """What the gateway did with one request. Text is redacted before it is stored, or left out, by policy."""
+
     messages: tuple[Message, ...] = ()
     answer: str | None = None
 
@@ -352,6 +358,7 @@ class Approval(Noun):
     reason: str
     at: AwareDatetime
     expires_at: AwareDatetime | None = None  # then only the gate decides again
+    role: Role | None = None  # of the control plane's token it came from; None: from the command line
 
 
 class ApiKey(Noun):

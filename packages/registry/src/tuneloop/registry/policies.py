@@ -62,6 +62,7 @@ class GatePolicy(Noun):
     min_rows: int | None = Field(default=None, ge=2, le=1_000_000_000)  # fewer in a set decide nothing
     metrics: dict[str, Threshold] = {}  # a measure of the version, `perplexity.<set>` → where it must lie
     person: bool = False  # a gate that passes lets nothing in: a person approves each version
+    approver_role: bool = False  # an approval counts only from a token of the control plane whose role may approve
 
     @model_validator(mode="after")
     def _primary_has_no_margin(self) -> Self:

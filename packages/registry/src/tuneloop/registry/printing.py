@@ -13,6 +13,8 @@ from typing import Any
 import click
 from pydantic import BaseModel
 
+from tuneloop.registry.roles import ACTOR_PREFIX
+
 # Control, format, surrogate and private characters and line separators: a terminal may obey them, a reader never sees
 # them, and users' text is full of them when somebody wants it to be.
 _UNSEEN = frozenset({"Cc", "Cf", "Cs", "Co", "Zl", "Zp"})
@@ -72,6 +74,12 @@ def plain(value: Any) -> Any:
     return value
 
 
+def _who(context: click.Context, parameter: click.Parameter, value: str) -> str:
+    if value.strip().startswith(ACTOR_PREFIX):
+        raise click.BadParameter(f"{ACTOR_PREFIX}… names whoever came through the control plane", param=parameter)
+    return _said(context, parameter, value) or ""
+
+
 def _said(_context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
     if value is not None and not value.strip():
         raise click.BadParameter("it is blank; it is kept for ever", param=parameter)
@@ -85,9 +93,9 @@ def _user() -> str:
         return f"uid {os.getuid()}"
 
 
-by_option = click.option("--by", required=True, callback=_said, help="Who does it.")
+by_option = click.option("--by", required=True, callback=_who, help="Who does it.")
 by_user_option = click.option(
-    "--by", default=_user, callback=_said, show_default="the operating system's user", help="Who does it."
+    "--by", default=_user, callback=_who, show_default="the operating system's user", help="Who does it."
 )
 reason_option = click.option("--reason", required=True, callback=_said, help="Why; kept for ever.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")

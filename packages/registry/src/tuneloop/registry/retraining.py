@@ -11,6 +11,7 @@ import secrets
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from hashlib import sha256
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
@@ -19,6 +20,7 @@ from tuneloop.registry import audit
 from tuneloop.registry.database import Database, Rows, noun_of, readable, row_of
 from tuneloop.registry.errors import Conflict, NotFound, Refused, Unreadable
 from tuneloop.registry.nouns import RetrainingRequest, RetrainingState
+from tuneloop.registry.paging import Ask, Page, page
 from tuneloop.registry.tables import retraining
 
 S = RetrainingState
@@ -83,13 +85,14 @@ class RetrainingQueue:
 
     def all(self, model: str | None = None, *, open_only: bool = False) -> Rows[RetrainingRequest]:
         """Requests, the newest first."""
-        query = sa.select(retraining).order_by(retraining.c.created_at.desc())
-        if model is not None:
-            query = query.where(retraining.c.model == model)
-        if open_only:
-            query = query.where(retraining.c.state.not_in(ENDED))
+        query = _requests(model, open_only=open_only).order_by(retraining.c.created_at.desc(), retraining.c.id.desc())
         with self._db.reading() as connection:
             return readable(RetrainingRequest, connection.execute(query).mappings())
+
+    def page(self, ask: Ask, model: str | None = None, *, open_only: bool = False) -> Page[RetrainingRequest]:
+        """The same, page by page."""
+        keys = (retraining.c.created_at, retraining.c.id)
+        return page(self._db, RetrainingRequest, _requests(model, open_only=open_only), keys, ask)
 
     def approve(self, request_id: str, *, by: str, reason: str) -> RetrainingRequest:
         """Let a proposed request run: proposed → approved → queued, on record.
@@ -283,6 +286,13 @@ class RetrainingQueue:
             subject=request_id,
             detail={"before": before, "note": note},
         )
+
+
+def _requests(model: str | None, *, open_only: bool) -> sa.Select[Any]:
+    query = sa.select(retraining)
+    if model is not None:
+        query = query.where(retraining.c.model == model)
+    return query.where(retraining.c.state.not_in(ENDED)) if open_only else query
 
 
 def _locked(connection: Connection, request_id: str) -> sa.RowMapping | None:

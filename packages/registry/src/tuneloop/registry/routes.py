@@ -16,6 +16,7 @@ from tuneloop.registry import audit
 from tuneloop.registry.database import Database, Rows, noun_of, readable, row_of
 from tuneloop.registry.errors import Conflict, InvalidInput, NotFound, Unreadable
 from tuneloop.registry.nouns import Arm, Route
+from tuneloop.registry.paging import Ask, Page, page
 from tuneloop.registry.tables import routes
 
 _log = logging.getLogger(__name__)
@@ -86,6 +87,10 @@ class Routes:
         query = sa.select(routes).where(routes.c.model == model).order_by(routes.c.revision.desc()).limit(limit)
         with self._db.reading() as connection:
             return readable(Route, connection.execute(query).mappings())
+
+    def page(self, model: str, ask: Ask) -> Page[Route]:
+        """A model's revisions, the newest first, page by page."""
+        return page(self._db, Route, sa.select(routes).where(routes.c.model == model), (routes.c.revision,), ask)
 
     def at(self, model: str, revision: int) -> Route:
         """One revision of a model's route.

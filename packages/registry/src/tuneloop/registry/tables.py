@@ -19,6 +19,10 @@ class UtcDateTime(sa.types.TypeDecorator[datetime]):
     impl = sa.DateTime(timezone=True)
     cache_ok = True
 
+    @property
+    def python_type(self) -> type[Any]:
+        return datetime
+
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002 (SQLAlchemy's signature)
         if value is None:
             return None
@@ -136,6 +140,7 @@ approvals = sa.Table(
     _text("reason"),
     _time("at"),
     _time("expires_at", nullable=True),
+    _text("role", nullable=True),  # of the token it came from; NULL: from the command line
     sa.Index("approvals_by_version", "model", "version"),
 )
 requests = sa.Table(
@@ -215,6 +220,16 @@ api_keys = sa.Table(
     _time("expires_at", nullable=True),
     _time("revoked_at", nullable=True),
 )
+tokens = sa.Table(
+    "tokens",
+    metadata,
+    sa.Column("name", sa.String(64), primary_key=True),
+    sa.Column("digest", sa.String(64), nullable=False, unique=True),
+    _text("role"),
+    _time("created_at"),
+    _time("expires_at", nullable=True),
+    _time("revoked_at", nullable=True),
+)
 window_scores = sa.Table(
     "window_scores",
     metadata,
@@ -285,6 +300,7 @@ retraining = sa.Table(
     _integer("attempts"),
     _integer("result_version", nullable=True),
     _text("outcome"),
+    sa.Index("retraining_by_time", "created_at", "id"),
 )
 policies = sa.Table(
     "policies",

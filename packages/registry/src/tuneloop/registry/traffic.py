@@ -12,7 +12,8 @@ from sqlalchemy.engine import Connection
 
 from tuneloop.registry.database import Database, Rows, noun_of, readable, row_of
 from tuneloop.registry.errors import NotFound
-from tuneloop.registry.nouns import Feedback, Noun, RequestRecord
+from tuneloop.registry.nouns import Feedback, Noun, RequestLine, RequestRecord
+from tuneloop.registry.paging import Ask, Page, page
 from tuneloop.registry.tables import feedback, requests
 
 # What came with another API key than the request's does not count: nobody speaks for other people's users. The request
@@ -110,6 +111,16 @@ class Traffic:
             found.reverse()
         self._db.tell(found.unreadable)
         return found
+
+    def page(self, model: str, ask: Ask) -> Page[RequestLine]:
+        """Records of a model without their text, the newest first, page by page."""
+        query = sa.select(*(requests.c[name] for name in RequestLine.model_fields)).where(requests.c.model == model)
+        return page(self._db, RequestLine, query, (requests.c.at, requests.c.id), ask)
+
+    def feedback_page(self, request_id: str, ask: Ask) -> Page[Feedback]:
+        """All feedback that came for one request, in order of time, also what does not count, page by page."""
+        query = sa.select(feedback).where(feedback.c.request_id == request_id)
+        return page(self._db, Feedback, query, (feedback.c.at, feedback.c.id), ask, newest_first=False)
 
     def feedback_for(self, request_ids: Sequence[str]) -> dict[str, list[Feedback]]:
         """Request id → its feedback in order of time; requests without any are absent, what cannot be read is logged.

@@ -17,25 +17,24 @@ from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from functools import wraps
 from pathlib import Path
-from typing import Any, Literal, ParamSpec, TypeVar
+from typing import Literal, ParamSpec, TypeVar
 
 import mlflow
 from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
-from pydantic import ValidationError
 from sqlalchemy.exc import SQLAlchemyError
 
 from tuneloop.registry.artifacts import check_publishable, folder_digest
-from tuneloop.registry.database import faults
-from tuneloop.registry.errors import Conflict, InvalidInput, NotFound, Unavailable, Unreadable
+from tuneloop.registry.errors import Conflict, InvalidInput, NotFound, Unavailable
 from tuneloop.registry.files import write_atomically
 from tuneloop.registry.nouns import ModelName, Noun, Route, Version, version_name
+from tuneloop.registry.paging import Ask, Page, cursor_at
 from tuneloop.registry.settings import RegistrySettings, shown_url, without_password
 from tuneloop.registry.signing import SIGNATURE, Signing
+from tuneloop.registry.version_tag import VERSION_TAG, ours, version_of
 
 _log = logging.getLogger(__name__)
-_TAG = "tuneloop.version"
 _REQUEST_TAG = "tuneloop.request_id"
 _MODEL_TAG = "tuneloop.model"
 _ARTIFACT = "model"
@@ -238,11 +237,11 @@ class Versions:
             "signed_by": key,
             "created_at": self._clock().isoformat(),
         }
-        tags = {_TAG: json.dumps(fields)} | ({_REQUEST_TAG: draft.request_id} if draft.request_id else {})
+        tags = {VERSION_TAG: json.dumps(fields)} | ({_REQUEST_TAG: draft.request_id} if draft.request_id else {})
         source = f"{self._client.get_run(run_id).info.artifact_uri}/{_ARTIFACT}"
         self._expect_first(draft)  # storing takes its time: whose lease ran out meanwhile comes second
         made = self._client.create_model_version(draft.model, source=source, run_id=run_id, tags=tags)
-        return _version_of(made)
+        return version_of(made)
 
     @_asking
     def get(self, model: str, number: int) -> Version:
@@ -252,7 +251,7 @@ class Versions:
             NotFound: the model or the version does not exist; the message names those that do.
         """
         try:
-            return _version_of(self._client.get_model_version(model, str(number)))
+            return version_of(self._client.get_model_version(model, str(number)))
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
@@ -267,6 +266,22 @@ class Versions:
     def all(self, model: str) -> list[Version]:
         """Every version of a model, the newest first."""
         return sorted(self._search(f"name = '{_safe(model)}'"), key=lambda version: -version.version)
+
+    @_asking
+    def page(self, model: str, ask: Ask) -> Page[Version]:
+        """Every version of a model, the newest first, page by page."""
+        last, found = ask.after(VERSION_TAG, int), list[Version]()
+        while True:
+            below = f" AND version_number < {last[0]}" if last else ""
+            condition, wanted = f"name = '{_safe(model)}'{below}", ask.limit + 1 - len(found)
+            made = self._client.search_model_versions(condition, wanted, order_by=["version_number DESC"])
+            found += ours(made)
+            if len(found) > ask.limit:
+                shown = found[: ask.limit]
+                return Page(shown, cursor_at(VERSION_TAG, [shown[-1].version]))
+            if len(made) < wanted:
+                return Page(found, None)
+            last = [int(made[-1].version)]
 
     @_asking
     def models(self) -> list[str]:
@@ -308,7 +323,7 @@ class Versions:
             self._client.log_artifact(version.run_id, str(signature), _SIGNATURES)
         signed = version.model_copy(update={"signed_by": key})
         fields = signed.model_dump(mode="json", exclude={"version"})
-        self._client.set_model_version_tag(version.model, str(version.version), _TAG, json.dumps(fields))
+        self._client.set_model_version_tag(version.model, str(version.version), VERSION_TAG, json.dumps(fields))
         return signed
 
     def fetch(self, version: Version, root: Path) -> Path:
@@ -408,11 +423,7 @@ class Versions:
         token = None
         while True:
             page = self._client.search_model_versions(condition, max_results=200, page_token=token)
-            for made in [made for made in page if _TAG in made.tags]:
-                try:
-                    found.append(_version_of(made))
-                except Unreadable as error:  # one bad version must not hide the good ones
-                    _log.error("left out: %s", error)
+            found += ours(page)
             if not (token := page.token):
                 return found
 
@@ -425,19 +436,6 @@ def _folder_name(version: Version) -> str:
             "not serve it"
         )
     return version.artifact_digest.removeprefix("sha256:")
-
-
-def _version_of(made: Any) -> Version:
-    if _TAG not in made.tags:
-        raise NotFound(f"{made.name} version {made.version} in MLflow was not published by tuneloop")
-    try:
-        return Version.model_validate(json.loads(made.tags[_TAG]) | {"version": int(made.version)})
-    except (ValueError, TypeError) as error:
-        why = faults(error) if isinstance(error, ValidationError) else str(error)
-        raise Unreadable(
-            f"{made.name} version {made.version}: its tag {_TAG} in MLflow cannot be read: {why}; it was changed "
-            "by hand or written by another version of tuneloop"
-        ) from None
 
 
 def _first_line(error: Exception) -> str:

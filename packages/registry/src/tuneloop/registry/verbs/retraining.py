@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import click
 
-from tuneloop.registry.errors import InvalidInput
+from tuneloop.registry import actions, overview
 from tuneloop.registry.facade import Registry
-from tuneloop.registry.files import is_file
-from tuneloop.registry.nouns import parse_version_name
 from tuneloop.registry.policies import RetrainingPolicy
 from tuneloop.registry.printing import by_option, emit, json_option, reason_option, table, tell_unreadable
 from tuneloop.registry.verbs.policy import policy_options, set_policy, show_policy
@@ -51,10 +50,9 @@ def retraining_list(model: str | None, as_json: bool) -> None:
 def retraining_show(request_id: str, as_json: bool) -> None:
     """Show one request with its history."""
     with Registry.open() as registry:
-        request = registry.retraining.get(request_id)
-        entries = registry.audit.entries(request_id)
-        tell_unreadable(entries.unreadable)
-        history = entries[::-1]
+        found = overview.request_history(registry, request_id)
+        request, history = found.request, found.history
+        tell_unreadable(found.unreadable)
         rows = [
             [f"{e.at:%Y-%m-%d %H:%M:%S}", e.action, e.actor, e.detail.get("note", e.detail.get("reason"))]
             for e in history
@@ -92,20 +90,6 @@ def retraining_policy(model: str, path: Path | None, by: str | None, reason: str
     with Registry.open() as registry:
         registry.check_model(model)
         if path is not None:
-            set_policy(
-                registry, model, RetrainingPolicy, path, by, reason, lambda p: _check_recipe(registry, path, p.recipe)
-            )
+            check = partial(actions.check_recipe, registry, where=str(path))
+            set_policy(registry, model, RetrainingPolicy, path, by, reason, check)
         show_policy(registry, model, RetrainingPolicy, as_json)
-
-
-def _check_recipe(registry: Registry, path: Path, recipe: str | None) -> None:
-    """A recipe that is not there would be noticed by the worker only, when a drift has to be answered."""
-    if recipe is None:
-        return
-    if "@" in recipe and not is_file(Path(recipe)):
-        registry.versions.get(*parse_version_name(recipe))
-    elif not is_file(Path(recipe)):
-        raise InvalidInput(
-            f"{path}: recipe {recipe!r} is no file in {Path.cwd()}; give its path as the worker will open it, or leave "
-            "recipe out for the champion's own"
-        )

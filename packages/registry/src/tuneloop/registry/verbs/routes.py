@@ -6,6 +6,7 @@ import re
 
 import click
 
+from tuneloop.registry import actions, overview
 from tuneloop.registry.canary import Limits
 from tuneloop.registry.errors import InvalidInput
 from tuneloop.registry.facade import Registry
@@ -14,7 +15,7 @@ from tuneloop.registry.printing import by_option, emit, json_option, reason_opti
 from tuneloop.registry.promotion import Change, override, set_route
 from tuneloop.registry.promotion import promote as promote_version
 from tuneloop.registry.promotion import rollback as roll_back
-from tuneloop.registry.rollout import Plan, judgement, limits_of, run, trial_of
+from tuneloop.registry.rollout import Plan, run
 
 force_option = click.option("--force", is_flag=True, help="Serve what nobody approved; on record.")
 
@@ -64,10 +65,9 @@ def route() -> None:
 def route_show(model: str, as_json: bool) -> None:
     """Show the route in force and which gateways apply it."""
     with Registry.open() as registry:
-        found = registry.routes.current(model)
-        gateways = registry.fleet.gateways()
-        tell_unreadable(gateways.unreadable)
-        applied = {gateway.id: gateway.applied.get(model) for gateway in gateways}
+        now = overview.route_now(registry, model)
+        found, applied = now.route, now.gateways
+        tell_unreadable(now.unreadable)
         text = f"{_line(found)}\ngateways: " + (
             ", ".join(f"{g} applies {r}" for g, r in applied.items()) or "none is live"
         )
@@ -198,18 +198,14 @@ def rollout_start(
 def rollout_status(model: str, as_json: bool) -> None:
     """Judge the running canary as it stands now."""
     with Registry.open() as registry:
-        now = registry.routes.current(model)
-        running = [arm for arm in now.arms[:-1] if arm.weight_bp > 0]
-        if not running:
-            emit(None, as_json, f"{_line(now)}\nno canary is running")
+        route, now = registry.routes.current(model), overview.rollout_now(registry, model)
+        if now is None:
+            emit(None, as_json, f"{_line(route)}\nno canary is running")
             return
-        version = running[-1].version
-        trial = trial_of(registry, model, version)
-        limits = limits_of(registry, model, trial)
-        report = judgement(registry, model, version, limits or Limits(), trial)
+        report = now.report
         rows = [[check.name, check.verdict, check.detail] for check in report.checks]
-        whose = "the rollout's own limits" if limits else "the usual limits; no rollout set this share"
-        text = f"{_line(now)}\n{model}@{version}: {report.verdict} (by {whose})\n" + table(
+        whose = "the rollout's own limits" if now.own_limits else "the usual limits; no rollout set this share"
+        text = f"{_line(route)}\n{model}@{report.version}: {report.verdict} (by {whose})\n" + table(
             ["CHECK", "VERDICT", "DETAIL"], rows
         )
         emit(report.model_dump(mode="json") | {"verdict": report.verdict}, as_json, text)
@@ -223,9 +219,7 @@ def rollout_status(model: str, as_json: bool) -> None:
 def rollout_abort(model: str, by: str, reason: str, as_json: bool) -> None:
     """Take the canary's share away; a running `rollout start` stops by itself."""
     with Registry.open() as registry:
-        if not any(arm.weight_bp > 0 for arm in registry.routes.current(model).arms[:-1]):
-            raise InvalidInput(f"no canary of {model} is running; `tuneloop rollback {model}` undoes a promotion")
-        _show(roll_back(registry, model, Change(by, reason)), as_json)
+        _show(actions.abort(registry, model, Change(by, reason)), as_json)
 
 
 def _show(route: Route, as_json: bool) -> None:

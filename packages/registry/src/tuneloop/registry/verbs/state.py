@@ -6,6 +6,7 @@ import dataclasses
 
 import click
 
+from tuneloop.registry import overview
 from tuneloop.registry.errors import Unreadable
 from tuneloop.registry.facade import Registry
 from tuneloop.registry.printing import emit, json_option, table, tell_unreadable
@@ -19,24 +20,20 @@ MOST_ROWS = 1_000_000_000  # a list may be asked for; beyond what any database c
 def status(as_json: bool) -> None:
     """Show routes, engines, gateways, alerts and retraining."""
     with Registry.open() as registry:
-        current = registry.routes.current_all()
-        routes = list(current.values())
-        engines, gateways = registry.fleet.engines(), registry.fleet.gateways()
-        alerts, requests = registry.episodes.all(open_only=True), registry.retraining.all(open_only=True)
-        cannot_be_read = [row for rows in (engines, gateways, alerts, requests) for row in rows.unreadable]
+        now, unreadable_routes = overview.status(registry)
         parts = [
             table(
                 ["MODEL", "REVISION", "SPLIT (BP)", "BY"],
                 [
-                    *([r.model, r.revision, r.split_text, r.by] for r in routes),
-                    *([model, None, "cannot be read", None] for model in current.unreadable),
+                    *([r.model, r.revision, r.split_text, r.by] for r in now.routes),
+                    *([model, None, "cannot be read", None] for model in unreadable_routes),
                 ],
             ),
             table(
                 ["ENGINE", "STATE", "BASE", "ADAPTERS", "DETAIL"],
                 [
                     [e.id, e.state, e.base, " ".join(f"{name}:{state}" for name, state in e.adapters.items()), e.detail]
-                    for e in engines
+                    for e in now.engines
                 ],
             ),
             table(
@@ -48,19 +45,17 @@ def status(as_json: bool) -> None:
                         sum(g.in_flight.values()),
                         g.dropped_records,
                     ]
-                    for g in gateways
+                    for g in now.gateways
                 ],
             ),
             table(
                 ["ALERT", "MODEL", "SIGNAL", "SINCE (UTC)"],
-                [[a.id, a.model, a.signal, f"{a.opened_at:%Y-%m-%d %H:%M:%S}"] for a in alerts],
+                [[a.id, a.model, a.signal, f"{a.opened_at:%Y-%m-%d %H:%M:%S}"] for a in now.alerts],
             ),
-            table(["RETRAINING", "MODEL", "STATE", "ROWS"], [[r.id, r.model, r.state, r.rows] for r in requests]),
+            table(["RETRAINING", "MODEL", "STATE", "ROWS"], [[r.id, r.model, r.state, r.rows] for r in now.retraining]),
         ]
-        value = {"routes": routes, "engines": engines, "gateways": gateways, "alerts": alerts, "retraining": requests}
-        value["unreadable"] = [*current.unreadable.values(), *cannot_be_read]
-        parts += [f"cannot be read: {row}" for row in cannot_be_read]
-        emit(value, as_json, "\n\n".join(parts))
+        parts += [f"cannot be read: {row}" for row in now.unreadable if row not in unreadable_routes.values()]
+        emit(now, as_json, "\n\n".join(parts))
 
 
 @click.command()

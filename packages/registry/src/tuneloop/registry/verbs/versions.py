@@ -6,10 +6,8 @@ from pathlib import Path
 
 import click
 
-from tuneloop.registry import audit
-from tuneloop.registry.errors import Unavailable
+from tuneloop.registry import actions, audit, overview
 from tuneloop.registry.facade import Registry
-from tuneloop.registry.hurry import LOOKUP_TIMEOUT_S, mlflow_within
 from tuneloop.registry.nouns import Version, parse_version_name, version_name
 from tuneloop.registry.policies import GatePolicy
 from tuneloop.registry.printing import by_option, emit, json_option, reason_option, table, tell_unreadable
@@ -21,20 +19,8 @@ from tuneloop.registry.verbs.policy import policy_options, set_policy, show_poli
 def models(as_json: bool) -> None:
     """List the registered models and who serves them."""
     with Registry.open() as registry:
-        routes = registry.routes.current_all()
-        rows = []
-        for name in registry.versions.models():
-            newest = registry.versions.all(name)[:1]
-            route = routes.get(name)
-            rows.append(
-                [
-                    name,
-                    newest[0].version if newest else None,
-                    route.split_text if route else None,
-                    route.revision if route else None,
-                ]
-            )
-        found = [dict(zip(("model", "newest_version", "split_bp", "revision"), row, strict=True)) for row in rows]
+        found = overview.models(registry)
+        rows = [[line.model, line.newest_version, line.split_bp, line.revision] for line in found]
         emit(found, as_json, table(["MODEL", "NEWEST", "SPLIT (BP)", "REVISION"], rows))
 
 
@@ -117,8 +103,8 @@ def gate(name: str, path: Path | None, by: str | None, reason: str | None, as_js
 def _show_judgement(version: str, as_json: bool) -> None:
     model, number = parse_version_name(version)
     with Registry.open() as registry:
-        registry.versions.get(model, number)
-        report, decisions = registry.gates.latest(model, number), registry.gates.decisions(model, number)
+        judged, decisions = overview.judged(registry, model, number), registry.gates.decisions(model, number)
+        report, approver = judged.report, judged.approver
         tell_unreadable(decisions.unreadable)
         if report is None:
             text = (
@@ -144,12 +130,11 @@ def _show_judgement(version: str, as_json: bool) -> None:
                     for d in decisions
                 ],
             )
-        approver = registry.gates.approver(model, number)
-        decided = f"yes, approved by {approver}" if approver else f"no, {registry.gates.why_not(model, number)}"
+        decided = f"yes, approved by {approver}" if approver else f"no, {judged.why_not}"
         text += f"\n\nmay get a share: {decided}"
-        judged = report.model_dump(mode="json") if report else {"model": model, "version": number, "checks": []}
-        judged |= {"verdict": report.verdict if report else None, "decisions": decisions}
-        emit(judged | {"approver": approver}, as_json, text)
+        shown = report.model_dump(mode="json") if report else {"model": model, "version": number, "checks": []}
+        shown |= {"verdict": judged.verdict, "decisions": decisions, "approver": approver}
+        emit(shown, as_json, text)
 
 
 @click.command()
@@ -167,34 +152,18 @@ def approve(version: str, by: str, reason: str, days: float | None, revoke: bool
         if revoke:
             _revoke(registry, model, number, by, reason)
             return
-        registry.versions.get(model, number)
-        made = registry.gates.approve(
-            model, number, by=by, reason=reason, ttl_s=None if days is None else days * 86_400
-        )
+        made = actions.approve(registry, model, number, by=by, reason=reason, days=days)
         until = f" until {made.expires_at:%Y-%m-%d %H:%M} UTC" if made.expires_at else ""
         click.echo(f"{version} is approved by {by}{until}")
 
 
 def _revoke(registry: Registry, model: str, number: int, by: str, reason: str) -> None:
-    name = version_name(model, number)
-    try:
-        mlflow_within(registry, lambda: registry.versions.get(model, number), LOOKUP_TIMEOUT_S)
-    except Unavailable as error:  # a version there is none of is served nowhere; nobody waits for that to be known
-        click.echo(f"not looked up: {error}", err=True)
-    registry.gates.revoke(model, number, by=by, reason=reason)
-    click.echo(f"{name} gets no new share until somebody approves it")
-    route = registry.routes.current_all().get(model)
-    if route is None or number not in route.split:
-        return
-    share_bp = route.split[number]
-    if number == route.champion:
-        click.echo(
-            f"it is the champion, and serves {share_bp / 100:g} % on: promote another version, `tuneloop promote`"
-        )
-    elif share_bp > 0:
-        click.echo(f"it still serves {share_bp / 100:g} %: `tuneloop rollback {model}` takes that back")
-    if number != route.champion:
-        click.echo(f"keys that may pin it, or were given it, still reach it while the route of {model} names it")
+    revoked = actions.revoke(registry, model, number, by=by, reason=reason)
+    if revoked.not_looked_up is not None:
+        click.echo(f"not looked up: {revoked.not_looked_up}", err=True)
+    click.echo(f"{version_name(model, number)} gets no new share until somebody approves it")
+    for note in revoked.notes:
+        click.echo(note)
 
 
 @click.command()

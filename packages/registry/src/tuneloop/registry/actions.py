@@ -1,0 +1,104 @@
+"""What takes more than one call of a store to do, or to tell: the same for the verbs and the control plane."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tuneloop.registry.errors import InvalidInput, Unavailable
+from tuneloop.registry.facade import Registry
+from tuneloop.registry.files import is_file
+from tuneloop.registry.hurry import LOOKUP_TIMEOUT_S, mlflow_within
+from tuneloop.registry.nouns import Approval, Route, parse_version_name
+from tuneloop.registry.overview import canary_of, version
+from tuneloop.registry.policies import RetrainingPolicy
+from tuneloop.registry.promotion import Change, rollback
+from tuneloop.registry.roles import Role
+
+
+@dataclass(frozen=True)
+class Revoked:
+    """A revoked approval, and what whoever revoked it should know: what serves, serves on."""
+
+    approval: Approval
+    not_looked_up: str | None  # why it is not known whether there is such a version
+    notes: tuple[str, ...]
+
+
+def approve(
+    registry: Registry,
+    model: str,
+    number: int,
+    *,
+    by: str,
+    reason: str,
+    days: float | None = None,
+    role: Role | None = None,
+) -> Approval:
+    """Answer for a version that exists.
+
+    Raises:
+        NotFound: it does not.
+        InvalidInput, Refused: like `Gates.approve`.
+    """
+    version(registry, model, number)
+    ttl_s = None if days is None else days * 86_400
+    return registry.gates.approve(model, number, by=by, reason=reason, ttl_s=ttl_s, role=role)
+
+
+def revoke(registry: Registry, model: str, number: int, *, by: str, reason: str, role: Role | None = None) -> Revoked:
+    """Take back that a version may serve, also while MLflow is away: a version there is none of is served nowhere.
+
+    Raises:
+        NotFound: MLflow says that there is none.
+    """
+    not_looked_up = None
+    try:
+        version(registry, model, number)
+    except Unavailable as error:
+        not_looked_up = str(error)
+    made = registry.gates.revoke(model, number, by=by, reason=reason, role=role)
+    route = registry.routes.current_all().get(model)
+    return Revoked(made, not_looked_up, () if route is None else _still_served(route, number))
+
+
+def abort(registry: Registry, model: str, change: Change, *, expected_revision: int | None = None) -> Route:
+    """Take the running canary's share away.
+
+    Raises:
+        InvalidInput: none is running.
+    """
+    if canary_of(registry.routes.current(model)) is None:
+        raise InvalidInput(f"no canary of {model} is running; `tuneloop rollback {model}` undoes a promotion")
+    return rollback(registry, model, change, expected_revision=expected_revision)
+
+
+def check_recipe(registry: Registry, policy: RetrainingPolicy, where: str) -> None:
+    """A recipe that is not there would be noticed by the worker only, when a drift has to be answered.
+
+    Raises:
+        InvalidInput: the policy's recipe is no file here.
+        NotFound: it is that of a version there is none of.
+    """
+    recipe = policy.recipe
+    if recipe is None:
+        return
+    if "@" in recipe and not is_file(Path(recipe)):
+        model, number = parse_version_name(recipe)
+        mlflow_within(registry, lambda: registry.versions.get(model, number), LOOKUP_TIMEOUT_S)
+    elif not is_file(Path(recipe)):
+        raise InvalidInput(
+            f"{where}: recipe {recipe!r} is no file in {Path.cwd()}; give its path as the worker will open it, or "
+            "leave recipe out for the champion's own"
+        )
+
+
+def _still_served(route: Route, number: int) -> tuple[str, ...]:
+    if number not in route.split:
+        return ()
+    share_bp = route.split[number]
+    if number == route.champion:
+        return (f"it is the champion, and serves {share_bp / 100:g} % on: promote another version, `tuneloop promote`",)
+    still = f"it still serves {share_bp / 100:g} %: `tuneloop rollback {route.model}` takes that back"
+    pinned = f"keys that may pin it, or were given it, still reach it while the route of {route.model} names it"
+    return (still, pinned) if share_bp > 0 else (pinned,)

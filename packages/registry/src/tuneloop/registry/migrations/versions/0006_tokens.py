@@ -1,0 +1,34 @@
+"""Tokens of the control plane, and the role of the token an approval came from."""
+
+import sqlalchemy as sa
+from alembic import op
+
+from tuneloop.registry.tables import UtcDateTime
+
+revision = "0006"
+down_revision = "0004"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    """Approvals until now came from the command line, which gives no role."""
+    op.create_table(
+        "tokens",
+        sa.Column("name", sa.String(64), primary_key=True),
+        sa.Column("digest", sa.String(64), nullable=False, unique=True),
+        sa.Column("role", sa.Text, nullable=False),
+        sa.Column("created_at", UtcDateTime(), nullable=False),
+        sa.Column("expires_at", UtcDateTime(), nullable=True),
+        sa.Column("revoked_at", UtcDateTime(), nullable=True),
+    )
+    op.add_column("approvals", sa.Column("role", sa.Text, nullable=True))
+    op.create_index("retraining_by_time", "retraining", ["created_at", "id"])
+
+
+def downgrade() -> None:
+    """Approvals stay, as from the command line; no token opens anything any more."""
+    op.drop_index("retraining_by_time", "retraining")
+    with op.batch_alter_table("approvals") as table:
+        table.drop_column("role")
+    op.drop_table("tokens")

@@ -1,0 +1,219 @@
+"""What somebody wants to see at once, gathered from several stores: the same for the verbs and the control plane."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from tuneloop.registry.canary import Limits
+from tuneloop.registry.errors import NotFound
+from tuneloop.registry.facade import Registry
+from tuneloop.registry.hurry import LOOKUP_TIMEOUT_S, mlflow_within
+from tuneloop.registry.nouns import (
+    AlertEpisode,
+    AuditEntry,
+    EngineState,
+    GateReport,
+    GatewayState,
+    Noun,
+    RetrainingRequest,
+    Route,
+    Version,
+)
+from tuneloop.registry.paging import Ask, Page, cursor_at
+from tuneloop.registry.rollout import judgement, limits_of, trial_of
+
+Verdict = Literal["pass", "fail", "inconclusive"]
+_MODELS = "models"
+
+
+class ModelLine(Noun):
+    """A model, and who serves it."""
+
+    model: str
+    newest_version: int | None
+    split_bp: str | None
+    revision: int | None
+
+
+class Judged(Noun):
+    """How a version was judged, and whether it may get a share."""
+
+    report: GateReport | None  # None: no gate has judged it
+    verdict: Verdict | None
+    approver: str | None  # who lets it in: a person, a token, or `gate`
+    why_not: str | None  # why nobody does
+
+
+class RouteNow(Noun):
+    """The route in force, and the revision that each live gateway applies."""
+
+    route: Route
+    gateways: dict[str, int | None]
+    unreadable: tuple[str, ...]
+
+
+class RolloutNow(Noun):
+    """The running canary, judged as it stands now."""
+
+    report: GateReport
+    verdict: Verdict
+    own_limits: bool  # of the rollout that set its share; otherwise no rollout did, and the usual ones are taken
+
+
+class RequestHistory(Noun):
+    """A retraining request and what happened to it."""
+
+    request: RetrainingRequest
+    history: tuple[AuditEntry, ...]  # the oldest first
+    unreadable: tuple[str, ...]
+
+
+class Status(Noun):
+    """Routes, what is alive, and what is open."""
+
+    routes: tuple[Route, ...]
+    engines: tuple[EngineState, ...]
+    gateways: tuple[GatewayState, ...]
+    alerts: tuple[AlertEpisode, ...]
+    retraining: tuple[RetrainingRequest, ...]
+    unreadable: tuple[str, ...]
+
+
+def models(registry: Registry) -> list[ModelLine]:
+    """Every registered model, by name."""
+    return [_model_line(registry, name) for name in _model_names(registry)]
+
+
+def models_page(registry: Registry, ask: Ask) -> Page[ModelLine]:
+    """The same, page by page."""
+    after = ask.after(_MODELS, str)
+    names = [name for name in _model_names(registry) if after is None or name > after[0]]
+    shown = names[: ask.limit]
+    following = cursor_at(_MODELS, shown[-1:]) if len(names) > len(shown) else None
+    return Page([_model_line(registry, name) for name in shown], following)
+
+
+def versions_page(registry: Registry, model: str, ask: Ask) -> Page[Version]:
+    """A model's versions, the newest first.
+
+    Raises:
+        NotFound: there is no such model.
+        Unavailable: MLflow does not answer within a few seconds.
+    """
+    found = mlflow_within(registry, lambda: registry.versions.page(model, ask), LOOKUP_TIMEOUT_S)
+    if not found.items and ask.cursor is None:
+        version(registry, model, 1)  # raises with the names that exist
+    return found
+
+
+def version(registry: Registry, model: str, number: int) -> Version:
+    """One version.
+
+    Raises:
+        NotFound: it does not exist.
+        Unavailable: MLflow does not answer within a few seconds.
+    """
+    return mlflow_within(registry, lambda: registry.versions.get(model, number), LOOKUP_TIMEOUT_S)
+
+
+def judged(registry: Registry, model: str, number: int) -> Judged:
+    """How a version was judged.
+
+    Raises:
+        NotFound: it does not exist.
+    """
+    version(registry, model, number)
+    report, approver = registry.gates.latest(model, number), registry.gates.approver(model, number)
+    return Judged(
+        report=report,
+        verdict=report.verdict if report else None,
+        approver=approver,
+        why_not=None if approver else registry.gates.why_not(model, number),
+    )
+
+
+def route_now(registry: Registry, model: str) -> RouteNow:
+    """A model's route and who follows it.
+
+    Raises:
+        NotFound: it has none.
+    """
+    route, gateways = registry.routes.current(model), registry.fleet.gateways()
+    applied = {gateway.id: gateway.applied.get(model) for gateway in gateways}
+    return RouteNow(route=route, gateways=applied, unreadable=gateways.unreadable)
+
+
+def canary_of(route: Route) -> int | None:
+    """The version whose share a rollout would raise or take away; None: no canary is running."""
+    running = [arm.version for arm in route.arms[:-1] if arm.weight_bp > 0]
+    return running[-1] if running else None
+
+
+def rollout_now(registry: Registry, model: str) -> RolloutNow | None:
+    """The running canary's judgement; None when none is running.
+
+    Raises:
+        NotFound: the model has no route.
+    """
+    number = canary_of(registry.routes.current(model))
+    if number is None:
+        return None
+    trial = trial_of(registry, model, number)
+    limits = limits_of(registry, model, trial)
+    report = judgement(registry, model, number, limits or Limits(), trial)
+    return RolloutNow(report=report, verdict=report.verdict, own_limits=limits is not None)
+
+
+def request_history(registry: Registry, request_id: str) -> RequestHistory:
+    """A retraining request with its audit entries.
+
+    Raises:
+        NotFound: there is none of that id.
+    """
+    request, entries = registry.retraining.get(request_id), registry.audit.entries(request_id)
+    return RequestHistory(request=request, history=tuple(entries[::-1]), unreadable=entries.unreadable)
+
+
+def status(registry: Registry) -> tuple[Status, dict[str, str]]:
+    """The state of everything, and the models whose route cannot be read with why."""
+    routes = registry.routes.current_all()
+    engines, gateways = registry.fleet.engines(), registry.fleet.gateways()
+    alerts, requests = registry.episodes.all(open_only=True), registry.retraining.all(open_only=True)
+    rows = [row for found in (engines, gateways, alerts, requests) for row in found.unreadable]
+    now = Status(
+        routes=tuple(routes.values()),
+        engines=tuple(engines),
+        gateways=tuple(gateways),
+        alerts=tuple(alerts),
+        retraining=tuple(requests),
+        unreadable=(*routes.unreadable.values(), *rows),
+    )
+    return now, routes.unreadable
+
+
+def check_listed(registry: Registry, model: str, *, listed: bool) -> None:
+    """An empty list of an existing model is an answer; one of a misspelt model is not.
+
+    Raises:
+        NotFound: nothing is listed, and there is no such model.
+    """
+    if not listed:
+        registry.check_model(model)
+
+
+def _model_names(registry: Registry) -> list[str]:
+    return mlflow_within(registry, registry.versions.models, LOOKUP_TIMEOUT_S)
+
+
+def _model_line(registry: Registry, name: str) -> ModelLine:
+    newest = mlflow_within(registry, lambda: registry.versions.page(name, Ask(limit=1)).items, LOOKUP_TIMEOUT_S)
+    try:
+        route = registry.routes.current(name)
+    except NotFound:
+        route = None
+    return ModelLine(
+        model=name,
+        newest_version=newest[0].version if newest else None,
+        split_bp=route.split_text if route else None,
+        revision=route.revision if route else None,
+    )

@@ -1,0 +1,58 @@
+"""Who may do what through the control plane: roles, each a set of permissions, written once.
+
+Duties are kept apart: whoever approves a version does not also give it traffic, and whoever gives traffic approves
+nothing, so that no single token brings a version to the public. Only `admin` holds everything.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+ACTOR_PREFIX = "token:"  # what the audit log puts before the name of a token
+
+
+class Permission(StrEnum):
+    """One thing that may be allowed; every operation of the control plane asks for exactly one."""
+
+    READ = "read"
+    ROUTE = "route"
+    CANCEL = "cancel"
+    APPROVE = "approve"
+    FORCE = "force"
+    POLICY = "policy"
+    KEYS = "keys"
+    TOKENS = "tokens"
+
+
+MEANINGS: dict[Permission, str] = {
+    Permission.READ: "read everything but the tokens",
+    Permission.ROUTE: "set routes and overrides, promote, roll back, abort a rollout",
+    Permission.CANCEL: "cancel a retraining request",
+    Permission.APPROVE: "approve and revoke versions, approve a retraining request",
+    Permission.FORCE: "serve what nobody approved (`force`)",
+    Permission.POLICY: "set the gate and retraining policies",
+    Permission.KEYS: "make and revoke API keys of the gateway",
+    Permission.TOKENS: "list, make and revoke tokens of the control plane",
+}
+
+
+class Role(StrEnum):
+    """What a token is for."""
+
+    VIEWER = "viewer"
+    PROMOTER = "promoter"
+    APPROVER = "approver"
+    ADMIN = "admin"
+
+
+ROLES: dict[Role, frozenset[Permission]] = {
+    Role.VIEWER: frozenset({Permission.READ}),
+    Role.PROMOTER: frozenset({Permission.READ, Permission.CANCEL, Permission.ROUTE}),
+    Role.APPROVER: frozenset({Permission.READ, Permission.CANCEL, Permission.APPROVE}),
+    Role.ADMIN: frozenset(Permission),
+}
+
+
+def holders(permission: Permission) -> tuple[Role, ...]:
+    """The roles that hold a permission."""
+    return tuple(role for role in Role if permission in ROLES[role])
