@@ -17,10 +17,21 @@ from tuneloop.cli import main as front_door
 VERBS = {
     *("demo", "up", "status", "trace", "requests", "report", "alerts", "alert", "models", "versions", "compare"),
     *("gate", "approve", "sign", "promote", "rollback", "route", "rollout", "retraining"),
-    *("train", "recipe", "data", "key"),
-    *("config", "engine", "gateway", "monitor", "worker", "audit", "db"),
+    *("train", "recipe", "data", "key", "token"),
+    *("config", "engine", "gateway", "monitor", "worker", "api", "audit", "db"),
 }
-HEAVY = ["torch", "transformers", "mlflow", "trl", "vllm", "presidio_analyzer", "matplotlib", "openai"]
+HEAVY = [
+    "fastapi",
+    "uvicorn",
+    "torch",
+    "transformers",
+    "mlflow",
+    "trl",
+    "vllm",
+    "presidio_analyzer",
+    "matplotlib",
+    "openai",
+]
 
 
 def _python(code: str) -> str:

@@ -92,7 +92,7 @@ def test_processes_find_each_other_where_they_listen(secrets: Path, monkeypatch:
         "monitor": [f"monitor:{known['monitor'].metrics_port}"],
         "engine": [f"engine:{known['engine'].port}"],
     }
-    for name in ("gateway", "engine", "monitor"):
+    for name in ("gateway", "engine", "monitor", "api"):
         port = getattr(known[name], "metrics_port" if name == "monitor" else "port")
         assert f"http://127.0.0.1:{port}/" in SERVICES[name]["healthcheck"]["test"][-1]
 
@@ -107,7 +107,7 @@ def test_a_process_is_given_the_time_it_takes_to_end(name: str, secrets: Path, m
 def test_only_the_gateway_is_reachable_from_outside() -> None:
     published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
     assert published.pop("gateway") == ["8100:8100"]
-    assert published.keys() == {"prometheus", "grafana"}
+    assert published.keys() == {"api", "prometheus", "grafana"}
     assert all(port.startswith("127.0.0.1:") for ports in published.values() for port in ports)
     assert compose()["networks"]["inside"]["internal"]
     assert all(SERVICES[name]["networks"] == ["inside"] for name in ("postgres", "mlflow", "engine", "monitor"))

@@ -26,6 +26,7 @@ def _up(home: Path, base: Path, gateway_port: int) -> subprocess.Popen[str]:
         **os.environ,
         "TUNELOOP_HOME": str(home),
         "TUNELOOP_GATEWAY_PORT": str(gateway_port),
+        "TUNELOOP_API_PORT": str(free_port()),
         "TUNELOOP_ENGINE_PORT": str(free_port()),
     }
     command = [sys.executable, "-m", "tuneloop.cli", "up", "--base", str(base), "--logs", str(home / "logs")]
@@ -62,7 +63,7 @@ def test_up_runs_every_process_and_stops_them_all_on_ctrl_c(registry: Registry, 
         process.send_signal(signal.SIGINT)
         said, _ = process.communicate(timeout=90)
     assert ready, said
-    assert logs == {"engine", "gateway", "monitor", "worker"}
+    assert logs == {"engine", "gateway", "monitor", "worker", "api"}
     assert process.returncode == 0
     assert "all stopped" in said
     assert _left(home) == []

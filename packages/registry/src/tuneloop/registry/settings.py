@@ -13,13 +13,13 @@ import tomllib
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
-from pydantic import ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from tuneloop.registry.errors import InvalidInput
 
 # Every process reads the one file, also where not every package is installed: a table is known by its name alone.
-SECTIONS = ("registry", "gateway", "engine", "monitor", "train", "worker")
+SECTIONS = ("registry", "gateway", "engine", "monitor", "train", "worker", "api")
 _USERINFO = re.compile(r"(?<!sqlite)://\S*@")
 _PASSWORD_AS_PORT = re.compile(r"(?<=://)([^\s/@:?\[]*):(?!\d+(?:[/?\s]|$))[^\s/@?]+")
 _PASSWORD_OPTION = re.compile(r"((?:password|passwd|pwd|secret|token)\s*=\s*)(?:'[^']*'|[^\s&;]*)", re.IGNORECASE)
@@ -204,8 +204,28 @@ class RegistrySettings(Section):
         return None if self.mlflow.startswith("http") else (self.home.resolve() / "artifacts").as_uri()
 
 
+class ApiSettings(Section):
+    """What the control plane listens on, what it lets through, and how long it waits."""
+
+    section = "api"
+
+    host: str = "127.0.0.1"  # it speaks plain HTTP: beyond this machine only behind something that speaks TLS
+    port: int = Field(default=8102, ge=0, le=65_535)
+    rate_per_s: float = Field(default=10.0, gt=0, allow_inf_nan=False)  # requests of one token, in the long run
+    burst: int = Field(default=50, ge=1)  # and at once
+    failures_per_minute: float = Field(default=30.0, gt=0, allow_inf_nan=False)  # of one address, without a valid token
+    max_body_bytes: int = Field(default=65_536, ge=1)
+    body_timeout_s: float = Field(default=10.0, gt=0)  # a client must have sent its whole request by then
+    drain_s: float = Field(default=30.0, ge=0)  # after SIGTERM: for requests to end
+
+    @property
+    def stop_timeout_s(self) -> float:
+        """Requests end within `drain_s`; the rest is quick."""
+        return self.drain_s + 10.0
+
+
 def _shown(name: str, value: Any) -> Any:
     return shown_url(value) if isinstance(value, str) and name.endswith(("_url", "_uri")) else value
 
 
-SETTINGS: tuple[type[Section], ...] = (RegistrySettings,)
+SETTINGS: tuple[type[Section], ...] = (RegistrySettings, ApiSettings)

@@ -1,8 +1,9 @@
-"""The registry's verbs: versions, routes, rollouts, retraining requests, keys, and where an answer came from."""
+"""The registry's verbs: the life of a version, traffic, retraining, keys, and the control plane over all of it."""
 
 from __future__ import annotations
 
 from tuneloop.registry.verbs.access import key
+from tuneloop.registry.verbs.api import api, token
 from tuneloop.registry.verbs.experiments import experiment
 from tuneloop.registry.verbs.retraining import retraining
 from tuneloop.registry.verbs.routes import promote, rollback, rollout, route
@@ -28,4 +29,6 @@ VERBS = (
     audit,
     key,
     db,
+    token,
+    api,
 )

@@ -1,0 +1,117 @@
+"""What the control plane answers where no noun of the registry says it already."""
+
+from __future__ import annotations
+
+from typing import Generic, Self, TypeVar
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+
+from tuneloop.registry.nouns import ApiKey, Approval, Noun, Version
+from tuneloop.registry.overview import RolloutNow, Status
+from tuneloop.registry.paging import MOST_PER_PAGE, Page
+from tuneloop.registry.roles import Permission
+from tuneloop.registry.tokens import Token
+
+T = TypeVar("T")
+
+
+class PageOf(BaseModel, Generic[T]):
+    """One page of a list."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    items: tuple[T, ...]
+    next: str | None = Field(description="Give it as `cursor` to get the next page; null: this is the last.")
+    unreadable: tuple[str, ...] = Field((), description="What is wrong with rows that cannot be read and are left out.")
+
+    @classmethod
+    def of(cls, page: Page[T]) -> Self:
+        """A page of a store."""
+        return cls(items=tuple(page.items), next=page.next, unreadable=page.unreadable)
+
+
+class Comparison(Noun):
+    """Two versions of a model, side by side."""
+
+    before: Version
+    after: Version
+
+
+class Revocation(Noun):
+    """A revoked approval, and what serves on nonetheless."""
+
+    approval: Approval
+    notes: tuple[str, ...]
+
+
+class Rollout(Noun):
+    """What becomes of a model's canary."""
+
+    running: RolloutNow | None
+
+
+class StatusNow(Status):
+    """The state of everything; of each list the first so many, and how many there are."""
+
+    open_alerts: int
+    open_retraining: int
+
+    @classmethod
+    def of(cls, status: Status) -> Self:
+        """At most a page of each list."""
+        lists = {name: getattr(status, name)[:MOST_PER_PAGE] for name in Status.model_fields}
+        return cls(**lists, open_alerts=len(status.alerts), open_retraining=len(status.retraining))
+
+
+class KeyAnswer(Noun):
+    """An API key of the gateway, without anything of its secret."""
+
+    id: str
+    owner: str
+    models: tuple[str, ...]
+    may_pin: bool
+    created_at: AwareDatetime
+    expires_at: AwareDatetime | None
+    revoked_at: AwareDatetime | None
+
+    @classmethod
+    def of(cls, key: ApiKey) -> Self:
+        """What may be shown of a key."""
+        return cls(**key.model_dump(exclude={"digest"}))
+
+
+class NewKey(Noun):
+    """A key just made; the secret is shown here, once, and not kept."""
+
+    secret: str
+    key: KeyAnswer
+
+
+class NewToken(Noun):
+    """A token just made; the secret is shown here, once, and not kept."""
+
+    secret: str
+    token: Token
+
+
+class Verified(Noun):
+    """What a look at the whole audit log found."""
+
+    entries: int
+    newest: int = Field(description="The newest entry's id; 0 in an empty log.")
+    hash: str = Field(description="Of the newest entry: note it where nobody who writes the database can write.")
+    noted: int | None = Field(description="The entry whose hash had been noted.")
+    faults: tuple[str, ...] = Field(description="None: every entry is as it was written, and none is missing.")
+
+
+class WhoAmI(Noun):
+    """Whose token this is, and what it may do."""
+
+    token: Token
+    permissions: tuple[Permission, ...]
+
+
+class Ready(Noun):
+    """Whether requests can be answered."""
+
+    ready: bool

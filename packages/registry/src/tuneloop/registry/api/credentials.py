@@ -1,0 +1,88 @@
+"""API keys of the gateway and tokens of the control plane: a secret is answered once, when it is made."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from pydantic import Field
+
+from tuneloop.registry.api.answers import KeyAnswer, NewKey, NewToken, PageOf
+from tuneloop.registry.api.fields import Asked, Body, Days, Here, KeyPath, Name, TokenPath, needs
+from tuneloop.registry.nouns import ModelName
+from tuneloop.registry.paging import Page
+from tuneloop.registry.roles import Permission, Role
+from tuneloop.registry.tokens import NAME_PATTERN, Token
+
+router = APIRouter()
+
+
+class KeyWanted(Body):
+    """An API key to be made."""
+
+    owner: Name = Field(description="Whose key it is.", examples=["team-a"])
+    models: tuple[ModelName, ...] = Field((), max_length=100, description="What it may ask; none: every model.")
+    may_pin: bool = Field(False, description="It may ask for MODEL@VERSION.")
+    days: Days | None = None
+
+
+class TokenWanted(Body):
+    """A token to be made."""
+
+    name: str = Field(pattern=NAME_PATTERN, description="Its own for ever.", examples=["deploy-bot"])
+    role: Role
+    days: Days | None = None
+
+
+class Revoking(Body):
+    """Why a secret is to open nothing any more."""
+
+
+@router.get("/keys", tags=["keys"], dependencies=needs(Permission.READ))
+def list_keys(here: Here, ask: Asked) -> PageOf[KeyAnswer]:
+    """API keys of the gateway, the newest first; never their secrets."""
+    found = here.registry.keys.page(ask)
+    return PageOf[KeyAnswer].of(Page([KeyAnswer.of(key) for key in found.items], found.next, found.unreadable))
+
+
+@router.post("/keys", tags=["keys"], status_code=201, dependencies=needs(Permission.KEYS))
+def new_key(body: KeyWanted, here: Here) -> NewKey:
+    """Make an API key; gateways know it within 2 s."""
+    secret, key = here.registry.keys.new(
+        body.owner,
+        by=here.actor,
+        models=body.models,
+        may_pin=body.may_pin,
+        ttl_s=_seconds(body.days),
+        reason=body.reason,
+    )
+    return NewKey(secret=secret, key=KeyAnswer.of(key))
+
+
+@router.post("/keys/{key_id}/revoke", tags=["keys"], dependencies=needs(Permission.KEYS))
+def revoke_key(key_id: KeyPath, body: Revoking, here: Here) -> KeyAnswer:
+    """Make an API key unusable; gateways follow within 2 s."""
+    return KeyAnswer.of(here.registry.keys.revoke(key_id, by=here.actor, reason=body.reason))
+
+
+@router.get("/tokens", tags=["tokens"], dependencies=needs(Permission.TOKENS))
+def list_tokens(here: Here, ask: Asked) -> PageOf[Token]:
+    """Tokens of the control plane by name; never their secrets."""
+    return PageOf[Token].of(here.registry.tokens.page(ask))
+
+
+@router.post("/tokens", tags=["tokens"], status_code=201, dependencies=needs(Permission.TOKENS))
+def new_token(body: TokenWanted, here: Here) -> NewToken:
+    """Make a token for a person or a program."""
+    secret, token = here.registry.tokens.new(
+        body.name, body.role, by=here.actor, reason=body.reason, ttl_s=_seconds(body.days)
+    )
+    return NewToken(secret=secret, token=token)
+
+
+@router.post("/tokens/{name}/revoke", tags=["tokens"], dependencies=needs(Permission.TOKENS))
+def revoke_token(name: TokenPath, body: Revoking, here: Here) -> Token:
+    """Make a token unusable at once; this request's own, too."""
+    return here.registry.tokens.revoke(name, by=here.actor, reason=body.reason)
+
+
+def _seconds(days: float | None) -> float | None:
+    return None if days is None else days * 86_400

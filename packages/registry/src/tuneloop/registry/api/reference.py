@@ -1,0 +1,55 @@
+"""The control plane's reference, made from the code: `python -m tuneloop.registry.api.reference FOLDER` writes it.
+
+`openapi.json` is what a running control plane serves; `control-plane.md` is for people: roles, operations, problems.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from tuneloop.registry.api.app import ROUTERS, routed
+from tuneloop.registry.api.openapi import operations, permission_of
+from tuneloop.registry.api.problems import STATUS
+from tuneloop.registry.files import write_atomically
+from tuneloop.registry.roles import MEANINGS, ROLES, Permission, Role
+
+_HEAD = """\
+# The control plane, operation by operation
+
+Made from the code by `python -m tuneloop.registry.api.reference docs/reference`; do not edit it by hand. Every field
+and every status stands in [openapi.json](openapi.json); how it is used, in [the control plane](../control-plane.md).
+"""
+
+
+def openapi_json() -> str:
+    """The OpenAPI document."""
+    return json.dumps(routed().openapi(), indent=1, ensure_ascii=False) + "\n"
+
+
+def page() -> str:
+    """Roles, operations and problems as Markdown."""
+    roles = ["| permission | " + " | ".join(Role) + " | |", "|---|" + "---|" * (len(Role) + 1)]
+    for permission in Permission:
+        held = " | ".join("yes" if permission in ROLES[role] else "" for role in Role)
+        roles.append(f"| `{permission}` | {held} | {MEANINGS[permission]} |")
+    listed = ["| operation | | needs | |", "|---|---|---|---|"]
+    for method, path, route in operations(ROUTERS):
+        needed = permission_of(route)
+        said = (route.description or "").partition("\n")[0]
+        listed.append(f"| `{route.name}` | `{method.upper()} {path}` | {f'`{needed}`' if needed else ''} | {said} |")
+    problems = ["| `type` ends with | status | |", "|---|---|---|"]
+    problems += [f"| `{kind}` | {status} | {title} |" for kind, (status, title) in STATUS.items()]
+    parts = [("Roles", roles), ("Operations", listed), ("Problems", problems)]
+    return _HEAD + "".join(f"\n## {title}\n\n" + "\n".join(lines) + "\n" for title, lines in parts)
+
+
+def main(folder: Path) -> None:
+    """Write both files."""
+    write_atomically(folder / "openapi.json", openapi_json().encode())
+    write_atomically(folder / "control-plane.md", page().encode())
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,145 @@
+"""Routes, promotion, rollback and rollouts.
+
+Every write is compare-and-swap against the newest revision. Whoever gives `expected_revision`, which a new split must,
+writes only if nobody changed the route since; otherwise the answer is a conflict that says who did, and what.
+"""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from pydantic import Field
+
+from tuneloop.registry import actions, overview
+from tuneloop.registry.api.answers import PageOf, Rollout
+from tuneloop.registry.api.fields import (
+    Asked,
+    Body,
+    Here,
+    ModelPath,
+    Name,
+    Revision,
+    VersionNumber,
+    VersionPath,
+    WeightBp,
+    needs,
+)
+from tuneloop.registry.errors import InvalidInput
+from tuneloop.registry.nouns import Noun, Route
+from tuneloop.registry.overview import RouteNow
+from tuneloop.registry.promotion import override, promote, rollback, set_route
+from tuneloop.registry.roles import Permission
+
+router = APIRouter()
+READ = needs(Permission.READ)
+ROUTE = needs(Permission.ROUTE)
+
+
+class Share(Noun):
+    """One version's share."""
+
+    version: VersionNumber
+    weight_bp: WeightBp
+
+
+class RouteChange(Body):
+    """A new split, and the revision it replaces."""
+
+    arms: tuple[Share, ...] = Field(
+        min_length=1,
+        max_length=100,
+        description="Their weights sum to 10,000.",
+        examples=[[{"version": 2, "weight_bp": 1_000}, {"version": 1, "weight_bp": 9_000}]],
+    )
+    expected_revision: Revision = Field(description="The revision you saw; 0: there is no route yet.")
+    force: bool = Field(False, description="Serve what nobody approved; on record. Only an admin may.")
+
+
+class Overrides(Body):
+    """Sticky keys that get a version of their own; null gives a key back to the split. Keys are kept as hashes."""
+
+    keys: dict[Name, VersionNumber | None] = Field(min_length=1, max_length=100, examples=[{"tester-7": 2}])
+    expected_revision: Revision | None = None
+
+
+class Promotion(Body):
+    """A promotion."""
+
+    expected_revision: Revision | None = None
+    force: bool = Field(False, description="Serve what nobody approved; on record. Only an admin may.")
+
+
+class Rollback(Body):
+    """A rollback."""
+
+    to_revision: VersionNumber | None = Field(None, description="The revision whose split returns.")
+    expected_revision: Revision | None = None
+    force: bool = Field(False, description="Serve what nobody approved; on record. Only an admin may.")
+
+
+class Abort(Body):
+    """A rollout's end."""
+
+    expected_revision: Revision | None = None
+
+
+@router.get("/models/{model}/route", tags=["routes"], dependencies=READ)
+def get_route(model: ModelPath, here: Here) -> RouteNow:
+    """The route in force, and which gateways apply it."""
+    return overview.route_now(here.registry, model)
+
+
+@router.get("/models/{model}/route/revisions", tags=["routes"], dependencies=READ)
+def list_revisions(model: ModelPath, here: Here, ask: Asked) -> PageOf[Route]:
+    """Every revision, the newest first."""
+    found = here.registry.routes.page(model, ask)
+    if not found.items and ask.cursor is None:
+        here.registry.routes.current(model)  # raises what to do when there is none
+    return PageOf[Route].of(found)
+
+
+@router.put("/models/{model}/route", tags=["routes"], dependencies=ROUTE)
+def set_split(model: ModelPath, body: RouteChange, here: Here) -> Route:
+    """Write a split as the next revision, and wait until every live gateway applies it."""
+    split = {share.version: share.weight_bp for share in body.arms}
+    if len(split) != len(body.arms):
+        raise InvalidInput("arms: a version stands twice in the split")
+    change = here.change(body.reason, force=body.force)
+    return set_route(here.registry, model, split, change, expected_revision=body.expected_revision)
+
+
+@router.patch("/models/{model}/route/overrides", tags=["routes"], dependencies=ROUTE)
+def override_keys(model: ModelPath, body: Overrides, here: Here) -> Route:
+    """Give single sticky keys, testers for example, a version of their own; the others stay as they are."""
+    change = here.change(body.reason)
+    return override(here.registry, model, body.keys, change, expected_revision=body.expected_revision)
+
+
+@router.post("/models/{model}/versions/{version}/promote", tags=["routes"], dependencies=ROUTE)
+def promote_version(model: ModelPath, version: VersionPath, body: Promotion, here: Here) -> Route:
+    """Give a version all the traffic; the former champion stays loaded."""
+    change = here.change(body.reason, force=body.force)
+    return promote(here.registry, model, version, change, expected_revision=body.expected_revision)
+
+
+@router.post("/models/{model}/rollback", tags=["routes"], dependencies=ROUTE)
+def roll_back(model: ModelPath, body: Rollback, here: Here) -> Route:
+    """Take the last change of who serves back, or return to the split of a revision."""
+    return rollback(
+        here.registry,
+        model,
+        here.change(body.reason, force=body.force),
+        to_revision=body.to_revision,
+        expected_revision=body.expected_revision,
+    )
+
+
+@router.get("/models/{model}/rollout", tags=["rollouts"], dependencies=READ)
+def get_rollout(model: ModelPath, here: Here) -> Rollout:
+    """The running canary judged as it stands now; null when none is running."""
+    return Rollout(running=overview.rollout_now(here.registry, model))
+
+
+@router.post("/models/{model}/rollout/abort", tags=["rollouts"], dependencies=ROUTE)
+def abort_rollout(model: ModelPath, body: Abort, here: Here) -> Route:
+    """Take the canary's share away; a running `tuneloop rollout start` stops by itself."""
+    return actions.abort(here.registry, model, here.change(body.reason), expected_revision=body.expected_revision)

@@ -1,0 +1,87 @@
+"""A control plane that really listens, with a token of each role, and a fleet that follows every route at once."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+import uvicorn
+
+from tests_support import beat_engine, beat_gateway
+from tuneloop.registry import Registry
+from tuneloop.registry.api.server import config, listening
+from tuneloop.registry.nouns import version_name
+from tuneloop.registry.roles import Role
+from tuneloop.registry.settings import ApiSettings
+
+GENEROUS = ApiSettings(rate_per_s=100_000, burst=100_000, failures_per_minute=100_000, drain_s=2)
+
+
+@dataclass
+class Plane:
+    """Where it listens, what is behind it, and the secrets of its tokens."""
+
+    registry: Registry
+    url: str
+    client: httpx.Client
+    secrets: dict[Role, str] = field(default_factory=dict)
+
+    def ask(self, method: str, path: str, role: Role | None = Role.ADMIN, **said: Any) -> httpx.Response:
+        """One request by the token of a role; None: without one."""
+        headers = {} if role is None else {"authorization": f"Bearer {self.secrets[role]}"}
+        return self.client.request(method, path, headers=headers | said.pop("headers", {}), **said)
+
+    def get(self, path: str, role: Role | None = Role.ADMIN, **said: Any) -> Any:
+        """What a GET answers with 200."""
+        answer = self.ask("GET", path, role, **said)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+
+@contextmanager
+def running(registry: Registry, settings: ApiSettings = GENEROUS) -> Iterator[Plane]:
+    """A control plane on a free port, until the block ends."""
+    with listening(settings.host, 0) as listener:
+        server = uvicorn.Server(config(settings, registry))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        try:
+            with httpx.Client(base_url=url, timeout=30) as client:
+                plane = Plane(registry, url, client)
+                for role in Role:
+                    plane.secrets[role], _ = registry.tokens.new(f"the-{role}", role, by="test", reason="test")
+                while client.get("/healthz").status_code != 200:
+                    time.sleep(0.01)
+                yield plane
+        finally:
+            server.should_exit = True
+            thread.join(timeout=20)
+            assert not thread.is_alive()
+
+
+@contextmanager
+def following(registry: Registry) -> Iterator[None]:
+    """An engine that serves what the routes name and a gateway that applies them, for as long as the block runs."""
+    ended = threading.Event()
+
+    def follow() -> None:
+        while not ended.is_set():
+            routes = registry.routes.current_all()
+            names = [version_name(model, arm.version) for model, route in routes.items() for arm in route.arms]
+            beat_engine(registry, *names, max_loras=20)
+            beat_gateway(registry, {model: route.revision for model, route in routes.items()})
+            ended.wait(0.05)
+
+    thread = threading.Thread(target=follow)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()

@@ -1,0 +1,250 @@
+"""Every operation of the control plane: what it answers, to whom, and what it leaves on record."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from registry.api.plane import Plane
+from tuneloop.registry.api.app import ROUTERS
+from tuneloop.registry.api.openapi import operations, permission_of
+from tuneloop.registry.roles import ROLES, Role
+
+WHY = {"reason": "test"}
+SPLIT = [{"version": 2, "weight_bp": 2_000}, {"version": 1, "weight_bp": 8_000}]
+
+
+@dataclass(frozen=True)
+class Write:
+    """An operation that changes something: what is sent, and the audit entry it leaves."""
+
+    name: str
+    method: str
+    path: str
+    body: dict[str, Any]
+    action: str
+    subject: str
+    status: int = 200
+
+
+BOT = "/v1/models/bot"
+WRITES = (
+    Write("set_gate_policy", "PUT", f"{BOT}/gate-policy", {"policy": {"margin": 0.1}}, "policy.gate", "bot"),
+    Write("approve_version", "POST", f"{BOT}/versions/3/approvals", {"days": 2}, "version.approve", "bot@3", 201),
+    Write("revoke_version", "POST", f"{BOT}/versions/2/revoke", {}, "version.revoke", "bot@2"),
+    Write("set_split", "PUT", f"{BOT}/route", {"arms": SPLIT, "expected_revision": 2}, "route.set", "bot"),
+    Write("override_keys", "PATCH", f"{BOT}/route/overrides", {"keys": {"t": 2}}, "route.override", "bot"),
+    Write("promote_version", "POST", f"{BOT}/versions/2/promote", {}, "version.promote", "bot"),
+    Write("roll_back", "POST", f"{BOT}/rollback", {"expected_revision": 2}, "route.rollback", "bot"),
+    Write("abort_rollout", "POST", f"{BOT}/rollout/abort", {}, "route.rollback", "bot"),
+    Write("approve_retraining", "POST", "/v1/retraining/rt_1/approve", {}, "retraining.queued", "rt_1"),
+    Write("cancel_retraining", "POST", "/v1/retraining/rt_1/cancel", {}, "retraining.cancelled", "rt_1"),
+    Write(
+        "set_retraining_policy",
+        "PUT",
+        f"{BOT}/retraining-policy",
+        {"policy": {"min_rows": 9, "signals": ["latency"], "recipe": "bot@1"}},
+        "policy.retraining",
+        "bot",
+    ),
+    Write("new_key", "POST", "/v1/keys", {"owner": "team-b", "models": ["bot"]}, "key.new", "", 201),
+    Write("revoke_key", "POST", "/v1/keys/KEY/revoke", {}, "key.revoke", ""),
+    Write("new_token", "POST", "/v1/tokens", {"name": "eva", "role": "viewer"}, "token.new", "token:eva", 201),
+    Write("revoke_token", "POST", "/v1/tokens/the-viewer/revoke", {}, "token.revoke", "token:the-viewer"),
+)
+READS = (
+    "/v1/models",
+    f"{BOT}/versions",
+    f"{BOT}/versions/1",
+    f"{BOT}/compare?before=1&after=2",
+    f"{BOT}/versions/3/gate",
+    f"{BOT}/gate-policy",
+    f"{BOT}/versions/1/approvals",
+    f"{BOT}/route",
+    f"{BOT}/route/revisions",
+    f"{BOT}/rollout",
+    "/v1/retraining?model=bot&open_only=true",
+    "/v1/retraining/rt_1",
+    f"{BOT}/retraining-policy",
+    f"{BOT}/requests",
+    "/v1/requests/req-1/trace",
+    "/v1/requests/req-1/feedback",
+    "/v1/audit?subject=bot",
+    "/v1/audit/verification",
+    "/v1/status",
+    "/v1/whoami",
+    "/v1/keys",
+    "/v1/tokens",
+)
+PERMISSIONS = {route.name: permission_of(route) for _, _, route in operations(ROUTERS)}
+
+
+def path_of(plane: Plane, write: Write) -> str:
+    return write.path.replace("KEY", plane.registry.keys.all()[0].id)
+
+
+def test_the_tables_here_hold_every_operation() -> None:
+    found = [(method, route) for method, _, route in operations(ROUTERS)]
+    assert {route.name for method, route in found if method != "get"} == {write.name for write in WRITES}
+    assert len(READS) == sum(method == "get" and permission_of(route) is not None for method, route in found)
+
+
+@pytest.mark.parametrize("write", WRITES, ids=lambda write: write.name)
+def test_a_write_is_done_for_the_roles_that_may_under_the_tokens_name_and_refused_to_the_others(
+    plane: Plane, write: Write
+) -> None:
+    needed, path = PERMISSIONS[write.name], path_of(plane, write)
+    assert needed is not None
+    before = plane.registry.audit.entries()[0].id
+    may = [role for role in Role if needed in ROLES[role]]
+    assert Role.ADMIN in may
+    for role in set(Role) - set(may):
+        answer = plane.ask(write.method, path, role, json=write.body | WHY)
+        assert answer.status_code == 403
+        assert answer.headers["content-type"] == "application/problem+json"
+        assert answer.json()["type"] == "urn:tuneloop:problem:forbidden"
+        assert " and ".join(may) in answer.json()["detail"]
+    assert plane.ask(write.method, path, None, json=write.body | WHY).status_code == 401
+    assert plane.ask(write.method, path, may[0], json=write.body).status_code == 422, "a write has a reason"
+    assert plane.registry.audit.entries()[0].id == before, "nothing was changed"
+    answer = plane.ask(write.method, path, may[0], json=write.body | WHY)
+    assert answer.status_code == write.status, answer.text
+    entries = [entry for entry in plane.registry.audit.entries() if entry.id > before]
+    assert {entry.actor for entry in entries} == {f"token:the-{may[0]}"}
+    assert entries[0].action == write.action
+    assert entries[0].subject == write.subject or not write.subject
+    assert "test" in {entries[0].detail.get("reason"), entries[0].detail.get("note")}
+
+
+@pytest.mark.parametrize("path", READS)
+def test_everything_can_be_read_by_those_who_may(shared_plane: Plane, path: str) -> None:
+    for role in Role:
+        answer = shared_plane.ask("GET", path, role)
+        expected = 403 if path == "/v1/tokens" and role != Role.ADMIN else 200
+        assert answer.status_code == expected, answer.text
+        assert answer.headers["cache-control"] == "no-store"
+    assert shared_plane.ask("GET", path, None).status_code == 401
+
+
+def test_what_is_read_is_what_the_registry_holds(shared_plane: Plane) -> None:
+    assert shared_plane.get("/v1/models") == {
+        "items": [{"model": "bot", "newest_version": 3, "split_bp": "2=1000 1=9000", "revision": 2}],
+        "next": None,
+        "unreadable": [],
+    }
+    assert [v["version"] for v in shared_plane.get(f"{BOT}/versions")["items"]] == [3, 2, 1]
+    compared = shared_plane.get(f"{BOT}/compare?before=1&after=2")
+    assert (compared["before"]["version"], compared["after"]["version"]) == (1, 2)
+    judged = shared_plane.get(f"{BOT}/versions/3/gate")
+    assert (judged["verdict"], judged["approver"]) == ("inconclusive", None)
+    assert judged["why_not"] == "its gate says inconclusive"
+    assert shared_plane.get(f"{BOT}/versions/1/gate")["approver"] == "ada"
+    assert shared_plane.get(f"{BOT}/route")["route"]["revision"] == 2
+    assert shared_plane.get(f"{BOT}/route")["gateways"] == {"g1": 2}
+    assert shared_plane.get(f"{BOT}/rollout")["running"]["report"]["version"] == 2
+    assert shared_plane.get("/v1/retraining/rt_1")["history"][0]["action"] == "retraining.file"
+    line = shared_plane.get(f"{BOT}/requests")["items"][0]
+    assert line["id"] == "req-1"
+    assert not {"messages", "answer"} & line.keys()
+    assert [step["kind"] for step in shared_plane.get("/v1/requests/req-1/trace")][:3] == [
+        "request",
+        "route",
+        "version",
+    ]
+    assert shared_plane.get("/v1/requests/req-1/feedback")["items"][0]["correction"] == "It raises."
+    verified = shared_plane.get("/v1/audit/verification")
+    assert verified["faults"] == []
+    assert shared_plane.get(f"/v1/audit/verification?noted={verified['hash']}")["noted"] == verified["newest"]
+    status = shared_plane.get("/v1/status")
+    assert (status["open_alerts"], status["open_retraining"]) == (1, 1)
+    assert [gateway["id"] for gateway in status["gateways"]] == ["g1"]
+    assert "digest" not in shared_plane.get("/v1/keys")["items"][0]
+    me = shared_plane.get("/v1/whoami", Role.PROMOTER)
+    assert (me["token"]["name"], set(me["permissions"])) == ("the-promoter", {str(p) for p in ROLES[Role.PROMOTER]})
+
+
+def test_what_was_made_works_until_it_is_revoked(plane: Plane) -> None:
+    made = plane.ask("POST", "/v1/tokens", json={"name": "eva", "role": "viewer", "days": 1} | WHY).json()
+    with_it = {"authorization": f"Bearer {made['secret']}"}
+    assert plane.ask("GET", "/v1/whoami", None, headers=with_it).json()["token"] == made["token"]
+    assert plane.ask("POST", "/v1/tokens/eva/revoke", json=WHY).status_code == 200
+    assert plane.ask("GET", "/v1/whoami", None, headers=with_it).status_code == 401
+    key = plane.ask("POST", "/v1/keys", json={"owner": "eva"} | WHY).json()
+    assert key["secret"].startswith("tl-")
+    revoked = plane.ask("POST", f"/v1/keys/{key['key']['id']}/revoke", json=WHY).json()
+    assert revoked["revoked_at"] is not None
+
+
+def test_a_lost_race_is_a_conflict_that_says_who_won(plane: Plane) -> None:
+    body = {"arms": SPLIT, "expected_revision": 2} | WHY
+    assert plane.ask("PUT", f"{BOT}/route", Role.PROMOTER, json=body).json()["revision"] == 3
+    lost = plane.ask("PUT", f"{BOT}/route", json=body)
+    assert lost.status_code == 409
+    assert lost.json()["type"] == "urn:tuneloop:problem:conflict"
+    assert "token:the-promoter wrote revision 3 (2=2000 1=8000)" in lost.json()["detail"]
+
+
+def test_what_a_gate_refuses_is_no_lack_of_permission_and_only_an_admin_may_force_it(plane: Plane) -> None:
+    path = f"{BOT}/versions/3/promote"
+    refused = plane.ask("POST", path, Role.PROMOTER, json=WHY)
+    assert (refused.status_code, refused.json()["type"]) == (409, "urn:tuneloop:problem:refused")
+    assert "bot@3 is not approved" in refused.json()["detail"]
+    forced = plane.ask("POST", path, Role.PROMOTER, json=WHY | {"force": True})
+    assert (forced.status_code, forced.json()["type"]) == (403, "urn:tuneloop:problem:forbidden")
+    assert plane.registry.routes.current("bot").revision == 2
+    done = plane.ask("POST", path, Role.ADMIN, json=WHY | {"force": True}).json()
+    assert done["forced"]
+    assert done["arms"][-1] == {"version": 3, "weight_bp": 10_000}
+
+
+def test_an_approval_through_the_control_plane_carries_its_tokens_role(plane: Plane) -> None:
+    policy = {"policy": {"approver_role": True}} | WHY
+    assert plane.ask("PUT", f"{BOT}/gate-policy", json=policy).json()["approver_role"]
+    assert plane.get(f"{BOT}/versions/2/gate")["approver"] is None, "ada's approval came from the command line"
+    promote = f"{BOT}/versions/2/promote"
+    assert plane.ask("POST", promote, Role.PROMOTER, json=WHY).status_code == 409
+    approved = plane.ask("POST", f"{BOT}/versions/2/approvals", Role.APPROVER, json=WHY)
+    assert (approved.json()["by"], approved.json()["role"]) == ("token:the-approver", "approver")
+    assert plane.get(f"{BOT}/versions/2/approvals")["items"][0] == approved.json()
+    assert plane.ask("POST", promote, Role.PROMOTER, json=WHY).status_code == 200
+
+
+def test_revoking_says_what_serves_on(plane: Plane) -> None:
+    said = plane.ask("POST", f"{BOT}/versions/2/revoke", Role.APPROVER, json=WHY).json()
+    assert "it still serves 10 %" in said["notes"][0]
+
+
+def test_pages_follow_each_other_by_their_cursor(plane: Plane) -> None:
+    whole = plane.get("/v1/audit?limit=200")["items"]
+    page = plane.get("/v1/audit?limit=3")
+    found = page["items"]
+    while page["next"] is not None:
+        page = plane.get(f"/v1/audit?limit=3&cursor={page['next']}")
+        found += page["items"]
+    assert found == whole
+    assert len(whole) > 6
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/models/none/versions",
+        f"{BOT}/versions/99",
+        f"{BOT}/versions/99/approvals",
+        "/v1/models/none/route",
+        "/v1/models/none/route/revisions",
+        "/v1/models/none/gate-policy",
+        "/v1/models/none/requests",
+        "/v1/retraining/none",
+        "/v1/retraining?model=none",
+        "/v1/requests/none/trace",
+        "/v1/requests/none/feedback",
+        "/v1/nothing",
+        "/nothing",
+    ],
+)
+def test_what_is_not_there_is_not_found(shared_plane: Plane, path: str) -> None:
+    answer = shared_plane.ask("GET", path)
+    assert (answer.status_code, answer.json()["type"]) == (404, "urn:tuneloop:problem:not-found")
