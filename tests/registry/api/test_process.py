@@ -4,28 +4,36 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 import pytest
 
 from registry.api.plane import Plane
-from tests_support import beat_gateway, free_port
+from registry.verbs import let_live
+from tests_support import beat_engine, beat_gateway, free_port
 from tuneloop.registry import Registry
 from tuneloop.registry.api import reference
 from tuneloop.registry.roles import Role
-from tuneloop.registry.settings import RegistrySettings
 
 ROOT = Path(__file__).parents[3]
+
+
+@dataclass
+class Ended:
+    """What a process that was asked to end still answered, and what it said."""
+
+    answers: list[httpx.Response]
+    said: str
 
 
 @contextmanager
@@ -50,38 +58,64 @@ def until_ready(url: str, timeout_s: float = 60) -> None:
     raise AssertionError("it does not become ready")
 
 
-def test_on_sigterm_the_request_in_flight_is_answered_and_it_ends_in_order(lived_in_home: Path, tmp_path: Path) -> None:
-    """A rollback waits for a gateway when the process is asked to end: it is answered first."""
-    home, port = tmp_path / "home", free_port()
-    shutil.copytree(lived_in_home, home)
-    with Registry.open(RegistrySettings(home=home)) as registry, started(home, port) as process:
-        secret, _ = registry.tokens.new("ada", Role.PROMOTER, by="t", reason="r")
-        url = f"http://127.0.0.1:{port}"
-        until_ready(url)
-        beat_gateway(registry, {"bot": 2})
-        answers: list[httpx.Response] = []
+@contextmanager
+def asked_to_end_while(registry: Registry, port: int, path: str, begun: Callable[[], bool]) -> Iterator[Ended]:
+    """A request is under way, as `begun` tells, when the process gets SIGTERM; both have ended after the block."""
+    secret, _ = registry.tokens.new("ada", Role.PROMOTER, by="t", reason="r")
+    url, ended = f"http://127.0.0.1:{port}", Ended([], "")
+
+    def ask() -> None:
         headers = {"authorization": f"Bearer {secret}"}
+        ended.answers.append(httpx.post(f"{url}{path}", json={"reason": "test"}, headers=headers, timeout=60))
 
-        def roll_back() -> None:
-            said = {"reason": "test"}
-            path = f"{url}/v1/models/bot/rollback"
-            answers.append(httpx.post(path, json=said, headers=headers, timeout=30))
-
-        asking = threading.Thread(target=roll_back)
+    with started(registry.settings.home, port) as process:
+        until_ready(url)
+        asking = threading.Thread(target=ask)
         asking.start()
-        while registry.routes.current("bot").revision == 2:
+        while not begun():
             time.sleep(0.02)
         process.send_signal(signal.SIGTERM)
-        time.sleep(0.5)
-        assert answers == []
-        beat_gateway(registry, {"bot": 3})
+        yield ended
         asking.join()
         assert process.wait(timeout=30) == 0
         assert process.stderr is not None
-        said = process.stderr.read()
-    assert (answers[0].status_code, answers[0].json()["revision"]) == (200, 3)
-    assert "Traceback" not in said
-    assert "the control plane has ended" in said
+        ended.said = process.stderr.read()
+    assert "Traceback" not in ended.said
+    assert "the control plane has ended" in ended.said
+
+
+def test_on_sigterm_a_change_that_waits_for_a_gateway_is_answered_first(registry: Registry, tmp_path: Path) -> None:
+    let_live(registry, tmp_path)
+    routes = registry.routes
+    path = "/v1/models/bot/rollback"
+    beat_gateway(registry, {"bot": 2})
+    with asked_to_end_while(registry, free_port(), path, lambda: routes.current("bot").revision == 3) as ended:
+        time.sleep(0.3)
+        assert ended.answers == []
+        beat_gateway(registry, {"bot": 3})
+    assert (ended.answers[0].status_code, ended.answers[0].json()["revision"]) == (200, 3)
+
+
+def test_on_sigterm_a_change_that_waits_for_an_engine_is_given_up_and_the_route_is_as_it_was(
+    registry: Registry, tmp_path: Path
+) -> None:
+    let_live(registry, tmp_path)
+    registry.gates.approve("bot", 3, by="ada", reason="r")
+    before = registry.routes.current("bot")
+
+    def staged() -> bool:
+        beat_engine(registry, "bot@1", "bot@2")  # it lives, and never loads the third
+        beat_gateway(registry, {"bot": 9})
+        return 3 in registry.routes.current("bot").split
+
+    path = "/v1/models/bot/versions/3/promote"
+    began = time.monotonic()
+    with asked_to_end_while(registry, free_port(), path, staged) as ended:
+        began = time.monotonic()
+    assert time.monotonic() - began < 10
+    assert ended.answers[0].json()["type"] == "urn:tuneloop:problem:unavailable"
+    assert "asked to end" in ended.answers[0].json()["detail"]
+    assert registry.routes.current("bot").arms == before.arms
 
 
 def test_a_taken_port_is_one_clear_error(registry_home: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from datetime import datetime, timedelta
@@ -22,6 +23,11 @@ class Fleet:
     def __init__(self, database: Database, clock: Callable[[], datetime]) -> None:
         self._db = database
         self._clock = clock
+        self._stopping = threading.Event()
+
+    def stop_waiting(self) -> None:
+        """Let nobody wait for an engine any longer: this process is asked to end, and loading one can take minutes."""
+        self._stopping.set()
 
     def beat_engine(self, state: EngineState) -> None:
         """Store an engine agent's heartbeat."""
@@ -57,7 +63,7 @@ class Fleet:
         """Wait until some live engine can serve the version.
 
         Raises:
-            Unavailable: none could in time; the message says what each engine reports.
+            Unavailable: none could in time, the message says what each engine reports; or this process is to end.
         """
         deadline = time.monotonic() + timeout_s
         while not (ready := self.serving(name)):
@@ -69,7 +75,8 @@ class Fleet:
                 raise Unavailable(
                     f"no live engine serves {name} after {timeout_s:.0f} s: {'; '.join(said) or 'no engine is live'}"
                 )
-            time.sleep(0.2)
+            if self._stopping.wait(0.2):
+                raise Unavailable(f"no live engine serves {name} yet, and this process is asked to end; ask another")
         return ready
 
     def wait_applied(self, model: str, revision: int, timeout_s: float) -> list[str]:

@@ -74,10 +74,11 @@ def plain(value: Any) -> Any:
     return value
 
 
-def _who(context: click.Context, parameter: click.Parameter, value: str) -> str:
-    if value.strip().startswith(ACTOR_PREFIX):
+def who(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    """A `--by` that is somebody's name: not blank, and none that only the control plane gives."""
+    if value is not None and value.strip().startswith(ACTOR_PREFIX):
         raise click.BadParameter(f"{ACTOR_PREFIX}… names whoever came through the control plane", param=parameter)
-    return _said(context, parameter, value) or ""
+    return _said(context, parameter, value)
 
 
 def _said(_context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
@@ -93,9 +94,9 @@ def _user() -> str:
         return f"uid {os.getuid()}"
 
 
-by_option = click.option("--by", required=True, callback=_who, help="Who does it.")
+by_option = click.option("--by", required=True, callback=who, help="Who does it.")
 by_user_option = click.option(
-    "--by", default=_user, callback=_who, show_default="the operating system's user", help="Who does it."
+    "--by", default=_user, callback=who, show_default="the operating system's user", help="Who does it."
 )
 reason_option = click.option("--reason", required=True, callback=_said, help="Why; kept for ever.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")

@@ -220,8 +220,8 @@ class ApiSettings(Section):
 
     @property
     def stop_timeout_s(self) -> float:
-        """Requests end within `drain_s`; the rest is quick."""
-        return self.drain_s + 10.0
+        """Requests end within `drain_s`, what one of them asked of an MLflow that is away within 45 s more."""
+        return self.drain_s + 50.0
 
 
 def _shown(name: str, value: Any) -> Any:

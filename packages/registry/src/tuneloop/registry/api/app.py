@@ -51,6 +51,7 @@ def make_app(registry: Registry, settings: ApiSettings, *, monotonic: Callable[[
     app.state.readiness = Readiness(registry.database, monotonic)
     answer_problems(app)
     app.add_exception_handler(Forbidden, _forbidden)
+    app.add_exception_handler(routing.Busy, _busy)
     app.add_middleware(Entry, registry=registry, settings=settings, monotonic=monotonic)
     return app
 
@@ -63,3 +64,7 @@ async def _lifespan(_app: FastAPI) -> AsyncIterator[None]:
 
 def _forbidden(_request: Request, error: Exception) -> JSONResponse:
     return problem("forbidden", str(error))
+
+
+def _busy(_request: Request, error: Exception) -> JSONResponse:
+    return problem("rate-limited", str(error), {"Retry-After": "5"})

@@ -6,6 +6,10 @@ writes only if nobody changed the route since; otherwise the answer is a conflic
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from fastapi import APIRouter
 from pydantic import Field
 
@@ -30,8 +34,25 @@ from tuneloop.registry.promotion import override, promote, rollback, set_route
 from tuneloop.registry.roles import Permission
 
 router = APIRouter()
+# A change waits for gateways, and for an engine to load what is new, up to two minutes: so many may, reads go on.
+CHANGES = 4
+_changes = threading.BoundedSemaphore(CHANGES)
 READ = needs(Permission.READ)
 ROUTE = needs(Permission.ROUTE)
+
+
+class Busy(Exception):
+    """As many changes of routes are being waited for as may be."""
+
+
+@contextmanager
+def _one_of_few() -> Iterator[None]:
+    if not _changes.acquire(blocking=False):
+        raise Busy(f"{CHANGES} changes of routes are being made and waited for; ask again when one has ended")
+    try:
+        yield
+    finally:
+        _changes.release()
 
 
 class Share(Noun):
@@ -104,33 +125,33 @@ def set_split(model: ModelPath, body: RouteChange, here: Here) -> Route:
     if len(split) != len(body.arms):
         raise InvalidInput("arms: a version stands twice in the split")
     change = here.change(body.reason, force=body.force)
-    return set_route(here.registry, model, split, change, expected_revision=body.expected_revision)
+    with _one_of_few():
+        return set_route(here.registry, model, split, change, expected_revision=body.expected_revision)
 
 
 @router.patch("/models/{model}/route/overrides", tags=["routes"], dependencies=ROUTE)
 def override_keys(model: ModelPath, body: Overrides, here: Here) -> Route:
     """Give single sticky keys, testers for example, a version of their own; the others stay as they are."""
     change = here.change(body.reason)
-    return override(here.registry, model, body.keys, change, expected_revision=body.expected_revision)
+    with _one_of_few():
+        return override(here.registry, model, body.keys, change, expected_revision=body.expected_revision)
 
 
 @router.post("/models/{model}/versions/{version}/promote", tags=["routes"], dependencies=ROUTE)
 def promote_version(model: ModelPath, version: VersionPath, body: Promotion, here: Here) -> Route:
     """Give a version all the traffic; the former champion stays loaded."""
     change = here.change(body.reason, force=body.force)
-    return promote(here.registry, model, version, change, expected_revision=body.expected_revision)
+    with _one_of_few():
+        return promote(here.registry, model, version, change, expected_revision=body.expected_revision)
 
 
 @router.post("/models/{model}/rollback", tags=["routes"], dependencies=ROUTE)
 def roll_back(model: ModelPath, body: Rollback, here: Here) -> Route:
     """Take the last change of who serves back, or return to the split of a revision."""
-    return rollback(
-        here.registry,
-        model,
-        here.change(body.reason, force=body.force),
-        to_revision=body.to_revision,
-        expected_revision=body.expected_revision,
-    )
+    change = here.change(body.reason, force=body.force)
+    to, expected = body.to_revision, body.expected_revision
+    with _one_of_few():
+        return rollback(here.registry, model, change, to_revision=to, expected_revision=expected)
 
 
 @router.get("/models/{model}/rollout", tags=["rollouts"], dependencies=READ)
@@ -142,4 +163,5 @@ def get_rollout(model: ModelPath, here: Here) -> Rollout:
 @router.post("/models/{model}/rollout/abort", tags=["rollouts"], dependencies=ROUTE)
 def abort_rollout(model: ModelPath, body: Abort, here: Here) -> Route:
     """Take the canary's share away; a running `tuneloop rollout start` stops by itself."""
-    return actions.abort(here.registry, model, here.change(body.reason), expected_revision=body.expected_revision)
+    with _one_of_few():
+        return actions.abort(here.registry, model, here.change(body.reason), expected_revision=body.expected_revision)

@@ -6,14 +6,17 @@ import logging
 import os
 import signal
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import uvicorn
 
 from tuneloop.registry.api.app import make_app
-from tuneloop.registry.errors import InvalidInput, Unavailable
+from tuneloop.registry.errors import InvalidInput, TuneloopError, Unavailable
 from tuneloop.registry.facade import Registry
+from tuneloop.registry.fleet import Fleet
+from tuneloop.registry.hurry import LOOKUP_TIMEOUT_S, mlflow_within
 from tuneloop.registry.settings import ApiSettings, RegistrySettings
 
 log = logging.getLogger(__name__)
@@ -28,13 +31,35 @@ def serve(settings: ApiSettings, registry_settings: RegistrySettings) -> None:
         Unavailable: the port is taken, or the database does not answer.
     """
     with Registry.open(registry_settings) as registry, listening(settings.host, settings.port) as listener:
-        server = uvicorn.Server(config(settings, registry))
+        server = Server(config(settings, registry), registry.fleet)
         for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises them again when it has ended; no failure
             signal.signal(number, lambda *_: None)
         host, port = listener.getsockname()[:2]
+        threading.Thread(target=_warm, args=(registry,), name="warm", daemon=True).start()
         log.info("the control plane listens on http://%s:%d", f"[{host}]" if ":" in host else host, port)
         server.run(sockets=[listener])
         log.info("the control plane has ended")
+
+
+def _warm(registry: Registry) -> None:
+    """Import MLflow's client and connect it, seconds that whoever asks first would wait for."""
+    try:
+        mlflow_within(registry, registry.versions.models, LOOKUP_TIMEOUT_S)
+    except TuneloopError as error:  # everything else is answered without it
+        log.warning("MLflow does not answer yet: %s", error)
+
+
+class Server(uvicorn.Server):
+    """uvicorn, whose end also ends the longest of waits: that for an engine, after which the route is as it was."""
+
+    def __init__(self, config: uvicorn.Config, fleet: Fleet) -> None:
+        super().__init__(config)
+        self._fleet = fleet
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Accept nothing new, and let requests end."""
+        self._fleet.stop_waiting()
+        await super().shutdown(sockets)
 
 
 def config(settings: ApiSettings, registry: Registry) -> uvicorn.Config:

@@ -13,7 +13,7 @@ from tuneloop.registry.errors import InvalidInput
 from tuneloop.registry.facade import Registry
 from tuneloop.registry.plain_yaml import PlainYaml
 from tuneloop.registry.policies import PolicyT
-from tuneloop.registry.printing import emit, table
+from tuneloop.registry.printing import emit, table, who
 
 
 def policy_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -22,7 +22,7 @@ def policy_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "--set", "path", type=click.Path(path_type=Path, dir_okay=False), help="YAML file with the new policy."
         ),
-        click.option("--by", help="Who sets it."),
+        click.option("--by", callback=who, help="Who sets it."),
         click.option("--reason", help="Why; kept for ever."),
     )
     for option in reversed(options):
