@@ -36,6 +36,7 @@ def every(page: Callable[[Ask], Page[Any]], limit: int, between: Callable[[], ob
         if one.next is None:
             return found
         assert one.items
+        assert len(found) < 1_000, "the same page again and again"
         cursor = one.next
         between()
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urlparse
 
 import httpx
@@ -16,9 +18,12 @@ from hypothesis import strategies as st
 from registry.api.plane import GENEROUS, Plane, running
 from tests_support import beat_gateway
 from tuneloop.registry import Registry, promotion
+from tuneloop.registry.api.app import make_app
 from tuneloop.registry.api.entry import network_of
+from tuneloop.registry.api.health import READY_FOR_S
 from tuneloop.registry.api.limits import Buckets
 from tuneloop.registry.api.problems import STATUS
+from tuneloop.registry.api.routing import CHANGES
 from tuneloop.registry.roles import Role
 
 WHY = {"reason": "test"}
@@ -236,6 +241,67 @@ def test_damage_is_told_and_the_rest_goes_on(plane: Plane) -> None:
     found = plane.get(f"{BOT}/route/revisions")
     assert [route["revision"] for route in found["items"]] == [1]
     assert "bot 2 cannot be read" in found["unreadable"][0]
+
+
+def test_a_fault_of_our_own_is_a_problem_that_tells_nothing(plane: Plane, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("a secret of the code")
+
+    monkeypatch.setattr(plane.registry.audit, "page", fail)
+    answer = plane.ask("GET", "/v1/audit")
+    assert is_problem(answer, "damaged")
+    assert "secret" not in answer.text
+
+
+def test_a_database_without_its_tables_is_unavailable_and_not_ready(plane: Plane) -> None:
+    with plane.registry.database.writing() as connection:
+        connection.exec_driver_sql("DROP TABLE tokens")
+    assert is_problem(plane.ask("GET", "/v1/whoami"), "unavailable")
+    time.sleep(READY_FOR_S)
+    assert plane.ask("GET", "/readyz", None).status_code == 503
+    assert plane.ask("GET", "/healthz", None).status_code == 200
+
+
+def test_what_takes_no_place_in_the_queue_goes_on_while_changes_wait(
+    plane: Plane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(promotion, "APPLY_TIMEOUT_S", 2.0)
+    beat_gateway(plane.registry, {"bot": 1}, id="g2")  # it never follows
+    with ThreadPoolExecutor(CHANGES + 1) as pool:
+        waiting = [pool.submit(plane.ask, "PATCH", f"{BOT}/route/overrides", json=WHY | {"keys": {"t": 2}})]
+        deadline = time.monotonic() + 10
+        while plane.registry.routes.current("bot").revision < 3 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        for revision in range(4, 3 + CHANGES):
+            waiting.append(pool.submit(plane.ask, "PATCH", f"{BOT}/route/overrides", json=WHY | {"keys": {"t": 2}}))
+            while plane.registry.routes.current("bot").revision < revision and time.monotonic() < deadline:
+                time.sleep(0.01)
+        turned_away = plane.ask("POST", f"{BOT}/rollback", json=WHY)
+        assert is_problem(turned_away, "rate-limited")
+        assert turned_away.headers["retry-after"] == "5"
+        assert plane.get("/v1/whoami")
+        assert {done.result().status_code for done in waiting} == {503}
+    monkeypatch.undo()
+    plane.registry.fleet.forget_gateway("g2")
+    assert plane.ask("POST", f"{BOT}/rollback", json=WHY).status_code == 200, "the places are free again"
+
+
+def test_failures_are_told_in_the_log_once_a_minute(registry: Registry, caplog: pytest.LogCaptureFixture) -> None:
+    clock = Seconds()
+    app = make_app(registry, GENEROUS, monotonic=clock)
+
+    async def ask(times: int) -> None:
+        transport = httpx.ASGITransport(app, client=("192.0.2.7", 1))
+        async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
+            for _ in range(times):
+                assert (await client.get("/v1/whoami")).status_code == 401
+
+    asyncio.run(ask(5))
+    assert "without a valid token" not in caplog.text
+    clock.now_s = 61.0
+    asyncio.run(ask(5))
+    told = [record.getMessage() for record in caplog.records if "without a valid token" in record.getMessage()]
+    assert told == ["6 requests without a valid token, the last from 192.0.2.7"]
 
 
 def test_a_gateway_that_does_not_follow_is_told_apart_from_a_change_that_was_not_made(

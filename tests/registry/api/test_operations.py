@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from registry.api.plane import Plane
+from registry.api.plane import Plane, following, running
+from registry.verbs import let_live
+from tests_support import publish_version
+from tuneloop.registry import Registry
 from tuneloop.registry.api.app import ROUTERS
 from tuneloop.registry.api.openapi import operations, permission_of
 from tuneloop.registry.roles import ROLES, Role
+from tuneloop.registry.settings import RegistrySettings
 
 WHY = {"reason": "test"}
 SPLIT = [{"version": 2, "weight_bp": 2_000}, {"version": 1, "weight_bp": 8_000}]
@@ -248,3 +253,26 @@ def test_pages_follow_each_other_by_their_cursor(plane: Plane) -> None:
 def test_what_is_not_there_is_not_found(shared_plane: Plane, path: str) -> None:
     answer = shared_plane.ask("GET", path)
     assert (answer.status_code, answer.json()["type"]) == (404, "urn:tuneloop:problem:not-found")
+
+
+def test_a_measure_that_is_no_number_is_null(plane: Plane, tmp_path: Path) -> None:
+    publish_version(plane.registry, tmp_path / "v4", metrics={"loss": float("nan"), "best": float("inf")})
+    assert plane.get(f"{BOT}/versions/4")["metrics"] == {"loss": None, "best": None}
+
+
+def test_on_postgresql_everything_is_read_and_written_too(postgres: Any, registry_home: Path, tmp_path: Path) -> None:
+    settings = RegistrySettings(home=registry_home, database_url=postgres.new_database())
+    with Registry.open(settings) as registry:
+        let_live(registry, tmp_path)
+        with following(registry), running(registry) as plane:
+            for path in READS:
+                assert plane.ask("GET", path).status_code == 200, path
+                assert plane.ask("GET", f"{path}{'&' if '?' in path else '?'}limit=1").status_code in {200, 422}
+            refused = {}
+            for write in sorted(WRITES, key=lambda write: write.name == "revoke_version"):  # it would stop the rest
+                answer = plane.ask(write.method, path_of(plane, write), json=write.body | WHY)
+                if answer.status_code != write.status:
+                    refused[write.name] = answer.json()["type"].rpartition(":")[2]
+            # One after the other on one registry, so some come too late; that, too, is an answer.
+            assert refused == {"roll_back": "conflict", "abort_rollout": "invalid"}
+            assert plane.get("/v1/audit/verification")["faults"] == []

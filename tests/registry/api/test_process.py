@@ -161,6 +161,11 @@ def test_what_is_served_is_the_document_in_the_reference(shared_plane: Plane) ->
     assert shared_plane.get("/openapi.json", None) == kept
 
 
+def test_the_document_tells_the_roles_there_are() -> None:
+    told = (ROOT / "docs" / "control-plane.md").read_text(encoding="utf-8")
+    assert "\n".join(reference.roles()) in told
+
+
 @pytest.mark.parametrize("name", ["openapi.json", "control-plane.md"])
 def test_writing_the_reference_writes_both_files(name: str, tmp_path: Path) -> None:
     reference.main(tmp_path)

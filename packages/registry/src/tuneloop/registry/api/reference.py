@@ -28,12 +28,17 @@ def openapi_json() -> str:
     return json.dumps(routed().openapi(), indent=1, ensure_ascii=False) + "\n"
 
 
-def page() -> str:
-    """Roles, operations and problems as Markdown."""
-    roles = ["| permission | " + " | ".join(Role) + " | |", "|---|" + "---|" * (len(Role) + 1)]
+def roles() -> list[str]:
+    """Who may do what, as the lines of a Markdown table."""
+    lines = ["| permission | " + " | ".join(Role) + " | |", "|---|" + "---|" * (len(Role) + 1)]
     for permission in Permission:
         held = " | ".join("yes" if permission in ROLES[role] else "" for role in Role)
-        roles.append(f"| `{permission}` | {held} | {MEANINGS[permission]} |")
+        lines.append(f"| `{permission}` | {held} | {MEANINGS[permission]} |")
+    return lines
+
+
+def page() -> str:
+    """Roles, operations and problems as Markdown."""
     listed = ["| operation | | needs | |", "|---|---|---|---|"]
     for method, path, route in operations(ROUTERS):
         needed = permission_of(route)
@@ -41,7 +46,7 @@ def page() -> str:
         listed.append(f"| `{route.name}` | `{method.upper()} {path}` | {f'`{needed}`' if needed else ''} | {said} |")
     problems = ["| `type` ends with | status | |", "|---|---|---|"]
     problems += [f"| `{kind}` | {status} | {title} |" for kind, (status, title) in STATUS.items()]
-    parts = [("Roles", roles), ("Operations", listed), ("Problems", problems)]
+    parts = [("Roles", roles()), ("Operations", listed), ("Problems", problems)]
     return _HEAD + "".join(f"\n## {title}\n\n" + "\n".join(lines) + "\n" for title, lines in parts)
 
 
