@@ -191,16 +191,6 @@ def status(registry: Registry) -> tuple[Status, dict[str, str]]:
     return now, routes.unreadable
 
 
-def check_listed(registry: Registry, model: str, *, listed: bool) -> None:
-    """An empty list of an existing model is an answer; one of a misspelt model is not.
-
-    Raises:
-        NotFound: nothing is listed, and there is no such model.
-    """
-    if not listed:
-        registry.check_model(model)
-
-
 def _model_names(registry: Registry) -> list[str]:
     return mlflow_within(registry, registry.versions.models, LOOKUP_TIMEOUT_S)
 

@@ -113,7 +113,7 @@ def check_permission(token: Token, permission: Permission) -> None:
     """
     if permission not in ROLES[token.role]:
         raise Forbidden(
-            f"{token.name} is a {token.role}, and this needs the permission {permission!s:}, which "
+            f"{token.name} is a {token.role}, and this needs the permission `{permission}`, which "
             f"{' and '.join(holders(permission))} have"
         )
 

@@ -30,12 +30,8 @@ class Buckets:
         self._buckets: dict[str, _Bucket] = {}
         self._lock = threading.Lock()
 
-    def take(self, name: str, cost: float = 1.0) -> float:
-        """Take `cost` from a name's bucket: 0.0 when it was there, otherwise the seconds until it will be.
-
-        A cost above the burst empties a full bucket.
-        """
-        cost = min(cost, self._burst)
+    def take(self, name: str) -> float:
+        """Take one from a name's bucket: 0.0 when it was there, otherwise the seconds until it will be."""
         with self._lock:
             now_s = self._clock()
             bucket = self._buckets.get(name)
@@ -44,9 +40,9 @@ class Buckets:
                     self._sweep(now_s)
                 bucket = self._buckets[name] = _Bucket(self._burst, now_s)
             bucket.left, bucket.at_s = self._filled(bucket, now_s), now_s
-            if bucket.left < cost:
-                return (cost - bucket.left) / self._rate_per_s
-            bucket.left -= cost
+            if bucket.left < 1.0:
+                return (1.0 - bucket.left) / self._rate_per_s
+            bucket.left -= 1.0
             return 0.0
 
     def __len__(self) -> int:
