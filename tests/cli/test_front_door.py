@@ -18,7 +18,7 @@ VERBS = {
     *("demo", "up", "status", "trace", "requests", "report", "alerts", "alert", "models", "versions", "compare"),
     *("gate", "approve", "sign", "promote", "rollback", "route", "rollout", "retraining"),
     *("train", "recipe", "data", "key", "token"),
-    *("config", "engine", "gateway", "monitor", "worker", "api", "audit", "db"),
+    *("config", "engine", "gateway", "monitor", "worker", "controller", "api", "audit", "db"),
 }
 HEAVY = [
     "fastapi",

@@ -127,7 +127,8 @@ def test_up_gives_gateway_and_engine_the_time_their_settings_say(
     monkeypatch.setenv("TUNELOOP_GATEWAY_DRAIN_S", "40")
     monkeypatch.setattr(up, "supervise", lambda _commands, _logs, *, patience_s: given.update(patience_s))
     up.run(tmp_path, tmp_path)
-    assert given == {"engine": 80, "gateway": 130, "monitor": 30, "worker": 30, "api": 80}
+    expected = {"engine": 80, "gateway": 130, "monitor": 30, "worker": 30, "controller": 30, "api": 80}
+    assert given == expected
 
 
 def test_a_stubborn_process_is_killed_with_its_children_and_grandchildren(

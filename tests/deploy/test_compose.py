@@ -110,7 +110,9 @@ def test_only_the_gateway_is_reachable_from_outside() -> None:
     assert published.keys() == {"api", "prometheus", "grafana"}
     assert all(port.startswith("127.0.0.1:") for ports in published.values() for port in ports)
     assert compose()["networks"]["inside"]["internal"]
-    assert all(SERVICES[name]["networks"] == ["inside"] for name in ("postgres", "mlflow", "engine", "monitor"))
+    assert all(
+        SERVICES[name]["networks"] == ["inside"] for name in ("postgres", "mlflow", "engine", "monitor", "controller")
+    )
 
 
 @pytest.mark.parametrize("name", SERVICES)
@@ -121,7 +123,7 @@ def test_every_service_is_pinned_checked_restarted_and_unprivileged(name: str) -
     assert service["cap_drop"] == ["ALL"]
     assert service["security_opt"] == ["no-new-privileges:true"]
     assert "privileged" not in service
-    assert name == "worker" or service["healthcheck"]["test"][0] == "CMD"  # the worker listens nowhere
+    assert name in {"worker", "controller"} or service["healthcheck"]["test"][0] == "CMD"  # those two listen nowhere
 
 
 @pytest.mark.parametrize("name", SERVICES)

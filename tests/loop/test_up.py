@@ -63,7 +63,7 @@ def test_up_runs_every_process_and_stops_them_all_on_ctrl_c(registry: Registry, 
         process.send_signal(signal.SIGINT)
         said, _ = process.communicate(timeout=90)
     assert ready, said
-    assert logs == {"engine", "gateway", "monitor", "worker", "api"}
+    assert logs == {"engine", "gateway", "monitor", "worker", "controller", "api"}
     assert process.returncode == 0
     assert "all stopped" in said
     assert _left(home) == []

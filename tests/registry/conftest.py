@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from registry.verbs import Verb, let_live, verb_at
+from registry.world import World, publish, set_up
 from tuneloop.registry import Registry
 from tuneloop.registry.settings import RegistrySettings
 
@@ -38,3 +40,36 @@ def shared(tmp_path_factory: pytest.TempPathFactory, empty_mlflow: Path) -> Iter
 def verb_there(shared: Registry, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Verb:
     """Runs `tuneloop …` on the shared registry."""
     return verb_at(shared.settings.home, monkeypatch, capfd)
+
+
+@pytest.fixture(scope="session")
+def published_mlflow(tmp_path_factory: pytest.TempPathFactory, empty_mlflow: Path) -> Path:
+    """An MLflow that holds two versions of `bot`: publishing takes seconds, copying the file none."""
+    home = tmp_path_factory.mktemp("published")
+    shutil.copy(empty_mlflow, home)
+    with Registry.open(RegistrySettings(home=home)) as opened:
+        publish(opened, home)
+    return home / "mlflow.db"
+
+
+@pytest.fixture
+def published_home(tmp_path: Path, published_mlflow: Path) -> Path:
+    """A state folder of its own, with those versions in its MLflow."""
+    home = tmp_path / "home"
+    home.mkdir()
+    shutil.copy(published_mlflow, home)
+    return home
+
+
+@pytest.fixture
+def world(registry: Registry, published_mlflow: Path) -> Iterator[World]:
+    """`bot@1` serves everything, `bot@2` may; an engine and a gateway live, and nobody asks yet."""
+    shutil.copy(published_mlflow, registry.settings.home)
+    set_up(registry)
+    running = World(registry)
+    running.start()
+    deadline = time.monotonic() + 5
+    while not registry.fleet.gateways() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    yield running
+    running.close()

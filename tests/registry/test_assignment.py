@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tuneloop.registry.assignment import assign, bucket
+from tuneloop.registry.assignment import assign, bucket, held_out, key_hash
 from tuneloop.registry.errors import InvalidInput
 from tuneloop.registry.nouns import Arm, Route
 from tuneloop.registry.promotion import arrange
@@ -17,16 +17,32 @@ from tuneloop.registry.promotion import arrange
 weights = st.integers(min_value=0, max_value=10_000)
 
 
-def _route(canary_bp: int, salt: str = "s") -> Route:
+def _route(canary_bp: int, salt: str = "s", holdout_bp: int = 0) -> Route:
     arms = (Arm(version=2, weight_bp=canary_bp), Arm(version=1, weight_bp=10_000 - canary_bp))
-    return Route(model="bot", revision=1, arms=arms, salt=salt, by="a", reason="r", at=datetime(2026, 1, 1, tzinfo=UTC))
+    at = datetime(2026, 1, 1, tzinfo=UTC)
+    return Route(model="bot", revision=1, arms=arms, salt=salt, by="a", reason="r", at=at, holdout_bp=holdout_bp)
 
 
-@given(key=st.text(), low=weights, high=weights)
-def test_raising_a_canary_never_moves_a_key_back(key: str, low: int, high: int) -> None:
+holdouts = st.integers(min_value=0, max_value=9_999)
+
+
+@given(key=st.text(), low=weights, high=weights, holdout=holdouts)
+def test_raising_a_canary_never_moves_a_key_back(key: str, low: int, high: int, holdout: int) -> None:
     low, high = sorted((low, high))
-    if assign(_route(low), key) == 2:
-        assert assign(_route(high), key) == 2
+    if assign(_route(low, holdout_bp=holdout), key) == 2:
+        assert assign(_route(high, holdout_bp=holdout), key) == 2
+
+
+@given(key=st.text(), share=weights, low=holdouts, high=holdouts)
+def test_who_is_held_out_gets_the_champion_and_lowering_the_holdout_holds_nobody_else(
+    key: str, share: int, low: int, high: int
+) -> None:
+    low, high = sorted((low, high))
+    few, many, none = (_route(share, holdout_bp=holdout) for holdout in (low, high, 0))
+    assert assign(many, key) == (1 if held_out(many, key_hash(key)) else assign(none, key))
+    if held_out(few, key_hash(key)):
+        assert held_out(many, key_hash(key))
+    assert not held_out(none, key_hash(key))
 
 
 @given(key=st.text(), share=weights)
@@ -47,6 +63,28 @@ def test_a_key_stays_in_its_arm(key: str, share: int) -> None:
 )
 def test_buckets_are_the_published_ones(salt: str, model: str, key: str, place: int) -> None:
     assert bucket(salt, model, key) == place
+
+
+@pytest.mark.parametrize(
+    ("salt", "model", "key", "place"),
+    # h=$(printf user-1 | sha256sum | cut -c1-32); { printf '00ff/holdout\0support-bot\0'; printf $h; } | b2sum -l 64
+    [("00ff", "support-bot", "user-1", 880), ("00ff", "support-bot", "user-2", 4585), ("s", "bot", "zoë", 6521)],
+)
+def test_who_is_held_out_is_as_published(salt: str, model: str, key: str, place: int) -> None:
+    def held(holdout_bp: int) -> bool:
+        route = _route(0, salt, holdout_bp).model_copy(update={"model": model})
+        return held_out(route, key_hash(key))
+
+    assert (held(place), held(place + 1)) == (False, True)
+
+
+def test_who_is_held_out_tells_nothing_of_who_gets_the_canary() -> None:
+    n = 100_000
+    route = _route(1_000, holdout_bp=1_000)
+    out = [f"user-{i}" for i in range(n) if held_out(route, key_hash(f"user-{i}"))]
+    assert abs(len(out) - n // 10) < 570
+    would = sum(assign(_route(1_000), key) == 2 for key in out)
+    assert abs(would - len(out) // 10) < 6 * (len(out) * 0.09) ** 0.5
 
 
 def test_shares_are_exact_in_the_long_run() -> None:

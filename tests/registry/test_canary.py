@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from tests_support import request_record
 from tuneloop.registry.canary import ArmSample, Limits, always_valid_difference, judge
-from tuneloop.registry.errors import InvalidInput
 from tuneloop.registry.nouns import Feedback
 
 AT = datetime(2026, 11, 1, 12, 0, tzinfo=UTC)
@@ -31,6 +32,25 @@ def _verdicts(champion: ArmSample, challenger: ArmSample, limits: Limits | None 
         check.name: check.verdict
         for check in judge([(champion, challenger)], limits or Limits(), step_answered=challenger.answered)
     }
+
+
+def test_longer_answers_are_judged_where_they_have_a_limit() -> None:
+    def arm(tokens: int) -> ArmSample:
+        return replace(_arm(200), tokens=tuple(tokens + i % 3 for i in range(200)))
+
+    limits = Limits(token_ratio=1.5)
+    assert "tokens" not in _verdicts(arm(100), arm(300))
+    assert _verdicts(arm(100), arm(110), limits)["tokens"] == "pass"
+    assert _verdicts(arm(100), arm(300), limits)["tokens"] == "fail"
+    assert _verdicts(_arm(200), arm(300), limits)["tokens"] == "inconclusive", "nobody counted the champion's"
+    *_, check = judge([(arm(100), arm(300))], limits, step_answered=200)
+    assert check.detail == "tokens of an answer 2.98 × the champion's (geometric mean)"
+
+
+def test_tokens_are_those_of_answers_whose_engine_counted_them() -> None:
+    counted = [request_record(i, AT, completion_tokens=tokens) for i, tokens in enumerate((12, None, 0, 7))]
+    failed = request_record(9, AT, completion_tokens=99, status=500)
+    assert ArmSample.of(1, [*counted, failed], {}).tokens == (12, 7)
 
 
 def test_the_feedback_interval_is_the_one_worked_out_by_hand() -> None:
@@ -205,8 +225,8 @@ def test_what_was_assigned_counts_not_what_served() -> None:
 
 @pytest.mark.parametrize(
     "limits",
-    [{"min_samples": 0}, {"feedback_margin": 0.0}, {"error_margin": 1.5}, {"latency_ratio": 1.0}, {"alpha": 0.0}],
+    [{"token_ratio": 1.0}, {"feedback_margin": 0.0}, {"error_margin": 1.5}, {"latency_ratio": 1.0}, {"alpha": 0.0}],
 )
 def test_limits_nothing_could_pass_are_refused(limits: dict[str, float]) -> None:
-    with pytest.raises(InvalidInput):
-        Limits(**limits)  # type: ignore[arg-type]  # one field of either type at a time
+    with pytest.raises(ValidationError):
+        Limits(**limits)

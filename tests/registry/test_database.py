@@ -21,10 +21,14 @@ from tests_support import request_record
 from tuneloop.registry import Registry
 from tuneloop.registry import database as migrations_home
 from tuneloop.registry.database import Database
-from tuneloop.registry.errors import InvalidInput, Unavailable
-from tuneloop.registry.experiments.declaration import Declaration, Plan, Primary
+from tuneloop.registry.errors import Conflict, InvalidInput, Unavailable
+from tuneloop.registry.experiments.declaration import Declaration, Primary
+from tuneloop.registry.experiments.declaration import Plan as ExperimentPlan
 from tuneloop.registry.nouns import Arm
+from tuneloop.registry.promotion import Change
+from tuneloop.registry.rollout import Plan
 from tuneloop.registry.settings import RegistrySettings
+from tuneloop.registry.steering import declare
 from tuneloop.registry.tables import metadata
 
 
@@ -99,21 +103,39 @@ def test_an_older_databases_routes_have_no_overrides(registries: Registry) -> No
     registries.routes.write("bot", arms, by="ada", reason="r", expected_revision=1)
 
 
-def test_experiments_go_with_the_older_schema_and_the_audit_log_stays(registries: Registry) -> None:
-    database, plan = registries.database, Plan(days_seen=0.0, units_seen=0)
-    metric = Primary(kind="binary", measure="error", goal="lower", minimum_effect=0.1)
-    declared = Declaration(model="bot", hypothesis="h", arms={1: 5_000, 2: 5_000}, control=1, primary=metric)
-    made = registries.experiments.new(declared, plan, by="ada", reason="r")
+def _downgraded_and_upgraded(database: Database, revision: str) -> None:
     config = Config()
     config.set_main_option("script_location", str(Path(migrations_home.__file__).parent / "migrations"))
     with database.writing() as connection:
         config.attributes["connection"] = connection
-        command.downgrade(config, "0004")
+        command.downgrade(config, revision)
     database.upgrade()
+
+
+def test_experiments_go_with_the_older_schema_and_the_audit_log_stays(registries: Registry) -> None:
+    plan = ExperimentPlan(days_seen=0.0, units_seen=0)
+    metric = Primary(kind="binary", measure="error", goal="lower", minimum_effect=0.1)
+    declared = Declaration(model="bot", hypothesis="h", arms={1: 5_000, 2: 5_000}, control=1, primary=metric)
+    made = registries.experiments.new(declared, plan, by="ada", reason="r")
+    _downgraded_and_upgraded(registries.database, "0004")
     assert registries.experiments.all() == []
     assert [entry.action for entry in registries.audit.entries(made.id)] == ["experiment.new"]
     again = registries.experiments.new(declared, plan, by="ada", reason="r")
     assert registries.experiments.get(again.id) == again
+
+
+def test_a_rollout_goes_with_the_older_schema_and_its_share_stays(registries: Registry) -> None:
+    arms = [Arm(version=2, weight_bp=1_000), Arm(version=1, weight_bp=9_000)]
+    written = registries.routes.write("bot", arms, by="ada", reason="r", expected_revision=0)
+    registries.gates.approve("bot", 2, by="ada", reason="r")
+    declared = declare(registries, "bot", 2, Plan(), Change("ada", "r"))
+    assert registries.rollouts.open("bot") == declared
+    _downgraded_and_upgraded(registries.database, "0006")
+    assert registries.rollouts.all("bot") == []
+    assert registries.routes.current("bot") == written
+    again = declare(registries, "bot", 2, Plan(), Change("ada", "r"))
+    with pytest.raises(Conflict):
+        registries.rollouts.declare(again.model_copy(update={"id": "ro_2"}))
 
 
 def test_a_transaction_that_raises_leaves_nothing(registries: Registry) -> None:

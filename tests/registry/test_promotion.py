@@ -20,7 +20,7 @@ from tuneloop.registry import Registry, audit, promotion, staging
 from tuneloop.registry.assignment import assign, key_hash, overridden
 from tuneloop.registry.errors import Conflict, InvalidInput, NotFound, Refused, Unavailable, Unreadable
 from tuneloop.registry.nouns import RetrainingState
-from tuneloop.registry.promotion import Change, override, promote, rollback, set_route
+from tuneloop.registry.promotion import Change, hold_out, override, promote, rollback, set_route
 from tuneloop.registry.settings import RegistrySettings
 
 CHANGE = Change("ada", "test")
@@ -115,6 +115,23 @@ def test_a_testers_key_gets_the_version_it_was_given_and_everybody_else_what_the
         override(two_versions, "bot", {"tester": 1}, CHANGE, expected_revision=made.revision)
     with pytest.raises(InvalidInput, match="an empty key is nobody's"):
         override(two_versions, "bot", {" ": 1}, CHANGE)
+
+
+def test_a_holdout_stays_over_other_changes_until_it_is_given_back(two_versions: Registry) -> None:
+    held = hold_out(two_versions, "bot", 500, CHANGE)
+    assert (held.split, held.holdout_bp) == ({1: 10_000}, 500)
+    entry = two_versions.audit.entries("bot")[0]
+    assert (entry.action, entry.detail["holdout_bp"]) == ("route.holdout", 500)
+    assert set_route(two_versions, "bot", {2: 5_000, 1: 5_000}, CHANGE).holdout_bp == 500
+    assert override(two_versions, "bot", {"tester": 2}, CHANGE).holdout_bp == 500
+    assert rollback(two_versions, "bot", CHANGE).holdout_bp == 500
+    freed = hold_out(two_versions, "bot", 0, CHANGE)
+    assert (freed.holdout_bp, overridden(freed, "tester")) == (0, 2)
+    for share_bp in (-1, 10_000):
+        with pytest.raises(InvalidInput, match=r"is not from 0 to 9999 basis points"):
+            hold_out(two_versions, "bot", share_bp, CHANGE)
+    with pytest.raises(Conflict):
+        hold_out(two_versions, "bot", 100, CHANGE, expected_revision=held.revision)
 
 
 def test_a_version_that_does_not_exist_is_refused_and_nothing_changes(two_versions: Registry) -> None:

@@ -5,92 +5,39 @@ The thread does what an engine, a gateway and two hundred users do; the stores a
 
 from __future__ import annotations
 
-import itertools
 import threading
 import time
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests_support import beat_engine, beat_gateway, publish_version, request_record, retraining_request
+from registry.world import CHANGE, KEYS, World, splits
+from tests_support import publish_version
 from tuneloop.registry import Registry
 from tuneloop.registry.assignment import assign
 from tuneloop.registry.canary import Limits
-from tuneloop.registry.errors import InvalidInput, Refused, Unavailable
-from tuneloop.registry.nouns import Arm, Feedback, RetrainingState, Route, version_name
+from tuneloop.registry.errors import Refused, Unavailable
+from tuneloop.registry.judging import Trial, trial_of
+from tuneloop.registry.nouns import Arm, GateReport
 from tuneloop.registry.promotion import Change, promote, set_route
-from tuneloop.registry.rollout import Plan, Trial, limits_of, run, trial_of
+from tuneloop.registry.rollout import Plan, Step
+from tuneloop.registry.steering import declare, drive
 
-CHANGE = Change("ada", "answers the drift")
-LIMITS = Limits(min_samples=20, feedback_margin=0.2, error_margin=0.1)
-PLAN = Plan((1_000, 5_000, 10_000), LIMITS, hold_s=0.0, give_up_s=60.0)
-NO_TRAFFIC = Plan((1_000, 5_000, 10_000), LIMITS, hold_s=0.0, give_up_s=0.2)
-KEYS = [f"user-{i}" for i in range(200)]
-
-
-class World(threading.Thread):
-    """An engine that loads what the route names, a gateway that follows at once, users who rate every answer."""
-
-    def __init__(self, registry: Registry) -> None:
-        super().__init__()
-        self.score: dict[int, float] = {}  # version → what users think of its answers; empty: nobody asks
-        self.asks_below_bp = 10_001  # users ask while no challenger has this share
-        self._registry = registry
-        self._closing = threading.Event()
-        self._numbers, self._quarters = itertools.count(), itertools.count()
-
-    def run(self) -> None:
-        while not self._closing.wait(0.05):
-            route = self._registry.routes.current("bot")
-            beat_engine(self._registry, *(version_name("bot", arm.version) for arm in route.arms))
-            beat_gateway(self._registry, {"bot": route.revision})
-            if self.score and all(arm.weight_bp < self.asks_below_bp for arm in route.arms[:-1]):
-                self._ask(route)
-
-    def close(self) -> None:
-        self._closing.set()
-        self.join()
-
-    def _ask(self, route: Route) -> None:
-        now, records, feedback = self._registry.clock(), [], []
-        for key in KEYS[next(self._quarters) % 4 :: 4]:  # all of them, over four looks
-            number, version = next(self._numbers), assign(route, key)
-            who = {"assigned_version": version, "served_version": version, "revision": route.revision, "key_hash": key}
-            records.append(request_record(number, now, **who))
-            score = min(1.0, self.score[version] + 0.1 * (number % 2))
-            feedback.append(Feedback(id=f"f{number}", request_id=f"req-{number}", at=now, score=score))
-        self._registry.traffic.add_requests(records)
-        self._registry.traffic.add_feedback(feedback)
-
-
-@pytest.fixture
-def world(registry: Registry, tmp_path: Path) -> Iterator[World]:
-    """`bot@1` serves everything, `bot@2` is approved and made by a retraining request; nobody asks yet."""
-    request = registry.retraining.file(
-        retraining_request(registry.clock(), id="rt_1", state=RetrainingState.GATED, result_version=2), by="monitor"
-    )
-    publish_version(registry, tmp_path / "v1")
-    publish_version(registry, tmp_path / "v2", request_id=request.id, parent=1)
-    registry.gates.approve("bot", 1, by="ada", reason="test")
-    registry.gates.approve("bot", 2, by="ada", reason="test")
-    promote(registry, "bot", 1, CHANGE)
-    running = World(registry)
-    running.start()
-    deadline = time.monotonic() + 5
-    while not registry.fleet.gateways() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    yield running
-    running.close()
+LIMITS = Limits(feedback_margin=0.2, error_margin=0.1)
+STEPS = tuple(Step(weight_bp=share_bp, hold_s=0.0, min_samples=20) for share_bp in (1_000, 5_000))
+PLAN = Plan(steps=STEPS, limits=LIMITS, give_up_s=60.0)
+NO_TRAFFIC = Plan(steps=STEPS, limits=LIMITS, give_up_s=0.2)
 
 
 def _quiet(_line: str) -> None:
     """What a rollout says is looked at elsewhere."""
 
 
-def _splits(registry: Registry) -> list[dict[int, int]]:
-    return [route.split for route in reversed(registry.routes.history("bot"))]
+def run(
+    registry: Registry, model: str, version: int, plan: Plan, change: Change, say: Callable[[str], None]
+) -> GateReport:
+    return drive(registry, declare(registry, model, version, plan, change), say)
 
 
 def test_a_good_version_rises_step_by_step_to_everything(registry: Registry, world: World) -> None:
@@ -98,7 +45,7 @@ def test_a_good_version_rises_step_by_step_to_everything(registry: Registry, wor
     said: list[str] = []
     report = run(registry, "bot", 2, PLAN, CHANGE, said.append)
     assert report.verdict == "pass"
-    assert _splits(registry) == [
+    assert splits(registry) == [
         {1: 10_000},
         {2: 0, 1: 10_000},  # staged: loaded before anybody gets it
         {2: 1_000, 1: 9_000},
@@ -196,7 +143,7 @@ def test_a_paused_rollout_is_judged_at_the_step_it_had_reached_before_it_rises(
     said: list[str] = []
     run(registry, "bot", 2, PLAN, CHANGE, said.append)
     assert said[0] == f"revision {revision}: bot@2 has 10 % already; judging there first"
-    assert _splits(registry)[revision:] == [{2: 5_000, 1: 5_000}, {1: 0, 2: 10_000}]
+    assert splits(registry)[revision:] == [{2: 5_000, 1: 5_000}, {1: 0, 2: 10_000}]
 
 
 def test_a_rollout_killed_before_its_last_step_is_judged_there_and_promoted(registry: Registry, world: World) -> None:
@@ -204,7 +151,7 @@ def test_a_rollout_killed_before_its_last_step_is_judged_there_and_promoted(regi
     revision = registry.routes.current("bot").revision
     world.score = {1: 0.5, 2: 0.8}
     assert run(registry, "bot", 2, PLAN, CHANGE, _quiet).verdict == "pass"
-    assert _splits(registry)[revision:] == [{1: 0, 2: 10_000}]
+    assert splits(registry)[revision:] == [{1: 0, 2: 10_000}]
 
 
 def test_somebody_elses_revision_stops_a_rollout_and_stays(registry: Registry, world: World) -> None:
@@ -232,7 +179,7 @@ def test_the_version_kept_for_rollback_gives_way_to_the_new_champions_predecesso
     registry.gates.approve("bot", 3, by="ada", reason="test")
     world.score = {1: 0.5, 2: 0.5, 3: 0.8}
     run(registry, "bot", 3, PLAN, CHANGE, _quiet)
-    assert _splits(registry)[-3:] == [
+    assert splits(registry)[-3:] == [
         {1: 0, 3: 1_000, 2: 9_000},
         {1: 0, 3: 5_000, 2: 5_000},
         {2: 0, 3: 10_000},
@@ -265,59 +212,6 @@ def test_what_is_compared_begins_when_the_version_last_got_a_share(registry: Reg
 def test_a_step_without_traffic_of_its_own_does_not_pass_on_an_earlier_steps(registry: Registry, world: World) -> None:
     world.score = {1: 0.5, 2: 0.8}
     world.asks_below_bp = 5_000
-    clock = itertools.count()
-
-    def hours() -> float:
-        """Stands still until the step without traffic, then an hour a look."""
-        return 3_600.0 * next(clock) if registry.routes.current("bot").split.get(2) == 5_000 else 0.0
-
     with pytest.raises(Refused, match=r"paused at 50 %.*answered on this step, at least 20"):
-        run(registry, "bot", 2, PLAN, CHANGE, _quiet, clock=hours)
+        run(registry, "bot", 2, PLAN.model_copy(update={"give_up_s": 3.0}), CHANGE, _quiet)
     assert registry.routes.current("bot").split == {2: 5_000, 1: 5_000}
-
-
-@pytest.mark.parametrize(
-    ("hold_s", "give_up_s", "message"),
-    [
-        (float("nan"), 60.0, "hold_s nan is not a number of seconds from 0 up"),
-        (-1.0, 60.0, "hold_s -1 is not"),
-        (1.0, float("inf"), "give_up_s inf is not"),
-        (60.0, float("nan"), "give_up_s nan is not"),
-        (60.0, 59.0, "give_up_s 59 is under hold_s 60: no step could ever be decided"),
-    ],
-)
-def test_times_that_could_never_be_kept_are_refused(hold_s: float, give_up_s: float, message: str) -> None:
-    with pytest.raises(InvalidInput, match=message):
-        Plan(hold_s=hold_s, give_up_s=give_up_s)
-
-
-@pytest.mark.parametrize(
-    ("steps", "message"),
-    [
-        ((), "must rise and end at 10000"),
-        ((1_000, 5_000), "must rise and end at 10000"),
-        ((5_000, 1_000, 10_000), "must rise"),
-        ((0, 10_000), "first step must be above 0"),
-        ((10_000,), "needs a step below 10000.*tuneloop promote"),
-    ],
-)
-def test_a_plan_that_is_none_is_refused(steps: tuple[int, ...], message: str) -> None:
-    with pytest.raises(InvalidInput, match=message):
-        Plan(steps)
-
-
-def test_a_running_rollout_is_judged_by_its_own_limits_also_after_it_is_resumed(
-    registry: Registry, world: World
-) -> None:
-    def limits() -> Limits | None:
-        return limits_of(registry, "bot", trial_of(registry, "bot", 2))
-
-    with pytest.raises(Refused, match="paused at 10 %"):
-        run(registry, "bot", 2, NO_TRAFFIC, CHANGE, print)
-    assert limits() == LIMITS
-    tighter = replace(NO_TRAFFIC, limits=replace(LIMITS, feedback_margin=0.1))
-    with pytest.raises(Refused, match="paused at 10 %"):
-        run(registry, "bot", 2, tighter, CHANGE, print)
-    assert limits() == tighter.limits
-    set_route(registry, "bot", {2: 2_000, 1: 8_000}, CHANGE)
-    assert limits() is None, "a share that somebody set by hand is no rollout's"

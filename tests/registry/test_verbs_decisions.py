@@ -15,6 +15,15 @@ from tuneloop.registry.nouns import Check, GateReport
 from tuneloop.registry.policies import RetrainingPolicy
 
 
+def test_a_share_of_the_keys_is_held_out_and_given_back(lived_in: Registry, verb: Verb) -> None:
+    lived_in.fleet.forget_gateway("g1")
+    code, out, _ = verb("route", "holdout", "bot", "--share", "250", *WHO)
+    assert (code, out) == (0, "bot revision 3: 2=1000 1=9000, 2.5 % of the keys held out (by ada: test)\n")
+    assert json.loads(verb("route", "show", "bot", "--json")[1])["holdout_bp"] == 250
+    assert verb("route", "holdout", "bot", "--share", "10000", *WHO)[0] == 2
+    assert verb("route", "holdout", "bot", "--share", "0", *WHO)[1] == "bot revision 4: 2=1000 1=9000 (by ada: test)\n"
+
+
 @pytest.mark.parametrize(
     ("body", "message"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from tuneloop.registry import Registry
 from tuneloop.registry.api.app import ROUTERS
 from tuneloop.registry.api.openapi import operations, permission_of
 from tuneloop.registry.roles import ROLES, Role
+from tuneloop.registry.rollout import RolloutState
 from tuneloop.registry.settings import RegistrySettings
 
 WHY = {"reason": "test"}
@@ -32,6 +34,17 @@ class Write:
     action: str
     subject: str
     status: int = 200
+    ready: Callable[[Registry], None] = lambda _: None  # what must have happened before
+
+
+def pause(registry: Registry) -> None:
+    """As a controller does that can decide nothing."""
+    there = registry.rollouts.open("bot")
+    assert there is not None
+    held = registry.rollouts.claim(there.id, "test", 60)
+    assert held is not None
+    with registry.database.writing() as connection:
+        registry.rollouts.end(connection, held, RolloutState.PAUSED, "no samples")
 
 
 BOT = "/v1/models/bot"
@@ -43,7 +56,9 @@ WRITES = (
     Write("override_keys", "PATCH", f"{BOT}/route/overrides", {"keys": {"t": 2}}, "route.override", "bot"),
     Write("promote_version", "POST", f"{BOT}/versions/2/promote", {}, "version.promote", "bot"),
     Write("roll_back", "POST", f"{BOT}/rollback", {"expected_revision": 2}, "route.rollback", "bot"),
-    Write("abort_rollout", "POST", f"{BOT}/rollout/abort", {}, "route.rollback", "bot"),
+    Write("start_rollout", "POST", f"{BOT}/rollout", {"version": 2}, "rollout.declare", "bot@2"),
+    Write("resume_rollout", "POST", f"{BOT}/rollout/resume", {}, "rollout.resume", "bot@2", ready=pause),
+    Write("abort_rollout", "POST", f"{BOT}/rollout/abort", {}, "rollout.abort", "bot@2"),
     Write("approve_retraining", "POST", "/v1/retraining/rt_1/approve", {}, "retraining.queued", "rt_1"),
     Write("cancel_retraining", "POST", "/v1/retraining/rt_1/cancel", {}, "retraining.cancelled", "rt_1"),
     Write(
@@ -70,6 +85,7 @@ READS = (
     f"{BOT}/route",
     f"{BOT}/route/revisions",
     f"{BOT}/rollout",
+    "/v1/rollouts",
     "/v1/retraining?model=bot&open_only=true",
     "/v1/retraining/rt_1",
     f"{BOT}/retraining-policy",
@@ -102,6 +118,7 @@ def test_a_write_is_done_for_the_roles_that_may_under_the_tokens_name_and_refuse
 ) -> None:
     needed, path = PERMISSIONS[write.name], path_of(plane, write)
     assert needed is not None
+    write.ready(plane.registry)
     before = plane.registry.audit.entries()[0].id
     may = [role for role in Role if needed in ROLES[role]]
     assert Role.ADMIN in may
@@ -148,7 +165,7 @@ def test_what_is_read_is_what_the_registry_holds(shared_plane: Plane) -> None:
     assert shared_plane.get(f"{BOT}/versions/1/gate")["approver"] == "ada"
     assert shared_plane.get(f"{BOT}/route")["route"]["revision"] == 2
     assert shared_plane.get(f"{BOT}/route")["gateways"] == {"g1": 2}
-    assert shared_plane.get(f"{BOT}/rollout")["running"]["report"]["version"] == 2
+    assert shared_plane.get(f"{BOT}/rollout")["report"]["version"] == 2
     assert shared_plane.get("/v1/retraining/rt_1")["history"][0]["action"] == "retraining.file"
     line = shared_plane.get(f"{BOT}/requests")["items"][0]
     assert line["id"] == "req-1"
@@ -274,5 +291,5 @@ def test_on_postgresql_everything_is_read_and_written_too(postgres: Any, registr
                 if answer.status_code != write.status:
                     refused[write.name] = answer.json()["type"].rpartition(":")[2]
             # One after the other on one registry, so some come too late; that, too, is an answer.
-            assert refused == {"roll_back": "conflict", "abort_rollout": "invalid"}
+            assert refused == {"roll_back": "conflict", "start_rollout": "refused", "resume_rollout": "invalid"}
             assert plane.get("/v1/audit/verification")["faults"] == []

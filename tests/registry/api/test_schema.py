@@ -37,6 +37,7 @@ def test_what_was_asked_above_went_as_deep_as_it_should(shared_plane: Plane) -> 
     assert not {403, 429} & set().union(*ANSWERED.values())
     assert shared_plane.ask("GET", "/v1/whoami").status_code == 200
     done = {operation for operation, statuses in ANSWERED.items() if {200, 201} & statuses}
-    # What was revoked above cannot be promoted, a canary that was taken back cannot be aborted, no key's id be guessed.
-    late = {"POST /v1/models/{model}/versions/{version}/promote", "POST /v1/models/{model}/rollout/abort"}
+    # What was revoked above cannot be promoted, a canary that was taken back not be rolled out, no key's id be guessed.
+    rollout = "POST /v1/models/{model}/rollout"
+    late = {"POST /v1/models/{model}/versions/{version}/promote", rollout, f"{rollout}/resume", f"{rollout}/abort"}
     assert ANSWERED.keys() - done <= late | {"POST /v1/keys/{key_id}/revoke"}

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tuneloop.registry.assignment import assign, key_hash
+from tuneloop.registry.assignment import assign, held_out, key_hash
 from tuneloop.registry.errors import InvalidInput
 from tuneloop.registry.keys import key_digest
 from tuneloop.registry.nouns import AdapterState, ApiKey, Arm, EngineState, Route, utc_now
@@ -123,6 +123,18 @@ def test_a_key_with_a_version_of_its_own_gets_it_and_the_champion_stands_in() ->
     assert (found.assigned, found.versions) == (None, (3, 1, 2)), "the split had no say: no canary is judged by it"
     for n in range(200):
         assert plan(view(routes=one), "bot", api_key(), f"u{n}").assigned == assign(split, f"u{n}")
+
+
+def test_a_key_that_is_held_out_gets_the_champion_and_counts_for_no_arm() -> None:
+    held = route((2, 9_000), (1, 1_000)).model_copy(update={"holdout_bp": 2_000, "overrides": {key_hash("me"): 2}})
+    found = {unit: plan(view(routes=(held,)), "bot", api_key(), unit) for unit in map(str, range(500))}
+    out = {unit for unit in found if held_out(held, key_hash(unit))}
+    assert 50 < len(out) < 150
+    assert {(found[unit].assigned, found[unit].versions) for unit in out} == {(None, (1, 2))}
+    assert all(found[unit].assigned == assign(held, unit) for unit in found.keys() - out)
+    mine = next(unit for unit in out)
+    own = held.model_copy(update={"overrides": {key_hash(mine): 2}})
+    assert plan(view(routes=(own,)), "bot", api_key(), mine).versions[0] == 2, "who was named is named"
 
 
 def test_a_pin_needs_a_key_that_may_and_a_version_in_the_route() -> None:

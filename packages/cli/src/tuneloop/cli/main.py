@@ -21,7 +21,7 @@ ORDER = [
     *("models", "versions", "compare", "gate", "approve", "sign"),
     *("promote", "rollback", "route", "rollout", "experiment", "retraining"),
     *("recipe", "data", "plan", "train", "export", "base", "drift"),
-    *("key", "token", "config", "engine", "gateway", "monitor", "worker", "api", "audit", "db"),
+    *("key", "token", "config", "engine", "gateway", "monitor", "worker", "controller", "api", "audit", "db"),
 ]
 
 

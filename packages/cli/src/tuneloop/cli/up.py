@@ -1,4 +1,4 @@
-"""`tuneloop up`: engine, gateway, monitor, worker and control plane on one machine, until Ctrl-C.
+"""`tuneloop up`: engine, gateway, monitor, worker, controller and control plane on one machine, until Ctrl-C.
 
 A process that ends soon after its start stops everything with its last lines (a taken port, a wrong setting); one that
 dies later is started again, with a pause that doubles up to half a minute.
@@ -32,6 +32,7 @@ def run(base: Path, logs: Path) -> None:
         "monitor": tuneloop_command("monitor"),
         "worker": tuneloop_command("worker"),
         "api": tuneloop_command("api"),
+        "controller": tuneloop_command("controller"),
     }
     known = sections()
     patience_s = {name: known[name].load().stop_timeout_s for name in commands if name in known}

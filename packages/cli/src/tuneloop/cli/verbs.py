@@ -39,7 +39,7 @@ def config(answers: TextIO | None, as_json: bool) -> None:
     help="Where their output goes; logs of the state folder.",
 )
 def up(base: Path, logs: Path | None) -> None:
-    """Run engine, gateway, monitor, worker and control plane on this machine until Ctrl-C."""
+    """Run engine, gateway, monitor, worker, controller and control plane on this machine until Ctrl-C."""
     from tuneloop.cli.up import run
 
     if not base.is_dir():

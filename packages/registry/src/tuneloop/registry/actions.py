@@ -10,9 +10,8 @@ from tuneloop.registry.facade import Registry
 from tuneloop.registry.files import is_file
 from tuneloop.registry.hurry import LOOKUP_TIMEOUT_S, mlflow_within
 from tuneloop.registry.nouns import Approval, Route, parse_version_name
-from tuneloop.registry.overview import canary_of, version
+from tuneloop.registry.overview import version
 from tuneloop.registry.policies import RetrainingPolicy
-from tuneloop.registry.promotion import Change, rollback
 from tuneloop.registry.roles import Role
 
 
@@ -60,17 +59,6 @@ def revoke(registry: Registry, model: str, number: int, *, by: str, reason: str,
     made = registry.gates.revoke(model, number, by=by, reason=reason, role=role)
     route = registry.routes.current_all().get(model)
     return Revoked(made, not_looked_up, () if route is None else _still_served(route, number))
-
-
-def abort(registry: Registry, model: str, change: Change, *, expected_revision: int | None = None) -> Route:
-    """Take the running canary's share away.
-
-    Raises:
-        InvalidInput: none is running.
-    """
-    if canary_of(registry.routes.current(model)) is None:
-        raise InvalidInput(f"no canary of {model} is running; `tuneloop rollback {model}` undoes a promotion")
-    return rollback(registry, model, change, expected_revision=expected_revision)
 
 
 def check_recipe(registry: Registry, policy: RetrainingPolicy, where: str) -> None:

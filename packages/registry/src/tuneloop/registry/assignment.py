@@ -2,6 +2,10 @@
 
 `bucket = BLAKE2b-64(salt ‖ 0 ‖ model ‖ 0 ‖ key) mod 10,000`. A challenger of weight w owns `[0, w)`, so raising w only
 moves keys from the champion to it, and lowering it is the exact inverse. Costs about 2 µs.
+
+A route may hold a share of the keys out: they get the champion whatever the split says. Their places come from a salt
+of their own, so who is held out tells nothing of who would get which arm, and from the key's hash, so that a record,
+which keeps no more, tells too.
 """
 
 from __future__ import annotations
@@ -27,8 +31,15 @@ def overridden(route: Route, key: str) -> int | None:
     return route.overrides.get(key_hash(key)) if route.overrides else None
 
 
+def held_out(route: Route, hashed: str) -> bool:
+    """Whether a key, by its `key_hash`, is kept out of the split of this route revision; the same for a record's."""
+    return route.holdout_bp > 0 and bucket(f"{route.salt}/holdout", route.model, hashed) < route.holdout_bp
+
+
 def assign(route: Route, key: str) -> int:
-    """The version that the split of this route revision gives this key."""
+    """The version that this route revision gives this key: by the split, or the champion to one that is held out."""
+    if route.holdout_bp > 0 and held_out(route, key_hash(key)):
+        return route.champion
     place = bucket(route.salt, route.model, key)
     upper = 0
     for arm in route.arms:

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Literal
 
-from tuneloop.registry.errors import InvalidInput
-from tuneloop.registry.nouns import Check, Feedback, Interval, RequestRecord
+from pydantic import ConfigDict, Field
+
+from tuneloop.registry.nouns import Check, Feedback, Interval, Noun, RequestRecord
 from tuneloop.registry.sequences import drawn_variance, radius, stratum_shares
 
 Verdict = Literal["pass", "fail", "inconclusive"]
@@ -25,28 +26,17 @@ CLIENT_FAULT = 400
 SERVER_FAULT = 500
 
 
-@dataclass(frozen=True)
-class Limits:
+class Limits(Noun):
     """How much worse a challenger may be and still pass."""
 
-    min_samples: int = 30  # answered requests of the challenger, on each step
-    feedback_margin: float = 0.10  # of a score in [0, 1]
-    error_margin: float = 0.05  # of the share of failed requests
-    latency_ratio: float = 1.5  # of the geometric mean of the total time
-    alpha: float = 0.05  # of each check, over all looks
+    model_config = ConfigDict(strict=True)
 
-    def __post_init__(self) -> None:
-        if self.min_samples < 1:
-            raise InvalidInput(f"at least 1 sample must be asked for, not {self.min_samples}")
-        if not 0 < self.feedback_margin <= 1 or not 0 < self.error_margin <= 1:
-            raise InvalidInput(
-                f"margins are shares above 0 and up to 1, not {self.feedback_margin} (feedback) and "
-                f"{self.error_margin} (errors); with none, no number of samples could ever pass"
-            )
-        if not 1 < self.latency_ratio < math.inf or not 0 < self.alpha < 1:
-            raise InvalidInput(
-                f"latency_ratio {self.latency_ratio} must be above 1, alpha {self.alpha} between 0 and 1"
-            )
+    feedback_margin: float = Field(default=0.10, gt=0, le=1)  # of a score in [0, 1]
+    error_margin: float = Field(default=0.05, gt=0, le=1)  # of the share of failed requests
+    latency_ratio: float = Field(default=1.5, gt=1, allow_inf_nan=False)  # of the geometric mean of the total time
+    # Of the geometric mean of the answers' tokens; None: not looked at (what is slower to no end shows in latency).
+    token_ratio: float | None = Field(default=None, gt=1, allow_inf_nan=False)
+    alpha: float = Field(default=0.05, gt=0, lt=1)  # of each check, over all looks
 
 
 @dataclass(frozen=True)
@@ -57,6 +47,7 @@ class ArmSample:
     failed: int
     scores: tuple[float, ...]  # newest feedback score per request, in [0, 1]
     total_ms: tuple[float, ...]  # of answered requests
+    tokens: tuple[int, ...] = ()  # of answers whose engine counted them
 
     @property
     def asked(self) -> int:
@@ -78,28 +69,31 @@ class ArmSample:
             r for r in mine if r.status < SERVER_FAULT and r.error is None and r.served_version == r.assigned_version
         ]
         scores = [score for r in answered if (score := _score(feedback.get(r.id, ()))) is not None]
-        return cls(len(answered), len(mine) - len(answered), tuple(scores), tuple(r.total_ms for r in answered))
+        times_ms = tuple(r.total_ms for r in answered)
+        tokens = tuple(r.completion_tokens for r in answered if r.completion_tokens)
+        return cls(len(answered), len(mine) - len(answered), tuple(scores), times_ms, tokens)
 
 
 Arms = tuple[ArmSample, ArmSample]  # champion and challenger under one revision
 
 
-def judge(revisions: Sequence[Arms], limits: Limits, *, step_answered: int) -> tuple[Check, ...]:
-    """Samples, errors, latency and feedback of the challenger against the champion.
+def judge(revisions: Sequence[Arms], limits: Limits, *, step_answered: int, min_samples: int = 30) -> tuple[Check, ...]:
+    """Samples, errors, latency, feedback and, where it has a limit, length of the challenger against the champion.
 
     `step_answered` of the challenger's answers were given on the present step; those alone count as its samples.
     """
-    enough: Verdict = "pass" if step_answered >= limits.min_samples else "inconclusive"
-    return (
+    enough: Verdict = "pass" if step_answered >= min_samples else "inconclusive"
+    checks = (
         Check(
             name="samples",
             verdict=enough,
-            detail=f"{step_answered} answered on this step, at least {limits.min_samples} asked for",
+            detail=f"{step_answered} answered on this step, at least {min_samples} asked for",
         ),
         _errors(revisions, limits),
         _latency(revisions, limits),
         _feedback(revisions, limits),
     )
+    return checks if limits.token_ratio is None else (*checks, _tokens(revisions, limits.token_ratio, limits.alpha))
 
 
 def always_valid_difference(
@@ -173,18 +167,30 @@ def _errors(revisions: Sequence[Arms], limits: Limits) -> Check:
 
 
 def _latency(revisions: Sequence[Arms], limits: Limits) -> Check:
-    logs = [(_logs(champion.total_ms), _logs(challenger.total_ms)) for champion, challenger in revisions]
-    difference = always_valid_difference(logs, alpha=limits.alpha, effect=math.log(limits.latency_ratio))
+    times = [(champion.total_ms, challenger.total_ms) for champion, challenger in revisions]
+    return _ratio("latency", "total time", times, limits.latency_ratio, limits.alpha)
+
+
+def _tokens(revisions: Sequence[Arms], limit: float, alpha: float) -> Check:
+    counts = [(champion.tokens, challenger.tokens) for champion, challenger in revisions]
+    return _ratio("tokens", "tokens of an answer", counts, limit, alpha)
+
+
+def _ratio(
+    name: str, what: str, values: Sequence[tuple[Sequence[float], Sequence[float]]], limit: float, alpha: float
+) -> Check:
+    logs = [(_logs(champion), _logs(challenger)) for champion, challenger in values]
+    difference = always_valid_difference(logs, alpha=alpha, effect=math.log(limit))
     if difference is None:
-        return Check(name="latency", verdict="inconclusive", detail="no two answers of each in the same revisions")
+        return Check(name=name, verdict="inconclusive", detail="no two answers of each in the same revisions")
     ratio = Interval(
         estimate=math.exp(difference.estimate),
         low=math.exp(difference.low),
         high=math.exp(difference.high),
         level=difference.level,
     )
-    detail = f"total time {ratio.estimate:.2f} × the champion's (geometric mean)"
-    return Check(name="latency", verdict=_not_above(ratio, limits.latency_ratio), detail=detail, interval=ratio)
+    detail = f"{what} {ratio.estimate:.2f} × the champion's (geometric mean)"
+    return Check(name=name, verdict=_not_above(ratio, limit), detail=detail, interval=ratio)
 
 
 def _feedback(revisions: Sequence[Arms], limits: Limits) -> Check:
@@ -199,8 +205,8 @@ def _feedback(revisions: Sequence[Arms], limits: Limits) -> Check:
     return Check(name="feedback", verdict=_not_above(worse, limits.feedback_margin), detail=detail, interval=interval)
 
 
-def _logs(times_ms: Sequence[float]) -> list[float]:
-    return [math.log(max(ms, 0.1)) for ms in times_ms]
+def _logs(values: Sequence[float]) -> list[float]:
+    return [math.log(max(value, 0.1)) for value in values]
 
 
 def _not_above(interval: Interval, limit: float) -> Verdict:

@@ -21,6 +21,7 @@ from tuneloop.registry.keys import Keys
 from tuneloop.registry.nouns import utc_now
 from tuneloop.registry.policies import Policies
 from tuneloop.registry.retraining import RetrainingQueue
+from tuneloop.registry.rollouts import Rollouts
 from tuneloop.registry.routes import Routes
 from tuneloop.registry.settings import RegistrySettings
 from tuneloop.registry.tokens import Tokens
@@ -45,6 +46,7 @@ class Registry:
         self.tokens = Tokens(self.database, clock)
         self.episodes = Episodes(self.database, clock)
         self.retraining = RetrainingQueue(self.database, clock)
+        self.rollouts = Rollouts(self.database, clock)
         self.policies = Policies(self.database, clock)
         self.gates = Gates(self.database, clock, self.policies)
         self.experiments = Experiments(self.database, clock)

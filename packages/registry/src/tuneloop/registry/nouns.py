@@ -113,6 +113,9 @@ class Route(Noun):
     at: AwareDatetime
     forced: bool = False
     overrides: dict[str, int] = {}  # hash of a sticky key → the version it gets, whatever the split says
+    holdout_bp: int = Field(
+        default=0, ge=0, lt=FULL_SHARE_BP
+    )  # share of the keys that get the champion, whatever it says
 
     @model_validator(mode="after")
     def _arms_make_a_whole(self) -> Self:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-from tuneloop.registry.canary import Limits
+from tuneloop.registry.advancing import judged as judged_now
 from tuneloop.registry.errors import NotFound
 from tuneloop.registry.facade import Registry
 from tuneloop.registry.hurry import LOOKUP_TIMEOUT_S, mlflow_within
+from tuneloop.registry.judging import judgement, trial_of
 from tuneloop.registry.nouns import (
     AlertEpisode,
     AuditEntry,
@@ -20,7 +21,8 @@ from tuneloop.registry.nouns import (
     Version,
 )
 from tuneloop.registry.paging import Ask, Page, cursor_at
-from tuneloop.registry.rollout import judgement, limits_of, trial_of
+from tuneloop.registry.policies import RolloutPolicy
+from tuneloop.registry.rollout import OPEN, Rollout
 
 Verdict = Literal["pass", "fail", "inconclusive"]
 _MODELS = "models"
@@ -53,11 +55,13 @@ class RouteNow(Noun):
 
 
 class RolloutNow(Noun):
-    """The running canary, judged as it stands now."""
+    """A model's open rollout, and its running canary judged as it stands now."""
 
-    report: GateReport
-    verdict: Verdict
-    own_limits: bool  # of the rollout that set its share; otherwise no rollout did, and the usual ones are taken
+    route: Route
+    rollout: Rollout | None  # None: none is open
+    report: GateReport | None  # None: no canary is running
+    verdict: Verdict | None
+    own_limits: bool  # of the rollout that set the canary's share; otherwise no rollout did, and the policy's are taken
 
 
 class RequestHistory(Noun):
@@ -76,6 +80,7 @@ class Status(Noun):
     gateways: tuple[GatewayState, ...]
     alerts: tuple[AlertEpisode, ...]
     retraining: tuple[RetrainingRequest, ...]
+    rollouts: tuple[Rollout, ...]
     unreadable: tuple[str, ...]
 
 
@@ -149,19 +154,21 @@ def canary_of(route: Route) -> int | None:
     return running[-1] if running else None
 
 
-def rollout_now(registry: Registry, model: str) -> RolloutNow | None:
-    """The running canary's judgement; None when none is running.
+def rollout_now(registry: Registry, model: str) -> RolloutNow:
+    """The open rollout, and the running canary's judgement.
 
     Raises:
         NotFound: the model has no route.
     """
-    number = canary_of(registry.routes.current(model))
-    if number is None:
-        return None
-    trial = trial_of(registry, model, number)
-    limits = limits_of(registry, model, trial)
-    report = judgement(registry, model, number, limits or Limits(), trial)
-    return RolloutNow(report=report, verdict=report.verdict, own_limits=limits is not None)
+    route, there = registry.routes.current(model), registry.rollouts.open(model)
+    number, report, own = canary_of(route), None, False
+    if number is not None and there is not None and there.version == number and there.step is not None:
+        report, own = judged_now(registry, there), True
+    elif number is not None:
+        limits = registry.policies.get(model, RolloutPolicy).limits
+        report = judgement(registry, model, number, limits, trial_of(registry, model, number))
+    verdict = report.verdict if report else None
+    return RolloutNow(route=route, rollout=there, report=report, verdict=verdict, own_limits=own)
 
 
 def request_history(registry: Registry, request_id: str) -> RequestHistory:
@@ -179,13 +186,15 @@ def status(registry: Registry) -> tuple[Status, dict[str, str]]:
     routes = registry.routes.current_all()
     engines, gateways = registry.fleet.engines(), registry.fleet.gateways()
     alerts, requests = registry.episodes.all(open_only=True), registry.retraining.all(open_only=True)
-    rows = [row for found in (engines, gateways, alerts, requests) for row in found.unreadable]
+    rollouts = registry.rollouts.all(states=OPEN)
+    rows = [row for found in (engines, gateways, alerts, requests, rollouts) for row in found.unreadable]
     now = Status(
         routes=tuple(routes.values()),
         engines=tuple(engines),
         gateways=tuple(gateways),
         alerts=tuple(alerts),
         retraining=tuple(requests),
+        rollouts=tuple(rollouts),
         unreadable=(*routes.unreadable.values(), *rows),
     )
     return now, routes.unreadable

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import datetime
-from typing import Annotated, Any, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import sqlalchemy as sa
 from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -13,6 +13,7 @@ from tuneloop.registry import audit
 from tuneloop.registry.database import Database, faults, write_last
 from tuneloop.registry.errors import Unreadable
 from tuneloop.registry.nouns import FRESH, Noun, Signal
+from tuneloop.registry.rollout import Plan
 from tuneloop.registry.tables import policies
 
 
@@ -71,8 +72,23 @@ class GatePolicy(Noun):
         return self
 
 
-PolicyT = TypeVar("PolicyT", RetrainingPolicy, GatePolicy)
-_KINDS: dict[type[Noun], str] = {RetrainingPolicy: "retraining", GatePolicy: "gate"}
+class RolloutPolicy(Plan):
+    """How a model's rollouts go unless one is told otherwise, and what becomes of an alias that somebody moved."""
+
+    aliases: Literal["revert", "adopt", "report"] = "revert"
+
+    @property
+    def plan(self) -> Plan:
+        """What a rollout declares."""
+        return Plan(steps=self.steps, limits=self.limits, give_up_s=self.give_up_s)
+
+
+PolicyT = TypeVar("PolicyT", RetrainingPolicy, GatePolicy, RolloutPolicy)
+_KINDS: dict[type[Noun], tuple[str, str]] = {  # the kind, and the verb that shows and sets it
+    RetrainingPolicy: ("retraining", "retraining policy"),
+    GatePolicy: ("gate", "gate"),
+    RolloutPolicy: ("rollout", "rollout policy"),
+}
 
 
 class Policies:
@@ -88,22 +104,21 @@ class Policies:
         Raises:
             Unreadable: the one that was set is none.
         """
-        kind = _KINDS[policy]
+        kind, verb = _KINDS[policy]
         query = sa.select(policies.c.body).where(policies.c.model == model, policies.c.kind == kind)
         with self._db.reading() as connection:
             body = connection.execute(query.order_by(policies.c.id.desc()).limit(1)).scalar()
         try:
             return policy() if body is None else policy.model_validate(body)
         except ValidationError as error:
-            verb = f"retraining policy {model}" if kind == "retraining" else f"{kind} {model}"
             raise Unreadable(
                 f"the {kind} policy of {model} cannot be read: {faults(error)}; set another: "
-                f"`tuneloop {verb} --set FILE --by YOU --reason WHY`"
+                f"`tuneloop {verb} {model} --set FILE --by YOU --reason WHY`"
             ) from None
 
-    def set(self, model: str, policy: RetrainingPolicy | GatePolicy, *, by: str, reason: str) -> None:
+    def set(self, model: str, policy: RetrainingPolicy | GatePolicy | RolloutPolicy, *, by: str, reason: str) -> None:
         """Append a new revision of a model's policy of that kind."""
-        kind, body, now = _KINDS[type(policy)], policy.model_dump(mode="json"), self._clock()
+        (kind, _), body, now = _KINDS[type(policy)], policy.model_dump(mode="json"), self._clock()
         with self._db.writing() as connection:
             detail = {"policy": body, "reason": reason}
             audit.record(connection, at=now, actor=by, action=f"policy.{kind}", subject=model, detail=detail)

@@ -8,7 +8,7 @@ seconds or not at all: its own client tries for minutes, and nobody who takes a 
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,7 @@ APPLY_TIMEOUT_S = 5.0
 MIRROR_TIMEOUT_S = 5.0  # nobody waits for MLflow's aliases longer than for the gateways
 _ROLLBACK = "route.rollback"
 _ALL = 1_000_000  # more revisions than one route ever has
+Follow = Callable[[Connection, Route], None]  # what else is written in the transaction of a route's revision
 _log = logging.getLogger(__name__)
 
 
@@ -48,11 +49,12 @@ def set_route(
     expected_revision: int | None = None,
     action: str = "route.set",
     noted: Mapping[str, Any] | None = None,
+    follow: Follow | None = None,
 ) -> Route:
     """Write a split (version → basis points) as the next revision and wait until every live gateway applies it.
 
     `expected_revision` is the revision the caller saw; None takes the newest. `noted` joins the audit
-    record's detail.
+    record's detail; `follow` writes what belongs to the change in its transaction.
 
     Raises:
         NotFound: a version does not exist.
@@ -63,11 +65,18 @@ def set_route(
             revision in time (the route is changed).
     """
     before = _current(registry, model, expected_revision)
-    return _put(registry, model, before, arrange(before, split), change, action, noted)
+    return _put(registry, model, before, arrange(before, split), change, action, noted, follow)
 
 
 def promote(
-    registry: Registry, model: str, version: int, change: Change, *, expected_revision: int | None = None
+    registry: Registry,
+    model: str,
+    version: int,
+    change: Change,
+    *,
+    expected_revision: int | None = None,
+    noted: Mapping[str, Any] | None = None,
+    follow: Follow | None = None,
 ) -> Route:
     """Give a version everything; the former champion stays loaded at weight 0. Closes the request it answers.
 
@@ -80,7 +89,7 @@ def promote(
         split[before.champion] = 0
     elif before is not None:  # a challenger is dropped, the version kept for rollback stays
         split |= {arm.version: 0 for arm in before.arms[:-1] if arm.weight_bp == 0}
-    return _put(registry, model, before, arrange(before, split), change, "version.promote")
+    return _put(registry, model, before, arrange(before, split), change, "version.promote", noted, follow)
 
 
 def override(
@@ -132,6 +141,38 @@ def override(
     return route
 
 
+def hold_out(
+    registry: Registry, model: str, share_bp: int, change: Change, *, expected_revision: int | None = None
+) -> Route:
+    """Keep a share of the keys with the champion, whatever the split says; 0 gives them back to it.
+
+    A smaller share frees keys and holds no other; keys with a version of their own keep it.
+
+    Raises:
+        NotFound: there is no route.
+        InvalidInput: the share is none.
+        Conflict: another writer was first.
+        Unavailable: a gateway did not apply the revision in time (the route is changed).
+    """
+    if not 0 <= share_bp < FULL_SHARE_BP:
+        raise InvalidInput(f"a holdout of {share_bp} is not from 0 to {FULL_SHARE_BP - 1} basis points")
+    registry.routes.current(model)  # raises what to do when there is none
+    now = _current(registry, model, expected_revision)
+    assert now is not None
+    route = registry.routes.write(
+        model,
+        now.arms,
+        by=change.by,
+        reason=change.reason,
+        expected_revision=now.revision,
+        action="route.holdout",
+        noted={"holdout_bp": share_bp},
+        holdout_bp=share_bp,
+    )
+    registry.fleet.wait_applied(model, route.revision, APPLY_TIMEOUT_S)
+    return route
+
+
 def rollback(
     registry: Registry,
     model: str,
@@ -139,6 +180,8 @@ def rollback(
     *,
     to_revision: int | None = None,
     expected_revision: int | None = None,
+    noted: Mapping[str, Any] | None = None,
+    follow: Follow | None = None,
 ) -> Route:
     """Take the last change of who serves back: a canary loses its share, or the champion before this one returns.
 
@@ -165,7 +208,7 @@ def rollback(
                 f"`tuneloop route history {model}` shows every split, `tuneloop promote` makes another the champion"
             )
         arms = arrange(now, {now.champion: 0, former[-1]: FULL_SHARE_BP})
-    return _put(registry, model, now, arms, change, _ROLLBACK)
+    return _put(registry, model, now, arms, change, _ROLLBACK, noted, follow)
 
 
 def _former_champions(registry: Registry, model: str) -> list[int]:
@@ -247,6 +290,7 @@ def _put(
     change: Change,
     action: str,
     noted: Mapping[str, Any] | None = None,
+    follow: Follow | None = None,
 ) -> Route:
     """Check, stage and write the arms as the revision after `before`, and wait for the gateways; MLflow's aliases
     follow."""
@@ -261,8 +305,10 @@ def _put(
         mlflow_within(registry, lambda: check_fits(registry, model, before, arms, newcomers), LOOKUP_TIMEOUT_S)
     expected_revision = 0 if before is None else stage(registry, before, arms, by=change.by, reason=change.reason)
 
-    def follow(connection: Connection, written: Route) -> None:
+    def closing(connection: Connection, written: Route) -> None:
         _close_requests(registry, connection, before, written)
+        if follow is not None:
+            follow(connection, written)
         if not change.force:  # staging takes its time: somebody may have revoked an approval, or it has ended
             write_last(connection, lambda: check_approved(registry, model, before, arms))
 
@@ -275,7 +321,7 @@ def _put(
         forced=change.force,
         action=action,
         noted=noted,
-        follow=follow,
+        follow=closing,
     )
     try:
         registry.fleet.wait_applied(model, route.revision, APPLY_TIMEOUT_S)

@@ -26,7 +26,7 @@ class Permission(StrEnum):
 
 MEANINGS: dict[Permission, str] = {
     Permission.READ: "read everything but the tokens",
-    Permission.ROUTE: "set routes and overrides, promote, roll back, abort a rollout",
+    Permission.ROUTE: "set routes and overrides, promote, roll back, start, resume and abort rollouts",
     Permission.CANCEL: "cancel a retraining request",
     Permission.APPROVE: "approve and revoke versions, approve a retraining request",
     Permission.FORCE: "serve what nobody approved (`force`)",

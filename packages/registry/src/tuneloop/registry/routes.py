@@ -117,13 +117,14 @@ class Routes:
         action: str = "route.set",
         noted: Mapping[str, Any] | None = None,
         overrides: Mapping[str, int] | None = None,
+        holdout_bp: int | None = None,
         follow: Callable[[Connection, Route], None] | None = None,
     ) -> Route:
         """Append revision `expected_revision + 1` if `expected_revision` is still the newest (0: there is none yet).
 
         `noted` joins the detail of the audit record; `overrides` replaces those of single keys, which otherwise stay as
-        far as their version stays an arm; `follow` writes what follows from the route, or the route is not
-        written either.
+        far as their version stays an arm; `holdout_bp` replaces the share that is held out, which otherwise stays;
+        `follow` writes what follows from the route, or the route is not written either.
 
         Raises:
             InvalidInput: the arms do not make a whole, or `by` or `reason` is empty.
@@ -148,6 +149,7 @@ class Routes:
                     at=self._clock(),
                     forced=forced,
                     overrides=_overrides(newest, arms) if overrides is None else dict(overrides),
+                    holdout_bp=(newest.holdout_bp if newest else 0) if holdout_bp is None else holdout_bp,
                 )
             except ValidationError as error:
                 raise InvalidInput(

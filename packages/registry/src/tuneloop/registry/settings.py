@@ -19,7 +19,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from tuneloop.registry.errors import InvalidInput
 
 # Every process reads the one file, also where not every package is installed: a table is known by its name alone.
-SECTIONS = ("registry", "gateway", "engine", "monitor", "train", "worker", "api")
+SECTIONS = ("registry", "gateway", "engine", "monitor", "train", "worker", "controller", "api")
 _USERINFO = re.compile(r"(?<!sqlite)://\S*@")
 _PASSWORD_AS_PORT = re.compile(r"(?<=://)([^\s/@:?\[]*):(?!\d+(?:[/?\s]|$))[^\s/@?]+")
 _PASSWORD_OPTION = re.compile(r"((?:password|passwd|pwd|secret|token)\s*=\s*)(?:'[^']*'|[^\s&;]*)", re.IGNORECASE)
@@ -228,4 +228,13 @@ def _shown(name: str, value: Any) -> Any:
     return shown_url(value) if isinstance(value, str) and name.endswith(("_url", "_uri")) else value
 
 
-SETTINGS: tuple[type[Section], ...] = (RegistrySettings, ApiSettings)
+class ControllerSettings(Section):
+    """How often the controller looks."""
+
+    section = "controller"
+
+    every_s: float = Field(default=1.0, gt=0, le=60)  # pause between looks at a rollout
+    aliases_every_s: float = Field(default=3.0, gt=0, le=5)  # and at MLflow's aliases: a foreign move is seen in 10 s
+
+
+SETTINGS: tuple[type[Section], ...] = (RegistrySettings, ControllerSettings, ApiSettings)

@@ -99,6 +99,7 @@ routes = sa.Table(
     _time("at"),
     sa.Column("forced", sa.Boolean, nullable=False),
     _json("overrides"),
+    _integer("holdout_bp"),
 )
 audit = sa.Table(
     "audit",
@@ -301,6 +302,43 @@ retraining = sa.Table(
     _integer("result_version", nullable=True),
     _text("outcome"),
     sa.Index("retraining_by_time", "created_at", "id"),
+)
+rollouts = sa.Table(
+    "rollouts",
+    metadata,
+    _id(),
+    _text("model", index=True),
+    _integer("version"),
+    _integer("champion"),
+    _json("plan"),
+    _text("state"),
+    _integer("step", nullable=True),
+    _time("since"),
+    _integer("revision"),
+    _json("taken"),
+    _json("checks"),
+    _text("by"),
+    _text("reason"),
+    _time("created_at"),
+    _time("updated_at"),
+    _text("outcome"),
+    _text("lease_owner", nullable=True),
+    _time("lease_until", nullable=True),
+    _integer("fencing_token"),
+)
+# One open rollout of a model, whoever declares: the database itself refuses the second.
+_OPEN_ROLLOUT = rollouts.c.state.in_(("running", "paused"))
+sa.Index("rollouts_one_open", rollouts.c.model, unique=True, sqlite_where=_OPEN_ROLLOUT, postgresql_where=_OPEN_ROLLOUT)
+aliases = sa.Table(  # one row a model: what MLflow's aliases were last accounted to hold
+    "aliases",
+    metadata,
+    sa.Column("model", sa.Text, primary_key=True),
+    _integer("champion", nullable=True),
+    _integer("challenger", nullable=True),
+    _integer("revision"),
+    _text("pending"),
+    _integer("token"),
+    _time("at"),
 )
 policies = sa.Table(
     "policies",

@@ -25,6 +25,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from sqlalchemy.exc import SQLAlchemyError
 
+from tuneloop.registry.aliases import Aliases
 from tuneloop.registry.artifacts import check_publishable, folder_digest
 from tuneloop.registry.errors import Conflict, InvalidInput, NotFound, Unavailable
 from tuneloop.registry.files import write_atomically
@@ -394,10 +395,10 @@ class Versions:
     @_asking
     def mirror(self, route: Route) -> None:
         """Let MLflow's aliases follow the route: `champion` for the stable arm, `challenger` for one with a share."""
-        challengers = [arm.version for arm in route.arms[:-1] if arm.weight_bp > 0]
-        self._client.set_registered_model_alias(route.model, "champion", str(route.champion))
-        if challengers:
-            self._client.set_registered_model_alias(route.model, "challenger", str(challengers[-1]))
+        wanted = Aliases.of(route)
+        self._client.set_registered_model_alias(route.model, "champion", str(wanted.champion))
+        if wanted.challenger is not None:
+            self._client.set_registered_model_alias(route.model, "challenger", str(wanted.challenger))
         elif "challenger" in self.aliases(route.model):  # some stores refuse to delete what is not there
             self._client.delete_registered_model_alias(route.model, "challenger")
 

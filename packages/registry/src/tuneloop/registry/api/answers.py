@@ -7,7 +7,7 @@ from typing import Generic, Self, TypeVar
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from tuneloop.registry.nouns import ApiKey, Approval, Noun, Version
-from tuneloop.registry.overview import RolloutNow, Status
+from tuneloop.registry.overview import Status
 from tuneloop.registry.paging import MOST_PER_PAGE, Page
 from tuneloop.registry.roles import Permission
 from tuneloop.registry.tokens import Token
@@ -42,12 +42,6 @@ class Revocation(Noun):
 
     approval: Approval
     notes: tuple[str, ...]
-
-
-class Rollout(Noun):
-    """What becomes of a model's canary."""
-
-    running: RolloutNow | None
 
 
 class StatusNow(Status):

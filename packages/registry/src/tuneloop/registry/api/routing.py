@@ -13,13 +13,14 @@ from contextlib import contextmanager
 from fastapi import APIRouter
 from pydantic import Field
 
-from tuneloop.registry import actions, overview
-from tuneloop.registry.api.answers import PageOf, Rollout
+from tuneloop.registry import overview, steering
+from tuneloop.registry.api.answers import PageOf
 from tuneloop.registry.api.fields import (
     Asked,
     Body,
     Here,
     ModelPath,
+    ModelQuery,
     Name,
     Revision,
     VersionNumber,
@@ -29,9 +30,11 @@ from tuneloop.registry.api.fields import (
 )
 from tuneloop.registry.errors import InvalidInput
 from tuneloop.registry.nouns import Noun, Route
-from tuneloop.registry.overview import RouteNow
+from tuneloop.registry.overview import RolloutNow, RouteNow
+from tuneloop.registry.policies import RolloutPolicy
 from tuneloop.registry.promotion import override, promote, rollback, set_route
 from tuneloop.registry.roles import Permission
+from tuneloop.registry.rollout import Plan, Rollout
 
 router = APIRouter()
 # A change waits for gateways, and for an engine to load what is new, up to two minutes: so many may, reads go on.
@@ -97,6 +100,17 @@ class Rollback(Body):
     force: bool = Field(False, description="Serve what nobody approved; on record. Only an admin may.")
 
 
+class Start(Body):
+    """A rollout to be declared; a controller goes on with it."""
+
+    version: VersionNumber
+    plan: Plan | None = Field(None, description="Steps and limits; null: as the model's rollout policy says.")
+
+
+class Resume(Body):
+    """Why a paused rollout may go on."""
+
+
 class Abort(Body):
     """A rollout's end."""
 
@@ -155,13 +169,35 @@ def roll_back(model: ModelPath, body: Rollback, here: Here) -> Route:
 
 
 @router.get("/models/{model}/rollout", tags=["rollouts"], dependencies=READ)
-def get_rollout(model: ModelPath, here: Here) -> Rollout:
-    """The running canary judged as it stands now; null when none is running."""
-    return Rollout(running=overview.rollout_now(here.registry, model))
+def get_rollout(model: ModelPath, here: Here) -> RolloutNow:
+    """The open rollout, and the running canary judged as it stands now."""
+    return overview.rollout_now(here.registry, model)
+
+
+@router.get("/rollouts", tags=["rollouts"], dependencies=READ)
+def list_rollouts(here: Here, ask: Asked, model: ModelQuery = None) -> PageOf[Rollout]:
+    """Rollouts, the newest first."""
+    found = here.registry.rollouts.page(ask, model)
+    if model is not None and not found.items and ask.cursor is None:
+        here.registry.check_model(model)
+    return PageOf[Rollout].of(found)
+
+
+@router.post("/models/{model}/rollout", tags=["rollouts"], dependencies=ROUTE)
+def start_rollout(model: ModelPath, body: Start, here: Here) -> Rollout:
+    """Declare a rollout; a controller raises the share, judges, and ships it or takes it back."""
+    plan = body.plan or here.registry.policies.get(model, RolloutPolicy).plan
+    return steering.declare(here.registry, model, body.version, plan, here.change(body.reason))
+
+
+@router.post("/models/{model}/rollout/resume", tags=["rollouts"], dependencies=ROUTE)
+def resume_rollout(model: ModelPath, body: Resume, here: Here) -> Rollout:
+    """Let a paused rollout go on from where the route stands now."""
+    return steering.resume(here.registry, model, here.change(body.reason))
 
 
 @router.post("/models/{model}/rollout/abort", tags=["rollouts"], dependencies=ROUTE)
 def abort_rollout(model: ModelPath, body: Abort, here: Here) -> Route:
-    """Take the canary's share away; a running `tuneloop rollout start` stops by itself."""
+    """End the open rollout and take the canary's share away."""
     with _one_of_few():
-        return actions.abort(here.registry, model, here.change(body.reason), expected_revision=body.expected_revision)
+        return steering.abort(here.registry, model, here.change(body.reason), expected_revision=body.expected_revision)

@@ -6,7 +6,8 @@ from tuneloop.registry.verbs.access import key
 from tuneloop.registry.verbs.api import api, token
 from tuneloop.registry.verbs.experiments import experiment
 from tuneloop.registry.verbs.retraining import retraining
-from tuneloop.registry.verbs.routes import promote, rollback, rollout, route
+from tuneloop.registry.verbs.rollout import controller, rollout
+from tuneloop.registry.verbs.routes import promote, rollback, route
 from tuneloop.registry.verbs.state import audit, db, requests, status, trace
 from tuneloop.registry.verbs.versions import approve, compare, gate, models, sign, versions
 
@@ -28,6 +29,7 @@ VERBS = (
     requests,
     audit,
     key,
+    controller,
     db,
     token,
     api,

@@ -18,7 +18,7 @@ MOST_ROWS = 1_000_000_000  # a list may be asked for; beyond what any database c
 @click.command()
 @json_option
 def status(as_json: bool) -> None:
-    """Show routes, engines, gateways, alerts and retraining."""
+    """Show routes, engines, gateways, alerts, retraining and rollouts."""
     with Registry.open() as registry:
         now, unreadable_routes = overview.status(registry)
         parts = [
@@ -54,6 +54,9 @@ def status(as_json: bool) -> None:
             ),
             table(["RETRAINING", "MODEL", "STATE", "ROWS"], [[r.id, r.model, r.state, r.rows] for r in now.retraining]),
         ]
+        if now.rollouts:  # a paused one waits for a person
+            rows = [[r.id, r.name, r.state, r.outcome] for r in now.rollouts]
+            parts.append(table(["ROLLOUT", "VERSION", "STATE", "WHY"], rows))
         parts += [f"cannot be read: {row}" for row in now.unreadable if row not in unreadable_routes.values()]
         emit(now, as_json, "\n\n".join(parts))
 

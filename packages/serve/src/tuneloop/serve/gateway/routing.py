@@ -1,9 +1,9 @@
 """Where a request goes: from the model a client asked for to the versions that may answer it, and from those to an
 engine; pure.
 
-The version is `assign(route, key)`. When no engine can serve it, the champion answers, then any arm that carries
-traffic; an arm of weight 0 never does, because it may be staged and not yet approved. A pinned version has no
-stand-in.
+The version is `assign(route, key)`, and a key that is held out of the split counts for no arm. When no engine can serve
+the version, the champion answers, then any arm that carries traffic; an arm of weight 0 never does, because it may be
+staged and not yet approved. A pinned version has no stand-in.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
-from tuneloop.registry.assignment import assign, overridden
+from tuneloop.registry.assignment import assign, held_out, key_hash, overridden
 from tuneloop.registry.errors import InvalidInput
 from tuneloop.registry.nouns import ApiKey, EngineState, Route, parse_version_name, version_name
 from tuneloop.serve.gateway.errors import ApiError
@@ -23,7 +23,7 @@ class Plan:
     """Which versions may answer, the preferred one first."""
 
     route: Route
-    assigned: int | None  # None: the client pinned the version, or its key has one of its own: the split had no say
+    assigned: int | None  # None: the split had no say: a version is pinned, the key's own, or the key is held out
     versions: tuple[int, ...]
 
 
@@ -65,6 +65,8 @@ def plan(snapshot: Snapshot, asked: str, key: ApiKey, unit: str) -> Plan:
         others = (route.champion, *(arm.version for arm in route.arms if arm.weight_bp))
         if (given := overridden(route, unit)) is not None:
             return Plan(route, None, tuple(dict.fromkeys((given, *others))))
+        if route.holdout_bp and held_out(route, key_hash(unit)):
+            return Plan(route, None, tuple(dict.fromkeys((route.champion, *others))))
         assigned = assign(route, unit)
         return Plan(route, assigned, tuple(dict.fromkeys((assigned, *others))))
     if not key.may_pin:

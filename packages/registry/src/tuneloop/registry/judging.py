@@ -1,0 +1,63 @@
+"""Judging the running challenger: which traffic counts, read from the database; what it shows says `canary`.
+
+A look reads every record since the version got its share.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from datetime import datetime
+
+from tuneloop.registry.canary import ArmSample, Limits, judge
+from tuneloop.registry.errors import Refused
+from tuneloop.registry.facade import Registry
+from tuneloop.registry.nouns import GateReport, RequestRecord, version_name
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What a challenger is judged on."""
+
+    since: datetime  # when it last went from no share to some: everything from then on is compared
+    step_revision: int  # the first revision of its present share: this step's own samples begin there
+
+
+def judgement(
+    registry: Registry, model: str, version: int, limits: Limits, trial: Trial, *, min_samples: int = 30
+) -> GateReport:
+    """The challenger against the champion over what the split gave both in the trial, as it stands now.
+
+    All of the trial is compared, revision by revision, but a step needs samples of its own: one without traffic shows
+    nothing about its load.
+    """
+    champion = registry.routes.current(model).champion
+    arms = (champion, version)
+    records = [r for r in registry.traffic.window(model, since=trial.since) if r.assigned_version in arms]
+    feedback = registry.traffic.feedback_for([record.id for record in records])
+    under: dict[int, list[RequestRecord]] = {}
+    for record in records:
+        under.setdefault(record.revision or 0, []).append(record)
+    samples = {
+        revision: (ArmSample.of(champion, those, feedback), ArmSample.of(version, those, feedback))
+        for revision, those in under.items()
+    }
+    here = sum(challenger.answered for revision, (_, challenger) in samples.items() if revision >= trial.step_revision)
+    checks = judge(tuple(samples.values()), limits, step_answered=here, min_samples=min_samples)
+    return GateReport(model=model, version=version, champion=champion, at=registry.clock(), checks=checks)
+
+
+def trial_of(registry: Registry, model: str, version: int) -> Trial:
+    """The running trial of a version.
+
+    Raises:
+        Refused: it has no share.
+    """
+    shared = list(itertools.takewhile(lambda r: r.split.get(version, 0) > 0, registry.routes.history(model).whole()))
+    if not shared:
+        raise Refused(
+            f"{version_name(model, version)} has no share of the traffic; `tuneloop rollout start` gives it one"
+        )
+    share_bp = shared[0].split[version]
+    step = list(itertools.takewhile(lambda r: r.split[version] == share_bp, shared))  # newest first, like `shared`
+    return Trial(since=shared[-1].at, step_revision=step[-1].revision)

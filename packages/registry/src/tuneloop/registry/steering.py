@@ -1,0 +1,215 @@
+"""What people do to rollouts: declare one, let a paused one go on, end one, and follow it in the foreground."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from sqlalchemy.engine import Connection
+
+from tuneloop.registry.controller import LOOK_COST, Controller
+from tuneloop.registry.errors import Conflict, InvalidInput, Refused, Unavailable
+from tuneloop.registry.facade import Registry
+from tuneloop.registry.hurry import LOOKUP_TIMEOUT_S, mlflow_within
+from tuneloop.registry.nouns import FULL_SHARE_BP, Arm, GateReport, Route, version_name
+from tuneloop.registry.promotion import Change, rollback
+from tuneloop.registry.rollout import Plan, Rollout, RolloutState, Taken, new_rollout_id
+from tuneloop.registry.routes import lost_race
+from tuneloop.registry.staging import check_approved
+
+S = RolloutState
+LOOK_EVERY_S = 0.5
+_TRIES = 5
+
+
+def declare(registry: Registry, model: str, version: int, plan: Plan, change: Change) -> Rollout:
+    """Put a rollout on record; a controller goes on with it. A version that has a share begins at the step it reached.
+
+    It takes the place of an open rollout of the same version, and of a paused one whose version has no share.
+
+    Raises:
+        NotFound: there is no route, or no such version.
+        Refused: it is the champion already, another version has a share or a running rollout, or nobody approved it.
+        Conflict: somebody declared another at the same moment.
+    """
+    name, route = version_name(model, version), registry.routes.current(model)
+    if route.champion == version:
+        raise Refused(f"{name} is the champion already")
+    if others := [version_name(model, a.version) for a in route.arms[:-1] if a.weight_bp > 0 and a.version != version]:
+        raise Refused(
+            f"{', '.join(others)} has a share of {model}'s traffic; one rollout at a time: finish it, or "
+            f"take its share away with `tuneloop rollout abort {model}`"
+        )
+    there = registry.rollouts.open(model)
+    if there is not None and there.version != version and there.state is S.RUNNING:
+        raise Refused(
+            f"{there.name} is being rolled out ({there.id}, declared by {there.by}); one rollout at a time: wait for "
+            f"it, or end it with `tuneloop rollout abort {model}`"
+        )
+    if version not in route.split:
+        mlflow_within(registry, lambda: registry.versions.get(model, version), LOOKUP_TIMEOUT_S)
+    check_approved(registry, model, route, (Arm(version=version, weight_bp=plan.steps[0].weight_bp),))
+    return registry.rollouts.declare(_beginning(registry, route, version, plan, change), instead_of=there)
+
+
+def resume(registry: Registry, model: str, change: Change) -> Rollout:
+    """Let a paused rollout go on from where the route stands now.
+
+    Raises:
+        InvalidInput: none is paused.
+        Refused: its version is the champion, or another version has a share.
+        Conflict: somebody changed it meanwhile.
+    """
+    paused = registry.rollouts.open(model)
+    if paused is None or paused.state is not S.PAUSED:
+        what = f"{paused.id} of {paused.name} is running" if paused else f"no rollout of {model} is open"
+        raise InvalidInput(f"{what}; only a paused one can be resumed: `tuneloop rollout list --model {model}`")
+    route = registry.routes.current(model)
+    if route.champion == paused.version:
+        raise Refused(f"{paused.name} is the champion already; end its rollout: `tuneloop rollout abort {model}`")
+    if any(arm.weight_bp > 0 and arm.version != paused.version for arm in route.arms[:-1]):
+        raise Refused(f"another version has a share of {model} ({route.split_text}); take it away, then resume")
+    at = _beginning(registry, route, paused.version, paused.plan, change)
+    return registry.rollouts.resume(paused, at, by=change.by, reason=change.reason)
+
+
+def abort(registry: Registry, model: str, change: Change, *, expected_revision: int | None = None) -> Route:
+    """End the open rollout of a model and take the canary's share away; needs no controller, and loads nothing.
+
+    `expected_revision` is the route's as the caller saw it; None ends whatever is there.
+
+    Raises:
+        InvalidInput: no rollout is open and no canary has a share.
+        Conflict, Unavailable: like `rollback`.
+    """
+    for _ in range(_TRIES - 1):
+        now = registry.routes.current(model)
+        if expected_revision is not None and now.revision != expected_revision:
+            raise lost_race(model, expected_revision, now)
+        try:
+            return _abort(registry, model, change)
+        except Conflict:  # a controller went on with it at this very moment: a person who ends it comes before that
+            continue
+    return _abort(registry, model, change)
+
+
+def _abort(registry: Registry, model: str, change: Change) -> Route:
+    there, route = registry.rollouts.open(model), registry.routes.current(model)
+    canary = any(arm.weight_bp > 0 for arm in route.arms[:-1])
+    if there is None and not canary:
+        raise InvalidInput(f"no canary of {model} is running; `tuneloop rollback {model}` undoes a promotion")
+
+    def end(connection: Connection, written: Route) -> None:
+        if there is not None:
+            registry.rollouts.abort(connection, there, by=change.by, reason=change.reason, revision=written.revision)
+
+    if canary:
+        return rollback(registry, model, change, expected_revision=route.revision, follow=end)
+    with registry.database.writing() as connection:
+        end(connection, route)
+    return route
+
+
+def _beginning(registry: Registry, route: Route, version: int, plan: Plan, change: Change) -> Rollout:
+    now, share_bp = registry.clock(), route.split.get(version, 0)
+    step = plan.reached(share_bp)
+    found = Taken(weight_bp=share_bp, revision=route.revision, at=now, found=True)
+    return Rollout(
+        id=new_rollout_id(),
+        model=route.model,
+        version=version,
+        champion=route.champion,
+        plan=plan,
+        step=step,
+        since=now,
+        revision=route.revision,
+        taken=() if step is None else (found,),
+        by=change.by,
+        reason=change.reason,
+        created_at=now,
+        updated_at=now,
+    )
+
+
+def drive(registry: Registry, rollout: Rollout, say: Callable[[str], None]) -> GateReport:
+    """Go on with a rollout in the foreground until it ends or pauses, or follow whoever holds it, and say each step.
+
+    Returns:
+        The judgement that it was shipped by.
+
+    Raises:
+        Refused: it was rolled back, paused or aborted.
+        Unavailable: a gateway is late to follow the last change, which is written.
+    """
+    controller, told = Controller(registry), _Told(say)
+    try:
+        while True:
+            looked, late = time.monotonic(), None
+            try:
+                controller.look(rollout.id)
+            except Conflict:  # somebody was first; what they wrote is told below
+                pass
+            except Unavailable as error:
+                late = error
+            now = registry.rollouts.get(rollout.id)
+            told.tell(now)
+            if now.state is not S.RUNNING:
+                return _concluded(now, late)
+            if late is not None:
+                say(f"  {late}")
+            time.sleep(max(LOOK_EVERY_S, LOOK_COST * (time.monotonic() - looked)))
+    except KeyboardInterrupt:
+        say(
+            f"{rollout.id} stays open, and a controller goes on with it; "
+            f"`tuneloop rollout abort {rollout.model}` ends it"
+        )
+        raise
+    finally:
+        controller.release()
+
+
+@dataclass
+class _Told:
+    """What of a rollout has been said."""
+
+    say: Callable[[str], None]
+    shares: int = 0
+    judged: int = 0
+
+    def tell(self, now: Rollout) -> None:
+        """Say the shares that are new, each followed by the judgement that it was left by."""
+        for number, taken in enumerate(now.taken):
+            if number >= self.shares:
+                self.say(_share_line(now, taken.weight_bp, taken.revision, found=taken.found))
+                self.shares = number + 1
+            if number >= self.judged and taken.checks and number < len(now.taken) - 1:
+                said = "; ".join(f"{check.name}: {check.verdict} ({check.detail})" for check in taken.checks)
+                self.say(f"  {said}")
+                self.judged = number + 1
+
+
+def _share_line(rollout: Rollout, share_bp: int, revision: int, *, found: bool) -> str:
+    share = f"revision {revision}: {rollout.name}"
+    if found:
+        return f"{share} has {share_bp / 100:g} % already; judging there first"
+    if share_bp == FULL_SHARE_BP:
+        return f"{share} 100 %"
+    return f"{share} {share_bp / 100:g} %, {version_name(rollout.model, rollout.champion)} the rest"
+
+
+def _concluded(over: Rollout, late: Unavailable | None) -> GateReport:
+    """The end of a rollout as whoever waits for it is told."""
+    if late is not None:
+        became = "promoted" if over.state is S.SHIPPED else str(over.state)
+        why = f" ({over.outcome})" if over.state is S.ROLLED_BACK else ""
+        raise Unavailable(f"{over.name} was {became}{why}; {late}") from late
+    if over.state is S.SHIPPED:
+        return over.report
+    if over.state is S.PAUSED:
+        share_bp = over.taken[-1].weight_bp if over.taken else 0
+        raise Refused(
+            f"paused at {share_bp / 100:g} %, {over.outcome}; `tuneloop rollout resume {over.model}` goes on, "
+            f"`tuneloop promote {over.name}` does not wait, `tuneloop rollout abort {over.model}` takes the share away"
+        )
+    raise Refused(f"{over.name} was {over.state}: {over.outcome}")
