@@ -16,7 +16,7 @@ from tuneloop.cli import main as front_door
 
 VERBS = {
     *("demo", "up", "status", "trace", "requests", "report", "alerts", "alert", "models", "versions", "compare"),
-    *("gate", "approve", "sign", "promote", "rollback", "route", "rollout", "retraining"),
+    *("show", "card", "experiment", "gate", "approve", "sign", "promote", "rollback", "route", "rollout", "retraining"),
     *("train", "recipe", "data", "key", "token"),
     *("config", "engine", "gateway", "monitor", "worker", "controller", "api", "audit", "db"),
 }

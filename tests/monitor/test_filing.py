@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import time
+from decimal import Decimal
+
 import pytest
 
 from monitor.scene import Scene
+from tuneloop.registry.budgets import Estimate
 from tuneloop.registry.nouns import AlertEpisode, RetrainingState
 from tuneloop.registry.policies import RetrainingPolicy
 
@@ -96,3 +100,29 @@ def test_a_champion_that_replaced_the_version_resolves_the_episode_and_a_return_
     assert second.state == "open"
     assert "the cooldown lasts until" in second.done[-1]
     assert len(drifting.requests()) == 1
+
+
+def test_a_request_that_a_budget_sent_back_is_a_persons_to_approve_not_the_policys(drifting: Scene) -> None:
+    set_policy(drifting, auto_approve=True, cost_usd_per_month=1)
+    drifting.correct(drifting.drifted(12))
+    drifting.watch()
+    queue = drifting.registry.retraining
+    claimed = queue.claim("w1", lease_s=60)
+    assert claimed is not None
+    queue.begin(claimed, Estimate(1.0, 1, Decimal(2), "the plan"), by="w1")
+    drifting.watch()
+    (request,) = drifting.requests()
+    assert (request.state, request.held) == (
+        RetrainingState.PROPOSED,
+        "0 of 1 USD a month are spent, it costs 2.00 (the plan)",
+    )
+
+
+def test_what_nobody_decides_about_expires_at_the_monitors_turn(drifting: Scene) -> None:
+    drifting.correct(drifting.drifted(12))
+    drifting.watch()
+    set_policy(drifting, expires_s=0.001, cooldown_s=1e6)
+    time.sleep(0.01)
+    drifting.watch()
+    (request,) = drifting.requests()
+    assert request.state == RetrainingState.EXPIRED

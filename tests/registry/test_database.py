@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -17,14 +18,16 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.util import CommandError
 
-from tests_support import request_record
+from tests_support import request_record, retraining_request
 from tuneloop.registry import Registry
 from tuneloop.registry import database as migrations_home
+from tuneloop.registry.budgets import Estimate
 from tuneloop.registry.database import Database
 from tuneloop.registry.errors import Conflict, InvalidInput, Unavailable
 from tuneloop.registry.experiments.declaration import Declaration, Primary
 from tuneloop.registry.experiments.declaration import Plan as ExperimentPlan
 from tuneloop.registry.nouns import Arm
+from tuneloop.registry.policies import RetrainingPolicy
 from tuneloop.registry.promotion import Change
 from tuneloop.registry.rollout import Plan
 from tuneloop.registry.settings import RegistrySettings
@@ -136,6 +139,27 @@ def test_a_rollout_goes_with_the_older_schema_and_its_share_stays(registries: Re
     again = declare(registries, "bot", 2, Plan(), Change("ada", "r"))
     with pytest.raises(Conflict):
         registries.rollouts.declare(again.model_copy(update={"id": "ro_2"}))
+
+
+def test_an_older_schema_takes_no_request_that_a_budget_holds_or_that_expired(registries: Registry) -> None:
+    database, queue, now = registries.database, registries.retraining, registries.clock()
+    waiting = queue.file(retraining_request(now), by="monitor")
+    queue.approve(waiting.id, by="ada", reason="yes")
+    registries.policies.set("bot", RetrainingPolicy(device_hours_per_day=0.5), by="ada", reason="r")
+    claimed = queue.claim("w", lease_s=60)
+    assert claimed is not None
+    queue.begin(claimed, Estimate(1.0, 1, Decimal("2.50"), "the plan"), by="w")
+    with pytest.raises(CommandError, match=f"a budget holds requests or that they expired: \\['{waiting.id}'\\]"):
+        _downgraded_and_upgraded(database, "0007")
+    queue.approve(waiting.id, by="ada", reason="beyond it")
+    again = queue.claim("w", lease_s=60)
+    assert again is not None
+    queue.begin(again, Estimate(1.0, 1, Decimal("2.50"), "the plan"), by="w")
+    assert queue.runs("bot")[0].usd_per_hour == Decimal("2.50")
+    _downgraded_and_upgraded(database, "0007")
+    assert queue.get(waiting.id) == again.model_copy(update={"budget_waived_by": None})
+    assert queue.runs("bot") == []
+    assert queue.begin(again, Estimate(0.1, 1, None, "the plan"), by="w").state == "running"
 
 
 def test_a_transaction_that_raises_leaves_nothing(registries: Registry) -> None:

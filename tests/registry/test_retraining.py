@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -13,8 +14,11 @@ from tests_support import Clock, retraining_request
 from tuneloop.registry import Registry
 from tuneloop.registry.errors import Conflict, Refused
 from tuneloop.registry.nouns import RetrainingRequest, RetrainingState
-from tuneloop.registry.retraining import ENDED, MAX_ATTEMPTS, NEXT_STATES
+from tuneloop.registry.policies import RetrainingPolicy
+from tuneloop.registry.retraining import ENDED, MAX_ATTEMPTS, NEXT_STATES, RetrainingQueue
 from tuneloop.registry.tables import retraining
+
+S = RetrainingState
 
 
 def _queued(registry: Registry) -> RetrainingRequest:
@@ -182,11 +186,98 @@ def test_a_request_that_cannot_be_read_is_left_out_and_said(
 
 
 @pytest.mark.parametrize("state", sorted(ENDED))
-def test_what_has_ended_stays_ended(registry: Registry, state: RetrainingState) -> None:
-    assert NEXT_STATES[state] == frozenset()
+def test_what_has_ended_stays_ended_but_for_what_failed_and_is_tried_again(
+    registry: Registry, state: RetrainingState
+) -> None:
+    assert NEXT_STATES[state] == (frozenset({S.APPROVED}) if state is S.FAILED else frozenset())
     request = registry.retraining.file(retraining_request(registry.clock(), state=state), by="monitor")
-    with pytest.raises(Refused, match="it has ended"):
+    with pytest.raises(Refused, match="cannot become cancelled"):
         registry.retraining.cancel(request.id, by="ada", reason="late")
+
+
+Act = Callable[[RetrainingQueue, RetrainingRequest], object]
+# What each act makes of a request, and in which states it may: every pair that is not here is refused.
+ACTS: dict[str, tuple[Act, dict[RetrainingState, RetrainingState]]] = {
+    "approve": (lambda queue, r: queue.approve(r.id, by="ada", reason="r"), {S.PROPOSED: S.QUEUED}),
+    "reject": (
+        lambda queue, r: queue.reject(r.id, by="ada", reason="r"),
+        {S.PROPOSED: S.REJECTED, S.APPROVED: S.REJECTED},
+    ),
+    "retry": (lambda queue, r: queue.retry(r.id, by="ada", reason="r"), {S.FAILED: S.QUEUED}),
+    "cancel": (
+        lambda queue, r: queue.cancel(r.id, by="ada", reason="r"),
+        dict.fromkeys((S.PROPOSED, S.APPROVED, S.QUEUED, S.RUNNING, S.GATED), S.CANCELLED),
+    ),
+    "put back": (lambda queue, r: queue.put_back(r, by="w1", reason="r"), {S.RUNNING: S.QUEUED}),
+    "gated": (lambda queue, r: queue.finish(r, S.GATED, by="w1", outcome="o"), {S.RUNNING: S.GATED}),
+    "failed": (lambda queue, r: queue.finish(r, S.FAILED, by="w1", outcome="o"), {S.RUNNING: S.FAILED}),
+    "shipped": (lambda queue, r: queue.finish(r, S.SHIPPED, by="w1", outcome="o"), {S.GATED: S.SHIPPED}),
+    "rejected": (
+        lambda queue, r: queue.finish(r, S.REJECTED, by="w1", outcome="o"),
+        dict.fromkeys((S.RUNNING, S.GATED), S.REJECTED),
+    ),
+    "approved": (lambda queue, r: queue.finish(r, S.APPROVED, by="w1", outcome="o"), {}),
+}
+
+
+@pytest.mark.parametrize("state", list(RetrainingState))
+@pytest.mark.parametrize("act", ACTS)
+def test_every_act_in_every_state_does_what_the_table_says_or_nothing(
+    registry: Registry, act: str, state: RetrainingState
+) -> None:
+    request = registry.retraining.file(retraining_request(registry.clock(), state=state), by="monitor")
+    do, allowed = ACTS[act]
+    if state in allowed:
+        do(registry.retraining, request)
+        assert registry.retraining.get(request.id).state == allowed[state]
+    else:
+        with pytest.raises(Refused):
+            do(registry.retraining, request)
+        assert registry.retraining.get(request.id) == request
+        assert [entry.action for entry in registry.audit.entries(request.id)] == ["retraining.file"]
+
+
+def test_what_nobody_decides_about_expires_and_what_was_decided_does_not(registries: Registry, clock: Clock) -> None:
+    queue = registries.retraining
+    filed = {
+        key: queue.file(retraining_request(clock(), idempotency_key=key, model=model), by="monitor").id
+        for key, model in (("old", "bot"), ("other", "other"), ("approved", "bot"))
+    }
+    registries.policies.set("bot", RetrainingPolicy(expires_s=3600), by="ada", reason="an hour")
+    queue.approve(filed["approved"], by="ada", reason="yes")
+    clock.advance(3599)
+    queue.expire(by="monitor")
+    assert queue.get(filed["old"]).state == "proposed"
+    clock.advance(1)
+    late = queue.file(retraining_request(clock(), idempotency_key="late"), by="monitor")
+    claimed = queue.claim("w1", lease_s=60)  # a worker's look ends it as well as the monitor's
+    assert claimed is not None
+    assert claimed.id == filed["approved"]
+    states = {key: queue.get(request_id).state for key, request_id in filed.items()}
+    assert states == {"old": "expired", "other": "proposed", "approved": "running"}
+    assert queue.get(filed["old"]).outcome == "nobody decided within 0.0416667 days"
+    assert queue.get(late.id).state == "proposed"
+    entry = registries.audit.entries(filed["old"])[0]
+    assert (entry.action, entry.actor) == ("retraining.expired", "w1")
+
+
+def test_a_failed_request_is_tried_again_as_the_same_request_with_all_its_attempts(
+    registries: Registry, clock: Clock
+) -> None:
+    request = _queued(registries)
+    queue = registries.retraining
+    for attempt in range(MAX_ATTEMPTS):
+        assert queue.claim(f"w{attempt}", lease_s=10) is not None
+        clock.advance(11)
+    assert queue.claim("w9", lease_s=10) is None
+    with pytest.raises(Refused, match=f"`tuneloop retraining retry {request.id}"):
+        queue.approve(request.id, by="ada", reason="again")
+    again = queue.retry(request.id, by="ada", reason="the disk was full")
+    assert (again.state, again.attempts, again.outcome) == ("queued", 0, "")
+    assert queue.file(retraining_request(clock()), by="monitor").id == request.id, "twice filed is still the same"
+    claimed = queue.claim("w1", lease_s=10)
+    assert claimed is not None
+    assert (claimed.id, claimed.attempts) == (request.id, 1)
 
 
 def test_an_unapproved_request_does_not_run(registries: Registry) -> None:

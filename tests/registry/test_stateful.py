@@ -97,6 +97,29 @@ class Queue(RuleBasedStateMachine):
             lambda: self.moved(request_id, S.CANCELLED, token=known.token + 1, owner=None, until=None),
         )
 
+    @precondition(lambda self: self.expected)
+    @rule(pick=picked)
+    def reject(self, pick: int) -> None:
+        self.clock.advance(1)
+        request_id = self.any_id(pick)
+        self.allowed(
+            lambda: self.queue.reject(request_id, by="ada", reason="r"),
+            self.expected[request_id].state is S.PROPOSED,
+            lambda: self.moved(request_id, S.REJECTED),
+        )
+
+    @precondition(lambda self: self.expected)
+    @rule(pick=picked)
+    def retry(self, pick: int) -> None:
+        self.clock.advance(1)
+        request_id = self.any_id(pick)
+        known = self.expected[request_id]
+        self.allowed(
+            lambda: self.queue.retry(request_id, by="ada", reason="r"),
+            known.state is S.FAILED,
+            lambda: self.moved(request_id, S.QUEUED, token=known.token + 1, attempts=0),
+        )
+
     @rule(worker=st.sampled_from(["w1", "w2", "w3"]))
     def claim(self, worker: str) -> None:
         self.clock.advance(1)

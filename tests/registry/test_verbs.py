@@ -22,6 +22,8 @@ from tuneloop.registry import Registry
         ("status",),
         ("models",),
         ("versions", "bot"),
+        ("show", "bot@1"),
+        ("show", "bot@3"),
         ("compare", "bot@1", "bot@2"),
         ("gate", "bot@3"),
         ("route", "show", "bot"),
@@ -57,6 +59,7 @@ def test_what_json_says_is_what_there_is(lived_in: Registry, verb: Verb) -> None
         return json.loads(verb(*arguments, "--json")[1])
 
     assert [found["version"] for found in read("versions", "bot")] == [3, 2, 1]
+    assert [found["version"] for found in read("versions", "bot", "--newest", "2")] == [3, 2]
     assert read("models") == [{"model": "bot", "newest_version": 3, "split_bp": "2=1000 1=9000", "revision": 2}]
     assert read("route", "show", "bot")["gateways"] == {"g1": 2}
     assert read("gate", "bot@3")["verdict"] == "inconclusive"

@@ -11,7 +11,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from tests_support import publish_version, retraining_request
-from tuneloop.registry import Registry
+from tuneloop.registry import Registry, versions
 from tuneloop.registry.errors import Conflict, InvalidInput, NotFound, Unavailable, Unreadable
 from tuneloop.registry.nouns import Arm
 from tuneloop.registry.settings import RegistrySettings
@@ -297,3 +297,18 @@ def test_a_version_whose_tag_is_damaged_is_named_and_hides_no_other(
     assert "bot version 2: its tag tuneloop.version in MLflow cannot be read" in caplog.text
     with pytest.raises(Unreadable, match="bot version 2"):
         registry.versions.get("bot", 2)
+
+
+def test_versions_are_listed_by_number_whatever_the_page(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(1, 6):
+        publish_version(registry, tmp_path / f"v{number}")
+    client = MlflowClient(registry.settings.mlflow)
+    client.set_model_version_tag("bot", "1", "touched", "last")  # by time it is the newest
+    client.delete_model_version_tag("bot", "4", "tuneloop.version")  # not one of ours
+    client.set_model_version_tag("bot", "3", "tuneloop.version", "damaged")
+    for page in (1, 2, 1_000):
+        monkeypatch.setattr(versions, "_PAGE", page)
+        assert [found.version for found in registry.versions.all("bot")] == [5, 2, 1]
+        assert [found.version for found in registry.versions.all("bot", newest=2)] == [5, 2]

@@ -12,11 +12,15 @@ from pathlib import Path
 
 import mlflow
 import pytest
+import torch
 from click.testing import CliRunner
 
 from tuneloop.registry import Registry
 from tuneloop.registry.errors import InvalidInput
+from tuneloop.registry.lineage import lineage_of
 from tuneloop.registry.nouns import Message, Version
+from tuneloop.registry.run_files import model_card
+from tuneloop.registry.verbs.lineage import show
 from tuneloop.train.base import Base
 from tuneloop.train.data.labels import IGNORED, Labeller, label_rows
 from tuneloop.train.data.rows import Row, data_digest, read_rows
@@ -48,7 +52,7 @@ def states(home: Path) -> list[str]:
 
 
 def test_train_registers_a_version_with_its_whole_lineage(at_home: Path, tiny_recipe: Path, tiny: Base) -> None:
-    done = CliRunner().invoke(train, [str(tiny_recipe), "--json"], catch_exceptions=False)
+    done = CliRunner().invoke(train, [str(tiny_recipe), "--by", "ada", "--json"], catch_exceptions=False)
     found = json.loads(done.stdout)
     version = Version.model_validate(found["version"])
     assert (version.name, version.kind, version.rank) == ("bot@1", "adapter", 4)
@@ -72,6 +76,22 @@ def test_train_registers_a_version_with_its_whole_lineage(at_home: Path, tiny_re
         pair = lineage.pairs()["old"]
         assert len(pair.champion) == len(pair.challenger) == 12
         folder = registry.versions.fetch(version, at_home / "fetched")
+        told = lineage_of(registry, "bot", 1)
+        assert (told.version, told.version.trained_by, told.not_known) == (version, "ada", ())
+        assert told.data["sets"]["old"]["rows"] == 12
+        assert told.environment["packages"]["torch"] == torch.__version__
+        assert {m.name for m in told.measures if m.low is not None} >= {"perplexity.old"}
+        assert all(m.low <= m.value <= m.high for m in told.measures if m.low is not None and m.high is not None)
+        assert model_card(registry, version) == (folder / "README.md").read_text()
+    shown = CliRunner().invoke(show, ["bot@1"], catch_exceptions=False).stdout
+    for said in (
+        "trained by",
+        "held out: old",
+        f"torch {torch.__version__}",
+        "no gate has judged it",
+        "serves: nowhere",
+    ):
+        assert said in shown
     names = {path.name for path in folder.iterdir()}
     assert names == {"adapter_model.safetensors", "adapter_config.json", "README.md"}
     for name in ("adapter_config.json", "README.md"):

@@ -12,27 +12,35 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from decimal import Decimal
 from pathlib import Path
 
 import mlflow
 import pytest
 
-from tests_support import request_record, retraining_request
+from tests_support import publish_version, request_record, retraining_request
 from tuneloop.registry import Registry
+from tuneloop.registry.declared import judge_declared
 from tuneloop.registry.nouns import (
+    Check,
     Feedback,
     GateReport,
     Message,
     RetrainingRequest,
+    RetrainingRun,
     RetrainingState,
     Version,
 )
+from tuneloop.registry.policies import GatePolicy, RetrainingPolicy
+from tuneloop.registry.retraining_history import history_of
 from tuneloop.registry.settings import RegistrySettings
+from tuneloop.train.base import base_of
 from tuneloop.train.data.near import normal
 from tuneloop.train.data.rows import Row
 from tuneloop.train.job import job_from_recipe, kept, run, run_job
 from tuneloop.train.publishing.lineage import Lineage
 from tuneloop.train.recipe import load_recipe
+from tuneloop.train.retraining.estimate import Here, estimate
 from tuneloop.train.retraining.worker import Worker
 from tuneloop.train.screen import Screen
 from tuneloop.train.settings import WorkerSettings
@@ -113,6 +121,7 @@ def test_a_request_becomes_one_gated_version(registry: Registry, request_waiting
     assert done is not None
     version = registry.versions.get("bot", 2)
     assert (version.parent, version.request_id, done.result_version) == (1, request_waiting.id, 2)
+    assert version.trained_by == "worker"
     report = registry.gates.latest("bot", 2)
     assert isinstance(report, GateReport)
     assert {check.name for check in report.checks} == {"better on fresh", "not worse on old"}
@@ -122,6 +131,12 @@ def test_a_request_becomes_one_gated_version(registry: Registry, request_waiting
     assert {"nll.old", "perplexity.fresh", "bleu.fresh"} <= set(version.metrics)
     assert run_states(registry) == ["FINISHED", "FINISHED"]
     assert worker(registry).run_once() is None
+    (ran,) = registry.retraining.runs("bot")
+    assert (ran.request_id, ran.worker, ran.devices, ran.end) == (request_waiting.id, "w", 1, done.state)
+    assert "the plan for this CPU, 4 steps" in ran.basis
+    assert ran.planned_hours is not None
+    assert 0 < ran.planned_hours < 1
+    assert 0 < ran.hours(registry.clock()) < 1
 
     lineage = Lineage(registry.versions, version)
     sets, learned = lineage.set_rows(), lineage.train_rows()
@@ -134,6 +149,38 @@ def test_a_request_becomes_one_gated_version(registry: Registry, request_waiting
     assert manifest["fresh_rows"] + len(sets["fresh"]) == 29
     assert manifest["replayed_rows"] == 16
     assert sum(manifest["dropped"].values()) >= 1
+    (leakage,) = [one for one in manifest["quality"] if one["check"] == "leakage"]
+    assert leakage["rows"] == leakage["dropped"] == 1  # the correction that repeats an evaluation row
+
+    policy = GatePolicy(latency_p95_ms=1_000, leakage="refuse", signed=True)
+    declared = {check.name: check.verdict for check in judge_declared(registry, version, policy)}
+    assert declared == {"latency p95": "inconclusive", "leakage": "pass", "signed": "pass"}
+    first = judge_declared(registry, registry.versions.get("bot", 1), policy)
+    assert [check.verdict for check in first if check.name == "leakage"] == ["pass"]
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "state"),
+    [
+        ({}, RetrainingState.GATED),
+        ({"latency p95": "inconclusive"}, RetrainingState.GATED),
+        ({"latency p95": "fail"}, RetrainingState.REJECTED),
+        ({"latency p95": "inconclusive", "signed": "inconclusive"}, RetrainingState.REJECTED),
+        ({"better on fresh": "inconclusive"}, RetrainingState.REJECTED),
+    ],
+)
+def test_a_version_that_lacks_nothing_but_traffic_waits_for_it(
+    registry: Registry, request_waiting: RetrainingRequest, verdicts: dict[str, str], state: RetrainingState
+) -> None:
+    """Nobody can have asked it yet; whoever lets testers have it has it judged again."""
+    names = ("better on fresh", "latency p95", "signed")
+    checks = [Check.model_validate({"name": n, "verdict": verdicts.get(n, "pass"), "detail": ""}) for n in names]
+    publish_version(registry, registry.settings.home / "made", request_id=request_waiting.id, parent=1)
+    report = GateReport(model="bot", version=2, champion=1, at=registry.clock(), checks=tuple(checks))
+    registry.gates.record(report)
+    done = worker(registry).run_once()
+    assert done is not None
+    assert (done.state, done.result_version) == (state, 2)
 
 
 @pytest.mark.parametrize("differs", ["", "torch"])
@@ -178,6 +225,57 @@ def test_a_retraining_of_a_retraining_keeps_every_evaluation_set(
     assert "better on fresh inconclusive" in done.outcome
     everything_learned = {row.line() for number in (1, 2) for row in _learned(registry, number)}
     assert {row.line() for row in lineage.train_rows()} <= everything_learned
+
+
+def test_above_a_budget_nothing_is_trained_and_a_person_may_go_beyond_it(
+    registry: Registry, request_waiting: RetrainingRequest
+) -> None:
+    policy = RetrainingPolicy(cost_usd_per_month=Decimal("0.01"))
+    registry.policies.set("bot", policy, by="ada", reason="a cent a month")
+    screen = io.StringIO()
+    held = worker(registry, screen=Screen(screen)).run_once()
+    assert held is not None
+    assert (held.state, held.attempts) == (RetrainingState.PROPOSED, 0)
+    assert "an hour's price is not known: worker.usd_per_hour says it" in held.held
+    assert f"retraining {held.id} is held until a person approves it" in screen.getvalue()
+    assert run_states(registry) == ["FINISHED"]
+    assert registry.retraining.runs("bot") == []
+    registry.retraining.approve(held.id, by="ada", reason="this one is worth it")
+    settings = WorkerSettings(id="w", usd_per_hour=Decimal(3600))
+    dear = Worker(registry, settings, threads=0, screen=Screen(io.StringIO()), stop=StopFlag())
+    done = dear.run_once()
+    assert done is not None
+    assert (done.result_version, done.budget_waived_by) == (2, "ada")
+    (took,) = history_of([done], registry.retraining.runs("bot"), registry.clock()).requests
+    assert took.cost_usd is not None
+    assert took.cost_usd == pytest.approx(Decimal(repr(took.hours * 3600)), abs=Decimal("0.01"))
+
+
+def test_what_the_plan_cannot_know_is_what_earlier_runs_took_or_is_not_known(
+    registry: Registry, champion: Version
+) -> None:
+    lineage = Lineage(registry.versions, champion)
+    recipe, rows = lineage.recipe(), lineage.train_rows()
+    base = base_of(champion, recipe.recipe, registry.settings.home / "bases", relative_to=recipe.folder)
+    here = Here(threads=0, has_gpu=True, prices=None, usd_per_hour=Decimal(2))  # a GPU that no table lists
+    unknown = estimate(recipe.recipe, base, rows, [], here)
+    assert (unknown.hours, unknown.usd_per_hour) == (None, Decimal(2))
+    assert "no device 'this GPU'" in unknown.basis
+    assert "no earlier run has made a version" in unknown.basis
+    now = registry.clock()
+    run = RetrainingRun(
+        request_id="rt_0",
+        fencing_token=1,
+        model="bot",
+        worker="w",
+        started_at=now - timedelta(hours=3),
+        ended_at=now,
+        end="gated",
+        devices=1,
+    )
+    measured = estimate(recipe.recipe, base, rows, [run], here)
+    assert measured.hours == pytest.approx(3.0)
+    assert "the median of earlier runs counts" in measured.basis
 
 
 def test_a_window_without_corrections_fails_with_the_reason_and_the_worker_lives(

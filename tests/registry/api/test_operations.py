@@ -15,6 +15,7 @@ from tests_support import publish_version
 from tuneloop.registry import Registry
 from tuneloop.registry.api.app import ROUTERS
 from tuneloop.registry.api.openapi import operations, permission_of
+from tuneloop.registry.nouns import RetrainingState
 from tuneloop.registry.roles import ROLES, Role
 from tuneloop.registry.rollout import RolloutState
 from tuneloop.registry.settings import RegistrySettings
@@ -47,6 +48,14 @@ def pause(registry: Registry) -> None:
         registry.rollouts.end(connection, held, RolloutState.PAUSED, "no samples")
 
 
+def fail(registry: Registry) -> None:
+    """As a worker does that was tried too often."""
+    registry.retraining.approve("rt_1", by="ada", reason="r")
+    claimed = registry.retraining.claim("w1", lease_s=60)
+    assert claimed is not None
+    registry.retraining.finish(claimed, RetrainingState.FAILED, by="w1", outcome="it went wrong")
+
+
 BOT = "/v1/models/bot"
 WRITES = (
     Write("set_gate_policy", "PUT", f"{BOT}/gate-policy", {"policy": {"margin": 0.1}}, "policy.gate", "bot"),
@@ -60,6 +69,8 @@ WRITES = (
     Write("resume_rollout", "POST", f"{BOT}/rollout/resume", {}, "rollout.resume", "bot@2", ready=pause),
     Write("abort_rollout", "POST", f"{BOT}/rollout/abort", {}, "rollout.abort", "bot@2"),
     Write("approve_retraining", "POST", "/v1/retraining/rt_1/approve", {}, "retraining.queued", "rt_1"),
+    Write("reject_retraining", "POST", "/v1/retraining/rt_1/reject", {}, "retraining.rejected", "rt_1"),
+    Write("retry_retraining", "POST", "/v1/retraining/rt_1/retry", {}, "retraining.queued", "rt_1", ready=fail),
     Write("cancel_retraining", "POST", "/v1/retraining/rt_1/cancel", {}, "retraining.cancelled", "rt_1"),
     Write(
         "set_retraining_policy",
@@ -291,5 +302,11 @@ def test_on_postgresql_everything_is_read_and_written_too(postgres: Any, registr
                 if answer.status_code != write.status:
                     refused[write.name] = answer.json()["type"].rpartition(":")[2]
             # One after the other on one registry, so some come too late; that, too, is an answer.
-            assert refused == {"roll_back": "conflict", "start_rollout": "refused", "resume_rollout": "invalid"}
+            assert refused == {
+                "roll_back": "conflict",
+                "start_rollout": "refused",
+                "resume_rollout": "invalid",
+                "reject_retraining": "refused",
+                "retry_retraining": "refused",
+            }
             assert plane.get("/v1/audit/verification")["faults"] == []

@@ -40,4 +40,5 @@ def test_what_was_asked_above_went_as_deep_as_it_should(shared_plane: Plane) -> 
     # What was revoked above cannot be promoted, a canary that was taken back not be rolled out, no key's id be guessed.
     rollout = "POST /v1/models/{model}/rollout"
     late = {"POST /v1/models/{model}/versions/{version}/promote", rollout, f"{rollout}/resume", f"{rollout}/abort"}
+    late |= {f"POST /v1/retraining/{{request_id}}/{what}" for what in ("reject", "retry")}
     assert ANSWERED.keys() - done <= late | {"POST /v1/keys/{key_id}/revoke"}

@@ -201,3 +201,9 @@ def test_retries_stay_within_their_share() -> None:
     never = RetryBudget(0.0)
     never.earn()
     assert not never.spend()
+
+
+def test_what_requests_look_up_is_made_before_the_first_one_asks() -> None:
+    found = view(engine("e1", v1=READY))
+    found.build()
+    assert {"serving", "key_by_digest"} <= vars(found).keys()

@@ -76,7 +76,8 @@ def _file(
 
 
 def _approve(registry: Registry, request: RetrainingRequest, policy: RetrainingPolicy) -> None:
-    if policy.auto_approve and request.state == RetrainingState.PROPOSED:
+    # What a budget has sent back waits for a person: approving it goes beyond the budget.
+    if policy.auto_approve and request.state == RetrainingState.PROPOSED and not request.held:
         registry.retraining.approve(request.id, by="policy", reason="auto_approve is on for this model")
 
 

@@ -90,12 +90,19 @@ def _held_by_policy(episode: AlertEpisode, policy: RetrainingPolicy) -> Hold | N
 def _held_by_past(
     requests: Sequence[RetrainingRequest], mine: Sequence[RetrainingRequest], policy: RetrainingPolicy, now: datetime
 ) -> Hold | None:
-    stopped = next((request for request in mine if request.state == RetrainingState.CANCELLED), None)
+    stopped = next((request for request in mine if _person_said_no(request)), None)
     if stopped is not None:
         return Hold(
-            "cancelled", f"{stopped.id} for this episode was cancelled ({stopped.outcome}); not asked for again"
+            str(stopped.state),
+            f"{stopped.id} for this episode was {stopped.state} ({stopped.outcome}); not asked for again",
         )
     newest = max(requests, key=lambda request: request.created_at, default=None)
     if newest is not None and now < (until := newest.created_at + timedelta(seconds=policy.cooldown_s)):
         return Hold("cooldown", f"{newest.id} is {newest.state}; the cooldown lasts until {until:%Y-%m-%d %H:%M:%S}Z")
     return None
+
+
+def _person_said_no(request: RetrainingRequest) -> bool:
+    """A gate or a rollout rejects what was made; what was made by nobody, a person has rejected."""
+    rejected = request.state == RetrainingState.REJECTED and request.result_version is None
+    return rejected or request.state == RetrainingState.CANCELLED

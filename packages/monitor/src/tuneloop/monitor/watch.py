@@ -91,6 +91,7 @@ class Monitor:
             Unavailable: the database does not answer; what was judged before that is kept.
             Stopped: told to end while an engine was scoring; that window is judged by the next process.
         """
+        self._registry.retraining.expire(by=BY)
         routes = self._registry.routes.current_all()
         states = [self._watched(model, routes) for model in sorted({*routes, *routes.unreadable})]
         self._metrics.only({model: route.champion for model, route in routes.items()})

@@ -40,9 +40,11 @@ def approve(
         NotFound: it does not.
         InvalidInput, Refused: like `Gates.approve`.
     """
-    version(registry, model, number)
+    found = version(registry, model, number)
     ttl_s = None if days is None else days * 86_400
-    return registry.gates.approve(model, number, by=by, reason=reason, ttl_s=ttl_s, role=role)
+    return registry.gates.approve(
+        model, number, by=by, reason=reason, ttl_s=ttl_s, role=role, trained_by=found.trained_by
+    )
 
 
 def revoke(registry: Registry, model: str, number: int, *, by: str, reason: str, role: Role | None = None) -> Revoked:

@@ -7,11 +7,13 @@ the cost: about 1 s per GB.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from hashlib import sha256
 from pathlib import Path
 
 from tuneloop.registry.errors import InvalidInput
+from tuneloop.registry.nouns import Version
 
 PUBLISHABLE = frozenset({".safetensors", ".json", ".jsonl", ".txt", ".md", ".jinja", ".model"})
 _BASE_PATTERNS = (
@@ -23,6 +25,7 @@ _BASE_PATTERNS = (
     "vocab.json",
     "merges.txt",
 )
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
 def text_digest(text: str) -> str:
@@ -105,3 +108,17 @@ def _kind(path: Path) -> str:
 def _digest_of(folder: Path, files: Iterable[Path]) -> str:
     lines = sorted(f"{path.relative_to(folder).as_posix()} {file_digest(path)}" for path in files)
     return text_digest("\n".join(lines))
+
+
+def fetched_name(version: Version) -> str:
+    """What a version's fetched files are called: a digest and nothing else; what goes by that name may be deleted.
+
+    Raises:
+        InvalidInput: the version's digest is none.
+    """
+    if not _DIGEST.fullmatch(version.artifact_digest):
+        raise InvalidInput(
+            f"{version.name}: {version.artifact_digest!r} is no digest of its files; its tag in MLflow was changed: do "
+            "not serve it"
+        )
+    return version.artifact_digest.removeprefix("sha256:")

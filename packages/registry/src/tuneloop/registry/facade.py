@@ -45,9 +45,9 @@ class Registry:
         self.keys = Keys(self.database, clock)
         self.tokens = Tokens(self.database, clock)
         self.episodes = Episodes(self.database, clock)
-        self.retraining = RetrainingQueue(self.database, clock)
         self.rollouts = Rollouts(self.database, clock)
         self.policies = Policies(self.database, clock)
+        self.retraining = RetrainingQueue(self.database, clock, self.policies)
         self.gates = Gates(self.database, clock, self.policies)
         self.experiments = Experiments(self.database, clock)
 

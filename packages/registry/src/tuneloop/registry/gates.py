@@ -54,20 +54,35 @@ class Gates:
         reason: str,
         ttl_s: float | None = None,
         role: Role | None = None,
+        trained_by: str | None = None,
     ) -> Approval:
         """Let a person answer for a version, for `ttl_s` seconds or for good; on record.
 
-        `role` is that of the control plane's token it comes from; None: from the command line.
+        `role` is that of the control plane's token it comes from; None: from the command line. `trained_by` is the
+        version's: where the gate policy asks for another person than that, it must be known.
 
         Raises:
             InvalidInput: nobody or no reason is named, or the time is none.
-            Refused: the gate policy asks for a token's role, and there is none: it would not count.
+            Refused: the gate policy does not take this person's approval, or asks for a token's role.
         """
         if role is None and self._policies.get(model, GatePolicy).approver_role:
             raise Refused(f"{version_name(model, version)} cannot be approved here: {_by_token(model)}")
         now = self._clock()
         until = expires_at(now, ttl_s, "an approval")
-        return self._decide(model, version, granted=True, by=by, reason=reason, now=now, until=until, role=role)
+        decided = Approval(
+            model=model,
+            version=version,
+            granted=True,
+            by=by,
+            reason=reason,
+            at=now,
+            expires_at=until,
+            role=role,
+            trained_by=trained_by,
+        )
+        if (against := self._against(decided)) is not None:
+            raise Refused(against)
+        return self._decide(decided)
 
     def revoke(self, model: str, version: int, *, by: str, reason: str, role: Role | None = None) -> Approval:
         """Let a version get no more traffic, whatever its gate says, until a person approves it again; on record.
@@ -77,9 +92,9 @@ class Gates:
         Raises:
             InvalidInput: nobody or no reason is named.
         """
-        return self._decide(
-            model, version, granted=False, by=by, reason=reason, now=self._clock(), until=None, role=role
-        )
+        now = self._clock()
+        decided = Approval(model=model, version=version, granted=False, by=by, reason=reason, at=now, role=role)
+        return self._decide(decided)
 
     def decisions(self, model: str, version: int) -> Rows[Approval]:
         """What people decided about a version, the newest first."""
@@ -92,12 +107,13 @@ class Gates:
         """Who approved the version: a person, `gate` when its newest report passes, or nobody.
 
         A person's newest decision that has not expired goes before the gate's. Where the gate policy asks for a person
-        the gate lets nothing in; where it asks for a token's role, approvals without one do not count.
+        the gate lets nothing in; where it asks for a token's role, approvals without one do not count, and where it
+        asks for another person than the trainer, no other approval does.
         """
         policy = self._policies.get(model, GatePolicy)
         decided = self._newest(model, version, policy, in_force=True)
         if decided is not None:
-            return decided.by if decided.granted else None
+            return decided.by if decided.granted and self._against(decided) is None else None
         report = self.latest(model, version)
         passed = report is not None and report.verdict == "pass"
         return "gate" if passed and not policy.person else None
@@ -108,6 +124,8 @@ class Gates:
         decided = self._newest(model, version, policy, in_force=True)
         if decided is not None and not decided.granted:
             return f"its approval was revoked by {decided.by}: {decided.reason}"
+        if decided is not None and (against := self._against(decided)) is not None:
+            return against
         report = self.latest(model, version)
         gate = f"its gate says {report.verdict}" if report else "no gate has judged it"
         if report is not None and report.verdict == "pass":
@@ -135,29 +153,31 @@ class Gates:
             row = connection.execute(query.order_by(approvals.c.id.desc()).limit(1)).mappings().first()
         return None if row is None else noun_of(Approval, row)
 
-    def _decide(
-        self,
-        model: str,
-        version: int,
-        *,
-        granted: bool,
-        by: str,
-        reason: str,
-        now: datetime,
-        until: datetime | None,
-        role: Role | None,
-    ) -> Approval:
-        what = "an approval" if granted else "revoking an approval"
-        if not by.strip() or not reason.strip():
+    def _against(self, approval: Approval) -> str | None:
+        """Why the gate policy does not take an approval; None where it does."""
+        if self._policies.get(approval.model, GatePolicy).approver == "anyone" or not approval.by_the_trainer:
+            return None
+        name = version_name(approval.model, approval.version)
+        asked = f"the gate policy of {approval.model} asks for an approver other than the trainer"
+        if approval.trained_by is None:
+            return (
+                f"{asked}, and who trained {name} was not noted when it was approved: approve it anew, or, where "
+                f"`tuneloop show {name}` names nobody, train it again with `tuneloop train --by`"
+            )
+        return f"{asked}, and {approval.by} trained {name}: somebody else must approve it"
+
+    def _decide(self, decided: Approval) -> Approval:
+        what = "an approval" if decided.granted else "revoking an approval"
+        if not decided.by.strip() or not decided.reason.strip():
             raise InvalidInput(f"{what} needs --by and --reason: it is kept for ever")
-        decided = Approval(
-            model=model, version=version, granted=granted, by=by, reason=reason, at=now, expires_at=until, role=role
-        )
-        detail = {"reason": reason} | ({"expires_at": until.isoformat()} if until else {})
-        detail |= {"role": str(role)} if role else {}
+        detail = {"reason": decided.reason}
+        detail |= {"expires_at": decided.expires_at.isoformat()} if decided.expires_at else {}
+        detail |= {"role": str(decided.role)} if decided.role else {}
+        detail |= {"trained_by": decided.trained_by} if decided.trained_by else {}
+        action = "version.approve" if decided.granted else "version.revoke"
         with self._db.writing() as connection:
-            action, name = "version.approve" if granted else "version.revoke", version_name(model, version)
-            audit.record(connection, at=now, actor=by, action=action, subject=name, detail=detail)
+            name = version_name(decided.model, decided.version)
+            audit.record(connection, at=decided.at, actor=decided.by, action=action, subject=name, detail=detail)
             # After its entry, which one transaction writes at a time: the newest decision is the newest on record.
             write = sa.insert(approvals).values(**row_of(decided, approvals))
             write_last(connection, lambda: connection.execute(write))

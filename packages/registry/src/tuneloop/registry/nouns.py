@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime
+from decimal import Decimal
 from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
 
@@ -81,6 +82,7 @@ class Version(Noun):
     target_modules: tuple[str, ...] = ()
     parent: int | None = None
     request_id: str | None = None  # the retraining request it answers
+    trained_by: str | None = None  # who started the run, `worker` for a retraining; None: nobody noted it
     signed_by: str | None = Field(default=None, pattern=r"^[0-9a-f]{12}$")  # the name of the key that signed its files
     created_at: AwareDatetime
     metrics: dict[str, float] = {}  # `perplexity.<domain>`, `bleu.<domain>`, ...
@@ -298,6 +300,7 @@ class RetrainingState(StrEnum):
     REJECTED = "rejected"
     FAILED = "failed"
     CANCELLED = "cancelled"
+    EXPIRED = "expired"
 
 
 class RetrainingRequest(Noun):
@@ -322,6 +325,29 @@ class RetrainingRequest(Noun):
     attempts: int = 0
     result_version: int | None = None
     outcome: str = ""
+    held: str = ""  # why a budget does not let it run: until `held_until`, or, without, until a person approves it
+    held_until: AwareDatetime | None = None
+    budget_waived_by: str | None = None  # who approved it knowing that it is above a budget
+
+
+class RetrainingRun(Noun):
+    """One attempt at a request from the moment it could train: what it was to take, and what it took."""
+
+    request_id: str
+    fencing_token: int  # of the lease it runs under
+    model: str
+    worker: str
+    started_at: AwareDatetime
+    ended_at: AwareDatetime | None = None
+    end: str = ""  # the state in which it left its request
+    devices: int = Field(ge=1)
+    planned_hours: float | None = Field(default=None, ge=0)
+    usd_per_hour: Decimal | None = Field(default=None, ge=0)  # of all its devices together
+    basis: str = ""  # where the two figures come from, or why there are none
+
+    def hours(self, now: datetime) -> float:
+        """By the clock: what it took, or has taken so far."""
+        return max(0.0, ((self.ended_at or now) - self.started_at).total_seconds() / 3600)
 
 
 class Check(Noun):
@@ -362,6 +388,12 @@ class Approval(Noun):
     at: AwareDatetime
     expires_at: AwareDatetime | None = None  # then only the gate decides again
     role: Role | None = None  # of the control plane's token it came from; None: from the command line
+    trained_by: str | None = None  # the version's, as it was known then
+
+    @property
+    def by_the_trainer(self) -> bool:
+        """Whether the same person trained the version, or might have: nobody noted who did."""
+        return self.trained_by is None or self.trained_by.strip().casefold() == self.by.strip().casefold()
 
 
 class ApiKey(Noun):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Literal
 
 from tuneloop.registry.advancing import judged as judged_now
-from tuneloop.registry.errors import NotFound
 from tuneloop.registry.facade import Registry
 from tuneloop.registry.hurry import LOOKUP_TIMEOUT_S, mlflow_within
 from tuneloop.registry.judging import judgement, trial_of
@@ -17,6 +16,7 @@ from tuneloop.registry.nouns import (
     GatewayState,
     Noun,
     RetrainingRequest,
+    RetrainingRun,
     Route,
     Version,
 )
@@ -69,6 +69,7 @@ class RequestHistory(Noun):
 
     request: RetrainingRequest
     history: tuple[AuditEntry, ...]  # the oldest first
+    runs: tuple[RetrainingRun, ...]  # likewise
     unreadable: tuple[str, ...]
 
 
@@ -86,7 +87,8 @@ class Status(Noun):
 
 def models(registry: Registry) -> list[ModelLine]:
     """Every registered model, by name."""
-    return [_model_line(registry, name) for name in _model_names(registry)]
+    routes = registry.routes.current_all()
+    return [_model_line(registry, name, routes.get(name)) for name in _model_names(registry)]
 
 
 def models_page(registry: Registry, ask: Ask) -> Page[ModelLine]:
@@ -95,7 +97,8 @@ def models_page(registry: Registry, ask: Ask) -> Page[ModelLine]:
     names = [name for name in _model_names(registry) if after is None or name > after[0]]
     shown = names[: ask.limit]
     following = cursor_at(_MODELS, shown[-1:]) if len(names) > len(shown) else None
-    return Page([_model_line(registry, name) for name in shown], following)
+    routes = registry.routes.current_all()
+    return Page([_model_line(registry, name, routes.get(name)) for name in shown], following)
 
 
 def versions_page(registry: Registry, model: str, ask: Ask) -> Page[Version]:
@@ -172,13 +175,15 @@ def rollout_now(registry: Registry, model: str) -> RolloutNow:
 
 
 def request_history(registry: Registry, request_id: str) -> RequestHistory:
-    """A retraining request with its audit entries.
+    """A retraining request with its audit entries and its runs.
 
     Raises:
         NotFound: there is none of that id.
     """
     request, entries = registry.retraining.get(request_id), registry.audit.entries(request_id)
-    return RequestHistory(request=request, history=tuple(entries[::-1]), unreadable=entries.unreadable)
+    runs = registry.retraining.runs(request_id=request_id)
+    unreadable = (*entries.unreadable, *runs.unreadable)
+    return RequestHistory(request=request, history=tuple(entries[::-1]), runs=tuple(runs[::-1]), unreadable=unreadable)
 
 
 def status(registry: Registry) -> tuple[Status, dict[str, str]]:
@@ -204,12 +209,8 @@ def _model_names(registry: Registry) -> list[str]:
     return mlflow_within(registry, registry.versions.models, LOOKUP_TIMEOUT_S)
 
 
-def _model_line(registry: Registry, name: str) -> ModelLine:
+def _model_line(registry: Registry, name: str, route: Route | None) -> ModelLine:
     newest = mlflow_within(registry, lambda: registry.versions.page(name, Ask(limit=1)).items, LOOKUP_TIMEOUT_S)
-    try:
-        route = registry.routes.current(name)
-    except NotFound:
-        route = None
     return ModelLine(
         model=name,
         newest_version=newest[0].version if newest else None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import datetime
+from decimal import Decimal, InvalidOperation
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import sqlalchemy as sa
@@ -21,8 +22,19 @@ def _as_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value  # YAML and JSON know lists only
 
 
+def _as_decimal(value: Any) -> Any:
+    try:  # YAML and JSON know no decimals
+        return Decimal(str(value)) if type(value) in {int, float, str} else value
+    except InvalidOperation:
+        return value
+
+
+Budget = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Money = Annotated[Decimal, BeforeValidator(_as_decimal), Field(gt=0, allow_inf_nan=False)]
+
+
 class RetrainingPolicy(Noun):
-    """When the monitor may ask for a retraining of a model; as strict about what it is given as a recipe."""
+    """When the monitor may ask for a retraining, and what a model's runs may take; read as strictly as a recipe."""
 
     model_config = ConfigDict(strict=True)
 
@@ -34,6 +46,10 @@ class RetrainingPolicy(Noun):
     min_rows: int = Field(default=50, ge=1, le=1_000_000_000)  # fresh corrections
     cooldown_s: float = Field(default=6 * 3600.0, ge=0, le=10 * 365 * 86_400.0, allow_inf_nan=False)
     auto_approve: bool = False  # otherwise a person runs `tuneloop retraining approve`
+    expires_s: float = Field(default=7 * 86_400.0, gt=0, le=10 * 365 * 86_400.0, allow_inf_nan=False)  # nobody decides
+    runs_per_day: int | None = Field(default=None, ge=1)  # days and months are those of UTC
+    device_hours_per_day: Budget | None = None
+    cost_usd_per_month: Money | None = None
 
 
 class Threshold(Noun):
@@ -53,6 +69,9 @@ class Threshold(Noun):
         return self
 
 
+Approver = Literal["anyone", "other than the trainer"]
+
+
 class GatePolicy(Noun):
     """What a model's versions must show to be let in, beside what their recipe's `retrain` section says."""
 
@@ -64,6 +83,10 @@ class GatePolicy(Noun):
     metrics: dict[str, Threshold] = {}  # a measure of the version, `perplexity.<set>` → where it must lie
     person: bool = False  # a gate that passes lets nothing in: a person approves each version
     approver_role: bool = False  # an approval counts only from a token of the control plane whose role may approve
+    approver: Approver = "anyone"  # whose approval counts
+    latency_p95_ms: float | None = Field(default=None, gt=0, allow_inf_nan=False)  # total time, of its own traffic
+    leakage: Literal["refuse"] | None = None  # training rows that stand in an evaluation set, or nearly
+    signed: bool = False  # its files must be
 
     @model_validator(mode="after")
     def _primary_has_no_margin(self) -> Self:

@@ -1,7 +1,8 @@
-"""The retraining queue: idempotent filing, leases with fencing tokens, and a state machine nobody can step around.
+"""The retraining queue: idempotent filing, leases with fencing tokens, budgets, and a state machine nobody can step
+around.
 
 A lease that runs out hands the request to the next worker; the old one's token is then stale and its writes are
-refused.
+refused. A failed request that is tried again stays the same request, so that it still makes one version at most.
 """
 
 from __future__ import annotations
@@ -17,25 +18,32 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from tuneloop.registry import audit
+from tuneloop.registry.budgets import Estimate
 from tuneloop.registry.database import Database, Rows, noun_of, readable, row_of
 from tuneloop.registry.errors import Conflict, NotFound, Refused, Unreadable
-from tuneloop.registry.nouns import RetrainingRequest, RetrainingState
+from tuneloop.registry.nouns import RetrainingRequest, RetrainingRun, RetrainingState
 from tuneloop.registry.paging import Ask, Page, page
+from tuneloop.registry.policies import Policies, RetrainingPolicy
+from tuneloop.registry.runs import begin_run, end_run, held_back, runs_of
 from tuneloop.registry.tables import retraining
 
 S = RetrainingState
 NEXT_STATES: dict[RetrainingState, frozenset[RetrainingState]] = {
-    S.PROPOSED: frozenset({S.APPROVED, S.REJECTED, S.CANCELLED}),
-    S.APPROVED: frozenset({S.QUEUED, S.CANCELLED}),
+    S.PROPOSED: frozenset({S.APPROVED, S.REJECTED, S.CANCELLED, S.EXPIRED}),
+    S.APPROVED: frozenset({S.QUEUED, S.REJECTED, S.CANCELLED, S.EXPIRED}),
     S.QUEUED: frozenset({S.RUNNING, S.CANCELLED}),
-    S.RUNNING: frozenset({S.RUNNING, S.QUEUED, S.GATED, S.REJECTED, S.FAILED, S.CANCELLED}),
+    # queued: put back, or held until the day is over; proposed: above a budget, for a person to decide.
+    S.RUNNING: frozenset({S.RUNNING, S.QUEUED, S.PROPOSED, S.GATED, S.REJECTED, S.FAILED, S.CANCELLED}),
     S.GATED: frozenset({S.SHIPPED, S.REJECTED, S.CANCELLED}),
     S.SHIPPED: frozenset(),
     S.REJECTED: frozenset(),
-    S.FAILED: frozenset(),
+    S.FAILED: frozenset({S.APPROVED}),  # tried again because a person says so
     S.CANCELLED: frozenset(),
+    S.EXPIRED: frozenset(),
 }
-ENDED = frozenset(state for state, following in NEXT_STATES.items() if not following)
+ENDED = frozenset({S.SHIPPED, S.REJECTED, S.FAILED, S.CANCELLED, S.EXPIRED})  # nothing more happens by itself
+RESULTS = frozenset({S.GATED, S.SHIPPED, S.REJECTED, S.FAILED})  # what `finish` may say of a request
+_UNDECIDED = (S.PROPOSED, S.APPROVED)
 MAX_ATTEMPTS = 3
 _log = logging.getLogger(__name__)
 
@@ -48,9 +56,10 @@ def idempotency_key(*parts: object) -> str:
 class RetrainingQueue:
     """Filing, approving, claiming and finishing retraining requests."""
 
-    def __init__(self, database: Database, clock: Callable[[], datetime]) -> None:
+    def __init__(self, database: Database, clock: Callable[[], datetime], policies: Policies) -> None:
         self._db = database
         self._clock = clock
+        self._policies = policies
 
     def file(self, request: RetrainingRequest, *, by: str) -> RetrainingRequest:
         """Store a proposed request; the same idempotency key returns the request that is already there."""
@@ -94,15 +103,83 @@ class RetrainingQueue:
         keys = (retraining.c.created_at, retraining.c.id)
         return page(self._db, RetrainingRequest, _requests(model, open_only=open_only), keys, ask)
 
+    def runs(self, model: str | None = None, *, request_id: str | None = None) -> Rows[RetrainingRun]:
+        """What has trained, of one model, of one request, or all, the newest first."""
+        with self._db.reading() as connection:
+            return runs_of(connection, model, request_id=request_id)
+
     def approve(self, request_id: str, *, by: str, reason: str) -> RetrainingRequest:
         """Let a proposed request run: proposed → approved → queued, on record.
+
+        One that a budget sent back to be decided is let past every budget.
 
         Raises:
             Refused: it is not waiting for approval.
         """
         with self._db.writing() as connection:
-            self._move(connection, request_id, S.APPROVED, by=by, note=reason)
+            row = _known(connection, request_id)
+            if row["state"] == S.FAILED:
+                raise Refused(
+                    f"retraining {request_id} has failed ({row['outcome']}); "
+                    f"`tuneloop retraining retry {request_id} --by YOU --reason WHY` gives it another try"
+                )
+            waived = {"budget_waived_by": by} if row["held"] else {}
+            self._move(connection, request_id, S.APPROVED, by=by, note=reason, held="", **waived)
             return self._move(connection, request_id, S.QUEUED, by=by, note=reason)
+
+    def reject(self, request_id: str, *, by: str, reason: str) -> RetrainingRequest:
+        """Say no to a request that waits to be decided, on record; the monitor asks no more for its episode.
+
+        Raises:
+            Refused: it does not wait to be decided.
+        """
+        with self._db.writing() as connection:
+            _expect(_known(connection, request_id), *_UNDECIDED)
+            return self._move(connection, request_id, S.REJECTED, by=by, note=reason, outcome=reason)
+
+    def retry(self, request_id: str, *, by: str, reason: str) -> RetrainingRequest:
+        """Give a failed request all its attempts again: failed → approved → queued, on record.
+
+        It stays the same request: whatever it has made by now is found, and it makes one version at most.
+
+        Raises:
+            Refused: it has not failed.
+        """
+        with self._db.writing() as connection:
+            row = _known(connection, request_id)
+            _expect(row, S.FAILED)
+            again = {"attempts": 0, "outcome": "", "fencing_token": row["fencing_token"] + 1}
+            self._move(connection, request_id, S.APPROVED, by=by, note=reason, **again)
+            return self._move(connection, request_id, S.QUEUED, by=by, note=reason)
+
+    def expire(self, *, by: str) -> None:
+        """End every request that nobody has decided about for as long as its model's policy waits.
+
+        Raises:
+            Unavailable: the database does not answer.
+        """
+        query = sa.select(retraining.c.id, retraining.c.model).where(retraining.c.state.in_(_UNDECIDED))
+        with self._db.reading() as connection:
+            waiting = connection.execute(query).all()
+        for request_id, model in waiting:
+            try:
+                limit_s = self._policies.get(model, RetrainingPolicy).expires_s
+            except Unreadable as error:  # what it says is not known; its requests wait on
+                self._db.tell([str(error)])
+                continue
+            self._expire(request_id, timedelta(seconds=limit_s), by)
+
+    def _expire(self, request_id: str, limit: timedelta, by: str) -> None:
+        now = self._clock()
+        overdue = sa.and_(retraining.c.state.in_(_UNDECIDED), retraining.c.updated_at <= now - limit)
+        query = sa.select(retraining.c.id).where(retraining.c.id == request_id, overdue)
+        with self._db.reading() as connection:  # nearly always: nobody has to wait for that
+            if connection.execute(query).first() is None:
+                return
+        with self._db.writing() as connection:
+            if connection.execute(query.with_for_update()).first() is not None:
+                outcome = f"nobody decided within {limit.total_seconds() / 86_400:g} days"
+                self._move(connection, request_id, S.EXPIRED, by=by, note=outcome, outcome=outcome)
 
     def cancel(self, request_id: str, *, by: str, reason: str) -> RetrainingRequest:
         """Stop a request that has not ended; a worker that runs it finds its lease gone.
@@ -127,11 +204,14 @@ class RetrainingQueue:
         """Take the queued request that waits longest, or one whose worker let its lease run out; None where none is.
 
         A request that has already been tried `MAX_ATTEMPTS` times is failed instead; one that cannot be read is left
-        out, and said.
+        out, and said; one that a budget holds waits. What nobody has decided about for too long ends.
         """
+        self.expire(by=owner)
         now = self._clock()
+        free = sa.or_(retraining.c.held_until.is_(None), retraining.c.held_until <= now)
         waiting = sa.or_(
-            retraining.c.state == S.QUEUED, sa.and_(retraining.c.state == S.RUNNING, retraining.c.lease_until < now)
+            sa.and_(retraining.c.state == S.QUEUED, free),
+            sa.and_(retraining.c.state == S.RUNNING, retraining.c.lease_until < now),
         )
         # One row at a time: locking more would hide them from a worker that looks at this moment (PostgreSQL).
         # What was put back is behind what has waited since: an outage of one request's own never holds up the others.
@@ -149,14 +229,18 @@ class RetrainingQueue:
                     outcome = f"given up after {request.attempts} attempts; the last worker was {request.lease_owner}"
                     ended = {"outcome": outcome, "fencing_token": request.fencing_token + 1}
                     ended |= {"lease_owner": None, "lease_until": None}
+                    end_run(connection, request.id, at=request.lease_until or now, end="lost")
                     self._move(connection, request.id, S.FAILED, by=owner, note=outcome, **ended)
                     continue
+                end_run(connection, request.id, at=request.lease_until or now, end="lost")
                 return self._move(
                     connection,
                     request.id,
                     S.RUNNING,
                     by=owner,
                     note=f"attempt {request.attempts + 1}",
+                    held="",
+                    held_until=None,
                     lease_owner=owner,
                     lease_until=now + timedelta(seconds=lease_s),
                     fencing_token=request.fencing_token + 1,
@@ -172,12 +256,48 @@ class RetrainingQueue:
         """
         with self._db.writing() as connection:
             row = self._held(connection, request)
+            _expect(row, S.RUNNING)
             return self._move(
                 connection,
                 request.id,
                 S.QUEUED,
                 by=by,
                 note=reason,
+                lease_owner=None,
+                lease_until=None,
+                fencing_token=request.fencing_token + 1,
+                attempts=row["attempts"] - 1,
+            )
+
+    def begin(self, request: RetrainingRequest, wanted: Estimate, *, by: str) -> RetrainingRequest:
+        """Let a claimed request train, if its model's budgets do; what it will take is put on record.
+
+        Above a budget it is handed back, untried: queued until the day is over, or proposed for a person to decide.
+        The request as it is then says which: `running`, or not.
+
+        Raises:
+            Conflict: the lease was lost meanwhile.
+        """
+        policy = self._policies.get(request.model, RetrainingPolicy)
+        now = self._clock()
+        running = sa.select(retraining.c.id).where(retraining.c.model == request.model, retraining.c.state == S.RUNNING)
+        with self._db.writing() as connection:
+            # In one order: two that begin at once do so one after the other, and the second sees the first.
+            connection.execute(running.order_by(retraining.c.id).with_for_update()).all()
+            row = self._held(connection, request)
+            waived = row["budget_waived_by"] is not None
+            held = None if waived else held_back(connection, request, wanted, policy, now)
+            if held is None:
+                begin_run(connection, request, wanted, by=by, now=now)
+                return request
+            return self._move(
+                connection,
+                request.id,
+                S.PROPOSED if held.until is None else S.QUEUED,
+                by=by,
+                note=held.reason,
+                held=held.reason,
+                held_until=held.until,
                 lease_owner=None,
                 lease_until=None,
                 fencing_token=request.fencing_token + 1,
@@ -209,14 +329,17 @@ class RetrainingQueue:
         outcome: str,
         result_version: int | None = None,
     ) -> RetrainingRequest:
-        """Move a request on (gated, shipped, rejected, failed); a running one only with the newest fencing token.
+        """Move a request on to one of `RESULTS`; a running one only with the newest fencing token.
 
         Raises:
             Conflict: the lease was lost meanwhile.
             Refused: the state machine has no such step.
         """
+        if state not in RESULTS:
+            raise Refused(f"retraining {request.id}: {state} is no result of a run ({', '.join(sorted(RESULTS))})")
         with self._db.writing() as connection:
             row = self._held(connection, request)
+            _expect(row, S.RUNNING, S.GATED)
             version = result_version if result_version is not None else row["result_version"]
             return self._move(
                 connection,
@@ -267,10 +390,7 @@ class RetrainingQueue:
     def _set(
         self, connection: Connection, request_id: str, state: RetrainingState, *, by: str, note: str, **values: object
     ) -> None:
-        row = _locked(connection, request_id)
-        if row is None:
-            raise NotFound(f"no retraining request {request_id!r}; `tuneloop retraining list` shows them")
-        before = RetrainingState(row["state"])
+        before = RetrainingState(_known(connection, request_id)["state"])
         if state not in NEXT_STATES[before]:
             allowed = ", ".join(sorted(NEXT_STATES[before])) or "nothing: it has ended"
             raise Refused(f"retraining {request_id} is {before}; it cannot become {state} (only {allowed})")
@@ -278,6 +398,8 @@ class RetrainingQueue:
         connection.execute(
             sa.update(retraining).where(retraining.c.id == request_id).values(state=state, updated_at=now, **values)
         )
+        if before is S.RUNNING is not state:
+            end_run(connection, request_id, at=now, end=state)
         audit.record(
             connection,
             at=now,
@@ -293,6 +415,18 @@ def _requests(model: str | None, *, open_only: bool) -> sa.Select[Any]:
     if model is not None:
         query = query.where(retraining.c.model == model)
     return query.where(retraining.c.state.not_in(ENDED)) if open_only else query
+
+
+def _known(connection: Connection, request_id: str) -> sa.RowMapping:
+    row = _locked(connection, request_id)
+    if row is None:
+        raise NotFound(f"no retraining request {request_id!r}; `tuneloop retraining list` shows them")
+    return row
+
+
+def _expect(row: sa.RowMapping, *states: RetrainingState) -> None:
+    if row["state"] not in states:
+        raise Refused(f"retraining {row['id']} is {row['state']}; this is for one that is {' or '.join(states)}")
 
 
 def _locked(connection: Connection, request_id: str) -> sa.RowMapping | None:

@@ -28,7 +28,7 @@ MEANINGS: dict[Permission, str] = {
     Permission.READ: "read everything but the tokens",
     Permission.ROUTE: "set routes and overrides, promote, roll back, start, resume and abort rollouts",
     Permission.CANCEL: "cancel a retraining request",
-    Permission.APPROVE: "approve and revoke versions, approve a retraining request",
+    Permission.APPROVE: "approve and revoke versions, approve, reject and retry retraining requests",
     Permission.FORCE: "serve what nobody approved (`force`)",
     Permission.POLICY: "set the gate and retraining policies",
     Permission.KEYS: "make and revoke API keys of the gateway",

@@ -34,6 +34,11 @@ def without_password(text: str) -> str:
     return _PASSWORD_OPTION.sub(r"\1***", text)
 
 
+def first_line(error: Exception) -> str:
+    """Of what an error says, without passwords."""
+    return without_password(str(error).strip().splitlines()[0])
+
+
 def shown_url(url: str) -> str:
     """A setting that is a URL, or was meant as one, as it may be printed."""
     if "@" in url and "://" not in url:

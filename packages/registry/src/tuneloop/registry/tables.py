@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import UTC, datetime
+from decimal import Decimal, InvalidOperation
 from typing import Any
 
 import sqlalchemy as sa
@@ -47,6 +48,22 @@ class _Json(sa.types.TypeDecorator[Any]):
 
     def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], Any] | None:
         return _as_stored_if_damaged(super().result_processor(dialect, coltype))
+
+
+class Money(sa.types.TypeDecorator[Decimal]):
+    """An exact amount: SQLite has no decimal numbers, so it is written out."""
+
+    impl = sa.Text
+    cache_ok = True
+
+    def process_bind_param(self, value: Decimal | None, dialect: Dialect) -> str | None:  # noqa: ARG002 (SQLAlchemy's signature)
+        return None if value is None else str(value)
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> Any:  # noqa: ARG002 (SQLAlchemy's signature)
+        try:
+            return None if value is None else Decimal(value)
+        except InvalidOperation:
+            return value  # for its noun to refuse it by the row's name
 
 
 def _as_stored_if_damaged(process: Callable[[Any], Any] | None) -> Callable[[Any], Any] | None:
@@ -142,6 +159,7 @@ approvals = sa.Table(
     _time("at"),
     _time("expires_at", nullable=True),
     _text("role", nullable=True),  # of the token it came from; NULL: from the command line
+    _text("trained_by", nullable=True),
     sa.Index("approvals_by_version", "model", "version"),
 )
 requests = sa.Table(
@@ -301,7 +319,26 @@ retraining = sa.Table(
     _integer("attempts"),
     _integer("result_version", nullable=True),
     _text("outcome"),
+    _text("held"),
+    _time("held_until", nullable=True),
+    _text("budget_waived_by", nullable=True),
     sa.Index("retraining_by_time", "created_at", "id"),
+)
+retraining_runs = sa.Table(
+    "retraining_runs",
+    metadata,
+    sa.Column("request_id", sa.String(64), primary_key=True),
+    sa.Column("fencing_token", sa.Integer, primary_key=True, autoincrement=False),
+    _text("model"),
+    _text("worker"),
+    _time("started_at"),
+    _time("ended_at", nullable=True),
+    _text("end"),
+    _integer("devices"),
+    sa.Column("planned_hours", sa.Float),
+    sa.Column("usd_per_hour", Money()),
+    _text("basis"),
+    sa.Index("retraining_runs_by_model", "model", "started_at"),
 )
 rollouts = sa.Table(
     "rollouts",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,6 +9,7 @@ from tuneloop.registry.errors import NotFound, Unavailable, Unreadable
 from tuneloop.registry.facade import Registry
 from tuneloop.registry.hurry import LOOKUP_TIMEOUT_S, mlflow_within
 from tuneloop.registry.nouns import Noun, Version, version_name
+from tuneloop.registry.run_files import DATA, kept_json
 
 _MISSING = (NotFound, Unavailable, Unreadable)
 
@@ -74,7 +74,7 @@ def _route_step(registry: Registry, model: str, revision: int) -> TraceStep:
 
 def _behind_version(registry: Registry, version: Version) -> list[TraceStep]:
     metrics, no_metrics = _asked(registry, lambda: registry.versions.run_metrics(version.run_id))
-    manifest, no_manifest = _asked(registry, lambda: _data_manifest(registry, version))
+    manifest, no_manifest = _asked(registry, lambda: kept_json(registry, version, DATA))
     parent = f", parent {version_name(version.model, version.parent)}" if version.parent else ""
     steps = [
         TraceStep(
@@ -155,14 +155,3 @@ def _asked(registry: Registry, ask: Callable[[], Mapping[str, Any]]) -> tuple[di
         return dict(mlflow_within(registry, ask, LOOKUP_TIMEOUT_S)), ""
     except _MISSING as error:
         return {}, f"; the rest is not known: {error}"
-
-
-def _data_manifest(registry: Registry, version: Version) -> dict[str, Any]:
-    try:
-        with registry.versions.fetched_file(version.run_id, "lineage/data.json") as path:
-            loaded: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except NotFound:
-        return {}
-    except ValueError as error:
-        raise Unreadable(f"MLflow run {version.run_id}: lineage/data.json is damaged: {error}") from None
-    return loaded

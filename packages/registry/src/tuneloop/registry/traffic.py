@@ -16,6 +16,7 @@ from tuneloop.registry.nouns import Feedback, Noun, RequestLine, RequestRecord
 from tuneloop.registry.paging import Ask, Page, page
 from tuneloop.registry.tables import feedback, requests
 
+_CLIENT_FAULT = 400
 # What came with another API key than the request's does not count: nobody speaks for other people's users. The request
 # may not be on record yet.
 _THEIRS = sa.or_(feedback.c.api_key.is_(None), requests.c.id.is_(None), feedback.c.api_key == requests.c.api_key)
@@ -121,6 +122,18 @@ class Traffic:
         """All feedback that came for one request, in order of time, also what does not count, page by page."""
         query = sa.select(feedback).where(feedback.c.request_id == request_id)
         return page(self._db, Feedback, query, (feedback.c.at, feedback.c.id), ask, newest_first=False)
+
+    def answered_ms(self, model: str, version: int, *, newest: int) -> list[float]:
+        """Total times of the newest answers that a version gave, whoever asked and however it was chosen."""
+        gave = sa.and_(
+            requests.c.model == model,
+            requests.c.served_version == version,
+            requests.c.status < _CLIENT_FAULT,
+            requests.c.error.is_(None),
+        )
+        query = sa.select(requests.c.total_ms).where(gave).order_by(requests.c.at.desc()).limit(newest)
+        with self._db.reading() as connection:
+            return [float(time_ms) for time_ms in connection.execute(query).scalars()]
 
     def feedback_for(self, request_ids: Sequence[str]) -> dict[str, list[Feedback]]:
         """Request id → its feedback in order of time; requests without any are absent, what cannot be read is logged.

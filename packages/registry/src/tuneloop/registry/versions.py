@@ -26,12 +26,12 @@ from mlflow.tracking import MlflowClient
 from sqlalchemy.exc import SQLAlchemyError
 
 from tuneloop.registry.aliases import Aliases
-from tuneloop.registry.artifacts import check_publishable, folder_digest
+from tuneloop.registry.artifacts import check_publishable, fetched_name, folder_digest
 from tuneloop.registry.errors import Conflict, InvalidInput, NotFound, Unavailable
 from tuneloop.registry.files import write_atomically
 from tuneloop.registry.nouns import ModelName, Noun, Route, Version, version_name
 from tuneloop.registry.paging import Ask, Page, cursor_at
-from tuneloop.registry.settings import RegistrySettings, shown_url, without_password
+from tuneloop.registry.settings import RegistrySettings, first_line, shown_url, without_password
 from tuneloop.registry.signing import SIGNATURE, Signing
 from tuneloop.registry.version_tag import VERSION_TAG, ours, version_of
 
@@ -39,8 +39,8 @@ _log = logging.getLogger(__name__)
 _REQUEST_TAG = "tuneloop.request_id"
 _MODEL_TAG = "tuneloop.model"
 _ARTIFACT = "model"
+_PAGE = 1_000  # versions a call
 _SIGNATURES = "signature"
-_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -57,7 +57,7 @@ def _asking(ask: Callable[P, R]) -> Callable[P, R]:
                 raise NotFound(f"MLflow: {without_password(error.message)}") from error
             raise Unavailable(f"MLflow, in {ask.__name__}: {without_password(error.message)}") from error
         except SQLAlchemyError as error:  # an MLflow that is a database, and damaged or away
-            raise Unavailable(f"MLflow, in {ask.__name__}: {_first_line(error)}") from error
+            raise Unavailable(f"MLflow, in {ask.__name__}: {first_line(error)}") from error
 
     return asked
 
@@ -78,6 +78,7 @@ class VersionDraft(Noun):
     target_modules: tuple[str, ...] = ()
     parent: int | None = None
     request_id: str | None = None
+    trained_by: str | None = None
     metrics: dict[str, float] = {}
 
 
@@ -109,7 +110,9 @@ class Versions:
             if self._settings.mlflow.startswith("sqlite:///"):
                 Path(self._settings.mlflow.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
             client = MlflowClient(self._settings.mlflow, self._settings.mlflow)
-            client.search_registered_models(max_results=1)
+            client.search_model_versions(
+                "name = 'tuneloop'", max_results=1
+            )  # reads next to nothing, however much is there
         except MlflowException as error:
             raise Unavailable(
                 f"MLflow at {shown_url(self._settings.mlflow)}: {without_password(error.message)}; "
@@ -117,7 +120,7 @@ class Versions:
             ) from error
         except (SQLAlchemyError, ImportError, OSError) as error:  # damaged, of an unknown kind, or nowhere
             where = shown_url(self._settings.mlflow)
-            raise Unavailable(f"MLflow at {where}: {_first_line(error)}; `tuneloop config` shows mlflow_uri") from error
+            raise Unavailable(f"MLflow at {where}: {first_line(error)}; `tuneloop config` shows mlflow_uri") from error
         return client
 
     @_asking
@@ -256,7 +259,7 @@ class Versions:
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
-            known = [version.name for version in self.all(model)[:5]]
+            known = [version.name for version in self.all(model, newest=5)]
             raise NotFound(
                 f"{version_name(model, number)} does not exist; known: {', '.join(known)}"
                 if known
@@ -264,9 +267,9 @@ class Versions:
             ) from None
 
     @_asking
-    def all(self, model: str) -> list[Version]:
-        """Every version of a model, the newest first."""
-        return sorted(self._search(f"name = '{_safe(model)}'"), key=lambda version: -version.version)
+    def all(self, model: str, *, newest: int | None = None) -> list[Version]:
+        """A model's versions, the newest first: so many of them, or every one."""
+        return self._search(f"name = '{_safe(model)}'", newest)
 
     @_asking
     def page(self, model: str, ask: Ask) -> Page[Version]:
@@ -352,7 +355,7 @@ class Versions:
 
     def _signature(self, version: Version, root: Path, key: str) -> Path:
         """The version's signature beside its fetched files; asks MLflow once."""
-        kept = root / f"{_folder_name(version)}.{key}.sig"
+        kept = root / f"{fetched_name(version)}.{key}.sig"
         if not kept.is_file():
             try:
                 with self.fetched_file(version.run_id, f"{_SIGNATURES}/{SIGNATURE}") as found:
@@ -366,7 +369,7 @@ class Versions:
         return kept
 
     def _files(self, version: Version, root: Path) -> Path:
-        target = root / _folder_name(version)
+        target = root / fetched_name(version)
         if target.is_dir():
             if folder_digest(target) == version.artifact_digest:
                 return target
@@ -396,11 +399,21 @@ class Versions:
     def mirror(self, route: Route) -> None:
         """Let MLflow's aliases follow the route: `champion` for the stable arm, `challenger` for one with a share."""
         wanted = Aliases.of(route)
-        self._client.set_registered_model_alias(route.model, "champion", str(wanted.champion))
-        if wanted.challenger is not None:
-            self._client.set_registered_model_alias(route.model, "challenger", str(wanted.challenger))
-        elif "challenger" in self.aliases(route.model):  # some stores refuse to delete what is not there
-            self._client.delete_registered_model_alias(route.model, "challenger")
+        self._point(route.model, "champion", wanted.champion)
+        self._point(route.model, "challenger", wanted.challenger)
+
+    def _point(self, model: str, alias: str, version: int | None) -> None:
+        """Move an alias where it is not there already: MLflow reads all versions of the model to move or remove one."""
+        try:
+            there: int | None = int(self._client.get_model_version_by_alias(model, alias).version)
+        except MlflowException as error:
+            if error.error_code not in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}:
+                raise
+            there = None  # it points nowhere
+        if version is None and there is not None:
+            self._client.delete_registered_model_alias(model, alias)
+        elif version != there:
+            self._client.set_registered_model_alias(model, alias, str(version))
 
     @_asking
     def aliases(self, model: str) -> dict[str, int]:
@@ -419,28 +432,15 @@ class Versions:
                 raise
             return True
 
-    def _search(self, condition: str) -> list[Version]:
-        found: list[Version] = []
-        token = None
+    def _search(self, condition: str, newest: int | None = None) -> list[Version]:
+        """By number, the newest first: in MLflow's own order, and by its tokens, each page costs what they all hold."""
+        found, below, size = list[Version](), "", min(newest or _PAGE, _PAGE)
         while True:
-            page = self._client.search_model_versions(condition, max_results=200, page_token=token)
+            page = self._client.search_model_versions(condition + below, size, order_by=["version_number DESC"])
             found += ours(page)
-            if not (token := page.token):
-                return found
-
-
-def _folder_name(version: Version) -> str:
-    """What its fetched files are called: a digest and nothing else, since what goes by that name may be deleted."""
-    if not _DIGEST.fullmatch(version.artifact_digest):
-        raise InvalidInput(
-            f"{version.name}: {version.artifact_digest!r} is no digest of its files; its tag in MLflow was changed: do "
-            "not serve it"
-        )
-    return version.artifact_digest.removeprefix("sha256:")
-
-
-def _first_line(error: Exception) -> str:
-    return without_password(str(error).strip().splitlines()[0])
+            if not page.token or (newest is not None and len(found) >= newest):
+                return found[:newest]
+            below = f" and version_number < {page[-1].version}"
 
 
 def _safe(text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from decimal import Decimal
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -30,6 +31,7 @@ class WorkerSettings(Section):
     id: str = ""  # empty: host name and process id
     poll_s: float = Field(default=5.0, gt=0)  # between looks at an empty queue
     lease_s: float = Field(default=60.0, ge=1)  # how long a dead worker's request waits; renewed three times as often
+    usd_per_hour: Decimal | None = Field(default=None, ge=0)  # what this machine costs; none: the price table's offer
 
 
 def share_cores(*, with_an_engine: bool) -> None:

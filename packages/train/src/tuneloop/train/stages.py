@@ -37,7 +37,14 @@ class StageOutcome:
 
 
 def run_stages(
-    file: RecipeFile, registry: Registry, *, screen: Screen, stop: StopFlag, threads: int = 0, begin: Begin = "new"
+    file: RecipeFile,
+    registry: Registry,
+    *,
+    screen: Screen,
+    stop: StopFlag,
+    threads: int = 0,
+    begin: Begin = "new",
+    by: str | None = None,
 ) -> Mapping[str, StageOutcome]:
     """Run what is not finished yet; stage by stage.
 
@@ -57,7 +64,7 @@ def run_stages(
             screen.say(f"stage {stage.name}: {found.name} was trained from the same recipe and rows; skipped")
             done[stage.name] = StageOutcome(found, None)
             continue
-        outcome = run_job(job, registry, screen=screen, stop=stop, threads=threads, begin=begin)
+        outcome = run_job(replace(job, by=by), registry, screen=screen, stop=stop, threads=threads, begin=begin)
         done[stage.name] = StageOutcome(outcome.version, outcome)
     return done
 

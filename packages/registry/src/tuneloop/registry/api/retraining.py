@@ -54,6 +54,18 @@ def approve_retraining(request_id: RetrainingPath, body: Decision, here: Here) -
     return here.registry.retraining.approve(request_id, by=here.actor, reason=body.reason)
 
 
+@router.post("/retraining/{request_id}/reject", dependencies=needs(Permission.APPROVE))
+def reject_retraining(request_id: RetrainingPath, body: Decision, here: Here) -> RetrainingRequest:
+    """Say no to a request that waits to be decided; the monitor asks no more for its episode."""
+    return here.registry.retraining.reject(request_id, by=here.actor, reason=body.reason)
+
+
+@router.post("/retraining/{request_id}/retry", dependencies=needs(Permission.APPROVE))
+def retry_retraining(request_id: RetrainingPath, body: Decision, here: Here) -> RetrainingRequest:
+    """Give a failed request all its attempts again."""
+    return here.registry.retraining.retry(request_id, by=here.actor, reason=body.reason)
+
+
 @router.post("/retraining/{request_id}/cancel", dependencies=needs(Permission.CANCEL))
 def cancel_retraining(request_id: RetrainingPath, body: Decision, here: Here) -> RetrainingRequest:
     """Stop a request that has not ended."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from tuneloop.registry.verbs.access import key
 from tuneloop.registry.verbs.api import api, token
 from tuneloop.registry.verbs.experiments import experiment
+from tuneloop.registry.verbs.lineage import card, show
 from tuneloop.registry.verbs.retraining import retraining
 from tuneloop.registry.verbs.rollout import controller, rollout
 from tuneloop.registry.verbs.routes import promote, rollback, route
@@ -14,6 +15,8 @@ from tuneloop.registry.verbs.versions import approve, compare, gate, models, sig
 VERBS = (
     models,
     versions,
+    show,
+    card,
     compare,
     gate,
     approve,

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from tuneloop.registry import actions, audit, overview
+from tuneloop.registry.declared import judge_again
 from tuneloop.registry.facade import Registry
 from tuneloop.registry.nouns import Version, parse_version_name, version_name
 from tuneloop.registry.policies import GatePolicy
@@ -26,11 +27,12 @@ def models(as_json: bool) -> None:
 
 @click.command()
 @click.argument("model")
+@click.option("--newest", type=click.IntRange(1), help="Only so many, the newest.")
 @json_option
-def versions(model: str, as_json: bool) -> None:
+def versions(model: str, newest: int | None, as_json: bool) -> None:
     """List a model's versions with their lineage and metrics."""
     with Registry.open() as registry:
-        found = registry.versions.all(model)
+        found = registry.versions.all(model, newest=newest)
         if not found:
             registry.versions.get(model, 1)  # raises with the names that exist
         rows = [
@@ -69,6 +71,7 @@ def compare(before: str, after: str, as_json: bool) -> None:
             "rank",
             "parent",
             "request_id",
+            "trained_by",
             "signed_by",
         ]
         rows: list[list[object]] = [[name, *(_short(getattr(v, name)) for v in pair)] for name in fields]
@@ -82,17 +85,21 @@ def compare(before: str, after: str, as_json: bool) -> None:
 @click.command()
 @click.argument("name", metavar="VERSION|MODEL")
 @policy_options
+@click.option("--judge", is_flag=True, help="Judge a VERSION anew by what its model's gate declares.")
 @json_option
-def gate(name: str, path: Path | None, by: str | None, reason: str | None, as_json: bool) -> None:
+def gate(name: str, path: Path | None, by: str | None, reason: str | None, judge: bool, as_json: bool) -> None:
     """Show how a version was judged, or what a model's gate asks for.
 
-    With --set the gate of a MODEL asks for what the file says from now on.
+    With --set the gate of a MODEL asks for what the file says from now on. With --judge a VERSION is judged again by
+    its latency, its data and its signature, and what its training has shown stands.
     """
     if "@" in name:
         if path is not None:
             raise click.UsageError("--set is for a model's gate: give the name of a model, without @")
-        _show_judgement(name, as_json)
+        _show_judgement(name, judge, as_json)
         return
+    if judge:
+        raise click.UsageError("--judge is for a version: write MODEL@NUMBER")
     with Registry.open() as registry:
         registry.check_model(name)
         if path is not None:
@@ -100,9 +107,11 @@ def gate(name: str, path: Path | None, by: str | None, reason: str | None, as_js
         show_policy(registry, name, GatePolicy, as_json)
 
 
-def _show_judgement(version: str, as_json: bool) -> None:
+def _show_judgement(version: str, judge: bool, as_json: bool) -> None:
     model, number = parse_version_name(version)
     with Registry.open() as registry:
+        if judge:
+            judge_again(registry, overview.version(registry, model, number))
         judged, decisions = overview.judged(registry, model, number), registry.gates.decisions(model, number)
         report, approver = judged.report, judged.approver
         tell_unreadable(decisions.unreadable)
@@ -113,9 +122,8 @@ def _show_judgement(version: str, as_json: bool) -> None:
             )
         else:
             rows = [[check.name, check.verdict, check.detail] for check in report.checks]
-            text = f"{version} against {model}@{report.champion}: {report.verdict}\n" + table(
-                ["CHECK", "VERDICT", "DETAIL"], rows
-            )
+            against = f" against {model}@{report.champion}" if report.champion is not None else ""
+            text = f"{version}{against}: {report.verdict}\n" + table(["CHECK", "VERDICT", "DETAIL"], rows)
         if decisions:
             text += "\n\n" + table(
                 ["PERSON", "DECIDED", "AT (UTC)", "UNTIL (UTC)", "REASON"],

@@ -80,6 +80,7 @@ class Refresh:
             self.no_last_view = str(error)
             known = None
         if known is not None:
+            known.build()
             self._apply(known)
         for thread in self._threads:
             thread.start()
@@ -124,6 +125,7 @@ class Refresh:
         fresh = found.view
         if fresh is None or (known is not None and self._saved and fresh.same_as(known)):
             return
+        fresh.build()
         self._saved = False  # whatever goes wrong from here on, the next reading tries again
         self._on_loop(lambda: self._apply(fresh))
         self._changed.set()

@@ -38,6 +38,10 @@ class Snapshot(Noun):
         usable = tuple(key for key in keys if key.usable(taken_at))
         return cls(taken_at=taken_at, routes=dict(routes), engines=tuple(engines), keys=usable)
 
+    def build(self) -> None:
+        """Make what requests look up; otherwise the first one waits for it, and all that are under way with it."""
+        _ = self.key_by_digest, self.serving
+
     @cached_property
     def key_by_digest(self) -> dict[str, ApiKey]:
         """Digest → key."""
@@ -46,14 +50,17 @@ class Snapshot(Noun):
     @cached_property
     def serving(self) -> dict[str, tuple[EngineState, ...]]:
         """Version name → the engines that can serve it now; those about to unload it only when no other can."""
-        found: dict[str, tuple[EngineState, ...]] = {}
-        for route in self.routes.values():
-            for arm in route.arms:
-                name = version_name(route.model, arm.version)
-                able = [engine for engine in self.engines if engine.serves(name)]
-                staying = [engine for engine in able if engine.adapters[name] is AdapterState.READY]
-                found[name] = tuple(staying or able)
-        return found
+        named = {version_name(route.model, arm.version) for route in self.routes.values() for arm in route.arms}
+        able: dict[str, list[EngineState]] = {name: [] for name in named}
+        for engine in self.engines:
+            for name in engine.adapters.keys() & named:
+                if engine.serves(name):
+                    able[name].append(engine)
+        staying = {
+            name: [engine for engine in engines if engine.adapters[name] is AdapterState.READY]
+            for name, engines in able.items()
+        }
+        return {name: tuple(staying[name] or engines) for name, engines in able.items()}
 
     @property
     def applied(self) -> dict[str, int]:

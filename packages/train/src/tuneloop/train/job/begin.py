@@ -39,6 +39,7 @@ class Job:
     parent: Version | None = None
     start: Literal["base", "parent"] = "base"
     request_id: str | None = None
+    by: str | None = None  # who starts it
     origin: Mapping[str, Any] = field(default_factory=dict)  # where the rows came from, for the manifest
 
     @property

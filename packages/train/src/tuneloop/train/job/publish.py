@@ -23,7 +23,7 @@ from tuneloop.train.job.begin import Job
 from tuneloop.train.job.measure import Measurer, Scores
 from tuneloop.train.job.outcome import Outcome
 from tuneloop.train.publishing.card import Facts, model_card
-from tuneloop.train.publishing.folder import code_commit
+from tuneloop.train.publishing.folder import code_commit, environment
 from tuneloop.train.publishing.lineage import Keeper, evaluation_json
 from tuneloop.train.recipe.objective import RewardObjective, unservable
 from tuneloop.train.tuning import models
@@ -43,6 +43,7 @@ class Publisher:
         """Recipe, rows and what is known of them, before anything is trained."""
         job, sets, preferences = self.job, prepared.sets, prepared.preferences
         self.keeper.keep_text("recipe.yaml", job.recipe.text)
+        self.keeper.keep_json("environment.json", environment())
         self.keeper.keep_json("label_audit.json", prepared.examples.audit.as_json())
         self.keeper.keep_rows("train", job.train)
         for name in (*sets, *preferences):
@@ -62,6 +63,7 @@ class Publisher:
             "rewards": list(rewards),
             "parent": job.parent.name if job.parent else None,
             "request_id": job.request_id,
+            "trained_by": job.by,
             **job.origin,
         }
         self.keeper.keep_json("data.json", manifest)
@@ -135,6 +137,7 @@ class Publisher:
             target_modules=targets,
             parent=job.parent.version if job.parent and job.parent.model == job.model else None,
             request_id=job.request_id,
+            trained_by=job.by,
             metrics=metrics,
         )
         return self.versions.publish(draft, run_id=self.run_id, folder=folder)

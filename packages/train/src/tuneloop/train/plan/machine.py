@@ -14,13 +14,39 @@ from pathlib import Path
 import numpy as np
 import psutil
 
+from tuneloop.registry.errors import InvalidInput
 from tuneloop.train.plan.memory import GIB
+from tuneloop.train.plan.plan import Machine
 from tuneloop.train.plan.prices import Device, PriceTable
 
 _ROWS, _IN, _OUT, _REPEATS = 512, 1024, 2048, 5
 _CPU_WATTS_A_CORE = 8.0  # of a server's processor under load, its share of memory and fans included
 _CPU_BANDWIDTH_GB_S = 20.0
 _HAS_BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16")
+
+
+def machine_called(device: str, table: PriceTable, provider: str | None, threads: int) -> Machine:
+    """A device of the table, or `this` machine, with what the table offers of it.
+
+    Raises:
+        InvalidInput: the table has no such provider.
+        NotFound: it has no such device.
+    """
+    providers = {offer.provider for offer in table.offers}
+    if provider is not None and provider.lower() not in providers:
+        raise InvalidInput(f"--provider {provider}: the table has {', '.join(sorted(providers))}")
+    if device == "this":
+        found = gpu_name(table)
+        if found is None:
+            return Machine("this CPU", "cpu", this_cpu(threads))
+        device = found
+    name, known = table.device(device)
+    offers = tuple(
+        offer
+        for offer in table.offers
+        if offer.device == name and (provider is None or offer.provider == provider.lower())
+    )
+    return Machine(name, "cuda", known, offers)
 
 
 def gpu_name(table: PriceTable) -> str | None:

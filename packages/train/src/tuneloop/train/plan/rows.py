@@ -60,7 +60,18 @@ def facts_of(
         raise InvalidInput(f"data.train {away[0]}: a plan reads files only; say how many rows there are with --rows")
     gathered = gather(sources, places)
     refuse_unread(gathered, QualitySection())
-    rows, name = gathered.rows, ", ".join(Path(source.label).name for source in sources)
+    name = ", ".join(Path(source.label).name for source in sources)
+    return facts_of_rows(gathered.rows, name, folder, max_length, template)
+
+
+def facts_of_rows(
+    rows: Sequence[Row], name: str, folder: Path | None, max_length: int, template: Template = "chat"
+) -> RowFacts:
+    """Of rows that are at hand, as `name` calls them.
+
+    Raises:
+        InvalidInput: a sampled row would teach nothing.
+    """
     if folder is None:
         lengths = tuple(min(max_length, int(_characters(row) / _CHARACTERS_A_TOKEN) + 8) for row in _spread(rows))
         longest = min(max_length, int(max(map(_characters, rows)) / _CHARACTERS_A_TOKEN) + 8)

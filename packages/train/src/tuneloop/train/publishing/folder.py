@@ -1,10 +1,13 @@
-"""What is told beside the weights of a version: its card, and the commit that made it."""
+"""What is told beside the weights of a version: the commit that made it, and what was installed there."""
 
 from __future__ import annotations
 
+import platform
 import subprocess
+from importlib.metadata import distributions
 from importlib.metadata import version as package_version
 from pathlib import Path
+from typing import Any
 
 
 def code_commit() -> str:
@@ -15,3 +18,13 @@ def code_commit() -> str:
     except (OSError, subprocess.SubprocessError):  # no git, or no repository: an installed package
         return f"tuneloop-train {package_version('tuneloop-train')}"
     return found.stdout.strip()
+
+
+def environment() -> dict[str, Any]:
+    """What this process runs on and could import; no name or path of this machine."""
+    found = {one.metadata["Name"].lower(): one.version for one in distributions()}
+    return {
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "packages": dict(sorted(found.items())),
+    }

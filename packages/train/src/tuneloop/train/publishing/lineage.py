@@ -3,6 +3,7 @@ alone.
 
     lineage/recipe.yaml        the recipe, word for word
     lineage/data.json          base and its source, data sets with digests and counts, what was dropped and why
+    lineage/environment.json   Python, platform, every installed distribution with its version
     lineage/label_audit.json   what was learned from
     lineage/train.jsonl        the rows themselves
     lineage/sets/NAME.jsonl    the evaluation sets

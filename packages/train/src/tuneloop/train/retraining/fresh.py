@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from hashlib import sha256
+from typing import Any
 
 from tuneloop.registry.nouns import Message, RequestRecord
 from tuneloop.train.data.near import NearIndex, normal
-from tuneloop.train.data.quality.findings import Findings
+from tuneloop.train.data.quality.findings import Finding, Findings
 from tuneloop.train.data.rows import Row
 
 NEAR = 0.8  # Jaccard index of character 5-grams, question and answer together, from which two rows count as one
@@ -33,6 +34,16 @@ class RetrainingData:
     replayed_rows: int
     dropped: Mapping[str, int]
     quality: Findings  # of all fresh rows
+
+    def quality_json(self) -> list[dict[str, Any]]:
+        """The findings, with what stands in an evaluation set: all of that is dropped, old rows and near ones too."""
+        measured = sum(count for reason, count in self.dropped.items() if reason.endswith(_MEASURED))
+        apart = [
+            Finding("leakage", "drop", measured, measured, _MEASURED),
+            Finding("near_leakage", "drop", 0, 0, "counted under leakage"),
+        ]
+        others = [found for found in self.quality.findings if found.check not in {one.check for one in apart}]
+        return [asdict(found) for found in (*others, *apart)]
 
 
 def corrected_rows(

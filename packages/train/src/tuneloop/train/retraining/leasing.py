@@ -19,7 +19,8 @@ _RENEWALS_PER_LEASE = 3
 def held_lease(queue: RetrainingQueue, request: RetrainingRequest, lease_s: float, stop: StopFlag) -> Iterator[None]:
     """Renew the lease while the block runs; `stop` is set with the reason when it is lost.
 
-    A database that does not answer is tried again until the lease has run out; then another worker may hold it.
+    A database that does not answer is tried again until the lease has run out; then another worker may hold it, and the
+    reason is the outage, which is no fault of the request.
     """
     ended = threading.Event()
 
@@ -36,7 +37,7 @@ def held_lease(queue: RetrainingQueue, request: RetrainingRequest, lease_s: floa
             except Unavailable as away:
                 if monotonic() > held_until:
                     stop.stop(
-                        Conflict(f"retraining {request.id}: the lease ran out while it could not be renewed: {away}")
+                        Unavailable(f"retraining {request.id}: the lease ran out while it could not be renewed: {away}")
                     )
                     return
 

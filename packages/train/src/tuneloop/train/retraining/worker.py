@@ -16,6 +16,8 @@ from datetime import timedelta
 from pathlib import Path
 
 from tuneloop.registry import Registry
+from tuneloop.registry.budgets import cost_of
+from tuneloop.registry.declared import judge_declared, waits_for_traffic
 from tuneloop.registry.errors import Conflict, InvalidInput, Refused, TuneloopError, Unavailable
 from tuneloop.registry.nouns import GateReport, RetrainingRequest, RetrainingState, Version, version_name
 from tuneloop.registry.policies import GatePolicy
@@ -31,9 +33,10 @@ from tuneloop.train.recipe.data import QualitySection
 from tuneloop.train.retraining.fresh import RetrainingData, build, corrected_rows
 from tuneloop.train.retraining.leasing import held_lease
 from tuneloop.train.screen import Screen
-from tuneloop.train.settings import WorkerSettings
+from tuneloop.train.settings import TrainSettings, WorkerSettings
 from tuneloop.train.stopping import StopFlag, Stopped
 
+BY = "worker"  # who trains a retraining; who approved its request is on record there
 _ALL_OF_IT = timedelta(microseconds=1)  # `Traffic.window` leaves its first moment out
 
 
@@ -49,6 +52,7 @@ class Worker:
         self._threads = threads
         self._screen = screen
         self._stop = stop  # of the process; each run has a flag of its own beside it
+        self._owed: list[tuple[RetrainingRequest, str]] = []  # to be put back, when the database answers again
 
     def run(self) -> None:
         """Work until the process is asked to stop."""
@@ -72,6 +76,7 @@ class Worker:
             Stopped: the process was asked to stop; the request waits for another worker.
             Unavailable: a part this one leans on is away; the request waits until it is there.
         """
+        self._settle()
         request = self._registry.retraining.claim(self.id, self._settings.lease_s)
         if request is None:
             return None
@@ -92,25 +97,41 @@ class Worker:
     def _put_back(self, request: RetrainingRequest, reason: str) -> None:
         try:
             self._registry.retraining.put_back(request, by=self.id, reason=reason)
-        except (Conflict, Unavailable) as error:  # it is somebody else's, or its lease runs out by itself
+        except Conflict as error:  # it is somebody else's
             self._screen.say(f"retraining {request.id} is not put back: {error}")
+        except Unavailable as error:
+            self._screen.say(f"retraining {request.id} is put back when the database answers again: {error}")
+            self._owed.append((request, reason))
+
+    def _settle(self) -> None:
+        """Put back what could not be while the database was away: an outage costs a request none of its attempts."""
+        while self._owed:
+            request, reason = self._owed[0]
+            try:
+                self._registry.retraining.put_back(request, by=self.id, reason=reason)
+            except Conflict as error:
+                self._screen.say(f"retraining {request.id} is not put back: {error}")
+            self._owed.pop(0)
 
     def _see_through(self, request: RetrainingRequest, stop: StopFlag) -> RetrainingRequest:
         try:
             version = self._registry.versions.for_request(request.id) or self._train(request, stop)
+            if version is None:
+                return self._held(request)
             report = self._report(version, request)
         except (Stopped, Conflict, Unavailable):
             raise
         except Exception as error:  # noqa: BLE001 (whatever a run dies of is its request's outcome, not the worker's end)
             kind = "" if isinstance(error, TuneloopError) else f"{type(error).__name__}: "
             return self._finish(request, RetrainingState.FAILED, f"{kind}{error}")
-        passed = report.verdict == "pass"
+        passed = report.verdict == "pass" or waits_for_traffic(report)
         outcome = f"{version.name} {report.verdict}: " + "; ".join(f"{c.name} {c.verdict}" for c in report.checks)
         return self._finish(
             request, RetrainingState.GATED if passed else RetrainingState.REJECTED, outcome, version.version
         )
 
-    def _train(self, request: RetrainingRequest, stop: StopFlag) -> Version:
+    def _train(self, request: RetrainingRequest, stop: StopFlag) -> Version | None:
+        """The version it makes; None where a budget holds the request."""
         from tuneloop.train.job import Job, run_job  # noqa: PLC0415 (an idle worker carries no torch)
 
         registry = self._registry
@@ -123,6 +144,8 @@ class Worker:
         self._screen.say(f"data: {data.fresh_rows} fresh and {data.replayed_rows} old rows to learn; dropped: {shown}")
         for warning in data.quality.warnings:
             self._screen.say(warning)
+        if not self._begins(request, file.recipe, base, data.train):
+            return None
         job = Job(
             file,
             base,
@@ -132,17 +155,40 @@ class Worker:
             parent=parent,
             start=file.recipe.retrain.start_from,
             request_id=request.id,
+            by=BY,
             origin={
                 "fresh_rows": data.fresh_rows,
                 "replayed_rows": data.replayed_rows,
                 "dropped": dict(data.dropped),
-                "quality": data.quality.as_json(),
+                "quality": data.quality_json(),
                 "window": [request.window_start.isoformat(), request.window_end.isoformat()],
             },
         )
         outcome = run_job(job, registry, screen=self._screen, stop=stop, threads=self._threads)
         self._screen.say(f"\n{outcome.table()}\n")
         return outcome.version
+
+    def _begins(self, request: RetrainingRequest, recipe: Recipe, base: Base, rows: Sequence[Row]) -> bool:
+        """Whether the model's budgets let it train; what it will take is noted."""
+        from tuneloop.train.retraining.estimate import Here, estimate  # noqa: PLC0415 (as `Job`)
+        from tuneloop.train.tuning.models import choose_device  # noqa: PLC0415
+
+        has_gpu = choose_device().value == "cuda"
+        here = Here(self._threads, has_gpu, TrainSettings.load().prices, self._settings.usd_per_hour)
+        wanted = estimate(recipe, base, rows, self._registry.retraining.runs(request.model), here)
+        hours = "not known" if wanted.hours is None else f"{wanted.hours:.3g} hours"
+        cost = None if wanted.hours is None else cost_of(wanted.hours, wanted.usd_per_hour)
+        self._screen.say(f"takes {hours}{'' if cost is None else f', {cost} USD'}: {wanted.basis}")
+        begun = self._registry.retraining.begin(request, wanted, by=self.id)
+        return begun.state is RetrainingState.RUNNING
+
+    def _held(self, request: RetrainingRequest) -> RetrainingRequest:
+        held = self._registry.retraining.get(request.id)
+        until = (
+            "until a person approves it" if held.held_until is None else f"until {held.held_until:%Y-%m-%d %H:%M} UTC"
+        )
+        self._screen.say(f"retraining {held.id} is held {until}: {held.held}")
+        return held
 
     def _recipe(self, request: RetrainingRequest, parent: Version) -> RecipeFile:
         if request.recipe == parent.name:  # the champion's own, as it is kept with its run
@@ -203,15 +249,18 @@ class Worker:
             return known
         lineage = Lineage(self._registry.versions, version)
         retrain = lineage.recipe().recipe.retrain
-        report = judge(
+        policy = self._registry.policies.get(version.model, GatePolicy)
+        compared = judge(
             lineage.pairs(),
             version.metrics,
-            Rules.of(retrain, self._registry.policies.get(version.model, GatePolicy)),
+            Rules.of(retrain, policy),
             model=version.model,
             version=version.version,
             champion=request.base_version,
             at=self._registry.clock(),
         )
+        checks = (*compared.checks, *judge_declared(self._registry, version, policy))
+        report = compared.model_copy(update={"checks": checks})
         self._registry.gates.record(report)
         name = version_name(request.model, request.base_version)
         for check in report.checks:

@@ -11,7 +11,6 @@ from tuneloop.registry.errors import InvalidInput
 from tuneloop.registry.printing import emit, json_option
 
 if TYPE_CHECKING:
-    from tuneloop.train.plan.plan import Machine
     from tuneloop.train.plan.prices import PriceTable
     from tuneloop.train.plan.rows import RowFacts
     from tuneloop.train.plan.shapes import PlannedBase
@@ -58,6 +57,7 @@ def plan(
 def _plan(recipe: str, table: PriceTable, device: str, provider: str | None, rows: int | None, as_json: bool) -> None:
     from tuneloop.registry.settings import RegistrySettings
     from tuneloop.train.plan.advice import advise
+    from tuneloop.train.plan.machine import machine_called
     from tuneloop.train.plan.plan import as_json as plan_json
     from tuneloop.train.plan.plan import make_plan
     from tuneloop.train.plan.shapes import planned_base
@@ -65,12 +65,15 @@ def _plan(recipe: str, table: PriceTable, device: str, provider: str | None, row
     from tuneloop.train.plan.together import together
     from tuneloop.train.recipe.named import recipe_at
     from tuneloop.train.recipe.objective import unservable
+    from tuneloop.train.settings import TrainSettings
     from tuneloop.train.tuning.served import servable
 
     file, is_named = recipe_at(recipe)
     home = RegistrySettings.load().home
-    machine = _machine(device, table, provider)
-    others = tuple(_machine(name, table, provider) for name in table.devices) if machine.kind == "cuda" else ()
+    threads = TrainSettings.load().threads
+    machine = machine_called(device, table, provider, threads)
+    kinds = table.devices if machine.kind == "cuda" else ()
+    others = tuple(machine_called(name, table, provider, threads) for name in kinds)
     assumed = rows or (_ASSUMED_ROWS if is_named else None)
     told, plans = [], []
     for name, one in [(stage.name, stage.recipe) for stage in file.stages] or [("", file.recipe)]:
@@ -110,25 +113,3 @@ def _facts(recipe: Recipe, folder: Path, base: PlannedBase, rows: int | None) ->
         raise InvalidInput(f"objective {objective.kind}: say how many rows there are with --rows")
     count = rows or (recipe.run.steps or 1) * recipe.run.batch_size
     return assumed(count, longest, "assumed, every row of full length")
-
-
-def _machine(device: str, table: PriceTable, provider: str | None) -> Machine:
-    from tuneloop.train.plan.machine import gpu_name, this_cpu
-    from tuneloop.train.plan.plan import Machine
-    from tuneloop.train.settings import TrainSettings
-
-    providers = {offer.provider for offer in table.offers}
-    if provider is not None and provider.lower() not in providers:
-        raise InvalidInput(f"--provider {provider}: the table has {', '.join(sorted(providers))}")
-    if device == "this":
-        found = gpu_name(table)
-        if found is None:
-            return Machine("this CPU", "cpu", this_cpu(TrainSettings.load().threads))
-        device = found
-    name, known = table.device(device)
-    offers = tuple(
-        offer
-        for offer in table.offers
-        if offer.device == name and (provider is None or offer.provider == provider.lower())
-    )
-    return Machine(name, "cuda", known, offers)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import click
 
-from tuneloop.registry.printing import emit, json_option, table
+from tuneloop.registry.printing import by_user_option, emit, json_option, table
 
 if TYPE_CHECKING:
     from tuneloop.train.stages import StageOutcome
@@ -22,8 +23,9 @@ _EXISTING = click.Path(path_type=Path)
 @click.option("--resume", "begin", flag_value="resume", help="Go on with the unfinished run of this recipe.")
 @click.option("--fresh", "begin", flag_value="fresh", help="Throw an unfinished run of this recipe away.")
 @click.option("--profile", is_flag=True, help="Write a torch trace and a memory picture of three steps to ./profile/.")
+@by_user_option
 @json_option
-def train(recipe: Path, begin: Literal["resume", "fresh"] | None, profile: bool, as_json: bool) -> None:
+def train(recipe: Path, begin: Literal["resume", "fresh"] | None, profile: bool, by: str, as_json: bool) -> None:
     """Train a version from a recipe: audit, progress, held-out measures before and after, registered."""
     from tuneloop.registry import Registry
     from tuneloop.train.recipe import load_recipe
@@ -46,11 +48,13 @@ def train(recipe: Path, begin: Literal["resume", "fresh"] | None, profile: bool,
         from tuneloop.train.stages import run_stages
 
         if file.stages:
-            done = run_stages(file, registry, screen=screen, stop=stop, threads=settings.threads, begin=begin or "new")
+            done = run_stages(
+                file, registry, screen=screen, stop=stop, threads=settings.threads, begin=begin or "new", by=by
+            )
             emit({"stages": {name: one.as_json() for name, one in done.items()}}, as_json, _stages_text(done))
             return
         outcome = run_job(
-            job_from_recipe(file, registry.settings.home, registry, screen),
+            replace(job_from_recipe(file, registry.settings.home, registry, screen), by=by),
             registry,
             screen=screen,
             stop=stop,

@@ -1,0 +1,150 @@
+"""What a gate policy declares beside the comparison with the champion: latency, leakage, a signature.
+
+Each is judged by what is on record of the version itself; no data is inconclusive, never a pass. They can be judged
+again when more is known: a version that testers were given has latencies, one that was just trained has none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import exp, lgamma, log, log1p
+from typing import Any
+
+from tuneloop.registry.errors import Unreadable
+from tuneloop.registry.facade import Registry
+from tuneloop.registry.nouns import Check, GateReport, Interval, Noun, Version
+from tuneloop.registry.policies import GatePolicy
+from tuneloop.registry.run_files import DATA, kept_json
+
+LATENCY, LEAKAGE, SIGNED, COMPARED = "latency p95", "leakage", "signed", "compared with a champion"
+_QUANTILE, _LEVEL = 0.95, 0.95
+_NEWEST = 2_000  # answers a latency is judged by
+_LOOKED_FOR = ("leakage", "near_leakage")
+
+
+class Found(Noun):
+    """How many training rows the data audit found in an evaluation set, and how many of them were left out."""
+
+    check: str
+    action: str  # `off`: it did not look
+    rows: int
+    dropped: int
+
+
+def judge_declared(registry: Registry, version: Version, policy: GatePolicy) -> tuple[Check, ...]:
+    """Judge a version by what the policy declares, from what is on record now.
+
+    Raises:
+        Unreadable: what its run says of its data is damaged.
+        Unavailable: the database or MLflow does not answer.
+    """
+    checks = []
+    if policy.latency_p95_ms is not None:
+        times_ms = registry.traffic.answered_ms(version.model, version.version, newest=_NEWEST)
+        checks.append(latency(times_ms, policy.latency_p95_ms))
+    if policy.leakage is not None:
+        checks.append(leakage(_found(version, kept_json(registry, version, DATA))))
+    if policy.signed:
+        checks.append(signed(version.signed_by))
+    return tuple(checks)
+
+
+def judge_again(registry: Registry, version: Version) -> GateReport:
+    """Judge what the policy declares anew, and record that with what the version's training has shown.
+
+    Raises:
+        Like `judge_declared`.
+    """
+    before = registry.gates.latest(version.model, version.version)
+    declared = judge_declared(registry, version, registry.policies.get(version.model, GatePolicy))
+    if before is None:  # nothing that is declared shows that it answers well
+        detail = "it never was: a person answers for a first version"
+        kept: tuple[Check, ...] = (Check(name=COMPARED, verdict="inconclusive", detail=detail),)
+    else:
+        kept = tuple(check for check in before.checks if check.name not in {LATENCY, LEAKAGE, SIGNED})
+    report = GateReport(
+        model=version.model,
+        version=version.version,
+        champion=before.champion if before else None,
+        at=registry.clock(),
+        checks=(*kept, *declared),
+    )
+    registry.gates.record(report)
+    return report
+
+
+def waits_for_traffic(report: GateReport) -> bool:
+    """Whether all that keeps a report from passing is that nobody has asked the version enough yet."""
+    return {(check.name, check.verdict) for check in report.checks if check.verdict != "pass"} == {
+        (LATENCY, "inconclusive")
+    }
+
+
+def latency(times_ms: Sequence[float], most_ms: float) -> Check:
+    """Whether the 95th percentile of the total time lies within `most_ms`: its whole interval must."""
+    asked = f"at most {most_ms:g} ms is asked for"
+    if not times_ms:
+        return Check(name=LATENCY, verdict="inconclusive", detail=f"nothing it answered is on record; {asked}")
+    estimate, low, high = quantile_interval(times_ms, _QUANTILE, _LEVEL)
+    if high is None:
+        over = low is not None and low > most_ms
+        detail = f"{estimate:.0f} ms over {len(times_ms)} answers, too few to bound it from above; {asked}"
+        return Check(name=LATENCY, verdict="fail" if over else "inconclusive", detail=detail)
+    low = min(times_ms) if low is None else low
+    interval = Interval(estimate=estimate, low=low, high=high, level=_LEVEL)
+    detail = f"{estimate:.0f} ms, {_LEVEL:.0%} interval [{low:.0f}, {high:.0f}], over {len(times_ms)} answers; {asked}"
+    verdict = "pass" if high <= most_ms else "fail" if low > most_ms else "inconclusive"
+    return Check.model_validate({"name": LATENCY, "verdict": verdict, "detail": detail, "interval": interval})
+
+
+def quantile_interval(values: Sequence[float], q: float, level: float) -> tuple[float, float | None, float | None]:
+    """(estimate, low, high) of a quantile by order statistics, whatever the distribution; None where n is too small.
+
+    The number of values below the quantile is binomial, so x₍ₗ₎ and x₍ᵤ₎ bound it with the binomial's tails (Conover,
+    Practical Nonparametric Statistics, 3.2).
+    """
+    ordered, n, tail = sorted(values), len(values), (1 - level) / 2
+    low: float | None = None
+    high: float | None = None
+    fewer = 0.0  # P(fewer than k of the values lie below the quantile)
+    for k, value in enumerate(ordered, start=1):
+        fewer += _binomial(k - 1, n, q)
+        if fewer <= tail:
+            low = value
+        if fewer >= 1 - tail:
+            high = value
+            break
+    return ordered[min(n - 1, int(q * n))], low, high
+
+
+def leakage(found: Sequence[Found]) -> Check:
+    """Whether any training row also stands in an evaluation set, word for word or nearly."""
+    looked = {one.check: one for one in found if one.action != "off"}
+    if missing := [name for name in _LOOKED_FOR if name not in looked]:
+        names = " and ".join(missing)
+        return Check(name=LEAKAGE, verdict="inconclusive", detail=f"its data were not looked at for {names}")
+    left = sum(looked[name].rows - looked[name].dropped for name in _LOOKED_FOR)
+    dropped = sum(looked[name].dropped for name in _LOOKED_FOR)
+    detail = f"{left} training rows stand in an evaluation set, or nearly; {dropped} were left out"
+    return Check(name=LEAKAGE, verdict="fail" if left else "pass", detail=detail)
+
+
+def signed(key: str | None) -> Check:
+    """Whether its files carry a signature; whoever fetches them verifies it."""
+    if key is None:
+        return Check(name=SIGNED, verdict="fail", detail="nobody has signed its files; `tuneloop sign` does")
+    return Check(name=SIGNED, verdict="pass", detail=f"by key {key}")
+
+
+def _found(version: Version, manifest: dict[str, Any]) -> list[Found]:
+    try:
+        kept = [one for one in manifest.get("quality", []) if one["check"] in _LOOKED_FOR]
+        return [Found.model_validate({name: one[name] for name in Found.model_fields}) for one in kept]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise Unreadable(
+            f"MLflow run {version.run_id}: the quality findings in {DATA} are not what training writes: {error}"
+        ) from None
+
+
+def _binomial(k: int, n: int, p: float) -> float:
+    return exp(lgamma(n + 1) - lgamma(k + 1) - lgamma(n - k + 1) + k * log(p) + (n - k) * log1p(-p))

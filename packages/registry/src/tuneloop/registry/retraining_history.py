@@ -1,0 +1,83 @@
+"""What became of retraining requests: outcomes, what they took and cost, and the share that shipped. Pure."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from math import sqrt
+from statistics import NormalDist
+
+from tuneloop.registry.budgets import cost_of
+from tuneloop.registry.nouns import Interval, RetrainingRequest, RetrainingRun, RetrainingState
+from tuneloop.registry.retraining import ENDED
+
+
+@dataclass(frozen=True)
+class Took:
+    """One request and what its runs took."""
+
+    request: RetrainingRequest
+    runs: int
+    waited_s: float | None  # filed → first began to train
+    hours: float  # by the clock, all its runs
+    device_hours: float
+    planned_hours: float | None  # of its newest run
+    cost_usd: Decimal | None  # None: the price of some run is not known
+
+
+@dataclass(frozen=True)
+class History:
+    """Every request, the newest first, and the share that shipped of those that have ended."""
+
+    requests: tuple[Took, ...]
+    by_state: Mapping[RetrainingState, int]
+    ended: int
+    shipped: Interval | None  # None while nothing has ended
+
+
+def history_of(requests: Sequence[RetrainingRequest], runs: Sequence[RetrainingRun], now: datetime) -> History:
+    """Put requests and their runs together; a run that goes on counts up to `now`."""
+    by_request: defaultdict[str, list[RetrainingRun]] = defaultdict(list)
+    for run in runs:
+        by_request[run.request_id].append(run)
+    counts = Counter(request.state for request in requests)
+    ended = sum(counts[state] for state in ENDED)
+    return History(
+        tuple(_took(request, by_request[request.id], now) for request in requests),
+        {state: counts[state] for state in RetrainingState if counts[state]},
+        ended,
+        wilson(counts[RetrainingState.SHIPPED], ended) if ended else None,
+    )
+
+
+def wilson(successes: int, trials: int, level: float = 0.95) -> Interval:
+    """A share with its score interval (Wilson 1927), which holds at few trials and at 0 and 1 as well.
+
+    Args:
+        successes: of the trials.
+        trials: at least one.
+        level: of confidence, both sides together.
+    """
+    z = NormalDist().inv_cdf(0.5 + level / 2)
+    share, slack = successes / trials, z**2 / trials
+    middle, radius = share + slack / 2, z * sqrt(share * (1 - share) / trials + slack / (4 * trials))
+    low, high = ((middle + sign * radius) / (1 + slack) for sign in (-1, 1))
+    return Interval(estimate=share, low=max(0.0, low), high=min(1.0, high), level=level)
+
+
+def _took(request: RetrainingRequest, runs: Sequence[RetrainingRun], now: datetime) -> Took:
+    ordered = sorted(runs, key=lambda run: run.started_at)
+    costs = [cost_of(run.hours(now), run.usd_per_hour) for run in ordered]
+    known = [cost for cost in costs if cost is not None]
+    return Took(
+        request,
+        len(ordered),
+        (ordered[0].started_at - request.created_at).total_seconds() if ordered else None,
+        sum(run.hours(now) for run in ordered),
+        sum(run.devices * run.hours(now) for run in ordered),
+        ordered[-1].planned_hours if ordered else None,
+        sum(known, Decimal(0)) if len(known) == len(costs) else None,
+    )

@@ -1,0 +1,133 @@
+"""`tuneloop show · card`: one version from every side."""
+
+from __future__ import annotations
+
+import click
+
+from tuneloop.registry.errors import Unreadable
+from tuneloop.registry.facade import Registry
+from tuneloop.registry.hurry import LOOKUP_TIMEOUT_S, mlflow_within
+from tuneloop.registry.lineage import Lineage, Serving, lineage_of
+from tuneloop.registry.nouns import parse_version_name, version_name
+from tuneloop.registry.printing import emit, json_option, table, tell_unreadable
+from tuneloop.registry.run_files import model_card
+
+_SHOWN_PACKAGES = ("torch", "transformers", "peft", "trl")
+
+
+@click.command()
+@click.argument("version")
+@json_option
+def show(version: str, as_json: bool) -> None:
+    """Show what a version was made of, by whom, what it reached, who let it in and where it serves."""
+    model, number = parse_version_name(version)
+    with Registry.open() as registry:
+        found = lineage_of(registry, model, number)
+        emit(found, as_json, _text(found))
+        tell_unreadable(found.not_known)
+
+
+@click.command()
+@click.argument("version")
+@json_option
+def card(version: str, as_json: bool) -> None:
+    """Print the model card that was published with a version."""
+    model, number = parse_version_name(version)
+    with Registry.open() as registry:
+
+        def asked() -> str:
+            return model_card(registry, registry.versions.get(model, number))
+
+        text = mlflow_within(registry, asked, LOOKUP_TIMEOUT_S)
+        emit({"version": version, "card": text}, as_json, text.rstrip("\n"))
+
+
+def _text(found: Lineage) -> str:
+    parts = [table([found.version.name, ""], _made_of(found))]
+    if found.measures:
+        rows = [
+            [m.name, f"{m.value:.4g}", None if m.low is None or m.high is None else f"[{m.low:.4g}, {m.high:.4g}]"]
+            for m in found.measures
+        ]
+        parts.append(table(["MEASURE", "VALUE", "95% INTERVAL"], rows))
+    if found.gate is not None:
+        checks = [[check.name, check.verdict, check.detail] for check in found.gate.checks]
+        champion = "nothing" if found.gate.champion is None else version_name(found.gate.model, found.gate.champion)
+        parts.append(
+            f"gate: {found.gate.verdict}, against {champion}\n" + table(["CHECK", "VERDICT", "DETAIL"], checks)
+        )
+    if found.decisions:
+        rows = [
+            [d.by, "approved" if d.granted else "revoked", f"{d.at:%Y-%m-%d %H:%M}", d.reason] for d in found.decisions
+        ]
+        parts.append(table(["PERSON", "DECIDED", "AT (UTC)", "REASON"], rows))
+    may = f"yes, approved by {found.approver}" if found.approver else f"no, {found.why_not}"
+    parts.append(f"may get a share: {may}\nserves: {_serves(found.serving)}")
+    return "\n\n".join(parts)
+
+
+def _made_of(found: Lineage) -> list[list[object]]:
+    version = found.version
+    return [
+        ["kind", f"{version.kind}, rank {version.rank}" if version.rank is not None else version.kind],
+        ["made (UTC)", f"{version.created_at:%Y-%m-%d %H:%M:%S}"],
+        ["trained by", version.trained_by],
+        ["base", f"{version.base} {version.base_digest}"],
+        ["chat template", version.template_digest],
+        ["data", f"{version.data_rows} rows {version.data_digest}"],
+        *_data_rows(found),
+        ["recipe", version.recipe_digest],
+        ["code", version.code_commit],
+        ["environment", _environment(found)],
+        ["parent", version_name(version.model, version.parent) if version.parent else None],
+        ["retraining", _retraining(found)],
+        ["run", version.run_id],
+        ["files", f"{version.artifact_bytes / 1e6:.2f} MB {version.artifact_digest}"],
+        ["signed by", version.signed_by],
+    ]
+
+
+def _data_rows(found: Lineage) -> list[list[object]]:
+    """What the run noted of its data; a file that says it otherwise than training does is said to be damaged."""
+    try:
+        sets = [
+            [f"  held out: {name}", f"{s['rows']} rows {s['digest']}"] for name, s in found.data.get("sets", {}).items()
+        ]
+        counts = [
+            [f"  {name}", found.data[f"{name}_rows"]] for name in ("fresh", "replayed") if f"{name}_rows" in found.data
+        ]
+        dropped = ", ".join(f"{count} {reason}" for reason, count in found.data.get("dropped", {}).items())
+    except (AttributeError, KeyError, TypeError):
+        raise Unreadable(
+            f"MLflow run {found.version.run_id}: lineage/data.json is not what training writes; it was changed by hand"
+        ) from None
+    return [*sets, *counts, *([["  dropped", dropped]] if dropped else [])]
+
+
+def _environment(found: Lineage) -> str | None:
+    if not found.environment:
+        return None
+    packages = found.environment.get("packages", {})
+    shown = [f"{name} {packages[name]}" for name in _SHOWN_PACKAGES if name in packages]
+    return ", ".join([f"Python {found.environment.get('python')}", *shown, f"{len(packages)} packages in all"])
+
+
+def _retraining(found: Lineage) -> str | None:
+    request = found.request
+    if request is None:
+        return found.version.request_id
+    approved = f", approved by {found.request_approved_by}" if found.request_approved_by else ""
+    return f"{request.id}, {request.state}{approved}: {request.reason}"
+
+
+def _serves(serving: Serving | None) -> str:
+    if serving is None:
+        return "nowhere; no route names it"
+    what = "the champion" if serving.champion else "a challenger" if serving.share_bp else "loaded without a share"
+    keys = f", keys that were given it: {serving.overrides}" if serving.overrides else ""
+    engines = ", ".join(f"{name} {state}" for name, state in serving.engines.items()) or "no live engine has it"
+    gateways = ", ".join(serving.gateways) or "no live gateway"
+    return (
+        f"{serving.share_bp / 100:g} % by revision {serving.revision}, {what}{keys}; engines: {engines}; "
+        f"gateways that apply it: {gateways}"
+    )

@@ -1,0 +1,90 @@
+"""`tuneloop show` and `card`: what is known of a version, and what is said where something is not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from registry.verbs import Verb
+from tests_support import beat_engine, beat_gateway, publish_version, retraining_request
+from tuneloop.registry import Registry
+from tuneloop.registry.nouns import RetrainingState
+from tuneloop.registry.promotion import Change, override, promote, set_route
+
+
+def keep(registry: Registry, run_id: str, folder: Path, name: str, text: str) -> None:
+    path = folder / name
+    path.write_text(text)
+    registry.versions.log_file(run_id, path)
+
+
+def test_a_version_is_told_with_its_request_its_intervals_and_where_it_serves(
+    registry: Registry, tmp_path: Path, verb: Verb
+) -> None:
+    queue = registry.retraining
+    publish_version(registry, tmp_path / "v1")
+    queue.file(retraining_request(registry.clock(), id="rt_1"), by="monitor")
+    queue.approve("rt_1", by="grace", reason="yes")
+    claimed = queue.claim("w", lease_s=60)
+    assert claimed is not None
+    metrics = {"perplexity.old": 12.0, "loss": 1.0}
+    made = publish_version(registry, tmp_path / "v2", parent=1, request_id="rt_1", trained_by="worker", metrics=metrics)
+    registry.versions.log_metrics(made.run_id, {"perplexity.old.low": 11.0, "perplexity.old.high": 13.5})
+    data = {"sets": {"old": {"rows": 60, "digest": "sha256:old"}}, "fresh_rows": 30, "dropped": {"long": 2}}
+    keep(registry, made.run_id, tmp_path, "data.json", json.dumps(data))
+    queue.finish(claimed, RetrainingState.GATED, by="w", outcome="pass", result_version=2)
+    for number in (1, 2):
+        registry.gates.approve("bot", number, by="ada", reason="looked")
+    promote(registry, "bot", 1, Change("ada", "first"))
+    beat_engine(registry, "bot@1", "bot@2")
+    set_route(registry, "bot", {2: 1_000, 1: 9_000}, Change("ada", "canary"))
+    route = override(registry, "bot", {"tester": 2}, Change("ada", "tester"))
+    beat_gateway(registry, {"bot": route.revision})
+
+    told = json.loads(verb("show", "bot@2", "--json")[1])
+    assert told["measures"] == [
+        {"name": "loss", "value": 1.0, "low": None, "high": None},
+        {"name": "perplexity.old", "value": 12.0, "low": 11.0, "high": 13.5},
+    ]
+    assert (told["request_approved_by"], told["request"]["state"], told["approver"]) == ("grace", "gated", "ada")
+    assert told["serving"] == {
+        "revision": 3,
+        "share_bp": 1000,
+        "champion": False,
+        "overrides": 1,
+        "engines": {"e1": "ready"},
+        "gateways": ["g1"],
+    }
+    text = verb("show", "bot@2")[1]
+    for said in (
+        "rt_1, gated, approved by grace: prompt drift",
+        "held out: old  60 rows sha256:old",
+        "fresh          30",
+        "[11, 13.5]",
+        "10 % by revision 3, a challenger, keys that were given it: 1; engines: e1 ready",
+    ):
+        assert " ".join(said.split()) in " ".join(text.split()), said
+    assert verb("show", "bot@9")[0] == 2
+
+
+def test_what_a_run_does_not_keep_is_left_out_or_named(registry: Registry, tmp_path: Path, verb: Verb) -> None:
+    made = publish_version(registry, tmp_path / "v1", request_id="rt_gone")
+    code, out, err = verb("show", "bot@1")
+    assert (code, "retraining request: no retraining request 'rt_gone'" in err, "rt_gone" in out) == (0, True, True)
+    code, _, err = verb("card", "bot@1")
+    assert (code, "bot@1 was published without a model card" in err) == (2, True)
+    keep(registry, made.run_id, tmp_path, "data.json", "{nonsense")
+    code, _, err = verb("show", "bot@1")
+    assert (code, "lineage/data.json is damaged" in err) == (0, True)
+    keep(registry, made.run_id, tmp_path, "data.json", '{"sets": [1]}')
+    code, _, err = verb("show", "bot@1")
+    assert (code, "is not what training writes" in err) == (1, True)
+
+
+def test_the_card_is_what_was_published(registry: Registry, tmp_path: Path, verb: Verb) -> None:
+    folder = tmp_path / "v1"
+    folder.mkdir()
+    (folder / "README.md").write_text("# bot\n\nIt answers.\n")
+    publish_version(registry, folder)
+    assert verb("card", "bot@1")[1] == "# bot\n\nIt answers.\n"
+    assert json.loads(verb("card", "bot@1", "--json")[1]) == {"version": "bot@1", "card": "# bot\n\nIt answers.\n"}
