@@ -202,3 +202,13 @@ def test_a_policy_that_cannot_be_read_lets_nothing_begin_and_nothing_expire(regi
         registry.retraining.begin(waiting, PLAN, by="w")
     registry.retraining.expire(by="monitor")
     assert registry.retraining.get(undecided.id).state == "proposed"
+
+
+def test_what_has_ended_is_held_by_nothing_and_says_how_it_ended(registries: Registry) -> None:
+    queue = registries.retraining
+    registries.policies.set("bot", RetrainingPolicy(device_hours_per_day=0.5), by="ada", reason="r")
+    for key, end in (("a", queue.cancel), ("b", queue.reject)):
+        request = queue.begin(claimed(registries, key), PLAN, by="w")
+        assert "device_hours_per_day" in request.held or "device hours" in request.held
+        ended = end(request.id, by="ada", reason="not now")
+        assert (ended.held, ended.held_until, ended.outcome) == ("", None, "not now")

@@ -16,7 +16,7 @@ from registry.experiment_traffic import CHANGE, DECLARED, NO_PLAN, Users, bring_
 from registry.verbs import WHO, verb_at
 from tests_support import Clock, beat_engine, request_record
 from tuneloop.registry import Registry
-from tuneloop.registry.assignment import key_hash
+from tuneloop.registry.assignment import held_out, key_hash
 from tuneloop.registry.errors import Conflict, NotFound, Refused
 from tuneloop.registry.experiments import conduct, words
 from tuneloop.registry.experiments.analysis import parts_at
@@ -24,8 +24,10 @@ from tuneloop.registry.experiments.declaration import Experiment
 from tuneloop.registry.experiments.effect import difference
 from tuneloop.registry.experiments.gather import gather
 from tuneloop.registry.experiments.page import write_page
-from tuneloop.registry.promotion import Change, override, set_route
+from tuneloop.registry.promotion import Change, hold_out, override, set_route
+from tuneloop.registry.rollout import Plan as Rising
 from tuneloop.registry.settings import RegistrySettings
+from tuneloop.registry.steering import declare
 
 SHIP = "ship it: `tuneloop promote bot@2 --by YOU --reason WHY`"
 GUARDED = "guardrail mean total time is fine; guardrail failed requests per request is fine"
@@ -169,6 +171,32 @@ def test_what_does_not_count_is_counted(world: Registry, tmp_path: Path, clock: 
     assert report.other_revisions == ("4 (2=2000 1=8000, by eve)",)
     assert sum(arm.units for arm in report.arms) == 398 + 200
     assert any(line.startswith("compared within each of these") for line in words.left_out(report))
+
+
+def test_a_key_that_is_held_out_is_no_pin(world: Registry, tmp_path: Path, clock: Clock) -> None:
+    users = Users(world, clock, {1: 0.3, 2: 0.3})
+    experiment = started(world, tmp_path)
+    route = hold_out(world, "bot", 2_000, CHANGE)
+    held = [user for user in range(400) if held_out(route, key_hash(f"user-{user}"))]
+    assert 40 < len(held) < 120
+    users.ask(held, each=1, assigned_version=None)  # as a gateway records them
+    users.ask([user for user in range(400) if user not in held], each=1)
+    report = conduct.report(world, experiment.id)
+    assert report.left_out["requests of keys that are held out"] == len(held)
+    assert report.left_out["requests that pinned their version"] == 0
+    assert sum(arm.units for arm in report.arms) == 400 - len(held)
+
+
+def test_a_rollout_and_an_experiment_do_not_change_each_others_split(world: Registry, tmp_path: Path) -> None:
+    experiment = started(world, tmp_path)
+    with pytest.raises(Refused, match=f"experiment {experiment.id} of bot is running, and a rollout would change"):
+        declare(world, "bot", 2, Rising(), CHANGE)
+    world.experiments.stop(experiment.id, by="ada", reason="over")
+    rollout = declare(world, "bot", 2, Rising(), CHANGE)
+    settled = conduct.settled(world, declared(tmp_path))
+    another = world.experiments.new(settled, NO_PLAN, by="ada", reason="again")
+    with pytest.raises(Refused, match=rf"bot@2 is being rolled out \({rollout.id}\), and an experiment would change"):
+        conduct.start(world, another.id, CHANGE)
 
 
 def test_the_covariate_is_what_was_known_before_the_start(world: Registry, tmp_path: Path, clock: Clock) -> None:

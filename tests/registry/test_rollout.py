@@ -8,7 +8,9 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,9 +19,9 @@ from tests_support import publish_version
 from tuneloop.registry import Registry
 from tuneloop.registry.assignment import assign
 from tuneloop.registry.canary import Limits
-from tuneloop.registry.errors import Refused, Unavailable
+from tuneloop.registry.errors import DatabaseAway, Refused, Unavailable
 from tuneloop.registry.judging import Trial, trial_of
-from tuneloop.registry.nouns import Arm, GateReport
+from tuneloop.registry.nouns import Arm, GateReport, Route
 from tuneloop.registry.promotion import Change, promote, set_route
 from tuneloop.registry.rollout import Plan, Step
 from tuneloop.registry.steering import declare, drive
@@ -92,6 +94,28 @@ def test_a_bad_version_is_rolled_back_even_onto_a_champion_that_was_forced(regis
     with pytest.raises(Refused, match="was rolled back"):
         run(registry, "bot", 2, PLAN, CHANGE, _quiet)
     assert registry.routes.current("bot").split == {2: 0, 1: 10_000}
+
+
+@pytest.mark.parametrize("scores", [{1: 0.9, 2: 0.1}, {1: 0.5, 2: 0.8}])
+def test_a_database_that_is_away_for_a_moment_pauses_nothing(
+    scores: dict[int, float], registry: Registry, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would leave a failing version its share until a person comes."""
+    world.score, cut = scores, list[int]()
+    write = registry.routes.write
+
+    def cut_once(*arguments: Any, **values: Any) -> Route:
+        cut.append(1)
+        if len(cut) in {2, 4}:
+            raise DatabaseAway("database: connection reset")
+        return write(*arguments, **values)
+
+    monkeypatch.setattr(registry.routes, "write", cut_once)
+    with suppress(Refused):
+        run(registry, "bot", 2, PLAN, CHANGE, _quiet)
+    assert len(cut) >= 2
+    [over] = registry.rollouts.all("bot")
+    assert over.state == ("rolled back" if scores[1] > scores[2] else "shipped")
 
 
 @pytest.mark.parametrize(

@@ -139,6 +139,15 @@ def test_a_processs_broken_text_ends_nothing(tmp_path: Path) -> None:
     assert list(errors) == ["\ufffd went wrong"]
 
 
+def test_a_log_that_cannot_be_written_holds_nobody_up(tmp_path: Path) -> None:
+    """More than a pipe holds: a reader that gave up would leave the children waiting for ever."""
+    code = "import sys; [print('y' * 99, file=sys.stderr) for _ in range(5000)]"
+    for log in (tmp_path, Path("/dev/full")):  # a folder, and a disk that is always full
+        with launch._process([sys.executable, "-c", code], "cpu", log) as (process, errors):
+            assert process.wait(timeout=60) == 0
+        assert errors[-1] == "y" * 99
+
+
 def test_no_weight_is_left_unsharded_and_weights_are_saved() -> None:
     run = RunSection(steps=1, launch=LaunchSection(processes=2, strategy="zero3", cpu_offload=True))
     zero = deepspeed_config(run, "cuda")["zero_optimization"]

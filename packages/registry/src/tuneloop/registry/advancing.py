@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from sqlalchemy.engine import Connection
 
-from tuneloop.registry.errors import InvalidInput, NotFound, Refused, Unavailable
+from tuneloop.registry.errors import DatabaseAway, InvalidInput, NotFound, Refused, Unavailable
 from tuneloop.registry.facade import Registry
 from tuneloop.registry.judging import judgement, trial_of
 from tuneloop.registry.nouns import FULL_SHARE_BP, GateReport, Route
@@ -57,6 +57,8 @@ def go_on(registry: Registry, held: Rollout, *, controller: str) -> None:
         look.act(decide(held.plan, Position(held.step, held.since), report, registry.clock()))
     except (Refused, NotFound, InvalidInput) as no:
         _end(registry, held, RolloutState.PAUSED, str(no), report=report)
+    except DatabaseAway:  # the next look tries again: nobody waits for a person while a failing version serves
+        raise
     except Unavailable as away:
         if registry.rollouts.get(held.id).revision != held.revision:  # it is written, a gateway is late
             raise

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection, Engine, RowMapping, make_url
 
-from tuneloop.registry.errors import InvalidInput, Unavailable, Unreadable
+from tuneloop.registry.errors import DatabaseAway, InvalidInput, Unavailable, Unreadable
 from tuneloop.registry.nouns import Noun
 from tuneloop.registry.settings import shown_url, without_password
 from tuneloop.registry.tables import Json
@@ -112,7 +112,7 @@ class Database:
         """A transaction that only reads.
 
         Raises:
-            Unavailable: the database does not answer.
+            DatabaseAway: the database does not answer.
         """
         with self._guarded(), self.engine.connect() as connection:
             yield connection
@@ -122,7 +122,7 @@ class Database:
         """A transaction that writes; commits at the end, or rolls back when the block raises.
 
         Raises:
-            Unavailable: the database does not answer.
+            DatabaseAway: the database does not answer.
         """
         with self._guarded(), self.engine.begin() as connection:
             if self.is_sqlite:
@@ -148,7 +148,7 @@ class Database:
             raise  # the database is there; what was to be written is the problem, and the caller's to judge
         except (sa.exc.DBAPIError, sa.exc.TimeoutError) as error:
             cause = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
-            raise Unavailable(f"database {self.shown}: {without_password(cause)}{_advice(error)}{_WHERE}") from error
+            raise DatabaseAway(f"database {self.shown}: {without_password(cause)}{_advice(error)}{_WHERE}") from error
 
     def tell(self, unreadable: Sequence[str]) -> None:
         """Log rows that a reading left out, each once: the same ones are read again and again."""

@@ -7,6 +7,7 @@ TuneloopError            something failed while doing what was asked            
 ├── Conflict             somebody else was first; read again and retry          (1, also a RuntimeError)
 ├── Unreadable           what is stored is damaged or of another version        (1, also a ValueError)
 └── Unavailable          a part this one leans on does not answer               (1, also a ConnectionError)
+    ├── DatabaseAway     the database does not                                  (1)
     └── Late             what was asked is written, and not all follow it yet   (1)
 """
 
@@ -49,6 +50,10 @@ class Unreadable(TuneloopError, ValueError):
 
 class Unavailable(TuneloopError, ConnectionError):
     """A part this one leans on (database, MLflow, engine, gateway) does not answer or did not start."""
+
+
+class DatabaseAway(Unavailable):
+    """The database does not answer; what was under way may be tried again once it does."""
 
 
 class Late(Unavailable):

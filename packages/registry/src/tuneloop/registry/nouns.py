@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from tuneloop.registry.errors import InvalidInput
-from tuneloop.registry.roles import Role
+from tuneloop.registry.roles import ACTOR_PREFIX, Role
 
 FULL_SHARE_BP = 10_000
 Signal = Literal["prompt_drift", "perplexity", "correction_perplexity", "latency"]
@@ -377,6 +377,11 @@ class GateReport(Noun):
         return "pass" if verdicts == {"pass"} else "inconclusive"
 
 
+def _person(actor: str) -> str:
+    """Who acts, whether at the command line or by a token of the same name."""
+    return actor.strip().removeprefix(ACTOR_PREFIX).strip().casefold()
+
+
 class Approval(Noun):
     """What a person decided about a version: it may serve, or it may not, whatever its gate says. The newest counts."""
 
@@ -393,7 +398,7 @@ class Approval(Noun):
     @property
     def by_the_trainer(self) -> bool:
         """Whether the same person trained the version, or might have: nobody noted who did."""
-        return self.trained_by is None or self.trained_by.strip().casefold() == self.by.strip().casefold()
+        return self.trained_by is None or _person(self.trained_by) == _person(self.by)
 
 
 class ApiKey(Noun):

@@ -395,6 +395,8 @@ class RetrainingQueue:
             allowed = ", ".join(sorted(NEXT_STATES[before])) or "nothing: it has ended"
             raise Refused(f"retraining {request_id} is {before}; it cannot become {state} (only {allowed})")
         now = self._clock()
+        if state in ENDED:  # nothing holds it any more
+            values |= {"held": "", "held_until": None}
         connection.execute(
             sa.update(retraining).where(retraining.c.id == request_id).values(state=state, updated_at=now, **values)
         )

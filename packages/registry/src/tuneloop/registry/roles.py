@@ -26,11 +26,11 @@ class Permission(StrEnum):
 
 MEANINGS: dict[Permission, str] = {
     Permission.READ: "read everything but the tokens",
-    Permission.ROUTE: "set routes and overrides, promote, roll back, start, resume and abort rollouts",
+    Permission.ROUTE: "set routes, overrides and holdouts, promote, roll back, start, resume and abort rollouts",
     Permission.CANCEL: "cancel a retraining request",
     Permission.APPROVE: "approve and revoke versions, approve, reject and retry retraining requests",
     Permission.FORCE: "serve what nobody approved (`force`)",
-    Permission.POLICY: "set the gate and retraining policies",
+    Permission.POLICY: "set the gate, retraining and rollout policies",
     Permission.KEYS: "make and revoke API keys of the gateway",
     Permission.TOKENS: "list, make and revoke tokens of the control plane",
 }

@@ -30,10 +30,12 @@ def declare(registry: Registry, model: str, version: int, plan: Plan, change: Ch
 
     Raises:
         NotFound: there is no route, or no such version.
-        Refused: it is the champion already, another version has a share or a running rollout, or nobody approved it.
+        Refused: it is the champion already, another version has a share or a running rollout, an experiment of the
+            model runs, or nobody approved it.
         Conflict: somebody declared another at the same moment.
     """
     name, route = version_name(model, version), registry.routes.current(model)
+    _expect_no_experiment(registry, model)
     if route.champion == version:
         raise Refused(f"{name} is the champion already")
     if others := [version_name(model, a.version) for a in route.arms[:-1] if a.weight_bp > 0 and a.version != version]:
@@ -58,13 +60,14 @@ def resume(registry: Registry, model: str, change: Change) -> Rollout:
 
     Raises:
         InvalidInput: none is paused.
-        Refused: its version is the champion, or another version has a share.
+        Refused: its version is the champion, another version has a share, or an experiment of the model runs.
         Conflict: somebody changed it meanwhile.
     """
     paused = registry.rollouts.open(model)
     if paused is None or paused.state is not S.PAUSED:
         what = f"{paused.id} of {paused.name} is running" if paused else f"no rollout of {model} is open"
         raise InvalidInput(f"{what}; only a paused one can be resumed: `tuneloop rollout list --model {model}`")
+    _expect_no_experiment(registry, model)
     route = registry.routes.current(model)
     if route.champion == paused.version:
         raise Refused(f"{paused.name} is the champion already; end its rollout: `tuneloop rollout abort {model}`")
@@ -72,6 +75,16 @@ def resume(registry: Registry, model: str, change: Change) -> Rollout:
         raise Refused(f"another version has a share of {model} ({route.split_text}); take it away, then resume")
     at = _beginning(registry, route, paused.version, paused.plan, change)
     return registry.rollouts.resume(paused, at, by=change.by, reason=change.reason)
+
+
+def _expect_no_experiment(registry: Registry, model: str) -> None:
+    """Its split is part of what an experiment declared: a rollout would change it with every step."""
+    running = registry.experiments.running(model)
+    if running is not None:
+        raise Refused(
+            f"experiment {running.id} of {model} is running, and a rollout would change its split: let it end, or "
+            f"`tuneloop experiment stop {running.id} --by YOU --reason WHY`"
+        )
 
 
 def abort(registry: Registry, model: str, change: Change, *, expected_revision: int | None = None) -> Route:

@@ -32,7 +32,7 @@ from tuneloop.registry.errors import InvalidInput
 from tuneloop.registry.nouns import Noun, Route
 from tuneloop.registry.overview import RolloutNow, RouteNow
 from tuneloop.registry.policies import RolloutPolicy
-from tuneloop.registry.promotion import override, promote, rollback, set_route
+from tuneloop.registry.promotion import hold_out, override, promote, rollback, set_route
 from tuneloop.registry.roles import Permission
 from tuneloop.registry.rollout import Plan, Rollout
 
@@ -83,6 +83,19 @@ class Overrides(Body):
 
     keys: dict[Name, VersionNumber | None] = Field(min_length=1, max_length=100, examples=[{"tester-7": 2}])
     expected_revision: Revision | None = None
+
+
+class Holdout(Body):
+    """A share of the keys that gets the champion; 0 ends it."""
+
+    holdout_bp: WeightBp
+    expected_revision: Revision | None = None
+
+
+class RolloutPolicyChange(Body):
+    """The rollout policy that is to be in force; keys left out take their defaults."""
+
+    policy: RolloutPolicy
 
 
 class Promotion(Body):
@@ -151,6 +164,14 @@ def override_keys(model: ModelPath, body: Overrides, here: Here) -> Route:
         return override(here.registry, model, body.keys, change, expected_revision=body.expected_revision)
 
 
+@router.put("/models/{model}/route/holdout", tags=["routes"], dependencies=ROUTE)
+def set_holdout(model: ModelPath, body: Holdout, here: Here) -> Route:
+    """Keep a share of the keys with the champion, whatever the split says."""
+    change = here.change(body.reason)
+    with _one_of_few():
+        return hold_out(here.registry, model, body.holdout_bp, change, expected_revision=body.expected_revision)
+
+
 @router.post("/models/{model}/versions/{version}/promote", tags=["routes"], dependencies=ROUTE)
 def promote_version(model: ModelPath, version: VersionPath, body: Promotion, here: Here) -> Route:
     """Give a version all the traffic; the former champion stays loaded."""
@@ -172,6 +193,21 @@ def roll_back(model: ModelPath, body: Rollback, here: Here) -> Route:
 def get_rollout(model: ModelPath, here: Here) -> RolloutNow:
     """The open rollout, and the running canary judged as it stands now."""
     return overview.rollout_now(here.registry, model)
+
+
+@router.get("/models/{model}/rollout-policy", tags=["rollouts"], dependencies=READ)
+def get_rollout_policy(model: ModelPath, here: Here) -> RolloutPolicy:
+    """How a model's rollouts go, and what becomes of aliases that are moved in MLflow."""
+    here.registry.check_model(model)
+    return here.registry.policies.get(model, RolloutPolicy)
+
+
+@router.put("/models/{model}/rollout-policy", tags=["rollouts"], dependencies=needs(Permission.POLICY))
+def set_rollout_policy(model: ModelPath, body: RolloutPolicyChange, here: Here) -> RolloutPolicy:
+    """Set how a model's rollouts go."""
+    here.registry.check_model(model)
+    here.registry.policies.set(model, body.policy, by=here.actor, reason=body.reason)
+    return body.policy
 
 
 @router.get("/rollouts", tags=["rollouts"], dependencies=READ)

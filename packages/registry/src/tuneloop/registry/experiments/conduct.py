@@ -32,6 +32,7 @@ from tuneloop.registry.facade import Registry
 from tuneloop.registry.hurry import LOOKUP_TIMEOUT_S, mlflow_within
 from tuneloop.registry.nouns import Route, version_name
 from tuneloop.registry.promotion import Change, set_route
+from tuneloop.registry.rollout import RolloutState
 
 PLAN_DAYS = 14  # of recent traffic a plan is made from
 _SPANS = 28
@@ -128,7 +129,8 @@ def start(registry: Registry, experiment_id: str, change: Change) -> tuple[Exper
     """Give the arms their shares, where they have not got them, and start.
 
     Raises:
-        Refused: it has started before, another one is running, an arm is not approved, or the champion has no share.
+        Refused: it has started before, another one or a rollout is running, an arm is not approved, or the champion
+            has no share.
         NotFound, Conflict, Unavailable: like `set_route`.
     """
     draft = registry.experiments.get(experiment_id)
@@ -136,6 +138,12 @@ def start(registry: Registry, experiment_id: str, change: Change) -> tuple[Exper
         raise Refused(f"{draft.id} is {draft.state}, not draft: declare a new one to look again")
     if other := registry.experiments.running(draft.model):  # whose split must not be changed under it
         raise another_runs(other)
+    rollout = registry.rollouts.open(draft.model)
+    if rollout is not None and rollout.state is RolloutState.RUNNING:
+        raise Refused(
+            f"{rollout.name} is being rolled out ({rollout.id}), and an experiment would change its split: wait, "
+            f"or end it with `tuneloop rollout abort {draft.model}`"
+        )
     route = registry.routes.current(draft.model)
     if {arm.version: arm.weight_bp for arm in route.arms if arm.weight_bp > 0} != draft.declaration.arms:
         split = _split(route, draft.declaration.arms)

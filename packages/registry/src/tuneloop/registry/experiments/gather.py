@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 
 import numpy as np
 
+from tuneloop.registry.assignment import held_out
 from tuneloop.registry.experiments.declaration import Declaration, Experiment, Metric
 from tuneloop.registry.experiments.effect import Floats, Indices
 from tuneloop.registry.experiments.measures import Contribution, contributions
@@ -48,6 +49,7 @@ class LeftOut:
 
     without_identity: int = 0  # requests that no sticky key holds together
     pinned: int = 0  # requests that named their version: the split had no say
+    held_out: int = 0  # requests of keys that the route keeps with the champion
     overridden_units: int = 0  # that were given a version by name
     moved_units: int = 0  # that a later split gave to another arm; they count until then
     crossed_units: int = 0  # that met another arm while another split was in force; they count as they began
@@ -81,7 +83,7 @@ def gather(registry: Registry, experiment: Experiment, until: datetime) -> Evide
     history = [r for r in history if r.revision >= (experiment.first_revision or 0) and r.at <= until]
     strata, others = strata_of(declared, history)
     outcomes, opinions = registry.traffic.outcomes(experiment.model, since=experiment.started_at, until=until)
-    sorting = _Sorting(declared, strata, {key for route in history for key in route.overrides})
+    sorting = _Sorting(declared, strata, history)
     kept = [outcome for outcome in outcomes if sorting.counts(outcome)]
     return Evidence(
         arms=sorting.arms,
@@ -125,18 +127,19 @@ def strata_of(declared: Declaration, history: Sequence[Route]) -> tuple[tuple[St
 class _Sorting:
     """Which unit a request is of, which arm and stratum the unit, and what does not count."""
 
-    def __init__(self, declared: Declaration, strata: Sequence[Stratum], overridden: set[str]) -> None:
+    def __init__(self, declared: Declaration, strata: Sequence[Stratum], history: Sequence[Route]) -> None:
         self.arms = arms_of(declared)
+        self._routes = {route.revision: route for route in history}
         self.unit: dict[str, int] = {}  # key hash → number
         self.arm: list[int] = []
         self.stratum: list[int] = []
         self._number = {version: number for number, version in enumerate(self.arms)}
         self._strata = {r: number for number, stratum in enumerate(strata) for r in stratum.revisions}
-        self._overridden = overridden
+        self._overridden = {key for route in history for key in route.overrides}
         self._seen_overridden: set[str] = set()
         self._moved: set[int] = set()
         self._elsewhere: dict[str, set[int]] = {}
-        self._without_identity = self._pinned = self._other_split = 0
+        self._without_identity = self._pinned = self._held_out = self._other_split = 0
 
     def counts(self, outcome: Outcome) -> bool:
         """Whether a request counts; its unit is known from then on."""
@@ -146,7 +149,11 @@ class _Sorting:
         elif key in self._overridden:
             self._seen_overridden.add(key)
         elif version is None:
-            self._pinned += 1
+            route = self._routes.get(outcome.revision or 0)
+            if route is not None and route.holdout_bp > 0 and held_out(route, key):
+                self._held_out += 1
+            else:
+                self._pinned += 1
         elif outcome.revision not in self._strata:
             self._other_split += 1
             self._elsewhere.setdefault(key, set()).add(version)
@@ -173,6 +180,7 @@ class _Sorting:
         return LeftOut(
             without_identity=self._without_identity,
             pinned=self._pinned,
+            held_out=self._held_out,
             overridden_units=len(self._seen_overridden),
             moved_units=len(self._moved),
             crossed_units=crossed,

@@ -110,6 +110,7 @@ def _counted(left: LeftOut) -> dict[str, int]:
     return {
         "requests without a sticky identity": left.without_identity,
         "requests that pinned their version": left.pinned,
+        "requests of keys that are held out": left.held_out,
         "units that were given a version by name": left.overridden_units,
         "units that a later split gave to another arm (they count until then)": left.moved_units,
         "units that met another arm under another split (they count as they began)": left.crossed_units,

@@ -13,8 +13,8 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -198,10 +198,10 @@ def _process(command: Sequence[str], device: str, log: Path) -> Iterator[tuple[s
     errors: deque[str] = deque(maxlen=_SHOWN_LINES)
 
     def read(stream: IO[str]) -> None:
-        with log.open("w", encoding="utf-8") as file:
-            for line in stream:
-                file.write(line)
+        with _kept_log(log) as keep:
+            for line in stream:  # whatever becomes of the file: children whose pipe is full wait for ever
                 errors.append(line.rstrip())
+                keep(line)
 
     assert process.stderr is not None
     reader = threading.Thread(target=read, args=(process.stderr,))
@@ -216,6 +216,28 @@ def _process(command: Sequence[str], device: str, log: Path) -> Iterator[tuple[s
         assert process.stdout is not None
         process.stdout.close()
         process.stderr.close()
+
+
+@contextmanager
+def _kept_log(path: Path) -> Iterator[Callable[[str], None]]:
+    """Appends lines to a file for as long as that can be done; on a full disk they are gone."""
+    with ExitStack() as held:
+        file: IO[str] | None = None
+        with suppress(OSError):
+            file = held.enter_context(path.open("a", encoding="utf-8", buffering=1))
+
+        def keep(line: str) -> None:
+            nonlocal file
+            if file is None:
+                return
+            try:
+                file.write(line)
+            except OSError:
+                file = None
+                with suppress(OSError):  # what it still holds cannot be written either
+                    held.close()
+
+        yield keep
 
 
 @contextmanager

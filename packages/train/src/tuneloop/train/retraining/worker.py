@@ -96,21 +96,23 @@ class Worker:
 
     def _put_back(self, request: RetrainingRequest, reason: str) -> None:
         try:
-            self._registry.retraining.put_back(request, by=self.id, reason=reason)
-        except Conflict as error:  # it is somebody else's
-            self._screen.say(f"retraining {request.id} is not put back: {error}")
+            self._return(request, reason)
         except Unavailable as error:
             self._screen.say(f"retraining {request.id} is put back when the database answers again: {error}")
             self._owed.append((request, reason))
 
+    def _return(self, request: RetrainingRequest, reason: str) -> None:
+        try:
+            self._registry.retraining.put_back(request, by=self.id, reason=reason)
+        except Unavailable:
+            raise
+        except TuneloopError as error:  # it is somebody else's, or what ended it was written before the answer was lost
+            self._screen.say(f"retraining {request.id} is not put back: {error}")
+
     def _settle(self) -> None:
         """Put back what could not be while the database was away: an outage costs a request none of its attempts."""
         while self._owed:
-            request, reason = self._owed[0]
-            try:
-                self._registry.retraining.put_back(request, by=self.id, reason=reason)
-            except Conflict as error:
-                self._screen.say(f"retraining {request.id} is not put back: {error}")
+            self._return(*self._owed[0])
             self._owed.pop(0)
 
     def _see_through(self, request: RetrainingRequest, stop: StopFlag) -> RetrainingRequest:
