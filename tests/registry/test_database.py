@@ -125,6 +125,11 @@ def test_experiments_go_with_the_older_schema_and_the_audit_log_stays(registries
     assert [entry.action for entry in registries.audit.entries(made.id)] == ["experiment.new"]
     again = registries.experiments.new(declared, plan, by="ada", reason="r")
     assert registries.experiments.get(again.id) == again
+    arms = [Arm(version=2, weight_bp=5_000), Arm(version=1, weight_bp=5_000)]
+    registries.routes.write("bot", arms, by="ada", reason="r", expected_revision=0)
+    registries.experiments.start(again.id, revision=1, by="ada", reason="r")
+    with pytest.raises(CommandError, match=f"stop those that run: \\['{again.id}'\\]"):
+        _downgraded_and_upgraded(registries.database, "0004")
 
 
 def test_a_rollout_goes_with_the_older_schema_and_its_share_stays(registries: Registry) -> None:
@@ -133,6 +138,15 @@ def test_a_rollout_goes_with_the_older_schema_and_its_share_stays(registries: Re
     registries.gates.approve("bot", 2, by="ada", reason="r")
     declared = declare(registries, "bot", 2, Plan(), Change("ada", "r"))
     assert registries.rollouts.open("bot") == declared
+    with pytest.raises(CommandError, match=f"abort those that are open: \\['{declared.id}'\\]"):
+        _downgraded_and_upgraded(registries.database, "0006")
+    with registries.database.writing() as connection:
+        registries.rollouts.abort(connection, declared, by="ada", reason="r", revision=written.revision)
+    arms = list(written.arms)
+    registries.routes.write("bot", arms, by="ada", reason="r", expected_revision=1, holdout_bp=500)
+    with pytest.raises(CommandError, match=r"set the holdout of these models to 0: \['bot'\]"):
+        _downgraded_and_upgraded(registries.database, "0006")
+    written = registries.routes.write("bot", arms, by="ada", reason="r", expected_revision=2, holdout_bp=0)
     _downgraded_and_upgraded(registries.database, "0006")
     assert registries.rollouts.all("bot") == []
     assert registries.routes.current("bot") == written

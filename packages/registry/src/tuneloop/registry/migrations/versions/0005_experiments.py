@@ -2,6 +2,7 @@
 
 import sqlalchemy as sa
 from alembic import op
+from alembic.util import CommandError
 from sqlalchemy.dialects.postgresql import JSONB
 
 revision = "0005"
@@ -43,5 +44,12 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """An older tuneloop knows no experiments; what happened to them stays in the audit log."""
+    """An older tuneloop knows no experiments; what happened to them stays in the audit log.
+
+    Raises:
+        CommandError: one is running, and its declaration would be lost with what it has seen.
+    """
+    kept = sa.table("experiments", sa.column("id"), sa.column("state"))
+    if found := list(op.get_bind().execute(sa.select(kept.c.id).where(kept.c.state == "running")).scalars()):
+        raise CommandError(f"the older schema knows no experiments; stop those that run: {found}")
     op.drop_table("experiments")

@@ -3,8 +3,6 @@
 import sqlalchemy as sa
 from alembic import op
 
-from tuneloop.registry.tables import UtcDateTime
-
 revision = "0006"
 down_revision = "0005"
 branch_labels = None
@@ -18,9 +16,9 @@ def upgrade() -> None:
         sa.Column("name", sa.String(64), primary_key=True),
         sa.Column("digest", sa.String(64), nullable=False, unique=True),
         sa.Column("role", sa.Text, nullable=False),
-        sa.Column("created_at", UtcDateTime(), nullable=False),
-        sa.Column("expires_at", UtcDateTime(), nullable=True),
-        sa.Column("revoked_at", UtcDateTime(), nullable=True),
+        sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("expires_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("revoked_at", sa.DateTime(timezone=True), nullable=True),
     )
     op.add_column("approvals", sa.Column("role", sa.Text, nullable=True))
     op.create_index("retraining_by_time", "retraining", ["created_at", "id"])

@@ -2,6 +2,7 @@
 
 import sqlalchemy as sa
 from alembic import op
+from alembic.util import CommandError
 from sqlalchemy.dialects.postgresql import JSONB
 
 revision = "0007"
@@ -52,7 +53,22 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """A share stays where its rollout had brought it and nobody raises it any more; every key goes by the split."""
+    """Forget the rollouts that are over; a share stays where one had brought it.
+
+    Raises:
+        CommandError: one is open, or a route holds keys out, which would get whatever the split says.
+    """
+    connection, of_each = op.get_bind(), sa.table("rollouts", sa.column("id"), sa.column("state"))
+    opened = sa.select(of_each.c.id).where(of_each.c.state.in_(("running", "paused")))
+    if found := list(connection.execute(opened).scalars()):
+        raise CommandError(f"the older schema knows no rollouts; abort those that are open: {found}")
+    route = sa.table("routes", sa.column("model"), sa.column("revision"), sa.column("holdout_bp"))
+    newest = sa.select(route.c.model, sa.func.max(route.c.revision)).group_by(route.c.model)
+    holding = sa.select(route.c.model).where(
+        route.c.holdout_bp > 0, sa.tuple_(route.c.model, route.c.revision).in_(newest)
+    )
+    if found := list(connection.execute(holding).scalars()):
+        raise CommandError(f"the older schema holds no keys out; set the holdout of these models to 0: {found}")
     op.drop_table("aliases")
     op.drop_table("rollouts")
     with op.batch_alter_table("routes") as table:
