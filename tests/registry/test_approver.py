@@ -22,7 +22,7 @@ def ask_for_another(registry: Registry) -> None:
 def test_the_trainer_cannot_approve_and_somebody_else_can(registries: Registry) -> None:
     ask_for_another(registries)
     gates = registries.gates
-    for same in ("ada", " Ada", "token:ada", "token:Ada"):
+    for same in ("ada", " Ada", "token:ada", "token:Ada", "ada\u200b", "\uff41da"):
         with pytest.raises(Refused, match="trained bot@1: somebody else must approve it"):
             gates.approve("bot", 1, by=same, reason="mine", trained_by="ada")
     assert (gates.approver("bot", 1), list(gates.decisions("bot", 1))) == (None, [])

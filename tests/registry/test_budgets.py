@@ -131,7 +131,7 @@ def test_above_the_months_money_a_person_decides_and_an_approval_goes_beyond_it(
     queue = registries.retraining
     back = queue.begin(claimed(registries, "a"), PLAN, by="w-a")
     assert (back.state, back.attempts, back.held_until) == ("proposed", 0, None)
-    assert back.held == "0 of 2.50 USD a month are spent, it costs 3.00 (the plan)"
+    assert back.held == "0.00 of 2.50 USD a month are spent, it costs 3.00 (the plan)"
     assert queue.claim("w", lease_s=60) is None
     approved = queue.approve(back.id, by="grace", reason="worth it")
     assert (approved.state, approved.held, approved.budget_waived_by) == ("queued", "", "grace")
@@ -212,3 +212,10 @@ def test_what_has_ended_is_held_by_nothing_and_says_how_it_ended(registries: Reg
         assert "device_hours_per_day" in request.held or "device hours" in request.held
         ended = end(request.id, by="ada", reason="not now")
         assert (ended.held, ended.held_until, ended.outcome) == ("", None, "not now")
+
+
+def test_many_short_runs_add_up_to_what_they_cost(registries: Registry) -> None:
+    runs = [run(1, 0.004, request_id=f"rt_{n}", usd_per_hour=Decimal(1)) for n in range(2_000)]
+    held = hold(RetrainingPolicy(cost_usd_per_month=Decimal(5)), PLAN, "mine", runs, NOW)
+    assert held is not None
+    assert held.reason == "8.00 of 5 USD a month are spent, it costs 3.00 (the plan)"

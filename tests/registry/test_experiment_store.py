@@ -54,6 +54,9 @@ alpha: 0.5
         (("arms: {1: 5000, 2: 5000}", "arms: {1: 10000}"), "at least two versions"),
         (("arms: {1: 5000, 2: 5000}", "arms: {1: 5000, 2: 5000}\ncontrol: 3"), "control 3 is none of the arms 1, 2"),
         (("measure: thumbs_down", "measure: total_ms"), "measure total_ms makes no binary"),
+        (("minimum_effect: 0.1", "minimum_effect: 20"), "minimum_effect 20 is no difference of shares"),
+        (("minimum_effect: 0.1", "minimum_effect: 1.0e-300"), "greater than or equal to 0.000000001"),
+        (("model: bot", "model: bot\nalpha: 1.0e-300"), "alpha: input should be greater than or equal to"),
         (("per: asked, ", ""), "a ratio needs per"),
         (("goal: lower\n  min", "goal: lower\n  per: rated\n  min"), "a ratio needs per, and nothing else has it"),
         (("model: bot", "model: bot\nmax_units: 900"), "gives the smallest arm 90 units a look, under 150"),
@@ -181,3 +184,24 @@ def test_a_request_fails_as_it_does_for_a_canary(
 ) -> None:
     metric = declared(tmp_path, DECLARED.replace("thumbs_down", "error")).primary
     assert [part.value for part in contributions(metric, _outcome(**changes), ())] == failed
+
+
+def test_a_damaged_experiment_that_is_over_stops_no_other(registries: Registry, tmp_path: Path) -> None:
+    registries.routes.write(
+        "bot",
+        [Arm(version=2, weight_bp=5_000), Arm(version=1, weight_bp=5_000)],
+        by="ada",
+        reason="r",
+        expected_revision=0,
+    )
+    settled = declared(tmp_path).model_copy(update={"control": 1})
+    over, another = (registries.experiments.new(settled, NO_PLAN, by="ada", reason="r") for _ in range(2))
+    registries.experiments.start(over.id, revision=1, by="ada", reason="r")
+    registries.experiments.stop(over.id, by="ada", reason="r")
+    with registries.database.writing() as connection:
+        connection.execute(sa.update(experiments).where(experiments.c.id == over.id).values(plan=[]))
+    assert registries.experiments.running("bot") is None
+    registries.experiments.start(another.id, revision=1, by="ada", reason="r")
+    running = registries.experiments.running("bot")
+    assert running is not None
+    assert running.id == another.id

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tuneloop.registry.files import OWNER_ONLY, replacing, write_atomically
+from tuneloop.registry.files import OWNER_ONLY, read_text, replacing, write_atomically
 
 
 @pytest.fixture
@@ -55,3 +55,22 @@ def test_the_file_and_its_name_are_on_the_disk_before_the_write_returns(
     monkeypatch.setattr(os, "fsync", note)
     write_atomically(tmp_path / "run.json", b"{}")
     assert synced == [f".run.json.{os.getpid()}.{threading.get_ident()}", tmp_path.name]
+
+
+def test_a_links_target_is_written_and_what_is_no_file_stays(tmp_path: Path) -> None:
+    """As root a page would otherwise take the place of a device."""
+    (tmp_path / "page.html").write_text("old")
+    (tmp_path / "link.html").symlink_to("page.html")
+    write_atomically(tmp_path / "link.html", b"new")
+    assert (tmp_path / "link.html").is_symlink()
+    assert (tmp_path / "page.html").read_text() == "new"
+    os.mkfifo(tmp_path / "pipe")
+    for place in (tmp_path / "pipe", tmp_path):
+        with pytest.raises(OSError, match="it is no regular file"):
+            write_atomically(place, b"new")
+    assert (tmp_path / "pipe").is_fifo()
+
+
+def test_a_file_without_an_end_is_not_read_to_it() -> None:
+    with pytest.raises(OSError, match="larger than 1048576 bytes"):
+        read_text(Path("/dev/zero"))

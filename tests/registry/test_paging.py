@@ -175,7 +175,16 @@ def test_a_cursor_that_the_list_did_not_give_is_refused(registries: Registry, wr
         registries.audit.page(Ask(10, wrong))
 
 
-@pytest.mark.parametrize("key", [["x", "a"], ["2026-01-01T00:00:00", "a"], [5, "a"], ["2026-01-01T00:00:00Z", "\0"]])
+@pytest.mark.parametrize(
+    "key",
+    [
+        ["x", "a"],
+        ["2026-01-01T00:00:00", "a"],
+        [5, "a"],
+        ["2026-01-01T00:00:00Z", "\0"],
+        ["0001-01-01T00:00:00+14:00", "a"],
+    ],
+)
 def test_a_cursor_with_a_time_or_a_name_that_is_none_is_refused(registries: Registry, key: list[Any]) -> None:
     with pytest.raises(InvalidInput, match="none of requests"):
         registries.traffic.page("bot", Ask(10, cursor("requests", *key)))

@@ -180,3 +180,15 @@ def test_an_approval_ends_by_itself_or_is_revoked(lived_in: Registry, verb: Verb
     assert lived_in.routes.current("bot").split[2] == 0
     code, out, _ = verb("approve", "bot@2", *WHO, "--revoke")
     assert (code, "still serves" in out) == (0, False)
+
+
+@pytest.mark.parametrize(
+    "name", ["gate", "Gate", "token:ada", "TOKEN:ada", "\uff54oken:ada", "ada\u200b", "\u202eada", "x" * 201]
+)
+def test_nobody_takes_the_name_of_a_part_or_one_that_cannot_be_read(
+    name: str, shared: Registry, verb_there: Verb
+) -> None:
+    code, _, errors = verb_there("approve", "bot@3", "--by", name, "--reason", "r")
+    assert code == 2
+    assert "--by" in errors
+    assert shared.gates.approver("bot", 3) is None

@@ -276,14 +276,19 @@ def test_what_takes_no_place_in_the_queue_goes_on_while_changes_wait(
             waiting.append(pool.submit(plane.ask, "PATCH", f"{BOT}/route/overrides", json=WHY | {"keys": {"t": 2}}))
             while plane.registry.routes.current("bot").revision < revision and time.monotonic() < deadline:
                 time.sleep(0.01)
-        turned_away = plane.ask("POST", f"{BOT}/rollback", json=WHY)
+        turned_away = plane.ask("PATCH", f"{BOT}/route/overrides", json=WHY | {"keys": {"t": 2}})
         assert is_problem(turned_away, "rate-limited")
         assert turned_away.headers["retry-after"] == "5"
         assert plane.get("/v1/whoami")
+        before = plane.registry.routes.current("bot").revision
+        taken_back = plane.ask("POST", f"{BOT}/rollback", json=WHY)
+        assert is_problem(taken_back, "late"), "it is written, and the gateway that follows nothing is waited for"
+        assert plane.registry.routes.current("bot").revision == before + 1
         assert {done.result().status_code for done in waiting} == {503}
     monkeypatch.undo()
     plane.registry.fleet.forget_gateway("g2")
-    assert plane.ask("POST", f"{BOT}/rollback", json=WHY).status_code == 200, "the places are free again"
+    again = plane.ask("PATCH", f"{BOT}/route/overrides", json=WHY | {"keys": {"t": 2}})
+    assert again.status_code == 200, "the places are free again"
 
 
 def test_failures_are_told_in_the_log_once_a_minute(registry: Registry, caplog: pytest.LogCaptureFixture) -> None:

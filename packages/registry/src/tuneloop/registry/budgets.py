@@ -52,13 +52,23 @@ class Spent:
         return cls(
             frozenset(run.request_id for run, _ in mine),
             sum(run.devices * hours for run, hours in mine),
-            sum((cost_of(hours, price) or Decimal(0) for hours, price in prices), Decimal(0)),
+            sum((_exact(hours, price) or Decimal(0) for hours, price in prices), Decimal(0)),
         )
 
 
 def cost_of(hours: float, usd_per_hour: Decimal | None) -> Decimal | None:
-    """In whole cents; None where the price is not known."""
-    return None if usd_per_hour is None else (usd_per_hour * Decimal(repr(hours))).quantize(_CENT, ROUND_HALF_UP)
+    """In whole cents, to be shown; None where the price is not known."""
+    cost = _exact(hours, usd_per_hour)
+    return None if cost is None else _cents(cost)
+
+
+def _exact(hours: float, usd_per_hour: Decimal | None) -> Decimal | None:
+    """To the last digit: rounded one by one, many short runs would be free."""
+    return None if usd_per_hour is None else usd_per_hour * Decimal(repr(hours))
+
+
+def _cents(cost: Decimal) -> Decimal:
+    return cost.quantize(_CENT, ROUND_HALF_UP)
 
 
 def day_of(now: datetime) -> datetime:
@@ -119,12 +129,12 @@ def _money(policy: RetrainingPolicy, wanted: Estimate, month: Spent) -> Hold | N
     most = policy.cost_usd_per_month
     if most is None:
         return None
-    cost = None if wanted.hours is None else cost_of(wanted.hours, wanted.usd_per_hour)
+    cost = None if wanted.hours is None else _exact(wanted.hours, wanted.usd_per_hour)
     if cost is None:
         return Hold(f"cost_usd_per_month is {most}, and {wanted.basis}", None)
     if month.cost_usd + cost > most:
-        spent = f"{month.cost_usd} of {most} USD a month are spent"
-        return Hold(f"{spent}, it costs {cost} ({wanted.basis})", None)
+        spent = f"{_cents(month.cost_usd)} of {most} USD a month are spent"
+        return Hold(f"{spent}, it costs {_cents(cost)} ({wanted.basis})", None)
     return None
 
 

@@ -4,6 +4,7 @@ folder. What goes wrong on the way leaves the old file, and nothing beside it.
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from typing import BinaryIO
 
 OWNER_ONLY = 0o600
 _AS_UMASK_SAYS = 0o666
+_MOST_TEXT = 2**20
 
 
 def write_atomically(path: Path, content: bytes, *, mode: int = _AS_UMASK_SAYS) -> None:
@@ -29,7 +31,14 @@ def write_atomically(path: Path, content: bytes, *, mode: int = _AS_UMASK_SAYS) 
 
 @contextmanager
 def replacing(path: Path, *, mode: int = _AS_UMASK_SAYS) -> Iterator[BinaryIO]:
-    """A file to write piece by piece, that replaces `path` when the block ends well."""
+    """A file to write piece by piece, that replaces `path` when the block ends well; a link's target, if it is one.
+
+    Raises:
+        OSError: it cannot be written; or a folder or a device is there, which a file must not replace.
+    """
+    path = path.resolve()
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
     try:
@@ -42,6 +51,20 @@ def replacing(path: Path, *, mode: int = _AS_UMASK_SAYS) -> Iterator[BinaryIO]:
         temporary.unlink(missing_ok=True)
         raise
     sync(path.parent)
+
+
+def read_text(path: Path, *, most_bytes: int = _MOST_TEXT) -> str:
+    """The text of a file that somebody wrote by hand.
+
+    Raises:
+        OSError: it cannot be read, or is larger than that: no such file is meant.
+        UnicodeDecodeError: it is no UTF-8.
+    """
+    with path.open("rb") as file:
+        found = file.read(most_bytes + 1)
+    if len(found) > most_bytes:
+        raise OSError(errno.EFBIG, f"it is larger than {most_bytes} bytes", str(path))
+    return found.decode("utf-8")
 
 
 def is_file(path: Path) -> bool:

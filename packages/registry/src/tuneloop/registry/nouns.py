@@ -6,12 +6,13 @@ Times are aware UTC; shares are basis points (`_bp`, 10,000 are all); durations 
 from __future__ import annotations
 
 import re
+import unicodedata
 from datetime import UTC, datetime
 from decimal import Decimal
 from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, FiniteFloat, StringConstraints, model_validator
 
 from tuneloop.registry.errors import InvalidInput
 from tuneloop.registry.roles import ACTOR_PREFIX, Role
@@ -176,9 +177,9 @@ class RequestLine(Noun):
     error: str | None = None
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
-    queue_ms: float | None = None  # arrival → sent to the engine
-    ttft_ms: float | None = None  # arrival → first event or body byte
-    total_ms: float
+    queue_ms: FiniteFloat | None = None  # arrival → sent to the engine
+    ttft_ms: FiniteFloat | None = None  # arrival → first event or body byte
+    total_ms: FiniteFloat
     guards: dict[str, str] = {}  # guard → verdict
 
 
@@ -341,8 +342,8 @@ class RetrainingRun(Noun):
     ended_at: AwareDatetime | None = None
     end: str = ""  # the state in which it left its request
     devices: int = Field(ge=1)
-    planned_hours: float | None = Field(default=None, ge=0)
-    usd_per_hour: Decimal | None = Field(default=None, ge=0)  # of all its devices together
+    planned_hours: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    usd_per_hour: Decimal | None = Field(default=None, ge=0, le=1_000_000)  # of all its devices together
     basis: str = ""  # where the two figures come from, or why there are none
 
     def hours(self, now: datetime) -> float:
@@ -379,7 +380,8 @@ class GateReport(Noun):
 
 def _person(actor: str) -> str:
     """Who acts, whether at the command line or by a token of the same name."""
-    return actor.strip().removeprefix(ACTOR_PREFIX).strip().casefold()
+    seen = "".join(c for c in unicodedata.normalize("NFKC", actor) if unicodedata.category(c) != "Cf")
+    return seen.strip().removeprefix(ACTOR_PREFIX).strip().casefold()
 
 
 class Approval(Noun):

@@ -11,7 +11,7 @@ import binascii
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Generic, TypeVar
 
 import sqlalchemy as sa
@@ -48,7 +48,7 @@ class Ask:
             if listed != name or len(keys) != len(kinds):
                 raise ValueError("another list's")
             return [_key(kind, key) for kind, key in zip(kinds, keys, strict=True)]
-        except (ValueError, TypeError, RecursionError, binascii.Error):
+        except (ValueError, TypeError, OverflowError, RecursionError, binascii.Error):
             raise InvalidInput(f"this cursor is none of {name}: give `next` of the page before as it was") from None
 
 
@@ -106,7 +106,7 @@ def _key(kind: type, key: Any) -> Any:
         at = datetime.fromisoformat(key)
         if at.tzinfo is None:
             raise ValueError("no time zone")
-        return at
+        return at.astimezone(UTC)
     if kind is int and (isinstance(key, bool) or not isinstance(key, int) or not 0 <= key <= _MOST):
         raise ValueError("no number")
     if kind is str and not (isinstance(key, str) and key.isprintable()):

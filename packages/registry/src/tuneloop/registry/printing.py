@@ -17,6 +17,8 @@ from tuneloop.registry.roles import ACTOR_PREFIX
 
 # Control, format, surrogate and private characters and line separators: a terminal may obey them, a reader never sees
 # them, and users' text is full of them when somebody wants it to be.
+_OWN_NAMES = frozenset({"gate", "unknown"})
+_LONGEST_NAME = 200
 _UNSEEN = frozenset({"Cc", "Cf", "Cs", "Co", "Zl", "Zp"})
 
 
@@ -75,9 +77,14 @@ def plain(value: Any) -> Any:
 
 
 def who(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
-    """A `--by` that is somebody's name: not blank, and none that only the control plane gives."""
-    if value is not None and value.strip().startswith(ACTOR_PREFIX):
+    """A `--by` that is somebody's name: not blank, readable, and none that tuneloop's own parts go by."""
+    name = unicodedata.normalize("NFKC", value or "").strip().casefold()
+    if name.startswith(ACTOR_PREFIX):
         raise click.BadParameter(f"{ACTOR_PREFIX}… names whoever came through the control plane", param=parameter)
+    if name in _OWN_NAMES:
+        raise click.BadParameter(f"{name} is what tuneloop itself goes by in the audit log", param=parameter)
+    if len(name) > _LONGEST_NAME or any(unicodedata.category(c) in _UNSEEN for c in value or ""):
+        raise click.BadParameter(f"a name has {_LONGEST_NAME} readable characters at most", param=parameter)
     return _said(context, parameter, value)
 
 

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Literal
 
 import sqlalchemy as sa
-from pydantic import AwareDatetime
+from pydantic import AwareDatetime, FiniteFloat
 from sqlalchemy.engine import Connection
 
 from tuneloop.registry.database import Database, Rows, noun_of, readable, row_of
@@ -46,9 +46,9 @@ class Outcome(Noun):
     error: str | None
     prompt_tokens: int | None
     completion_tokens: int | None
-    queue_ms: float | None
-    ttft_ms: float | None
-    total_ms: float
+    queue_ms: FiniteFloat | None
+    ttft_ms: FiniteFloat | None
+    total_ms: FiniteFloat
 
 
 class Traffic:

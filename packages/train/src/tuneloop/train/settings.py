@@ -31,7 +31,9 @@ class WorkerSettings(Section):
     id: str = ""  # empty: host name and process id
     poll_s: float = Field(default=5.0, gt=0)  # between looks at an empty queue
     lease_s: float = Field(default=60.0, ge=1)  # how long a dead worker's request waits; renewed three times as often
-    usd_per_hour: Decimal | None = Field(default=None, ge=0)  # what this machine costs; none: the price table's offer
+    usd_per_hour: Decimal | None = Field(
+        default=None, ge=0, le=1_000_000
+    )  # what this machine costs; none: the price table's offer
 
 
 def share_cores(*, with_an_engine: bool) -> None:

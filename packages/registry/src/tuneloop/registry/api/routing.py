@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 from fastapi import APIRouter
 from pydantic import Field
@@ -39,7 +39,7 @@ from tuneloop.registry.rollout import Plan, Rollout
 router = APIRouter()
 # A change waits for gateways, and for an engine to load what is new, up to two minutes: so many may, reads go on.
 CHANGES = 4
-_changes = threading.BoundedSemaphore(CHANGES)
+_changes, _returns = threading.BoundedSemaphore(CHANGES), threading.BoundedSemaphore(CHANGES)
 READ = needs(Permission.READ)
 ROUTE = needs(Permission.ROUTE)
 
@@ -49,13 +49,18 @@ class Busy(Exception):
 
 
 @contextmanager
-def _one_of_few() -> Iterator[None]:
-    if not _changes.acquire(blocking=False):
+def _one_of_few(places: threading.BoundedSemaphore = _changes) -> Iterator[None]:
+    if not places.acquire(blocking=False):
         raise Busy(f"{CHANGES} changes of routes are being made and waited for; ask again when one has ended")
     try:
         yield
     finally:
-        _changes.release()
+        places.release()
+
+
+def _taking_back() -> AbstractContextManager[None]:
+    """What takes a share away waits behind no version that an engine has yet to load."""
+    return _one_of_few(_returns)
 
 
 class Share(Noun):
@@ -185,7 +190,7 @@ def roll_back(model: ModelPath, body: Rollback, here: Here) -> Route:
     """Take the last change of who serves back, or return to the split of a revision."""
     change = here.change(body.reason, force=body.force)
     to, expected = body.to_revision, body.expected_revision
-    with _one_of_few():
+    with _taking_back():
         return rollback(here.registry, model, change, to_revision=to, expected_revision=expected)
 
 
@@ -235,5 +240,5 @@ def resume_rollout(model: ModelPath, body: Resume, here: Here) -> Rollout:
 @router.post("/models/{model}/rollout/abort", tags=["rollouts"], dependencies=ROUTE)
 def abort_rollout(model: ModelPath, body: Abort, here: Here) -> Route:
     """End the open rollout and take the canary's share away."""
-    with _one_of_few():
+    with _taking_back():
         return steering.abort(here.registry, model, here.change(body.reason), expected_revision=body.expected_revision)

@@ -23,6 +23,7 @@ from pydantic import (
 )
 
 from tuneloop.registry.errors import InvalidInput
+from tuneloop.registry.files import read_text
 from tuneloop.registry.nouns import FULL_SHARE_BP, ModelName, Noun
 from tuneloop.registry.plain_yaml import PlainYaml
 
@@ -34,6 +35,8 @@ FLAGS, AMOUNTS, COUNTS = (frozenset(get_args(kind)) for kind in (Flag, Amount, C
 Mode = Literal["test", "bandit"]
 _OF_KIND = {"binary": FLAGS, "mean": AMOUNTS, "ratio": FLAGS | AMOUNTS | COUNTS, "quantile": AMOUNTS - {"score"}}
 _LEAST_PER_LOOK = 150
+_LEAST, _MOST = 1e-9, 1e12  # of an effect or a margin
+_MOST_VERSION = 2**31 - 1
 _SHAPE = "an experiment: a mapping of keys (model, hypothesis, arms, …) to values"
 
 
@@ -81,16 +84,31 @@ class Metric(Noun):
         return self.goal == "lower"
 
 
+def _expect_share(metric: Metric, name: str, value: float) -> None:
+    if metric.is_share and value >= 1:
+        raise ValueError(f"{name} {value:g} is no difference of shares, which lie between 0 and 1: 0.02 is two points")
+
+
 class Primary(Metric):
     """What decides."""
 
-    minimum_effect: float = Field(gt=0, allow_inf_nan=False)  # the least difference worth finding, in the metric's unit
+    minimum_effect: float = Field(ge=_LEAST, le=_MOST)  # the least difference worth finding, in the metric's unit
+
+    @model_validator(mode="after")
+    def _effect_is_possible(self) -> Self:
+        _expect_share(self, "minimum_effect", self.minimum_effect)
+        return self
 
 
 class Guardrail(Metric):
     """What must not become worse by more than the margin."""
 
-    margin: float = Field(gt=0, allow_inf_nan=False)  # in the metric's unit
+    margin: float = Field(ge=_LEAST, le=_MOST)  # in the metric's unit
+
+    @model_validator(mode="after")
+    def _margin_is_possible(self) -> Self:
+        _expect_share(self, "margin", self.margin)
+        return self
 
 
 class Declaration(Noun):
@@ -101,13 +119,15 @@ class Declaration(Noun):
     model: ModelName
     hypothesis: str = Field(min_length=1, max_length=2_000)
     unit: Literal["key"] = "key"  # the sticky key of a request: `x-tuneloop-unit`, the user, or the API key
-    arms: dict[Annotated[int, BeforeValidator(_as_number), Field(ge=1)], Annotated[int, Field(ge=1)]]  # version → share
+    arms: dict[
+        Annotated[int, BeforeValidator(_as_number), Field(ge=1, le=_MOST_VERSION)], Annotated[int, Field(ge=1)]
+    ]  # version → share
     control: int | None = None  # None: the champion when it is declared
     primary: Primary
     guardrails: Annotated[tuple[Guardrail, ...], BeforeValidator(_as_tuple)] = ()
     covariate: Literal["prior_mean", "prompt_tokens"] | None = None  # known before an arm could change it
     covariate_days: int = Field(default=14, ge=1, le=365)  # how far back `prior_mean` looks
-    alpha: float = Field(default=0.05, gt=0, le=0.2)  # of the primary metric's decision, over all looks
+    alpha: float = Field(default=0.05, ge=1e-6, le=0.2)  # of the primary metric's decision, over all looks
     power: float = Field(default=0.8, ge=0.5, lt=1)
     max_units: int | None = Field(default=None, ge=1, le=1_000_000_000)  # declared: looked at so many times only
     looks: int = Field(default=5, ge=1, le=20)  # with max_units: at equal parts of them
@@ -213,7 +233,7 @@ def read_declaration(path: Path) -> Declaration:
         InvalidInput: it cannot be read, or is none: every error at once, with its line.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidInput(f"{path}: cannot be read as an experiment: {error}") from None
     document = PlainYaml(str(path), text, _SHAPE)

@@ -42,6 +42,10 @@ def sequence_units(spread: float, effect: float, *, alpha: float, power: float) 
         return effect - float(norm.isf(1 - power)) * math.sqrt(error) - radius(error, alpha=alpha, effect=effect)
 
     fewest = fixed_units(spread, effect, alpha=alpha, power=power) / 2
+    if missing(fewest) >= 0:  # an effect so large that a unit or two would show it
+        return math.ceil(fewest)
+    if missing(_MOST) <= 0:  # so small that all people would not
+        return int(_MOST)
     return math.ceil(float(brentq(missing, fewest, _MOST, rtol=1e-9)))
 
 

@@ -99,7 +99,12 @@ class Experiments:
 
     def running(self, model: str) -> Experiment | None:
         """The one that runs."""
-        return next((one for one in self.all(model).whole() if one.state is ExperimentState.RUNNING), None)
+        query = sa.select(experiments).where(
+            experiments.c.model == model, experiments.c.state == ExperimentState.RUNNING
+        )
+        with self._db.reading() as connection:
+            row = connection.execute(query).mappings().first()
+        return None if row is None else noun_of(Experiment, row)
 
     def start(self, experiment_id: str, *, revision: int, by: str, reason: str) -> Experiment:
         """From now on it runs, under the route's newest revision, which the caller saw to be `revision`.

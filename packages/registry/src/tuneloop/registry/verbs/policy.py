@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from tuneloop.registry.errors import InvalidInput
 from tuneloop.registry.facade import Registry
+from tuneloop.registry.files import read_text
 from tuneloop.registry.plain_yaml import PlainYaml
 from tuneloop.registry.policies import PolicyT
 from tuneloop.registry.printing import emit, table, who
@@ -60,7 +61,7 @@ def show_policy(registry: Registry, model: str, kind: type[PolicyT], as_json: bo
 
 def _read(path: Path, kind: type[PolicyT]) -> PolicyT:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidInput(f"{path}: cannot be read as a policy: {error}") from None
     document = PlainYaml(str(path), text, "a policy: a mapping of keys (min_rows, …) to values")

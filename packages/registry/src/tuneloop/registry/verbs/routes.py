@@ -39,7 +39,7 @@ def promote(version: str, by: str, reason: str, force: bool, as_json: bool) -> N
 @click.option(
     "--to",
     "to_revision",
-    type=int,
+    type=click.IntRange(1, 2**31 - 1),
     help="The revision whose split returns; the last change of who serves is undone otherwise.",
 )
 @by_option
