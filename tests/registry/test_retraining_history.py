@@ -6,26 +6,17 @@ import json
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
-import pytest
-from scipy.stats import binomtest
-
 from registry.verbs import WHO, Verb
 from tests_support import retraining_request
 from tuneloop.registry import Registry
 from tuneloop.registry.budgets import Estimate
+from tuneloop.registry.intervals import wilson
 from tuneloop.registry.nouns import RetrainingRun, RetrainingState
-from tuneloop.registry.retraining_history import history_of, wilson
+from tuneloop.registry.retraining_history import history_of
 
 NOW = datetime(2026, 11, 15, 18, tzinfo=UTC)
 HOUR = timedelta(hours=1)
 S = RetrainingState
-
-
-@pytest.mark.parametrize(("successes", "trials"), [(0, 1), (1, 1), (0, 9), (4, 9), (9, 9), (130, 1_000)])
-def test_the_interval_is_wilsons_as_scipy_has_it(successes: int, trials: int) -> None:
-    theirs = binomtest(successes, trials).proportion_ci(method="wilson")
-    mine = wilson(successes, trials)
-    assert (mine.low, mine.high) == pytest.approx((theirs.low, theirs.high), abs=1e-12)
 
 
 def test_requests_and_their_runs_add_up() -> None:

@@ -12,7 +12,6 @@ from small_base import WORDS, make_small_base
 from tuneloop.registry import Registry
 from tuneloop.registry.errors import InvalidInput
 from tuneloop.train.base import Base
-from tuneloop.train.evaluation.preference import wilson
 from tuneloop.train.fit.reward import (
     RewardModel,
     check_reward_folder,
@@ -96,15 +95,3 @@ def test_the_end_of_an_answer_is_read_and_neighbours_change_nothing(base: Base) 
             hidden = model.model(input_ids=torch.tensor([row])).last_hidden_state[0, -1]
             assert score == pytest.approx(float(model.score(hidden)), abs=1e-5)
     assert found[0] != pytest.approx(found[1], abs=1e-3)
-
-
-def test_wilsons_interval_equals_published_values() -> None:
-    """Newcombe 1998, table I: 81 of 263, 15 of 148, 0 of 20, 1 of 29."""
-    for successes, trials, low, high in (
-        (81, 263, 0.2553, 0.3662),
-        (15, 148, 0.0624, 0.1605),
-        (0, 20, 0.0, 0.1611),
-        (1, 29, 0.0061, 0.1718),
-    ):
-        found = wilson(successes, trials)
-        assert [found.low, found.high] == pytest.approx([low, high], abs=1e-4)

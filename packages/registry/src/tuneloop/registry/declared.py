@@ -7,11 +7,11 @@ again when more is known: a version that testers were given has latencies, one t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import exp, lgamma, log, log1p
 from typing import Any
 
 from tuneloop.registry.errors import Unreadable
 from tuneloop.registry.facade import Registry
+from tuneloop.registry.intervals import quantile_interval
 from tuneloop.registry.nouns import Check, GateReport, Interval, Noun, Version
 from tuneloop.registry.policies import GatePolicy
 from tuneloop.registry.run_files import DATA, kept_json
@@ -97,26 +97,6 @@ def latency(times_ms: Sequence[float], most_ms: float) -> Check:
     return Check.model_validate({"name": LATENCY, "verdict": verdict, "detail": detail, "interval": interval})
 
 
-def quantile_interval(values: Sequence[float], q: float, level: float) -> tuple[float, float | None, float | None]:
-    """(estimate, low, high) of a quantile by order statistics, whatever the distribution; None where n is too small.
-
-    The number of values below the quantile is binomial, so x₍ₗ₎ and x₍ᵤ₎ bound it with the binomial's tails (Conover,
-    Practical Nonparametric Statistics, 3.2).
-    """
-    ordered, n, tail = sorted(values), len(values), (1 - level) / 2
-    low: float | None = None
-    high: float | None = None
-    fewer = 0.0  # P(fewer than k of the values lie below the quantile)
-    for k, value in enumerate(ordered, start=1):
-        fewer += _binomial(k - 1, n, q)
-        if fewer <= tail:
-            low = value
-        if fewer >= 1 - tail:
-            high = value
-            break
-    return ordered[min(n - 1, int(q * n))], low, high
-
-
 def leakage(found: Sequence[Found]) -> Check:
     """Whether any training row also stands in an evaluation set, word for word or nearly."""
     looked = {one.check: one for one in found if one.action != "off"}
@@ -144,7 +124,3 @@ def _found(version: Version, manifest: dict[str, Any]) -> list[Found]:
         raise Unreadable(
             f"MLflow run {version.run_id}: the quality findings in {DATA} are not what training writes: {error}"
         ) from None
-
-
-def _binomial(k: int, n: int, p: float) -> float:
-    return exp(lgamma(n + 1) - lgamma(k + 1) - lgamma(n - k + 1) + k * log(p) + (n - k) * log1p(-p))

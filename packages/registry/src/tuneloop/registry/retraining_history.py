@@ -7,10 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
-from math import sqrt
-from statistics import NormalDist
 
 from tuneloop.registry.budgets import cost_of
+from tuneloop.registry.intervals import wilson
 from tuneloop.registry.nouns import Interval, RetrainingRequest, RetrainingRun, RetrainingState
 from tuneloop.registry.retraining import ENDED
 
@@ -51,21 +50,6 @@ def history_of(requests: Sequence[RetrainingRequest], runs: Sequence[RetrainingR
         ended,
         wilson(counts[RetrainingState.SHIPPED], ended) if ended else None,
     )
-
-
-def wilson(successes: int, trials: int, level: float = 0.95) -> Interval:
-    """A share with its score interval (Wilson 1927), which holds at few trials and at 0 and 1 as well.
-
-    Args:
-        successes: of the trials.
-        trials: at least one.
-        level: of confidence, both sides together.
-    """
-    z = NormalDist().inv_cdf(0.5 + level / 2)
-    share, slack = successes / trials, z**2 / trials
-    middle, radius = share + slack / 2, z * sqrt(share * (1 - share) / trials + slack / (4 * trials))
-    low, high = ((middle + sign * radius) / (1 + slack) for sign in (-1, 1))
-    return Interval(estimate=share, low=max(0.0, low), high=min(1.0, high), level=level)
 
 
 def _took(request: RetrainingRequest, runs: Sequence[RetrainingRun], now: datetime) -> Took:

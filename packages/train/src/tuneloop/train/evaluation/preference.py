@@ -6,12 +6,11 @@ which it scores higher. A draw counts as lost.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Any
 
+from tuneloop.registry.intervals import wilson
 from tuneloop.registry.nouns import Interval
 from tuneloop.registry.printing import table
 from tuneloop.train.data.labels import LabelledPair
@@ -65,15 +64,6 @@ def by_reward(model: RewardModel, pairs: Sequence[LabelledPair]) -> PreferenceSc
     chosen, rejected = sides(pairs)
     scored = model.scores([*chosen, *rejected])
     return PreferenceScore(tuple(c - r for c, r in zip(scored[: len(pairs)], scored[len(pairs) :], strict=True)))
-
-
-def wilson(successes: int, trials: int, level: float = 0.95) -> Interval:
-    """A share with Wilson's score interval (Wilson 1927), which stays inside [0, 1] and holds for few trials."""
-    z = NormalDist().inv_cdf((1 + level) / 2)
-    share, shrink = successes / trials, 1 + z * z / trials
-    centre = (share + z * z / (2 * trials)) / shrink
-    half = z / shrink * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
-    return Interval(estimate=share, low=max(0.0, centre - half), high=min(1.0, centre + half), level=level)
 
 
 def preference_table(scores: Mapping[str, tuple[PreferenceScore, PreferenceScore]]) -> str:
