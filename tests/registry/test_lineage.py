@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+import sqlalchemy as sa
+
 from registry.verbs import Verb
 from tests_support import beat_engine, beat_gateway, publish_version, retraining_request
 from tuneloop.registry import Registry
-from tuneloop.registry.nouns import RetrainingState
+from tuneloop.registry.nouns import Check, GateReport, RetrainingState
 from tuneloop.registry.promotion import Change, override, promote, set_route
+from tuneloop.registry.tables import gate_reports, routes
 
 
 def keep(registry: Registry, run_id: str, folder: Path, name: str, text: str) -> None:
@@ -76,9 +80,53 @@ def test_what_a_run_does_not_keep_is_left_out_or_named(registry: Registry, tmp_p
     keep(registry, made.run_id, tmp_path, "data.json", "{nonsense")
     code, _, err = verb("show", "bot@1")
     assert (code, "lineage/data.json is damaged" in err) == (0, True)
-    keep(registry, made.run_id, tmp_path, "data.json", '{"sets": [1]}')
-    code, _, err = verb("show", "bot@1")
-    assert (code, "is not what training writes" in err) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("data.json", '{"sets": [1]}'),
+        ("data.json", '{"sets": {"old": {"rows": 60}}}'),
+        ("data.json", '{"dropped": {"long": "many"}}'),
+        ("data.json", "[1]"),
+        ("environment.json", '{"packages": ["torch"]}'),
+    ],
+)
+def test_a_file_that_training_did_not_write_is_named_and_the_rest_stands(
+    registry: Registry, tmp_path: Path, verb: Verb, name: str, text: str
+) -> None:
+    made = publish_version(registry, tmp_path / "v1")
+    keep(registry, made.run_id, tmp_path, name, text)
+    code, out, err = verb("show", "bot@1")
+    assert (code, made.data_digest in out, "no gate has judged it" in out) == (0, True, True)
+    assert f"{made.run_id}: lineage/{name} is not what training writes" in err
+    told = json.loads(verb("show", "bot@1", "--json")[1])
+    assert (told["version"]["run_id"], told["why_not"]) == (made.run_id, "no gate has judged it")
+    [missing] = told["not_known"]
+    assert f"lineage/{name} is not what training writes" in missing
+
+
+def test_rows_that_cannot_be_read_are_named_and_the_rest_stands(registry: Registry, tmp_path: Path, verb: Verb) -> None:
+    made = publish_version(registry, tmp_path / "v1")
+    check = Check(name="old", verdict="pass", detail="good")
+    registry.gates.record(GateReport(model="bot", version=1, champion=None, at=registry.clock(), checks=(check,)))
+    promote(registry, "bot", 1, Change("ada", "first"))
+    beat_engine(registry, "bot@1")
+    with registry.database.writing() as connection:
+        connection.execute(sa.update(gate_reports).values(checks=[{"name": "old"}]))
+    code, out, err = verb("show", "bot@1")
+    assert (code, made.data_digest in out, "may get a share: not known" in out) == (0, True, True)
+    assert "100 % by revision" in out
+    assert err.count("the database's GateReport 1 cannot be read") == 2, "the gate, and whether it may get a share"
+    told = json.loads(verb("show", "bot@1", "--json")[1])
+    assert (told["gate"], told["approver"], told["why_not"], told["serving"]["champion"]) == (None, None, None, True)
+    assert [line.partition(":")[0] for line in told["not_known"]] == ["whether it may get a share", "gate"]
+
+    with registry.database.writing() as connection:
+        connection.execute(sa.update(routes).values(arms=[{"version": "x"}]))
+    told = json.loads(verb("show", "bot@1", "--json")[1])
+    assert (told["serving"], told["routed"], told["not_known"][0].partition(":")[0]) == (None, None, "serves")
+    assert "serves: not known" in verb("show", "bot@1")[1]
 
 
 def test_the_card_is_what_was_published(registry: Registry, tmp_path: Path, verb: Verb) -> None:

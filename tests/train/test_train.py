@@ -78,8 +78,8 @@ def test_train_registers_a_version_with_its_whole_lineage(at_home: Path, tiny_re
         folder = registry.versions.fetch(version, at_home / "fetched")
         told = lineage_of(registry, "bot", 1)
         assert (told.version, told.version.trained_by, told.not_known) == (version, "ada", ())
-        assert told.data["sets"]["old"]["rows"] == 12
-        assert told.environment["packages"]["torch"] == torch.__version__
+        assert told.data.sets["old"].rows == 12
+        assert told.environment.packages["torch"] == torch.__version__
         assert {m.name for m in told.measures if m.low is not None} >= {"perplexity.old"}
         assert all(m.low <= m.value <= m.high for m in told.measures if m.low is not None and m.high is not None)
         assert model_card(registry, version) == (folder / "README.md").read_text()

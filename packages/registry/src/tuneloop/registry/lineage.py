@@ -1,18 +1,21 @@
 """Everything known of one version, gathered: what it was made of, by whom, what it reached, who let it in, where it
 serves.
 
-What MLflow cannot tell now is named and left out; the rest stands.
+What MLflow cannot tell now, and what cannot be read, is named and left out; the rest stands.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
+from pydantic import ConfigDict, ValidationError
+
+from tuneloop.registry.database import faults
 from tuneloop.registry.errors import NotFound, Unavailable, Unreadable
 from tuneloop.registry.facade import Registry
 from tuneloop.registry.hurry import LOOKUP_TIMEOUT_S, mlflow_within
-from tuneloop.registry.nouns import Approval, GateReport, Noun, RetrainingRequest, Version
+from tuneloop.registry.nouns import Approval, AuditEntry, GateReport, Noun, RetrainingRequest, Version
 from tuneloop.registry.run_files import DATA, ENVIRONMENT, kept_json
 
 T = TypeVar("T")
@@ -38,21 +41,78 @@ class Serving(Noun):
     gateways: tuple[str, ...]  # live gateways that apply this revision
 
 
+class Kept(Noun):
+    """A file that a run keeps: what is read here, and all else that is in it as it is."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+class KeptSet(Kept):
+    """A held-out set, as the run noted it."""
+
+    rows: int
+    digest: str
+
+
+class KeptData(Kept):
+    """What a run says of its data."""
+
+    sets: dict[str, KeptSet] = {}
+    fresh_rows: int | None = None  # a retraining's
+    replayed_rows: int | None = None
+    dropped: dict[str, int] = {}  # why → how many rows
+
+
+class KeptEnvironment(Kept):
+    """What a run was made with."""
+
+    python: str | None = None
+    packages: dict[str, str] = {}  # distribution → its version
+
+
+KeptT = TypeVar("KeptT", bound=Kept)
+
+
 class Lineage(Noun):
     """One version, looked at from every side."""
 
     version: Version
     measures: tuple[Measure, ...]
-    data: dict[str, Any]  # what the run says of its data: `train` and `sets` with rows and digests, `dropped`, …
-    environment: dict[str, Any]
+    data: KeptData
+    environment: KeptEnvironment
     request: RetrainingRequest | None
     request_approved_by: str | None
     gate: GateReport | None
     decisions: tuple[Approval, ...]
     approver: str | None
-    why_not: str | None
+    why_not: str | None  # None with no approver: not known
+    routed: bool | None  # whether the route in force names it; None: not known
     serving: Serving | None
     not_known: tuple[str, ...]
+
+
+class _Asked:
+    """Asks, and notes what could not be told."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        self.missing: list[str] = []
+
+    def mlflow(self, what: str, ask: Callable[[], T], otherwise: T) -> T:
+        """What MLflow says, within a time; an outage of it is noted like the rest."""
+        try:
+            return mlflow_within(self._registry, ask, LOOKUP_TIMEOUT_S)
+        except (NotFound, Unavailable, Unreadable) as error:
+            self.missing.append(f"{what}: {error}")
+            return otherwise
+
+    def database(self, what: str, ask: Callable[[], T], otherwise: T) -> T:
+        """What the database says; without it nothing is known, so an outage is no gap but the end."""
+        try:
+            return ask()
+        except (NotFound, Unreadable) as error:
+            self.missing.append(f"{what}: {error}")
+            return otherwise
 
 
 def lineage_of(registry: Registry, model: str, number: int) -> Lineage:
@@ -63,45 +123,59 @@ def lineage_of(registry: Registry, model: str, number: int) -> Lineage:
         Unavailable: the database or MLflow does not answer at all.
     """
     version = mlflow_within(registry, lambda: registry.versions.get(model, number), LOOKUP_TIMEOUT_S)
-    missing: list[str] = []
-
-    def asked(what: str, ask: Callable[[], T], otherwise: T) -> T:
-        try:
-            return mlflow_within(registry, ask, LOOKUP_TIMEOUT_S)
-        except (NotFound, Unavailable, Unreadable) as error:
-            missing.append(f"{what}: {error}")
-            return otherwise
-
-    nothing: dict[str, Any] = {}
+    asked = _Asked(registry)
     no_figures: dict[str, float] = {}
-    logged = asked("intervals", lambda: registry.versions.run_metrics(version.run_id), no_figures)
-    data = asked("data", lambda: kept_json(registry, version, DATA), nothing)
-    environment = asked("environment", lambda: kept_json(registry, version, ENVIRONMENT), nothing)
-    request, approved_by = None, None
-    if version.request_id is not None:
-        try:
-            request = registry.retraining.get(version.request_id)
-            approved = registry.audit.entries(request.id, limit=1, action="retraining.approved")
-            approved_by = approved[0].actor if approved else None
-        except (NotFound, Unreadable) as error:
-            missing.append(f"retraining request: {error}")
-    approver = registry.gates.approver(model, number)
+    nobody: tuple[str | None, str | None] = (None, None)
+    nowhere: tuple[bool | None, Serving | None] = (None, None)
+    logged = asked.mlflow("intervals", lambda: registry.versions.run_metrics(version.run_id), no_figures)
+    request = asked.database("retraining request", lambda: _request(registry, version), None)
     decisions = registry.gates.decisions(model, number)
-    missing += decisions.unreadable
+    asked.missing += decisions.unreadable
+    routed, serving = asked.database("serves", lambda: _serving(registry, version, asked.missing), nowhere)
+    approver, why_not = asked.database("whether it may get a share", lambda: _let_in(registry, version), nobody)
     return Lineage(
         version=version,
         measures=tuple(_measures(version, logged)),
-        data=data,
-        environment=environment,
+        data=asked.mlflow("data", lambda: _kept(registry, version, DATA, KeptData), KeptData()),
+        environment=asked.mlflow(
+            "environment", lambda: _kept(registry, version, ENVIRONMENT, KeptEnvironment), KeptEnvironment()
+        ),
         request=request,
-        request_approved_by=approved_by,
-        gate=registry.gates.latest(model, number),
+        request_approved_by=_approved_by(registry, request),
+        gate=asked.database("gate", lambda: registry.gates.latest(model, number), None),
         decisions=tuple(decisions),
         approver=approver,
-        why_not=None if approver else registry.gates.why_not(model, number),
-        serving=_serving(registry, version),
-        not_known=tuple(missing),
+        why_not=why_not,
+        routed=routed,
+        serving=serving,
+        not_known=tuple(asked.missing),
     )
+
+
+def _kept(registry: Registry, version: Version, name: str, kind: type[KeptT]) -> KeptT:
+    try:
+        return kind.model_validate(kept_json(registry, version, name))
+    except ValidationError as error:
+        raise Unreadable(
+            f"MLflow run {version.run_id}: {name} is not what training writes: {faults(error)}; it was changed by hand"
+        ) from None
+
+
+def _request(registry: Registry, version: Version) -> RetrainingRequest | None:
+    return None if version.request_id is None else registry.retraining.get(version.request_id)
+
+
+def _approved_by(registry: Registry, request: RetrainingRequest | None) -> str | None:
+    entries: Sequence[AuditEntry] = (
+        [] if request is None else registry.audit.entries(request.id, limit=1, action="retraining.approved")
+    )
+    return entries[0].actor if entries else None
+
+
+def _let_in(registry: Registry, version: Version) -> tuple[str | None, str | None]:
+    """Who lets it in, or why nobody does."""
+    approver = registry.gates.approver(version.model, version.version)
+    return (approver, None) if approver else (None, registry.gates.why_not(version.model, version.version))
 
 
 def _measures(version: Version, logged: Mapping[str, float]) -> list[Measure]:
@@ -111,19 +185,20 @@ def _measures(version: Version, logged: Mapping[str, float]) -> list[Measure]:
     ]
 
 
-def _serving(registry: Registry, version: Version) -> Serving | None:
+def _serving(registry: Registry, version: Version, missing: list[str]) -> tuple[bool | None, Serving | None]:
     try:
         route = registry.routes.current(version.model)
     except NotFound:
-        return None
+        return False, None
     if version.version not in route.split:
-        return None
-    gateways = registry.fleet.gateways()
-    return Serving(
+        return False, None
+    engines, gateways = registry.fleet.engines(), registry.fleet.gateways()
+    missing += (*engines.unreadable, *gateways.unreadable)
+    return True, Serving(
         revision=route.revision,
         share_bp=route.split[version.version],
         champion=route.champion == version.version,
         overrides=sum(given == version.version for given in route.overrides.values()),
-        engines={e.id: str(e.adapters[version.name]) for e in registry.fleet.engines() if version.name in e.adapters},
+        engines={e.id: str(e.adapters[version.name]) for e in engines if version.name in e.adapters},
         gateways=tuple(g.id for g in gateways if g.applied.get(version.model) == route.revision),
     )

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import click
 
-from tuneloop.registry.errors import Unreadable
 from tuneloop.registry.facade import Registry
 from tuneloop.registry.hurry import LOOKUP_TIMEOUT_S, mlflow_within
-from tuneloop.registry.lineage import Lineage, Serving, lineage_of
+from tuneloop.registry.lineage import Lineage, lineage_of
 from tuneloop.registry.nouns import parse_version_name, version_name
 from tuneloop.registry.printing import emit, json_option, table, tell_unreadable
 from tuneloop.registry.run_files import model_card
@@ -61,8 +60,7 @@ def _text(found: Lineage) -> str:
             [d.by, "approved" if d.granted else "revoked", f"{d.at:%Y-%m-%d %H:%M}", d.reason] for d in found.decisions
         ]
         parts.append(table(["PERSON", "DECIDED", "AT (UTC)", "REASON"], rows))
-    may = f"yes, approved by {found.approver}" if found.approver else f"no, {found.why_not}"
-    parts.append(f"may get a share: {may}\nserves: {_serves(found.serving)}")
+    parts.append(f"may get a share: {_may(found)}\nserves: {_serves(found)}")
     return "\n\n".join(parts)
 
 
@@ -88,28 +86,26 @@ def _made_of(found: Lineage) -> list[list[object]]:
 
 
 def _data_rows(found: Lineage) -> list[list[object]]:
-    """What the run noted of its data; a file that says it otherwise than training does is said to be damaged."""
-    try:
-        sets = [
-            [f"  held out: {name}", f"{s['rows']} rows {s['digest']}"] for name, s in found.data.get("sets", {}).items()
-        ]
-        counts = [
-            [f"  {name}", found.data[f"{name}_rows"]] for name in ("fresh", "replayed") if f"{name}_rows" in found.data
-        ]
-        dropped = ", ".join(f"{count} {reason}" for reason, count in found.data.get("dropped", {}).items())
-    except (AttributeError, KeyError, TypeError):
-        raise Unreadable(
-            f"MLflow run {found.version.run_id}: lineage/data.json is not what training writes; it was changed by hand"
-        ) from None
-    return [*sets, *counts, *([["  dropped", dropped]] if dropped else [])]
+    data = found.data
+    dropped = ", ".join(f"{count} {reason}" for reason, count in data.dropped.items()) or None
+    noted = (("fresh", data.fresh_rows), ("replayed", data.replayed_rows), ("dropped", dropped))
+    rows: list[list[object]] = [[f"  held out: {name}", f"{s.rows} rows {s.digest}"] for name, s in data.sets.items()]
+    rows += ([f"  {name}", value] for name, value in noted if value is not None)
+    return rows
 
 
 def _environment(found: Lineage) -> str | None:
-    if not found.environment:
+    packages = found.environment.packages
+    if not packages:
         return None
-    packages = found.environment.get("packages", {})
     shown = [f"{name} {packages[name]}" for name in _SHOWN_PACKAGES if name in packages]
-    return ", ".join([f"Python {found.environment.get('python')}", *shown, f"{len(packages)} packages in all"])
+    return ", ".join([f"Python {found.environment.python}", *shown, f"{len(packages)} packages in all"])
+
+
+def _may(found: Lineage) -> str:
+    if found.approver:
+        return f"yes, approved by {found.approver}"
+    return f"no, {found.why_not}" if found.why_not else "not known"
 
 
 def _retraining(found: Lineage) -> str | None:
@@ -120,9 +116,10 @@ def _retraining(found: Lineage) -> str | None:
     return f"{request.id}, {request.state}{approved}: {request.reason}"
 
 
-def _serves(serving: Serving | None) -> str:
+def _serves(found: Lineage) -> str:
+    serving = found.serving
     if serving is None:
-        return "nowhere; no route names it"
+        return "not known" if found.routed is None else "nowhere; no route names it"
     what = "the champion" if serving.champion else "a challenger" if serving.share_bp else "loaded without a share"
     keys = f", keys that were given it: {serving.overrides}" if serving.overrides else ""
     engines = ", ".join(f"{name} {state}" for name, state in serving.engines.items()) or "no live engine has it"
