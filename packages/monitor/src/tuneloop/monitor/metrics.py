@@ -10,6 +10,7 @@ from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_server
 
+from tuneloop.monitor.standing import Standing
 from tuneloop.registry.errors import Unavailable
 from tuneloop.registry.nouns import AlertEpisode, WindowScore
 
@@ -30,6 +31,25 @@ class Metrics:
         )
         self._judged = Counter("tuneloop_windows_judged", "Windows by verdict", (*_STREAM, "verdict"), registry=to)
         self._open = Gauge("tuneloop_episodes_open", "Episodes not resolved", ("model", "severity"), registry=to)
+        self._rollouts = Gauge("tuneloop_rollouts_open", "Rollouts not ended", ("model", "state"), registry=to)
+        self._undriven = Gauge(
+            "tuneloop_rollout_undriven_seconds",
+            "For how long no controller has held the running rollout",
+            ("model",),
+            registry=to,
+        )
+        self._waiting = Gauge(
+            "tuneloop_retraining_waiting",
+            "Retraining requests that wait for a person, or until a budget's day is over",
+            ("model", "waits_for"),
+            registry=to,
+        )
+        self._waiting_s = Gauge(
+            "tuneloop_retraining_waiting_seconds",
+            "Since the oldest of these requests was filed",
+            ("model", "waits_for"),
+            registry=to,
+        )
         self._lag = Gauge(
             "tuneloop_monitor_lag_seconds",
             "Age of the last record of the newest judged window",
@@ -70,6 +90,18 @@ class Metrics:
         self._open.clear()
         for (model, severity), n in Tally((e.model, e.severity) for e in episodes).items():
             self._open.labels(model, severity).set(n)
+
+    def stands(self, found: Standing) -> None:
+        """What stands still as a pass begins."""
+        for gauge in (self._rollouts, self._undriven, self._waiting, self._waiting_s):
+            gauge.clear()
+        for (model, state), n in found.rollouts.items():
+            self._rollouts.labels(model, state).set(n)
+        for model, seconds in found.undriven_s.items():
+            self._undriven.labels(model).set(seconds)
+        for (model, waits_for), waiting in found.waiting.items():
+            self._waiting.labels(model, waits_for).set(waiting.requests)
+            self._waiting_s.labels(model, waits_for).set(waiting.oldest_s)
 
     def passed(self, at: datetime, episodes: Sequence[AlertEpisode]) -> None:
         """A whole pass ended, over every model."""

@@ -28,10 +28,12 @@ from tuneloop.monitor.signals import (
     signals_of,
     unread,
 )
+from tuneloop.monitor.standing import standing
 from tuneloop.monitor.windows import Window, judged_window, next_window, progress
 from tuneloop.registry import Registry
 from tuneloop.registry.errors import NotFound, TuneloopError, Unavailable
 from tuneloop.registry.nouns import AlertEpisode, RequestRecord, Route, WindowScore, version_name
+from tuneloop.registry.rollout import OPEN
 from tuneloop.registry.routes import CurrentRoutes
 
 log = logging.getLogger("tuneloop.monitor")
@@ -92,6 +94,7 @@ class Monitor:
             Stopped: told to end while an engine was scoring; that window is judged by the next process.
         """
         self._registry.retraining.expire(by=BY)
+        self._look_for_standing()  # before the windows: a backlog of them may take engines minutes
         routes = self._registry.routes.current_all()
         states = [self._watched(model, routes) for model in sorted({*routes, *routes.unreadable})]
         self._metrics.only({model: route.champion for model, route in routes.items()})
@@ -103,6 +106,13 @@ class Monitor:
         else:
             self._metrics.passed(self._registry.clock(), episodes)
         return states
+
+    def _look_for_standing(self) -> None:
+        rollouts = self._registry.rollouts.all(states=OPEN)
+        requests = self._registry.retraining.all(open_only=True)
+        for row in (*rollouts.unreadable, *requests.unreadable):
+            log.error("not looked at for whether it stands still: %s", row)
+        self._metrics.stands(standing(rollouts, requests, self._registry.clock()))
 
     def _watched(self, model: str, routes: CurrentRoutes) -> ModelState:
         try:
