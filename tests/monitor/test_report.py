@@ -5,15 +5,29 @@ from __future__ import annotations
 import math
 import re
 import subprocess
+from datetime import timedelta
+from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from monitor.scene import Scene
-from tests_support import publish_version
+from tests_support import beat_engine, publish_version, retraining_request
 from tuneloop.monitor.report import write_report
 from tuneloop.monitor.report.figures import Figures
+from tuneloop.registry.advancing import go_on
+from tuneloop.registry.controller import LEASE_S
+from tuneloop.registry.database import row_of
 from tuneloop.registry.errors import InvalidInput, NotFound
+from tuneloop.registry.intervals import wilson
+from tuneloop.registry.nouns import RetrainingRun
+from tuneloop.registry.nouns import RetrainingState as S
+from tuneloop.registry.promotion import Change
+from tuneloop.registry.rollout import Plan
+from tuneloop.registry.steering import declare
+from tuneloop.registry.tables import retraining_runs
 
 PICTURES = ("loss", "perplexity", "traffic", "drift", "latency")
 
@@ -38,9 +52,52 @@ def story(scene: Scene, tmp_path: Path) -> Scene:
     scene.drifted(20)
     scene.drifted(2, status=503, served_version=None)
     scene.watch()
+    retrained(scene)
     scene.promote(2, "<script>alert(1)</script>")
     scene.drifted(30, served_version=2)
     return scene
+
+
+def retrained(scene: Scene) -> None:
+    """One shipped, two failed, one that a budget holds for a person."""
+    queue, began = scene.registry.retraining, scene.clock.now
+    became: list[tuple[S, dict[str, Any]]] = [
+        (S.SHIPPED, {"result_version": 2, "outcome": "bot@2 got everything"}),
+        (S.FAILED, {"outcome": "given up after 3 attempts; the last worker was w"}),
+        (S.FAILED, {"outcome": "the base model is gone"}),
+        (S.PROPOSED, {"held": "above the month"}),
+    ]
+    for number, (state, changes) in enumerate(became):
+        at = began - timedelta(hours=9 - 2 * number)
+        named = {"id": f"rt_{number}b9709f92d19", "idempotency_key": str(number), "state": state, "updated_at": at}
+        queue.file(retraining_request(at, **(named | changes)), by="monitor")
+    run = RetrainingRun(
+        request_id="rt_0b9709f92d19",
+        fencing_token=1,
+        model="bot",
+        worker="w",
+        started_at=began - timedelta(hours=8),
+        ended_at=began - timedelta(hours=7.25),
+        devices=1,
+        usd_per_hour=Decimal(2),
+    )
+    with scene.registry.database.writing() as connection:
+        connection.execute(sa.insert(retraining_runs).values(**row_of(run, retraining_runs)))
+
+
+def rolling(scene: Scene) -> None:
+    """`bot@2` on its first step, judged once by a controller that lives."""
+    registry = scene.registry
+    for number in (1, 2):
+        registry.gates.approve("bot", number, by="ada", reason="test")
+    scene.promote(2)
+    scene.promote(1)
+    declared = declare(registry, "bot", 2, Plan(), Change("ada", "answers the drift"))
+    for _ in range(3):  # its place, its share, and a look that decides nothing
+        beat_engine(registry, "bot@1", "bot@2")
+        held = registry.rollouts.claim(declared.id, "c", LEASE_S)
+        assert held is not None
+        go_on(registry, held, controller="c")
 
 
 def test_the_report_holds_every_picture_and_every_figure(story: Scene, tmp_path: Path) -> None:
@@ -65,6 +122,28 @@ def test_the_report_holds_every_picture_and_every_figure(story: Scene, tmp_path:
     assert figures.latency["ttft"].n == 80
     assert len(figures.episodes) == len(figures.open_episodes) == 1
     assert (figures.champion, figures.revision) == ("bot@2", 2)
+    became = figures.retraining
+    assert (became.by_state, became.ended) == ({"proposed": 1, "shipped": 1, "failed": 2}, 3)
+    assert became.shipped == wilson(1, 3)
+    assert "Of the 3 that ended, <b>33 %</b> shipped (95 % interval 6 to 79 %)" in " ".join(text.split())
+    held, shipped = became.requests[0], became.requests[-1]
+    assert (held.request.held, held.runs, held.cost_usd) == ("above the month", 0, Decimal("0.00"))
+    assert (shipped.runs, shipped.hours, shipped.cost_usd) == (1, 0.75, Decimal("1.50"))
+    assert (figures.rollout, "None is open." in text) == (None, True)
+
+
+def test_an_open_rollout_is_shown_with_its_step_and_its_last_judgement(scene: Scene, tmp_path: Path) -> None:
+    rolling(scene)
+    page, values = write_report(scene.registry, "bot", tmp_path / "out")
+    figures, text = Figures.model_validate_json(values.read_text()), " ".join(page.read_text().split())
+    assert figures.rollout is not None
+    assert figures.rollout.report.verdict == "inconclusive"
+    assert "<b>bot@2</b> against bot@1 is <b>running</b>. Step 1 of 2 (10 %) since" in text
+    assert "Driven by c." in text
+    assert "<td>samples</td><td>inconclusive</td><td>0 answered on this step" in text
+    scene.clock.advance(LEASE_S + 1)
+    page, _ = write_report(scene.registry, "bot", tmp_path / "out")
+    assert "No controller drives it." in page.read_text()
 
 
 def test_the_page_loads_nothing_and_runs_nothing(story: Scene, tmp_path: Path) -> None:

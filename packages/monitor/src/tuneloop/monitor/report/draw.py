@@ -24,6 +24,7 @@ from tuneloop.registry.nouns import version_name
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
 GREY, INK, ALARM = "#8a8f98", "#23272f", "#D55E00"
 WIDTH = 9.6  # inches
+_LEAST_TICKS = 3
 _STYLE = {
     "svg.fonttype": "path",
     "svg.hashsalt": "tuneloop",
@@ -203,6 +204,8 @@ def _stream(axes: Axes, figures: Figures, points: Sequence[WindowPoint]) -> None
     missing = [_day(point.at) for point in points if point.verdict == "not enough data"]
     if missing:
         axes.plot(missing, [0.0] * len(missing), "|", ms=10, color=GREY, label="not enough data")
+    if not judged:
+        axes.set_yticks([])  # nothing has a height here
 
 
 def _latency(figures: Figures) -> Figure | None:
@@ -236,15 +239,20 @@ def _histogram(axes: Axes, title: str, spread: Spread) -> None:
     axes.set_title(f"{title}, {spread.n} answers", loc="left", fontsize=11)
     axes.set(xlabel="milliseconds (logarithmic)", ylabel="answers")
     axes.set_xticks(_round_ticks(edges[0], edges[-1]))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}"))
+    axes.xaxis.set_major_formatter(
+        FuncFormatter(lambda value, _: f"{value:,.0f}" if value == round(value) else f"{value:g}")
+    )
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.grid(visible=False, axis="x")
 
 
 def _round_ticks(low: float, high: float) -> list[float]:
-    """1, 2 and 5 times powers of ten inside the range."""
+    """1, 2 and 5 times powers of ten inside the range; even steps where it is too narrow for three of them."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    return [tick for power in powers for lead in (1, 2, 5) if low <= (tick := lead * 10.0**power) <= high]
+    ticks = [tick for power in powers for lead in (1, 2, 5) if low <= (tick := lead * 10.0**power) <= high]
+    if len(ticks) < _LEAST_TICKS:
+        ticks = [float(tick) for tick in MaxNLocator(nbins=6).tick_values(low, high) if low <= tick <= high]
+    return ticks
 
 
 def _time_axis(axes: Axes) -> None:

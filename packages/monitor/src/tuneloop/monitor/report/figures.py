@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from datetime import datetime
+from decimal import Decimal
 
 from pydantic import AwareDatetime
 
-from tuneloop.registry.nouns import AlertEpisode, Noun, RetrainingRequest
+from tuneloop.registry.nouns import AlertEpisode, Interval, Noun, RetrainingRequest, RetrainingState
+from tuneloop.registry.rollout import Rollout
 
 
 class VersionRow(Noun):
@@ -62,6 +64,25 @@ class WindowPoint(Noun):
     verdict: str
 
 
+class Retrained(Noun):
+    """A retraining request and what its runs took."""
+
+    request: RetrainingRequest
+    runs: int
+    waited_s: float | None  # filed → first began to train
+    hours: float  # by the clock, all its runs
+    cost_usd: Decimal | None  # None: the price of some run is not known
+
+
+class RetrainingHistory(Noun):
+    """What became of the model's retraining requests."""
+
+    requests: tuple[Retrained, ...]  # the newest first
+    by_state: dict[RetrainingState, int]
+    ended: int
+    shipped: Interval | None  # their share of those that ended; None while nothing has
+
+
 class Figures(Noun):
     """Everything on the page."""
 
@@ -82,7 +103,8 @@ class Figures(Noun):
     mean_run_length: int | None
     latency: dict[str, Spread]  # `total`, `ttft`
     episodes: tuple[AlertEpisode, ...]
-    retraining: tuple[RetrainingRequest, ...]
+    retraining: RetrainingHistory
+    rollout: Rollout | None  # the one that is open, with its last judgement
 
     @property
     def open_episodes(self) -> tuple[AlertEpisode, ...]:

@@ -11,6 +11,8 @@ import numpy as np
 from tuneloop.monitor.latency import percentiles
 from tuneloop.monitor.report.figures import (
     Figures,
+    Retrained,
+    RetrainingHistory,
     Revision,
     Spread,
     TrafficOverTime,
@@ -20,6 +22,7 @@ from tuneloop.monitor.report.figures import (
 from tuneloop.monitor.signals import DETECTORS
 from tuneloop.registry import Registry
 from tuneloop.registry.nouns import RequestRecord, Version, WindowScore, version_name
+from tuneloop.registry.retraining_history import history_of
 
 MOST_RECORDS = 50_000
 SPANS = 48
@@ -65,7 +68,8 @@ def gather(registry: Registry, model: str) -> Figures:
             if spread is not None
         },
         episodes=tuple(registry.episodes.all(model).whole()),
-        retraining=tuple(registry.retraining.all(model).whole()),
+        retraining=_retraining(registry, model),
+        rollout=registry.rollouts.open(model),
     )
 
 
@@ -85,6 +89,20 @@ def traffic_over_time(model: str, records: Sequence[RequestRecord]) -> TrafficOv
         span_s=span_s,
         starts=tuple(first + timedelta(seconds=i * span_s) for i in range(spans)),
         answers={name: tuple(counts[name][i] for i in range(spans)) for name in sorted(counts)},
+    )
+
+
+def _retraining(registry: Registry, model: str) -> RetrainingHistory:
+    requests, runs = registry.retraining.all(model).whole(), registry.retraining.runs(model).whole()
+    found = history_of(requests, runs, registry.clock())
+    return RetrainingHistory(
+        requests=tuple(
+            Retrained(request=t.request, runs=t.runs, waited_s=t.waited_s, hours=t.hours, cost_usd=t.cost_usd)
+            for t in found.requests
+        ),
+        by_state=dict(found.by_state),
+        ended=found.ended,
+        shipped=found.shipped,
     )
 
 

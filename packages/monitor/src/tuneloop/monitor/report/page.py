@@ -14,6 +14,7 @@ from tuneloop.monitor.report.gather import gather
 from tuneloop.registry import Registry
 from tuneloop.registry.errors import InvalidInput
 from tuneloop.registry.files import write_atomically
+from tuneloop.registry.verbs.retraining import hours_text
 
 
 def write_report(registry: Registry, model: str, folder: Path) -> tuple[Path, Path]:
@@ -41,5 +42,6 @@ def render(figures: Figures) -> str:
     """The page as text; nothing in it is loaded from anywhere else."""
     source = files("tuneloop.monitor.report").joinpath("template.html.j2").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["hours"] = hours_text
     drawn = {name: Markup(svg) for name, svg in pictures(figures).items()}  # noqa: S704 (our own drawing, not a user's text)
     return environment.from_string(source).render(f=figures, pictures=drawn, alt=alt_texts(figures))
