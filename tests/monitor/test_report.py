@@ -16,6 +16,7 @@ import sqlalchemy as sa
 from monitor.scene import Scene
 from tests_support import beat_engine, publish_version, retraining_request
 from tuneloop.monitor.report import write_report
+from tuneloop.monitor.report.draw import _round_ticks
 from tuneloop.monitor.report.figures import Figures
 from tuneloop.registry.advancing import go_on
 from tuneloop.registry.controller import LEASE_S
@@ -171,6 +172,13 @@ def test_a_model_without_anything_yet_still_has_a_page(scene: Scene, tmp_path: P
     assert page.read_text().count("No data yet.") == len(PICTURES)
     with pytest.raises(NotFound, match="nobody has no route yet"):
         write_report(scene.registry, "nobody", tmp_path / "out")
+
+
+@pytest.mark.parametrize(("low", "high"), [(95.0, 111.3), (19.0, 21.0), (0.4, 0.5), (3.0, 90_000.0)])
+def test_every_range_of_latencies_has_ticks_inside_it(low: float, high: float) -> None:
+    ticks = _round_ticks(low, high)
+    assert len(ticks) >= 3
+    assert all(low <= tick <= high for tick in ticks)
 
 
 def test_a_folder_that_cannot_be_written_is_one_clear_error(scene: Scene, tmp_path: Path) -> None:
