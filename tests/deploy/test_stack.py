@@ -22,8 +22,10 @@ from serve.gateway.world import make_world, until
 from tests_support import alert_episode, free_port, publish_version, window_score
 from tuneloop.monitor.metrics import Metrics as MonitorMetrics
 from tuneloop.monitor.signals import CORRECTION_PERPLEXITY, LATENCY, PERPLEXITY, PROMPT_DRIFT
+from tuneloop.monitor.standing import Standing, Waiting
 from tuneloop.registry import Registry
 from tuneloop.registry.nouns import utc_now
+from tuneloop.registry.rollout import RolloutState
 from tuneloop.registry.settings import RegistrySettings
 
 
@@ -56,10 +58,17 @@ def asked(url: str, **query: str) -> Any:
 
 
 def export_monitor(stack: ExitStack) -> int:
-    """The monitor's metrics after a pass that judged every signal; the port where they are scraped."""
+    """The monitor's metrics after a pass that judged every signal and found things standing; the port where they are scraped."""
     metrics, now, port = MonitorMetrics(), utc_now(), free_port()
     for signal in (PROMPT_DRIFT, PERPLEXITY, CORRECTION_PERPLEXITY, LATENCY):
         metrics.judged(window_score(now, id=signal, signal=signal), now)
+    metrics.stands(
+        Standing(
+            {("bot", RolloutState.RUNNING): 1, ("other", RolloutState.PAUSED): 1},
+            {"bot": 0.0},
+            {("bot", "person"): Waiting(1, 60.0)},
+        )
+    )
     metrics.passed(now, [alert_episode(now)])
     server, thread = metrics.serve("127.0.0.1", port)
     stack.callback(thread.join, 10)
