@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -36,21 +36,38 @@ class Redacted:
     found: dict[str, int]
 
 
-def redact(text: str) -> Redacted:
-    """Replace e-mail addresses, telephone, card, account and social security numbers, and IP addresses."""
-    spans: list[tuple[int, int, float, str]] = [
-        (found.start, found.end, found.score, found.entity_type)
+@dataclass(frozen=True)
+class Personal:
+    """One find: what it is, where it stands, and how sure Presidio is (0–1)."""
+
+    entity: str
+    start: int
+    end: int
+    score: float
+
+
+def find(text: str, entities: Collection[str] = tuple(_MIN_SCORE)) -> list[Personal]:
+    """The personal data of those kinds in a text, from left to right; where finds overlap, the surest stands."""
+    spans = [
+        Personal(found.entity_type, found.start, found.end, found.score)
         for recognizer in _recognizers()
-        for found in recognizer.analyze(text=text, entities=recognizer.supported_entities, nlp_artifacts=None) or ()
+        if (wanted := [entity for entity in recognizer.supported_entities if entity in entities])
+        for found in recognizer.analyze(text=text, entities=wanted, nlp_artifacts=None) or ()
         if found.score >= _MIN_SCORE[found.entity_type]
     ]
-    kept: list[tuple[int, int, str]] = []
-    for start, end, _, entity in sorted(spans, key=lambda span: (-span[2], span[0] - span[1])):
-        if all(end <= other_start or start >= other_end for other_start, other_end, _ in kept):
-            kept.append((start, end, entity))
-    for start, end, entity in sorted(kept, reverse=True):
-        text = f"{text[:start]}<{entity}>{text[end:]}"
-    return Redacted(text, dict(Counter(entity for _, _, entity in kept)))
+    kept: list[Personal] = []
+    for span in sorted(spans, key=lambda span: (-span.score, span.start - span.end)):
+        if all(span.end <= other.start or span.start >= other.end for other in kept):
+            kept.append(span)
+    return sorted(kept, key=lambda span: span.start)
+
+
+def redact(text: str) -> Redacted:
+    """Replace e-mail addresses, telephone, card, account and social security numbers, and IP addresses."""
+    found = find(text)
+    for one in reversed(found):
+        text = f"{text[: one.start]}<{one.entity}>{text[one.end :]}"
+    return Redacted(text, dict(Counter(one.entity for one in found)))
 
 
 @cache

@@ -6,5 +6,6 @@ import click
 
 from tuneloop.serve.engine.verb import engine
 from tuneloop.serve.gateway.verb import gateway
+from tuneloop.serve.guards.verb import guard
 
-VERBS: tuple[click.Command, ...] = (gateway, engine)
+VERBS: tuple[click.Command, ...] = (gateway, engine, guard)

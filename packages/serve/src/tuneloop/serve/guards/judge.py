@@ -1,0 +1,143 @@
+"""`Guards.judge`: every guard of a policy over one text.
+
+Deterministic but for the clock that `ms` is read from. What is matched is a folded copy; the text itself is changed by
+redaction alone, and only in the verdict.
+Secrets and personal data are looked for in the text as it stands, not in decoded readings.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+from tuneloop.serve.guards import classifier, rules, secrets
+from tuneloop.serve.guards.concepts import sentences
+from tuneloop.serve.guards.policy import GuardAction, GuardPolicy
+from tuneloop.serve.guards.verdict import Outcome, Reason, Verdict
+from tuneloop.serve.guards.views import Reading, readings
+
+_ORDER: tuple[Outcome, ...] = ("allow", "flag", "redact", "block")
+_SUREST = 0.9999  # of the classifier, so that `block_from: 1` never blocks
+# No entity the policy knows is without one of these; Presidio costs milliseconds a text and seconds the first time.
+_MAY_BE_PERSONAL = re.compile(
+    r"@|\d(?:[\s().\-/]{0,3}\d){6}|\d{1,3}(?:\.\d{1,3}){3}|[0-9a-fA-F]{0,4}::?[0-9a-fA-F]{1,4}:|[A-Z]{2}\d{2}"
+    r"|\b(?:[13]|bc1)[a-zA-Z0-9]{24}"
+)
+
+
+class Guards:
+    """The guards of one policy. Making one reads the classifier (2 ms); judging touches nothing outside."""
+
+    def __init__(self, policy: GuardPolicy | None = None, clock: Callable[[], float] = time.perf_counter) -> None:
+        """`clock` gives seconds."""
+        self.policy = policy or GuardPolicy()
+        self._clock = clock
+        self._classifier = classifier.load()
+
+    def judge(self, text: str) -> Verdict:
+        """What is to be done with a text of a user, a document or a tool."""
+        began, policy = self._clock(), self.policy
+        looked_at = text[: policy.max_characters]
+        found = list(self._length(text))
+        score, attacks = self._injection(looked_at)
+        found += attacks
+        found += self._secrets(looked_at)
+        found += self._personal(looked_at)
+        kept = tuple(reason for reason in found if reason.action != "off")
+        action = max((_outcome(reason.action) for reason in kept), key=_ORDER.index, default="allow")
+        redacted = _redacted(text, kept) if action == "redact" else None
+        ms = round((self._clock() - began) * 1000, 3)
+        return Verdict(action=action, reasons=kept, score=round(score, 4), ms=ms, redacted=redacted)
+
+    def score(self, text: str) -> float:
+        """The score alone: 0–1, how likely the text is an attack."""
+        return self._injection(text[: self.policy.max_characters])[0]
+
+    def _length(self, text: str) -> Iterator[Reason]:
+        most = self.policy.max_characters
+        if len(text) > most:
+            kind = f"{len(text)} characters; {most} are looked at"
+            yield Reason(guard="length", kind=kind, action=self.policy.length, score=1, start=most, end=len(text))
+
+    def _injection(self, text: str) -> tuple[float, list[Reason]]:
+        if self.policy.injection == "off" and self.policy.hidden == "off":
+            return 0.0, []
+        score, found = 0.0, []
+        for reading in readings(text, decode=self.policy.decode):
+            if reading.hidden:
+                reason = Reason(
+                    guard="hidden", kind=reading.name, action=self.policy.hidden, score=1, view=reading.name
+                )
+                found.append(reason)
+            here = self._attacks(reading, len(text)) if self.policy.injection != "off" else []
+            score = max([score, *(reason.score for reason in here)])
+            found += [one for one in here if one.action != "off"]
+            if score >= self.policy.block_from:
+                break  # nothing that follows changes the verdict
+        return score, found
+
+    def _attacks(self, reading: Reading, characters: int) -> list[Reason]:
+        parts = sentences(reading.text)
+        marked = rules.marks(reading.text)
+        # Folding may change the length; then places in the folded text are none in the text.
+        in_place = reading.name == "text" and len(reading.text) == characters
+        found = [
+            self._reason(hit.rule, rules.RULE_SCORE, reading, (hit.start, hit.end) if in_place else None)
+            for hit in rules.matches(parts, marked)
+        ]
+        best, where = 0.0, (0, 0)
+        for window in classifier.windows(parts, marked):
+            if (value := self._classifier.score(window.features)) > best:
+                best, where = value, (window.start, window.end)
+        if best:
+            found.append(self._reason("classifier", min(round(best, 4), _SUREST), reading, where if in_place else None))
+        return found
+
+    def _reason(self, kind: str, score: float, reading: Reading, span: tuple[int, int] | None) -> Reason:
+        policy = self.policy
+        action: GuardAction = policy.injection if score >= policy.block_from else "off"
+        if action == "off" and policy.flag_from is not None and score >= policy.flag_from:
+            action = "flag"
+        start, end = span or (None, None)
+        return Reason(guard="injection", kind=kind, action=action, score=score, view=reading.name, start=start, end=end)
+
+    def _secrets(self, text: str) -> Iterator[Reason]:
+        if self.policy.secrets != "off":
+            for one in secrets.find(text):
+                yield Reason(
+                    guard="secrets", kind=one.kind, action=self.policy.secrets, score=1, start=one.start, end=one.end
+                )
+
+    def _personal(self, text: str) -> Iterator[Reason]:
+        if self.policy.personal == "off" or not _MAY_BE_PERSONAL.search(text):
+            return
+        from tuneloop.registry.redaction import find  # noqa: PLC0415 (Presidio: seconds and 120 MB, for who needs it)
+
+        for one in find(text, self.policy.entities):
+            yield Reason(
+                guard="personal",
+                kind=one.entity,
+                action=self.policy.personal,
+                score=round(one.score, 2),
+                start=one.start,
+                end=one.end,
+            )
+
+
+def _outcome(action: GuardAction) -> Outcome:
+    return "allow" if action == "off" else action
+
+
+def _redacted(text: str, reasons: Sequence[Reason]) -> str:
+    spans = sorted(
+        (reason.start, reason.end, reason.kind.upper())
+        for reason in reasons
+        if reason.action == "redact" and reason.start is not None and reason.end is not None
+    )
+    parts, at = [], 0
+    for start, end, kind in spans:
+        if start >= at:
+            parts += [text[at:start], f"<{kind}>"]
+        at = max(at, end)  # overlapping finds (a password that is an e-mail address) go under the first one's name
+    return "".join([*parts, text[at:]])

@@ -1,0 +1,101 @@
+"""Rules for precision: patterns over a sentence's concepts, and over the few literal marks of chat templates.
+
+A rule that matches is meant to be right alone; everything less certain is left to the classifier, which sees `marks` as
+features. All quantifiers are bounded and patterns over concepts run on one character a word, so that time stays
+linear. A sentence that talks about attacks (concept `V`) or about somebody's own text (`B`) is not judged by rules.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from tuneloop.serve.guards.concepts import Sentence
+
+RULE_SCORE = 0.97
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A rule that matched, and where in the reading."""
+
+    rule: str
+    start: int
+    end: int
+
+
+# Letters are concepts of lexicon.txt; `_` is a function word, `.` any other word.
+_CONCEPTS: tuple[tuple[str, re.Pattern[str]], ...] = (
+    ("override", re.compile(r"O[_AQ]{0,4}[PS][_PSYAM]{0,3}[IJL]|O[_A]{0,3}Y[_PSAM]{0,3}[IL]|OA_{0,2}I(?![._][.K])")),
+    ("override", re.compile(r"O[_A]{0,3}[IL][_Y.]{0,4}P|[PSY][_PSYAM]{0,2}[IL][_YG]{0,2}O")),
+    ("override", re.compile(r"A[_PSY]{0,3}I[_Y]{0,3}[PO].{0,4}[OG]C?")),
+    ("override", re.compile(r"O[_]{0,2}A[_.Y]{0,3}P.{0,8}[WCRNYM]")),
+    ("persona", re.compile(r"(?:N|YW|WY)[_.YWM]{0,5}U|Y[_.]{0,3}M[_.]{0,3}U")),
+    ("unrestricted", re.compile(r"[CWM][_.YAM]{0,4}U[_.]{0,3}[MCA]|Y[_.W]{0,4}U[_.]{0,3}W")),
+    ("reveal", re.compile(r"R[_YAPR]{0,5}S[_P]{0,2}I|R[_A]{0,3}Y[_]{0,1}P[_S]{0,2}I|R[_A]{0,3}[IJ]_?YP")),
+    ("reveal", re.compile(r"R[_RA]{0,4}Y[_]{0,1}S[_]{0,1}[IJ]")),
+    ("exfiltrate", re.compile(r"[EO].{0,6}[DI].{0,10}T|T.{0,6}E.{0,6}D")),
+    ("no-refusal", re.compile(r"G[_YWA]{0,3}X.{0,6}[CWAIL]|[CA].{0,5}G[_]{0,2}X")),
+)
+_TALK = re.compile(r"[VB]")
+
+_NAMES = r"(?:ai|llms?|language models?|ai[ -]\w{1,12}|assistants?|chatbots?|agents?|copilot)"
+_RULE = r"(?:-{3}|={3}|#{3}|\*{3}|\[|\])"
+_MARKS: tuple[tuple[str, re.Pattern[str]], ...] = (
+    ("chat-token", re.compile(r"<\|(?:im_start|im_end|system|user|assistant|endoftext|start_header_id|eot_id)\|>")),
+    ("chat-token", re.compile(r"\[/?inst\]|<</?sys>>|<start_of_turn>|<end_of_turn>|<\|begin_of_text\|>")),
+    ("fake-turn", re.compile(r"(?m)^[ \t>#*\-\[<(]{0,8}(?:system|assistant|developer)[ \w]{0,24}[\])>*]{0,3}:")),
+    ("fake-turn", re.compile(r"</?(?:system|instructions?|assistant|prompt|context|user_?input|admin)>")),
+    ("fake-turn", re.compile(r"(?m)^#{2,4} ?(?:system|new instructions?|instructions?|admin|override)\b")),
+    ("fake-end", re.compile(rf"{_RULE} ?(?:end|begin|start|new) [\w ]{{2,30}}{_RULE}")),
+    (
+        "image-url",
+        re.compile(
+            r"!\[[^\]\n]{0,80}\]\(\s?https?://[^)\s]{1,200}[?&/=][^)\s]{0,100}"
+            r"(?:[{<\[$]|%7b|data|secret|prompt|context|history|chat|summary|=\))"
+        ),
+    ),
+    (
+        "to-models",
+        re.compile(
+            r"\b(?:if you are an?|attention|note (?:to|for)|message (?:to|for)|instructions? (?:to|for)|dear|hey"
+            rf"|important[ :]{{1,3}}(?:to|for)?) ?(?:all |any |the )?{_NAMES}\b"
+        ),
+    ),
+    (
+        "to-models",
+        re.compile(
+            rf"\b{_NAMES}\b[\w ,]{{0,20}}\b(?:reading|processing|summari[sz]ing|parsing|reviewing|analy[sz]ing"
+            r"|handling|ingesting|visiting|indexing|screening) (?:this|the)\b"
+        ),
+    ),
+    ("comment", re.compile(r"<!--[^>]{0,200}(?:ai|assistant|instruction|ignore|system)")),
+    ("override-tag", re.compile(r"\[(?:system|admin|override|urgent|hidden|sudo|new)[ _\w:.\-]{0,30}\]")),
+    ("override-tag", re.compile(r"\bsystem[ _-]?override\b")),
+)
+# With one of these marks close by, such a sentence is an attack.
+_SUSPECT = re.compile(r"O.{0,6}[IPLY]|[NW].{0,8}[UM]|R.{0,6}[SDI]|U|T|E.{0,6}D|Y.{0,4}C|G.{0,3}X|WC|W.{0,3}Y")
+_CARRIERS = frozenset({"chat-token", "to-models", "override-tag", "image-url"})
+
+
+def marks(text: str) -> list[Hit]:
+    """The literal marks in a folded text; each is only a hint."""
+    return [Hit(name, match.start(), match.end()) for name, mark in _MARKS for match in mark.finditer(text)]
+
+
+def matches(parts: Sequence[Sentence], marked: Sequence[Hit]) -> Iterator[Hit]:
+    """The rules that match sentences of a folded text, each once a sentence."""
+    for part in parts:
+        if _TALK.search(part.concepts):
+            continue
+        named = set()
+        for rule, pattern in _CONCEPTS:
+            if rule not in named and pattern.search(part.concepts):
+                named.add(rule)
+                yield Hit(rule, part.start, part.end)
+        near = [hit for hit in marked if part.start - 200 <= hit.start <= part.end]
+        if near and _SUSPECT.search(part.concepts):
+            for hit in near:
+                if hit.rule in _CARRIERS:
+                    yield Hit(hit.rule, hit.start, max(hit.end, part.end))

@@ -1,0 +1,32 @@
+"""What the guards say of a text."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from tuneloop.registry.nouns import Noun
+from tuneloop.serve.guards.policy import GuardAction
+
+Outcome = Literal["allow", "flag", "redact", "block"]
+
+
+class Reason(Noun):
+    """One finding: which guard, what it found, where, and what its policy asks for."""
+
+    guard: Literal["injection", "hidden", "secrets", "personal", "length"]
+    kind: str  # a rule's name, `classifier`, a kind of secret, a Presidio entity
+    action: GuardAction
+    score: float  # 0–1: how sure
+    view: str = "text"  # the reading in which it was found: `text`, `folded`, or a chain such as `base64`
+    start: int | None = None  # where in the text, in characters; None: in another reading, or all of it
+    end: int | None = None
+
+
+class Verdict(Noun):
+    """What is to be done with a text, and why."""
+
+    action: Outcome
+    reasons: tuple[Reason, ...]
+    score: float  # 0–1: how likely the text is an attack; secrets and personal data do not raise it
+    ms: float
+    redacted: str | None = None  # the text with what is to be redacted replaced; None unless the action is redact
