@@ -24,6 +24,8 @@ from tuneloop.serve.guards.rules import Hit
 
 BUCKETS = 1 << 16
 WINDOW = 3  # sentences
+LEAST = 80  # features, those of about four words: fewer weigh no more than if there were so many
+_WEAK = frozenset("_.ABV")  # concepts that every text holds: they make no window worth a look
 MODEL = Path(__file__).parent / "classifier.json"
 _SCALE = 4.0  # how steep the score is around 0.5
 
@@ -55,7 +57,7 @@ class Classifier:
         if not features:
             return self.intercept
         weights = self.weights
-        return self.intercept + self.unit * sum([weights[f] for f in features]) / math.sqrt(len(features))
+        return self.intercept + self.unit * sum([weights[f] for f in features]) / math.sqrt(max(len(features), LEAST))
 
 
 def load(path: Path = MODEL) -> Classifier:
@@ -76,15 +78,23 @@ def load(path: Path = MODEL) -> Classifier:
 
 
 def windows(parts: Sequence[Sentence], marked: Sequence[Hit]) -> list[Window]:
-    """Each sentence, and each run of three; marks count where they stand."""
+    """Each sentence, and each run of three, in which at least two concepts meet; marks count where they stand."""
     single = [_features(part) | _marked(part, marked) for part in parts]
-    found = [Window(p.start, p.end, frozenset(f)) for p, f in zip(parts, single, strict=True)]
-    size = min(WINDOW, len(parts))
-    for first in range(len(parts) - size + 1) if size > 1 else ():
-        last = first + size
-        joined = frozenset().union(*single[first:last], _across(parts[first:last]))
-        found.append(Window(parts[first].start, parts[last - 1].end, joined))
+    strong = [frozenset(part.concepts) - _WEAK for part in parts]
+    found = []
+    for size in {1, min(WINDOW, len(parts))} - {0}:
+        for first in range(len(parts) - size + 1):
+            run = slice(first, first + size)
+            start, end = parts[first].start, parts[first + size - 1].end
+            # An attack says what to do and with what: where only one of both is named, there is nothing to judge.
+            if len(frozenset().union(*strong[run])) + _any_mark(marked, start, end) > 1:
+                across = _across(parts[run]) if size > 1 else ()
+                found.append(Window(start, end, frozenset().union(*single[run], across)))
     return found
+
+
+def _any_mark(marked: Sequence[Hit], start: int, end: int) -> bool:
+    return any(start - 60 <= hit.start <= end for hit in marked)
 
 
 def _features(part: Sentence) -> set[int]:

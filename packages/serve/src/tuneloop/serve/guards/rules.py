@@ -2,7 +2,8 @@
 
 A rule that matches is meant to be right alone; everything less certain is left to the classifier, which sees `marks` as
 features. All quantifiers are bounded and patterns over concepts run on one character a word, so that time stays
-linear. A sentence that talks about attacks (concept `V`) or about somebody's own text (`B`) is not judged by rules.
+linear. A sentence that talks about attacks (concept `V`) or about somebody's own text (`B`), or that asks a question,
+is not judged by rules.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class Hit:
 
 # Letters are concepts of lexicon.txt; `_` is a function word, `.` any other word.
 _CONCEPTS: tuple[tuple[str, re.Pattern[str]], ...] = (
-    ("override", re.compile(r"O[_AQ]{0,4}[PS][_PSYAM]{0,3}[IJL]|O[_A]{0,3}Y[_PSAM]{0,3}[IL]|OA_{0,2}I(?![._][.K])")),
+    ("override", re.compile(r"O[_AQ]{0,4}[PS][_PSYAM]{0,3}[IL]|O[_A]{0,3}Y[_PSAM]{0,3}[IL]|OA_{0,2}I(?![._][.K])")),
     ("override", re.compile(r"O[_A]{0,3}[IL][_Y.]{0,4}P|[PSY][_PSYAM]{0,2}[IL][_YG]{0,2}O")),
     ("override", re.compile(r"A[_PSY]{0,3}I[_Y]{0,3}[PO].{0,4}[OG]C?")),
     ("override", re.compile(r"O[_]{0,2}A[_.Y]{0,3}P.{0,8}[WCRNYM]")),
@@ -39,6 +40,9 @@ _CONCEPTS: tuple[tuple[str, re.Pattern[str]], ...] = (
     ("no-refusal", re.compile(r"G[_YWA]{0,3}X.{0,6}[CWAIL]|[CA].{0,5}G[_]{0,2}X")),
 )
 _TALK = re.compile(r"[VB]")
+_ASKING = frozenset(
+    ["is", "are", "was", "how", "why", "what", "which", "who", "when", "where", "does", "did", "explain", "describe"]
+)
 
 _NAMES = r"(?:ai|llms?|language models?|ai[ -]\w{1,12}|assistants?|chatbots?|agents?|copilot)"
 _RULE = r"(?:-{3}|={3}|#{3}|\*{3}|\[|\])"
@@ -87,7 +91,7 @@ def marks(text: str) -> list[Hit]:
 def matches(parts: Sequence[Sentence], marked: Sequence[Hit]) -> Iterator[Hit]:
     """The rules that match sentences of a folded text, each once a sentence."""
     for part in parts:
-        if _TALK.search(part.concepts):
+        if _TALK.search(part.concepts) or part.tokens[0] in _ASKING:
             continue
         named = set()
         for rule, pattern in _CONCEPTS:

@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import base64
 import json
-import random
 import sys
 from array import array
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from scipy.sparse import csr_matrix
@@ -25,19 +24,24 @@ from tuneloop.serve.guards import classifier, rules
 from tuneloop.serve.guards.classifier import BUCKETS, Classifier
 from tuneloop.serve.guards.concepts import sentences
 from tuneloop.serve.guards.folding import fold
-from tuneloop.serve.guards.training.grammar import HELD_OUT_EVERY, expanded, templates, training_texts
+from tuneloop.serve.guards.training.grammar import HELD_OUT_EVERY, expanded, held_out_texts, prose, templates
 
 SEED, EACH_ATTACK, EACH_BENIGN = 20_26, 40, 60
-BUDGET = 0.01  # of benign texts kept for calibration, how many may reach a score of 0.5
+BUDGET = 0.03  # of benign texts full of trigger words, from a third of all templates left out: far more than of others
+PROSE_BUDGET = 0.005  # of paragraphs of prose
 REGULARISATION = 3.0  # liblinear's C
 BENIGN_WEIGHT = 2.0
+FOLDS = 3
+PROSE = "prose"
+NOTHING = -9.0  # the decision value of a text with no window worth a look
 
 
 @dataclass(frozen=True)
 class Example:
-    """The windows of a text, each with its features."""
+    """The windows of a text, each with its features; `part` is where its template stands in its family."""
 
     family: str
+    part: int
     attack: bool
     windows: tuple[frozenset[int], ...]
 
@@ -48,24 +52,26 @@ def windows_of(text: str) -> tuple[frozenset[int], ...]:
     return tuple(window.features for window in classifier.windows(sentences(folded), rules.marks(folded)))
 
 
-def examples(*, without: Collection[str] = (), seed: int = SEED) -> list[Example]:
-    """What is trained on; `without` leaves attack families out, to measure what the others teach about them."""
-    return [
-        Example(family, name == "attacks", windows_of(text))
+def examples(seed: int = SEED) -> list[Example]:
+    """What is trained on: the templates that are not held out, and prose."""
+    written = [
+        Example(template.family, template.number, name == "attacks", windows_of(text))
         for name, each in (("attacks", EACH_ATTACK), ("benign", EACH_BENIGN))
-        for family, text in training_texts(name, each=each, seed=seed)
-        if not (name == "attacks" and family in without)
+        for template in templates(name)
+        if not template.held_out
+        for _, text in expanded(template, each=each, seed=seed)
     ]
+    return written + [Example(PROSE, number, False, windows_of(text)) for number, text in enumerate(prose())]
 
 
 def train(rows: Sequence[Example], seed: int = SEED) -> Classifier:
     """Fit: an attack is all of its windows together, of a benign text each window is an example of its own."""
-    attacks = [frozenset().union(*row.windows) for row in rows if row.attack]
+    attacks = [frozenset().union(*row.windows) for row in rows if row.attack and row.windows]
     benign = [window for row in rows if not row.attack for window in dict.fromkeys(row.windows)]
     both = [*attacks, *benign]
     lengths = [len(row) for row in both]
     columns = np.concatenate([np.array(sorted(row), dtype=np.int32) for row in both])
-    values = np.repeat(1 / np.sqrt(np.maximum(lengths, 1)), lengths)
+    values = np.repeat(1 / np.sqrt(np.maximum(lengths, classifier.LEAST)), lengths)
     matrix = csr_matrix((values, columns, np.concatenate([[0], np.cumsum(lengths)])), shape=(len(both), BUCKETS))
     model: Any = LogisticRegression(
         C=REGULARISATION, solver="liblinear", random_state=seed, class_weight={0: BENIGN_WEIGHT, 1: 1.0}, tol=1e-5
@@ -77,48 +83,35 @@ def train(rows: Sequence[Example], seed: int = SEED) -> Classifier:
     return Classifier(steps, round(unit, 9), round(float(model.intercept_[0]), 4), 0.0)
 
 
-def calibrated(fitted: Classifier, seed: int = SEED) -> Classifier:
-    """The threshold where benign texts, alone and as long documents, reach the budget."""
-    benign = [text for _, text in split_held_out("benign", seed).calibration]
-    decisions = sorted((decision(fitted, text) for text in [*benign, *documents(benign, seed)]), reverse=True)
-    at = decisions[int(BUDGET * len(decisions))]
-    return Classifier(fitted.weights, fitted.unit, fitted.intercept, round(max(at, 0.0) + 0.05, 3))
+def calibrated(fitted: Classifier, rows: Sequence[Example]) -> Classifier:
+    """The threshold at which benign texts of templates that were left out and prose reach their budgets.
+
+    Cross-validated: each fold of benign templates is judged by a classifier that was trained without it.
+    """
+    decisions: dict[bool, list[float]] = {True: [], False: []}
+    for fold_number in range(FOLDS):
+        left_out = [row for row in rows if not row.attack and row.part % FOLDS == fold_number]
+        other = train([row for row in rows if row.attack or row.part % FOLDS != fold_number])
+        for row in left_out:
+            decisions[row.family == PROSE].append(max(map(other.decision, row.windows), default=NOTHING))
+    thresholds = [
+        sorted(found, reverse=True)[int(budget * len(found))]
+        for found, budget in ((decisions[False], BUDGET), (decisions[True], PROSE_BUDGET))
+    ]
+    return Classifier(fitted.weights, fitted.unit, fitted.intercept, round(max(thresholds), 3))
 
 
 def decision(fitted: Classifier, text: str) -> float:
     """The highest decision value of a text's windows."""
-    return max(map(fitted.decision, windows_of(text)), default=fitted.intercept)
-
-
-def documents(some: Sequence[str], seed: int, sentences_each: int = 12) -> list[str]:
-    """Texts put together to long ones, a quarter as many as there are texts."""
-    draw = random.Random(seed)
-    return [" ".join(draw.sample(some, sentences_each)) for _ in range(len(some) // 4)]
-
-
-@dataclass(frozen=True)
-class HeldOut:
-    """(family, text) of templates that are never trained on: some set the threshold, the others only measure."""
-
-    calibration: list[tuple[str, str]]
-    measured: list[tuple[str, str]]
-
-
-def split_held_out(name: Literal["attacks", "benign"], seed: int = SEED, each: int = 60) -> HeldOut:
-    """Texts of held-out templates; in each family every other such template is for calibration."""
-    calibration = {(t.family, t.text) for t in templates(name) if t.number % (2 * HELD_OUT_EVERY) == HELD_OUT_EVERY - 1}
-    found = HeldOut([], [])
-    for template in templates(name):
-        if template.held_out:
-            part = found.calibration if (template.family, template.text) in calibration else found.measured
-            part += expanded(template, each=each, seed=seed + 1)
-    return found
+    return max(map(fitted.decision, windows_of(text)), default=NOTHING)
 
 
 def card(fitted: Classifier, rows: Sequence[Example]) -> dict[str, Any]:
     """What stands beside the weights: what they were made from, and what held-out texts show."""
-    attacks = [decision(fitted, text) for _, text in split_held_out("attacks").measured]
-    benign = [decision(fitted, text) for _, text in split_held_out("benign").measured]
+    attacks, benign = (
+        [decision(fitted, text) for _, text in held_out_texts(name, each=EACH_ATTACK, seed=SEED + 1)]
+        for name in ("attacks", "benign")
+    )
     steps = [round(-2 + 0.25 * step, 2) for step in range(25)]
     return {
         "about": "Linear model over hashed n-grams of words, characters and concepts: attacks on a language model.",
@@ -128,8 +121,8 @@ def card(fitted: Classifier, rows: Sequence[Example]) -> dict[str, Any]:
         "attack_examples": sum(row.attack for row in rows),
         "benign_windows": sum(len(row.windows) for row in rows if not row.attack),
         "templates": {name: len(templates(name)) for name in ("attacks", "benign")},
-        "held_out": f"every {HELD_OUT_EVERY}th template of each family; half of the benign ones set the threshold",
-        "false_positive_budget": BUDGET,
+        "held_out": f"every {HELD_OUT_EVERY}th template of a family; the threshold is cross-validated over the others",
+        "false_positive_budget": {"cross_validated_templates": BUDGET, "cross_validated_prose": PROSE_BUDGET},
         "classifier_alone_on_held_out_templates": {
             "attacks": len(attacks),
             "benign": len(benign),
@@ -155,7 +148,7 @@ def _share_from(decisions: Sequence[float], threshold: float) -> float:
 def main() -> None:
     """Write the weights and their card where the guards read them."""
     rows = examples()
-    fitted = calibrated(train(rows))
+    fitted = calibrated(train(rows), rows)
     stored = {
         "card": card(fitted, rows),
         "unit": fitted.unit,

@@ -84,10 +84,16 @@ def expanded(template: Template, *, each: int, seed: int) -> list[tuple[str, str
     return [(template.family, _varied(text, draw)) for text in list(distinct)[:each]]
 
 
-def training_texts(name: str, *, each: int, seed: int) -> list[tuple[str, str]]:
-    """(family, text) of every template that is not held out."""
-    kept = (template for template in templates(name) if not template.held_out)
+def held_out_texts(name: str, *, each: int, seed: int) -> list[tuple[str, str]]:
+    """(family, text) of the templates that are never trained on and set no threshold."""
+    kept = (template for template in templates(name) if template.held_out)
     return [one for template in kept for one in expanded(template, each=each, seed=seed)]
+
+
+def prose() -> list[str]:
+    """Paragraphs of this project's own documents: what long benign texts are made of, which templates are not."""
+    lines = (_HERE / "prose.txt").read_text(encoding="utf-8").splitlines()
+    return [line for line in lines if not line.startswith("# ")]
 
 
 def _varied(text: str, draw: random.Random) -> str:
