@@ -79,17 +79,20 @@ def load(path: Path = MODEL) -> Classifier:
 
 def windows(parts: Sequence[Sentence], marked: Sequence[Hit]) -> list[Window]:
     """Each sentence, and each run of three, in which at least two concepts meet; marks count where they stand."""
-    single = [_features(part) | _marked(part, marked) for part in parts]
     strong = [frozenset(part.concepts) - _WEAK for part in parts]
+    single: dict[int, set[int]] = {}  # made for those sentences alone that a window needs
     found = []
     for size in {1, min(WINDOW, len(parts))} - {0}:
         for first in range(len(parts) - size + 1):
-            run = slice(first, first + size)
-            start, end = parts[first].start, parts[first + size - 1].end
+            run = range(first, first + size)
+            start, end = parts[run[0]].start, parts[run[-1]].end
             # An attack says what to do and with what: where only one of both is named, there is nothing to judge.
-            if len(frozenset().union(*strong[run])) + _any_mark(marked, start, end) > 1:
-                across = _across(parts[run]) if size > 1 else ()
-                found.append(Window(start, end, frozenset().union(*single[run], across)))
+            if len(frozenset().union(*(strong[at] for at in run))) + _any_mark(marked, start, end) > 1:
+                for at in run:
+                    if at not in single:
+                        single[at] = _features(parts[at]) | _marked(parts[at], marked)
+                across = _across(parts[first : first + size]) if size > 1 else ()
+                found.append(Window(start, end, frozenset().union(*(single[at] for at in run), across)))
     return found
 
 
