@@ -116,7 +116,7 @@ def prose() -> list[str]:
     for distribution in sorted(distributions(), key=lambda one: str(one.metadata["Name"]).lower()):
         name = str(distribution.metadata["Name"])
         if not name.startswith("tuneloop"):
-            body = str(distribution.metadata.get("Description") or distribution.read_text("METADATA") or "")
+            body = (distribution.read_text("METADATA") or "").partition("\n\n")[2]
             found += [part for part in body.split("\n\n") if 60 < len(part) < 2_000]
     random.Random(SEED).shuffle(found)
     return found[:4_000]
