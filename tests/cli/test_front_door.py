@@ -16,7 +16,20 @@ from tuneloop.cli import main as front_door
 
 VERBS = {
     *("demo", "up", "status", "trace", "requests", "report", "alerts", "alert", "models", "versions", "compare"),
-    *("show", "card", "experiment", "gate", "approve", "sign", "promote", "rollback", "route", "rollout", "retraining"),
+    *(
+        "show",
+        "card",
+        "experiment",
+        "guard",
+        "gate",
+        "approve",
+        "sign",
+        "promote",
+        "rollback",
+        "route",
+        "rollout",
+        "retraining",
+    ),
     *("train", "recipe", "data", "key", "token"),
     *("config", "engine", "gateway", "monitor", "worker", "controller", "api", "audit", "db"),
 }

@@ -58,7 +58,7 @@ def asked(url: str, **query: str) -> Any:
 
 
 def export_monitor(stack: ExitStack) -> int:
-    """The monitor's metrics after a pass that judged every signal and found things standing; the port where they are scraped."""
+    """The monitor's metrics after a pass that judged every signal and found things standing; their port."""
     metrics, now, port = MonitorMetrics(), utc_now(), free_port()
     for signal in (PROMPT_DRIFT, PERPLEXITY, CORRECTION_PERPLEXITY, LATENCY):
         metrics.judged(window_score(now, id=signal, signal=signal), now)
