@@ -14,10 +14,14 @@ from pydantic import ValidationError
 
 from tests_support import request_record
 from tuneloop.registry.canary import ArmSample, Limits, always_valid_difference, judge
-from tuneloop.registry.nouns import Feedback
+from tuneloop.registry.traffic import Opinion, Outcome
 
 AT = datetime(2026, 11, 1, 12, 0, tzinfo=UTC)
 NOTHING = ArmSample(0, 0, (), ())
+
+
+def _outcome(number: int, **changes: object) -> Outcome:
+    return Outcome.model_validate(request_record(number, AT, **changes).model_dump(include=set(Outcome.model_fields)))
 
 
 def _arm(answered: int, *, failed: int = 0, score: float = 0.8, ms: float = 100.0) -> ArmSample:
@@ -48,8 +52,8 @@ def test_longer_answers_are_judged_where_they_have_a_limit() -> None:
 
 
 def test_tokens_are_those_of_answers_whose_engine_counted_them() -> None:
-    counted = [request_record(i, AT, completion_tokens=tokens) for i, tokens in enumerate((12, None, 0, 7))]
-    failed = request_record(9, AT, completion_tokens=99, status=500)
+    counted = [_outcome(i, completion_tokens=tokens) for i, tokens in enumerate((12, None, 0, 7))]
+    failed = _outcome(9, completion_tokens=99, status=500)
     assert ArmSample.of(1, [*counted, failed], {}).tokens == (12, 7)
 
 
@@ -198,29 +202,26 @@ def test_the_interval_holds_its_estimate_and_mirrors_when_the_arms_change_places
 
 
 def test_what_was_assigned_counts_not_what_served() -> None:
-    records = [
-        request_record(0, AT, assigned_version=2, served_version=2, total_ms=50.0),
-        request_record(
-            1, AT, assigned_version=2, served_version=1
-        ),  # the champion had to answer: a failure of version 2
-        request_record(2, AT, assigned_version=2, served_version=2, status=502, error="engine died"),
-        request_record(3, AT, assigned_version=2, served_version=2, error="the stream ended early"),
-        request_record(4, AT, assigned_version=2, served_version=2, status=400, error="too long"),  # the client's fault
-        request_record(5, AT, assigned_version=2, served_version=2, status=499),  # the client left
-        request_record(6, AT, assigned_version=None, served_version=2),  # pinned: belongs to no arm
-        request_record(7, AT, assigned_version=1, served_version=1),
+    outcomes = [
+        _outcome(0, assigned_version=2, served_version=2, total_ms=50.0),
+        _outcome(1, assigned_version=2, served_version=1),  # the champion had to answer: a failure of version 2
+        _outcome(2, assigned_version=2, served_version=2, status=502, error="engine died"),
+        _outcome(3, assigned_version=2, served_version=2, error="the stream ended early"),
+        _outcome(4, assigned_version=2, served_version=2, status=400, error="too long"),  # the client's fault
+        _outcome(5, assigned_version=2, served_version=2, status=499),  # the client left
+        _outcome(6, assigned_version=None, served_version=2),  # pinned: belongs to no arm
+        _outcome(7, assigned_version=1, served_version=1),
     ]
 
-    def said(request: str, minute: int, **how: object) -> Feedback:
-        return Feedback.model_validate(
-            {"id": f"{request}{minute}", "request_id": request, "at": AT + timedelta(minutes=minute), **how}
-        )
+    def said(request: str, minute: int, **how: object) -> Opinion:
+        opinion = {"request_id": request, "at": AT + timedelta(minutes=minute), "corrected": False}
+        return Opinion.model_validate(opinion | {"score": None, "thumb": None} | how)
 
-    feedback = {
-        "req-0": [said("req-0", 0, score=0.2), said("req-0", 1, thumb="up"), said("req-0", 2, comment="hm")],
+    opinions = {
+        "req-0": [said("req-0", 0, score=0.2), said("req-0", 1, thumb="up"), said("req-0", 2, corrected=True)],
         "req-1": [said("req-1", 0, score=1.0)],
     }
-    assert ArmSample.of(2, records, feedback) == ArmSample(answered=1, failed=3, scores=(1.0,), total_ms=(50.0,))
+    assert ArmSample.of(2, outcomes, opinions) == ArmSample(answered=1, failed=3, scores=(1.0,), total_ms=(50.0,))
 
 
 @pytest.mark.parametrize(

@@ -18,12 +18,11 @@ from typing import Literal
 
 from pydantic import ConfigDict, Field
 
-from tuneloop.registry.nouns import Check, Feedback, Interval, Noun, RequestRecord
+from tuneloop.registry.nouns import Check, Interval, Noun
 from tuneloop.registry.sequences import drawn_variance, radius, stratum_shares
+from tuneloop.registry.traffic import Opinion, Outcome
 
 Verdict = Literal["pass", "fail", "inconclusive"]
-CLIENT_FAULT = 400
-SERVER_FAULT = 500
 
 
 class Limits(Noun):
@@ -55,22 +54,19 @@ class ArmSample:
         return self.answered + self.failed
 
     @classmethod
-    def of(
-        cls, version: int, records: Sequence[RequestRecord], feedback: Mapping[str, Sequence[Feedback]]
-    ) -> ArmSample:
-        """The sample of a version from the records of its model.
+    def of(cls, version: int, outcomes: Sequence[Outcome], opinions: Mapping[str, Sequence[Opinion]]) -> ArmSample:
+        """The sample of a version from the outcomes of its model's requests, and opinions in order of time by request.
 
         What the version was assigned counts, not what it served: a request that another version had to answer is its
         failure. A request that pinned its version belongs to no arm; one the client spoilt or left is neither success
         nor failure.
         """
-        mine = [r for r in records if r.assigned_version == version and not CLIENT_FAULT <= r.status < SERVER_FAULT]
-        answered = [
-            r for r in mine if r.status < SERVER_FAULT and r.error is None and r.served_version == r.assigned_version
-        ]
-        scores = [score for r in answered if (score := _score(feedback.get(r.id, ()))) is not None]
-        times_ms = tuple(r.total_ms for r in answered)
-        tokens = tuple(r.completion_tokens for r in answered if r.completion_tokens)
+        mine = [outcome for outcome in outcomes if outcome.assigned_version == version and not outcome.is_spoilt]
+        answered = [outcome for outcome in mine if outcome.is_answered]
+        liked = ([said.liking for said in opinions.get(o.id, ()) if said.liking is not None] for o in answered)
+        scores = [likings[-1] for likings in liked if likings]
+        times_ms = tuple(o.total_ms for o in answered)
+        tokens = tuple(o.completion_tokens for o in answered if o.completion_tokens)
         return cls(len(answered), len(mine) - len(answered), tuple(scores), times_ms, tokens)
 
 
@@ -136,15 +132,6 @@ def _variance(revisions: Sequence[Sequence[float]]) -> float:
     squares = sum((value - mean) ** 2 for values in revisions for mean in [fmean(values)] for value in values)
     free = sum(len(values) - 1 for values in revisions)
     return drawn_variance(squares, float(free))
-
-
-def _score(items: Sequence[Feedback]) -> float | None:
-    for item in reversed(items):
-        if item.score is not None:
-            return item.score
-        if item.thumb is not None:
-            return 1.0 if item.thumb == "up" else 0.0
-    return None
 
 
 def _errors(revisions: Sequence[Arms], limits: Limits) -> Check:

@@ -1,6 +1,6 @@
 """Judging the running challenger: which traffic counts, read from the database; what it shows says `canary`.
 
-A look reads every record since the version got its share.
+A look reads, by two queries and without its text, what became of every request since the version got its share.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from datetime import datetime
 from tuneloop.registry.canary import ArmSample, Limits, judge
 from tuneloop.registry.errors import Refused
 from tuneloop.registry.facade import Registry
-from tuneloop.registry.nouns import GateReport, RequestRecord, version_name
+from tuneloop.registry.nouns import GateReport, version_name
+from tuneloop.registry.traffic import Outcome
 
 
 @dataclass(frozen=True)
@@ -31,20 +32,18 @@ def judgement(
     All of the trial is compared, revision by revision, but a step needs samples of its own: one without traffic shows
     nothing about its load.
     """
-    champion = registry.routes.current(model).champion
-    arms = (champion, version)
-    records = [r for r in registry.traffic.window(model, since=trial.since) if r.assigned_version in arms]
-    feedback = registry.traffic.feedback_for([record.id for record in records])
-    under: dict[int, list[RequestRecord]] = {}
-    for record in records:
-        under.setdefault(record.revision or 0, []).append(record)
+    champion, now = registry.routes.current(model).champion, registry.clock()
+    outcomes, opinions = registry.traffic.outcomes(model, since=trial.since, until=now)
+    under: dict[int, list[Outcome]] = {}
+    for outcome in outcomes:
+        under.setdefault(outcome.revision or 0, []).append(outcome)
     samples = {
-        revision: (ArmSample.of(champion, those, feedback), ArmSample.of(version, those, feedback))
+        revision: (ArmSample.of(champion, those, opinions), ArmSample.of(version, those, opinions))
         for revision, those in under.items()
     }
     here = sum(challenger.answered for revision, (_, challenger) in samples.items() if revision >= trial.step_revision)
     checks = judge(tuple(samples.values()), limits, step_answered=here, min_samples=min_samples)
-    return GateReport(model=model, version=version, champion=champion, at=registry.clock(), checks=checks)
+    return GateReport(model=model, version=version, champion=champion, at=now, checks=checks)
 
 
 def trial_of(registry: Registry, model: str, version: int) -> Trial:

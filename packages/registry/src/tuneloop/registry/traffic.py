@@ -16,7 +16,8 @@ from tuneloop.registry.nouns import Feedback, Noun, RequestLine, RequestRecord
 from tuneloop.registry.paging import Ask, Page, page
 from tuneloop.registry.tables import feedback, requests
 
-_CLIENT_FAULT = 400
+CLIENT_FAULT = 400
+SERVER_FAULT = 500
 # What came with another API key than the request's does not count: nobody speaks for other people's users. The request
 # may not be on record yet.
 _THEIRS = sa.or_(feedback.c.api_key.is_(None), requests.c.id.is_(None), feedback.c.api_key == requests.c.api_key)
@@ -30,6 +31,13 @@ class Opinion(Noun):
     score: float | None
     thumb: Literal["up", "down"] | None
     corrected: bool
+
+    @property
+    def liking(self) -> float | None:
+        """The score, or what a thumb says as one, in [0, 1]; None: it says neither."""
+        if self.score is not None:
+            return self.score
+        return None if self.thumb is None else float(self.thumb == "up")
 
 
 class Outcome(Noun):
@@ -49,6 +57,16 @@ class Outcome(Noun):
     queue_ms: FiniteFloat | None
     ttft_ms: FiniteFloat | None
     total_ms: FiniteFloat
+
+    @property
+    def is_spoilt(self) -> bool:
+        """Whether the client spoilt the request or left it: neither a success nor a failure of a version."""
+        return CLIENT_FAULT <= self.status < SERVER_FAULT
+
+    @property
+    def is_answered(self) -> bool:
+        """Whether the version that the split gave the request answered it to the end."""
+        return self.status < CLIENT_FAULT and self.error is None and self.served_version == self.assigned_version
 
 
 class Traffic:
@@ -128,7 +146,7 @@ class Traffic:
         gave = sa.and_(
             requests.c.model == model,
             requests.c.served_version == version,
-            requests.c.status < _CLIENT_FAULT,
+            requests.c.status < CLIENT_FAULT,
             requests.c.error.is_(None),
         )
         query = sa.select(requests.c.total_ms).where(gave).order_by(requests.c.at.desc()).limit(newest)

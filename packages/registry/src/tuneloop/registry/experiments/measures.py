@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from typing import NamedTuple
 
-from tuneloop.registry.canary import CLIENT_FAULT, SERVER_FAULT
 from tuneloop.registry.experiments.declaration import AMOUNTS, Measure, Metric
 from tuneloop.registry.traffic import Opinion, Outcome
 
@@ -21,17 +20,6 @@ class Contribution(NamedTuple):
     at: datetime
     value: float
     weight: float  # how many requests have the measure by this one; 0 where it only changes the value
-
-
-def is_spoilt(outcome: Outcome) -> bool:
-    """Whether the client spoilt the request or left it: neither a success nor a failure of a version."""
-    return CLIENT_FAULT <= outcome.status < SERVER_FAULT
-
-
-def is_answered(outcome: Outcome) -> bool:
-    """Whether the version that the split gave the request answered it to the end."""
-    served = outcome.served_version == outcome.assigned_version
-    return outcome.status < CLIENT_FAULT and outcome.error is None and served
 
 
 def contributions(metric: Metric, outcome: Outcome, opinions: Sequence[Opinion]) -> Iterator[Contribution]:
@@ -49,11 +37,11 @@ def contributions(metric: Metric, outcome: Outcome, opinions: Sequence[Opinion])
 
 
 def _measured(measure: Measure, outcome: Outcome, opinions: Sequence[Opinion]) -> Iterator[Contribution]:
-    if is_spoilt(outcome):
+    if outcome.is_spoilt:
         return
     if measure in {"asked", "error"}:
-        yield Contribution(outcome.at, 1.0 if measure == "asked" else float(not is_answered(outcome)), 1.0)
-    elif not is_answered(outcome):
+        yield Contribution(outcome.at, 1.0 if measure == "asked" else float(not outcome.is_answered), 1.0)
+    elif not outcome.is_answered:
         return
     elif measure in {"answered", "correction"}:
         yield Contribution(outcome.at, float(measure == "answered"), 1.0)
@@ -77,14 +65,8 @@ def _newest(read: Callable[[Opinion], float | None], opinions: Sequence[Opinion]
             before = value
 
 
-def _score(opinion: Opinion) -> float | None:
-    if opinion.score is not None:
-        return opinion.score
-    return None if opinion.thumb is None else float(opinion.thumb == "up")
-
-
 _OPINIONS: dict[str, Callable[[Opinion], float | None]] = {
-    "score": _score,
+    "score": lambda opinion: opinion.liking,
     "rated": lambda opinion: None if opinion.thumb is None else 1.0,
     "thumbs_up": lambda opinion: None if opinion.thumb is None else float(opinion.thumb == "up"),
     "thumbs_down": lambda opinion: None if opinion.thumb is None else float(opinion.thumb == "down"),

@@ -1,0 +1,80 @@
+"""What a rollout is judged on, read from both databases: which traffic counts, and what a look costs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import sqlalchemy as sa
+
+from tests_support import Clock, request_record
+from tuneloop.registry import Registry
+from tuneloop.registry.canary import Limits
+from tuneloop.registry.judging import judgement, trial_of
+from tuneloop.registry.nouns import Arm, Feedback, Route
+
+TEXT = ("messages", "answer", "guards", "comment", "label")
+
+
+def share(registry: Registry, share_bp: int, *, version: int = 2) -> Route:
+    """A revision that gives a version so much beside version 1, at a time of its own."""
+    newest = max((route.revision for route in registry.routes.history("bot", limit=1)), default=0)
+    arms = [Arm(version=version, weight_bp=share_bp), Arm(version=1, weight_bp=10_000 - share_bp)]
+    return registry.routes.write("bot", arms, by="ada", reason="r", expected_revision=newest)
+
+
+@contextmanager
+def statements(registry: Registry) -> Iterator[list[str]]:
+    """What the database is asked meanwhile."""
+    asked: list[str] = []
+
+    def listen(_connection: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
+        asked.append(statement)
+
+    sa.event.listen(registry.database.engine, "before_cursor_execute", listen)
+    yield asked
+    sa.event.remove(registry.database.engine, "before_cursor_execute", listen)
+
+
+def test_a_look_reads_no_text_and_as_many_statements_whatever_the_traffic(registries: Registry, clock: Clock) -> None:
+    route = share(registries, 5_000)
+    trial = trial_of(registries, "bot", 2)
+    clock.advance(1)
+    now = clock()
+    # Of every ten: version 1 gets the even ones, of which it fails none; of version 2's the last fails, and another
+    # was spoilt by its client. Everybody likes version 1 at 0.25 and later, with a thumb, version 2.
+    records = [
+        request_record(
+            number,
+            now,
+            revision=route.revision,
+            assigned_version=1 + number % 2,
+            served_version=1 + number % 2,
+            status={9: 503, 7: 422}.get(number % 10, 200),
+        )
+        for number in range(1_200)
+    ]
+    said = [Feedback(id=f"a{r.id}", request_id=r.id, at=now, score=0.25, api_key=r.api_key) for r in records]
+    said += [
+        Feedback(id=f"b{r.id}", request_id=r.id, at=now, thumb="up", comment="good", api_key=r.api_key)
+        for r in records
+        if r.assigned_version == 2
+    ]
+    clock.advance(1)
+    # What another key says of them does not count, nor what came before the share.
+    said += [Feedback(id=f"c{r.id}", request_id=r.id, at=clock(), score=0.0, api_key="another") for r in records]
+    before = request_record(5_000, now - timedelta(days=1), assigned_version=2, served_version=2, revision=1)
+    registries.traffic.add_requests([*records, before])
+    registries.traffic.add_feedback(said)
+    with statements(registries) as asked:
+        report = judgement(registries, "bot", 2, Limits(), trial)
+    about = [statement for statement in asked if "requests" in statement]
+    assert len(about) == 2
+    assert [word for word in TEXT for statement in about if word in statement] == []
+    samples, errors, _, feedback = report.checks
+    assert samples.detail == "360 answered on this step, at least 30 asked for"
+    assert errors.detail == "120 of 480 failed, champion 0 of 600"
+    assert feedback.detail.startswith("score +0.750")
+    assert feedback.detail.endswith("360 scores against 600, margin 0.1")
