@@ -5,9 +5,12 @@ No engine and no gateway lives here, so nothing waits for one; with both it is t
 
 from __future__ import annotations
 
+import gc
 import re
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,6 +19,7 @@ from registry.world import CHANGE, KEYS, Users, set_up, splits
 from tests_support import Clock, beat_gateway, publish_version
 from tuneloop.registry import Registry
 from tuneloop.registry.advancing import go_on, judged
+from tuneloop.registry.alias_watch import AliasWatch
 from tuneloop.registry.assignment import assign, held_out, key_hash
 from tuneloop.registry.canary import Limits
 from tuneloop.registry.controller import LEASE_S, Controller
@@ -409,6 +413,70 @@ def test_five_controllers_at_once_write_each_step_once(registries: Registry) -> 
     assert opened[5].audit.verify().faults == ()
     for registry in opened:
         registry.close()
+
+
+def _raises_once(act: Callable[..., None], error: Exception) -> tuple[Callable[..., None], list[int]]:
+    """`act`, whose first call raises; and its calls so far."""
+    calls: list[int] = []
+
+    def called(*arguments: object, **named: object) -> None:
+        calls.append(len(calls))
+        if len(calls) == 1:
+            raise error
+        act(*arguments, **named)
+
+    return called, calls
+
+
+@contextmanager
+def _at_work(registry: Registry) -> Iterator[threading.Thread]:
+    """A controller in a thread of its own, in real time."""
+    stop, settings = threading.Event(), ControllerSettings(every_s=0.02, aliases_every_s=1.0)
+    thread = threading.Thread(target=Controller(registry, settings).run, args=(stop,))
+    thread.start()
+    try:
+        yield thread
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _wait(until: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not until() and time.monotonic() < deadline:
+        time.sleep(0.02)
+
+
+def test_an_error_nobody_foresaw_ends_neither_the_watch_nor_a_rollout_and_is_logged_with_its_origin(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    set_up(registry)
+    declare(registry, "bot", 2, PLAN, CHANGE)
+    turn, turns = _raises_once(AliasWatch.turn, ValueError("a day too far"))
+    look, _looks = _raises_once(Controller.look, ValueError("no such hour"))
+    monkeypatch.setattr(AliasWatch, "turn", turn)
+    monkeypatch.setattr(Controller, "look", look)
+    with _at_work(registry) as controller:
+        _wait(lambda: len(turns) > 2 and now(registry).step == 0)
+        assert controller.is_alive()
+    assert (len(turns) > 2, now(registry).step) == (True, 0)
+    said = [str(record.exc_info[1]) for record in caplog.records if record.exc_info]
+    assert sorted(said) == ["a day too far", "no such hour"]
+
+
+def test_no_thread_of_a_rollout_that_is_over_is_kept(registry: Registry) -> None:
+    set_up(registry)
+    declared = declare(registry, "bot", 2, PLAN, CHANGE)
+
+    def threads() -> list[threading.Thread]:
+        return [one for one in gc.get_objects() if isinstance(one, threading.Thread) and one.name == declared.id]
+
+    with _at_work(registry):
+        _wait(lambda: now(registry).step == 0)
+        assert len(threads()) == 1
+        abort(registry, "bot", GRACE)
+        _wait(lambda: threads() == [])
+        assert threads() == []
 
 
 def test_a_controller_killed_after_staging_is_followed_by_one_that_raises(registries: Registry, users: Users) -> None:

@@ -51,11 +51,10 @@ class Controller:
 
     def run(self, stop: threading.Event) -> None:
         """Work until `stop` is set. Rollouts go on side by side: one that waits for an engine holds up no other."""
-        drivers = {"aliases": _started("aliases", partial(self._watching, stop))}
+        drivers: dict[str, threading.Thread] = {}
         while not stop.is_set():
-            for rollout in self._running():
-                if rollout.id not in drivers or not drivers[rollout.id].is_alive():
-                    drivers[rollout.id] = _started(rollout.id, partial(self._driving, rollout.id, stop))
+            drivers = {what: driver for what, driver in drivers.items() if driver.is_alive()}
+            self._survived("rollouts", partial(self._start_missing, drivers, stop))
             stop.wait(self._settings.every_s)
         deadline = time.monotonic() + _END_S
         for driver in drivers.values():
@@ -88,6 +87,17 @@ class Controller:
         for held in list(self._held.values()):
             self._guarded(held.id, partial(self._registry.rollouts.release, held))
         self._held.clear()
+
+    def _start_missing(self, drivers: dict[str, threading.Thread], stop: threading.Event) -> None:
+        """A thread for the aliases and for each running rollout that has none, or whose last one an error ended."""
+        if "aliases" not in drivers:
+            drivers["aliases"] = self._driver("aliases", partial(self._watching, stop))
+        for rollout in self._running():
+            if rollout.id not in drivers:
+                drivers[rollout.id] = self._driver(rollout.id, partial(self._driving, rollout.id, stop))
+
+    def _driver(self, what: str, act: Callable[[], None]) -> threading.Thread:
+        return _started(what, partial(self._survived, what, act))
 
     def _running(self) -> list[Rollout]:
         found: list[Rollout] = []
@@ -125,6 +135,15 @@ class Controller:
             self._told[what] = str(error)
         else:
             self._told.pop(what, None)
+
+    def _survived(self, what: str, act: Callable[[], None]) -> None:
+        """Do it; an error that nobody foresaw ends that alone, and is logged with where it came from, once."""
+        try:
+            act()
+        except Exception as error:  # noqa: BLE001 (whatever it is, the others go on)
+            if self._told.get(what) != repr(error):
+                _log.exception("%s: an error nobody foresaw; it is tried again", what)
+            self._told[what] = repr(error)
 
     @contextmanager
     def _kept(self, held: Rollout) -> Iterator[None]:
