@@ -7,12 +7,14 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
+import pytest
 import sqlalchemy as sa
 
 from tests_support import Clock, request_record
 from tuneloop.registry import Registry
 from tuneloop.registry.canary import Limits
-from tuneloop.registry.judging import judgement, trial_of
+from tuneloop.registry.errors import Unreadable
+from tuneloop.registry.judging import Trial, judgement, trial_of
 from tuneloop.registry.nouns import Arm, Feedback, Route
 
 TEXT = ("messages", "answer", "guards", "comment", "label")
@@ -78,3 +80,27 @@ def test_a_look_reads_no_text_and_as_many_statements_whatever_the_traffic(regist
     assert errors.detail == "120 of 480 failed, champion 0 of 600"
     assert feedback.detail.startswith("score +0.750")
     assert feedback.detail.endswith("360 scores against 600, margin 0.1")
+
+
+def test_a_trial_is_found_however_long_it_is_and_whatever_is_damaged_before_it(
+    registries: Registry, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tuneloop.registry.routes._PAGE", 3)
+    share(registries, 500)
+    share(registries, 500, version=3)
+    clock.advance(1)
+    first = share(registries, 500)
+    for _ in range(6):
+        step = share(registries, 1_000)
+    found = Trial(first.at, first.revision + 1)
+    assert trial_of(registries, "bot", 2) == found
+    _damage(registries, 1)
+    assert trial_of(registries, "bot", 2) == found
+    _damage(registries, step.revision - 1)
+    with pytest.raises(Unreadable):
+        trial_of(registries, "bot", 2)
+
+
+def _damage(registry: Registry, revision: int) -> None:
+    with registry.database.writing() as connection:
+        connection.execute(sa.text("UPDATE routes SET arms = '[]' WHERE revision = :n"), {"n": revision})

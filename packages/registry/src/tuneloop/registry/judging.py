@@ -51,8 +51,9 @@ def trial_of(registry: Registry, model: str, version: int) -> Trial:
 
     Raises:
         Refused: it has no share.
+        Unreadable: a revision of the trial cannot be read; what went before it does not matter.
     """
-    shared = list(itertools.takewhile(lambda r: r.split.get(version, 0) > 0, registry.routes.history(model).whole()))
+    shared = list(itertools.takewhile(lambda r: r.split.get(version, 0) > 0, registry.routes.back(model)))
     if not shared:
         raise Refused(
             f"{version_name(model, version)} has no share of the traffic; `tuneloop rollout start` gives it one"

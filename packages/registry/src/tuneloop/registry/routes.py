@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -19,6 +19,7 @@ from tuneloop.registry.nouns import Arm, Route
 from tuneloop.registry.paging import Ask, Page, page
 from tuneloop.registry.tables import routes
 
+_PAGE = 100  # revisions a query
 _log = logging.getLogger(__name__)
 
 
@@ -79,6 +80,22 @@ class Routes:
         query = sa.select(routes).where(routes.c.model == model).order_by(routes.c.revision.desc()).limit(limit)
         with self._db.reading() as connection:
             return readable(Route, connection.execute(query).mappings())
+
+    def back(self, model: str) -> Iterator[Route]:
+        """A model's revisions, the newest first, read as far back as they are asked for.
+
+        Raises:
+            Unreadable: it has come to one that cannot be read.
+        """
+        query = sa.select(routes).where(routes.c.model == model).order_by(routes.c.revision.desc()).limit(_PAGE)
+        rows: Sequence[sa.RowMapping] = ()
+        while True:
+            further = query.where(routes.c.revision < rows[-1]["revision"]) if rows else query
+            with self._db.reading() as connection:
+                rows = connection.execute(further).mappings().all()
+            yield from (noun_of(Route, row) for row in rows)
+            if len(rows) < _PAGE:
+                return
 
     def page(self, model: str, ask: Ask) -> Page[Route]:
         """A model's revisions, the newest first, page by page."""
