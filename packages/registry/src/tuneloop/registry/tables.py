@@ -188,6 +188,7 @@ requests = sa.Table(
     _json("messages"),
     _text("answer", nullable=True),
     sa.Index("requests_by_model_time", "model", "at"),
+    sa.Index("requests_by_version_time", "model", "served_version", "at"),
 )
 feedback = sa.Table(
     "feedback",
@@ -348,7 +349,7 @@ rollouts = sa.Table(
     _integer("version"),
     _integer("champion"),
     _json("plan"),
-    _text("state"),
+    _text("state", index=True),
     _integer("step", nullable=True),
     _time("since"),
     _integer("revision"),
@@ -362,6 +363,7 @@ rollouts = sa.Table(
     _text("lease_owner", nullable=True),
     _time("lease_until", nullable=True),
     _integer("fencing_token"),
+    sa.Index("rollouts_by_time", "created_at", "id"),
 )
 # One open rollout of a model, whoever declares: the database itself refuses the second.
 _OPEN_ROLLOUT = rollouts.c.state.in_(("running", "paused"))
