@@ -464,6 +464,23 @@ def test_an_error_nobody_foresaw_ends_neither_the_watch_nor_a_rollout_and_is_log
     assert sorted(said) == ["a day too far", "no such hour"]
 
 
+def test_a_lease_does_not_make_a_judgement_newer(registries: Registry, users: Users, clock: Clock) -> None:
+    declared = declare(registries, "bot", 2, PLAN, CHANGE)
+    controller = Controller(registries)
+    controller.turn()
+    clock.advance(10)
+    controller.turn()
+    judged_at = clock()
+    assert now(registries).report.at == judged_at
+    controller.release()
+    clock.advance(LEASE_S)
+    held = registries.rollouts.claim(declared.id, "another", LEASE_S)
+    assert held is not None
+    clock.advance(1)
+    registries.rollouts.renew(held, LEASE_S)
+    assert now(registries).report.at == judged_at
+
+
 def test_no_thread_of_a_rollout_that_is_over_is_kept(registry: Registry) -> None:
     set_up(registry)
     declared = declare(registry, "bot", 2, PLAN, CHANGE)

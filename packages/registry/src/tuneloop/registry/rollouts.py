@@ -22,6 +22,7 @@ from tuneloop.registry.tables import rollouts
 
 S = RolloutState
 _FREE = {"lease_owner": None, "lease_until": None}
+_LEASE = {"lease_owner", "lease_until", "fencing_token"}
 
 
 class Rollouts:
@@ -239,12 +240,13 @@ class Rollouts:
     def _change(
         self, connection: Connection, seen: Rollout, states: Collection[RolloutState], **values: object
     ) -> Rollout:
-        """The fence: nothing is written to what is no longer as it was seen."""
+        """The fence: nothing is written to what is no longer as it was seen. A lease alone changes no rollout."""
         here = sa.and_(
             rollouts.c.id == seen.id, rollouts.c.fencing_token == seen.fencing_token, rollouts.c.state.in_(states)
         )
-        update = sa.update(rollouts).where(here).values(updated_at=self._clock(), **values)
-        done = connection.execute(update).rowcount
+        if not values.keys() <= _LEASE:
+            values["updated_at"] = self._clock()
+        done = connection.execute(sa.update(rollouts).where(here).values(**values)).rowcount
         row = connection.execute(sa.select(rollouts).where(rollouts.c.id == seen.id)).mappings().one()
         if done == 0:
             what = (
