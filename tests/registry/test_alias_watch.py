@@ -145,7 +145,8 @@ def test_a_deleted_alias_and_a_challenger_of_somebodys_are_put_right_others_are_
     move(watched, 2, "challenger")
     move(watched, 2, "theirs")
     AliasWatch(watched).turn()
-    assert watched.versions.aliases("bot") == {"champion": 1, "theirs": 2}
+    assert watched.versions.aliases("bot") == {"champion": 1}
+    assert int(client.get_model_version_by_alias("bot", "theirs").version) == 2
     assert about_aliases(watched)[0].detail["moved"] == {
         "champion": {"was": 1, "is": None},
         "challenger": {"was": None, "is": 2},
@@ -281,6 +282,31 @@ def test_mlflow_that_hangs_is_said_and_asked_less_often_and_holds_no_rollout_up(
     monkeypatch.undo()
     watch.turn()
     assert watch.pause_s(3.0) == 3.0
+
+
+def test_of_many_models_those_that_a_look_has_no_time_for_are_seen_by_the_next(
+    watched: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(12):
+        arms = [Arm(version=1, weight_bp=10_000)]
+        watched.routes.write(f"a{number:02}", arms, by="ada", reason="r", expected_revision=0)
+    aliases, asked = watched.versions.aliases, list[str]()
+
+    def slow(model: str) -> dict[str, int]:
+        asked.append(model)
+        time.sleep(0.05)
+        return aliases(model)
+
+    monkeypatch.setattr("tuneloop.registry.alias_watch.ASK_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(watched.versions, "aliases", slow)
+    move(watched, 2)
+    watch, looks = AliasWatch(watched), 0
+    while not about_aliases(watched) and looks < 10:
+        watch.turn()
+        looks += 1
+    assert looks > 1, "one look has no time for all"
+    assert "bot" in asked
+    assert [entry.action for entry in about_aliases(watched)][:1] == ["alias.moved"]
 
 
 def test_the_usual_pause_and_the_longest_answer_are_within_what_is_promised() -> None:

@@ -8,6 +8,7 @@ Adopting a version that an engine has to load first takes as long as that does, 
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
@@ -37,13 +38,14 @@ class AliasWatch:
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
         self._away = 0  # looks in a row that MLflow did not answer
+        self._last = ""  # the last model that was seen where a look's time ran out: the next goes on behind it
 
     def pause_s(self, every_s: float) -> float:
         """How long to wait before the next look."""
         return min(every_s * 2**self._away, LONGEST_PAUSE_S) if self._away else every_s
 
     def turn(self) -> None:
-        """One look at all of them.
+        """One look at all of them, or at as many as MLflow tells of in time; the next look goes on from there.
 
         Raises:
             Unavailable: MLflow or the database did not answer.
@@ -52,12 +54,17 @@ class AliasWatch:
         models = sorted(registry.routes.current_all())
         if not models:
             return
+        models = [model for model in models if model > self._last] + [model for model in models if model <= self._last]
+        found: dict[str, Aliases | None] = {}
         try:
-            seen = mlflow_within(registry, lambda: self._seen(models), ASK_TIMEOUT_S)
+            mlflow_within(registry, lambda: self._see(models, found), ASK_TIMEOUT_S)
         except Unavailable:
-            self._away = min(self._away + 1, 10)
-            raise
-        self._away = 0
+            if not found:
+                self._away = min(self._away + 1, 10)
+                raise
+        self._away, told = 0, found.copy()
+        self._last = list(told)[-1] if len(told) < len(models) else ""
+        seen = {model: aliases for model, aliases in told.items() if aliases is not None}
         # In this order: whatever of ours is seen there was written for a route that is read here.
         accounted, routes = self._accounted(), registry.routes.current_all()
         failures = []
@@ -69,14 +76,16 @@ class AliasWatch:
         if failures:
             raise Unavailable(f"MLflow's aliases are not what they should be: {'; '.join(failures)}")
 
-    def _seen(self, models: Sequence[str]) -> dict[str, Aliases]:
-        found = {}
+    def _see(self, models: Sequence[str], found: dict[str, Aliases | None]) -> None:
+        """Put down what MLflow holds, model by model, until the time is over; None: it has no such model."""
+        until = time.monotonic() + ASK_TIMEOUT_S
         for model in models:
             try:
                 found[model] = Aliases.found(self._registry.versions.aliases(model))
-            except NotFound:  # not in this MLflow: there is nothing to mirror to
-                continue
-        return found
+            except NotFound:  # there is nothing to mirror to
+                found[model] = None
+            if time.monotonic() > until:
+                return
 
     def _look(self, route: Route, seen: Aliases, accounted: Accounted | None) -> None:
         ours = () if seen == Aliases.of(route) else self._ours(route, accounted)

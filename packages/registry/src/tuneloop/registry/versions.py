@@ -25,7 +25,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from sqlalchemy.exc import SQLAlchemyError
 
-from tuneloop.registry.aliases import Aliases
+from tuneloop.registry.aliases import NAMES, Aliases
 from tuneloop.registry.artifacts import check_publishable, fetched_name, folder_digest
 from tuneloop.registry.errors import Conflict, InvalidInput, NotFound, Unavailable
 from tuneloop.registry.files import write_atomically
@@ -405,11 +405,11 @@ class Versions:
     def _point(self, model: str, alias: str, version: int | None) -> None:
         """Move an alias where it is not there already: MLflow reads all versions of the model to move or remove one."""
         try:
-            there: int | None = int(self._client.get_model_version_by_alias(model, alias).version)
+            there = self._pointed(model, alias)
         except MlflowException as error:
-            if error.error_code not in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
-            there = None  # it points nowhere
+            there = None
         if version is None and there is not None:
             self._client.delete_registered_model_alias(model, alias)
         elif version != there:
@@ -417,8 +417,22 @@ class Versions:
 
     @_asking
     def aliases(self, model: str) -> dict[str, int]:
-        """Alias → version, as MLflow holds them."""
-        return {alias: int(number) for alias, number in self._client.get_registered_model(model).aliases.items()}
+        """Those of the two that mirror a route which are set, and their versions; the cost is that of two short calls.
+
+        Raises:
+            NotFound: MLflow has no such model.
+        """
+        asked = {alias: self._pointed(model, alias) for alias in NAMES}
+        return {alias: version for alias, version in asked.items() if version is not None}
+
+    def _pointed(self, model: str, alias: str) -> int | None:
+        """What an alias names. Asking for the model instead would read all its versions."""
+        try:
+            return int(self._client.get_model_version_by_alias(model, alias).version)
+        except MlflowException as error:
+            if error.error_code != "INVALID_PARAMETER_VALUE":
+                raise
+            return None  # it points nowhere
 
     def _expect_first(self, draft: VersionDraft) -> None:
         if draft.request_id is not None and (existing := self.for_request(draft.request_id)) is not None:
