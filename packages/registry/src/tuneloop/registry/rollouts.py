@@ -99,7 +99,8 @@ class Rollouts:
         mine = found.lease_owner == owner and found.lease_until is not None and found.lease_until > now
         if mine and found.lease_until is not None and found.lease_until - now > timedelta(seconds=lease_s / 2):
             return found
-        if not mine and found.lease_until is not None and found.lease_until >= now:
+        another = not mine and found.lease_owner is not None
+        if another and found.lease_until is not None and found.lease_until >= now:
             return None
         token = found.fencing_token + (0 if mine else 1)
         until = now + timedelta(seconds=lease_s)
@@ -121,10 +122,13 @@ class Rollouts:
             self._change(connection, held, {S.RUNNING}, lease_until=until)
 
     def release(self, held: Rollout) -> None:
-        """Let the next controller go on at once; a lease that is lost already is none to release."""
+        """Let the next controller go on at once; a lease that is lost already is none to release.
+
+        Since when nobody holds it stays to be seen.
+        """
         try:
             with self._db.writing() as connection:
-                self._change(connection, held, {S.RUNNING}, **_FREE)
+                self._change(connection, held, {S.RUNNING}, lease_owner=None, lease_until=self._clock())
         except Conflict:
             return
 
