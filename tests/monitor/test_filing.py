@@ -114,7 +114,7 @@ def test_a_request_that_a_budget_sent_back_is_a_persons_to_approve_not_the_polic
     (request,) = drifting.requests()
     assert (request.state, request.held) == (
         RetrainingState.PROPOSED,
-        "0 of 1 USD a month are spent, it costs 2.00 (the plan)",
+        "0.00 of 1 USD a month are spent, it costs 2.00 (the plan)",
     )
 
 

@@ -152,7 +152,8 @@ class Rollouts(RuleBasedStateMachine):
             share.revision: rollout
             for rollout in self.registry.rollouts.all("bot").whole()
             for share in rollout.taken
-            if not share.found and self.registry.routes.at("bot", share.revision).split[2] in {2_000, 5_000}
+            if not share.found
+            and self.registry.routes.at("bot", share.revision).split[rollout.version] in {2_000, 5_000}
         }
         assert {revision: rollout.id for revision, rollout in taken.items() if revision in logged} == logged
         begun = [

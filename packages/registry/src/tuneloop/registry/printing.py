@@ -78,6 +78,7 @@ def plain(value: Any) -> Any:
 
 def who(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
     """A `--by` that is somebody's name: not blank, readable, and none that tuneloop's own parts go by."""
+    value = _said(context, parameter, value)
     name = unicodedata.normalize("NFKC", value or "").strip().casefold()
     if name.startswith(ACTOR_PREFIX):
         raise click.BadParameter(f"{ACTOR_PREFIX}… names whoever came through the control plane", param=parameter)
@@ -85,7 +86,7 @@ def who(context: click.Context, parameter: click.Parameter, value: str | None) -
         raise click.BadParameter(f"{name} is what tuneloop itself goes by in the audit log", param=parameter)
     if len(name) > _LONGEST_NAME or any(unicodedata.category(c) in _UNSEEN for c in value or ""):
         raise click.BadParameter(f"a name has {_LONGEST_NAME} readable characters at most", param=parameter)
-    return _said(context, parameter, value)
+    return value
 
 
 def _said(_context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
