@@ -48,6 +48,11 @@ def parse_version_name(text: str) -> tuple[str, int]:
 FRESH = "fresh"  # the evaluation set that a retraining makes from users' corrections
 
 
+def as_tuple(value: Any) -> Any:
+    """A list as a tuple, which is what strict nouns hold: YAML and JSON know lists only."""
+    return tuple(value) if isinstance(value, list) else value
+
+
 class Noun(BaseModel):
     """Base of every noun: frozen, strict about unknown fields."""
 

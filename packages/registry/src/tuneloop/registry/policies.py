@@ -13,13 +13,9 @@ from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, model_
 from tuneloop.registry import audit
 from tuneloop.registry.database import Database, faults, write_last
 from tuneloop.registry.errors import Unreadable
-from tuneloop.registry.nouns import FRESH, Noun, Signal
+from tuneloop.registry.nouns import FRESH, Noun, Signal, as_tuple
 from tuneloop.registry.rollout import Plan
 from tuneloop.registry.tables import policies
-
-
-def _as_tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value  # YAML and JSON know lists only
 
 
 def _as_decimal(value: Any) -> Any:
@@ -40,7 +36,7 @@ class RetrainingPolicy(Noun):
 
     enabled: bool = True
     recipe: str | None = None  # None: the champion's own recipe, from its MLflow run
-    signals: Annotated[tuple[Signal, ...], BeforeValidator(_as_tuple)] = Field(
+    signals: Annotated[tuple[Signal, ...], BeforeValidator(as_tuple)] = Field(
         default=("prompt_drift", "perplexity", "correction_perplexity"), min_length=1
     )
     min_rows: int = Field(default=50, ge=1, le=1_000_000_000)  # fresh corrections

@@ -12,18 +12,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Any, Self
+from typing import Annotated, Self
 
 from pydantic import AwareDatetime, BeforeValidator, ConfigDict, Field, model_validator
 
 from tuneloop.registry.canary import Limits
-from tuneloop.registry.nouns import FULL_SHARE_BP, Check, GateReport, Noun, Route, version_name
+from tuneloop.registry.nouns import FULL_SHARE_BP, Check, GateReport, Noun, Route, as_tuple, version_name
 
 _LONGEST_S = 365 * 86_400.0
-
-
-def _as_tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value  # YAML and JSON know lists only
 
 
 class Step(Noun):
@@ -41,7 +37,7 @@ class Plan(Noun):
 
     model_config = ConfigDict(strict=True)
 
-    steps: Annotated[tuple[Step, ...], BeforeValidator(_as_tuple)] = Field(
+    steps: Annotated[tuple[Step, ...], BeforeValidator(as_tuple)] = Field(
         default=(Step(weight_bp=1_000), Step(weight_bp=5_000))
     )
     limits: Limits = Limits()

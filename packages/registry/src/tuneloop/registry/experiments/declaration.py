@@ -24,7 +24,7 @@ from pydantic import (
 
 from tuneloop.registry.errors import InvalidInput
 from tuneloop.registry.files import read_text
-from tuneloop.registry.nouns import FULL_SHARE_BP, ModelName, Noun
+from tuneloop.registry.nouns import FULL_SHARE_BP, ModelName, Noun, as_tuple
 from tuneloop.registry.plain_yaml import PlainYaml
 
 Flag = Literal["error", "correction", "thumbs_down", "thumbs_up"]  # a request has it or not
@@ -38,10 +38,6 @@ _LEAST_PER_LOOK = 150
 _LEAST, _MOST = 1e-9, 1e12  # of an effect or a margin
 _MOST_VERSION = 2**31 - 1
 _SHAPE = "an experiment: a mapping of keys (model, hypothesis, arms, …) to values"
-
-
-def _as_tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value  # YAML and JSON know lists only
 
 
 def _as_number(value: Any) -> Any:
@@ -124,7 +120,7 @@ class Declaration(Noun):
     ]  # version → share
     control: int | None = None  # None: the champion when it is declared
     primary: Primary
-    guardrails: Annotated[tuple[Guardrail, ...], BeforeValidator(_as_tuple)] = ()
+    guardrails: Annotated[tuple[Guardrail, ...], BeforeValidator(as_tuple)] = ()
     covariate: Literal["prior_mean", "prompt_tokens"] | None = None  # known before an arm could change it
     covariate_days: int = Field(default=14, ge=1, le=365)  # how far back `prior_mean` looks
     alpha: float = Field(default=0.05, ge=1e-6, le=0.2)  # of the primary metric's decision, over all looks

@@ -8,16 +8,12 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from tuneloop.registry.errors import InvalidInput
-from tuneloop.registry.nouns import Noun
+from tuneloop.registry.nouns import Noun, as_tuple
 from tuneloop.registry.plain_yaml import PlainYaml
 
 GuardAction = Literal["block", "redact", "flag", "off"]
 Entity = Literal["EMAIL_ADDRESS", "PHONE_NUMBER", "CREDIT_CARD", "IBAN_CODE", "US_SSN", "IP_ADDRESS", "CRYPTO"]
 _Judged = Literal["block", "flag", "off"]
-
-
-def _as_tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value  # YAML knows lists only
 
 
 def _off(value: Any) -> Any:
@@ -38,7 +34,7 @@ class GuardPolicy(Noun):
     hidden: Annotated[_Judged, BeforeValidator(_off)] = "flag"  # text in characters that no reader sees
     secrets: Annotated[GuardAction, BeforeValidator(_off)] = "redact"
     personal: Annotated[GuardAction, BeforeValidator(_off)] = "redact"
-    entities: Annotated[tuple[Entity, ...], BeforeValidator(_as_tuple)] = Field(
+    entities: Annotated[tuple[Entity, ...], BeforeValidator(as_tuple)] = Field(
         default=("EMAIL_ADDRESS", "PHONE_NUMBER", "CREDIT_CARD", "IBAN_CODE", "US_SSN", "IP_ADDRESS", "CRYPTO"),
         min_length=1,
     )
