@@ -42,6 +42,7 @@ class Users:
     down: dict[int, float]  # version → how likely a thumb is down
     seed: int = 1
     span_s: float = 3_500  # over which they ask
+    apart: float = 0.1  # how far one's liking is from another's, to either side
     lost: Callable[[RequestRecord], bool] = lambda _: False
     made: int = 0
     random: random.Random = field(init=False)
@@ -54,7 +55,7 @@ class Users:
         route, records, feedback = self.registry.routes.current("bot"), [], []
         for user in users:
             key = f"user-{user}"
-            liking = random.Random(user).uniform(-0.1, 0.1)
+            liking = random.Random(user).uniform(-self.apart, self.apart)
             given = overridden(route, key)
             version = assign(route, key) if given is None else given
             for _ in range(each):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 import shutil
 import subprocess
@@ -38,7 +39,9 @@ def brought_up(tmp_path_factory: pytest.TempPathFactory, empty_mlflow: Path) -> 
     """A home to copy: publishing takes seconds."""
     home = tmp_path_factory.mktemp("brought-up")
     shutil.copy(empty_mlflow, home)
-    with Registry.open(RegistrySettings(home=home), clock=Clock()) as registry:
+    with Registry.open(RegistrySettings(home=home), clock=Clock()) as registry, pytest.MonkeyPatch.context() as patch:
+        source = random.Random(2)  # of the route's salt
+        patch.setattr("secrets.token_hex", lambda size: source.randbytes(size).hex())
         bring_up(registry, home / "made")
     return home
 
@@ -200,7 +203,7 @@ def test_a_rollout_and_an_experiment_do_not_change_each_others_split(world: Regi
 
 
 def test_the_covariate_is_what_was_known_before_the_start(world: Registry, tmp_path: Path, clock: Clock) -> None:
-    users = Users(world, clock, {1: 0.3, 2: 0.3})
+    users = Users(world, clock, {1: 0.5, 2: 0.5}, apart=0.5)  # what they said tells what they will say
     users.ask(range(300), each=4)
     experiment = started(world, tmp_path, f"{DECLARED}covariate: prior_mean\n")
     users.ask(range(200, 500))
@@ -216,7 +219,7 @@ def test_the_covariate_is_what_was_known_before_the_start(world: Registry, tmp_p
     for adjusted in (True, False):
         pairs = parts_at(experiment.declaration.primary, stream, evidence, 1, 2e9, adjusted=adjusted)
         left.append(float(difference(pairs, share=True).spread))
-    assert left[0] < left[1]
+    assert left[0] < 0.97 * left[1]
 
 
 def test_planned_looks_see_only_what_was_there_by_then(world: Registry, tmp_path: Path, clock: Clock) -> None:
