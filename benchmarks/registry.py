@@ -42,11 +42,11 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from conftest import PostgresCluster, postgres_binaries
 from tests_support import beat_engine, publish_version
 from tuneloop.registry import Registry
+from tuneloop.registry.access.keys import key_digest
 from tuneloop.registry.database import row_of
-from tuneloop.registry.keys import key_digest
 from tuneloop.registry.nouns import AdapterState, ApiKey, Arm, EngineState, GatewayState, Route, utc_now
 from tuneloop.registry.printing import table
-from tuneloop.registry.promotion import Change, promote
+from tuneloop.registry.routes.promotion import Change, promote
 from tuneloop.registry.settings import RegistrySettings
 from tuneloop.registry.tables import routes
 from tuneloop.serve.gateway.link import Link

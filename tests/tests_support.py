@@ -22,8 +22,8 @@ from tuneloop.registry.nouns import (
     Version,
     WindowScore,
 )
-from tuneloop.registry.retraining import new_request_id
-from tuneloop.registry.versions import VersionDraft
+from tuneloop.registry.retraining.queue import new_request_id
+from tuneloop.registry.versions.store import VersionDraft
 
 
 def free_port() -> int:

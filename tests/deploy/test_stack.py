@@ -25,7 +25,7 @@ from tuneloop.monitor.signals import CORRECTION_PERPLEXITY, LATENCY, PERPLEXITY,
 from tuneloop.monitor.standing import Standing, Waiting
 from tuneloop.registry import Registry
 from tuneloop.registry.nouns import utc_now
-from tuneloop.registry.rollout import RolloutState
+from tuneloop.registry.rollouts.rollout import RolloutState
 from tuneloop.registry.settings import RegistrySettings
 
 

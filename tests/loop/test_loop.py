@@ -22,7 +22,7 @@ import pytest
 
 from tuneloop.cli.demo.traffic import USERS
 from tuneloop.registry import Registry
-from tuneloop.registry.assignment import assign, key_hash
+from tuneloop.registry.routes.assignment import assign, key_hash
 from tuneloop.registry.settings import RegistrySettings
 
 ROOT = Path(__file__).parents[2]

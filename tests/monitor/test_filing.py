@@ -8,9 +8,9 @@ from decimal import Decimal
 import pytest
 
 from monitor.scene import Scene
-from tuneloop.registry.budgets import Estimate
 from tuneloop.registry.nouns import AlertEpisode, RetrainingState
 from tuneloop.registry.policies import RetrainingPolicy
+from tuneloop.registry.retraining.budgets import Estimate
 
 
 @pytest.fixture

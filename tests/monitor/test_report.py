@@ -18,16 +18,16 @@ from tests_support import beat_engine, publish_version, retraining_request
 from tuneloop.monitor.report import write_report
 from tuneloop.monitor.report.draw import _round_ticks
 from tuneloop.monitor.report.figures import Figures
-from tuneloop.registry.advancing import go_on
-from tuneloop.registry.controller import LEASE_S
 from tuneloop.registry.database import row_of
 from tuneloop.registry.errors import InvalidInput, NotFound
-from tuneloop.registry.intervals import wilson
 from tuneloop.registry.nouns import RetrainingRun
 from tuneloop.registry.nouns import RetrainingState as S
-from tuneloop.registry.promotion import Change
-from tuneloop.registry.rollout import Plan
-from tuneloop.registry.steering import declare
+from tuneloop.registry.rollouts.advancing import go_on
+from tuneloop.registry.rollouts.controller import LEASE_S
+from tuneloop.registry.rollouts.rollout import Plan
+from tuneloop.registry.rollouts.steering import declare
+from tuneloop.registry.routes.promotion import Change
+from tuneloop.registry.statistics.intervals import wilson
 from tuneloop.registry.tables import retraining_runs
 
 PICTURES = ("loss", "perplexity", "traffic", "drift", "latency")

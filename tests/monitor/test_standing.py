@@ -10,12 +10,12 @@ from prometheus_client import generate_latest
 
 from monitor.scene import Scene
 from tests_support import retraining_request
-from tuneloop.registry.budgets import Estimate
-from tuneloop.registry.controller import LEASE_S
 from tuneloop.registry.policies import RetrainingPolicy
-from tuneloop.registry.promotion import Change
-from tuneloop.registry.rollout import Plan, Rollout, RolloutState
-from tuneloop.registry.steering import abort, declare
+from tuneloop.registry.retraining.budgets import Estimate
+from tuneloop.registry.rollouts.controller import LEASE_S
+from tuneloop.registry.rollouts.rollout import Plan, Rollout, RolloutState
+from tuneloop.registry.rollouts.steering import abort, declare
+from tuneloop.registry.routes.promotion import Change
 
 DAY_S = 86_400.0
 Told = Callable[[], dict[str, float]]

@@ -15,11 +15,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import tuneloop.registry.alias_watch
-import tuneloop.registry.versions  # noqa: F401 (MLflow takes seconds to load, once for all)
+import tuneloop.registry.aliases.watch
+import tuneloop.registry.versions.store  # noqa: F401 (MLflow takes seconds to load, once for all)
 from tuneloop.registry import Registry
-from tuneloop.registry.controller import Controller
 from tuneloop.registry.database import Database
+from tuneloop.registry.rollouts.controller import Controller
 from tuneloop.registry.settings import ControllerSettings, RegistrySettings
 
 LEASE_S = 0.6

@@ -11,10 +11,10 @@ from typing import Any
 
 from tests_support import Clock, beat_engine, publish_version, request_record
 from tuneloop.registry import Registry
-from tuneloop.registry.assignment import assign, key_hash, overridden
 from tuneloop.registry.experiments.declaration import Declaration, Plan, read_declaration
 from tuneloop.registry.nouns import Feedback, RequestRecord
-from tuneloop.registry.promotion import Change, promote
+from tuneloop.registry.routes.assignment import assign, key_hash, overridden
+from tuneloop.registry.routes.promotion import Change, promote
 
 CHANGE = Change("ada", "try it")
 NO_PLAN = Plan(days_seen=0.0, units_seen=0)

@@ -18,15 +18,25 @@ from mlflow.tracking import MlflowClient
 from registry.world import CHANGE, set_up
 from tests_support import Clock, free_port, publish_version
 from tuneloop.registry import Registry
-from tuneloop.registry.alias_watch import ASK_TIMEOUT_S, LATE_MIRROR_S, AliasWatch
-from tuneloop.registry.aliases import Accounted, Aliases, Late, Move, Moved, Reported, Settled, Unfinished, compare
-from tuneloop.registry.controller import Controller
+from tuneloop.registry.aliases.accounting import (
+    Accounted,
+    Aliases,
+    Late,
+    Move,
+    Moved,
+    Reported,
+    Settled,
+    Unfinished,
+    compare,
+)
+from tuneloop.registry.aliases.watch import ASK_TIMEOUT_S, LATE_MIRROR_S, AliasWatch
 from tuneloop.registry.errors import Unavailable
 from tuneloop.registry.nouns import Arm, AuditEntry, Route, utc_now
 from tuneloop.registry.policies import RolloutPolicy
-from tuneloop.registry.promotion import promote, rollback, set_route
+from tuneloop.registry.rollouts.controller import Controller
+from tuneloop.registry.rollouts.steering import declare
+from tuneloop.registry.routes.promotion import promote, rollback, set_route
 from tuneloop.registry.settings import ControllerSettings, RegistrySettings
-from tuneloop.registry.steering import declare
 
 NOTICED_S = 10.0
 
@@ -266,7 +276,7 @@ def test_mlflow_that_hangs_is_said_and_asked_less_often_and_holds_no_rollout_up(
 ) -> None:
     declare(watched, "bot", 2, RolloutPolicy().plan, CHANGE)
     answers = threading.Event()
-    monkeypatch.setattr("tuneloop.registry.alias_watch.ASK_TIMEOUT_S", 0.1)
+    monkeypatch.setattr("tuneloop.registry.aliases.watch.ASK_TIMEOUT_S", 0.1)
     monkeypatch.setattr(watched.versions, "aliases", lambda _model: answers.wait(30))
     controller, watch = Controller(watched), AliasWatch(watched)
     controller.turn()
@@ -297,7 +307,7 @@ def test_of_many_models_those_that_a_look_has_no_time_for_are_seen_by_the_next(
         time.sleep(0.05)
         return aliases(model)
 
-    monkeypatch.setattr("tuneloop.registry.alias_watch.ASK_TIMEOUT_S", 0.3)
+    monkeypatch.setattr("tuneloop.registry.aliases.watch.ASK_TIMEOUT_S", 0.3)
     monkeypatch.setattr(watched.versions, "aliases", slow)
     move(watched, 2)
     watch, looks = AliasWatch(watched), 0
@@ -343,7 +353,7 @@ def test_a_running_controller_notices_a_move_on_an_mlflow_server_within_10_s(
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     with Registry.open(RegistrySettings(home=published_home, mlflow_uri=server)) as registry:
         set_up(registry)
-        monkeypatch.setattr("tuneloop.registry.alias_watch.LATE_MIRROR_S", 0.0)
+        monkeypatch.setattr("tuneloop.registry.aliases.watch.LATE_MIRROR_S", 0.0)
         stop = threading.Event()
         running = threading.Thread(target=Controller(registry).run, args=(stop,))  # as often as it looks by default
         running.start()

@@ -12,7 +12,7 @@ from tests_support import beat_engine, publish_version
 from tuneloop.registry import Registry
 from tuneloop.registry.errors import Refused
 from tuneloop.registry.policies import GatePolicy
-from tuneloop.registry.promotion import Change, promote
+from tuneloop.registry.routes.promotion import Change, promote
 
 
 def ask_for_another(registry: Registry) -> None:

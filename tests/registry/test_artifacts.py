@@ -10,8 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from tuneloop.registry.artifacts import base_digest, check_publishable, folder_digest, template_digest, text_digest
 from tuneloop.registry.errors import InvalidInput
+from tuneloop.registry.versions.artifacts import (
+    base_digest,
+    check_publishable,
+    folder_digest,
+    template_digest,
+    text_digest,
+)
 
 
 @pytest.fixture

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tuneloop.registry.assignment import assign, bucket, held_out, key_hash
 from tuneloop.registry.errors import InvalidInput
 from tuneloop.registry.nouns import Arm, Route
-from tuneloop.registry.promotion import arrange
+from tuneloop.registry.routes.assignment import assign, bucket, held_out, key_hash
+from tuneloop.registry.routes.promotion import arrange
 
 weights = st.integers(min_value=0, max_value=10_000)
 

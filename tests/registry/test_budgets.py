@@ -12,10 +12,10 @@ import pytest
 
 from tests_support import Clock, retraining_request
 from tuneloop.registry import Registry
-from tuneloop.registry.budgets import Estimate, Hold, hold, usual_hours
 from tuneloop.registry.errors import Unreadable
 from tuneloop.registry.nouns import RetrainingRequest, RetrainingRun
 from tuneloop.registry.policies import RetrainingPolicy
+from tuneloop.registry.retraining.budgets import Estimate, Hold, hold, usual_hours
 from tuneloop.registry.tables import policies
 
 NOW = datetime(2026, 11, 15, 18, tzinfo=UTC)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from tests_support import request_record
-from tuneloop.registry.canary import ArmSample, Limits, always_valid_difference, judge
+from tuneloop.registry.rollouts.canary import ArmSample, Limits, always_valid_difference, judge
 from tuneloop.registry.traffic import Opinion, Outcome
 
 AT = datetime(2026, 11, 1, 12, 0, tzinfo=UTC)

@@ -18,17 +18,17 @@ import pytest
 from registry.world import CHANGE, KEYS, Users, set_up, splits
 from tests_support import Clock, beat_gateway, publish_version
 from tuneloop.registry import Registry
-from tuneloop.registry.advancing import go_on, judged
-from tuneloop.registry.alias_watch import AliasWatch
-from tuneloop.registry.assignment import assign, held_out, key_hash
-from tuneloop.registry.canary import Limits
-from tuneloop.registry.controller import LEASE_S, Controller
+from tuneloop.registry.aliases.watch import AliasWatch
 from tuneloop.registry.errors import Conflict, InvalidInput, Refused, Unavailable
 from tuneloop.registry.nouns import Arm, Route
-from tuneloop.registry.promotion import Change, hold_out, override, promote, rollback, set_route
-from tuneloop.registry.rollout import Plan, Rollout, RolloutState, Step
+from tuneloop.registry.rollouts.advancing import go_on, judged
+from tuneloop.registry.rollouts.canary import Limits
+from tuneloop.registry.rollouts.controller import LEASE_S, Controller
+from tuneloop.registry.rollouts.rollout import Plan, Rollout, RolloutState, Step
+from tuneloop.registry.rollouts.steering import abort, declare, resume
+from tuneloop.registry.routes.assignment import assign, held_out, key_hash
+from tuneloop.registry.routes.promotion import Change, hold_out, override, promote, rollback, set_route
 from tuneloop.registry.settings import ControllerSettings
-from tuneloop.registry.steering import abort, declare, resume
 
 S = RolloutState
 PLAN = Plan(
@@ -353,7 +353,7 @@ def test_a_version_that_no_engine_can_load_pauses_its_rollout(
     def away(*_arguments: object, **_who: object) -> int:
         raise Unavailable("no live engine serves bot@2 after 120 s")
 
-    monkeypatch.setattr("tuneloop.registry.promotion.stage", away)
+    monkeypatch.setattr("tuneloop.registry.routes.promotion.stage", away)
     declare(registries, "bot", 2, PLAN, CHANGE)
     Controller(registries).turn()
     assert (now(registries).state, now(registries).outcome) == (S.PAUSED, "no live engine serves bot@2 after 120 s")

@@ -19,10 +19,10 @@ import pytest
 
 from registry.world import CHANGE, World, set_up, splits
 from tuneloop.registry import Registry
-from tuneloop.registry.canary import Limits
-from tuneloop.registry.rollout import Plan, RolloutState, Step
+from tuneloop.registry.rollouts.canary import Limits
+from tuneloop.registry.rollouts.rollout import Plan, RolloutState, Step
+from tuneloop.registry.rollouts.steering import declare
 from tuneloop.registry.settings import RegistrySettings
-from tuneloop.registry.steering import declare
 
 PLAN = Plan(
     steps=tuple(Step(weight_bp=share_bp, hold_s=0.2, min_samples=5) for share_bp in (1_000, 5_000)),

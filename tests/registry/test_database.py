@@ -21,17 +21,17 @@ from alembic.util import CommandError
 from tests_support import request_record, retraining_request
 from tuneloop.registry import Registry
 from tuneloop.registry import database as migrations_home
-from tuneloop.registry.budgets import Estimate
 from tuneloop.registry.database import Database
 from tuneloop.registry.errors import Conflict, InvalidInput, Unavailable
 from tuneloop.registry.experiments.declaration import Declaration, Primary
 from tuneloop.registry.experiments.declaration import Plan as ExperimentPlan
 from tuneloop.registry.nouns import Arm
 from tuneloop.registry.policies import RetrainingPolicy
-from tuneloop.registry.promotion import Change
-from tuneloop.registry.rollout import Plan
+from tuneloop.registry.retraining.budgets import Estimate
+from tuneloop.registry.rollouts.rollout import Plan
+from tuneloop.registry.rollouts.steering import declare
+from tuneloop.registry.routes.promotion import Change
 from tuneloop.registry.settings import RegistrySettings
-from tuneloop.registry.steering import declare
 from tuneloop.registry.tables import metadata
 
 

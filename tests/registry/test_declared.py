@@ -11,8 +11,8 @@ import pytest
 from registry.verbs import WHO, Verb
 from tests_support import publish_version, request_record
 from tuneloop.registry import Registry
-from tuneloop.registry.declared import Found, judge_again, judge_declared, latency, leakage
 from tuneloop.registry.errors import Unreadable
+from tuneloop.registry.gates.declared import Found, judge_again, judge_declared, latency, leakage
 from tuneloop.registry.nouns import Check, GateReport
 from tuneloop.registry.policies import GatePolicy
 

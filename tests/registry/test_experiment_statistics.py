@@ -26,7 +26,7 @@ from tuneloop.registry.experiments.planning import (
 )
 from tuneloop.registry.experiments.spending import boundaries, crossings, inflation, spent
 from tuneloop.registry.experiments.split_check import MISMATCH, mismatch_p_value
-from tuneloop.registry.sequences import p_value, radius, stratum_shares
+from tuneloop.registry.statistics.sequences import p_value, radius, stratum_shares
 
 FIVE = [0.2, 0.4, 0.6, 0.8, 1.0]
 UNIT = st.floats(-100, 100, allow_nan=False)

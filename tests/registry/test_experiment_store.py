@@ -146,7 +146,7 @@ def test_nobody_speaks_for_other_peoples_users(registries: Registry, clock: Cloc
 
 def test_opening_a_registry_pays_for_no_statistics() -> None:
     code = (
-        "import sys, tuneloop.registry, tuneloop.registry.verbs, tuneloop.registry.rollout\n"
+        "import sys, tuneloop.registry, tuneloop.registry.verbs, tuneloop.registry.rollouts.rollout\n"
         "print(sorted({'numpy', 'scipy', 'matplotlib', 'jinja2'} & sys.modules.keys()))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -17,7 +17,6 @@ from registry.experiment_traffic import CHANGE, DECLARED, NO_PLAN, Users, bring_
 from registry.verbs import WHO, verb_at
 from tests_support import Clock, beat_engine, request_record
 from tuneloop.registry import Registry
-from tuneloop.registry.assignment import held_out, key_hash
 from tuneloop.registry.errors import Conflict, NotFound, Refused
 from tuneloop.registry.experiments import conduct, words
 from tuneloop.registry.experiments.analysis import parts_at
@@ -25,10 +24,11 @@ from tuneloop.registry.experiments.declaration import Experiment
 from tuneloop.registry.experiments.effect import difference
 from tuneloop.registry.experiments.gather import gather
 from tuneloop.registry.experiments.page import write_page
-from tuneloop.registry.promotion import Change, hold_out, override, set_route
-from tuneloop.registry.rollout import Plan as Rising
+from tuneloop.registry.rollouts.rollout import Plan as Rising
+from tuneloop.registry.rollouts.steering import declare
+from tuneloop.registry.routes.assignment import held_out, key_hash
+from tuneloop.registry.routes.promotion import Change, hold_out, override, set_route
 from tuneloop.registry.settings import RegistrySettings
-from tuneloop.registry.steering import declare
 
 SHIP = "ship it: `tuneloop promote bot@2 --by YOU --reason WHY`"
 GUARDED = "guardrail mean total time is fine; guardrail failed requests per request is fine"

@@ -7,7 +7,7 @@ import random
 import pytest
 from scipy.stats import binom, binomtest
 
-from tuneloop.registry.intervals import quantile_interval, wilson
+from tuneloop.registry.statistics.intervals import quantile_interval, wilson
 
 
 @pytest.mark.parametrize(("successes", "trials"), [(0, 1), (1, 1), (0, 9), (4, 9), (9, 9), (130, 1_000)])

@@ -12,10 +12,10 @@ import sqlalchemy as sa
 
 from tests_support import Clock, request_record
 from tuneloop.registry import Registry
-from tuneloop.registry.canary import Limits
 from tuneloop.registry.errors import Unreadable
-from tuneloop.registry.judging import Trial, judgement, trial_of
 from tuneloop.registry.nouns import Arm, Feedback, Route
+from tuneloop.registry.rollouts.canary import Limits
+from tuneloop.registry.rollouts.judging import Trial, judgement, trial_of
 
 TEXT = ("messages", "answer", "guards", "comment", "label")
 
@@ -85,7 +85,7 @@ def test_a_look_reads_no_text_and_as_many_statements_whatever_the_traffic(regist
 def test_a_trial_is_found_however_long_it_is_and_whatever_is_damaged_before_it(
     registries: Registry, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tuneloop.registry.routes._PAGE", 3)
+    monkeypatch.setattr("tuneloop.registry.routes.store._PAGE", 3)
     share(registries, 500)
     share(registries, 500, version=3)
     clock.advance(1)

@@ -12,7 +12,7 @@ from registry.verbs import Verb
 from tests_support import beat_engine, beat_gateway, publish_version, retraining_request
 from tuneloop.registry import Registry
 from tuneloop.registry.nouns import Check, GateReport, RetrainingState
-from tuneloop.registry.promotion import Change, override, promote, set_route
+from tuneloop.registry.routes.promotion import Change, override, promote, set_route
 from tuneloop.registry.tables import gate_reports, routes
 
 

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 
 from tests_support import Clock, publish_version, request_record, retraining_request
 from tuneloop.registry import Registry, overview
+from tuneloop.registry.access.roles import Role
 from tuneloop.registry.errors import InvalidInput
 from tuneloop.registry.nouns import Arm, Feedback
 from tuneloop.registry.paging import Ask, Page
-from tuneloop.registry.roles import Role
 
 ARMS = (Arm(version=1, weight_bp=10_000),)
 

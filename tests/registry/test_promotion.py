@@ -16,11 +16,12 @@ import sqlalchemy as sa
 from mlflow.tracking import MlflowClient
 
 from tests_support import beat_engine, beat_gateway, publish_version, retraining_request
-from tuneloop.registry import Registry, audit, promotion, staging
-from tuneloop.registry.assignment import assign, key_hash, overridden
+from tuneloop.registry import Registry, audit
 from tuneloop.registry.errors import Conflict, InvalidInput, NotFound, Refused, Unavailable, Unreadable
 from tuneloop.registry.nouns import RetrainingState
-from tuneloop.registry.promotion import Change, hold_out, override, promote, rollback, set_route
+from tuneloop.registry.routes import promotion, staging
+from tuneloop.registry.routes.assignment import assign, key_hash, overridden
+from tuneloop.registry.routes.promotion import Change, hold_out, override, promote, rollback, set_route
 from tuneloop.registry.settings import RegistrySettings
 
 CHANGE = Change("ada", "test")

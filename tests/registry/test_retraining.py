@@ -15,7 +15,7 @@ from tuneloop.registry import Registry
 from tuneloop.registry.errors import Conflict, Refused
 from tuneloop.registry.nouns import RetrainingRequest, RetrainingState
 from tuneloop.registry.policies import RetrainingPolicy
-from tuneloop.registry.retraining import ENDED, MAX_ATTEMPTS, NEXT_STATES, RetrainingQueue
+from tuneloop.registry.retraining.queue import ENDED, MAX_ATTEMPTS, NEXT_STATES, RetrainingQueue
 from tuneloop.registry.tables import retraining
 
 S = RetrainingState

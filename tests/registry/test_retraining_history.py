@@ -9,10 +9,10 @@ from decimal import Decimal
 from registry.verbs import WHO, Verb
 from tests_support import retraining_request
 from tuneloop.registry import Registry
-from tuneloop.registry.budgets import Estimate
-from tuneloop.registry.intervals import wilson
 from tuneloop.registry.nouns import RetrainingRun, RetrainingState
-from tuneloop.registry.retraining_history import history_of
+from tuneloop.registry.retraining.budgets import Estimate
+from tuneloop.registry.retraining.history import history_of
+from tuneloop.registry.statistics.intervals import wilson
 
 NOW = datetime(2026, 11, 15, 18, tzinfo=UTC)
 HOUR = timedelta(hours=1)

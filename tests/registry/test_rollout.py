@@ -17,14 +17,14 @@ import pytest
 from registry.world import CHANGE, KEYS, World, splits
 from tests_support import publish_version
 from tuneloop.registry import Registry
-from tuneloop.registry.assignment import assign
-from tuneloop.registry.canary import Limits
 from tuneloop.registry.errors import DatabaseAway, Refused, Unavailable
-from tuneloop.registry.judging import Trial, trial_of
 from tuneloop.registry.nouns import Arm, GateReport, Route
-from tuneloop.registry.promotion import Change, promote, set_route
-from tuneloop.registry.rollout import Plan, Step
-from tuneloop.registry.steering import declare, drive
+from tuneloop.registry.rollouts.canary import Limits
+from tuneloop.registry.rollouts.judging import Trial, trial_of
+from tuneloop.registry.rollouts.rollout import Plan, Step
+from tuneloop.registry.rollouts.steering import declare, drive
+from tuneloop.registry.routes.assignment import assign
+from tuneloop.registry.routes.promotion import Change, promote, set_route
 
 LIMITS = Limits(feedback_margin=0.2, error_margin=0.1)
 STEPS = tuple(Step(weight_bp=share_bp, hold_s=0.0, min_samples=20) for share_bp in (1_000, 5_000))

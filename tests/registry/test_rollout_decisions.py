@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from tuneloop.registry.nouns import Arm, Check, GateReport, Route
-from tuneloop.registry.rollout import (
+from tuneloop.registry.rollouts.rollout import (
     Action,
     Hold,
     Pause,

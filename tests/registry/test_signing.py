@@ -17,11 +17,11 @@ from mlflow.tracking import MlflowClient
 
 from tests_support import publish_version
 from tuneloop.registry import Registry
-from tuneloop.registry.artifacts import folder_digest
 from tuneloop.registry.errors import InvalidInput, Unreadable
 from tuneloop.registry.nouns import Version
 from tuneloop.registry.settings import RegistrySettings
-from tuneloop.registry.signing import SIGNATURE, Signing
+from tuneloop.registry.versions.artifacts import folder_digest
+from tuneloop.registry.versions.signing import SIGNATURE, Signing
 
 TAG = "tuneloop.version"
 

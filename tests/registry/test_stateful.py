@@ -18,8 +18,8 @@ from tests_support import Clock, beat_engine, publish_version, retraining_reques
 from tuneloop.registry import Registry
 from tuneloop.registry.errors import Conflict, Refused
 from tuneloop.registry.nouns import FULL_SHARE_BP, RetrainingRequest, RetrainingState, Route
-from tuneloop.registry.promotion import Change, promote, rollback, set_route
-from tuneloop.registry.retraining import ENDED, MAX_ATTEMPTS, NEXT_STATES
+from tuneloop.registry.retraining.queue import ENDED, MAX_ATTEMPTS, NEXT_STATES
+from tuneloop.registry.routes.promotion import Change, promote, rollback, set_route
 from tuneloop.registry.settings import RegistrySettings
 
 S = RetrainingState

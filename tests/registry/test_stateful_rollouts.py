@@ -26,13 +26,13 @@ from hypothesis.stateful import (
 from registry.world import CHANGE, KEYS, Users, set_up
 from tests_support import Clock
 from tuneloop.registry import Registry
-from tuneloop.registry.canary import Limits
-from tuneloop.registry.controller import LEASE_S, Controller
 from tuneloop.registry.errors import InvalidInput, Refused
-from tuneloop.registry.promotion import Change, hold_out, override, promote, rollback, set_route
-from tuneloop.registry.rollout import OPEN, Plan, Rollout, Step, who_gets_what
+from tuneloop.registry.rollouts.canary import Limits
+from tuneloop.registry.rollouts.controller import LEASE_S, Controller
+from tuneloop.registry.rollouts.rollout import OPEN, Plan, Rollout, Step, who_gets_what
+from tuneloop.registry.rollouts.steering import abort, declare, resume
+from tuneloop.registry.routes.promotion import Change, hold_out, override, promote, rollback, set_route
 from tuneloop.registry.settings import RegistrySettings
-from tuneloop.registry.steering import abort, declare, resume
 
 PLAN = Plan(
     steps=(Step(weight_bp=2_000, hold_s=5, min_samples=1), Step(weight_bp=5_000, hold_s=5, min_samples=1)),

@@ -12,8 +12,8 @@ import pytest
 
 from tests_support import Clock, alert_episode, beat_engine, beat_gateway, request_record, window_score
 from tuneloop.registry import Registry
+from tuneloop.registry.access.keys import key_digest
 from tuneloop.registry.errors import Conflict, InvalidInput, NotFound, Unavailable
-from tuneloop.registry.keys import key_digest
 from tuneloop.registry.nouns import Check, Feedback, GateReport
 from tuneloop.registry.policies import RetrainingPolicy
 

@@ -37,7 +37,7 @@ def test_a_thousand_concurrent_and_crashing_submitters_make_one_request_a_key(
     registries: Registry, tmp_path: object
 ) -> None:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tuneloop.registry.versions", "psycopg"])  # what the children import, once
+    context.set_forkserver_preload(["tuneloop.registry.versions.store", "psycopg"])  # what the children import, once
     dies_at = {number: 5 + number for number in range(0, PROCESSES, 4)}
     processes = [
         context.Process(

@@ -13,11 +13,11 @@ from registry.verbs import WHO, Verb
 from tests_support import Clock
 from tuneloop.registry import Registry
 from tuneloop.registry import database as migrations_home
+from tuneloop.registry.access.keys import key_digest
+from tuneloop.registry.access.roles import MEANINGS, ROLES, Permission, Role, holders
 from tuneloop.registry.errors import Conflict, InvalidInput, NotFound, Refused
-from tuneloop.registry.keys import key_digest
 from tuneloop.registry.nouns import Check, GateReport
 from tuneloop.registry.policies import GatePolicy
-from tuneloop.registry.roles import MEANINGS, ROLES, Permission, Role, holders
 from tuneloop.registry.tables import tokens
 
 

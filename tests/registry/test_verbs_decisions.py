@@ -9,10 +9,10 @@ import pytest
 
 from registry.verbs import WHO, Verb
 from tuneloop.registry import Registry
-from tuneloop.registry.assignment import key_hash
 from tuneloop.registry.errors import Unavailable
 from tuneloop.registry.nouns import Check, GateReport
 from tuneloop.registry.policies import RetrainingPolicy
+from tuneloop.registry.routes.assignment import key_hash
 
 
 def test_a_share_of_the_keys_is_held_out_and_given_back(lived_in: Registry, verb: Verb) -> None:
@@ -138,7 +138,7 @@ def test_revoking_waits_for_no_mlflow(lived_in: Registry, verb: Verb, monkeypatc
     def away(*_asked: object) -> None:
         raise Unavailable("MLflow does not answer")
 
-    monkeypatch.setattr("tuneloop.registry.versions.Versions.get", away)
+    monkeypatch.setattr("tuneloop.registry.versions.store.Versions.get", away)
     code, out, err = verb("approve", "bot@2", *WHO, "--revoke")
     assert (code, "not looked up: MLflow does not answer" in err, "it still serves 10 %" in out) == (0, True, True)
     assert lived_in.gates.approver("bot", 2) is None

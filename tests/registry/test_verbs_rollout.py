@@ -16,11 +16,11 @@ import pytest
 from registry.verbs import WHO, Verb
 from registry.world import CHANGE, World, set_up
 from tuneloop.registry import Registry
-from tuneloop.registry.canary import Limits
-from tuneloop.registry.controller import Controller
-from tuneloop.registry.promotion import Change, set_route
-from tuneloop.registry.rollout import Plan, RolloutState, Step
-from tuneloop.registry.steering import declare, drive
+from tuneloop.registry.rollouts.canary import Limits
+from tuneloop.registry.rollouts.controller import Controller
+from tuneloop.registry.rollouts.rollout import Plan, RolloutState, Step
+from tuneloop.registry.rollouts.steering import declare, drive
+from tuneloop.registry.routes.promotion import Change, set_route
 
 
 @pytest.fixture

@@ -11,11 +11,12 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from tests_support import publish_version, retraining_request
-from tuneloop.registry import Registry, versions
+from tuneloop.registry import Registry
 from tuneloop.registry.errors import Conflict, InvalidInput, NotFound, Unavailable, Unreadable
 from tuneloop.registry.nouns import Arm
 from tuneloop.registry.settings import RegistrySettings
-from tuneloop.registry.versions import VersionDraft
+from tuneloop.registry.versions import store as versions
+from tuneloop.registry.versions.store import VersionDraft
 
 DRAFT = VersionDraft(
     model="bot",

@@ -20,9 +20,9 @@ from tests_support import (
 from tuneloop.cli.main import main
 from tuneloop.registry import Registry
 from tuneloop.registry.nouns import Check, GateReport
-from tuneloop.registry.promotion import Change, promote, set_route
-from tuneloop.registry.rollout import Plan
-from tuneloop.registry.steering import declare
+from tuneloop.registry.rollouts.rollout import Plan
+from tuneloop.registry.rollouts.steering import declare
+from tuneloop.registry.routes.promotion import Change, promote, set_route
 
 WHO = ("--by", "ada", "--reason", "test")
 Verb = Callable[..., tuple[int, str, str]]

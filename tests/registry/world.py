@@ -9,9 +9,9 @@ from pathlib import Path
 
 from tests_support import beat_engine, beat_gateway, publish_version, request_record, retraining_request
 from tuneloop.registry import Registry
-from tuneloop.registry.assignment import assign, held_out, key_hash
 from tuneloop.registry.nouns import Feedback, RetrainingState, Route, version_name
-from tuneloop.registry.promotion import Change, promote
+from tuneloop.registry.routes.assignment import assign, held_out, key_hash
+from tuneloop.registry.routes.promotion import Change, promote
 
 KEYS = [f"user-{i}" for i in range(200)]
 CHANGE = Change("ada", "answers the drift")

@@ -9,8 +9,8 @@ from shutil import copytree
 
 import pytest
 
-from tuneloop.registry.artifacts import base_digest, template_digest
 from tuneloop.registry.errors import InvalidInput, Unavailable
+from tuneloop.registry.versions.artifacts import base_digest, template_digest
 from tuneloop.train.base import MANIFEST, prepare_base
 
 

@@ -13,9 +13,9 @@ import torch
 from click.testing import CliRunner
 
 from tuneloop.registry import Registry
-from tuneloop.registry.artifacts import check_publishable, file_digest, template_digest
 from tuneloop.registry.errors import InvalidInput
 from tuneloop.registry.nouns import Version
+from tuneloop.registry.versions.artifacts import check_publishable, file_digest, template_digest
 from tuneloop.train.base import Base, base_of, read_base
 from tuneloop.train.export.quantise import save_quantised, scales
 from tuneloop.train.export.run import MANIFEST, export_version

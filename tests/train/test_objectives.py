@@ -11,8 +11,8 @@ import yaml
 
 from small_base import make_small_base
 from tuneloop.registry import Registry
-from tuneloop.registry.artifacts import template_digest, text_digest
 from tuneloop.registry.errors import InvalidInput
+from tuneloop.registry.versions.artifacts import template_digest, text_digest
 from tuneloop.train.data.templates import INSTRUCTION
 from tuneloop.train.export.run import export_version
 from tuneloop.train.job import job_from_recipe, run_job

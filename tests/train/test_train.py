@@ -17,10 +17,10 @@ from click.testing import CliRunner
 
 from tuneloop.registry import Registry
 from tuneloop.registry.errors import InvalidInput
-from tuneloop.registry.lineage import lineage_of
 from tuneloop.registry.nouns import Message, Version
-from tuneloop.registry.run_files import model_card
 from tuneloop.registry.verbs.lineage import show
+from tuneloop.registry.versions.lineage import lineage_of
+from tuneloop.registry.versions.run_files import model_card
 from tuneloop.train.base import Base
 from tuneloop.train.data.labels import IGNORED, Labeller, label_rows
 from tuneloop.train.data.rows import Row, data_digest, read_rows

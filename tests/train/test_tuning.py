@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file
 
 from tuneloop.registry import Registry
-from tuneloop.registry.artifacts import check_publishable, template_digest
 from tuneloop.registry.errors import InvalidInput
+from tuneloop.registry.versions.artifacts import check_publishable, template_digest
 from tuneloop.train.base import Base, read_base
 from tuneloop.train.data.labels import LabelledRow, Labeller, label_rows
 from tuneloop.train.data.rows import read_rows

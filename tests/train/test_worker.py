@@ -20,7 +20,7 @@ import pytest
 
 from tests_support import publish_version, request_record, retraining_request
 from tuneloop.registry import Registry
-from tuneloop.registry.declared import judge_declared
+from tuneloop.registry.gates.declared import judge_declared
 from tuneloop.registry.nouns import (
     Check,
     Feedback,
@@ -32,7 +32,7 @@ from tuneloop.registry.nouns import (
     Version,
 )
 from tuneloop.registry.policies import GatePolicy, RetrainingPolicy
-from tuneloop.registry.retraining_history import history_of
+from tuneloop.registry.retraining.history import history_of
 from tuneloop.registry.settings import RegistrySettings
 from tuneloop.train.base import base_of
 from tuneloop.train.data.near import normal

@@ -12,7 +12,7 @@ from tests_support import publish_version, retraining_request
 from tuneloop.registry import Registry
 from tuneloop.registry.errors import TuneloopError, Unavailable
 from tuneloop.registry.nouns import GateReport, RetrainingRequest, RetrainingState, Version
-from tuneloop.registry.retraining import MAX_ATTEMPTS
+from tuneloop.registry.retraining.queue import MAX_ATTEMPTS
 from tuneloop.train.retraining.leasing import held_lease
 from tuneloop.train.retraining.worker import Worker
 from tuneloop.train.screen import Screen

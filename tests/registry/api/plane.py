@@ -14,9 +14,9 @@ import uvicorn
 
 from tests_support import beat_engine, beat_gateway
 from tuneloop.registry import Registry
+from tuneloop.registry.access.roles import Role
 from tuneloop.registry.api.server import config, listening
 from tuneloop.registry.nouns import version_name
-from tuneloop.registry.roles import Role
 from tuneloop.registry.settings import ApiSettings
 
 GENEROUS = ApiSettings(rate_per_s=100_000, burst=100_000, failures_per_minute=100_000, drain_s=2)

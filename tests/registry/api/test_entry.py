@@ -17,14 +17,15 @@ from hypothesis import strategies as st
 
 from registry.api.plane import GENEROUS, Plane, running
 from tests_support import beat_gateway
-from tuneloop.registry import Registry, promotion
+from tuneloop.registry import Registry
+from tuneloop.registry.access.roles import Role
 from tuneloop.registry.api.app import make_app
 from tuneloop.registry.api.entry import network_of
 from tuneloop.registry.api.health import READY_FOR_S
 from tuneloop.registry.api.limits import Buckets
 from tuneloop.registry.api.problems import STATUS
 from tuneloop.registry.api.routing import CHANGES
-from tuneloop.registry.roles import Role
+from tuneloop.registry.routes import promotion
 
 WHY = {"reason": "test"}
 BOT = "/v1/models/bot"

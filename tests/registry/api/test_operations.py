@@ -13,11 +13,11 @@ from registry.api.plane import Plane, following, running
 from registry.verbs import let_live
 from tests_support import publish_version
 from tuneloop.registry import Registry
+from tuneloop.registry.access.roles import ROLES, Role
 from tuneloop.registry.api.app import ROUTERS
 from tuneloop.registry.api.openapi import operations, permission_of
 from tuneloop.registry.nouns import RetrainingState
-from tuneloop.registry.roles import ROLES, Role
-from tuneloop.registry.rollout import RolloutState
+from tuneloop.registry.rollouts.rollout import RolloutState
 from tuneloop.registry.settings import RegistrySettings
 
 WHY = {"reason": "test"}

@@ -22,8 +22,8 @@ from registry.api.plane import Plane
 from registry.verbs import let_live
 from tests_support import beat_engine, beat_gateway, free_port
 from tuneloop.registry import Registry
+from tuneloop.registry.access.roles import Role
 from tuneloop.registry.api import reference
-from tuneloop.registry.roles import Role
 
 ROOT = Path(__file__).parents[3]
 

@@ -15,8 +15,8 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from registry.api.plane import Plane
+from tuneloop.registry.access.roles import Role
 from tuneloop.registry.api.app import routed
-from tuneloop.registry.roles import Role
 
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
 DOCUMENT = schemathesis.openapi.from_dict(routed().openapi())

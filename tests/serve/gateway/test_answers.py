@@ -8,8 +8,8 @@ import pytest
 
 from serve.gateway.faulty_engine import answer, text_of
 from serve.gateway.world import World, until
-from tuneloop.registry.assignment import assign, key_hash
 from tuneloop.registry.nouns import RequestRecord
+from tuneloop.registry.routes.assignment import assign, key_hash
 
 HELLO = [{"role": "user", "content": "Hello?"}]
 

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tuneloop.registry.assignment import assign, held_out, key_hash
+from tuneloop.registry.access.keys import key_digest
 from tuneloop.registry.errors import InvalidInput
-from tuneloop.registry.keys import key_digest
 from tuneloop.registry.nouns import AdapterState, ApiKey, Arm, EngineState, Route, utc_now
+from tuneloop.registry.routes.assignment import assign, held_out, key_hash
 from tuneloop.serve.gateway.errors import ApiError
 from tuneloop.serve.gateway.load import SET_ASIDE_S, Load, RetryBudget
 from tuneloop.serve.gateway.routing import Target, pick, plan

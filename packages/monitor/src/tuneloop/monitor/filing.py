@@ -15,7 +15,7 @@ from tuneloop.monitor.reference import JUST_BEFORE
 from tuneloop.registry import Registry
 from tuneloop.registry.nouns import AlertEpisode, RetrainingRequest, RetrainingState
 from tuneloop.registry.policies import RetrainingPolicy
-from tuneloop.registry.retraining import ENDED, new_request_id
+from tuneloop.registry.retraining.queue import ENDED, new_request_id
 
 BY = "monitor"
 

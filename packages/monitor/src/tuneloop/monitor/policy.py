@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 
 from tuneloop.registry.nouns import AlertEpisode, RetrainingRequest, RetrainingState, version_name
 from tuneloop.registry.policies import RetrainingPolicy
-from tuneloop.registry.retraining import ENDED, idempotency_key
+from tuneloop.registry.retraining.queue import ENDED, idempotency_key
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import Literal
 
 from tuneloop.registry.nouns import RetrainingRequest, RetrainingState
-from tuneloop.registry.rollout import Rollout, RolloutState
+from tuneloop.registry.rollouts.rollout import Rollout, RolloutState
 
 WaitsFor = Literal["person", "budget"]  # a budget lets it go on by itself when its day is over
 

@@ -33,8 +33,8 @@ from tuneloop.monitor.windows import Window, judged_window, next_window, progres
 from tuneloop.registry import Registry
 from tuneloop.registry.errors import NotFound, TuneloopError, Unavailable
 from tuneloop.registry.nouns import AlertEpisode, RequestRecord, Route, WindowScore, version_name
-from tuneloop.registry.rollout import OPEN
-from tuneloop.registry.routes import CurrentRoutes
+from tuneloop.registry.rollouts.rollout import OPEN
+from tuneloop.registry.routes.store import CurrentRoutes
 
 log = logging.getLogger("tuneloop.monitor")
 _RECENT = 50  # scores of a stream read back to see whether it has gone quiet

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from tuneloop.registry.access.roles import Role
 from tuneloop.registry.errors import InvalidInput, Unavailable
 from tuneloop.registry.facade import Registry
 from tuneloop.registry.files import is_file
-from tuneloop.registry.hurry import LOOKUP_TIMEOUT_S, mlflow_within
 from tuneloop.registry.nouns import Approval, Route, parse_version_name
 from tuneloop.registry.overview import version
 from tuneloop.registry.policies import RetrainingPolicy
-from tuneloop.registry.roles import Role
+from tuneloop.registry.versions.deadline import LOOKUP_TIMEOUT_S, mlflow_within
 
 
 @dataclass(frozen=True)

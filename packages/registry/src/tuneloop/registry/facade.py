@@ -9,26 +9,26 @@ from functools import cached_property
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from tuneloop.registry.access.keys import Keys
+from tuneloop.registry.access.tokens import Tokens
 from tuneloop.registry.audit import Audit
 from tuneloop.registry.database import Database
 from tuneloop.registry.episodes import Episodes
 from tuneloop.registry.errors import NotFound
 from tuneloop.registry.experiments.store import Experiments
 from tuneloop.registry.fleet import Fleet
-from tuneloop.registry.gates import Gates
-from tuneloop.registry.hurry import LOOKUP_TIMEOUT_S, mlflow_within
-from tuneloop.registry.keys import Keys
+from tuneloop.registry.gates.store import Gates
 from tuneloop.registry.nouns import utc_now
 from tuneloop.registry.policies import Policies
-from tuneloop.registry.retraining import RetrainingQueue
-from tuneloop.registry.rollouts import Rollouts
-from tuneloop.registry.routes import Routes
+from tuneloop.registry.retraining.queue import RetrainingQueue
+from tuneloop.registry.rollouts.store import Rollouts
+from tuneloop.registry.routes.store import Routes
 from tuneloop.registry.settings import RegistrySettings
-from tuneloop.registry.tokens import Tokens
 from tuneloop.registry.traffic import Traffic
+from tuneloop.registry.versions.deadline import LOOKUP_TIMEOUT_S, mlflow_within
 
 if TYPE_CHECKING:
-    from tuneloop.registry.versions import Versions
+    from tuneloop.registry.versions.store import Versions
 
 
 class Registry:
@@ -69,7 +69,7 @@ class Registry:
     @cached_property
     def versions(self) -> Versions:
         """The versions in MLflow; the import takes about 2 s."""
-        from tuneloop.registry.versions import Versions  # noqa: PLC0415 (a gateway never pays for MLflow)
+        from tuneloop.registry.versions.store import Versions  # noqa: PLC0415 (a gateway never pays for MLflow)
 
         return Versions(self.settings, self.clock)
 

@@ -14,8 +14,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, FiniteFloat, StringConstraints, model_validator
 
+from tuneloop.registry.access.roles import ACTOR_PREFIX, Role
 from tuneloop.registry.errors import InvalidInput
-from tuneloop.registry.roles import ACTOR_PREFIX, Role
 
 FULL_SHARE_BP = 10_000
 Signal = Literal["prompt_drift", "perplexity", "correction_perplexity", "latency"]

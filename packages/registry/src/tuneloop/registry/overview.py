@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from tuneloop.registry.advancing import judged as judged_now
 from tuneloop.registry.facade import Registry
-from tuneloop.registry.hurry import LOOKUP_TIMEOUT_S, mlflow_within
-from tuneloop.registry.judging import judgement, trial_of
 from tuneloop.registry.nouns import (
     AlertEpisode,
     AuditEntry,
@@ -22,7 +19,10 @@ from tuneloop.registry.nouns import (
 )
 from tuneloop.registry.paging import Ask, Page, cursor_at
 from tuneloop.registry.policies import RolloutPolicy
-from tuneloop.registry.rollout import OPEN, Rollout
+from tuneloop.registry.rollouts.advancing import judged as judged_now
+from tuneloop.registry.rollouts.judging import judgement, trial_of
+from tuneloop.registry.rollouts.rollout import OPEN, Rollout
+from tuneloop.registry.versions.deadline import LOOKUP_TIMEOUT_S, mlflow_within
 
 Verdict = Literal["pass", "fail", "inconclusive"]
 _MODELS = "models"

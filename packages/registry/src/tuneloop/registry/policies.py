@@ -14,7 +14,7 @@ from tuneloop.registry import audit
 from tuneloop.registry.database import Database, faults, write_last
 from tuneloop.registry.errors import Unreadable
 from tuneloop.registry.nouns import FRESH, Noun, Signal, as_tuple
-from tuneloop.registry.rollout import Plan
+from tuneloop.registry.rollouts.rollout import Plan
 from tuneloop.registry.tables import policies
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import click
 from pydantic import BaseModel
 
-from tuneloop.registry.roles import ACTOR_PREFIX
+from tuneloop.registry.access.roles import ACTOR_PREFIX
 
 # Control, format, surrogate and private characters and line separators: a terminal may obey them, a reader never sees
 # them, and users' text is full of them when somebody wants it to be.

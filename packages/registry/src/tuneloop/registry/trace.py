@@ -7,9 +7,9 @@ from typing import Any
 
 from tuneloop.registry.errors import NotFound, Unavailable, Unreadable
 from tuneloop.registry.facade import Registry
-from tuneloop.registry.hurry import LOOKUP_TIMEOUT_S, mlflow_within
 from tuneloop.registry.nouns import Noun, Version, version_name
-from tuneloop.registry.run_files import DATA, kept_json
+from tuneloop.registry.versions.deadline import LOOKUP_TIMEOUT_S, mlflow_within
+from tuneloop.registry.versions.run_files import DATA, kept_json
 
 _MISSING = (NotFound, Unavailable, Unreadable)
 

@@ -79,7 +79,7 @@ def read_base(folder: Path) -> Base:
     Raises:
         InvalidInput: config, safetensors, tokenizer or chat template is missing.
     """
-    from tuneloop.registry.artifacts import base_digest, template_digest  # noqa: PLC0415 (digests are needed only here)
+    from tuneloop.registry.versions.artifacts import base_digest, template_digest  # noqa: PLC0415 (digests are needed only here)
 
     missing = [name for name in ("config.json", "tokenizer.json") if not (folder / name).is_file()]
     if not any(folder.glob("*.safetensors")):

@@ -8,7 +8,7 @@ from decimal import Decimal
 from pydantic import AwareDatetime
 
 from tuneloop.registry.nouns import AlertEpisode, Interval, Noun, RetrainingRequest, RetrainingState
-from tuneloop.registry.rollout import Rollout
+from tuneloop.registry.rollouts.rollout import Rollout
 
 
 class VersionRow(Noun):

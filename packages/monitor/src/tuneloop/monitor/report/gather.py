@@ -22,7 +22,7 @@ from tuneloop.monitor.report.figures import (
 from tuneloop.monitor.signals import DETECTORS
 from tuneloop.registry import Registry
 from tuneloop.registry.nouns import RequestRecord, Version, WindowScore, version_name
-from tuneloop.registry.retraining_history import history_of
+from tuneloop.registry.retraining.history import history_of
 
 MOST_RECORDS = 50_000
 SPANS = 48

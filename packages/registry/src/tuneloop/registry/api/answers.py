@@ -6,11 +6,11 @@ from typing import Generic, Self, TypeVar
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
+from tuneloop.registry.access.roles import Permission
+from tuneloop.registry.access.tokens import Token
 from tuneloop.registry.nouns import ApiKey, Approval, Noun, Version
 from tuneloop.registry.overview import Status
 from tuneloop.registry.paging import MOST_PER_PAGE, Page
-from tuneloop.registry.roles import Permission
-from tuneloop.registry.tokens import Token
 
 T = TypeVar("T")
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from fastapi import APIRouter
 from pydantic import Field
 
+from tuneloop.registry.access.roles import Permission, Role
+from tuneloop.registry.access.tokens import NAME_PATTERN, Token
 from tuneloop.registry.api.answers import KeyAnswer, NewKey, NewToken, PageOf
 from tuneloop.registry.api.fields import Asked, Body, Days, Here, KeyPath, Name, TokenPath, needs
 from tuneloop.registry.nouns import ModelName
 from tuneloop.registry.paging import Page
-from tuneloop.registry.roles import Permission, Role
-from tuneloop.registry.tokens import NAME_PATTERN, Token
 
 router = APIRouter()
 

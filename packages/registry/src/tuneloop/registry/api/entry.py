@@ -19,12 +19,12 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from tuneloop.registry.access.tokens import Token
 from tuneloop.registry.api.limits import Buckets
 from tuneloop.registry.api.problems import kind_of, problem
 from tuneloop.registry.errors import TuneloopError
 from tuneloop.registry.facade import Registry
 from tuneloop.registry.settings import ApiSettings
-from tuneloop.registry.tokens import Token
 
 PREFIX = "/v1"
 _LOOKUPS = 2  # token look-ups at a time, of threads of their own: writes that wait for gateways hold up nobody's

@@ -11,13 +11,13 @@ from typing import Annotated, Any
 from fastapi import Depends, Path, Query, Request
 from pydantic import Field, StringConstraints, model_validator
 
+from tuneloop.registry.access.roles import ROLES, Permission, holders
+from tuneloop.registry.access.tokens import NAME_PATTERN, Token
 from tuneloop.registry.errors import InvalidInput
 from tuneloop.registry.facade import Registry
 from tuneloop.registry.nouns import FULL_SHARE_BP, Noun
 from tuneloop.registry.paging import MOST_PER_PAGE, Ask
-from tuneloop.registry.promotion import Change
-from tuneloop.registry.roles import ROLES, Permission, holders
-from tuneloop.registry.tokens import NAME_PATTERN, Token
+from tuneloop.registry.routes.promotion import Change
 
 MOST_NUMBER = 999_999_999
 MOST_DAYS = 36_525.0

@@ -12,9 +12,9 @@ from fastapi import APIRouter, FastAPI
 from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
 
+from tuneloop.registry.access.roles import MEANINGS, Permission, holders
 from tuneloop.registry.api.fields import Needs
 from tuneloop.registry.api.problems import PROBLEM_JSON, STATUS, Kind, Problem
-from tuneloop.registry.roles import MEANINGS, Permission, holders
 
 TITLE = "tuneloop control plane"
 VERSION = "1"

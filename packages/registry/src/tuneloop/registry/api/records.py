@@ -8,11 +8,11 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 
 from tuneloop.registry import overview
+from tuneloop.registry.access.roles import ROLES, Permission
 from tuneloop.registry.api.answers import PageOf, StatusNow, Verified, WhoAmI
 from tuneloop.registry.api.fields import ActionQuery, Asked, Here, ModelPath, RequestPath, SubjectQuery, needs
 from tuneloop.registry.errors import Conflict
 from tuneloop.registry.nouns import AuditEntry, Feedback, RequestLine
-from tuneloop.registry.roles import ROLES, Permission
 from tuneloop.registry.trace import TraceStep, trace
 
 router = APIRouter()

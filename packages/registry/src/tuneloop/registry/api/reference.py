@@ -9,11 +9,11 @@ import json
 import sys
 from pathlib import Path
 
+from tuneloop.registry.access.roles import MEANINGS, ROLES, Permission, Role
 from tuneloop.registry.api.app import ROUTERS, routed
 from tuneloop.registry.api.openapi import operations, permission_of
 from tuneloop.registry.api.problems import STATUS
 from tuneloop.registry.files import write_atomically
-from tuneloop.registry.roles import MEANINGS, ROLES, Permission, Role
 
 _HEAD = """\
 # The control plane, operation by operation

@@ -7,12 +7,12 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 
 from tuneloop.registry import actions, overview
+from tuneloop.registry.access.roles import Permission
 from tuneloop.registry.api.answers import PageOf
 from tuneloop.registry.api.fields import Asked, Body, Here, ModelPath, ModelQuery, RetrainingPath, needs
 from tuneloop.registry.nouns import RetrainingRequest
 from tuneloop.registry.overview import RequestHistory
 from tuneloop.registry.policies import RetrainingPolicy
-from tuneloop.registry.roles import Permission
 
 router = APIRouter(tags=["retraining"])
 READ = needs(Permission.READ)

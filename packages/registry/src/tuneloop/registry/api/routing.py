@@ -13,7 +13,8 @@ from contextlib import AbstractContextManager, contextmanager
 from fastapi import APIRouter
 from pydantic import Field
 
-from tuneloop.registry import overview, steering
+from tuneloop.registry import overview
+from tuneloop.registry.access.roles import Permission
 from tuneloop.registry.api.answers import PageOf
 from tuneloop.registry.api.fields import (
     Asked,
@@ -32,9 +33,9 @@ from tuneloop.registry.errors import InvalidInput
 from tuneloop.registry.nouns import Noun, Route
 from tuneloop.registry.overview import RolloutNow, RouteNow
 from tuneloop.registry.policies import RolloutPolicy
-from tuneloop.registry.promotion import hold_out, override, promote, rollback, set_route
-from tuneloop.registry.roles import Permission
-from tuneloop.registry.rollout import Plan, Rollout
+from tuneloop.registry.rollouts import steering
+from tuneloop.registry.rollouts.rollout import Plan, Rollout
+from tuneloop.registry.routes.promotion import hold_out, override, promote, rollback, set_route
 
 router = APIRouter()
 # A change waits for gateways, and for an engine to load what is new, up to two minutes: so many may, reads go on.

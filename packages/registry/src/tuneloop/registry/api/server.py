@@ -16,8 +16,8 @@ from tuneloop.registry.api.app import make_app
 from tuneloop.registry.errors import InvalidInput, TuneloopError, Unavailable
 from tuneloop.registry.facade import Registry
 from tuneloop.registry.fleet import Fleet
-from tuneloop.registry.hurry import LOOKUP_TIMEOUT_S, mlflow_within
 from tuneloop.registry.settings import ApiSettings, RegistrySettings
+from tuneloop.registry.versions.deadline import LOOKUP_TIMEOUT_S, mlflow_within
 
 log = logging.getLogger(__name__)
 KEEP_ALIVE_S = 75

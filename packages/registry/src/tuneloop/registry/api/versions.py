@@ -5,6 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter
 
 from tuneloop.registry import actions, overview
+from tuneloop.registry.access.roles import Permission
 from tuneloop.registry.api.answers import Comparison, PageOf, Revocation
 from tuneloop.registry.api.fields import (
     Asked,
@@ -19,7 +20,6 @@ from tuneloop.registry.api.fields import (
 from tuneloop.registry.nouns import Approval, Version
 from tuneloop.registry.overview import Judged, ModelLine
 from tuneloop.registry.policies import GatePolicy
-from tuneloop.registry.roles import Permission
 
 router = APIRouter()
 READ = needs(Permission.READ)

@@ -19,7 +19,7 @@ from tuneloop.registry.experiments.gather import Evidence, Stream
 from tuneloop.registry.experiments.planning import sequence_units, spans_until, unit_spread
 from tuneloop.registry.experiments.spending import boundaries
 from tuneloop.registry.experiments.split_check import MISMATCH, mismatch_p_value
-from tuneloop.registry.sequences import p_value, radius
+from tuneloop.registry.statistics.sequences import p_value, radius
 
 LEAST_UNITS = 100  # of each arm; with fewer, a skewed metric's mean is not yet normal
 _LEAST_IN_STRATUM = 20  # of each arm; a stratum with fewer shows no difference

@@ -29,10 +29,10 @@ from tuneloop.registry.experiments.report import Report, report_of
 from tuneloop.registry.experiments.spending import inflation
 from tuneloop.registry.experiments.store import another_runs
 from tuneloop.registry.facade import Registry
-from tuneloop.registry.hurry import LOOKUP_TIMEOUT_S, mlflow_within
 from tuneloop.registry.nouns import Route, version_name
-from tuneloop.registry.promotion import Change, set_route
-from tuneloop.registry.rollout import RolloutState
+from tuneloop.registry.rollouts.rollout import RolloutState
+from tuneloop.registry.routes.promotion import Change, set_route
+from tuneloop.registry.versions.deadline import LOOKUP_TIMEOUT_S, mlflow_within
 
 PLAN_DAYS = 14  # of recent traffic a plan is made from
 _SPANS = 28

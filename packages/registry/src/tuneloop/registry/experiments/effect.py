@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from tuneloop.registry.sequences import drawn_variance, radius, stratum_shares
+from tuneloop.registry.statistics.sequences import drawn_variance, radius, stratum_shares
 
 Floats = NDArray[np.float64]
 Indices = NDArray[np.int64]

@@ -13,12 +13,12 @@ from datetime import datetime, timedelta
 
 import numpy as np
 
-from tuneloop.registry.assignment import held_out
 from tuneloop.registry.experiments.declaration import Declaration, Experiment, Metric
 from tuneloop.registry.experiments.effect import Floats, Indices
 from tuneloop.registry.experiments.measures import Contribution, contributions
 from tuneloop.registry.facade import Registry
 from tuneloop.registry.nouns import Route
+from tuneloop.registry.routes.assignment import held_out
 from tuneloop.registry.traffic import Opinion, Outcome
 
 Opinions = Mapping[str, Sequence[Opinion]]

@@ -10,7 +10,7 @@ from scipy.optimize import brentq
 from scipy.stats import norm
 
 from tuneloop.registry.experiments.spending import inflation
-from tuneloop.registry.sequences import radius
+from tuneloop.registry.statistics.sequences import radius
 
 _MOST = 1e12  # units; more than there are people
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import click
 
+from tuneloop.registry.access.roles import Role
+from tuneloop.registry.access.tokens import Token
 from tuneloop.registry.facade import Registry
 from tuneloop.registry.paging import MOST_PER_PAGE, Ask
 from tuneloop.registry.printing import by_user_option, emit, json_option, reason_option, table, tell_unreadable
-from tuneloop.registry.roles import Role
-from tuneloop.registry.tokens import Token
 
 
 @click.command()

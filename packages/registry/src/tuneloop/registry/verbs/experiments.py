@@ -9,7 +9,7 @@ import click
 from tuneloop.registry.experiments.declaration import Experiment, Plan, read_declaration
 from tuneloop.registry.facade import Registry
 from tuneloop.registry.printing import by_option, emit, json_option, reason_option, table, tell_unreadable
-from tuneloop.registry.promotion import Change
+from tuneloop.registry.routes.promotion import Change
 
 
 @click.group()

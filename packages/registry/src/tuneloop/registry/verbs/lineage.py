@@ -5,11 +5,11 @@ from __future__ import annotations
 import click
 
 from tuneloop.registry.facade import Registry
-from tuneloop.registry.hurry import LOOKUP_TIMEOUT_S, mlflow_within
-from tuneloop.registry.lineage import Lineage, lineage_of
 from tuneloop.registry.nouns import parse_version_name, version_name
 from tuneloop.registry.printing import emit, json_option, table, tell_unreadable
-from tuneloop.registry.run_files import model_card
+from tuneloop.registry.versions.deadline import LOOKUP_TIMEOUT_S, mlflow_within
+from tuneloop.registry.versions.lineage import Lineage, lineage_of
+from tuneloop.registry.versions.run_files import model_card
 
 _SHOWN_PACKAGES = ("torch", "transformers", "peft", "trl")
 

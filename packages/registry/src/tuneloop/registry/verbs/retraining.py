@@ -10,12 +10,12 @@ from pathlib import Path
 import click
 
 from tuneloop.registry import actions, overview
-from tuneloop.registry.budgets import cost_of
 from tuneloop.registry.facade import Registry
 from tuneloop.registry.nouns import RetrainingRun
 from tuneloop.registry.policies import RetrainingPolicy
 from tuneloop.registry.printing import by_option, emit, json_option, reason_option, table, tell_unreadable
-from tuneloop.registry.retraining_history import History, Took, history_of
+from tuneloop.registry.retraining.budgets import cost_of
+from tuneloop.registry.retraining.history import History, Took, history_of
 from tuneloop.registry.verbs.policy import policy_options, set_policy, show_policy
 
 

@@ -13,18 +13,18 @@ import click
 from pydantic import ValidationError
 
 from tuneloop.registry import overview
-from tuneloop.registry.canary import Limits
-from tuneloop.registry.controller import Controller
 from tuneloop.registry.database import faults
 from tuneloop.registry.errors import InvalidInput
 from tuneloop.registry.facade import Registry
 from tuneloop.registry.nouns import FULL_SHARE_BP, parse_version_name
 from tuneloop.registry.policies import RolloutPolicy
 from tuneloop.registry.printing import by_option, emit, json_option, reason_option, table, tell_unreadable
-from tuneloop.registry.promotion import Change
-from tuneloop.registry.rollout import OPEN, Plan, Rollout
+from tuneloop.registry.rollouts.canary import Limits
+from tuneloop.registry.rollouts.controller import Controller
+from tuneloop.registry.rollouts.rollout import OPEN, Plan, Rollout
+from tuneloop.registry.rollouts.steering import abort, declare, drive, resume
+from tuneloop.registry.routes.promotion import Change
 from tuneloop.registry.settings import ControllerSettings
-from tuneloop.registry.steering import abort, declare, drive, resume
 from tuneloop.registry.verbs.policy import policy_options, set_policy, show_policy
 from tuneloop.registry.verbs.routes import route_line, show_route
 

@@ -11,9 +11,9 @@ from tuneloop.registry.errors import InvalidInput
 from tuneloop.registry.facade import Registry
 from tuneloop.registry.nouns import Route, parse_version_name
 from tuneloop.registry.printing import by_option, emit, json_option, reason_option, table, tell_unreadable
-from tuneloop.registry.promotion import Change, hold_out, override, set_route
-from tuneloop.registry.promotion import promote as promote_version
-from tuneloop.registry.promotion import rollback as roll_back
+from tuneloop.registry.routes.promotion import Change, hold_out, override, set_route
+from tuneloop.registry.routes.promotion import promote as promote_version
+from tuneloop.registry.routes.promotion import rollback as roll_back
 
 force_option = click.option("--force", is_flag=True, help="Serve what nobody approved; on record.")
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 
 from tuneloop.registry import actions, audit, overview
-from tuneloop.registry.declared import judge_again
 from tuneloop.registry.facade import Registry
+from tuneloop.registry.gates.declared import judge_again
 from tuneloop.registry.nouns import Version, parse_version_name, version_name
 from tuneloop.registry.policies import GatePolicy
 from tuneloop.registry.printing import by_option, emit, json_option, reason_option, table, tell_unreadable

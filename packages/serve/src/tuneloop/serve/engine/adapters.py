@@ -14,9 +14,9 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from tuneloop.registry.artifacts import PUBLISHABLE
 from tuneloop.registry.errors import InvalidInput
 from tuneloop.registry.nouns import Version
+from tuneloop.registry.versions.artifacts import PUBLISHABLE
 from tuneloop.serve.engine.launch import SERVED_MODULES
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tuneloop.registry import Registry
-from tuneloop.registry.artifacts import base_digest, template_digest
 from tuneloop.registry.settings import RegistrySettings
+from tuneloop.registry.versions.artifacts import base_digest, template_digest
 from tuneloop.serve.engine import adapters, guard
 from tuneloop.serve.engine.agent import Agent
 from tuneloop.serve.engine.client import EngineClient

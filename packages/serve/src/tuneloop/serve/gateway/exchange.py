@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal
 
-from tuneloop.registry import assignment
 from tuneloop.registry.nouns import utc_now
+from tuneloop.registry.routes import assignment
 from tuneloop.serve.gateway.body import Endpoint
 from tuneloop.serve.gateway.routing import Plan, Target
 from tuneloop.serve.gateway.sse import Usage

@@ -18,7 +18,7 @@ from tuneloop.registry import Registry
 from tuneloop.registry.database import Rows
 from tuneloop.registry.errors import Unavailable
 from tuneloop.registry.nouns import ApiKey, EngineState, Route
-from tuneloop.registry.routes import CurrentRoutes
+from tuneloop.registry.routes.store import CurrentRoutes
 from tuneloop.serve.gateway.link import cause_of
 from tuneloop.serve.gateway.snapshot import LAST_KNOWN_GOOD, Snapshot
 

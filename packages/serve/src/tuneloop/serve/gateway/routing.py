@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
-from tuneloop.registry.assignment import assign, held_out, key_hash, overridden
 from tuneloop.registry.errors import InvalidInput
 from tuneloop.registry.nouns import ApiKey, EngineState, Route, parse_version_name, version_name
+from tuneloop.registry.routes.assignment import assign, held_out, key_hash, overridden
 from tuneloop.serve.gateway.errors import ApiError
 from tuneloop.serve.gateway.snapshot import Snapshot
 

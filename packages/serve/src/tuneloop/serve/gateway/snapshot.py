@@ -14,9 +14,9 @@ from typing import Self
 
 from pydantic import ValidationError
 
+from tuneloop.registry.access.keys import key_digest
 from tuneloop.registry.errors import InvalidInput
 from tuneloop.registry.files import OWNER_ONLY, write_atomically
-from tuneloop.registry.keys import key_digest
 from tuneloop.registry.nouns import AdapterState, ApiKey, EngineState, Noun, Route, version_name
 
 LAST_KNOWN_GOOD = "last-known-good.json"

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from tuneloop.registry.artifacts import text_digest
+from tuneloop.registry.versions.artifacts import text_digest
 from tuneloop.train.data.rows import Row
 from tuneloop.train.recipe.objective import Template
 

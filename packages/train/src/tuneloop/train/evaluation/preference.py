@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tuneloop.registry.intervals import wilson
 from tuneloop.registry.nouns import Interval
 from tuneloop.registry.printing import table
+from tuneloop.registry.statistics.intervals import wilson
 from tuneloop.train.data.labels import LabelledPair
 from tuneloop.train.data.preference import PreferenceRow
 from tuneloop.train.evaluation.measure import score_rows

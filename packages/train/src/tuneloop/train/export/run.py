@@ -19,9 +19,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tuneloop.registry import Registry
-from tuneloop.registry.artifacts import check_publishable, file_digest, folder_digest
 from tuneloop.registry.errors import InvalidInput
 from tuneloop.registry.nouns import Interval, Version
+from tuneloop.registry.versions.artifacts import check_publishable, file_digest, folder_digest
 from tuneloop.train.base import Base, base_of
 from tuneloop.train.data.labels import LabelledRow, Labeller, label_rows
 from tuneloop.train.data.templates import FILE as TEMPLATE

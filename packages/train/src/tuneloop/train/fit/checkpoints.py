@@ -16,8 +16,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from tuneloop.registry.artifacts import file_digest
 from tuneloop.registry.files import sync
+from tuneloop.registry.versions.artifacts import file_digest
 
 _MANIFEST = "manifest.json"
 _STATE = "tuneloop.json"

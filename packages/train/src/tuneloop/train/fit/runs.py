@@ -16,9 +16,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from tuneloop.registry.artifacts import text_digest
 from tuneloop.registry.errors import Conflict, InvalidInput
 from tuneloop.registry.files import write_atomically
+from tuneloop.registry.versions.artifacts import text_digest
 from tuneloop.train.fit.checkpoints import CheckpointStore
 
 _RECORD = "run.json"

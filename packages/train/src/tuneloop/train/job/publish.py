@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tuneloop.registry.nouns import Version
-from tuneloop.registry.versions import VersionDraft, Versions
+from tuneloop.registry.versions.store import VersionDraft, Versions
 from tuneloop.train.base import full_source
 from tuneloop.train.data.rows import data_digest
 from tuneloop.train.data.templates import FILE as TEMPLATE_FILE

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from tuneloop.registry import Registry
 from tuneloop.registry.errors import Conflict, InvalidInput, TuneloopError
 from tuneloop.registry.nouns import Version
-from tuneloop.registry.versions import Versions
+from tuneloop.registry.versions.store import Versions
 from tuneloop.train.data.labels import LabelAudit, Labeller
 from tuneloop.train.evaluation.metrics import Metric
 from tuneloop.train.evaluation.remarks import remarks_on_set

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tuneloop.registry.artifacts import template_digest
 from tuneloop.registry.errors import InvalidInput
+from tuneloop.registry.versions.artifacts import template_digest
 from tuneloop.train.data.labels import LabelAudit, LabelledRow, Labeller, label_rows
 from tuneloop.train.data.load import refuse_unread
 from tuneloop.train.data.rows import Row

@@ -23,7 +23,7 @@ from typing import Any
 
 from tuneloop.registry.errors import InvalidInput, NotFound
 from tuneloop.registry.nouns import Version
-from tuneloop.registry.versions import Versions
+from tuneloop.registry.versions.store import Versions
 from tuneloop.train.data.rows import Row, Written, read_rows, write_rows
 from tuneloop.train.evaluation.compare import Compared, Comparison
 from tuneloop.train.evaluation.judge import Pair

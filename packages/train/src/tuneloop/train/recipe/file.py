@@ -12,11 +12,11 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from tuneloop.registry.artifacts import text_digest
 from tuneloop.registry.errors import InvalidInput
 from tuneloop.registry.files import is_file
 from tuneloop.registry.nouns import ModelName
 from tuneloop.registry.plain_yaml import Place
+from tuneloop.registry.versions.artifacts import text_digest
 from tuneloop.train.choice import Choice
 from tuneloop.train.recipe.combinations import refusals
 from tuneloop.train.recipe.data import DataSection

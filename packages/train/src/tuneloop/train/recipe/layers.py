@@ -17,10 +17,10 @@ import yaml
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
-from tuneloop.registry.artifacts import text_digest
 from tuneloop.registry.errors import InvalidInput
 from tuneloop.registry.files import is_file
 from tuneloop.registry.plain_yaml import Place, PlainYaml
+from tuneloop.registry.versions.artifacts import text_digest
 
 READY = Path(__file__).parent / "ready"
 EXTENDS = "extends"

@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
 
-from tuneloop.registry.budgets import Estimate, usual_hours
 from tuneloop.registry.errors import TuneloopError
 from tuneloop.registry.nouns import RetrainingRun
+from tuneloop.registry.retraining.budgets import Estimate, usual_hours
 from tuneloop.train.base import Base
 from tuneloop.train.data.rows import Row
 from tuneloop.train.plan.machine import gpu_name, machine_called

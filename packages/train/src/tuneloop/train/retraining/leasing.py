@@ -9,7 +9,7 @@ from time import monotonic
 
 from tuneloop.registry.errors import Conflict, Unavailable
 from tuneloop.registry.nouns import RetrainingRequest
-from tuneloop.registry.retraining import RetrainingQueue
+from tuneloop.registry.retraining.queue import RetrainingQueue
 from tuneloop.train.stopping import StopFlag
 
 _RENEWALS_PER_LEASE = 3

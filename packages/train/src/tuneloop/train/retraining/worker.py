@@ -16,12 +16,12 @@ from datetime import timedelta
 from pathlib import Path
 
 from tuneloop.registry import Registry
-from tuneloop.registry.budgets import cost_of
-from tuneloop.registry.declared import judge_declared, waits_for_traffic
 from tuneloop.registry.errors import Conflict, InvalidInput, Refused, TuneloopError, Unavailable
+from tuneloop.registry.gates.declared import judge_declared, waits_for_traffic
 from tuneloop.registry.nouns import GateReport, RetrainingRequest, RetrainingState, Version, version_name
 from tuneloop.registry.policies import GatePolicy
 from tuneloop.registry.redaction import redact
+from tuneloop.registry.retraining.budgets import cost_of
 from tuneloop.train.base import Base, base_of
 from tuneloop.train.data.quality.findings import Findings, judge_rows
 from tuneloop.train.data.quality.look import look

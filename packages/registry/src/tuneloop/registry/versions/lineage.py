@@ -14,9 +14,9 @@ from pydantic import ConfigDict, ValidationError
 from tuneloop.registry.database import faults
 from tuneloop.registry.errors import NotFound, Unavailable, Unreadable
 from tuneloop.registry.facade import Registry
-from tuneloop.registry.hurry import LOOKUP_TIMEOUT_S, mlflow_within
 from tuneloop.registry.nouns import Approval, AuditEntry, GateReport, Noun, RetrainingRequest, Version
-from tuneloop.registry.run_files import DATA, ENVIRONMENT, kept_json
+from tuneloop.registry.versions.deadline import LOOKUP_TIMEOUT_S, mlflow_within
+from tuneloop.registry.versions.run_files import DATA, ENVIRONMENT, kept_json
 
 T = TypeVar("T")
 

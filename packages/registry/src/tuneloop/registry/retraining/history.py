@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 
-from tuneloop.registry.budgets import cost_of
-from tuneloop.registry.intervals import wilson
 from tuneloop.registry.nouns import Interval, RetrainingRequest, RetrainingRun, RetrainingState
-from tuneloop.registry.retraining import ENDED
+from tuneloop.registry.retraining.budgets import cost_of
+from tuneloop.registry.retraining.queue import ENDED
+from tuneloop.registry.statistics.intervals import wilson
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,13 @@ import sqlalchemy as sa
 from pydantic import AwareDatetime, Field
 
 from tuneloop.registry import audit
+from tuneloop.registry.access.keys import key_digest
+from tuneloop.registry.access.roles import ACTOR_PREFIX, Role
 from tuneloop.registry.database import Database, noun_of, row_of
 from tuneloop.registry.errors import Conflict, InvalidInput, NotFound
 from tuneloop.registry.expiry import expires_at
-from tuneloop.registry.keys import key_digest
 from tuneloop.registry.nouns import Noun
 from tuneloop.registry.paging import Ask, Page, page
-from tuneloop.registry.roles import ACTOR_PREFIX, Role
 from tuneloop.registry.tables import tokens
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._@-]{0,62}$"

@@ -21,11 +21,11 @@ from functools import partial
 # may find it half there.
 import sqlalchemy.orm  # noqa: F401
 
-from tuneloop.registry.advancing import go_on
-from tuneloop.registry.alias_watch import AliasWatch
+from tuneloop.registry.aliases.watch import AliasWatch
 from tuneloop.registry.errors import Conflict, TuneloopError, Unavailable
 from tuneloop.registry.facade import Registry
-from tuneloop.registry.rollout import Rollout, RolloutState
+from tuneloop.registry.rollouts.advancing import go_on
+from tuneloop.registry.rollouts.rollout import Rollout, RolloutState
 from tuneloop.registry.settings import ControllerSettings
 
 LEASE_S = 15.0  # a controller that dies holds its rollouts up for so long

@@ -13,10 +13,9 @@ from sqlalchemy.engine import Connection
 
 from tuneloop.registry.errors import DatabaseAway, InvalidInput, NotFound, Refused, Unavailable
 from tuneloop.registry.facade import Registry
-from tuneloop.registry.judging import judgement, trial_of
 from tuneloop.registry.nouns import FULL_SHARE_BP, GateReport, Route
-from tuneloop.registry.promotion import Change, promote, rollback, set_route
-from tuneloop.registry.rollout import (
+from tuneloop.registry.rollouts.judging import judgement, trial_of
+from tuneloop.registry.rollouts.rollout import (
     Action,
     Hold,
     Pause,
@@ -29,6 +28,7 @@ from tuneloop.registry.rollout import (
     decide,
     who_gets_what,
 )
+from tuneloop.registry.routes.promotion import Change, promote, rollback, set_route
 
 _KEEP_EVERY_S = 5.0  # how old the judgement that people read may be
 

@@ -18,13 +18,13 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from tuneloop.registry import audit
-from tuneloop.registry.budgets import Estimate
 from tuneloop.registry.database import Database, Rows, noun_of, readable, row_of
 from tuneloop.registry.errors import Conflict, NotFound, Refused, Unreadable
 from tuneloop.registry.nouns import RetrainingRequest, RetrainingRun, RetrainingState
 from tuneloop.registry.paging import Ask, Page, page
 from tuneloop.registry.policies import Policies, RetrainingPolicy
-from tuneloop.registry.runs import begin_run, end_run, held_back, runs_of
+from tuneloop.registry.retraining.budgets import Estimate
+from tuneloop.registry.retraining.runs import begin_run, end_run, held_back, runs_of
 from tuneloop.registry.tables import retraining
 
 S = RetrainingState

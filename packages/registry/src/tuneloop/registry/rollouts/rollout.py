@@ -16,8 +16,8 @@ from typing import Annotated, Self
 
 from pydantic import AwareDatetime, BeforeValidator, ConfigDict, Field, model_validator
 
-from tuneloop.registry.canary import Limits
 from tuneloop.registry.nouns import FULL_SHARE_BP, Check, GateReport, Noun, Route, as_tuple, version_name
+from tuneloop.registry.rollouts.canary import Limits
 
 _LONGEST_S = 365 * 86_400.0
 

@@ -11,10 +11,10 @@ from typing import Any
 
 from tuneloop.registry.errors import Unreadable
 from tuneloop.registry.facade import Registry
-from tuneloop.registry.intervals import quantile_interval
 from tuneloop.registry.nouns import Check, GateReport, Interval, Noun, Version
 from tuneloop.registry.policies import GatePolicy
-from tuneloop.registry.run_files import DATA, kept_json
+from tuneloop.registry.statistics.intervals import quantile_interval
+from tuneloop.registry.versions.run_files import DATA, kept_json
 
 LATENCY, LEAKAGE, SIGNED, COMPARED = "latency p95", "leakage", "signed", "compared with a champion"
 _QUANTILE, _LEVEL = 0.95, 0.95

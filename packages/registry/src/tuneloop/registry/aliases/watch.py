@@ -16,14 +16,24 @@ from typing import Any
 import sqlalchemy as sa
 
 from tuneloop.registry import audit
-from tuneloop.registry.aliases import Accounted, Aliases, Late, Move, Moved, Pending, Settled, Unfinished, compare
+from tuneloop.registry.aliases.accounting import (
+    Accounted,
+    Aliases,
+    Late,
+    Move,
+    Moved,
+    Pending,
+    Settled,
+    Unfinished,
+    compare,
+)
 from tuneloop.registry.errors import Conflict, NotFound, TuneloopError, Unavailable
 from tuneloop.registry.facade import Registry
-from tuneloop.registry.hurry import mlflow_within
 from tuneloop.registry.nouns import Route, version_name
 from tuneloop.registry.policies import RolloutPolicy
-from tuneloop.registry.promotion import Change, promote
+from tuneloop.registry.routes.promotion import Change, promote
 from tuneloop.registry.tables import aliases
+from tuneloop.registry.versions.deadline import mlflow_within
 
 ASK_TIMEOUT_S = 4.0  # with a pause of at most 5 s, a move is seen within 10
 LATE_MIRROR_S = 15.0  # how long after its revision whoever wrote that may still move the aliases

@@ -17,7 +17,7 @@ from tuneloop.registry.database import Database, Rows, noun_of, readable, row_of
 from tuneloop.registry.errors import Conflict, NotFound
 from tuneloop.registry.nouns import Check, GateReport, Route
 from tuneloop.registry.paging import Ask, Page, page
-from tuneloop.registry.rollout import OPEN, Rollout, RolloutState, Taken
+from tuneloop.registry.rollouts.rollout import OPEN, Rollout, RolloutState, Taken
 from tuneloop.registry.tables import rollouts
 
 S = RolloutState

@@ -8,13 +8,13 @@ from datetime import datetime
 import sqlalchemy as sa
 
 from tuneloop.registry import audit
+from tuneloop.registry.access.roles import Role
 from tuneloop.registry.database import Database, Rows, noun_of, readable, row_of, write_last
 from tuneloop.registry.errors import InvalidInput, Refused
 from tuneloop.registry.expiry import expires_at
 from tuneloop.registry.nouns import Approval, GateReport, version_name
 from tuneloop.registry.paging import Ask, Page, page
 from tuneloop.registry.policies import GatePolicy, Policies
-from tuneloop.registry.roles import Role
 from tuneloop.registry.tables import approvals, gate_reports
 
 

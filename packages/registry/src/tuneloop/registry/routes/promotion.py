@@ -14,14 +14,14 @@ from typing import Any
 
 from sqlalchemy.engine import Connection
 
-from tuneloop.registry.assignment import key_hash
 from tuneloop.registry.database import write_last
 from tuneloop.registry.errors import InvalidInput, Refused, TuneloopError, Unreadable
 from tuneloop.registry.facade import Registry
-from tuneloop.registry.hurry import LOOKUP_TIMEOUT_S, mlflow_within
 from tuneloop.registry.nouns import FULL_SHARE_BP, Arm, RetrainingState, Route, version_name
-from tuneloop.registry.routes import lost_race
-from tuneloop.registry.staging import check_approved, check_fits, stage
+from tuneloop.registry.routes.assignment import key_hash
+from tuneloop.registry.routes.staging import check_approved, check_fits, stage
+from tuneloop.registry.routes.store import lost_race
+from tuneloop.registry.versions.deadline import LOOKUP_TIMEOUT_S, mlflow_within
 
 APPLY_TIMEOUT_S = 5.0
 MIRROR_TIMEOUT_S = 5.0  # nobody waits for MLflow's aliases longer than for the gateways

@@ -8,10 +8,10 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from tuneloop.registry import audit
-from tuneloop.registry.budgets import Estimate, Hold, hold, month_of
 from tuneloop.registry.database import Rows, readable, row_of
 from tuneloop.registry.nouns import RetrainingRequest, RetrainingRun
 from tuneloop.registry.policies import RetrainingPolicy
+from tuneloop.registry.retraining.budgets import Estimate, Hold, hold, month_of
 from tuneloop.registry.tables import retraining_runs
 
 

@@ -19,7 +19,7 @@ from typing import Literal
 from pydantic import ConfigDict, Field
 
 from tuneloop.registry.nouns import Check, Interval, Noun
-from tuneloop.registry.sequences import drawn_variance, radius, stratum_shares
+from tuneloop.registry.statistics.sequences import drawn_variance, radius, stratum_shares
 from tuneloop.registry.traffic import Opinion, Outcome
 
 Verdict = Literal["pass", "fail", "inconclusive"]
@@ -97,8 +97,8 @@ def always_valid_difference(
 ) -> Interval | None:
     """mean(after) − mean(before) with an interval that holds at every look.
 
-    The sequence is that of `sequences`, with each revision a stratum. The values' variance within revisions is taken to
-    be of the order of 0.25 until there are enough of them to say.
+    The sequence is that of `statistics.sequences`, with each revision a stratum. The values' variance within revisions
+    is taken to be of the order of 0.25 until there are enough of them to say.
 
     Args:
         revisions: (before, after) of each; one where either has no values shows no difference and does not count.

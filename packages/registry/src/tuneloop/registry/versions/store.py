@@ -25,15 +25,15 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from sqlalchemy.exc import SQLAlchemyError
 
-from tuneloop.registry.aliases import NAMES, Aliases
-from tuneloop.registry.artifacts import check_publishable, fetched_name, folder_digest
+from tuneloop.registry.aliases.accounting import NAMES, Aliases
 from tuneloop.registry.errors import Conflict, InvalidInput, NotFound, Unavailable
 from tuneloop.registry.files import write_atomically
 from tuneloop.registry.nouns import ModelName, Noun, Route, Version, version_name
 from tuneloop.registry.paging import Ask, Page, cursor_at
 from tuneloop.registry.settings import RegistrySettings, first_line, shown_url, without_password
-from tuneloop.registry.signing import SIGNATURE, Signing
-from tuneloop.registry.version_tag import VERSION_TAG, ours, version_of
+from tuneloop.registry.versions.artifacts import check_publishable, fetched_name, folder_digest
+from tuneloop.registry.versions.signing import SIGNATURE, Signing
+from tuneloop.registry.versions.tag import VERSION_TAG, ours, version_of
 
 _log = logging.getLogger(__name__)
 _REQUEST_TAG = "tuneloop.request_id"

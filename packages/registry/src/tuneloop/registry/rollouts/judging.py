@@ -9,10 +9,10 @@ import itertools
 from dataclasses import dataclass
 from datetime import datetime
 
-from tuneloop.registry.canary import ArmSample, Limits, judge
 from tuneloop.registry.errors import Refused
 from tuneloop.registry.facade import Registry
 from tuneloop.registry.nouns import GateReport, version_name
+from tuneloop.registry.rollouts.canary import ArmSample, Limits, judge
 from tuneloop.registry.traffic import Outcome
 
 

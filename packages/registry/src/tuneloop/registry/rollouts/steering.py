@@ -8,15 +8,15 @@ from dataclasses import dataclass
 
 from sqlalchemy.engine import Connection
 
-from tuneloop.registry.controller import LOOK_COST, Controller
 from tuneloop.registry.errors import Conflict, InvalidInput, Refused, Unavailable
 from tuneloop.registry.facade import Registry
-from tuneloop.registry.hurry import LOOKUP_TIMEOUT_S, mlflow_within
 from tuneloop.registry.nouns import FULL_SHARE_BP, Arm, GateReport, Route, version_name
-from tuneloop.registry.promotion import Change, rollback
-from tuneloop.registry.rollout import Plan, Rollout, RolloutState, Taken, new_rollout_id
-from tuneloop.registry.routes import lost_race
-from tuneloop.registry.staging import check_approved
+from tuneloop.registry.rollouts.controller import LOOK_COST, Controller
+from tuneloop.registry.rollouts.rollout import Plan, Rollout, RolloutState, Taken, new_rollout_id
+from tuneloop.registry.routes.promotion import Change, rollback
+from tuneloop.registry.routes.staging import check_approved
+from tuneloop.registry.routes.store import lost_race
+from tuneloop.registry.versions.deadline import LOOKUP_TIMEOUT_S, mlflow_within
 
 S = RolloutState
 LOOK_EVERY_S = 0.5

@@ -1,0 +1,1 @@
+"""MLflow's aliases: they mirror the routes. `accounting` says what they should say, `watch` sees to it."""
