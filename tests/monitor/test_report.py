@@ -24,7 +24,7 @@ from tuneloop.registry.nouns import RetrainingRun
 from tuneloop.registry.nouns import RetrainingState as S
 from tuneloop.registry.rollouts.advancing import go_on
 from tuneloop.registry.rollouts.controller import LEASE_S
-from tuneloop.registry.rollouts.rollout import Plan
+from tuneloop.registry.rollouts.rollout import RolloutPlan
 from tuneloop.registry.rollouts.steering import declare
 from tuneloop.registry.routes.promotion import Change
 from tuneloop.registry.statistics.intervals import wilson
@@ -93,7 +93,7 @@ def rolling(scene: Scene) -> None:
         registry.gates.approve("bot", number, by="ada", reason="test")
     scene.promote(2)
     scene.promote(1)
-    declared = declare(registry, "bot", 2, Plan(), Change("ada", "answers the drift"))
+    declared = declare(registry, "bot", 2, RolloutPlan(), Change("ada", "answers the drift"))
     for _ in range(3):  # its place, its share, and a look that decides nothing
         beat_engine(registry, "bot@1", "bot@2")
         held = registry.rollouts.claim(declared.id, "c", LEASE_S)

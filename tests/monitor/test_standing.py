@@ -13,7 +13,7 @@ from tests_support import retraining_request
 from tuneloop.registry.policies import RetrainingPolicy
 from tuneloop.registry.retraining.budgets import Estimate
 from tuneloop.registry.rollouts.controller import LEASE_S
-from tuneloop.registry.rollouts.rollout import Plan, Rollout, RolloutState
+from tuneloop.registry.rollouts.rollout import Rollout, RolloutPlan, RolloutState
 from tuneloop.registry.rollouts.steering import abort, declare
 from tuneloop.registry.routes.promotion import Change
 
@@ -42,7 +42,7 @@ def declared(scene: Scene) -> Rollout:
         scene.registry.gates.approve("bot", number, by="ada", reason="test")
     scene.promote(2)
     scene.promote(1)
-    return declare(scene.registry, "bot", 2, Plan(), Change("ada", "test"))
+    return declare(scene.registry, "bot", 2, RolloutPlan(), Change("ada", "test"))
 
 
 def test_a_rollout_without_a_controller_is_told_from_its_declaration_on(

@@ -11,13 +11,13 @@ from typing import Any
 
 from tests_support import Clock, beat_engine, publish_version, request_record
 from tuneloop.registry import Registry
-from tuneloop.registry.experiments.declaration import Declaration, Plan, read_declaration
+from tuneloop.registry.experiments.declaration import Declaration, ExperimentPlan, read_declaration
 from tuneloop.registry.nouns import Feedback, RequestRecord
 from tuneloop.registry.routes.assignment import assign, key_hash, overridden
 from tuneloop.registry.routes.promotion import Change, promote
 
 CHANGE = Change("ada", "try it")
-NO_PLAN = Plan(days_seen=0.0, units_seen=0)
+NO_PLAN = ExperimentPlan(days_seen=0.0, units_seen=0)
 DECLARED = """\
 model: bot
 hypothesis: Version 2 gets fewer thumbs-down than version 1

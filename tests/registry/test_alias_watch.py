@@ -21,7 +21,7 @@ from tuneloop.registry import Registry
 from tuneloop.registry.aliases.accounting import (
     Accounted,
     Aliases,
-    Late,
+    LateMirror,
     Move,
     Moved,
     Reported,
@@ -54,10 +54,10 @@ SETTLED_ONE = Accounted(Aliases(1, None), 1, "", 1)
 
 def test_what_some_revision_since_the_last_accounting_said_is_our_own_mirror() -> None:
     assert compare(Aliases(2, None), TWO, (TWO,), SETTLED_ONE) == Settled()
-    assert compare(Aliases(1, None), TWO, (ONE, CANARY, TWO), SETTLED_ONE) == Late()
-    assert compare(Aliases(1, 2), TWO, (ONE, CANARY, TWO), SETTLED_ONE) == Late()
-    assert compare(Aliases(2, 2), TWO, (ONE, CANARY, TWO), SETTLED_ONE) == Late(), "half done"
-    assert compare(Aliases(None, None), ONE, (ONE,), None) == Late(), "nobody has mirrored yet"
+    assert compare(Aliases(1, None), TWO, (ONE, CANARY, TWO), SETTLED_ONE) == LateMirror()
+    assert compare(Aliases(1, 2), TWO, (ONE, CANARY, TWO), SETTLED_ONE) == LateMirror()
+    assert compare(Aliases(2, 2), TWO, (ONE, CANARY, TWO), SETTLED_ONE) == LateMirror(), "half done"
+    assert compare(Aliases(None, None), ONE, (ONE,), None) == LateMirror(), "nobody has mirrored yet"
 
 
 def test_anything_else_was_moved_by_somebody() -> None:
@@ -76,7 +76,7 @@ def test_what_was_seen_is_finished_or_left_and_not_seen_again() -> None:
         assert compare(moved, TWO, (TWO,), seen) == Unfinished((Move("champion", 2, 7),))
     reported = Accounted(moved, 3, "report", 5)
     assert compare(moved, TWO, (TWO,), reported) == Reported()
-    assert compare(moved, _route(4, 1), (TWO, _route(4, 1)), reported) == Late(), "the next change moves it"
+    assert compare(moved, _route(4, 1), (TWO, _route(4, 1)), reported) == LateMirror(), "the next change moves it"
     assert compare(Aliases(8, None), TWO, (TWO,), reported) == Moved((Move("champion", 2, 8),)), "moved again"
 
 

@@ -15,7 +15,7 @@ from tuneloop.registry import Registry
 from tuneloop.registry.errors import Unreadable
 from tuneloop.registry.nouns import RetrainingRequest, RetrainingRun
 from tuneloop.registry.policies import RetrainingPolicy
-from tuneloop.registry.retraining.budgets import Estimate, Hold, hold, usual_hours
+from tuneloop.registry.retraining.budgets import BudgetHold, Estimate, hold, usual_hours
 from tuneloop.registry.tables import policies
 
 NOW = datetime(2026, 11, 15, 18, tzinfo=UTC)
@@ -71,7 +71,7 @@ def test_the_table_of_budgets(
     if held is None:
         assert found is None
     else:
-        assert isinstance(found, Hold)
+        assert isinstance(found, BudgetHold)
         assert found.until == (None if held == "person" else held)
 
 

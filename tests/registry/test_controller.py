@@ -24,15 +24,18 @@ from tuneloop.registry.nouns import Arm, Route
 from tuneloop.registry.rollouts.advancing import go_on, judged
 from tuneloop.registry.rollouts.canary import Limits
 from tuneloop.registry.rollouts.controller import LEASE_S, Controller
-from tuneloop.registry.rollouts.rollout import Plan, Rollout, RolloutState, Step
+from tuneloop.registry.rollouts.rollout import Rollout, RolloutPlan, RolloutState, RolloutStep
 from tuneloop.registry.rollouts.steering import abort, declare, resume
 from tuneloop.registry.routes.assignment import assign, held_out, key_hash
 from tuneloop.registry.routes.promotion import Change, hold_out, override, promote, rollback, set_route
 from tuneloop.registry.settings import ControllerSettings
 
 S = RolloutState
-PLAN = Plan(
-    steps=(Step(weight_bp=1_000, hold_s=60, min_samples=5), Step(weight_bp=5_000, hold_s=60, min_samples=5)),
+PLAN = RolloutPlan(
+    steps=(
+        RolloutStep(weight_bp=1_000, hold_s=60, min_samples=5),
+        RolloutStep(weight_bp=5_000, hold_s=60, min_samples=5),
+    ),
     limits=Limits(feedback_margin=0.2, error_margin=0.1),
     give_up_s=600,
 )

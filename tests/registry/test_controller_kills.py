@@ -20,12 +20,12 @@ import pytest
 from registry.world import CHANGE, World, set_up, splits
 from tuneloop.registry import Registry
 from tuneloop.registry.rollouts.canary import Limits
-from tuneloop.registry.rollouts.rollout import Plan, RolloutState, Step
+from tuneloop.registry.rollouts.rollout import RolloutPlan, RolloutState, RolloutStep
 from tuneloop.registry.rollouts.steering import declare
 from tuneloop.registry.settings import RegistrySettings
 
-PLAN = Plan(
-    steps=tuple(Step(weight_bp=share_bp, hold_s=0.2, min_samples=5) for share_bp in (1_000, 5_000)),
+PLAN = RolloutPlan(
+    steps=tuple(RolloutStep(weight_bp=share_bp, hold_s=0.2, min_samples=5) for share_bp in (1_000, 5_000)),
     limits=Limits(feedback_margin=0.2, error_margin=0.1),
     give_up_s=120,
 )

@@ -23,12 +23,11 @@ from tuneloop.registry import Registry
 from tuneloop.registry import database as migrations_home
 from tuneloop.registry.database import Database
 from tuneloop.registry.errors import Conflict, InvalidInput, Unavailable
-from tuneloop.registry.experiments.declaration import Declaration, Primary
-from tuneloop.registry.experiments.declaration import Plan as ExperimentPlan
+from tuneloop.registry.experiments.declaration import Declaration, ExperimentPlan, Primary
 from tuneloop.registry.nouns import Arm
 from tuneloop.registry.policies import RetrainingPolicy
 from tuneloop.registry.retraining.budgets import Estimate
-from tuneloop.registry.rollouts.rollout import Plan
+from tuneloop.registry.rollouts.rollout import RolloutPlan
 from tuneloop.registry.rollouts.steering import declare
 from tuneloop.registry.routes.promotion import Change
 from tuneloop.registry.settings import RegistrySettings
@@ -136,7 +135,7 @@ def test_a_rollout_goes_with_the_older_schema_and_its_share_stays(registries: Re
     arms = [Arm(version=2, weight_bp=1_000), Arm(version=1, weight_bp=9_000)]
     written = registries.routes.write("bot", arms, by="ada", reason="r", expected_revision=0)
     registries.gates.approve("bot", 2, by="ada", reason="r")
-    declared = declare(registries, "bot", 2, Plan(), Change("ada", "r"))
+    declared = declare(registries, "bot", 2, RolloutPlan(), Change("ada", "r"))
     assert registries.rollouts.open("bot") == declared
     with pytest.raises(CommandError, match=f"abort those that are open: \\['{declared.id}'\\]"):
         _downgraded_and_upgraded(registries.database, "0006")
@@ -150,7 +149,7 @@ def test_a_rollout_goes_with_the_older_schema_and_its_share_stays(registries: Re
     _downgraded_and_upgraded(registries.database, "0006")
     assert registries.rollouts.all("bot") == []
     assert registries.routes.current("bot") == written
-    again = declare(registries, "bot", 2, Plan(), Change("ada", "r"))
+    again = declare(registries, "bot", 2, RolloutPlan(), Change("ada", "r"))
     with pytest.raises(Conflict):
         registries.rollouts.declare(again.model_copy(update={"id": "ro_2"}))
 

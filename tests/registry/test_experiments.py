@@ -24,7 +24,7 @@ from tuneloop.registry.experiments.declaration import Experiment
 from tuneloop.registry.experiments.effect import difference
 from tuneloop.registry.experiments.gather import gather
 from tuneloop.registry.experiments.page import write_page
-from tuneloop.registry.rollouts.rollout import Plan as Rising
+from tuneloop.registry.rollouts.rollout import RolloutPlan
 from tuneloop.registry.rollouts.steering import declare
 from tuneloop.registry.routes.assignment import held_out, key_hash
 from tuneloop.registry.routes.promotion import Change, hold_out, override, set_route
@@ -193,9 +193,9 @@ def test_a_key_that_is_held_out_is_no_pin(world: Registry, tmp_path: Path, clock
 def test_a_rollout_and_an_experiment_do_not_change_each_others_split(world: Registry, tmp_path: Path) -> None:
     experiment = started(world, tmp_path)
     with pytest.raises(Refused, match=f"experiment {experiment.id} of bot is running, and a rollout would change"):
-        declare(world, "bot", 2, Rising(), CHANGE)
+        declare(world, "bot", 2, RolloutPlan(), CHANGE)
     world.experiments.stop(experiment.id, by="ada", reason="over")
-    rollout = declare(world, "bot", 2, Rising(), CHANGE)
+    rollout = declare(world, "bot", 2, RolloutPlan(), CHANGE)
     settled = conduct.settled(world, declared(tmp_path))
     another = world.experiments.new(settled, NO_PLAN, by="ada", reason="again")
     with pytest.raises(Refused, match=rf"bot@2 is being rolled out \({rollout.id}\), and an experiment would change"):

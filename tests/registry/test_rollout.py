@@ -21,15 +21,15 @@ from tuneloop.registry.errors import DatabaseAway, Refused, Unavailable
 from tuneloop.registry.nouns import Arm, GateReport, Route
 from tuneloop.registry.rollouts.canary import Limits
 from tuneloop.registry.rollouts.judging import Trial, trial_of
-from tuneloop.registry.rollouts.rollout import Plan, Step
+from tuneloop.registry.rollouts.rollout import RolloutPlan, RolloutStep
 from tuneloop.registry.rollouts.steering import declare, drive
 from tuneloop.registry.routes.assignment import assign
 from tuneloop.registry.routes.promotion import Change, promote, set_route
 
 LIMITS = Limits(feedback_margin=0.2, error_margin=0.1)
-STEPS = tuple(Step(weight_bp=share_bp, hold_s=0.0, min_samples=20) for share_bp in (1_000, 5_000))
-PLAN = Plan(steps=STEPS, limits=LIMITS, give_up_s=60.0)
-NO_TRAFFIC = Plan(steps=STEPS, limits=LIMITS, give_up_s=0.2)
+STEPS = tuple(RolloutStep(weight_bp=share_bp, hold_s=0.0, min_samples=20) for share_bp in (1_000, 5_000))
+PLAN = RolloutPlan(steps=STEPS, limits=LIMITS, give_up_s=60.0)
+NO_TRAFFIC = RolloutPlan(steps=STEPS, limits=LIMITS, give_up_s=0.2)
 
 
 def _quiet(_line: str) -> None:
@@ -37,7 +37,7 @@ def _quiet(_line: str) -> None:
 
 
 def run(
-    registry: Registry, model: str, version: int, plan: Plan, change: Change, say: Callable[[str], None]
+    registry: Registry, model: str, version: int, plan: RolloutPlan, change: Change, say: Callable[[str], None]
 ) -> GateReport:
     return drive(registry, declare(registry, model, version, plan, change), say)
 

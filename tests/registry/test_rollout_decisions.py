@@ -4,38 +4,38 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
-from typing import Literal
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from tuneloop.registry.nouns import Arm, Check, GateReport, Route
+from tuneloop.registry.nouns import Arm, Check, GateReport, Route, Verdict
 from tuneloop.registry.rollouts.rollout import (
     Action,
     Hold,
     Pause,
-    Plan,
     Position,
     Raise,
+    RolloutPlan,
+    RolloutStep,
     Ship,
-    Step,
     TakeBack,
     decide,
     who_gets_what,
 )
 
 AT = datetime(2026, 11, 1, 12, 0, tzinfo=UTC)
-PLAN = Plan(steps=(Step(weight_bp=1_000, hold_s=10), Step(weight_bp=5_000, hold_s=20)), give_up_s=100)
+PLAN = RolloutPlan(
+    steps=(RolloutStep(weight_bp=1_000, hold_s=10), RolloutStep(weight_bp=5_000, hold_s=20)), give_up_s=100
+)
 NAMES = ("samples", "errors", "latency", "feedback")
-Verdict = Literal["pass", "fail", "inconclusive"]
 VERDICTS: tuple[Verdict, ...] = ("pass", "fail", "inconclusive")
 
 weights = st.lists(st.integers(1, 9_999), min_size=1, max_size=5, unique=True).map(sorted)
 plans = st.builds(
-    lambda shares, hold_s, wait_s: Plan(
-        steps=tuple(Step(weight_bp=share, hold_s=hold_s) for share in shares), give_up_s=hold_s + wait_s
+    lambda shares, hold_s, wait_s: RolloutPlan(
+        steps=tuple(RolloutStep(weight_bp=share, hold_s=hold_s) for share in shares), give_up_s=hold_s + wait_s
     ),
     weights,
     st.floats(0, 1_000),
@@ -52,7 +52,7 @@ def report(*verdicts: Verdict) -> GateReport:
     return GateReport(model="bot", version=2, champion=1, at=AT, checks=checks)
 
 
-def after(seconds: float, step: int | None, seen: GateReport | None, plan: Plan = PLAN) -> Action:
+def after(seconds: float, step: int | None, seen: GateReport | None, plan: RolloutPlan = PLAN) -> Action:
     return decide(plan, Position(step, AT), seen, AT + timedelta(seconds=seconds))
 
 
@@ -84,7 +84,9 @@ def test_what_nothing_decides_is_paused_after_its_time_and_says_what_is_missing(
 
 
 @given(plan=plans, seen=reports, seconds=st.floats(0, 5_000), pick=st.integers(0, 4))
-def test_nothing_is_given_without_a_reason(plan: Plan, seen: GateReport | None, seconds: float, pick: int) -> None:
+def test_nothing_is_given_without_a_reason(
+    plan: RolloutPlan, seen: GateReport | None, seconds: float, pick: int
+) -> None:
     step = pick % len(plan.steps)
     said = {check.name: check.verdict for check in seen.checks} if seen else {}
     held = after(seconds, step, seen, plan)
@@ -103,7 +105,9 @@ def test_nothing_is_given_without_a_reason(plan: Plan, seen: GateReport | None, 
 
 
 @given(plan=plans, seen=reports, first=st.floats(0, 5_000), more=st.floats(0, 5_000), pick=st.integers(0, 4))
-def test_waiting_undoes_no_decision(plan: Plan, seen: GateReport | None, first: float, more: float, pick: int) -> None:
+def test_waiting_undoes_no_decision(
+    plan: RolloutPlan, seen: GateReport | None, first: float, more: float, pick: int
+) -> None:
     """With the same judgement a later look decides the same, or decides at last."""
     step = pick % len(plan.steps)
     early, late = after(first, step, seen, plan), after(first + more, step, seen, plan)
@@ -115,7 +119,7 @@ def test_waiting_undoes_no_decision(plan: Plan, seen: GateReport | None, first: 
 
 @given(plan=plans, seen=st.lists(reports, max_size=40))
 def test_any_course_of_a_rollout_gives_the_steps_in_order_and_ends_once(
-    plan: Plan, seen: list[GateReport | None]
+    plan: RolloutPlan, seen: list[GateReport | None]
 ) -> None:
     given: list[int] = []
     step, since, now = None, AT, AT
@@ -132,7 +136,7 @@ def test_any_course_of_a_rollout_gives_the_steps_in_order_and_ends_once(
 
 
 @given(plan=plans, share=st.integers(0, 9_999))
-def test_a_share_that_is_there_already_is_taken_up_at_the_step_it_reached(plan: Plan, share: int) -> None:
+def test_a_share_that_is_there_already_is_taken_up_at_the_step_it_reached(plan: RolloutPlan, share: int) -> None:
     reached = plan.reached(share)
     assert sum(step.weight_bp <= share for step in plan.steps) == (0 if reached is None else reached + 1)
 
@@ -141,8 +145,8 @@ def test_a_share_that_is_there_already_is_taken_up_at_the_step_it_reached(plan: 
     ("fields", "message"),
     [
         ({"steps": ()}, "needs a step to judge on; `tuneloop promote`"),
-        ({"steps": (Step(weight_bp=5_000), Step(weight_bp=1_000))}, "must rise"),
-        ({"steps": (Step(weight_bp=1_000), Step(weight_bp=1_000))}, "must rise"),
+        ({"steps": (RolloutStep(weight_bp=5_000), RolloutStep(weight_bp=1_000))}, "must rise"),
+        ({"steps": (RolloutStep(weight_bp=1_000), RolloutStep(weight_bp=1_000))}, "must rise"),
         ({"give_up_s": 59.0}, "give_up_s 59 is under hold_s 60: a step could never be decided"),
         ({"give_up_s": float("nan")}, "finite number"),
         ({"give_up_s": float("inf")}, "finite number"),
@@ -155,7 +159,7 @@ def test_a_share_that_is_there_already_is_taken_up_at_the_step_it_reached(plan: 
 )
 def test_a_plan_that_is_none_is_refused(fields: dict[str, object], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
-        Plan.model_validate(fields)
+        RolloutPlan.model_validate(fields)
 
 
 def _route(*arms: tuple[int, int], overrides: dict[str, int] | None = None) -> Route:

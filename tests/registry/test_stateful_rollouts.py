@@ -29,13 +29,16 @@ from tuneloop.registry import Registry
 from tuneloop.registry.errors import InvalidInput, Refused
 from tuneloop.registry.rollouts.canary import Limits
 from tuneloop.registry.rollouts.controller import LEASE_S, Controller
-from tuneloop.registry.rollouts.rollout import OPEN, Plan, Rollout, Step, who_gets_what
+from tuneloop.registry.rollouts.rollout import OPEN, Rollout, RolloutPlan, RolloutStep, who_gets_what
 from tuneloop.registry.rollouts.steering import abort, declare, resume
 from tuneloop.registry.routes.promotion import Change, hold_out, override, promote, rollback, set_route
 from tuneloop.registry.settings import RegistrySettings
 
-PLAN = Plan(
-    steps=(Step(weight_bp=2_000, hold_s=5, min_samples=1), Step(weight_bp=5_000, hold_s=5, min_samples=1)),
+PLAN = RolloutPlan(
+    steps=(
+        RolloutStep(weight_bp=2_000, hold_s=5, min_samples=1),
+        RolloutStep(weight_bp=5_000, hold_s=5, min_samples=1),
+    ),
     limits=Limits(feedback_margin=0.5, error_margin=0.5, latency_ratio=3.0),
     give_up_s=60,
 )

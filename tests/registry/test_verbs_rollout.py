@@ -18,7 +18,7 @@ from registry.world import CHANGE, World, set_up
 from tuneloop.registry import Registry
 from tuneloop.registry.rollouts.canary import Limits
 from tuneloop.registry.rollouts.controller import Controller
-from tuneloop.registry.rollouts.rollout import Plan, RolloutState, Step
+from tuneloop.registry.rollouts.rollout import RolloutPlan, RolloutState, RolloutStep
 from tuneloop.registry.rollouts.steering import declare, drive
 from tuneloop.registry.routes.promotion import Change, set_route
 
@@ -142,8 +142,8 @@ def test_start_in_the_foreground_says_each_step_and_ends_with_its_verdict(
 
 def test_start_follows_a_rollout_that_another_controller_holds(registry: Registry, world: World) -> None:
     world.score = {1: 0.5, 2: 0.8}
-    steps = (Step(weight_bp=1_000, hold_s=0, min_samples=5),)
-    plan = Plan(steps=steps, limits=Limits(feedback_margin=0.2, error_margin=0.1), give_up_s=60)
+    steps = (RolloutStep(weight_bp=1_000, hold_s=0, min_samples=5),)
+    plan = RolloutPlan(steps=steps, limits=Limits(feedback_margin=0.2, error_margin=0.1), give_up_s=60)
     declared, other, said = declare(registry, "bot", 2, plan, CHANGE), Controller(registry), list[str]()
     assert registry.rollouts.claim(declared.id, other.owner, 60) is not None
     follower = threading.Thread(target=drive, args=(registry, declared, said.append))
@@ -162,7 +162,7 @@ def test_start_follows_a_rollout_that_another_controller_holds(registry: Registr
 
 
 def test_a_controller_ends_in_order_and_hands_over_at_once(registry: Registry, world: World) -> None:
-    declared = declare(registry, "bot", 2, Plan(), CHANGE)
+    declared = declare(registry, "bot", 2, RolloutPlan(), CHANGE)
     environment = os.environ | {"TUNELOOP_HOME": str(registry.settings.home)}
     command = [sys.executable, "-m", "tuneloop.cli", "controller", "--every-s", "0.1"]
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:

@@ -20,7 +20,7 @@ from tests_support import (
 from tuneloop.cli.main import main
 from tuneloop.registry import Registry
 from tuneloop.registry.nouns import Check, GateReport
-from tuneloop.registry.rollouts.rollout import Plan
+from tuneloop.registry.rollouts.rollout import RolloutPlan
 from tuneloop.registry.rollouts.steering import declare
 from tuneloop.registry.routes.promotion import Change, promote, set_route
 
@@ -53,7 +53,7 @@ def let_live(registry: Registry, folder: Path) -> Registry:
     promote(registry, "bot", 1, Change("ada", "first"))
     beat_engine(registry, "bot@1", "bot@2", "bot@3")
     set_route(registry, "bot", {2: 1_000, 1: 9_000}, Change("ada", "canary"))
-    declare(registry, "bot", 2, Plan(), Change("ada", "canary"))
+    declare(registry, "bot", 2, RolloutPlan(), Change("ada", "canary"))
     beat_gateway(registry, {"bot": 2})
     check = Check(name="perplexity", verdict="inconclusive", detail="3 rows")
     registry.gates.record(GateReport(model="bot", version=3, champion=1, at=now, checks=(check,)))

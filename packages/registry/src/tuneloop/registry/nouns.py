@@ -19,6 +19,7 @@ from tuneloop.registry.errors import InvalidInput
 
 FULL_SHARE_BP = 10_000
 Signal = Literal["prompt_drift", "perplexity", "correction_perplexity", "latency"]
+Verdict = Literal["pass", "fail", "inconclusive"]  # of a check, and of a report of checks
 ModelName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
 _VERSION_NAME = re.compile(r"([a-z0-9][a-z0-9._-]{0,62})@([1-9][0-9]{0,8})")
 
@@ -360,7 +361,7 @@ class Check(Noun):
     """One line of a gate or a rollout's judgement."""
 
     name: str
-    verdict: Literal["pass", "fail", "inconclusive"]
+    verdict: Verdict
     detail: str
     interval: Interval | None = None
 
@@ -375,7 +376,7 @@ class GateReport(Noun):
     checks: tuple[Check, ...]
 
     @property
-    def verdict(self) -> Literal["pass", "fail", "inconclusive"]:
+    def verdict(self) -> Verdict:
         """Fail when any check fails, pass only when every check passes."""
         verdicts = {check.verdict for check in self.checks}
         if "fail" in verdicts:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from tuneloop.registry.facade import Registry
 from tuneloop.registry.nouns import (
     AlertEpisode,
@@ -15,6 +13,7 @@ from tuneloop.registry.nouns import (
     RetrainingRequest,
     RetrainingRun,
     Route,
+    Verdict,
     Version,
 )
 from tuneloop.registry.paging import Ask, Page, cursor_at
@@ -24,7 +23,6 @@ from tuneloop.registry.rollouts.judging import judgement, trial_of
 from tuneloop.registry.rollouts.rollout import OPEN, Rollout
 from tuneloop.registry.versions.deadline import LOOKUP_TIMEOUT_S, mlflow_within
 
-Verdict = Literal["pass", "fail", "inconclusive"]
 _MODELS = "models"
 
 

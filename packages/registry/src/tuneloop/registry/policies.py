@@ -14,7 +14,7 @@ from tuneloop.registry import audit
 from tuneloop.registry.database import Database, faults, write_last
 from tuneloop.registry.errors import Unreadable
 from tuneloop.registry.nouns import FRESH, Noun, Signal, as_tuple
-from tuneloop.registry.rollouts.rollout import Plan
+from tuneloop.registry.rollouts.rollout import RolloutPlan
 from tuneloop.registry.tables import policies
 
 
@@ -91,15 +91,15 @@ class GatePolicy(Noun):
         return self
 
 
-class RolloutPolicy(Plan):
+class RolloutPolicy(RolloutPlan):
     """How a model's rollouts go unless one is told otherwise, and what becomes of an alias that somebody moved."""
 
     aliases: Literal["revert", "adopt", "report"] = "revert"
 
     @property
-    def plan(self) -> Plan:
+    def plan(self) -> RolloutPlan:
         """What a rollout declares."""
-        return Plan(steps=self.steps, limits=self.limits, give_up_s=self.give_up_s)
+        return RolloutPlan(steps=self.steps, limits=self.limits, give_up_s=self.give_up_s)
 
 
 PolicyT = TypeVar("PolicyT", RetrainingPolicy, GatePolicy, RolloutPolicy)

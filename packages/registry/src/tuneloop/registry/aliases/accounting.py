@@ -65,7 +65,7 @@ class Settled:
 
 
 @dataclass(frozen=True)
-class Late:
+class LateMirror:
     """Our own mirror is late or half done: it has to be moved on."""
 
 
@@ -90,7 +90,7 @@ class Reported:
 
 def compare(
     seen: Aliases, newest: Route, ours: Sequence[Route], accounted: Accounted | None
-) -> Settled | Late | Moved | Unfinished | Reported:
+) -> Settled | LateMirror | Moved | Unfinished | Reported:
     """What the aliases of one model show.
 
     Args:
@@ -105,11 +105,11 @@ def compare(
     if accounted is not None and accounted.pending and seen == accounted.aliases:
         if accounted.pending != "report":
             return Unfinished(_moves(seen, wanted))
-        return Reported() if accounted.revision == newest.revision else Late()
+        return Reported() if accounted.revision == newest.revision else LateMirror()
     known = [Aliases.of(route) for route in (*ours, newest)]
     known += [accounted.aliases] if accounted is not None else [Aliases(None, None)]
     foreign = [alias for alias in NAMES if seen.get(alias) not in {one.get(alias) for one in known}]
-    return Moved(tuple(move for move in _moves(seen, wanted) if move.alias in foreign)) if foreign else Late()
+    return Moved(tuple(move for move in _moves(seen, wanted) if move.alias in foreign)) if foreign else LateMirror()
 
 
 def _moves(seen: Aliases, wanted: Aliases) -> tuple[Move, ...]:

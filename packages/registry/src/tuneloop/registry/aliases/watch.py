@@ -19,7 +19,7 @@ from tuneloop.registry import audit
 from tuneloop.registry.aliases.accounting import (
     Accounted,
     Aliases,
-    Late,
+    LateMirror,
     Move,
     Moved,
     Pending,
@@ -103,7 +103,7 @@ class AliasWatch:
             case Settled():
                 if accounted is None or (accounted.revision, accounted.pending) != (route.revision, ""):
                     self._account(route, accounted, seen, "")
-            case Late():
+            case LateMirror():
                 self._mirror(route)
             case Moved(moves):
                 policy = self._registry.policies.get(route.model, RolloutPolicy).aliases

@@ -34,7 +34,7 @@ from tuneloop.registry.nouns import Noun, Route
 from tuneloop.registry.overview import RolloutNow, RouteNow
 from tuneloop.registry.policies import RolloutPolicy
 from tuneloop.registry.rollouts import steering
-from tuneloop.registry.rollouts.rollout import Plan, Rollout
+from tuneloop.registry.rollouts.rollout import Rollout, RolloutPlan
 from tuneloop.registry.routes.promotion import hold_out, override, promote, rollback, set_route
 
 router = APIRouter()
@@ -123,7 +123,7 @@ class Start(Body):
     """A rollout to be declared; a controller goes on with it."""
 
     version: VersionNumber
-    plan: Plan | None = Field(None, description="Steps and limits; null: as the model's rollout policy says.")
+    plan: RolloutPlan | None = Field(None, description="Steps and limits; null: as the model's rollout policy says.")
 
 
 class Resume(Body):

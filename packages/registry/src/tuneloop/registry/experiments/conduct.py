@@ -15,7 +15,7 @@ import numpy as np
 from tuneloop.registry.errors import InvalidInput, Refused
 from tuneloop.registry.experiments.analysis import LEAST_UNITS, analyse, arrivals_of, parts_at
 from tuneloop.registry.experiments.bandit import best_chances, shares_bp
-from tuneloop.registry.experiments.declaration import Declaration, Experiment, ExperimentState, Plan
+from tuneloop.registry.experiments.declaration import Declaration, Experiment, ExperimentPlan, ExperimentState
 from tuneloop.registry.experiments.effect import Part, difference, quantile_part, ratio_part
 from tuneloop.registry.experiments.gather import Evidence, Stream, arms_of, gather, stream_of
 from tuneloop.registry.experiments.planning import (
@@ -40,7 +40,7 @@ _LEAST_UNITS = 20  # with fewer, recent traffic says nothing about the variance
 
 
 @dataclass(frozen=True)
-class Step:
+class BanditStep:
     """What a bandit's step does: the chance of each arm to be the best, and the shares that follow."""
 
     chances: dict[int, float]
@@ -69,13 +69,13 @@ def settled(registry: Registry, declared: Declaration) -> Declaration:
     return declared.model_copy(update={"control": route.champion})
 
 
-def plan(registry: Registry, declared: Declaration) -> Plan:
+def plan(registry: Registry, declared: Declaration) -> ExperimentPlan:
     """How many units the experiment needs and how long they take, from the model's recent traffic."""
     now = registry.clock()
     outcomes, opinions = registry.traffic.outcomes(declared.model, since=now - timedelta(days=PLAN_DAYS), until=now)
     sticky = [o for o in outcomes if o.key_source != "request" and o.assigned_version is not None]
     if not sticky:
-        return Plan(days_seen=0.0, units_seen=0)
+        return ExperimentPlan(days_seen=0.0, units_seen=0)
     units: dict[str, int] = {}
     for outcome in sticky:
         units.setdefault(outcome.key_hash, len(units))
@@ -84,10 +84,10 @@ def plan(registry: Registry, declared: Declaration) -> Plan:
     days = (now_s - first_s) / 86_400
     arrivals = arrivals_of(stream)
     if len(arrivals) < _LEAST_UNITS or days <= 0:
-        return Plan(days_seen=days, units_seen=len(arrivals))
+        return ExperimentPlan(days_seen=days, units_seen=len(arrivals))
     part = _whole(declared, stream)
     variance = float(part.squares) / (float(part.n) - 1)
-    seen = Plan(
+    seen = ExperimentPlan(
         days_seen=days, units_seen=len(arrivals), baseline=float(part.value), deviation=float(np.sqrt(variance))
     )
     if variance <= 0:
@@ -155,7 +155,7 @@ def start(registry: Registry, experiment_id: str, change: Change) -> tuple[Exper
     return started, route
 
 
-def step(registry: Registry, experiment_id: str) -> tuple[Experiment, Route, Step]:
+def step(registry: Registry, experiment_id: str) -> tuple[Experiment, Route, BanditStep]:
     """What a bandit's next shares would be, and the route they would change.
 
     Raises:
@@ -178,7 +178,7 @@ def step(registry: Registry, experiment_id: str) -> tuple[Experiment, Route, Ste
     return running, route, proposed(declared, evidence, now.timestamp(), seed=route.revision)
 
 
-def proposed(declared: Declaration, evidence: Evidence, until_s: float, *, seed: int) -> Step:
+def proposed(declared: Declaration, evidence: Evidence, until_s: float, *, seed: int) -> BanditStep:
     """The next shares; as they were while an arm has under `LEAST_UNITS` units.
 
     Each treatment's difference from the control, stratum by stratum, is what its chance is drawn from: pooled, an arm
@@ -189,7 +189,7 @@ def proposed(declared: Declaration, evidence: Evidence, until_s: float, *, seed:
         strata = parts_at(declared.primary, evidence.streams[0], evidence, arm, until_s, adjusted=True)
         units = [sum(float(pair[side].n) for pair in strata) for side in (0, 1)]
         if min(units) < LEAST_UNITS:
-            return Step({}, dict(zip(arms, evidence.strata[-1].shares_bp, strict=True)))
+            return BanditStep({}, dict(zip(arms, evidence.strata[-1].shares_bp, strict=True)))
         seen = difference(strata, share=declared.primary.is_share)
         control, own = float(seen.variance_control) / units[0], float(seen.variance_treatment) / units[1]
         found.append((float(seen.estimate), float(seen.spread), own / (control + own)))
@@ -198,12 +198,12 @@ def proposed(declared: Declaration, evidence: Evidence, until_s: float, *, seed:
     errors = [max(spread * (1 - part) for _, spread, part in found), *(spread * part for _, spread, part in found)]
     rng = np.random.default_rng(seed)
     chances = best_chances(means, np.sqrt(errors).tolist(), lower_is_better=declared.primary.lower_is_better, rng=rng)
-    return Step(
+    return BanditStep(
         dict(zip(arms, chances, strict=True)), dict(zip(arms, shares_bp(chances, declared.floor_bp), strict=True))
     )
 
 
-def move(registry: Registry, experiment: Experiment, route: Route, wanted: Step, change: Change) -> Route:
+def move(registry: Registry, experiment: Experiment, route: Route, wanted: BanditStep, change: Change) -> Route:
     """Write a step's shares as the revision after `route`.
 
     Raises:

@@ -185,7 +185,7 @@ class Declaration(Noun):
         return hashlib.sha256(rfc8785.dumps(self.model_dump(mode="json"))).hexdigest()
 
 
-class Plan(Noun):
+class ExperimentPlan(Noun):
     """What recent traffic said when the experiment was declared; None where it said nothing."""
 
     days_seen: float  # of the traffic it was computed from
@@ -212,7 +212,7 @@ class Experiment(Noun):
     id: str
     model: ModelName
     declaration: Declaration
-    plan: Plan
+    plan: ExperimentPlan
     state: ExperimentState
     by: str
     reason: str

@@ -12,7 +12,7 @@ from tuneloop.registry.experiments.declaration import Experiment, Metric
 from tuneloop.registry.experiments.gather import Evidence, LeftOut
 from tuneloop.registry.nouns import Interval, Noun
 
-Verdict = Literal["better", "worse", "harmful", "guardrails open", "no difference", "not decided"]
+ExperimentVerdict = Literal["better", "worse", "harmful", "guardrails open", "no difference", "not decided"]
 
 
 class ArmUnits(Noun):
@@ -49,7 +49,7 @@ class TreatmentResult(Noun):
     """One treatment against the control."""
 
     version: int
-    verdict: Verdict
+    verdict: ExperimentVerdict
     control: float | None = None
     treatment: float | None = None
     difference: Interval | None = None
@@ -141,7 +141,7 @@ def _treatment(experiment: Experiment, compared: Compared) -> TreatmentResult:
     )
 
 
-def _verdict(experiment: Experiment, compared: Compared, look: Look | None) -> Verdict:
+def _verdict(experiment: Experiment, compared: Compared, look: Look | None) -> ExperimentVerdict:
     """A harm counts before anything else; a gain counts once every guardrail is known to be fine."""
     declared = experiment.declaration
     if any(guarded.harmed for guarded in compared.guardrails):

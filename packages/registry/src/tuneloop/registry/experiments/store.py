@@ -17,7 +17,7 @@ from tuneloop.registry import audit
 from tuneloop.registry.audit import Audit
 from tuneloop.registry.database import Database, Rows, noun_of, readable, row_of
 from tuneloop.registry.errors import Conflict, NotFound, Refused, Unreadable
-from tuneloop.registry.experiments.declaration import Declaration, Experiment, ExperimentState, Plan
+from tuneloop.registry.experiments.declaration import Declaration, Experiment, ExperimentPlan, ExperimentState
 from tuneloop.registry.tables import experiments, routes
 
 _START = "experiment.start"
@@ -30,7 +30,7 @@ class Experiments:
         self._db = database
         self._clock = clock
 
-    def new(self, declaration: Declaration, plan: Plan, *, by: str, reason: str) -> Experiment:
+    def new(self, declaration: Declaration, plan: ExperimentPlan, *, by: str, reason: str) -> Experiment:
         """Keep a declaration as a draft."""
         made = Experiment(
             id=f"exp_{secrets.token_hex(6)}",
@@ -48,7 +48,7 @@ class Experiments:
         return made
 
     def redeclare(
-        self, experiment_id: str, declaration: Declaration, plan: Plan, *, by: str, reason: str
+        self, experiment_id: str, declaration: Declaration, plan: ExperimentPlan, *, by: str, reason: str
     ) -> Experiment:
         """Put another declaration in a draft's place.
 

@@ -29,7 +29,7 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class Hold:
+class BudgetHold:
     """Why a run may not begin; `until` None: until a person approves it."""
 
     reason: str
@@ -89,7 +89,7 @@ def usual_hours(runs: Sequence[RetrainingRun]) -> float | None:
 
 def hold(
     policy: RetrainingPolicy, wanted: Estimate, request_id: str, runs: Sequence[RetrainingRun], now: datetime
-) -> Hold | None:
+) -> BudgetHold | None:
     """Why the policy's budgets do not let a run begin now; None where they do.
 
     Args:
@@ -108,33 +108,37 @@ def hold(
 
 def _day(
     policy: RetrainingPolicy, wanted: Estimate, request_id: str, day: Spent, over: datetime
-) -> tuple[Hold | None, Hold | None]:
+) -> tuple[BudgetHold | None, BudgetHold | None]:
     others = len(day.requests - {request_id})
     most, hours = policy.runs_per_day, policy.device_hours_per_day
-    runs = Hold(f"{others} of {most} runs a day began today", over) if most is not None and others >= most else None
+    runs = (
+        BudgetHold(f"{others} of {most} runs a day began today", over) if most is not None and others >= most else None
+    )
     if hours is None:
         return runs, None
     if wanted.hours is None:
-        return runs, Hold(f"device_hours_per_day is {hours:g}, and {wanted.basis}", None)
+        return runs, BudgetHold(f"device_hours_per_day is {hours:g}, and {wanted.basis}", None)
     takes = wanted.hours * wanted.devices
     if takes > hours:
-        return runs, Hold(f"it takes {takes:.3g} device hours ({wanted.basis}), a day's budget is {hours:g}", None)
+        return runs, BudgetHold(
+            f"it takes {takes:.3g} device hours ({wanted.basis}), a day's budget is {hours:g}", None
+        )
     if day.device_hours + takes > hours:
         spent = f"{day.device_hours:.3g} of {hours:g} device hours a day are spent"
-        return runs, Hold(f"{spent}, it takes {takes:.3g} ({wanted.basis})", over)
+        return runs, BudgetHold(f"{spent}, it takes {takes:.3g} ({wanted.basis})", over)
     return runs, None
 
 
-def _money(policy: RetrainingPolicy, wanted: Estimate, month: Spent) -> Hold | None:
+def _money(policy: RetrainingPolicy, wanted: Estimate, month: Spent) -> BudgetHold | None:
     most = policy.cost_usd_per_month
     if most is None:
         return None
     cost = None if wanted.hours is None else _exact(wanted.hours, wanted.usd_per_hour)
     if cost is None:
-        return Hold(f"cost_usd_per_month is {most}, and {wanted.basis}", None)
+        return BudgetHold(f"cost_usd_per_month is {most}, and {wanted.basis}", None)
     if month.cost_usd + cost > most:
         spent = f"{_cents(month.cost_usd)} of {most} USD a month are spent"
-        return Hold(f"{spent}, it costs {_cents(cost)} ({wanted.basis})", None)
+        return BudgetHold(f"{spent}, it costs {_cents(cost)} ({wanted.basis})", None)
     return None
 
 

@@ -11,7 +11,7 @@ from tuneloop.registry import audit
 from tuneloop.registry.database import Rows, readable, row_of
 from tuneloop.registry.nouns import RetrainingRequest, RetrainingRun
 from tuneloop.registry.policies import RetrainingPolicy
-from tuneloop.registry.retraining.budgets import Estimate, Hold, hold, month_of
+from tuneloop.registry.retraining.budgets import BudgetHold, Estimate, hold, month_of
 from tuneloop.registry.tables import retraining_runs
 
 
@@ -35,7 +35,7 @@ def runs_of(
 
 def held_back(
     connection: Connection, request: RetrainingRequest, wanted: Estimate, policy: RetrainingPolicy, now: datetime
-) -> Hold | None:
+) -> BudgetHold | None:
     """Why the budgets of the request's model do not let it train now; None where they do.
 
     Raises:

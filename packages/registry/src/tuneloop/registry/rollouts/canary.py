@@ -14,15 +14,12 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Literal
 
 from pydantic import ConfigDict, Field
 
-from tuneloop.registry.nouns import Check, Interval, Noun
+from tuneloop.registry.nouns import Check, Interval, Noun, Verdict
 from tuneloop.registry.statistics.sequences import drawn_variance, radius, stratum_shares
 from tuneloop.registry.traffic import Opinion, Outcome
-
-Verdict = Literal["pass", "fail", "inconclusive"]
 
 
 class Limits(Noun):

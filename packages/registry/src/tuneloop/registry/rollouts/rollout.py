@@ -22,7 +22,7 @@ from tuneloop.registry.rollouts.canary import Limits
 _LONGEST_S = 365 * 86_400.0
 
 
-class Step(Noun):
+class RolloutStep(Noun):
     """A share that a version is given, and what it must show there before it is given more."""
 
     model_config = ConfigDict(strict=True)
@@ -32,13 +32,13 @@ class Step(Noun):
     min_samples: int = Field(default=30, ge=1, le=1_000_000_000)  # answered requests of the version, on this step
 
 
-class Plan(Noun):
+class RolloutPlan(Noun):
     """How a rollout goes: the steps on the way to everything, and the limits it is judged by."""
 
     model_config = ConfigDict(strict=True)
 
-    steps: Annotated[tuple[Step, ...], BeforeValidator(as_tuple)] = Field(
-        default=(Step(weight_bp=1_000), Step(weight_bp=5_000))
+    steps: Annotated[tuple[RolloutStep, ...], BeforeValidator(as_tuple)] = Field(
+        default=(RolloutStep(weight_bp=1_000), RolloutStep(weight_bp=5_000))
     )
     limits: Limits = Limits()
     give_up_s: float = Field(default=3_600.0, ge=0, le=_LONGEST_S, allow_inf_nan=False)  # longest wait on one step
@@ -91,7 +91,7 @@ class Rollout(Noun):
     model: str
     version: int
     champion: int  # what it is judged against
-    plan: Plan
+    plan: RolloutPlan
     state: RolloutState = RolloutState.RUNNING
     step: int | None = None  # index into the plan's steps; None: no share yet
     since: AwareDatetime  # of the step, or of the last resuming
@@ -167,7 +167,7 @@ class Position:
     since: datetime
 
 
-def decide(plan: Plan, at: Position, report: GateReport | None, now: datetime) -> Action:
+def decide(plan: RolloutPlan, at: Position, report: GateReport | None, now: datetime) -> Action:
     """What a rollout does next.
 
     Args:

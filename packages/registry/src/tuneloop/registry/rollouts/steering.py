@@ -12,7 +12,7 @@ from tuneloop.registry.errors import Conflict, InvalidInput, Refused, Unavailabl
 from tuneloop.registry.facade import Registry
 from tuneloop.registry.nouns import FULL_SHARE_BP, Arm, GateReport, Route, version_name
 from tuneloop.registry.rollouts.controller import LOOK_COST, Controller
-from tuneloop.registry.rollouts.rollout import Plan, Rollout, RolloutState, Taken, new_rollout_id
+from tuneloop.registry.rollouts.rollout import Rollout, RolloutPlan, RolloutState, Taken, new_rollout_id
 from tuneloop.registry.routes.promotion import Change, rollback
 from tuneloop.registry.routes.staging import check_approved
 from tuneloop.registry.routes.store import lost_race
@@ -23,7 +23,7 @@ LOOK_EVERY_S = 0.5
 _TRIES = 5
 
 
-def declare(registry: Registry, model: str, version: int, plan: Plan, change: Change) -> Rollout:
+def declare(registry: Registry, model: str, version: int, plan: RolloutPlan, change: Change) -> Rollout:
     """Put a rollout on record; a controller goes on with it. A version that has a share begins at the step it reached.
 
     It takes the place of an open rollout of the same version, and of a paused one whose version has no share.
@@ -124,7 +124,7 @@ def _abort(registry: Registry, model: str, change: Change) -> Route:
     return route
 
 
-def _beginning(registry: Registry, route: Route, version: int, plan: Plan, change: Change) -> Rollout:
+def _beginning(registry: Registry, route: Route, version: int, plan: RolloutPlan, change: Change) -> Rollout:
     now, share_bp = registry.clock(), route.split.get(version, 0)
     step = plan.reached(share_bp)
     found = Taken(weight_bp=share_bp, revision=route.revision, at=now, found=True)

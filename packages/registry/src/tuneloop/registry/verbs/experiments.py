@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from tuneloop.registry.experiments.declaration import Experiment, Plan, read_declaration
+from tuneloop.registry.experiments.declaration import Experiment, ExperimentPlan, read_declaration
 from tuneloop.registry.facade import Registry
 from tuneloop.registry.printing import by_option, emit, json_option, reason_option, table, tell_unreadable
 from tuneloop.registry.routes.promotion import Change
@@ -213,5 +213,5 @@ def _planned(made: Experiment) -> str:
     return table(["PLAN", "FROM RECENT TRAFFIC"], rows)
 
 
-def _span(plan: Plan) -> str:
+def _span(plan: ExperimentPlan) -> str:
     return f"{plan.days_seen:.1f} days" if plan.days_seen >= 1 else f"{plan.days_seen * 24:.1f} hours"

@@ -21,7 +21,7 @@ from tuneloop.registry.policies import RolloutPolicy
 from tuneloop.registry.printing import by_option, emit, json_option, reason_option, table, tell_unreadable
 from tuneloop.registry.rollouts.canary import Limits
 from tuneloop.registry.rollouts.controller import Controller
-from tuneloop.registry.rollouts.rollout import OPEN, Plan, Rollout
+from tuneloop.registry.rollouts.rollout import OPEN, Rollout, RolloutPlan
 from tuneloop.registry.rollouts.steering import abort, declare, drive, resume
 from tuneloop.registry.routes.promotion import Change
 from tuneloop.registry.settings import ControllerSettings
@@ -200,12 +200,12 @@ def _weights(steps: str) -> list[int]:
 
 
 def _planned(
-    plan: Plan,
+    plan: RolloutPlan,
     weights_bp: list[int] | None,
     each_step: dict[str, Any],
     limits: dict[str, float | None],
     give_up_s: float | None,
-) -> Plan:
+) -> RolloutPlan:
     """The plan with what was given in place of what it says; a step that it has no likeness of is like its last."""
     given = {name: value for name, value in each_step.items() if value is not None}
     weights_bp = weights_bp or [step.weight_bp for step in plan.steps]
@@ -216,7 +216,7 @@ def _planned(
     ]
     wanted = plan.limits.model_dump() | {name: value for name, value in limits.items() if value is not None}
     try:
-        return Plan.model_validate(
+        return RolloutPlan.model_validate(
             {
                 "steps": steps,
                 "limits": Limits.model_validate(wanted),

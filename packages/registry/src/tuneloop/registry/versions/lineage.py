@@ -21,7 +21,7 @@ from tuneloop.registry.versions.run_files import DATA, ENVIRONMENT, kept_json
 T = TypeVar("T")
 
 
-class Measure(Noun):
+class MeasuredMetric(Noun):
     """A figure of the version, with the ends of its 95 % interval where the run kept them."""
 
     name: str
@@ -77,7 +77,7 @@ class Lineage(Noun):
     """One version, looked at from every side."""
 
     version: Version
-    measures: tuple[Measure, ...]
+    measures: tuple[MeasuredMetric, ...]
     data: KeptData
     environment: KeptEnvironment
     request: RetrainingRequest | None
@@ -178,9 +178,9 @@ def _let_in(registry: Registry, version: Version) -> tuple[str | None, str | Non
     return (approver, None) if approver else (None, registry.gates.why_not(version.model, version.version))
 
 
-def _measures(version: Version, logged: Mapping[str, float]) -> list[Measure]:
+def _measures(version: Version, logged: Mapping[str, float]) -> list[MeasuredMetric]:
     return [
-        Measure(name=name, value=value, low=logged.get(f"{name}.low"), high=logged.get(f"{name}.high"))
+        MeasuredMetric(name=name, value=value, low=logged.get(f"{name}.low"), high=logged.get(f"{name}.high"))
         for name, value in sorted(version.metrics.items())
     ]
 
