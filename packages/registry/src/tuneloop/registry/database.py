@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -208,8 +209,17 @@ def _configure_sqlite(connection: Any, _record: Any) -> None:
 
 def row_of(noun: Noun, table: sa.Table) -> dict[str, Any]:
     """A noun as the row of its table; JSON columns get plain JSON."""
-    plain, rich = noun.model_dump(mode="json"), noun.model_dump()
-    return {c.name: plain[c.name] if c.type is Json else rich[c.name] for c in table.columns if c.name in rich}
+    names, as_json = _columns(table)
+    row = noun.model_dump(include=names)
+    row.update(noun.model_dump(mode="json", include=as_json))
+    return row
+
+
+@cache
+def _columns(table: sa.Table) -> tuple[set[str], set[str]]:
+    """The names of a table's columns that are no JSON, and of those that are."""
+    as_json = {column.name for column in table.columns if column.type is Json}
+    return {column.name for column in table.columns} - as_json, as_json
 
 
 def noun_of(kind: type[NounT], row: Mapping[str, Any] | RowMapping) -> NounT:
