@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from tuneloop.serve.gateway.body import Ask
 from tuneloop.serve.gateway.errors import CLIENT_CLOSED_REQUEST, ApiError
 from tuneloop.serve.gateway.exchange import Exchange
-from tuneloop.serve.gateway.http import Send, send_json, send_part, send_start
+from tuneloop.serve.gateway.http import Send, send_part
+from tuneloop.serve.gateway.line import Line
 from tuneloop.serve.gateway.load import Load
 from tuneloop.serve.gateway.routing import Target
 from tuneloop.serve.gateway.settings import GatewaySettings
@@ -20,8 +21,12 @@ from tuneloop.serve.gateway.sse import EngineError, Relay, name_member, usage_of
 from tuneloop.serve.gateway.upstream import EngineFailure, Reply, Upstream, lost, refused, too_late
 
 EVENT_BYTES_PER_CHAR = 64  # an event is some 250 bytes and says a word
-_SSE = b"text/event-stream; charset=utf-8"
-_SSE_HEADERS = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
+_JSON = (b"content-type", b"application/json")
+_SSE = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+]
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,7 @@ class Attempts:
 
     def __init__(self, settings: GatewaySettings, load: Load) -> None:
         self._load = load
+        self._loop = asyncio.get_running_loop()
         self._upstream = Upstream(settings.connect_timeout_s)
         self._first_byte_timeout_s = settings.first_byte_timeout_s
         self._idle_timeout_s = settings.idle_timeout_s
@@ -48,7 +54,7 @@ class Attempts:
         """Close the connections to the engines."""
         await self._upstream.close()
 
-    async def run(self, send: Send, exchange: Exchange, ask: Ask, target: Target) -> None:
+    async def run(self, line: Line, send: Send, exchange: Exchange, ask: Ask, target: Target) -> None:
         """Ask one engine and deliver its answer.
 
         Raises:
@@ -56,7 +62,8 @@ class Attempts:
             ApiError: it failed afterwards.
         """
         exchange.target = target
-        with self._load.carrying(target):
+        self._load.carry(target)
+        try:
             try:
                 opened = await self._open(exchange, ask, target)
             except EngineFailure as failure:
@@ -65,9 +72,11 @@ class Attempts:
                 raise
             exchange.error = None
             try:
-                await self._deliver(send, exchange, opened)
+                await self._deliver(line, send, exchange, opened)
             finally:
                 opened.reply.close()
+        finally:
+            self._load.put_down(target)
 
     async def _open(self, exchange: Exchange, ask: Ask, target: Target) -> Opened:
         """Send the request to an engine and wait until there is something for the client."""
@@ -75,11 +84,11 @@ class Attempts:
         path = "/v1/chat/completions" if exchange.endpoint == "chat" else "/v1/completions"
         body = ask.for_engine(target.name)
         exchange.queue_ms = exchange.elapsed_ms()
+        deadline = self._loop.time() + self._first_byte_timeout_s
         reply: Reply | None = None
         try:
-            async with asyncio.timeout(self._first_byte_timeout_s):
-                reply = await self._upstream.send(target.engine, target.url.rstrip("/") + path, body, headers)
-                opened = await self._first(exchange, ask, target, reply)
+            reply = await self._upstream.send(target.engine, target.url.rstrip("/") + path, body, headers, deadline)
+            opened = await self._first(exchange, ask, target, reply, deadline)
         except BaseException as error:
             if reply is not None:
                 reply.close()
@@ -89,9 +98,9 @@ class Attempts:
         exchange.ttft_ms = exchange.elapsed_ms()
         return opened
 
-    async def _first(self, exchange: Exchange, ask: Ask, target: Target, reply: Reply) -> Opened:
+    async def _first(self, exchange: Exchange, ask: Ask, target: Target, reply: Reply, deadline: float) -> Opened:
         if not ask.stream:
-            whole = await reply.whole()
+            whole = await reply.whole(deadline)
             try:
                 exchange.usage = usage_of(whole)
             except ValueError as error:
@@ -103,7 +112,7 @@ class Attempts:
         )
         first = b""
         while not first:
-            chunk = await reply.some()
+            chunk = await reply.some(deadline)
             if not chunk:
                 raise lost(target.engine, EOFError("the stream ended before its first event"))
             first = relay.push(chunk)
@@ -111,38 +120,27 @@ class Attempts:
             raise refused(target.engine, relay.error.status, relay.error)
         return Opened(reply, relay, first)
 
-    async def _deliver(self, send: Send, exchange: Exchange, opened: Opened) -> None:
+    async def _deliver(self, line: Line, send: Send, exchange: Exchange, opened: Opened) -> None:
         """Commit to the client, then pass on what comes."""
         assert exchange.target is not None
         exchange.committed = True
         if opened.relay is None:
-            await send_json(send, 200, opened.first, exchange.headers())
+            await line.answer(send, [_JSON, *exchange.headers()], opened.first)
             return
         relay = opened.relay
         exchange.answer = relay.kept
-        await send_start(send, 200, _SSE, [*_SSE_HEADERS, *exchange.headers()])
-        sending = False
+        await line.begin([*_SSE, *exchange.headers()], opened.first)
         try:
-            async with asyncio.timeout(self._idle_timeout_s) as patience:
-                data = opened.first
-                loop = asyncio.get_running_loop()
-                while True:
-                    if data:
-                        sending = True
-                        await send_part(send, data, more=not relay.done)
-                        sending = False
-                    if relay.done:
-                        exchange.delivered = True
-                        break
-                    patience.reschedule(loop.time() + self._idle_timeout_s)
-                    chunk = await opened.reply.some()
-                    if not chunk:
-                        break
-                    data = relay.push(chunk)
+            while not relay.done:
+                chunk = await opened.reply.some(self._loop.time() + self._idle_timeout_s)
+                if not chunk:
+                    break
+                data = relay.push(chunk)
+                if data and not await self._sent(line, send, data, more=not relay.done):
+                    exchange.failed(CLIENT_CLOSED_REQUEST, f"the client read nothing for {self._idle_timeout_s:g} s")
+                    return
+                exchange.delivered = relay.done
         except TimeoutError:
-            if sending:  # nobody is there to be told
-                exchange.failed(CLIENT_CLOSED_REQUEST, f"the client read nothing for {self._idle_timeout_s:g} s")
-                return
             raise ApiError(504, "the engine fell silent in mid-answer", code="engine_timeout") from None
         except (EngineFailure, ValueError) as failure:
             exchange.error = str(failure)
@@ -155,8 +153,21 @@ class Attempts:
             exchange.error = f"engine {exchange.target.engine} ended the stream early"
             raise _broke_off()
         if not exchange.delivered:
+            exchange.delivered = relay.done
             await send_part(send, b"", more=False)
         await opened.reply.ended()
+
+    async def _sent(self, line: Line, send: Send, data: bytes, *, more: bool) -> bool:
+        """Send a piece of the body; False when the client does not read and the time for it is up."""
+        if not line.stalled:
+            await send_part(send, data, more=more)
+            return True
+        try:
+            async with asyncio.timeout(self._idle_timeout_s):
+                await send_part(send, data, more=more)
+        except TimeoutError:
+            return False
+        return True
 
 
 def _broke_off() -> ApiError:

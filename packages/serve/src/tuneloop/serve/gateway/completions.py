@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Collection
+from functools import partial
 
 from tuneloop.registry.nouns import ApiKey, utc_now
 from tuneloop.serve.gateway.attempts import Attempts
@@ -32,6 +33,7 @@ from tuneloop.serve.gateway.http import (
     send_part,
     unauthorized,
 )
+from tuneloop.serve.gateway.line import LINE, Line
 from tuneloop.serve.gateway.load import Load, RetryBudget
 from tuneloop.serve.gateway.routing import Target, pick, plan
 from tuneloop.serve.gateway.settings import GatewaySettings
@@ -79,8 +81,9 @@ class Completions:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
         exchange = Exchange(PATHS[scope["path"]])
+        line: Line = scope[LINE]
         try:
-            await self._answered(scope, receive, send, exchange)
+            await self._answered(scope, receive, send, exchange, line)
         except ClientLeft:
             exchange.failed(CLIENT_CLOSED_REQUEST, "the client left before it had sent its request")
         except asyncio.CancelledError:
@@ -91,19 +94,18 @@ class Completions:
             task.uncancel()
             exchange.failed(CLIENT_CLOSED_REQUEST, "the client left")
         finally:
-            if exchange.watcher is not None:
-                exchange.watcher.cancel()
+            line.on_left = None
             exchange.total_ms = exchange.elapsed_ms()
             self._finished(exchange)
 
-    async def _answered(self, scope: Scope, receive: Receive, send: Send, exchange: Exchange) -> None:
+    async def _answered(self, scope: Scope, receive: Receive, send: Send, exchange: Exchange, line: Line) -> None:
         """Give the client an answer or an error, whatever happens here."""
         try:
             key = self.authenticate(scope)
             exchange.api_key = key.id
             limit, timeout_s = self._settings.max_body_bytes, self._settings.body_timeout_s
             body = await read_body(scope, receive, limit=limit, timeout_s=timeout_s)
-            exchange.watcher = asyncio.create_task(_watch(receive, exchange, asyncio.current_task()))
+            line.on_left = partial(_left, exchange, asyncio.current_task())
             await self._answer(scope, send, exchange, key, body)
         except ApiError as error:
             exchange.failed(error.status, exchange.error or error.message)
@@ -148,11 +150,11 @@ class Completions:
         self._budget.earn()
         target = self._pick(exchange)
         try:
-            await self._attempts.run(send, exchange, ask, target)
+            await self._attempts.run(scope[LINE], send, exchange, ask, target)
         except EngineFailure as failure:
             other = self._other(exchange, target, failure)
             try:
-                await self._attempts.run(send, exchange, ask, other)
+                await self._attempts.run(scope[LINE], send, exchange, ask, other)
             except EngineFailure as again:
                 exchange.error = again.detail
                 raise again.error from None
@@ -188,10 +190,8 @@ class Completions:
         return other
 
 
-async def _watch(receive: Receive, exchange: Exchange, task: asyncio.Task[None] | None) -> None:
-    """Cancel the request's task when the client goes away."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
+def _left(exchange: Exchange, task: asyncio.Task[None] | None) -> None:
+    """The client went away: cancel the request's task."""
     if exchange.delivered:
         return
     exchange.left = True

@@ -8,6 +8,7 @@ from typing import Any
 
 from tuneloop.serve.gateway.body import too_large
 from tuneloop.serve.gateway.errors import ApiError
+from tuneloop.serve.gateway.line import LINE, Line
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -54,6 +55,11 @@ async def read_body(scope: Scope, receive: Receive, *, limit: int, timeout_s: fl
     stated = header(scope, b"content-length")
     if stated is not None and stated.isdigit() and int(stated) > limit:
         raise too_large(limit)
+    line: Line = scope[LINE]
+    if (here := line.body()) is not None:
+        if len(here) > limit:
+            raise too_large(limit)
+        return here
     parts, size, more = [], 0, True
     try:
         async with asyncio.timeout(timeout_s):

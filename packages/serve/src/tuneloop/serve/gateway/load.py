@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 from tuneloop.serve.gateway.routing import Target
 
@@ -25,18 +24,17 @@ class Load:
         self._engines: Counter[str] = Counter()
         self._aside: dict[str, float] = {}
 
-    @contextmanager
-    def carrying(self, target: Target) -> Iterator[None]:
-        """Count one request while it is there."""
+    def carry(self, target: Target) -> None:
+        """Count one request more; `put_down` must follow."""
         self._slots[target.slot] += 1
         self._engines[target.engine] += 1
-        try:
-            yield
-        finally:
-            for counter, key in ((self._slots, target.slot), (self._engines, target.engine)):
-                counter[key] -= 1
-                if not counter[key]:
-                    del counter[key]
+
+    def put_down(self, target: Target) -> None:
+        """One request has ended."""
+        for counter, key in ((self._slots, target.slot), (self._engines, target.engine)):
+            counter[key] -= 1
+            if not counter[key]:
+                del counter[key]
 
     def of(self, engine: str) -> int:
         """Requests in flight on an engine."""

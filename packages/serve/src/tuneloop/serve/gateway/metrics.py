@@ -6,13 +6,16 @@ Label values are bounded: models and versions come from routes, never from what 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar, cast
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.metrics import MetricWrapperBase
 
 from tuneloop.serve.gateway.exchange import Exchange
 from tuneloop.serve.gateway.look import PARTS
 from tuneloop.serve.gateway.snapshot import Snapshot
 
+Metric = TypeVar("Metric", bound=MetricWrapperBase)
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 
 
@@ -21,6 +24,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self._children: dict[tuple[MetricWrapperBase, tuple[str, ...]], MetricWrapperBase] = {}
         which = ("model", "version")
         self._requests = self._counter("requests", "requests by outcome; 499: the client left", (*which, "status"))
         self._seconds = self._histogram("request_seconds", "arrival to the end of the answer")
@@ -65,15 +69,15 @@ class Metrics:
         """Count one request."""
         model = exchange.plan.route.model if exchange.plan else ""
         version = str(exchange.target.version) if exchange.target else ""
-        self._requests.labels(model, version, str(exchange.status)).inc()
+        self._of(self._requests, model, version, str(exchange.status)).inc()
         if exchange.target is None:
             return
-        self._seconds.labels(model, version).observe(exchange.total_ms / 1e3)
+        self._of(self._seconds, model, version).observe(exchange.total_ms / 1e3)
         if exchange.stream and exchange.ttft_ms is not None:
-            self._first_token.labels(model, version).observe(exchange.ttft_ms / 1e3)
+            self._of(self._first_token, model, version).observe(exchange.ttft_ms / 1e3)
         if exchange.usage is not None:
-            self._tokens.labels(model, version, "prompt").inc(exchange.usage.prompt_tokens)
-            self._tokens.labels(model, version, "completion").inc(exchange.usage.completion_tokens)
+            self._of(self._tokens, model, version, "prompt").inc(exchange.usage.prompt_tokens)
+            self._of(self._tokens, model, version, "completion").inc(exchange.usage.completion_tokens)
 
     def retried(self, model: str) -> None:
         """Count one second attempt."""
@@ -95,6 +99,13 @@ class Metrics:
     def text(self) -> bytes:
         """The exposition."""
         return generate_latest(self.registry)
+
+    def _of(self, metric: Metric, *labels: str) -> Metric:
+        """A metric's child, remembered: finding it is the dearest part of counting."""
+        child = self._children.get((metric, labels))
+        if child is None:
+            child = self._children[metric, labels] = metric.labels(*labels)
+        return cast("Metric", child)
 
     def _counter(self, name: str, what: str, labels: tuple[str, ...] = ()) -> Counter:
         return Counter(name, what, labels, namespace="tuneloop", registry=self.registry)

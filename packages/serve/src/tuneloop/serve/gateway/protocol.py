@@ -7,10 +7,12 @@ before the one before it is answered: without limits one connection without a ke
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from tuneloop.serve.gateway.errors import error_body
+from tuneloop.serve.gateway.line import LINE, Line
 
 MAX_HEAD_BYTES = 65_536  # request line and headers; what one read of the socket brings may come on top
 HEAD_TIMEOUT_S = 30.0  # from connecting, or from a later request's first byte, to the end of its head
@@ -34,12 +36,15 @@ class GatewayProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn narrows it too
         """A client is there; its first request is awaited."""
         super().connection_made(transport)
+        self._lines: deque[Line] = deque()  # of requests that are not answered yet
         self._await_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """It is gone."""
         self._head_is_here()
         super().connection_lost(exc)
+        for line in self._lines:
+            line.left()
 
     def data_received(self, data: bytes) -> None:
         """Bytes from the client."""
@@ -66,12 +71,20 @@ class GatewayProtocol(HttpToolsProtocol):
             self.transport.close()  # so that the 400 uvicorn answers does not stand in the middle of a running answer
             raise TooManyWaiting  # the parser stops
         super().on_headers_complete()
+        line = Line(self.cycle)
+        self.scope[LINE] = line  # type: ignore[literal-required]  # the application is ours
+        self._lines.append(line)
 
     def on_message_complete(self) -> None:
         """It is all here; what comes next belongs to another."""
         self._in_head = True
         self._head_bytes = 0
         super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """A request is answered; they are in order."""
+        self._lines.popleft()
+        super().on_response_complete()
 
     def _await_head(self) -> None:
         if self._head_due is None:

@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,7 @@ from tuneloop.serve.gateway.protocol import GatewayProtocol
 from tuneloop.serve.gateway.settings import GatewaySettings
 
 log = logging.getLogger(__name__)
+SWITCH_INTERVAL_S = 0.000_5  # how long a request may wait for a thread that stores records; Python's own is 5 ms
 KEEP_ALIVE_S = 75  # longer than clients keep idle connections, so that the client closes first
 
 
@@ -39,6 +41,7 @@ def serve(settings: GatewaySettings, registry: RegistrySettings) -> None:
                 signal.SIGINT,
             ):  # uvicorn raises them again when it has ended; that is no failure
                 signal.signal(number, lambda *_: None)
+            sys.setswitchinterval(SWITCH_INTERVAL_S)
             log.info("gateway %s listens on %s", settings.effective_id, settings.url)
             server.run(sockets=[listener])
             log.info("gateway %s has ended", settings.effective_id)

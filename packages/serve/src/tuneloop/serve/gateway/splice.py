@@ -76,9 +76,11 @@ def members(text: bytes) -> Members:
 
 def _key(text: bytes, at: int) -> tuple[str, int]:
     """The key that begins at `at`, and where it ends."""
-    end = at + 1
-    while text[end] != ord('"'):
-        end += 2 if text[end] == ord("\\") else 1
+    end = text.index(b'"', at + 1)
+    if b"\\" in text[at:end]:  # a quote may be escaped
+        end = at + 1
+        while text[end] != ord('"'):
+            end += 2 if text[end] == ord("\\") else 1
     return _KEY.decode(text[at : end + 1]), end + 1
 
 

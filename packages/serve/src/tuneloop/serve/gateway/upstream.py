@@ -1,7 +1,7 @@
 """The hop to an engine: send a request, hand back its answer as bytes, and name every way in which an engine can fail.
 
-Built on aiohttp. Idle connections are closed after 4 s, before vLLM closes them at 5 s. Closing a reply that is not
-read to its end closes its connection, which is how an engine learns that the client has left.
+Idle connections are closed after 4 s, before vLLM closes them at 5 s. Closing a reply that is not read to its end
+closes its connection, which is how an engine learns that the client has left.
 """
 
 from __future__ import annotations
@@ -10,14 +10,12 @@ import asyncio
 from contextlib import suppress
 from typing import Literal
 
-import aiohttp
-
+from tuneloop.serve.gateway.client import Answer, Client, ConnectionFailed
 from tuneloop.serve.gateway.errors import ApiError
 from tuneloop.serve.gateway.sse import EngineError, error_of
 
 _MAX_ERROR_BYTES = 64_000
 _MAX_BODY_BYTES = 64_000_000
-_IDLE_CONNECTION_S = 4.0
 _END_S = 1.0  # an engine ends its response right after its last event
 Retry = Literal["anywhere", "elsewhere", "never"]
 
@@ -36,85 +34,92 @@ class EngineFailure(Exception):
 class Reply:
     """An engine's answer whose headers have come."""
 
-    def __init__(self, engine: str, response: aiohttp.ClientResponse) -> None:
+    def __init__(self, engine: str, answer: Answer) -> None:
         self._engine = engine
-        self._response = response
+        self._answer = answer
 
-    async def some(self) -> bytes:
+    async def some(self, deadline: float) -> bytes:
         """The next bytes; empty at the end.
 
         Raises:
             EngineFailure: the connection broke.
+            TimeoutError: nothing came by `deadline`, on the loop's clock.
         """
         try:
-            return await self._response.content.readany()
-        except (aiohttp.ClientError, OSError) as error:
+            return await self._answer.some(deadline)
+        except TimeoutError:  # an OSError too
+            raise
+        except OSError as error:
             raise lost(self._engine, error) from error
 
-    async def whole(self) -> bytes:
+    async def whole(self, deadline: float) -> bytes:
         """Everything.
 
         Raises:
             EngineFailure: the connection broke, or the answer is absurdly long.
         """
         parts, size = [], 0
-        while part := await self.some():
+        while part := await self.some(deadline):
             size += len(part)
             if size > _MAX_BODY_BYTES:
                 raise lost(self._engine, ValueError(f"an answer of more than {_MAX_BODY_BYTES} bytes"))
             parts.append(part)
         return b"".join(parts)
 
+    async def begun(self, limit: int, deadline: float) -> bytes:
+        """As much as there is, up to about `limit` bytes.
+
+        Raises:
+            EngineFailure: the connection broke.
+        """
+        found = b""
+        while len(found) < limit and (part := await self.some(deadline)):
+            found += part
+        return found[:limit]
+
     async def ended(self) -> None:
         """Read the end of an answer that has said everything, so that its connection can carry another."""
+        deadline = asyncio.get_running_loop().time() + _END_S
         with suppress(TimeoutError, EngineFailure):
-            async with asyncio.timeout(_END_S):
-                while await self.some():
-                    pass
+            while await self.some(deadline):
+                pass
 
     def close(self) -> None:
         """Give the connection back if the answer was read to its end, else close it."""
-        self._response.close()
+        self._answer.close()
 
 
 class Upstream:
     """Keeps connections to engines; one for each event loop."""
 
     def __init__(self, connect_timeout_s: float) -> None:
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_IDLE_CONNECTION_S),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout_s),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            headers={"accept-encoding": "identity", "content-type": "application/json"},
-            auto_decompress=False,
-        )
+        self._client = Client(connect_timeout_s)
 
-    async def send(self, engine: str, url: str, body: bytes, headers: dict[str, str]) -> Reply:
+    async def send(self, engine: str, url: str, body: bytes, headers: dict[str, str], deadline: float) -> Reply:
         """POST `body`; returns once a 200's headers are there.
 
         Raises:
             EngineFailure: no connection, a broken one, or any other status.
+            TimeoutError: nothing came by `deadline`, on the loop's clock.
         """
         try:
-            response = await self._session.post(url, data=body, headers=headers, allow_redirects=False)
-        except aiohttp.ClientConnectionError as error:
-            gone = isinstance(error, aiohttp.ClientConnectorError | aiohttp.ServerTimeoutError)
-            raise lost(engine, error, set_aside=gone) from error
-        except (aiohttp.ClientError, OSError) as error:
-            raise lost(engine, error) from error
-        if response.status == 200:
-            return Reply(engine, response)
+            status, answer = await self._client.post(url, body, headers, deadline)
+        except TimeoutError:  # an OSError too
+            raise
+        except OSError as error:
+            raise lost(engine, error, set_aside=isinstance(error, ConnectionFailed)) from error
+        reply = Reply(engine, answer)
+        if status == 200:
+            return reply
         try:
-            said = error_of(await response.content.read(_MAX_ERROR_BYTES))
-        except (aiohttp.ClientError, OSError) as error:
-            raise lost(engine, error) from error
+            said = error_of(await reply.begun(_MAX_ERROR_BYTES, deadline))
         finally:
-            response.close()
-        raise refused(engine, response.status, said)
+            reply.close()
+        raise refused(engine, status, said)
 
     async def close(self) -> None:
         """Close every connection."""
-        await self._session.close()
+        await self._client.close()
 
 
 def lost(engine: str, cause: Exception, *, set_aside: bool = False) -> EngineFailure:
