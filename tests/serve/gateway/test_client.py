@@ -238,3 +238,43 @@ def test_a_header_cannot_become_two() -> None:
         assert not server.heads
 
     run([[OK]], test)
+
+
+@pytest.mark.parametrize("stops_after", [1, 3, 99])
+def test_a_pumped_answer_comes_in_order_and_stops_when_the_taker_has_enough(stops_after: int) -> None:
+    pieces: list[bytes | None] = [CHUNKED, *(b"2\r\n%02d\r\n" % number for number in range(5)), b"0\r\n\r\n"]
+
+    async def test(client: Client, server: Server) -> None:
+        _, answer = await client.post(server.url, b"{}", {}, soon())
+        got: list[bytes] = []
+
+        def take(data: bytes) -> bool:
+            got.append(data)
+            return len(b"".join(got)) // 2 < stops_after
+
+        enough = await answer.pump(take, 10.0)
+        assert enough == (stops_after < 5)
+        while part := await answer.some(soon()):  # what the taker did not want is still there
+            got.append(part)
+        assert b"".join(got) == b"0001020304"
+        answer.close()
+        assert await ask(client, server.url) == (200, b"hello")
+        assert server.connections == 1
+
+    run([pieces, [OK]], test)
+
+
+def test_what_a_taker_raises_and_what_breaks_off_reach_the_one_who_waits() -> None:
+    async def test(client: Client, server: Server) -> None:
+        def refuse(data: bytes) -> bool:
+            raise ValueError(data.decode())
+
+        for error, take in ((ValueError, refuse), (AnswerBroken, bool), (TimeoutError, bool)):
+            _, answer = await client.post(server.url, b"{}", {}, soon())
+            with pytest.raises(error):
+                await answer.pump(take, 0.2)
+            answer.close()
+        assert server.connections == 3
+
+    began, more = CHUNKED, b"2\r\nhe\r\n"
+    run([[began, more], [began, more, None], [began, more]], test)

@@ -130,16 +130,19 @@ class Attempts:
         relay = opened.relay
         exchange.answer = relay.kept
         await line.begin([*_SSE, *exchange.headers()], opened.first)
+
+        def take(chunk: bytes) -> bool:
+            if data := relay.push(chunk):
+                line.more(data)
+            return not relay.done and not line.stalled
+
         try:
             while not relay.done:
-                chunk = await opened.reply.some(self._loop.time() + self._idle_timeout_s)
-                if not chunk:
-                    break
-                data = relay.push(chunk)
-                if data and not await self._sent(line, send, data, more=not relay.done):
+                if line.stalled and not await self._drained(line):
                     exchange.failed(CLIENT_CLOSED_REQUEST, f"the client read nothing for {self._idle_timeout_s:g} s")
                     return
-                exchange.delivered = relay.done
+                if not await opened.reply.pump(take, self._idle_timeout_s):
+                    break
         except TimeoutError:
             raise ApiError(504, "the engine fell silent in mid-answer", code="engine_timeout") from None
         except (EngineFailure, ValueError) as failure:
@@ -152,19 +155,15 @@ class Attempts:
         elif not relay.done:
             exchange.error = f"engine {exchange.target.engine} ended the stream early"
             raise _broke_off()
-        if not exchange.delivered:
-            exchange.delivered = relay.done
-            await send_part(send, b"", more=False)
+        exchange.delivered = relay.done
+        await send_part(send, b"", more=False)
         await opened.reply.ended()
 
-    async def _sent(self, line: Line, send: Send, data: bytes, *, more: bool) -> bool:
-        """Send a piece of the body; False when the client does not read and the time for it is up."""
-        if not line.stalled:
-            await send_part(send, data, more=more)
-            return True
+    async def _drained(self, line: Line) -> bool:
+        """Wait for a client that does not read; False when the time for it is up."""
         try:
             async with asyncio.timeout(self._idle_timeout_s):
-                await send_part(send, data, more=more)
+                await line.drained()
         except TimeoutError:
             return False
         return True

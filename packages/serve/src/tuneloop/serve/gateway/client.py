@@ -12,7 +12,8 @@ About 25 µs a request; aiohttp, which it replaced, took half of the gateway's C
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from typing import TypeAlias
 from urllib.parse import urlsplit
 
@@ -23,6 +24,7 @@ MAX_HEAD_BYTES = 65_536
 _HIGH_BYTES = 262_144
 _LOW_BYTES = 65_536
 _COMMON = b"accept: */*\r\naccept-encoding: identity\r\ncontent-type: application/json\r\n"
+_STATES_ITS_END = re.compile(rb"\n(content-length|transfer-encoding)\s*:", re.IGNORECASE)
 Origin: TypeAlias = tuple[str, int, bool]
 
 
@@ -46,6 +48,9 @@ class Answer(asyncio.Protocol):
         self._deadline = 0.0  # of the wait that is on
         self._alarm: asyncio.TimerHandle | None = None
         self._alarm_at = 0.0
+        self._take: Callable[[bytes], bool] | None = None  # while `pump` waits
+        self._idle_s = 0.0
+        self._enough = False
         self._paused = False
         self._lost = False
         self._begin()
@@ -55,9 +60,8 @@ class Answer(asyncio.Protocol):
         self._parser = httptools.HttpResponseParser(self)
         self._parts: list[bytes] = []
         self._size = 0
-        self._head_bytes = 0
+        self._head = b""  # all that came up to and with its end
         self._status = 0
-        self._framed = False
         self._has_head = False
         self._complete = False
         self._reusable = False
@@ -101,6 +105,30 @@ class Answer(asyncio.Protocol):
             self._transport.resume_reading()
         return data
 
+    async def pump(self, take: Callable[[bytes], bool], idle_s: float) -> bool:
+        """Hand the body to `take` as it comes, until that has enough (True) or the body ends (False).
+
+        `take` is called where bytes come in, not in this task: waking a task costs more than passing an event on.
+
+        Raises:
+            AnswerBroken: the rest does not come.
+            TimeoutError: nothing came for `idle_s`.
+            Exception: what `take` raises.
+        """
+        while not self._parts:
+            if self._complete:
+                return False
+            if self._error is not None:
+                raise self._error
+            self._take, self._idle_s, self._enough = take, idle_s, False
+            try:
+                await self._news(self._client.loop.time() + idle_s)
+            finally:
+                self._take = None
+            if self._enough:
+                return True
+        return not take(await self.some(0.0)) or await self.pump(take, idle_s)
+
     def close(self) -> None:
         """Keep the connection for another request if it is fit for one, else close it; safe to repeat."""
         if self._lost or self.idle_since:
@@ -135,19 +163,40 @@ class Answer(asyncio.Protocol):
             self.discard()
             return
         if not self._has_head:
-            self._head_bytes += len(data)
+            self._head = self._head + data if self._head else data
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             self._fail(f"no HTTP answer: {error}")
             return
-        if not self._has_head and self._head_bytes > MAX_HEAD_BYTES:
+        if not self._has_head and len(self._head) > MAX_HEAD_BYTES:
             self._fail(f"an answer whose headers are longer than {MAX_HEAD_BYTES} bytes")
+            return
+        if self._take is not None:
+            self._hand_over(self._take)
             return
         if self._size > _HIGH_BYTES and not self._paused and not self._complete:
             self._paused = True
             self._transport.pause_reading()
         self._wake()
+
+    def _hand_over(self, take: Callable[[bytes], bool]) -> None:
+        """Pass on what has come; the task that waits goes on only if there is something for it to do."""
+        try:
+            if self._parts:
+                data = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+                self._parts.clear()
+                self._size = 0
+                self._deadline = self._client.loop.time() + self._idle_s
+                self._enough = not take(data)
+        except Exception as error:  # noqa: BLE001 (it is raised in the task that waits)
+            self._take = None
+            if self._waiter is not None and not self._waiter.done():
+                self._waiter.set_exception(error)
+            return
+        if self._enough or self._complete:
+            self._take = None
+            self._wake()
 
     def eof_received(self) -> None:
         """The engine sends no more."""
@@ -161,18 +210,13 @@ class Answer(asyncio.Protocol):
         self._client.forget(self)
         if self._complete or self._error is not None:
             return
-        if self._has_head and not self._framed and exc is None:
+        if self._has_head and exc is None and not _STATES_ITS_END.search(self._head):
             self._complete = True  # such an answer ends with its connection
             self._wake()
         else:
             self._fail(f"the connection was closed ({exc or 'by the engine'})")
 
     # --- what the parser tells
-
-    def on_header(self, name: bytes, value: bytes) -> None:  # noqa: ARG002 (httptools' own signature)
-        """One header; of interest is whether the body says where it ends."""
-        if name.lower() in {b"content-length", b"transfer-encoding"}:
-            self._framed = True
 
     def on_headers_complete(self) -> None:
         """The head of an answer, or of an interim one."""
@@ -191,13 +235,12 @@ class Answer(asyncio.Protocol):
     def on_message_complete(self) -> None:
         """The end of an answer."""
         if not self._has_head:  # an interim one
-            self._framed = False
             return
         if self._complete:
             self._reusable = False  # two answers to one request
             return
         self._complete = True
-        self._reusable = self._framed and self._parser.should_keep_alive()
+        self._reusable = self._parser.should_keep_alive()
 
     def _fail(self, why: str) -> None:
         self._error = AnswerBroken(why)

@@ -58,6 +58,17 @@ class Line:
         cycle.expected_content_length = 0
         await self._write(headers, b"transfer-encoding: chunked\r\n", b"%x\r\n%s\r\n" % (len(first), first))
 
+    def more(self, data: bytes) -> None:
+        """Write another piece after `begin`, at once; ask `stalled` before it."""
+        cycle = self._cycle
+        if not cycle.disconnected:
+            cycle.transport.write(b"%x\r\n%s\r\n" % (len(data), data))
+
+    async def drained(self) -> None:
+        """Wait until the client has read most of what was sent to it, or is gone."""
+        if not self._cycle.disconnected:
+            await self._cycle.flow.drain()
+
     async def answer(self, send: Send, headers: Iterable[Header], body: bytes) -> None:
         """Write a whole 200, in one piece: a write is the dearest thing that is done for a request."""
         cycle = self._cycle

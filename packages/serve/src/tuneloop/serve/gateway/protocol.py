@@ -30,6 +30,7 @@ class GatewayProtocol(HttpToolsProtocol):
     """
 
     _in_head = True
+    _has_begun = False  # a head, and it is not all here
     _head_bytes = 0
     _head_due: asyncio.TimerHandle | None = None
 
@@ -50,6 +51,8 @@ class GatewayProtocol(HttpToolsProtocol):
         """Bytes from the client."""
         self._head_bytes += len(data)
         super().data_received(data)
+        if self._has_begun:  # most heads come whole and need no timer
+            self._await_head()
         if self._in_head and self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
             if self._is_answering():
                 self.transport.close()  # a 431 would stand in the middle of the answer that is being sent
@@ -59,13 +62,12 @@ class GatewayProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         """A request begins."""
-        self._in_head = True
-        self._await_head()
+        self._in_head = self._has_begun = True
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
         """Its head is here."""
-        self._in_head = False
+        self._in_head = self._has_begun = False
         self._head_is_here()
         if len(self.pipeline) >= MAX_WAITING:
             self.transport.close()  # so that the 400 uvicorn answers does not stand in the middle of a running answer

@@ -7,6 +7,7 @@ closes its connection, which is how an engine learns that the client has left.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Literal
 
@@ -47,6 +48,21 @@ class Reply:
         """
         try:
             return await self._answer.some(deadline)
+        except TimeoutError:  # an OSError too
+            raise
+        except OSError as error:
+            raise lost(self._engine, error) from error
+
+    async def pump(self, take: Callable[[bytes], bool], idle_s: float) -> bool:
+        """Hand bytes to `take` as they come, until it returns False (then True) or the answer ends (False).
+
+        Raises:
+            EngineFailure: the connection broke.
+            TimeoutError: nothing came for `idle_s`.
+            Exception: what `take` raises.
+        """
+        try:
+            return await self._answer.pump(take, idle_s)
         except TimeoutError:  # an OSError too
             raise
         except OSError as error:
