@@ -92,6 +92,8 @@ class Bench:
                     if other in found:
                         pairs = zip(runs, found[other], strict=True)
                         both = [(a, b) for a, b in pairs if a["cpu_us_per_request"] and b["cpu_us_per_request"]]
+                        if not both:  # one of them got nothing through
+                            continue
                         row[f"times_{other}"] = _median([a["requests_per_s"] / b["requests_per_s"] for a, b in both])
                         row[f"times_{other}_by_cpu"] = _median(
                             [b["cpu_us_per_request"] / a["cpu_us_per_request"] for a, b in both]
@@ -152,7 +154,7 @@ class Bench:
 
 
 def _median(values: Sequence[float]) -> float:
-    return round(statistics.median(values), 3) if values else float("nan")
+    return round(statistics.median(values), 3)
 
 
 def _latencies(name: str, ones: Sequence[Latencies], direct: Sequence[Latencies], fields: Row) -> Row:

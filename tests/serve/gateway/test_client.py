@@ -25,11 +25,17 @@ class Server:
     connections: int = 0
     heads: list[str] = field(default_factory=list)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
+    greets: bytes = b""
     url: str = ""
+    at_work: set[asyncio.Task[None]] = field(default_factory=set)
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
+        task = asyncio.current_task()
+        assert task is not None
+        self.at_work.add(task)
         try:
+            writer.write(self.greets)
             while self.answers:
                 head = (await reader.readuntil(b"\r\n\r\n")).decode()
                 self.heads.append(head)
@@ -67,6 +73,8 @@ def run(
         finally:
             await client.close()
             listener.close()
+            if server.at_work:
+                await asyncio.wait(server.at_work, timeout=5)
 
     asyncio.run(main())
 
@@ -228,6 +236,18 @@ def test_nobody_there_is_told_apart_from_a_broken_answer() -> None:
             await client.post("http://127.0.0.1:9/x", b"{}", {}, soon())
 
     run([], test)
+
+
+def test_one_who_speaks_before_being_asked_is_no_engine() -> None:
+    async def test(client: Client, server: Server) -> None:
+        server.greets = OK
+        answer = await client._connect(("127.0.0.1", int(server.url.split(":")[2].split("/")[0]), False), soon())
+        await asyncio.wait_for(server.ended.wait(), 5)
+        assert not answer.usable
+        with pytest.raises(AnswerBroken):  # at once: nothing would ever come
+            await answer.post(b"POST /x HTTP/1.1\r\n\r\n", b"", soon())
+
+    run([[OK]], test)
 
 
 def test_a_header_cannot_become_two() -> None:

@@ -74,6 +74,8 @@ class Answer(asyncio.Protocol):
             AnswerBroken: none came.
             TimeoutError: none came by `deadline`, on the loop's clock.
         """
+        if self._lost:
+            raise AnswerBroken("the connection was closed before a request was sent")
         self._begin()
         self._transport.write(head + body if len(body) < 65_536 else head)
         if len(body) >= 65_536:
