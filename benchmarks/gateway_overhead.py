@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import statistics
 import tempfile
@@ -153,8 +154,9 @@ class Bench:
         return growth(system, self.requests, LOAD_CORE)
 
 
-def _median(values: Sequence[float]) -> float:
-    return round(statistics.median(values), 3)
+def _median(values: Sequence[float]) -> float | None:
+    found = statistics.median(values)
+    return round(found, 3) if math.isfinite(found) else None  # nothing was answered
 
 
 def _latencies(name: str, ones: Sequence[Latencies], direct: Sequence[Latencies], fields: Row) -> Row:
@@ -207,6 +209,7 @@ def main() -> None:
     )
     parser.add_argument("--peers", type=Path, default=ROOT / ".cache" / "gateway-peers", help="their environments")
     parser.add_argument("--requests", type=int, default=1_000_000, help="of the memory run")
+    parser.add_argument("--machine", default="", help="a few words on it for the file: cores, and whether it was quiet")
     parser.add_argument("--quick", action="store_true")
     given = parser.parse_args()
     if absent := peers.missing():
@@ -224,6 +227,8 @@ def main() -> None:
             left_out[peer] = python
             print(f"{peer} is left out: {python}")
     found |= {"cores": len(os.sched_getaffinity(0)), "peers": versions, "left_out": left_out}
+    if given.machine:
+        found["machine"] = given.machine
     os.sched_setaffinity(0, {LOAD_CORE})
     for part in given.parts:
         busy = busy_share()
