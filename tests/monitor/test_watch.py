@@ -14,6 +14,7 @@ from monitor.engine import FakeEngine
 from monitor.scene import Scene
 from tests_support import Clock, alert_episode, beat_engine
 from tuneloop.monitor.alerts import resolved
+from tuneloop.monitor.slo import Slo
 from tuneloop.monitor.watch import Monitor
 from tuneloop.registry import Registry
 from tuneloop.registry.nouns import AlertEpisode, Arm
@@ -204,14 +205,37 @@ def test_a_person_who_resolves_an_episode_is_not_overruled_by_the_same_window(sc
     assert states == ["open", "resolved"], "a new window that drifts is a new sight of it"
 
 
-def test_latency_is_a_problem_of_its_own(scene: Scene) -> None:
+def test_what_is_seen_together_is_one_episode_and_pages_when_one_of_it_does(scene: Scene) -> None:
     scene.usual(60, total_ms=100.0, ttft_ms=20.0)
     scene.drifted(20, total_ms=100.0, ttft_ms=900.0)
     scene.watch(scene.monitor(latency_ms=500.0, ttft_ms=200.0))
+    episode = the_episode(scene)
+    assert set(episode.evidence["signals"]) == {"prompt_drift", "perplexity", "latency"}
+    assert (episode.signal, episode.severity) == ("prompt_drift", "page")
+    assert episode.evidence["signals"]["latency"]["ttft_ms"]["p95"] == 900.0
+    assert episode.evidence["causes"][0]["kind"] == "drift", "it explains all three"
+
+
+@pytest.mark.parametrize(("group_s", "apart_s"), [(0.0, 0.0), (600.0, 700.0)])
+def test_latency_seen_apart_is_a_problem_of_its_own(scene: Scene, group_s: float, apart_s: float) -> None:
+    monitor = scene.monitor(latency_ms=500.0, ttft_ms=200.0, group_s=group_s)
+    scene.usual(60, total_ms=100.0, ttft_ms=20.0)
+    scene.drifted(20, total_ms=100.0, ttft_ms=20.0)
+    scene.clock.advance(apart_s)
+    scene.drifted(20, total_ms=100.0, ttft_ms=900.0)
+    scene.watch(monitor)
     drift, latency = sorted(scene.registry.episodes.all("bot"), key=lambda found: found.signal, reverse=True)
     assert set(drift.evidence["signals"]) == {"prompt_drift", "perplexity"}
     assert (latency.signal, latency.severity, latency.runbook) == ("latency", "page", "docs/runbooks/latency.md")
-    assert latency.evidence["signals"]["latency"]["ttft_ms"]["p95"] == 900.0
+    assert latency.evidence["signals"]["latency"]["engines"] == {"e1": [20, 20]}
+
+
+def test_latency_that_prometheus_pages_for_is_a_ticket_here(scene: Scene) -> None:
+    slo = {"*": Slo(latency=0.95, latency_s=0.5)}
+    scene.usual(60, total_ms=100.0)
+    scene.usual(20, total_ms=900.0)
+    scene.watch(scene.monitor(latency_ms=500.0, slo=slo))
+    assert (the_episode(scene).signal, the_episode(scene).severity) == ("latency", "ticket")
 
 
 def test_the_budget_counts_the_streams_that_are_watched(scene: Scene) -> None:

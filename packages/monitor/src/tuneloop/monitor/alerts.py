@@ -7,20 +7,29 @@ nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from datetime import datetime
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timedelta
 from hashlib import sha256
 from typing import Any
 
-from tuneloop.monitor.signals import DETECTORS, LATENCY, PERPLEXITIES, PERPLEXITY, PROMPT_DRIFT, TRAFFIC_SIGNALS
+from tuneloop.monitor.signals import (
+    DETECTORS,
+    LATENCY,
+    PERPLEXITIES,
+    PERPLEXITY,
+    PROMPT_DRIFT,
+    TRAFFIC_SIGNALS,
+    problem_of,
+)
 from tuneloop.registry.nouns import AlertEpisode, WindowScore, version_name
+from tuneloop.registry.silences import Silence, silenced
 
 MAX_WINDOWS = 50  # an episode keeps the first windows that raised it; later ones are found by time
 RUNBOOKS = {signal: f"docs/runbooks/{signal}.md" for signal in (*TRAFFIC_SIGNALS, LATENCY)}
 
 
-def opened(score: WindowScore, at: datetime) -> AlertEpisode:
-    """The episode a window's alarm opens; the same window always gives the same id."""
+def opened(score: WindowScore, at: datetime, pages: Sequence[str] = (LATENCY,)) -> AlertEpisode:
+    """The episode a window's alarm opens; the same window always gives the same id. `pages` are signals that page."""
     evidence = {
         "summary": summary(score),
         "since": score.window_start.isoformat(),
@@ -35,7 +44,7 @@ def opened(score: WindowScore, at: datetime) -> AlertEpisode:
         version=score.version,
         signal=score.signal,
         detector=DETECTORS[score.signal],
-        severity="page" if score.signal == LATENCY else "ticket",
+        severity="page" if score.signal in pages else "ticket",
         state="open",
         opened_at=at,
         updated_at=at,
@@ -45,11 +54,43 @@ def opened(score: WindowScore, at: datetime) -> AlertEpisode:
     )
 
 
-def joined(episode: AlertEpisode, score: WindowScore, at: datetime) -> AlertEpisode:
+def takes(episode: AlertEpisode, score: WindowScore, group_s: float) -> bool:
+    """Whether an alarm belongs to an open episode: it has that signal or problem already, or was seen close to it.
+
+    `group_s` is how far apart in time two problems of a model may be and still be one.
+    """
+    findings = episode.evidence.get("signals", {})
+    if score.signal in findings or episode.signal in problem_of(score.signal):
+        return True
+    margin = timedelta(seconds=group_s)
+    return group_s > 0 and any(
+        score.window_start <= datetime.fromisoformat(finding["window_end"]) + margin
+        and score.window_end >= datetime.fromisoformat(finding["window_start"]) - margin
+        for finding in findings.values()
+    )
+
+
+def taker(episodes: Iterable[AlertEpisode], score: WindowScore, group_s: float) -> AlertEpisode | None:
+    """The open episode an alarm belongs to; one with its own signal or problem before one that was merely close."""
+    found = [episode for episode in episodes if episode.state != "resolved" and takes(episode, score, group_s)]
+    return next((e for e in found if takes(e, score, 0)), found[0] if found else None)
+
+
+def shown_state(episode: AlertEpisode, silences: Iterable[Silence], at: datetime) -> str:
+    """open, ongoing (further windows raised it), acknowledged, silenced or resolved, as people read it."""
+    if episode.state == "resolved":
+        return "resolved"
+    if silenced(episode, silences, at) is not None:
+        return "silenced"
+    goes_on = len(episode.windows) > max(1, len(episode.evidence.get("signals", {})))
+    return "ongoing" if episode.state == "open" and goes_on else episode.state
+
+
+def joined(episode: AlertEpisode, score: WindowScore, at: datetime, pages: Sequence[str] = (LATENCY,)) -> AlertEpisode:
     """The episode with one more window of evidence; the same episode when it has that window or enough of them.
 
     When prompts changed *and* the model finds them or their true answers harder, users are likely hurt: the ticket
-    becomes a page.
+    becomes a page. So it does when a signal joins that pages by itself.
     """
     findings = episode.evidence["signals"]
     agrees = score.signal in findings
@@ -62,7 +103,7 @@ def joined(episode: AlertEpisode, score: WindowScore, at: datetime) -> AlertEpis
             "signals": findings | {score.signal: _finding(score)},
         }
     harder = PROMPT_DRIFT in evidence["signals"] and any(signal in evidence["signals"] for signal in PERPLEXITIES)
-    severity = "page" if harder else episode.severity
+    severity = "page" if harder or score.signal in pages else episode.severity
     windows = (*episode.windows, score.id)
     return episode.model_copy(update={"windows": windows, "evidence": evidence, "severity": severity, "updated_at": at})
 
@@ -117,9 +158,8 @@ def summary(score: WindowScore) -> str:
 
 
 def _finding(score: WindowScore) -> dict[str, Any]:
-    kept = {
-        key: score.detail[key] for key in ("words", "examples", "nats", "total_ms", "ttft_ms") if key in score.detail
-    }
+    names = ("words", "examples", "nats", "total_ms", "ttft_ms", "slices", "engines")
+    kept = {key: score.detail[key] for key in names if key in score.detail}
     return {
         "window": score.id,
         "window_start": score.window_start.isoformat(),

@@ -7,6 +7,7 @@ holds only as far as answers are slow independently of each other.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -29,6 +30,12 @@ def is_slow(record: RequestRecord, latency_ms: float, ttft_ms: float) -> bool:
     """Whether an answer ended or began later than its objective (0: no objective)."""
     late_end = latency_ms > 0 and record.total_ms > latency_ms
     return late_end or (ttft_ms > 0 and record.ttft_ms is not None and record.ttft_ms > ttft_ms)
+
+
+def engines_of(records: Sequence[RequestRecord], slow: Sequence[RequestRecord]) -> dict[str, list[int]]:
+    """By engine, as JSON: how many of its answers were slow, and how many there were."""
+    late = Counter(record.engine for record in slow)
+    return {name: [late[name], n] for name, n in Counter(r.engine for r in records).items() if name is not None}
 
 
 def slow_share_test(slow: int, n: int, alpha: float) -> Outcome:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter as Tally
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from threading import Thread
 from wsgiref.simple_server import WSGIServer
@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_serv
 from tuneloop.monitor.standing import Standing
 from tuneloop.registry.errors import Unavailable
 from tuneloop.registry.nouns import AlertEpisode, WindowScore
+from tuneloop.registry.outbox import Backlog
 
 _STREAM = ("model", "version", "signal")
 
@@ -30,7 +31,9 @@ class Metrics:
             "tuneloop_drift_threshold", "What the statistic must exceed to alarm", _STREAM, registry=to
         )
         self._judged = Counter("tuneloop_windows_judged", "Windows by verdict", (*_STREAM, "verdict"), registry=to)
-        self._open = Gauge("tuneloop_episodes_open", "Episodes not resolved", ("model", "severity"), registry=to)
+        self._open = Gauge(
+            "tuneloop_episodes_open", "Episodes neither resolved nor silenced", ("model", "severity"), registry=to
+        )
         self._rollouts = Gauge("tuneloop_rollouts_open", "Rollouts not ended", ("model", "state"), registry=to)
         self._undriven = Gauge(
             "tuneloop_rollout_undriven_seconds",
@@ -49,6 +52,18 @@ class Metrics:
             "Since the oldest of these requests was filed",
             ("model", "waits_for"),
             registry=to,
+        )
+        self._receivers = Gauge(
+            "tuneloop_alert_receivers", "Receivers that the monitor delivers episodes to itself", registry=to
+        )
+        self._failing_s = Gauge(
+            "tuneloop_alert_delivery_failing_seconds",
+            "Since the first attempt at the oldest delivery that a receiver has not taken; 0: none",
+            ("receiver",),
+            registry=to,
+        )
+        self._given_up = Gauge(
+            "tuneloop_alert_deliveries_given_up", "Deliveries given up within a day", ("receiver",), registry=to
         )
         self._lag = Gauge(
             "tuneloop_monitor_lag_seconds",
@@ -86,7 +101,7 @@ class Metrics:
                     gauge.remove(*(labels[name] for name in _STREAM))
 
     def open_episodes(self, episodes: Sequence[AlertEpisode]) -> None:
-        """The episodes that are open after a pass."""
+        """The episodes that are open after a pass, less those that are silenced."""
         self._open.clear()
         for (model, severity), n in Tally((e.model, e.severity) for e in episodes).items():
             self._open.labels(model, severity).set(n)
@@ -102,6 +117,15 @@ class Metrics:
         for (model, waits_for), waiting in found.waiting.items():
             self._waiting.labels(model, waits_for).set(waiting.requests)
             self._waiting_s.labels(model, waits_for).set(waiting.oldest_s)
+
+    def receivers(self, backlogs: Mapping[str, Backlog], receivers: int) -> None:
+        """What a round of deliveries left; none that is a receiver no more."""
+        self._receivers.set(receivers)
+        for gauge in (self._failing_s, self._given_up):
+            gauge.clear()
+        for name, backlog in backlogs.items():
+            self._failing_s.labels(name).set(backlog.failing_s)
+            self._given_up.labels(name).set(backlog.given_up)
 
     def passed(self, at: datetime, episodes: Sequence[AlertEpisode]) -> None:
         """A whole pass ended, over every model."""

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from tuneloop.monitor.causes import is_of_serving
 from tuneloop.registry.nouns import AlertEpisode, RetrainingRequest, RetrainingState, version_name
 from tuneloop.registry.policies import RetrainingPolicy
 from tuneloop.registry.retraining.queue import ENDED, idempotency_key
@@ -55,7 +56,7 @@ def decide(
         rows: records with a user's correction since the episode's first window began.
         now: the time.
     """
-    held = _held_by_policy(episode, policy)
+    held = _held_by_policy(episode, policy) or _held_by_cause(episode)
     if held is not None:
         return held
     under_way = next((request for request in requests if request.state not in ENDED), None)
@@ -85,6 +86,14 @@ def _held_by_policy(episode: AlertEpisode, policy: RetrainingPolicy) -> Hold | N
     if not _signals(episode, policy):
         return Hold("signal", f"the policy of {episode.model} retrains on {', '.join(policy.signals)} only")
     return None
+
+
+def _held_by_cause(episode: AlertEpisode) -> Hold | None:
+    """Training on what a bad deploy or a bad engine did would teach it."""
+    why = is_of_serving(episode)
+    if why is None:
+        return None
+    return Hold("serving", f"the likeliest cause is how the model is served ({why}); put that right, no training does")
 
 
 def _held_by_past(

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import logging
+import random
 import signal
 import threading
 from types import FrameType
 
 import httpx
 
+from tuneloop.monitor.delivery.redacting import Redactor
+from tuneloop.monitor.delivery.rounds import Deliverer
+from tuneloop.monitor.heartbeat import Heartbeat
 from tuneloop.monitor.metrics import Metrics
 from tuneloop.monitor.scorer import Scorer
 from tuneloop.monitor.settings import MonitorSettings
@@ -45,14 +49,25 @@ def run_monitor(settings: MonitorSettings, *, once: bool) -> list[ModelState]:
             stopping=stop.is_set,
         )
         metrics = Metrics()
-        monitor = Monitor(registry, settings, scorer, metrics, stopping=stop.is_set)
+        heartbeat = Heartbeat(settings.heartbeat_url)
+        monitor = Monitor(registry, settings, scorer, metrics, stopping=stop.is_set, alive=heartbeat.beat)
+        deliverer = Deliverer(registry, settings, metrics, rng=random.Random(), redact=Redactor(), stopping=stop.is_set)
         if once:
-            return monitor.run_once()
+            try:
+                return monitor.run_once()
+            finally:
+                deliverer.round(to_the_end=True)
+                deliverer.close()
         server = metrics.serve(settings.metrics_host, settings.metrics_port) if settings.metrics_port else None
         log.info("watching, every %.0f s", settings.every_s)
+        delivering = threading.Thread(target=deliverer.run, args=(stop.wait,), name="deliveries")
+        delivering.start()
         try:
             monitor.run(stop.wait)
         finally:
+            stop.set()
+            delivering.join()
+            deliverer.close()
             if server is not None:
                 server[0].shutdown()
                 server[0].server_close()

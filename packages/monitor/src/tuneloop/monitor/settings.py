@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from typing import Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from tuneloop.monitor.slo import EVERY_OTHER, Slo
 from tuneloop.registry.settings import Section
 
 MAX_RUN_LENGTH = 1_000_000  # a window is held to ten times as many permutations, over its size
@@ -33,8 +35,29 @@ class MonitorSettings(Section):
     )  # longer prompts are not scored: their log-probabilities fill memory
     latency_ms: float = Field(default=0.0, ge=0)  # 95 % of answers are to be whole within this; 0: no objective
     ttft_ms: float = Field(default=0.0, ge=0)  # and to have begun within this; 0: no objective
+    group_s: float = Field(default=1_800.0, ge=0)  # alarms of one model closer than this are one episode; 0: never
+    changes_s: float = Field(default=6 * 3600.0, ge=0)  # how far before an episode its page looks for what changed
+    delivery_every_s: float = Field(default=2.0, gt=0)  # pause between looks at what is to be delivered
+    delivery_timeout_s: float = Field(default=10.0, gt=0, le=30)  # for each step of an attempt
+    delivery_give_up_s: float = Field(default=86_400.0, gt=0)  # after the first attempt
+    runbook_base: str = ""  # put before a runbook's path in pages, for example https://wiki.example.com/tuneloop/
+    heartbeat_url: str = ""  # asked for after each whole pass; who watches it notices when that ends
+    slo: dict[str, Slo] = {}  # by model; "*" is every other one: what `tuneloop alert rules` writes rules of
     metrics_host: str = "127.0.0.1"
     metrics_port: int = Field(default=0, ge=0, le=65_535)  # Prometheus scrapes here; 0: off
+
+    @field_validator("slo", mode="before")
+    @classmethod
+    def _from_a_variable(cls, value: object) -> object:
+        """A variable holds it as JSON."""
+        return json.loads(value) if isinstance(value, str) else value
+
+    @field_validator("heartbeat_url")
+    @classmethod
+    def _is_asked_over_http(cls, value: str) -> str:
+        if value and not value.startswith(("http://", "https://")):
+            raise ValueError("write http://HOST/… or https://HOST/…")
+        return value
 
     @model_validator(mode="after")
     def _budget_fits_the_window(self) -> Self:
@@ -49,6 +72,11 @@ class MonitorSettings(Section):
     def watches_latency(self) -> bool:
         """Whether a latency objective is set."""
         return self.latency_ms > 0 or self.ttft_ms > 0
+
+    def paging(self, model: str) -> tuple[str, ...]:
+        """The signals that page by themselves: latency, unless Prometheus pages for that model's latency already."""
+        slo = self.slo.get(model, self.slo.get(EVERY_OTHER))
+        return () if slo is not None and slo.latency is not None else ("latency",)
 
 
 SETTINGS: tuple[type[Section], ...] = (MonitorSettings,)

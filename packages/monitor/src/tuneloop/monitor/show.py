@@ -11,10 +11,10 @@ from tuneloop.registry.printing import one_line
 WINDOW_HEADERS = ("UNTIL (UTC)", "VERSION", "SIGNAL", "N", "STATISTIC", "THRESHOLD", "P", "VERDICT")
 
 
-def episode_lines(episode: AlertEpisode) -> Iterator[str]:
+def episode_lines(episode: AlertEpisode, state: str) -> Iterator[str]:
     """The episode, a line at a time: what, since when, how sure, examples, what was done, what to type next."""
     evidence = episode.evidence
-    yield f"{episode.id}  {episode.severity}  {episode.state}"
+    yield f"{episode.id}  {episode.severity}  {state}"
     yield one_line(evidence["summary"])
     yield ""
     yield f"since      {_when(evidence['since'])}, seen {_when(episode.opened_at.isoformat())}"
@@ -26,6 +26,8 @@ def episode_lines(episode: AlertEpisode) -> Iterator[str]:
         f"from {_when(reference['from'])} to {_when(reference['to'])}"
     )
     yield f"how sure   one false alarm in {evidence['mean_run_length']} records or more, over all signals together"
+    yield from (f"cause      {one_line(cause['kind'] + ': ' + cause['why'])}" for cause in evidence.get("causes", []))
+    yield from (f"before     {one_line(change['what'])}" for change in evidence.get("changes", []))
     for signal, finding in evidence["signals"].items():
         yield from _finding_lines(signal, finding)
     if episode.done:

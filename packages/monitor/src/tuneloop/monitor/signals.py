@@ -16,7 +16,7 @@ import numpy as np
 
 from tuneloop.monitor.detectors import Outcome, mean_rise_test, mmd_test, window_alpha
 from tuneloop.monitor.features import new_words, prompt_kernel, witness
-from tuneloop.monitor.latency import is_slow, percentiles, slow_share_test
+from tuneloop.monitor.latency import engines_of, is_slow, percentiles, slow_share_test
 from tuneloop.monitor.reference import Reference, score_id
 from tuneloop.monitor.scorer import Scored, Scorer
 from tuneloop.monitor.settings import MonitorSettings
@@ -141,6 +141,7 @@ class Judge:
             "objective_ms": {"total": settings.latency_ms, "ttft": settings.ttft_ms},
             "total_ms": percentiles([record.total_ms for record in records]),
             "ttft_ms": percentiles(ttft),
+            "engines": engines_of(records, slow),
             "examples": _examples(slow, [record.total_ms for record in slow]),
         }
         return Judgement("drift" if result.alarm else "none", len(records), result, detail)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 import click
 
 from tuneloop.monitor.settings import MAX_RUN_LENGTH
-from tuneloop.registry.errors import Refused, TuneloopError
-from tuneloop.registry.nouns import AlertEpisode, Signal
-from tuneloop.registry.printing import by_option, emit, json_option, reason_option, table, tell_unreadable
+from tuneloop.monitor.verbs_alert import alert
+from tuneloop.registry.errors import TuneloopError
+from tuneloop.registry.nouns import Signal
+from tuneloop.registry.printing import emit, json_option, plain, table, tell_unreadable
 
 DEFAULT_REPORT = Path("report")
 
@@ -41,57 +42,23 @@ def monitor(*, once: bool, every_s: float | None, metrics_port: int | None) -> N
 @json_option
 def alerts(*, model: str | None, ended: bool, as_json: bool) -> None:
     """What is wrong now: one line per alert episode."""
+    from tuneloop.monitor.alerts import shown_state
     from tuneloop.registry import Registry
 
     with Registry.open() as registry:
         found = registry.episodes.all(model, open_only=not ended)
+        silences, now = registry.silences.all(active_only=True), registry.clock()
         tell_unreadable(found.unreadable)
         if model is not None and not found and not found.unreadable:
             registry.check_model(model)
+    shown = {e.id: shown_state(e, silences, now) for e in found}
     rows = [
-        (e.id, f"{e.opened_at:%Y-%m-%d %H:%M:%S}", e.severity, e.state, e.evidence.get("summary", e.signal))
+        (e.id, f"{e.opened_at:%Y-%m-%d %H:%M:%S}", e.severity, shown[e.id], e.evidence.get("summary", e.signal))
         for e in found
     ]
+    values = [plain(e) | {"shown_as": shown[e.id]} for e in found]
     none = "no alert episodes" if ended else "no open alert episodes"
-    emit(found, as_json, table(("EPISODE", "OPENED (UTC)", "SEVERITY", "STATE", "WHAT"), rows) if found else none)
-
-
-@click.group()
-def alert() -> None:
-    """One alert episode: show it, take it, end it."""
-
-
-@alert.command()
-@click.argument("episode_id")
-@json_option
-def show(episode_id: str, *, as_json: bool) -> None:
-    """What happened, how sure, which examples, what to do next."""
-    from tuneloop.monitor.show import episode_lines
-    from tuneloop.registry import Registry
-
-    with Registry.open() as registry:
-        episode = registry.episodes.get(episode_id)
-    emit(episode, as_json, "\n".join(episode_lines(episode)))
-
-
-@alert.command()
-@click.argument("episode_id")
-@by_option
-@click.option("--note", default="", help="What you are doing about it.")
-def ack(episode_id: str, *, by: str, note: str) -> None:
-    """Say that you are on it."""
-    episode = _change(episode_id, "acknowledged", by, f"acknowledged by {by}" + (f": {note}" if note else ""))
-    click.echo(f"{episode.id} is acknowledged")
-
-
-@alert.command()
-@click.argument("episode_id")
-@by_option
-@reason_option
-def resolve(episode_id: str, *, by: str, reason: str) -> None:
-    """End an episode by hand; a new alarm opens a new one."""
-    episode = _change(episode_id, "resolved", by, f"{reason} (by {by})")
-    click.echo(f"{episode.id} is resolved")
+    emit(values, as_json, table(("EPISODE", "OPENED (UTC)", "SEVERITY", "STATE", "WHAT"), rows) if found else none)
 
 
 @click.command()
@@ -143,25 +110,6 @@ def windows(model: str, *, signal: str | None, as_json: bool) -> None:
             registry.check_model(model)
     none = f"no window of {model} has been judged yet"
     emit(found, as_json, table(WINDOW_HEADERS, [window_row(score) for score in found]) if found else none)
-
-
-def _change(episode_id: str, state: Literal["acknowledged", "resolved"], by: str, note: str) -> AlertEpisode:
-    from tuneloop.monitor.alerts import noted, resolved
-    from tuneloop.registry import Registry
-
-    with Registry.open() as registry:
-        episode = registry.episodes.get(episode_id)
-        if episode.state == "resolved":
-            raise Refused(f"{episode_id} is resolved already; `tuneloop alert show {episode_id}` says how")
-        now = registry.clock()
-        if state == "resolved":
-            changed = resolved(episode, note, now)
-        else:
-            changed = noted(episode, note, now).model_copy(update={"state": state})
-        registry.episodes.update(
-            episode, changed, by=by, action=f"episode.{'resolve' if state == 'resolved' else 'ack'}"
-        )
-    return changed
 
 
 VERBS: tuple[click.Command, ...] = (monitor, alerts, alert, report, drift)

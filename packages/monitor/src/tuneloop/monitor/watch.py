@@ -11,8 +11,10 @@ import logging
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 
 from tuneloop.monitor import alerts
+from tuneloop.monitor.causes import explained, gather
 from tuneloop.monitor.filing import BY, pursue
 from tuneloop.monitor.metrics import Metrics
 from tuneloop.monitor.reference import ANCHOR, Gathering, Reference, find_reference
@@ -24,7 +26,6 @@ from tuneloop.monitor.signals import (
     PERPLEXITY,
     Comparison,
     Judge,
-    problem_of,
     signals_of,
     unread,
 )
@@ -35,6 +36,7 @@ from tuneloop.registry.errors import NotFound, TuneloopError, Unavailable
 from tuneloop.registry.nouns import AlertEpisode, RequestRecord, Route, WindowScore, version_name
 from tuneloop.registry.rollouts.rollout import OPEN
 from tuneloop.registry.routes.store import CurrentRoutes
+from tuneloop.registry.silences import silenced
 
 log = logging.getLogger("tuneloop.monitor")
 _RECENT = 50  # scores of a stream read back to see whether it has gone quiet
@@ -53,7 +55,8 @@ class ModelState:
 
 
 class Monitor:
-    """Watches every model that has a route. `stopping` is asked between windows, so a stop is prompt."""
+    """Watches every model that has a route. `stopping` is asked between windows, so a stop is prompt; `alive` is called
+    after each whole pass of `run`."""
 
     def __init__(
         self,
@@ -62,7 +65,9 @@ class Monitor:
         scorer: Scorer,
         metrics: Metrics,
         stopping: Callable[[], bool] = lambda: False,
+        alive: Callable[[], object] = lambda: None,
     ) -> None:
+        self._alive = alive
         self._registry = registry
         self._settings = settings
         self._scorer = scorer
@@ -79,6 +84,8 @@ class Monitor:
             try:
                 if any(state.failure for state in self.run_once()):
                     self._metrics.failed()
+                else:
+                    self._alive()
             except Stopped:
                 return
             except TuneloopError as error:
@@ -101,10 +108,12 @@ class Monitor:
         episodes = self._registry.episodes.all(open_only=True)
         for row in episodes.unreadable:
             log.error("not counted among the open episodes: %s", row)
+        silences, now = self._registry.silences.all(active_only=True), self._registry.clock()
+        loud = [episode for episode in episodes if silenced(episode, silences, now) is None]
         if any(state.failure for state in states):
-            self._metrics.open_episodes(episodes)
+            self._metrics.open_episodes(loud)
         else:
-            self._metrics.passed(self._registry.clock(), episodes)
+            self._metrics.passed(now, loud)
         return states
 
     def _look_for_standing(self) -> None:
@@ -264,18 +273,25 @@ class Monitor:
 
     def _raise(self, score: WindowScore) -> None:
         now = self._registry.clock()
-        related = problem_of(score.signal)
-        episodes = [e for e in self._registry.episodes.all(score.model).whole() if e.signal in related]
-        episode = next((e for e in episodes if e.state != "resolved"), None)
+        pages = self._settings.paging(score.model)
+        episodes = self._registry.episodes.all(score.model).whole()
+        episode = alerts.taker(episodes, score, self._settings.group_s)
         if episode is None:
-            if not alerts.is_news(score, [e for e in episodes if e.version == score.version]):
+            if not alerts.is_news(
+                score, [e for e in episodes if e.version == score.version and alerts.takes(e, score, 0)]
+            ):
                 return
-            opened = self._registry.episodes.open(alerts.opened(score, now))
+            opened = self._registry.episodes.open(self._explained(alerts.opened(score, now, pages), now))
             log.warning("episode %s opened (%s): %s", opened.id, opened.severity, opened.evidence["summary"])
             return
-        changed = alerts.joined(episode, score, now)
+        changed = alerts.joined(episode, score, now, pages)
         if changed != episode:
+            if changed.evidence["signals"].keys() != episode.evidence["signals"].keys():
+                changed = self._explained(changed, now)
             self._registry.episodes.update(episode, changed, by=BY, action="episode.window")
+
+    def _explained(self, episode: AlertEpisode, now: datetime) -> AlertEpisode:
+        return explained(episode, gather(self._registry, episode, self._settings.changes_s, now))
 
     def _end_quiet(self, model: str, version: int) -> None:
         for episode in self._open_episodes(model):

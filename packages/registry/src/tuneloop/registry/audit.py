@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -101,6 +101,13 @@ class Audit:
         query = _entries(subject, action).order_by(audit.c.id.desc()).limit(limit)
         with self._db.reading() as connection:
             rows = connection.execute(query).mappings().all()
+        return readable(AuditEntry, rows)
+
+    def since(self, at: datetime, actions: Sequence[str], limit: int = 200) -> Rows[AuditEntry]:
+        """The newest entries first, none older than `at`, whose action begins with one of `actions`."""
+        newest = sa.select(audit).where(audit.c.at >= at, sa.or_(*(audit.c.action.startswith(a) for a in actions)))
+        with self._db.reading() as connection:
+            rows = connection.execute(newest.order_by(audit.c.id.desc()).limit(limit)).mappings().all()
         return readable(AuditEntry, rows)
 
     def page(self, ask: Ask, subject: str | None = None, *, action: str | None = None) -> Page[AuditEntry]:

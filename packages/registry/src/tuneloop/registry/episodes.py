@@ -1,4 +1,7 @@
-"""Window scores and the alert episodes they open: at most one open episode per model, version and signal."""
+"""Window scores and the alert episodes they open: at most one open episode per model, version and signal.
+
+What people are to be told of a change is written to the outbox in the change's own transaction.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from tuneloop.registry import audit
 from tuneloop.registry.database import Database, Rows, noun_of, readable, row_of
 from tuneloop.registry.errors import Conflict, NotFound
 from tuneloop.registry.nouns import AlertEpisode, WindowScore
+from tuneloop.registry.outbox import enqueue
 from tuneloop.registry.tables import episodes, window_scores
 
 
@@ -68,6 +72,7 @@ class Episodes:
             opened = connection.execute(insert.on_conflict_do_nothing().returning(episodes.c.id)).first()
             if opened is None:  # another monitor may have been first: the index `episodes_one_open` decides
                 return noun_of(AlertEpisode, connection.execute(of_this_problem).mappings().one())
+            enqueue(self._db, connection, None, episode, episode.opened_at)
             detail = {"model": episode.model, "version": episode.version, "signal": episode.signal}
             audit.record(
                 connection,
@@ -105,9 +110,11 @@ class Episodes:
                 raise Conflict(
                     f"{episode.id} has changed meanwhile; look at it (`tuneloop alert show`), then try again"
                 )
+            now = self._clock()
+            enqueue(self._db, connection, before, episode, now)
             audit.record(
                 connection,
-                at=self._clock(),
+                at=now,
                 actor=by,
                 action=action,
                 subject=episode.id,

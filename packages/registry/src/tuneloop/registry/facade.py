@@ -19,11 +19,13 @@ from tuneloop.registry.experiments.store import Experiments
 from tuneloop.registry.fleet import Fleet
 from tuneloop.registry.gates.store import Gates
 from tuneloop.registry.nouns import utc_now
+from tuneloop.registry.outbox import Outbox
 from tuneloop.registry.policies import Policies
 from tuneloop.registry.retraining.queue import RetrainingQueue
 from tuneloop.registry.rollouts.store import Rollouts
 from tuneloop.registry.routes.store import Routes
 from tuneloop.registry.settings import RegistrySettings
+from tuneloop.registry.silences import Silences
 from tuneloop.registry.traffic import Traffic
 from tuneloop.registry.versions.deadline import LOOKUP_TIMEOUT_S, mlflow_within
 
@@ -45,6 +47,8 @@ class Registry:
         self.keys = Keys(self.database, clock)
         self.tokens = Tokens(self.database, clock)
         self.episodes = Episodes(self.database, clock)
+        self.outbox = Outbox(self.database)
+        self.silences = Silences(self.database, clock)
         self.rollouts = Rollouts(self.database, clock)
         self.policies = Policies(self.database, clock)
         self.retraining = RetrainingQueue(self.database, clock, self.policies)

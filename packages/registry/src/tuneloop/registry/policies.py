@@ -14,6 +14,7 @@ from tuneloop.registry import audit
 from tuneloop.registry.database import Database, faults, write_last
 from tuneloop.registry.errors import Unreadable
 from tuneloop.registry.nouns import FRESH, Noun, Signal, as_tuple
+from tuneloop.registry.receivers import EVERY_MODEL, ReceiversPolicy
 from tuneloop.registry.rollouts.rollout import RolloutPlan
 from tuneloop.registry.tables import policies
 
@@ -102,11 +103,12 @@ class RolloutPolicy(RolloutPlan):
         return RolloutPlan(steps=self.steps, limits=self.limits, give_up_s=self.give_up_s)
 
 
-PolicyT = TypeVar("PolicyT", RetrainingPolicy, GatePolicy, RolloutPolicy)
+PolicyT = TypeVar("PolicyT", RetrainingPolicy, GatePolicy, RolloutPolicy, ReceiversPolicy)
 _KINDS: dict[type[Noun], tuple[str, str]] = {  # the kind, and the verb that shows and sets it
     RetrainingPolicy: ("retraining", "retraining policy"),
     GatePolicy: ("gate", "gate"),
     RolloutPolicy: ("rollout", "rollout policy"),
+    ReceiversPolicy: ("receivers", "alert receivers"),  # of every model
 }
 
 
@@ -130,12 +132,20 @@ class Policies:
         try:
             return policy() if body is None else policy.model_validate(body)
         except ValidationError as error:
+            typed = verb if model == EVERY_MODEL else f"{verb} {model}"
             raise Unreadable(
                 f"the {kind} policy of {model} cannot be read: {faults(error)}; set another: "
-                f"`tuneloop {verb} {model} --set FILE --by YOU --reason WHY`"
+                f"`tuneloop {typed} --set FILE --by YOU --reason WHY`"
             ) from None
 
-    def set(self, model: str, policy: RetrainingPolicy | GatePolicy | RolloutPolicy, *, by: str, reason: str) -> None:
+    def set(
+        self,
+        model: str,
+        policy: RetrainingPolicy | GatePolicy | RolloutPolicy | ReceiversPolicy,
+        *,
+        by: str,
+        reason: str,
+    ) -> None:
         """Append a new revision of a model's policy of that kind."""
         (kind, _), body, now = _KINDS[type(policy)], policy.model_dump(mode="json"), self._clock()
         with self._db.writing() as connection:

@@ -1,0 +1,143 @@
+"""What may have caused an episode, the likeliest first, from what its signals say and what changed before. Pure but
+for `gather`.
+
+Rules, not odds: a cause counts for the signals it can explain, and the one that explains most of them leads. What
+users ask does not depend on a deploy, so changed prompts are a drift; a change that came before the reference was
+gathered is in the reference, so it explains no difference from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime, timedelta
+from typing import Any, Literal
+
+from tuneloop.monitor.signals import LATENCY, PERPLEXITIES, PROMPT_DRIFT, TRAFFIC_SIGNALS
+from tuneloop.registry import Registry
+from tuneloop.registry.fleet import STALE_AFTER_S
+from tuneloop.registry.nouns import AlertEpisode, AuditEntry, EngineState
+
+Kind = Literal["engine", "deploy", "drift", "load"]
+ORDER: tuple[Kind, ...] = ("engine", "deploy", "drift", "load")  # of causes that explain as much
+SERVING: tuple[Kind, ...] = ("engine", "deploy", "load")  # what training cannot mend
+ONE_ENGINE_ALPHA = 0.001
+_MOST_CHANGES = 10
+_DEPLOYS = ("route.", "rollout.")
+_POLICIES = ("policy.", "gate.", "guard.")
+
+
+@dataclass(frozen=True)
+class Change:
+    """Something that was changed, or is not as it should be, before an episode was seen."""
+
+    at: str
+    kind: Literal["deploy", "policy", "engine"]
+    what: str
+
+
+@dataclass(frozen=True)
+class Cause:
+    """One explanation and its reason."""
+
+    kind: Kind
+    why: str
+    explains: tuple[str, ...]
+
+
+def changes_before(
+    model: str, entries: Iterable[AuditEntry], engines: Iterable[EngineState], until: datetime
+) -> list[Change]:
+    """What the audit log and the engines say, the newest first."""
+    found = []
+    for entry in entries:
+        kind: Literal["deploy", "policy"] | None = None
+        if entry.action.startswith(_DEPLOYS):
+            kind = "deploy"
+        elif entry.action.startswith(_POLICIES):
+            kind = "policy"
+        if kind is None or entry.at > until or not _is_of(model, entry.subject):
+            continue
+        split = entry.detail.get("split")
+        said = "; ".join(str(part) for part in (split, entry.detail.get("reason")) if part)
+        what = f"{entry.at:%Y-%m-%d %H:%M:%S}Z {entry.action} of {entry.subject} by {entry.actor}"
+        found.append(Change(entry.at.isoformat(), kind, what + (f" ({said})" if said else "")))
+    for engine in engines:
+        if engine.at < until - timedelta(seconds=STALE_AFTER_S):
+            said = "has not been heard of since"
+        elif engine.state != "ready":
+            said = f"is {engine.state}" + (f": {engine.detail}" if engine.detail else "")
+        else:
+            continue
+        what = f"{engine.at:%Y-%m-%d %H:%M:%S}Z engine {engine.id} {said}"
+        found.append(Change(engine.at.isoformat(), "engine", what))
+    return sorted(found, key=lambda change: change.at, reverse=True)[:_MOST_CHANGES]
+
+
+def causes_of(evidence: Mapping[str, Any], changes: Sequence[Change]) -> list[Cause]:
+    """Every cause that explains a signal, the likeliest first; there is always one."""
+    signals = tuple(evidence["signals"])
+    before_reference = str(evidence.get("reference", {}).get("to", ""))
+    found = []
+    slow = slow_engine(evidence["signals"].get(LATENCY, {}).get("engines", {}))
+    away = [change for change in changes if change.kind == "engine"]
+    if LATENCY in signals and (slow is not None or away):
+        why = f"{slow} alone is slow" if slow is not None else away[0].what
+        found.append(Cause("engine", why, (LATENCY,)))
+    deploys = [change for change in changes if change.kind == "deploy"]
+    late = [change for change in deploys if change.at > before_reference]
+    by_deploy = tuple(s for s in signals if (s in PERPLEXITIES and late) or (s not in TRAFFIC_SIGNALS and deploys))
+    if by_deploy:
+        newest = (deploys if any(s not in TRAFFIC_SIGNALS for s in by_deploy) else late)[0]
+        found.append(Cause("deploy", f"just before: {newest.what}", by_deploy))
+    by_drift = signals if PROMPT_DRIFT in signals else tuple(s for s in signals if s in PERPLEXITIES)
+    if by_drift:
+        why = "users ask other questions" if PROMPT_DRIFT in signals else "what users ask or want is harder than it was"
+        found.append(Cause("drift", why, by_drift))
+    if not found:
+        found.append(Cause("load", "nothing was changed just before, and no engine alone is slow", signals))
+    return sorted(found, key=lambda cause: (-len(cause.explains), ORDER.index(cause.kind)))
+
+
+def slow_engine(engines: Mapping[str, Sequence[int]]) -> str | None:
+    """The one engine that is slower than the others together; `engines` has (slow, all) answers of each.
+
+    Fisher's exact test, one-sided, of each engine against the others, at `ONE_ENGINE_ALPHA` over all of them.
+    """
+    if len(engines) < 2:
+        return None
+    from scipy.stats import hypergeom  # noqa: PLC0415 (slow to import, and only needed here)
+
+    total, bad = sum(n for _, n in engines.values()), sum(slow for slow, _ in engines.values())
+    p_values = {name: float(hypergeom.sf(slow - 1, total, bad, n)) for name, (slow, n) in engines.items()}
+    name = min(p_values, key=lambda one: (p_values[one], one))
+    return name if p_values[name] * len(engines) < ONE_ENGINE_ALPHA else None
+
+
+def is_of_serving(episode: AlertEpisode) -> str | None:
+    """Why training would not help, when the likeliest cause is how the model is served."""
+    causes = episode.evidence.get("causes") or []
+    return f"{causes[0]['kind']}: {causes[0]['why']}" if causes and causes[0]["kind"] in SERVING else None
+
+
+def explained(episode: AlertEpisode, changes: Sequence[Change]) -> AlertEpisode:
+    """The episode with its causes and with what changed before it."""
+    evidence = episode.evidence | {
+        "causes": [
+            asdict(cause) | {"explains": list(cause.explains)} for cause in causes_of(episode.evidence, changes)
+        ],
+        "changes": [asdict(change) for change in changes],
+    }
+    return episode.model_copy(update={"evidence": evidence})
+
+
+def gather(registry: Registry, episode: AlertEpisode, before_s: float, until: datetime) -> list[Change]:
+    """What changed in the time before the episode began and until its newest window ended."""
+    since = datetime.fromisoformat(episode.evidence["since"]) - timedelta(seconds=before_s)
+    entries = registry.audit.since(since, _DEPLOYS + _POLICIES)
+    engines = [engine for engine in registry.fleet.engines(live_only=False) if engine.at >= since]
+    return changes_before(episode.model, entries, engines, until)
+
+
+def _is_of(model: str, subject: str) -> bool:
+    return subject in {model, "*"} or subject.startswith(f"{model}@")

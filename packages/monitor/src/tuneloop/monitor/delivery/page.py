@@ -1,0 +1,147 @@
+"""What a page says, whatever its form: what, since when, how sure, where, examples, what changed before, what to do.
+
+Pure. Texts of users come in redacted by `redact` and cut short; nothing else of a request leaves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from tuneloop.registry.nouns import AlertEpisode, version_name
+from tuneloop.registry.outbox import Delivery
+from tuneloop.registry.printing import one_line
+
+Redact = Callable[[Sequence[str]], list[str]]  # texts without personal data, in their order
+_EXAMPLE_CHARS = 200
+_SAID = {"opened": "", "worse": "got worse: ", "acknowledged": "acknowledged: ", "resolved": "resolved: "}
+
+
+@dataclass(frozen=True)
+class Page:
+    """One delivery in words; every text is one line."""
+
+    delivery: str
+    episode: str
+    transition: str
+    sequence: int
+    model: str
+    version: int
+    signal: str
+    severity: str
+    state: str  # of the episode as it is delivered, which may be later than the transition
+    title: str
+    what: str
+    since: datetime
+    opened_at: datetime
+    resolved_at: datetime | None
+    sure: str
+    causes: tuple[str, ...]  # the likeliest first
+    slices: tuple[str, ...]
+    examples: tuple[str, ...]
+    changes: tuple[str, ...]  # just before it began
+    done: tuple[str, ...]
+    runbook: str
+    next: tuple[str, ...]  # commands
+
+
+def page_of(
+    delivery: Delivery,
+    episode: AlertEpisode,
+    *,
+    examples: int,
+    redact: Redact,
+    runbook_base: str = "",
+) -> Page:
+    """The page of one delivery, of the episode as it stands."""
+    evidence = episode.evidence
+    what = one_line(str(evidence.get("summary", episode.signal)))
+    budget = evidence.get("mean_run_length")
+    texts = redact(found) if (found := _questions(evidence, examples)) else []
+    sure = f"one false alarm in {budget} records or more, over all signals of a model together" if budget else ""
+    return Page(
+        delivery=delivery.id,
+        episode=episode.id,
+        transition=delivery.transition,
+        sequence=delivery.sequence,
+        model=episode.model,
+        version=episode.version,
+        signal=episode.signal,
+        severity=episode.severity,
+        state=episode.state,
+        title=f"[{episode.severity}] {_SAID[delivery.transition]}{what}"[:300],
+        what=what,
+        since=_time(evidence.get("since")) or episode.opened_at,
+        opened_at=episode.opened_at,
+        resolved_at=episode.resolved_at,
+        sure=sure,
+        causes=tuple(one_line(f"{cause['kind']}: {cause['why']}") for cause in evidence.get("causes", [])),
+        slices=tuple(_slices(evidence)),
+        examples=tuple(one_line(text[:_EXAMPLE_CHARS]) for text in texts),
+        changes=tuple(one_line(change["what"]) for change in evidence.get("changes", [])),
+        done=tuple(one_line(line) for line in episode.done[-5:]),
+        runbook=f"{runbook_base}{episode.runbook}",
+        next=tuple(next_commands(episode)),
+    )
+
+
+def next_commands(episode: AlertEpisode) -> Iterable[str]:
+    """What to type now."""
+    yield f"tuneloop alert show {episode.id}"
+    if episode.state == "resolved":
+        return
+    kind = (episode.evidence.get("causes") or [{"kind": ""}])[0]["kind"]
+    if kind == "deploy":
+        yield f"tuneloop route history {episode.model}"
+    elif kind == "engine":
+        yield "tuneloop status"
+    else:
+        yield "tuneloop retraining list"
+    yield f"tuneloop alert ack {episode.id} --by YOU"
+
+
+def text_lines(page: Page) -> Iterable[str]:
+    """The page for a reader, a line at a time."""
+    yield page.what
+    yield ""
+    yield f"model      {version_name(page.model, page.version)}"
+    yield f"state      {page.state}, {page.severity}"
+    yield f"since      {page.since:%Y-%m-%d %H:%M:%S}Z"
+    if page.resolved_at is not None:
+        yield f"until      {page.resolved_at:%Y-%m-%d %H:%M:%S}Z"
+    if page.sure:
+        yield f"how sure   {page.sure}"
+    for name, texts in (
+        ("cause", page.causes),
+        ("slice", page.slices),
+        ("example", page.examples),
+        ("before", page.changes),
+        ("done", page.done),
+    ):
+        yield from (f"{name:<10} {text}" for text in texts)
+    yield f"runbook    {page.runbook}"
+    yield from (f"next       {command}" for command in page.next)
+
+
+def _questions(evidence: dict[str, Any], most: int) -> list[str]:
+    """One of each signal in turn, so that no signal's examples crowd out another's."""
+    lists = [
+        [str(example["question"]) for example in finding.get("examples", []) if example.get("question")]
+        for finding in evidence.get("signals", {}).values()
+    ]
+    found: list[str] = []
+    for place in range(max((len(texts) for texts in lists), default=0)):
+        found += [texts[place] for texts in lists if place < len(texts) and texts[place] not in found]
+    return found[:most]
+
+
+def _slices(evidence: dict[str, Any]) -> Iterable[str]:
+    for name, finding in evidence.get("signals", {}).items():
+        for found in finding.get("slices", [])[:3]:
+            yield one_line(f"{name}: {found.get('name', found) if isinstance(found, dict) else found}")
+
+
+def _time(text: str | None) -> datetime | None:
+    return datetime.fromisoformat(text) if text else None

@@ -1,0 +1,262 @@
+"""Rounds of the outbox: what is due is tried, receiver by receiver, each in a thread of its own.
+
+A row is claimed before it is sent, by moving on the time it is due next: killed in between, it is due again when that
+lease runs out, under the same key. An episode's rows go out in order; a receiver that fails is left alone for a
+while, and holds up no other.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Literal
+
+from tuneloop.monitor.delivery.page import Page, Redact, page_of
+from tuneloop.monitor.delivery.sending import AnyReceiver, NotTaken, Sending
+from tuneloop.monitor.metrics import Metrics
+from tuneloop.monitor.settings import MonitorSettings
+from tuneloop.registry import Registry
+from tuneloop.registry.errors import NotFound, TuneloopError
+from tuneloop.registry.nouns import AlertEpisode
+from tuneloop.registry.outbox import Delivery
+from tuneloop.registry.receivers import Alertmanager
+from tuneloop.registry.silences import Silence, silenced
+
+log = logging.getLogger("tuneloop.monitor.delivery")
+FIRST_WAIT_S, LONGEST_WAIT_S = 5.0, 900.0
+LEASE_S = 120.0  # past what one attempt may take
+RENEW_S = 300.0  # between repetitions for Alertmanager, which takes an alert as over after four that stay out
+_RECEIVERS = 16  # at once
+Fate = Literal["send", "hold", "drop"]
+
+
+def wait_s(attempts: int, rng: random.Random) -> float:
+    """How long after a failed attempt: twice as long each time, up to 15 minutes, less up to half of it by chance."""
+    return float(min(LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** min(attempts - 1, 20)) * rng.uniform(0.5, 1.0))
+
+
+def heads(waiting: Iterable[Delivery], now: datetime) -> Iterator[Delivery]:
+    """What is due: of each episode the first that waits, once its time has come.
+
+    A time further off than any wait was set by a clock that has gone back since; that row is due.
+    """
+    first: dict[str, Delivery] = {}
+    for row in waiting:
+        if row.episode_id not in first or row.sequence < first[row.episode_id].sequence:
+            first[row.episode_id] = row
+    for row in first.values():
+        if row.next_at <= now or row.next_at > now + timedelta(seconds=2 * LONGEST_WAIT_S):
+            yield row
+
+
+def fate(episode: AlertEpisode, silences: Sequence[Silence], told: Collection[str], now: datetime) -> Fate:
+    """Whether a delivery goes out now.
+
+    While a silence covers its episode it waits. What ended under a silence is never told to whom it was not told
+    before.
+    """
+    if silenced(episode, silences, now) is not None:
+        return "hold"
+    over = episode.resolved_at if episode.state == "resolved" else None
+    unheard = over is not None and silenced(episode, silences, over) is not None and episode.id not in told
+    return "drop" if unheard else "send"
+
+
+@dataclass
+class _Standing:
+    """What a round remembers of a receiver; lost with the process, which costs an attempt."""
+
+    failures: int = 0
+    away_until: datetime | None = None
+    renewed_at: datetime | None = None
+    task: Future[None] | None = field(default=None, repr=False)
+
+
+class Deliverer:
+    """Delivers for one monitor; several may run on one database."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        settings: MonitorSettings,
+        metrics: Metrics,
+        *,
+        rng: random.Random,
+        redact: Redact,
+        stopping: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._registry = registry
+        self._settings = settings
+        self._metrics = metrics
+        self._rng = rng
+        self._redact = redact
+        self._stopping = stopping
+        self._sending = Sending(settings.delivery_timeout_s, timedelta(seconds=4 * RENEW_S), registry.clock)
+        self._standing: dict[str, _Standing] = {}
+        self._pool = ThreadPoolExecutor(_RECEIVERS, thread_name_prefix="delivery")
+
+    def run(self, wait: Callable[[float], object]) -> None:
+        """Round after round until `stopping`; nothing that goes wrong ends it."""
+        while not self._stopping():
+            try:
+                self.round()
+            except TuneloopError as error:
+                log.warning("nothing delivered, trying again in %.0f s: %s", self._settings.delivery_every_s, error)
+            except Exception:  # people must be told, whatever this was
+                log.exception("nothing delivered, trying again in %.0f s", self._settings.delivery_every_s)
+            wait(self._settings.delivery_every_s)
+
+    def round(self, *, to_the_end: bool = False) -> None:
+        """Have every receiver tried that is not being tried still; `to_the_end` waits for all of them.
+
+        Raises:
+            Unavailable: the database does not answer.
+        """
+        policy = self._registry.outbox.receivers()
+        if policy is None:  # it was damaged, and that is logged: who is told is not known
+            self._metrics.receivers({}, 0)
+            return
+        waiting = self._registry.outbox.waiting()
+        self._registry.database.tell(waiting.unreadable)
+        names = {receiver.name for receiver in policy.receivers}
+        for row in waiting:
+            if row.receiver not in names:
+                self._registry.outbox.end(row.id, "dropped", self._registry.clock(), "there is no such receiver now")
+        for receiver in policy.receivers:
+            standing = self._standing.setdefault(receiver.name, _Standing())
+            if standing.task is None or standing.task.done():
+                mine = [row for row in waiting if row.receiver == receiver.name]
+                standing.task = self._pool.submit(self._serve, receiver, standing, mine)
+        if to_the_end:
+            for standing in self._standing.values():
+                if standing.task is not None:
+                    standing.task.result()
+        backlogs = self._registry.outbox.backlogs(sorted(names), self._registry.clock())
+        self._metrics.receivers(backlogs, len(names))
+
+    def close(self) -> None:
+        """Wait for attempts under way, which end within their timeout."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _serve(self, receiver: AnyReceiver, standing: _Standing, waiting: Sequence[Delivery]) -> None:
+        try:
+            self._try(receiver, standing, waiting)
+        except TuneloopError as error:
+            log.warning("%s: this round is cut short: %s", receiver.name, error)
+        except Exception:  # one receiver's surprise must not stop the others
+            log.exception("%s: this round is cut short", receiver.name)
+
+    def _try(self, receiver: AnyReceiver, standing: _Standing, waiting: Sequence[Delivery]) -> None:
+        now = self._registry.clock()
+        if standing.away_until is not None and now < standing.away_until <= now + timedelta(seconds=LONGEST_WAIT_S):
+            return
+        silences = self._registry.silences.all()
+        told = self._registry.outbox.told(receiver.name)
+        left = list(waiting)
+        while due := list(heads(left, now)):
+            for row in due:
+                became = "away" if self._stopping() else self._deliver(receiver, standing, row, silences, told)
+                if became == "away":
+                    return
+                # What waits holds up the rest of its episode: they go out in order.
+                left = [
+                    one for one in left if one is not row and (became == "ended" or one.episode_id != row.episode_id)
+                ]
+        if isinstance(receiver, Alertmanager):
+            self._renew(receiver, standing, silences)
+
+    def _deliver(
+        self,
+        receiver: AnyReceiver,
+        standing: _Standing,
+        row: Delivery,
+        silences: Sequence[Silence],
+        told: set[str],
+    ) -> Literal["ended", "waits", "away"]:
+        """What becomes of one row; away: the receiver did not take it, and is to be left alone."""
+        outbox, now = self._registry.outbox, self._registry.clock()
+        try:
+            episode = self._registry.episodes.get(row.episode_id)
+        except NotFound:
+            outbox.end(row.id, "dropped", now, "its episode is gone")
+            return "ended"
+        what = fate(episode, silences, told, now)
+        if what == "drop":
+            outbox.end(row.id, "dropped", now, "the episode ended under a silence")
+            return "ended"
+        if what == "hold" or not outbox.claim(row, now, LEASE_S):
+            return "waits"
+        try:
+            self._sending.send(receiver, self._page(receiver, row, episode))
+        except NotTaken as error:
+            self._failed(receiver, standing, row, error)
+            return "away"
+        outbox.end(row.id, "sent", self._registry.clock())
+        told.add(row.episode_id)
+        standing.failures, standing.away_until = 0, None
+        log.info("%s has %s of %s (%s)", receiver.name, row.transition, row.episode_id, row.id)
+        return "ended"
+
+    def _failed(self, receiver: AnyReceiver, standing: _Standing, row: Delivery, error: NotTaken) -> None:
+        now, attempts = self._registry.clock(), row.attempts + 1
+        standing.failures += 1
+        if now - (row.first_at or now) >= timedelta(seconds=self._settings.delivery_give_up_s):
+            self._registry.outbox.end(row.id, "given up", now, str(error))
+            log.error("%s: %s given up after %d attempts: %s", receiver.name, row.id, attempts, error)
+            return
+        asked = min(error.retry_s, LONGEST_WAIT_S)
+        until = now + timedelta(seconds=max(asked, wait_s(attempts, self._rng)))
+        self._registry.outbox.postpone(row.id, until, str(error))
+        away = max(asked, wait_s(standing.failures, self._rng))
+        standing.away_until = now + timedelta(seconds=away)
+        log.warning("%s did not take %s, attempt %d: %s", receiver.name, row.id, attempts, error)
+
+    def _renew(self, receiver: Alertmanager, standing: _Standing, silences: Sequence[Silence]) -> None:
+        now = self._registry.clock()
+        if standing.renewed_at is not None and now < standing.renewed_at + timedelta(seconds=RENEW_S):
+            return
+        told = self._registry.outbox.told(receiver.name)
+        # Those that ended lately too: another monitor may have repeated one as it ended.
+        lately = now - timedelta(seconds=2 * RENEW_S)
+        pages = [
+            self._page(receiver, _repetition(episode, receiver.name, now), episode)
+            for episode in self._registry.episodes.all()
+            if episode.id in told
+            and (episode.resolved_at is None or episode.resolved_at > lately)
+            and silenced(episode, silences, now) is None
+        ]
+        standing.renewed_at = now
+        if pages:
+            try:
+                self._sending.renew(receiver, pages)
+            except NotTaken as error:
+                standing.renewed_at = None
+                standing.failures += 1
+                standing.away_until = now + timedelta(seconds=wait_s(standing.failures, self._rng))
+                log.warning("%s: %d open alerts not repeated: %s", receiver.name, len(pages), error)
+
+    def _page(self, receiver: AnyReceiver, row: Delivery, episode: AlertEpisode) -> Page:
+        base = self._settings.runbook_base
+        return page_of(row, episode, examples=receiver.examples, redact=self._redact, runbook_base=base)
+
+
+def _repetition(episode: AlertEpisode, receiver: str, now: datetime) -> Delivery:
+    """What nobody has to take: it is in no outbox."""
+    return Delivery(
+        id="",
+        episode_id=episode.id,
+        receiver=receiver,
+        transition="opened",
+        sequence=0,
+        created_at=now,
+        state="sent",
+        attempts=0,
+        first_at=None,
+        next_at=now,
+        ended_at=None,
+        error="",
+    )

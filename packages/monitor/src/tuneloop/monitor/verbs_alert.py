@@ -1,0 +1,197 @@
+"""`tuneloop alert`: one episode shown, taken, silenced, ended; who is told of episodes, and what became of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, get_args
+
+import click
+
+from tuneloop.monitor.durations import seconds
+from tuneloop.registry.errors import InvalidInput, Refused
+from tuneloop.registry.nouns import AlertEpisode, Signal
+from tuneloop.registry.printing import by_option, emit, json_option, reason_option, table, tell_unreadable, who
+
+
+@click.group()
+def alert() -> None:
+    """One alert episode: show it, take it, silence it, end it; and who is told of them."""
+
+
+@alert.command()
+@click.argument("episode_id")
+@json_option
+def show(episode_id: str, *, as_json: bool) -> None:
+    """What happened, how sure, which examples, what to do next."""
+    from tuneloop.monitor.alerts import shown_state
+    from tuneloop.monitor.show import episode_lines
+    from tuneloop.registry import Registry
+
+    with Registry.open() as registry:
+        episode = registry.episodes.get(episode_id)
+        state = shown_state(episode, registry.silences.all(active_only=True), registry.clock())
+    emit(episode, as_json, "\n".join(episode_lines(episode, state)))
+
+
+@alert.command()
+@click.argument("episode_id")
+@by_option
+@click.option("--note", default="", help="What you are doing about it.")
+def ack(episode_id: str, *, by: str, note: str) -> None:
+    """Say that you are on it."""
+    episode = _change(episode_id, "acknowledged", by, f"acknowledged by {by}" + (f": {note}" if note else ""))
+    click.echo(f"{episode.id} is acknowledged")
+
+
+@alert.command()
+@click.argument("episode_id")
+@by_option
+@reason_option
+def resolve(episode_id: str, *, by: str, reason: str) -> None:
+    """End an episode by hand; a new alarm opens a new one."""
+    episode = _change(episode_id, "resolved", by, f"{reason} (by {by})")
+    click.echo(f"{episode.id} is resolved")
+
+
+@alert.command()
+@click.argument("episode_id", required=False)
+@click.option("--model", help="Every episode of this model, also those that open meanwhile.")
+@click.option("--signal", type=click.Choice(get_args(Signal)), help="Of the model's only those of one signal.")
+@click.option("--for", "for_s", required=True, callback=seconds, help="How long: 90s, 30m, 2h, 3d.")
+@by_option
+@reason_option
+def silence(
+    episode_id: str | None, *, model: str | None, signal: str | None, for_s: float, by: str, reason: str
+) -> None:
+    """Have nothing delivered for a while; it is recorded all the same, and told afterwards if it is still open."""
+    from tuneloop.registry import Registry
+
+    if (episode_id is None) == (model is None) or (signal is not None and model is None):
+        raise InvalidInput("name one EPISODE, or --model M with or without --signal S")
+    with Registry.open() as registry:
+        if episode_id is not None:
+            episode = registry.episodes.get(episode_id)
+            if episode.state == "resolved":
+                raise Refused(f"{episode_id} is resolved already; there is nothing to silence")
+            model = episode.model
+        elif model is not None:
+            registry.check_model(model)
+        made = registry.silences.add(str(model), for_s, by=by, reason=reason, episode_id=episode_id, signal=signal)
+    what = episode_id or (f"{signal} of {model}" if signal else f"everything of {model}")
+    click.echo(f"{made.id}: {what} is silenced until {made.until:%Y-%m-%d %H:%M:%S}Z")
+
+
+@alert.command()
+@click.option("--all", "ended", is_flag=True, help="Ended ones too.")
+@json_option
+def silences(*, ended: bool, as_json: bool) -> None:
+    """What is silenced, until when, by whom and why."""
+    from tuneloop.registry import Registry
+
+    with Registry.open() as registry:
+        found = registry.silences.all(active_only=not ended)
+        tell_unreadable(found.unreadable)
+    rows = [
+        (s.id, s.model, s.episode_id or s.signal or "everything", f"{s.ends_at:%Y-%m-%d %H:%M:%S}", s.by, s.reason)
+        for s in found
+    ]
+    headers = ("SILENCE", "MODEL", "WHAT", "UNTIL (UTC)", "BY", "REASON")
+    emit(found, as_json, table(headers, rows) if rows else "nothing is silenced")
+
+
+@alert.command()
+@click.argument("silence_id")
+@by_option
+@reason_option
+def unsilence(silence_id: str, *, by: str, reason: str) -> None:
+    """End a silence now; what is open then is delivered."""
+    from tuneloop.registry import Registry
+
+    with Registry.open() as registry:
+        click.echo(f"{registry.silences.revoke(silence_id, by=by, reason=reason).id} is over")
+
+
+@alert.command()
+@click.option("--set", "path", type=click.Path(path_type=Path, dir_okay=False), help="YAML file with the new list.")
+@click.option("--by", callback=who, help="Who sets it.")
+@click.option("--reason", help="Why; kept for ever.")
+@json_option
+def receivers(*, path: Path | None, by: str | None, reason: str | None, as_json: bool) -> None:
+    """Show who is told of episodes, or set a new list."""
+    from tuneloop.registry import Registry
+    from tuneloop.registry.receivers import EVERY_MODEL, ReceiversPolicy
+    from tuneloop.registry.verbs.policy import set_policy
+
+    with Registry.open() as registry:
+        if path is not None:
+            set_policy(registry, EVERY_MODEL, ReceiversPolicy, path, by, reason)
+        found = registry.policies.get(EVERY_MODEL, ReceiversPolicy)
+    rows = [(r.name, r.kind, r.severity, ", ".join(r.models) or "every model", r.examples) for r in found.receivers]
+    none = "nobody is told of episodes; `tuneloop alert receivers --set FILE --by YOU --reason WHY`"
+    emit(found, as_json, table(("RECEIVER", "KIND", "FROM", "MODELS", "EXAMPLES"), rows) if rows else none)
+
+
+@alert.command()
+@click.argument("episode_id", required=False)
+@json_option
+def deliveries(episode_id: str | None, *, as_json: bool) -> None:
+    """What was delivered, what waits, and why."""
+    from tuneloop.registry import Registry
+
+    with Registry.open() as registry:
+        if episode_id is not None:
+            registry.episodes.get(episode_id)
+        found = registry.outbox.all(episode_id)
+        tell_unreadable(found.unreadable)
+    rows = [
+        (
+            d.id,
+            d.episode_id,
+            d.transition,
+            d.receiver,
+            d.state,
+            d.attempts,
+            f"{d.ended_at or d.next_at:%m-%d %H:%M:%S}",
+            d.error,
+        )
+        for d in found
+    ]
+    headers = ("DELIVERY", "EPISODE", "WHAT", "RECEIVER", "STATE", "TRIES", "AT (UTC)", "ERROR")
+    emit(found, as_json, table(headers, rows) if rows else "nothing was to be delivered yet")
+
+
+@alert.command()
+@click.option(
+    "--out", type=click.Path(path_type=Path, dir_okay=False), help="Write them here instead of printing them."
+)
+def rules(*, out: Path | None) -> None:
+    """Write Prometheus rules of the objectives in [monitor.slo]."""
+    from tuneloop.monitor import slo
+    from tuneloop.monitor.settings import MonitorSettings
+    from tuneloop.registry.files import write_atomically
+
+    text = slo.rules(MonitorSettings.load().slo)
+    if out is None:
+        click.echo(text, nl=False)
+    else:
+        write_atomically(out, text.encode())
+        click.echo(str(out))
+
+
+def _change(episode_id: str, state: Literal["acknowledged", "resolved"], by: str, note: str) -> AlertEpisode:
+    from tuneloop.monitor.alerts import noted, resolved
+    from tuneloop.registry import Registry
+
+    with Registry.open() as registry:
+        episode = registry.episodes.get(episode_id)
+        if episode.state == "resolved":
+            raise Refused(f"{episode_id} is resolved already; `tuneloop alert show {episode_id}` says how")
+        now = registry.clock()
+        if state == "resolved":
+            changed = resolved(episode, note, now)
+        else:
+            changed = noted(episode, note, now).model_copy(update={"state": state})
+        registry.episodes.update(
+            episode, changed, by=by, action=f"episode.{'resolve' if state == 'resolved' else 'ack'}"
+        )
+    return changed

@@ -1,0 +1,196 @@
+"""The outbox: what is to be delivered of an episode, one row per (episode, transition, receiver), written in the
+transaction that changes the episode.
+
+Invariants: a row's id is made of those three, so nothing is to be delivered twice under two keys; a row waits until
+it is sent, given up or dropped, so a sender that is killed leaves it to the next, which sends it under the same key.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from hashlib import sha256
+from typing import Literal
+
+import sqlalchemy as sa
+from pydantic import AwareDatetime, ValidationError
+from sqlalchemy.engine import Connection
+
+from tuneloop.registry.database import Database, Rows, faults, readable
+from tuneloop.registry.nouns import AlertEpisode, Noun
+from tuneloop.registry.receivers import EVERY_MODEL, ReceiversPolicy
+from tuneloop.registry.tables import deliveries, policies
+
+Transition = Literal["opened", "worse", "acknowledged", "resolved"]
+DeliveryState = Literal["waiting", "sent", "given up", "dropped"]
+_TOLD: tuple[Transition, ...] = ("opened", "worse")  # what tells a receiver of an episode first
+_log = logging.getLogger("tuneloop.registry")
+
+
+class Delivery(Noun):
+    """One thing to tell one receiver of one episode."""
+
+    id: str  # the key receivers tell repetitions by
+    episode_id: str
+    receiver: str
+    transition: Transition
+    sequence: int  # among what this receiver is told of this episode, from 0
+    created_at: AwareDatetime
+    state: DeliveryState
+    attempts: int
+    first_at: AwareDatetime | None  # of the first attempt
+    next_at: AwareDatetime  # not before; while somebody sends it, when another may
+    ended_at: AwareDatetime | None
+    error: str  # of the last attempt that failed, or why it was dropped
+
+
+@dataclass(frozen=True)
+class Backlog:
+    """What a receiver has not taken."""
+
+    failing_s: float  # since the first attempt at the oldest that waits; 0: nothing failed
+    given_up: int  # within the last day
+
+
+def delivery_id(episode_id: str, transition: Transition, receiver: str) -> str:
+    """The same for the same, whoever asks."""
+    return "dl_" + sha256(f"{episode_id}\0{transition}\0{receiver}".encode()).hexdigest()[:24]
+
+
+def transition_of(before: AlertEpisode | None, after: AlertEpisode) -> Transition | None:
+    """What of a change people are told of; most changes add evidence and are not."""
+    if before is None:
+        return "opened"
+    if after.state == "resolved":
+        return None if before.state == "resolved" else "resolved"
+    if after.severity == "page" and before.severity != "page":
+        return "worse"
+    return "acknowledged" if after.state == "acknowledged" and before.state != "acknowledged" else None
+
+
+def receivers_in_force(connection: Connection) -> ReceiversPolicy | None:
+    """Those that are told now; None when what was set cannot be read, which is logged."""
+    query = sa.select(policies.c.body).where(policies.c.model == EVERY_MODEL, policies.c.kind == "receivers")
+    body = connection.execute(query.order_by(policies.c.id.desc()).limit(1)).scalar()
+    try:
+        return ReceiversPolicy() if body is None else ReceiversPolicy.model_validate(body)
+    except ValidationError as error:
+        _log.error("nobody is told of episodes: the receivers cannot be read: %s", faults(error))
+        return None
+
+
+def enqueue(
+    database: Database, connection: Connection, before: AlertEpisode | None, after: AlertEpisode, at: datetime
+) -> None:
+    """Write down, in the transaction of the episode's change, who is to be told of it.
+
+    A receiver hears how an episode goes on only after it was told, or is to be told, that there is one.
+    """
+    transition = transition_of(before, after)
+    policy = receivers_in_force(connection) if transition is not None else None
+    if transition is None or policy is None:
+        return
+    known: dict[str, list[str]] = {}
+    query = sa.select(deliveries.c.receiver, deliveries.c.transition).where(deliveries.c.episode_id == after.id)
+    for receiver_name, told in connection.execute(query):
+        known.setdefault(receiver_name, []).append(told)
+    for receiver in policy.receivers:
+        heard = known.get(receiver.name, [])
+        if not receiver.takes(after.model, after.severity) or (transition not in _TOLD and not heard):
+            continue
+        values = {
+            "id": delivery_id(after.id, transition, receiver.name),
+            "episode_id": after.id,
+            "receiver": receiver.name,
+            "transition": transition,
+            "sequence": len(heard),
+            "created_at": at,
+            "state": "waiting",
+            "attempts": 0,
+            "next_at": at,
+            "error": "",
+        }
+        insert = database.insert(deliveries).values(**values)
+        connection.execute(insert.on_conflict_do_nothing(index_elements=["id"]))
+
+
+class Outbox:
+    """Reading the outbox, and what senders write to it."""
+
+    def __init__(self, database: Database) -> None:
+        self._db = database
+
+    def receivers(self) -> ReceiversPolicy | None:
+        """See `receivers_in_force`."""
+        with self._db.reading() as connection:
+            return receivers_in_force(connection)
+
+    def all(self, episode_id: str | None = None, *, limit: int = 1_000) -> Rows[Delivery]:
+        """The newest first, of one episode or all."""
+        query = sa.select(deliveries).order_by(deliveries.c.created_at.desc(), deliveries.c.sequence.desc())
+        if episode_id is not None:
+            query = query.where(deliveries.c.episode_id == episode_id)
+        with self._db.reading() as connection:
+            return readable(Delivery, connection.execute(query.limit(limit)).mappings())
+
+    def waiting(self) -> Rows[Delivery]:
+        """Everything nobody has taken yet, in the order to try it in."""
+        query = sa.select(deliveries).where(deliveries.c.state == "waiting")
+        query = query.order_by(deliveries.c.next_at, deliveries.c.created_at, deliveries.c.sequence)
+        with self._db.reading() as connection:
+            return readable(Delivery, connection.execute(query).mappings())
+
+    def told(self, receiver: str) -> set[str]:
+        """The episodes this receiver has been told of."""
+        query = sa.select(deliveries.c.episode_id).where(
+            deliveries.c.receiver == receiver, deliveries.c.state == "sent", deliveries.c.transition.in_(_TOLD)
+        )
+        with self._db.reading() as connection:
+            return set(connection.execute(query).scalars())
+
+    def claim(self, found: Delivery, at: datetime, lease_s: float) -> bool:
+        """Take one to send it now; False when somebody else has. Killed, the lease runs out and another takes it."""
+        as_read = (
+            deliveries.c.id == found.id,
+            deliveries.c.state == "waiting",
+            deliveries.c.attempts == found.attempts,
+            deliveries.c.next_at == found.next_at,
+        )
+        values = {
+            "attempts": found.attempts + 1,
+            "first_at": found.first_at or at,
+            "next_at": at + timedelta(seconds=lease_s),
+        }
+        with self._db.writing() as connection:
+            return connection.execute(sa.update(deliveries).where(*as_read).values(**values)).rowcount == 1
+
+    def postpone(self, delivery: str, until: datetime, error: str) -> None:
+        """An attempt failed; another is due then."""
+        self._write(delivery, next_at=until, error=error[:500])
+
+    def end(self, delivery: str, state: Literal["sent", "given up", "dropped"], at: datetime, error: str = "") -> None:
+        """It waits no more."""
+        self._write(delivery, state=state, ended_at=at, error=error[:500])
+
+    def backlogs(self, receivers: Sequence[str], at: datetime) -> dict[str, Backlog]:
+        """By receiver: what fails, and what was given up."""
+        oldest = sa.select(deliveries.c.receiver, sa.func.min(deliveries.c.first_at))
+        oldest = oldest.where(deliveries.c.state == "waiting", deliveries.c.error != "")
+        lost = sa.select(deliveries.c.receiver, sa.func.count())
+        lost = lost.where(deliveries.c.state == "given up", deliveries.c.ended_at > at - timedelta(days=1))
+        with self._db.reading() as connection:
+            since = {row[0]: row[1] for row in connection.execute(oldest.group_by(deliveries.c.receiver))}
+            gone = {row[0]: row[1] for row in connection.execute(lost.group_by(deliveries.c.receiver))}
+        return {
+            name: Backlog(
+                max(0.0, (at - since[name]).total_seconds()) if since.get(name) else 0.0, int(gone.get(name, 0))
+            )
+            for name in {*receivers, *gone}
+        }
+
+    def _write(self, delivery: str, **values: object) -> None:
+        where = (deliveries.c.id == delivery, deliveries.c.state == "waiting")  # what has ended stays so
+        with self._db.writing() as connection:
+            connection.execute(sa.update(deliveries).where(*where).values(**values))

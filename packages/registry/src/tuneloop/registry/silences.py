@@ -1,0 +1,126 @@
+"""Silences: for a time nothing is delivered of one episode, or of a model's; what is seen is on record all the same."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterable
+from datetime import datetime, timedelta
+
+import sqlalchemy as sa
+from pydantic import AwareDatetime
+
+from tuneloop.registry import audit
+from tuneloop.registry.database import Database, Rows, noun_of, readable, row_of
+from tuneloop.registry.errors import InvalidInput, NotFound, Refused
+from tuneloop.registry.nouns import AlertEpisode, Noun
+from tuneloop.registry.tables import silences
+
+LONGEST_S = 90 * 86_400.0  # what nobody wants to hear of for longer is a rule to change
+
+
+class Silence(Noun):
+    """Who asked for quiet about what, from when to when and why."""
+
+    id: str
+    model: str
+    episode_id: str | None = None  # None: every episode of the model, …
+    signal: str | None = None  # … or those that this signal is among
+    created_at: AwareDatetime
+    until: AwareDatetime
+    by: str
+    reason: str
+    revoked_at: AwareDatetime | None = None
+    revoked_by: str | None = None
+
+    @property
+    def ends_at(self) -> datetime:
+        """When it ends, or ended."""
+        return self.until if self.revoked_at is None else min(self.until, self.revoked_at)
+
+    def covers(self, episode: AlertEpisode, at: datetime) -> bool:
+        """Whether it asks for quiet about that episode at that time."""
+        if episode.model != self.model or not self.created_at <= at < self.ends_at:
+            return False
+        if self.episode_id is not None:
+            return episode.id == self.episode_id
+        return self.signal is None or self.signal in {episode.signal, *episode.evidence.get("signals", {})}
+
+
+def silenced(episode: AlertEpisode, found: Iterable[Silence], at: datetime) -> Silence | None:
+    """The silence that covers an episode at a time and ends last."""
+    covering = [silence for silence in found if silence.covers(episode, at)]
+    return max(covering, key=lambda silence: silence.ends_at, default=None)
+
+
+class Silences:
+    """The silences of one database; an ended one stays, since it says why nothing was delivered."""
+
+    def __init__(self, database: Database, clock: Callable[[], datetime]) -> None:
+        self._db = database
+        self._clock = clock
+
+    def add(
+        self,
+        model: str,
+        for_s: float,
+        *,
+        by: str,
+        reason: str,
+        episode_id: str | None = None,
+        signal: str | None = None,
+    ) -> Silence:
+        """Ask for quiet from now on.
+
+        Raises:
+            InvalidInput: no time, too long a time, or nobody or no reason is named.
+        """
+        if not 0 < for_s <= LONGEST_S:
+            raise InvalidInput(f"a silence lasts more than nothing and {LONGEST_S / 86_400:.0f} days at most")
+        if not by.strip() or not reason.strip():
+            raise InvalidInput("a silence needs --by and --reason: it is kept for ever")
+        now = self._clock()
+        made = Silence(
+            id="sl_" + secrets.token_hex(6),
+            model=model,
+            episode_id=episode_id,
+            signal=signal,
+            created_at=now,
+            until=now + timedelta(seconds=for_s),
+            by=by,
+            reason=reason,
+        )
+        detail = {"model": model, "episode": episode_id, "signal": signal, "reason": reason}
+        detail |= {"until": made.until.isoformat()}
+        with self._db.writing() as connection:
+            connection.execute(sa.insert(silences).values(**row_of(made, silences)))
+            audit.record(connection, at=now, actor=by, action="silence.new", subject=made.id, detail=detail)
+        return made
+
+    def revoke(self, silence_id: str, *, by: str, reason: str) -> Silence:
+        """End one now.
+
+        Raises:
+            NotFound: there is none of that id.
+            Refused: it has ended already.
+        """
+        now = self._clock()
+        with self._db.writing() as connection:
+            where = silences.c.id == silence_id
+            row = connection.execute(sa.select(silences).where(where)).mappings().first()
+            if row is None:
+                raise NotFound(f"no silence {silence_id!r}; `tuneloop alert silences` lists them")
+            found = noun_of(Silence, row)
+            if found.ends_at <= now:
+                raise Refused(f"{silence_id} ended at {found.ends_at:%Y-%m-%d %H:%M:%S}Z already")
+            connection.execute(sa.update(silences).where(where).values(revoked_at=now, revoked_by=by))
+            detail = {"model": found.model, "reason": reason}
+            audit.record(connection, at=now, actor=by, action="silence.revoke", subject=silence_id, detail=detail)
+        return found.model_copy(update={"revoked_at": now, "revoked_by": by})
+
+    def all(self, *, active_only: bool = False) -> Rows[Silence]:
+        """Silences, the newest first, less rows that cannot be read."""
+        query = sa.select(silences).order_by(silences.c.created_at.desc(), silences.c.id)
+        if active_only:
+            query = query.where(silences.c.until > self._clock(), silences.c.revoked_at.is_(None))
+        with self._db.reading() as connection:
+            return readable(Silence, connection.execute(query).mappings())
