@@ -11,6 +11,7 @@ import ssl
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from email.message import EmailMessage
+from functools import cache
 from pathlib import Path
 
 import httpx
@@ -76,7 +77,9 @@ class Sending:
         headers = {"Content-Type": "application/json", "User-Agent": "tuneloop", **headers}
         try:
             with (
-                httpx.Client(timeout=self._timeout_s, trust_env=False, follow_redirects=False) as client,
+                httpx.Client(
+                    timeout=self._timeout_s, trust_env=False, follow_redirects=False, verify=trusted()
+                ) as client,
                 client.stream("POST", url, content=body, headers=headers) as answer,
             ):
                 status, retry = answer.status_code, answer.headers.get("retry-after", "")
@@ -106,6 +109,12 @@ class Sending:
             raise NotTaken(f"{type(error).__name__}: {error}") from None
         if refused:
             raise NotTaken(f"it refuses {', '.join(sorted(refused))}; the others have it")
+
+
+@cache
+def trusted() -> ssl.SSLContext:
+    """The authorities trusted over HTTPS; reading them takes a while, so it is done once."""
+    return httpx.create_ssl_context()
 
 
 def _address(receiver: Webhook | Slack | Alertmanager) -> str:

@@ -1,0 +1,154 @@
+"""The outbox and silences on both databases: written with the change or not at all, once, for who is to hear of it."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from tests_support import alert_episode
+from tuneloop.registry import Registry
+from tuneloop.registry import episodes as episodes_module
+from tuneloop.registry.errors import Conflict, InvalidInput, Unreadable
+from tuneloop.registry.nouns import AlertEpisode
+from tuneloop.registry.outbox import delivery_id, transition_of
+from tuneloop.registry.receivers import EVERY_MODEL, ReceiversPolicy
+from tuneloop.registry.tables import policies
+
+
+def chat(name: str, **changes: Any) -> dict[str, Any]:
+    return {"kind": "slack", "name": name, "url": "https://chat.example.com/hook"} | changes
+
+
+def tell(registry: Registry, *receivers: dict[str, Any]) -> None:
+    policy = ReceiversPolicy.model_validate({"receivers": list(receivers)})
+    registry.policies.set(EVERY_MODEL, policy, by="ada", reason="r")
+
+
+def changed(registry: Registry, episode: AlertEpisode, **changes: Any) -> AlertEpisode:
+    after = episode.model_copy(update={"updated_at": episode.updated_at + timedelta(seconds=1), **changes})
+    registry.episodes.update(episode, after, by="ada", action="episode.test")
+    return after
+
+
+def told(registry: Registry) -> set[tuple[str, str, int]]:
+    return {(row.receiver, row.transition, row.sequence) for row in registry.outbox.all()}
+
+
+def test_each_change_is_to_be_told_once_to_each_receiver_that_takes_it(registries: Registry) -> None:
+    tell(registries, chat("all"), chat("pages", severity="page"), chat("other", models=["kit"]))
+    now = registries.clock()
+    episode = registries.episodes.open(alert_episode(now, severity="ticket"))
+    assert registries.episodes.open(alert_episode(now, id="ep2", severity="ticket")).id == "ep1"
+    assert told(registries) == {("all", "opened", 0)}
+    episode = changed(registries, episode, state="acknowledged")
+    episode = changed(registries, episode, windows=("w1", "w2"))
+    episode = changed(registries, episode, severity="page")
+    episode = changed(registries, episode, state="resolved", resolved_at=now)
+    assert told(registries) == {
+        *(("all", transition, n) for n, transition in enumerate(("opened", "acknowledged", "worse", "resolved"))),
+        *(("pages", transition, n) for n, transition in enumerate(("worse", "resolved"))),
+    }
+    assert {row.id for row in registries.outbox.all()} == {
+        delivery_id("ep1", row.transition, row.receiver) for row in registries.outbox.all()
+    }
+
+
+def test_a_change_that_is_not_written_is_not_told(registries: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    tell(registries, chat("all"))
+    episode = registries.episodes.open(alert_episode(registries.clock()))
+    changed(registries, episode, windows=("w1", "w2"))
+    with pytest.raises(Conflict):
+        changed(registries, episode, state="resolved", resolved_at=registries.clock())
+    assert told(registries) == {("all", "opened", 0)}
+
+    def fails(*_arguments: Any, **_named: Any) -> None:
+        raise RuntimeError("the audit log is full")
+
+    monkeypatch.setattr(episodes_module.audit, "record", fails)
+    with pytest.raises(RuntimeError):
+        registries.episodes.open(alert_episode(registries.clock(), id="ep3", signal="latency"))
+    assert told(registries) == {("all", "opened", 0)}, "neither the episode nor its delivery"
+
+
+def test_only_one_of_two_senders_takes_a_row_until_its_lease_is_over(registries: Registry) -> None:
+    tell(registries, chat("all"))
+    registries.episodes.open(alert_episode(registries.clock()))
+    outbox, now = registries.outbox, registries.clock()
+    (row,) = outbox.waiting()
+    assert outbox.claim(row, now, 60)
+    assert not outbox.claim(row, now, 60)
+    (claimed,) = outbox.waiting()
+    assert (claimed.attempts, claimed.first_at, claimed.next_at) == (1, now, now + timedelta(seconds=60))
+    outbox.postpone(row.id, now + timedelta(seconds=5), "it answers 500")
+    assert outbox.backlogs(["all", "none"], now + timedelta(seconds=9))["all"].failing_s == 9
+    outbox.end(row.id, "sent", now)
+    outbox.end(row.id, "given up", now)
+    outbox.postpone(row.id, now, "late")
+    (ended,) = outbox.all("ep1")
+    assert (ended.state, ended.error) == ("sent", ""), "what has ended stays so"
+    assert outbox.told("all") == {"ep1"}
+    assert outbox.backlogs(["all"], now)["all"].failing_s == 0
+
+
+def test_receivers_that_cannot_be_read_stop_no_episode(registries: Registry, caplog: pytest.LogCaptureFixture) -> None:
+    with registries.database.writing() as connection:
+        now = registries.clock()
+        values = {"model": EVERY_MODEL, "kind": "receivers", "body": {"receivers": [{}]}, "by": "a", "reason": "r"}
+        connection.execute(sa.insert(policies).values(at=now, **values))
+    registries.episodes.open(alert_episode(registries.clock()))
+    assert "nobody is told of episodes: the receivers cannot be read" in caplog.text
+    assert registries.outbox.receivers() is None
+    with pytest.raises(Unreadable, match="`tuneloop alert receivers --set FILE --by YOU --reason WHY`"):
+        registries.policies.get(EVERY_MODEL, ReceiversPolicy)
+
+
+def test_silences_end_by_themselves_or_when_they_are_revoked_and_stay_on_record(registries: Registry) -> None:
+    now = registries.clock()
+    model = registries.silences.add("bot", 60, by="ada", reason="r")
+    one = registries.silences.add("bot", 600, by="ada", reason="r", episode_id="ep1")
+    episode, other = alert_episode(now), alert_episode(now, id="ep2", model="kit")
+    assert model.covers(episode, now)
+    assert not model.covers(episode, now + timedelta(seconds=60))
+    assert not one.covers(other, now)
+    assert not one.covers(alert_episode(now, id="ep3"), now)
+    registries.silences.revoke(one.id, by="grace", reason="done")
+    assert [silence.id for silence in registries.silences.all(active_only=True)] == [model.id]
+    assert len(registries.silences.all()) == 2
+    assert [e.action for e in registries.audit.entries(one.id)] == ["silence.revoke", "silence.new"]
+
+
+@pytest.mark.parametrize(
+    ("receiver", "message"),
+    [
+        (chat("Loud"), "pattern"),
+        (chat("a", url="ftp://x/y"), "write http://HOST"),
+        (chat("a", url="https://u:p@x/y"), "a password has no place in a URL"),
+        (chat("a", url_file="/run/secrets/url"), "url or url_file, one of them"),
+        ({"kind": "webhook", "name": "a", "url": "https://x/y"}, "secret_file"),
+        ({"kind": "email", "name": "a", "host": "h", "sender": "a@b", "to": ["x\nBcc: y@z"]}, "pattern"),
+        (
+            {"kind": "email", "name": "a", "host": "h", "sender": "a@b", "to": ["c@d"], "tls": "none"}
+            | {"username": "u", "password_file": "f"},
+            "not sent in the clear",
+        ),
+    ],
+)
+def test_a_receiver_that_would_not_work_or_not_be_safe_is_refused(receiver: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ReceiversPolicy.model_validate({"receivers": [receiver]})
+    with pytest.raises(ValueError, match="names two receivers"):
+        ReceiversPolicy.model_validate({"receivers": [chat("a"), chat("a")]})
+
+
+def test_most_changes_are_nothing_to_tell(registry: Registry) -> None:
+    now = registry.clock()
+    before = alert_episode(now, severity="page")
+    assert transition_of(None, before) == "opened"
+    assert transition_of(before, before.model_copy(update={"windows": ("a", "b")})) is None
+    over = before.model_copy(update={"state": "resolved"})
+    assert transition_of(over, over) is None
+    with pytest.raises(InvalidInput):
+        registry.silences.add("bot", 0, by="ada", reason="r")
