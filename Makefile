@@ -89,6 +89,7 @@ clean:  ## remove the environments, caches and the demo's state
 	@missing=""; \
 	ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || command -v initdb >/dev/null || missing="$$missing postgresql"; \
 	command -v promtool >/dev/null || missing="$$missing prometheus"; \
+	command -v amtool >/dev/null || missing="$$missing prometheus-alertmanager"; \
 	command -v chromium >/dev/null || missing="$$missing chromium"; \
 	ldconfig -p | grep -q libnuma.so.1 || missing="$$missing libnuma1"; \
 	if [ -n "$$missing" ]; then \

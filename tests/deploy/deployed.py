@@ -19,7 +19,7 @@ from tuneloop.serve.gateway.metrics import Metrics as GatewayMetrics
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
-RULES = DEPLOY / "prometheus" / "rules.yml"
+RULES = [DEPLOY / "prometheus" / name for name in ("rules.yml", "slo.yml")]
 _OF_KIND = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count"), "gauge": ("",)}
 
 
@@ -31,8 +31,8 @@ def compose(name: str = "compose.yaml") -> dict[str, Any]:
 
 def rules() -> list[dict[str, Any]]:
     """Every recording and alert rule."""
-    groups = yaml.safe_load(RULES.read_text(encoding="utf-8"))["groups"]
-    return [rule for group in groups for rule in group["rules"]]
+    files = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in RULES]
+    return [rule for file in files for group in file["groups"] for rule in group["rules"]]
 
 
 def dashboard() -> dict[str, Any]:

@@ -94,7 +94,8 @@ def test_prometheus_fills_every_rule_and_panel_from_real_exporters(tmp_path: Pat
         ]:  # vLLM itself is not here: its metrics are held against its source elsewhere
             url = targets.get(job["job_name"], "http://127.0.0.1:1")
             job["static_configs"] = [{"targets": [url.removeprefix("http://")]}]
-        (tmp_path / "rules.yml").write_text(RULES.read_text(encoding="utf-8"))
+        for path in RULES:
+            (tmp_path / path.name).write_text(path.read_text(encoding="utf-8"))
         (tmp_path / "prometheus.yml").write_text(yaml.safe_dump(config))
         address = f"127.0.0.1:{free_port()}"
         command = ["prometheus", f"--config.file={tmp_path / 'prometheus.yml'}", f"--web.listen-address={address}"]

@@ -19,11 +19,16 @@ EVIDENCE: dict[str, Any] = {
     "summary": "bot@1 is asked other questions than before",
     "since": "2026-11-01T11:58:00+00:00",
     "mean_run_length": 10_000,
-    "reference": {"to": "2026-11-01T10:00:00+00:00"},
+    "reference": {"n": 120, "from": "2026-11-01T09:00:00+00:00", "to": "2026-11-01T10:00:00+00:00"},
     "causes": [{"kind": "drift", "why": "users ask other questions", "explains": ["prompt_drift"]}],
     "changes": [{"at": "2026-11-01T11:00:00+00:00", "kind": "policy", "what": "11:00 policy.gate of bot by ada"}],
     "signals": {
         "prompt_drift": {
+            "statistic": 0.2,
+            "threshold": 0.1,
+            "p_value": 0.001,
+            "detector": "mmd",
+            "n": 40,
             "window_start": "2026-11-01T11:58:00+00:00",
             "window_end": "2026-11-01T11:59:00+00:00",
             "examples": [{"request_id": "r1", "question": "Who is <!channel>? Write to ada@example.com", "weight": 1.0}]
