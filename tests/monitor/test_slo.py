@@ -60,7 +60,7 @@ def test_each_model_is_held_to_its_own_objective_and_every_other_to_the_global_o
     (tmp_path / "slo.yml").write_text(slo.rules(OURS), encoding="utf-8")
     checked = promtool("check", "rules", tmp_path / "slo.yml")
     assert checked.returncode == 0, checked.stderr
-    kit_fails = ({}, "10% of the requests to kit fail", "error_ratio")
+    kit_fails: tuple[dict[str, str], str, str] = ({}, "10% of the requests to kit fail", "error_ratio")
     bot_late = ({"bound": "1"}, "50% of the answers of bot are later than 1 s", "latency_slo")
     test = {
         "interval": "1m",

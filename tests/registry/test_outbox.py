@@ -9,8 +9,7 @@ import pytest
 import sqlalchemy as sa
 
 from tests_support import alert_episode
-from tuneloop.registry import Registry
-from tuneloop.registry import episodes as episodes_module
+from tuneloop.registry import Registry, audit
 from tuneloop.registry.errors import Conflict, InvalidInput, Unreadable
 from tuneloop.registry.nouns import AlertEpisode
 from tuneloop.registry.outbox import delivery_id, transition_of
@@ -67,7 +66,7 @@ def test_a_change_that_is_not_written_is_not_told(registries: Registry, monkeypa
     def fails(*_arguments: Any, **_named: Any) -> None:
         raise RuntimeError("the audit log is full")
 
-    monkeypatch.setattr(episodes_module.audit, "record", fails)
+    monkeypatch.setattr(audit, "record", fails)
     with pytest.raises(RuntimeError):
         registries.episodes.open(alert_episode(registries.clock(), id="ep3", signal="latency"))
     assert told(registries) == {("all", "opened", 0)}, "neither the episode nor its delivery"

@@ -77,7 +77,7 @@ def monitor(home: Path, now: datetime, at: int, noted_first: bool) -> None:
 
 
 def _count(points: Points, noted_first: bool) -> None:
-    send, claim = Sending.send, Outbox.claim
+    send = Sending.send
 
     def counted(self: Sending, receiver: Any, page: Any) -> None:
         points()
@@ -89,7 +89,8 @@ def _count(points: Points, noted_first: bool) -> None:
         return True
 
     Sending.send = counted  # type: ignore[method-assign]
-    Outbox.claim = noted if noted_first else claim  # type: ignore[method-assign]
+    if noted_first:
+        Outbox.claim = noted  # type: ignore[method-assign]
 
 
 def forked(work: Callable[[], None]) -> int:

@@ -138,7 +138,7 @@ class _Smtp(socketserver.StreamRequestHandler):
             self.say("220 go ahead")
             self.rfile.close()
             self.request = self.server.context.wrap_socket(self.request, server_side=True)
-            self.rfile, self.wfile = self.request.makefile("rb"), self.request.makefile("wb", 0)  # type: ignore[assignment]
+            self.rfile, self.wfile = self.request.makefile("rb"), self.request.makefile("wb", 0)
         elif verb == "AUTH":
             _, user, password = base64.b64decode(line.split()[2]).decode().split("\0")
             self.server.receiver.logins.append((user, password, encrypted))
