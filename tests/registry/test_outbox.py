@@ -10,10 +10,10 @@ import sqlalchemy as sa
 
 from tests_support import alert_episode
 from tuneloop.registry import Registry, audit
+from tuneloop.registry.deliveries.outbox import delivery_id, transition_of
+from tuneloop.registry.deliveries.receivers import EVERY_MODEL, ReceiversPolicy
 from tuneloop.registry.errors import Conflict, InvalidInput, Unreadable
 from tuneloop.registry.nouns import AlertEpisode
-from tuneloop.registry.outbox import delivery_id, transition_of
-from tuneloop.registry.receivers import EVERY_MODEL, ReceiversPolicy
 from tuneloop.registry.tables import policies
 
 

@@ -27,8 +27,8 @@ from tuneloop.monitor.delivery.sending import Sending, trusted
 from tuneloop.monitor.metrics import Metrics
 from tuneloop.monitor.settings import MonitorSettings
 from tuneloop.registry import Registry
+from tuneloop.registry.deliveries.outbox import Delivery, Outbox
 from tuneloop.registry.errors import NotFound
-from tuneloop.registry.outbox import Delivery, Outbox
 from tuneloop.registry.settings import RegistrySettings
 
 START = datetime(2026, 11, 1, 12, 0, tzinfo=UTC)
@@ -84,8 +84,8 @@ def _count(points: Points, noted_first: bool) -> None:
         send(self, receiver, page)
         points()
 
-    def noted(self: Outbox, row: Delivery, now: datetime, lease_s: float) -> bool:
-        self.end(row.id, "sent", now)
+    def noted(self: Outbox, found: Delivery, at: datetime, lease_s: float) -> bool:
+        self.end(found.id, "sent", at)
         return True
 
     Sending.send = counted  # type: ignore[method-assign]

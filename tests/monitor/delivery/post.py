@@ -12,8 +12,8 @@ from tuneloop.monitor.delivery.rounds import Deliverer
 from tuneloop.monitor.metrics import Metrics
 from tuneloop.monitor.settings import MonitorSettings
 from tuneloop.registry import Registry
+from tuneloop.registry.deliveries.receivers import EVERY_MODEL, ReceiversPolicy
 from tuneloop.registry.nouns import AlertEpisode
-from tuneloop.registry.receivers import EVERY_MODEL, ReceiversPolicy
 
 EVIDENCE: dict[str, Any] = {
     "summary": "bot@1 is asked other questions than before",

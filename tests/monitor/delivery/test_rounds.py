@@ -14,7 +14,7 @@ import pytest
 from prometheus_client import generate_latest
 
 from monitor.delivery.post import deliverer, end, open_episode, rounds, tell, worsen
-from monitor.delivery.servers import HttpReceiver, http_receiver
+from monitor.delivery.servers import HttpReceiver, Told, http_receiver
 from tests_support import Clock
 from tuneloop.monitor.alerts import shown_state
 from tuneloop.monitor.delivery.rounds import FIRST_WAIT_S, LONGEST_WAIT_S, wait_s

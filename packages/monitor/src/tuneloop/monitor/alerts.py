@@ -21,8 +21,8 @@ from tuneloop.monitor.signals import (
     TRAFFIC_SIGNALS,
     problem_of,
 )
+from tuneloop.registry.deliveries.silences import Silence, silenced
 from tuneloop.registry.nouns import AlertEpisode, WindowScore, version_name
-from tuneloop.registry.silences import Silence, silenced
 
 MAX_WINDOWS = 50  # an episode keeps the first windows that raised it; later ones are found by time
 RUNBOOKS = {signal: f"docs/runbooks/{signal}.md" for signal in (*TRAFFIC_SIGNALS, LATENCY)}

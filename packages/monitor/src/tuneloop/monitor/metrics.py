@@ -11,9 +11,9 @@ from wsgiref.simple_server import WSGIServer
 from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_server
 
 from tuneloop.monitor.standing import Standing
+from tuneloop.registry.deliveries.outbox import Backlog
 from tuneloop.registry.errors import Unavailable
 from tuneloop.registry.nouns import AlertEpisode, WindowScore
-from tuneloop.registry.outbox import Backlog
 
 _STREAM = ("model", "version", "signal")
 

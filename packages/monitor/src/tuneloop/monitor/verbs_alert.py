@@ -119,7 +119,7 @@ def unsilence(silence_id: str, *, by: str, reason: str) -> None:
 def receivers(*, path: Path | None, by: str | None, reason: str | None, as_json: bool) -> None:
     """Show who is told of episodes, or set a new list."""
     from tuneloop.registry import Registry
-    from tuneloop.registry.receivers import EVERY_MODEL, ReceiversPolicy
+    from tuneloop.registry.deliveries.receivers import EVERY_MODEL, ReceiversPolicy
     from tuneloop.registry.verbs.policy import set_policy
 
     with Registry.open() as registry:

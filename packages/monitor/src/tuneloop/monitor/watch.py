@@ -32,11 +32,11 @@ from tuneloop.monitor.signals import (
 from tuneloop.monitor.standing import standing
 from tuneloop.monitor.windows import Window, judged_window, next_window, progress
 from tuneloop.registry import Registry
+from tuneloop.registry.deliveries.silences import silenced
 from tuneloop.registry.errors import NotFound, TuneloopError, Unavailable
 from tuneloop.registry.nouns import AlertEpisode, RequestRecord, Route, WindowScore, version_name
 from tuneloop.registry.rollouts.rollout import OPEN
 from tuneloop.registry.routes.store import CurrentRoutes
-from tuneloop.registry.silences import silenced
 
 log = logging.getLogger("tuneloop.monitor")
 _RECENT = 50  # scores of a stream read back to see whether it has gone quiet

@@ -12,9 +12,9 @@ import sqlalchemy as sa
 
 from tuneloop.registry import audit
 from tuneloop.registry.database import Database, Rows, noun_of, readable, row_of
+from tuneloop.registry.deliveries.outbox import enqueue
 from tuneloop.registry.errors import Conflict, NotFound
 from tuneloop.registry.nouns import AlertEpisode, WindowScore
-from tuneloop.registry.outbox import enqueue
 from tuneloop.registry.tables import episodes, window_scores
 
 

@@ -13,19 +13,19 @@ from tuneloop.registry.access.keys import Keys
 from tuneloop.registry.access.tokens import Tokens
 from tuneloop.registry.audit import Audit
 from tuneloop.registry.database import Database
+from tuneloop.registry.deliveries.outbox import Outbox
+from tuneloop.registry.deliveries.silences import Silences
 from tuneloop.registry.episodes import Episodes
 from tuneloop.registry.errors import NotFound
 from tuneloop.registry.experiments.store import Experiments
 from tuneloop.registry.fleet import Fleet
 from tuneloop.registry.gates.store import Gates
 from tuneloop.registry.nouns import utc_now
-from tuneloop.registry.outbox import Outbox
 from tuneloop.registry.policies import Policies
 from tuneloop.registry.retraining.queue import RetrainingQueue
 from tuneloop.registry.rollouts.store import Rollouts
 from tuneloop.registry.routes.store import Routes
 from tuneloop.registry.settings import RegistrySettings
-from tuneloop.registry.silences import Silences
 from tuneloop.registry.traffic import Traffic
 from tuneloop.registry.versions.deadline import LOOKUP_TIMEOUT_S, mlflow_within
 

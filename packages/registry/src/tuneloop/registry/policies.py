@@ -12,9 +12,9 @@ from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, model_
 
 from tuneloop.registry import audit
 from tuneloop.registry.database import Database, faults, write_last
+from tuneloop.registry.deliveries.receivers import EVERY_MODEL, ReceiversPolicy
 from tuneloop.registry.errors import Unreadable
 from tuneloop.registry.nouns import FRESH, Noun, Signal, as_tuple
-from tuneloop.registry.receivers import EVERY_MODEL, ReceiversPolicy
 from tuneloop.registry.rollouts.rollout import RolloutPlan
 from tuneloop.registry.tables import policies
 

@@ -12,8 +12,8 @@ from email.utils import format_datetime
 from typing import Any
 
 from tuneloop.monitor.delivery.page import Page, text_lines
+from tuneloop.registry.deliveries.receivers import Email
 from tuneloop.registry.printing import plain
-from tuneloop.registry.receivers import Email
 
 FORM = 1  # of the webhook's JSON; a field that is added does not change it
 ALERT = "TuneloopEpisode"

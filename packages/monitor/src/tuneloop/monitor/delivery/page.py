@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from tuneloop.registry.deliveries.outbox import Delivery
 from tuneloop.registry.nouns import AlertEpisode, version_name
-from tuneloop.registry.outbox import Delivery
 from tuneloop.registry.printing import one_line
 
 Redact = Callable[[Sequence[str]], list[str]]  # texts without personal data, in their order

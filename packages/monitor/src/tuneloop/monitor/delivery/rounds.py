@@ -20,11 +20,11 @@ from tuneloop.monitor.delivery.sending import AnyReceiver, NotTaken, Sending
 from tuneloop.monitor.metrics import Metrics
 from tuneloop.monitor.settings import MonitorSettings
 from tuneloop.registry import Registry
+from tuneloop.registry.deliveries.outbox import Delivery
+from tuneloop.registry.deliveries.receivers import Alertmanager
+from tuneloop.registry.deliveries.silences import Silence, silenced
 from tuneloop.registry.errors import NotFound, TuneloopError
 from tuneloop.registry.nouns import AlertEpisode
-from tuneloop.registry.outbox import Delivery
-from tuneloop.registry.receivers import Alertmanager
-from tuneloop.registry.silences import Silence, silenced
 
 log = logging.getLogger("tuneloop.monitor.delivery")
 FIRST_WAIT_S, LONGEST_WAIT_S = 5.0, 900.0

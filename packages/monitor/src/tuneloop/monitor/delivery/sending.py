@@ -18,8 +18,8 @@ import httpx
 
 from tuneloop.monitor.delivery import bodies, signature
 from tuneloop.monitor.delivery.page import Page
+from tuneloop.registry.deliveries.receivers import Alertmanager, Email, Slack, Webhook
 from tuneloop.registry.errors import Unavailable
-from tuneloop.registry.receivers import Alertmanager, Email, Slack, Webhook
 
 ALERTS_PATH = "/api/v2/alerts"
 AnyReceiver = Webhook | Slack | Alertmanager | Email

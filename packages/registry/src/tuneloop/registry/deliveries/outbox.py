@@ -19,8 +19,8 @@ from pydantic import AwareDatetime, ValidationError
 from sqlalchemy.engine import Connection
 
 from tuneloop.registry.database import Database, Rows, faults, readable
+from tuneloop.registry.deliveries.receivers import EVERY_MODEL, ReceiversPolicy
 from tuneloop.registry.nouns import AlertEpisode, Noun
-from tuneloop.registry.receivers import EVERY_MODEL, ReceiversPolicy
 from tuneloop.registry.tables import deliveries, policies
 
 Transition = Literal["opened", "worse", "acknowledged", "resolved"]
