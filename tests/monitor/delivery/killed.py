@@ -1,6 +1,7 @@
-"""A program for test_kills.py: `killed.py HOME URL [--noted-first]` prints at how many points a monitor was killed.
+"""A program for test_kills.py: `killed.py HOME URL` prints at how many points a monitor was killed.
 
-The last argument breaks the sender on purpose, to show that the test would see it.
+It does so twice: as the monitor is, in HOME/right, and with a sender that is broken on purpose, in HOME/broken, to show
+that the test would see it.
 """
 
 from __future__ import annotations
@@ -59,6 +60,7 @@ def monitor(home: Path, now: datetime, at: int, noted_first: bool) -> None:
     points = Points(at)
     registry = Registry(RegistrySettings(home=home), clock=lambda: now)
     engine = registry.database.engine
+    sa.event.listen(engine, "connect", _in_memory)
     sa.event.listen(engine, "before_cursor_execute", points.statement)
     sa.event.listen(engine, "commit", lambda _connection: points())
     _count(points, noted_first)
@@ -74,6 +76,11 @@ def monitor(home: Path, now: datetime, at: int, noted_first: bool) -> None:
         end(registry, episode)
     made.round(to_the_end=True)
     os._exit(0)
+
+
+def _in_memory(connection: Any, _record: Any) -> None:
+    """SIGKILL leaves what was written to the system; a disk would only make this slow."""
+    connection.execute("PRAGMA synchronous=OFF")
 
 
 def _count(points: Points, noted_first: bool) -> None:
@@ -106,15 +113,13 @@ def forked(work: Callable[[], None]) -> int:
 
 def main(home: Path, url: str, noted_first: bool) -> int:
     """A monitor killed at the first point, at the second, … until one comes to its end."""
+    home.mkdir()
     (home / "secret").write_text("key")
-    with Registry.open(RegistrySettings(home=home / "new"), clock=lambda: START):
-        pass  # the schema, to be copied
-    trusted()
     for point in itertools.count(1):
-        here = shutil.copytree(home / "new", home / str(point))
+        here = shutil.copytree(home.parent / "new", home / str(point))
         registry = Registry(RegistrySettings(home=here), clock=lambda: START)
-        address = {"url": f"{url}/{point}", "secret_file": str(home / "secret")}
-        tell(registry, {"kind": "webhook", "name": "ops", "examples": 0, **address})
+        where = {"url": f"{url}/{point}", "secret_file": str(home / "secret")}
+        tell(registry, {"kind": "webhook", "name": "ops", "examples": 0, **where})
         registry.close()
         ended = forked(partial(monitor, here, START, point, noted_first))
         if ended == 0:
@@ -128,4 +133,8 @@ def main(home: Path, url: str, noted_first: bool) -> int:
 
 
 if __name__ == "__main__":
-    print(main(Path(sys.argv[1]), sys.argv[2], "--noted-first" in sys.argv))
+    folder, address = Path(sys.argv[1]), sys.argv[2]
+    with Registry.open(RegistrySettings(home=folder / "new"), clock=lambda: START):
+        pass  # the schema, to be copied
+    trusted()
+    print(main(folder / "right", f"{address}/right", False), main(folder / "broken", f"{address}/broken", True))

@@ -11,6 +11,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -22,22 +23,23 @@ from tuneloop.registry.settings import RegistrySettings
 KILLER = Path(__file__).with_name("killed.py")
 
 
-def killed_everywhere(home: Path, hook: HttpReceiver, *broken: str) -> int:
-    """At how many points a monitor was killed."""
-    command = [sys.executable, str(KILLER), str(home), hook.url, *broken]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
-    return int(done.stdout)
+@dataclass(frozen=True)
+class Ran:
+    """What killed.py left: the homes and what their receivers were told."""
+
+    home: Path
+    hook: HttpReceiver
+    kills: dict[str, int]
 
 
-def faults(home: Path, hook: HttpReceiver, kills: int) -> Iterator[str]:
+def faults(ran: Ran, what: str) -> Iterator[str]:
     """What people would complain of."""
-    for point in range(1, kills + 1):
-        with Registry.open(RegistrySettings(home=home / str(point)), upgrade=False) as registry:
+    for point in range(1, ran.kills[what] + 1):
+        with Registry.open(RegistrySettings(home=ran.home / what / str(point)), upgrade=False) as registry:
             rows = {row.id: row for row in registry.outbox.all()}
         if sorted(row.transition for row in rows.values()) != ["opened", "resolved"]:
             yield f"killed at {point}: {sorted(row.transition for row in rows.values())} are to be told"
-        bodies = [json.loads(told.body) for told in hook.told if told.path.endswith(f"/{point}")]
+        bodies = [json.loads(told.body) for told in ran.hook.told if told.path.endswith(f"/{what}/{point}")]
         keys = [body["delivery"] for body in bodies]
         if strange := set(keys) - set(rows):
             yield f"killed at {point}: told under the keys {sorted(strange)} that nobody wrote down"
@@ -47,19 +49,22 @@ def faults(home: Path, hook: HttpReceiver, kills: int) -> Iterator[str]:
             yield f"killed at {point}: told in the wrong order"
 
 
-@pytest.fixture
-def hook() -> Iterator[HttpReceiver]:
-    with http_receiver() as running:
-        yield running
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ran]:
+    home = tmp_path_factory.mktemp("killed")
+    with http_receiver() as hook:
+        command = [sys.executable, str(KILLER), str(home), hook.url]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stderr
+        yield Ran(home, hook, dict(zip(("right", "broken"), map(int, done.stdout.split()), strict=True)))
 
 
-def test_killed_at_every_point_everything_is_told_under_one_key(tmp_path: Path, hook: HttpReceiver) -> None:
-    kills = killed_everywhere(tmp_path, hook)
-    assert kills > 20, "as many as there are points"
-    assert list(faults(tmp_path, hook, kills)) == []
-    assert len(hook.told) > 2 * kills, "some were cut off between sending and noting it"
+def test_killed_at_every_point_everything_is_told_under_one_key(ran: Ran) -> None:
+    assert ran.kills["right"] > 20, "as many as there are points"
+    assert list(faults(ran, "right")) == []
+    told = [one for one in ran.hook.told if "/right/" in one.path]
+    assert len(told) > 2 * ran.kills["right"], "some were cut off between sending and noting it"
 
 
-def test_a_sender_that_notes_before_it_sends_would_be_seen(tmp_path: Path, hook: HttpReceiver) -> None:
-    kills = killed_everywhere(tmp_path, hook, "--noted-first")
-    assert any("never told" in fault for fault in faults(tmp_path, hook, kills))
+def test_a_sender_that_notes_before_it_sends_would_be_seen(ran: Ran) -> None:
+    assert any("never told" in fault for fault in faults(ran, "broken"))

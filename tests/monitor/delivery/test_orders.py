@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 
 from monitor.delivery.post import acknowledge, as_they_are, end, open_episode, tell, worsen
 from tests_support import Clock
+from tuneloop.monitor.delivery.deciding import LONGEST_WAIT_S
 from tuneloop.monitor.delivery.page import Page
-from tuneloop.monitor.delivery.rounds import LEASE_S, LONGEST_WAIT_S, Deliverer
+from tuneloop.monitor.delivery.rounds import LEASE_S, Deliverer
 from tuneloop.monitor.delivery.sending import NotTaken, Sending
 from tuneloop.monitor.metrics import Metrics
 from tuneloop.monitor.settings import MonitorSettings

@@ -17,7 +17,7 @@ from monitor.delivery.post import deliverer, end, open_episode, rounds, tell, wo
 from monitor.delivery.servers import HttpReceiver, Told, http_receiver
 from tests_support import Clock
 from tuneloop.monitor.alerts import shown_state
-from tuneloop.monitor.delivery.rounds import FIRST_WAIT_S, LONGEST_WAIT_S, wait_s
+from tuneloop.monitor.delivery.deciding import FIRST_WAIT_S, LONGEST_WAIT_S, wait_s
 from tuneloop.monitor.metrics import Metrics
 from tuneloop.registry import Registry
 from tuneloop.registry.errors import InvalidInput, NotFound, Refused
@@ -49,13 +49,19 @@ def titles(hook: HttpReceiver) -> list[str]:
 
 def test_a_receiver_that_is_away_or_hangs_stops_no_other(ours: Registry, clock: Clock, hook: HttpReceiver) -> None:
     with ExitStack() as stack:
-        slow, go_on = stack.enter_context(http_receiver()), Event()
+        slow, arrived, go_on = stack.enter_context(http_receiver()), Event(), Event()
         stack.callback(go_on.set)
-        slow.before_answer = lambda _told: go_on.wait(30) and None
+
+        def hang(_told: Told) -> None:
+            arrived.set()
+            go_on.wait(60)
+
+        slow.before_answer = hang
         tell(ours, chat(DEAD, "dead"), chat(slow, "slow"), chat(hook))
-        with deliverer(ours) as made:
+        with deliverer(ours, delivery_timeout_s=30.0) as made:
             open_episode(ours, id="ep1")
             made.round()
+            assert arrived.wait(60)
             made._standing["chat"].task.result()  # type: ignore[union-attr]
             open_episode(ours, id="ep2", signal="latency")
             made.round()
@@ -63,6 +69,7 @@ def test_a_receiver_that_is_away_or_hangs_stops_no_other(ours: Registry, clock: 
             assert len(hook.told) == 2
             assert len(slow.told) == 1, "it is being tried still"
             go_on.set()
+            made._standing["slow"].task.result()  # type: ignore[union-attr]
             made.round(to_the_end=True)
             made.round(to_the_end=True)
         assert len(slow.told) == 2
