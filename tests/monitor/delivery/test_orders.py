@@ -109,7 +109,7 @@ def schema() -> Any:
         yield (Path(folder) / "tuneloop.db").read_bytes()
 
 
-@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=STEPS, faults=FAULTS, order=st.randoms(use_true_random=False))
 def test_every_receiver_hears_everything_and_order_does_not_matter(
     schema: bytes, steps: list[Any], faults: list[str], order: random.Random
