@@ -226,7 +226,9 @@ def main() -> None:
         else:
             left_out[peer] = python
             print(f"{peer} is left out: {python}")
-    found |= {"cores": len(os.sched_getaffinity(0)), "peers": versions, "left_out": left_out}
+    found["cores"] = len(os.sched_getaffinity(0))
+    for kind, told in (("peers", versions), ("left_out", left_out)):  # of earlier runs stay, as their tables do
+        found[kind] = found.get(kind, {}) | told
     if given.machine:
         found["machine"] = given.machine
     os.sched_setaffinity(0, {LOAD_CORE})
