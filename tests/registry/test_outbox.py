@@ -55,6 +55,13 @@ def test_each_change_is_to_be_told_once_to_each_receiver_that_takes_it(registrie
     }
 
 
+def test_who_never_heard_of_an_episode_is_not_told_how_it_goes_on(registries: Registry) -> None:
+    episode = registries.episodes.open(alert_episode(registries.clock()))
+    tell(registries, chat("late"))
+    changed(registries, changed(registries, episode, state="acknowledged"), state="resolved")
+    assert told(registries) == set()
+
+
 def test_a_change_that_is_not_written_is_not_told(registries: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     tell(registries, chat("all"))
     episode = registries.episodes.open(alert_episode(registries.clock()))
