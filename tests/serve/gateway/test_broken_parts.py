@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from serve.gateway.test_snapshot import NOW, READY, api_key, engine, route, view
 from serve.gateway.world import Address, World, until
 from tests_support import free_port
+from tuneloop.registry.guard_policy import CurrentGuards
 from tuneloop.registry.nouns import ApiKey, EngineState, Route
 from tuneloop.serve.gateway.look import Look, follow
 from tuneloop.serve.gateway.snapshot import LAST_KNOWN_GOOD, Snapshot
@@ -185,6 +186,7 @@ def seen(keys: list[ApiKey] | str, routes: Mapping[str, Route] | str, engines: l
         keys=None if isinstance(keys, str) else keys,
         routes=None if isinstance(routes, str) else routes,
         engines=None if isinstance(engines, str) else engines,
+        guards=CurrentGuards(),
         trouble={part: why for part, why in given.items() if isinstance(why, str)},
     )
 

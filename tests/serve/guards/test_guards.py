@@ -20,10 +20,10 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from tuneloop.registry.errors import InvalidInput, Unreadable
+from tuneloop.registry.verbs.policy import read_policy
 from tuneloop.serve.guards import GuardPolicy, Guards
 from tuneloop.serve.guards import classifier as classifiers
 from tuneloop.serve.guards.folding import fold
-from tuneloop.serve.guards.policy import read_policy
 from tuneloop.serve.guards.secrets import find
 from tuneloop.serve.guards.training import fit
 from tuneloop.serve.guards.training.grammar import held_out_texts
@@ -319,10 +319,12 @@ def test_words_are_no_secrets(text: str) -> None:
 def test_a_policy_file_is_read_with_every_error_at_once(tmp_path: Path) -> None:
     path = tmp_path / "guards.yaml"
     path.write_text("injection: flag\nhidden: off\nblock_from: 0.8\nentities: [EMAIL_ADDRESS]\n", encoding="utf-8")
-    assert read_policy(path) == GuardPolicy(injection="flag", hidden="off", block_from=0.8, entities=("EMAIL_ADDRESS",))
+    assert read_policy(path, GuardPolicy) == GuardPolicy(
+        injection="flag", hidden="off", block_from=0.8, entities=("EMAIL_ADDRESS",)
+    )
     path.write_text("injection: redact\nblock_form: 0.8\nmax_characters: 0\n", encoding="utf-8")
     with pytest.raises(InvalidInput) as error:
-        read_policy(path)
+        read_policy(path, GuardPolicy)
     assert [line.split(": ")[1].split(" ")[0] for line in str(error.value).splitlines()] == [
         *("injection", "block_form", "max_characters"),
     ]

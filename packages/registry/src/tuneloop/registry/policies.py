@@ -14,6 +14,7 @@ from tuneloop.registry import audit
 from tuneloop.registry.database import Database, faults, write_last
 from tuneloop.registry.deliveries.receivers import EVERY_MODEL, ReceiversPolicy
 from tuneloop.registry.errors import Unreadable
+from tuneloop.registry.guard_policy import KIND, GuardPolicy
 from tuneloop.registry.nouns import FRESH, Noun, Signal, as_tuple
 from tuneloop.registry.rollouts.rollout import RolloutPlan
 from tuneloop.registry.tables import policies
@@ -103,11 +104,12 @@ class RolloutPolicy(RolloutPlan):
         return RolloutPlan(steps=self.steps, limits=self.limits, give_up_s=self.give_up_s)
 
 
-PolicyT = TypeVar("PolicyT", RetrainingPolicy, GatePolicy, RolloutPolicy, ReceiversPolicy)
+PolicyT = TypeVar("PolicyT", RetrainingPolicy, GatePolicy, RolloutPolicy, GuardPolicy, ReceiversPolicy)
 _KINDS: dict[type[Noun], tuple[str, str]] = {  # the kind, and the verb that shows and sets it
     RetrainingPolicy: ("retraining", "retraining policy"),
     GatePolicy: ("gate", "gate"),
     RolloutPolicy: ("rollout", "rollout policy"),
+    GuardPolicy: (KIND, "guard policy"),
     ReceiversPolicy: ("receivers", "alert receivers"),  # of every model
 }
 
@@ -138,14 +140,7 @@ class Policies:
                 f"`tuneloop {typed} --set FILE --by YOU --reason WHY`"
             ) from None
 
-    def set(
-        self,
-        model: str,
-        policy: RetrainingPolicy | GatePolicy | RolloutPolicy | ReceiversPolicy,
-        *,
-        by: str,
-        reason: str,
-    ) -> None:
+    def set(self, model: str, policy: PolicyT, *, by: str, reason: str) -> None:
         """Append a new revision of a model's policy of that kind."""
         (kind, _), body, now = _KINDS[type(policy)], policy.model_dump(mode="json"), self._clock()
         with self._db.writing() as connection:

@@ -47,7 +47,7 @@ def set_policy(
     """
     if not (by or "").strip() or not (reason or "").strip():
         raise InvalidInput("setting a policy needs --by and --reason")
-    wanted = _read(path, kind)
+    wanted = read_policy(path, kind)
     check(wanted)
     registry.policies.set(model, wanted, by=by or "", reason=reason or "")
 
@@ -59,7 +59,12 @@ def show_policy(registry: Registry, model: str, kind: type[PolicyT], as_json: bo
     emit(policy, as_json, table(["KEY", "VALUE"], [[key, str(value)] for key, value in values.items()]))
 
 
-def _read(path: Path, kind: type[PolicyT]) -> PolicyT:
+def read_policy(path: Path, kind: type[PolicyT]) -> PolicyT:
+    """The policy of a YAML file.
+
+    Raises:
+        InvalidInput: it cannot be read, or is no such policy; every error at once, each with its line.
+    """
     try:
         text = read_text(path)
     except (OSError, UnicodeDecodeError) as error:

@@ -18,6 +18,7 @@ from tuneloop.serve.gateway import rest
 from tuneloop.serve.gateway.completions import PATHS, Completions
 from tuneloop.serve.gateway.errors import ApiError
 from tuneloop.serve.gateway.exchange import Exchange, new_request_id
+from tuneloop.serve.gateway.guarding import Guarding
 from tuneloop.serve.gateway.http import Receive, Scope, Send, send_json
 from tuneloop.serve.gateway.link import Link
 from tuneloop.serve.gateway.load import Load
@@ -42,12 +43,18 @@ class Gateway:
         self._link = Link(registry)
         self._metrics = Metrics()
         self._load = Load()
+        self._guarding = Guarding(settings, self._metrics)
         self._recorder = Recorder(settings, self._link, self.folder / "spool", self._metrics)
         self._refresh = Refresh(
-            self._link, self.folder, settings.poll_s, self._beat, self._metrics.applies, self._metrics.part_failed
+            self._link, self.folder, settings.poll_s, self._beat, self._applies, self._metrics.part_failed
         )
         self._completions = Completions(
-            settings, lambda: self._refresh.snapshot, self._load, self._finished, self._metrics.retried
+            settings,
+            lambda: self._refresh.snapshot,
+            self._load,
+            self._guarding,
+            self._finished,
+            self._metrics.retried,
         )
         self._rest = rest.build(
             rest.Services(
@@ -102,6 +109,7 @@ class Gateway:
         await asyncio.to_thread(self._recorder.stop, self.settings.drain_s)
         await asyncio.to_thread(self._refresh.stop)
         await self._completions.stop()
+        await asyncio.to_thread(self._guarding.stop)
         self._link.close()
 
     def _routes(self) -> dict[str, Route]:
@@ -110,6 +118,10 @@ class Gateway:
     def _finished(self, exchange: Exchange) -> None:
         self._metrics.finished(exchange)
         self._recorder.add(exchange)
+
+    def _applies(self, snapshot: Snapshot) -> None:
+        self._metrics.applies(snapshot)
+        self._guarding.applies(snapshot)
 
     def _beat(self, snapshot: Snapshot) -> GatewayState:
         return GatewayState(

@@ -7,7 +7,7 @@ afterwards a failure can only be told as an event in the stream (`ApiError`).
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tuneloop.serve.gateway.body import Ask
 from tuneloop.serve.gateway.errors import CLIENT_CLOSED_REQUEST, ApiError
@@ -15,6 +15,7 @@ from tuneloop.serve.gateway.exchange import Exchange
 from tuneloop.serve.gateway.http import Send, send_part
 from tuneloop.serve.gateway.line import Line
 from tuneloop.serve.gateway.load import Load
+from tuneloop.serve.gateway.mask import Mask
 from tuneloop.serve.gateway.routing import Target
 from tuneloop.serve.gateway.settings import GatewaySettings
 from tuneloop.serve.gateway.sse import EngineError, Relay, name_member, usage_of
@@ -36,6 +37,11 @@ class Opened:
     reply: Reply
     relay: Relay | None  # None: `first` is the whole answer
     first: bytes
+    mask: Mask | None = None  # of a stream, where the model's guards look at answers
+
+    async def shown(self, data: bytes) -> bytes:
+        """Whole events as the client may see them."""
+        return data if self.mask is None else await self.mask.push(data)
 
 
 class Attempts:
@@ -105,11 +111,14 @@ class Attempts:
                 exchange.usage = usage_of(whole)
             except ValueError as error:
                 raise refused(target.engine, 200, EngineError(f"an answer that is no answer: {error}")) from error
+            if exchange.mask is not None:
+                whole = await exchange.mask(self._keep_bytes).whole(whole)
             exchange.answer = [whole]
             return Opened(reply, None, whole.replace(name_member(target.name), name_member(ask.asked), 1))
         relay = Relay(
             engine_name=target.name, asked=ask.asked, wants_usage=ask.wants_usage, keep_bytes=self._keep_bytes
         )
+        mask = exchange.mask(self._keep_bytes) if exchange.mask is not None else None
         first = b""
         while not first:
             chunk = await reply.some(deadline)
@@ -118,7 +127,8 @@ class Attempts:
             first = relay.push(chunk)
         if relay.error is not None:
             raise refused(target.engine, relay.error.status, relay.error)
-        return Opened(reply, relay, first)
+        opened = Opened(reply, relay, first, mask)
+        return replace(opened, first=await opened.shown(first))
 
     async def _deliver(self, line: Line, send: Send, exchange: Exchange, opened: Opened) -> None:
         """Commit to the client, then pass on what comes."""
@@ -128,11 +138,16 @@ class Attempts:
             await line.answer(send, [_JSON, *exchange.headers()], opened.first)
             return
         relay = opened.relay
-        exchange.answer = relay.kept
+        exchange.answer = (opened.mask or relay).kept
         await line.begin([*_SSE, *exchange.headers()], opened.first)
+        held: list[bytes] = []  # until it is masked
 
         def take(chunk: bytes) -> bool:
-            if data := relay.push(chunk):
+            data = relay.push(chunk)
+            if data and opened.mask is not None:
+                held.append(data)
+                return False
+            if data:
                 line.more(data)
             return not relay.done and not line.stalled
 
@@ -143,6 +158,9 @@ class Attempts:
                     return
                 if not await opened.reply.pump(take, self._idle_timeout_s):
                     break
+                if held:
+                    line.more(await opened.shown(b"".join(held)))
+                    held.clear()
         except TimeoutError:
             raise ApiError(504, "the engine fell silent in mid-answer", code="engine_timeout") from None
         except (EngineFailure, ValueError) as failure:

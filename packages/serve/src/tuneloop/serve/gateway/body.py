@@ -7,7 +7,8 @@ fetch addresses, and texts no guard could read (token ids).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
@@ -97,7 +98,7 @@ def read(body: bytes, endpoint: Endpoint, limits: Limits) -> Ask:
     for name, why in REFUSED.items():
         if name in found.values and bytes(found.values[name]) not in _OFF:
             raise bad_request(f"{name} is not allowed here: {why}", param=name, code="unsupported_parameter")
-    messages = _chat(found) if endpoint == "chat" else _completion(found)
+    messages = _messages(found, endpoint)
     _check_lengths(found, endpoint, messages, limits)
     stream = bool(_decode(found, "stream", _OPTIONAL_FLAG))
     options = _decode(found, "stream_options", _OPTIONAL_OBJECT) or {}
@@ -109,6 +110,16 @@ def read(body: bytes, endpoint: Endpoint, limits: Limits) -> Ask:
         user=_decode(found, "user", _OPTIONAL_TEXT),
         messages=messages,
     )
+
+
+def changed(ask: Ask, endpoint: Endpoint, changes: Mapping[str, bytes]) -> Ask:
+    """The request with other values (key → JSON) of members it has, which are of the same shape."""
+    found = members(ask.members.replaced(changes))
+    return replace(ask, members=found, messages=_messages(found, endpoint))
+
+
+def _messages(found: Members, endpoint: Endpoint) -> tuple[tuple[str, str], ...]:
+    return _chat(found) if endpoint == "chat" else _completion(found)
 
 
 def _members(body: bytes) -> Members:

@@ -1,9 +1,9 @@
 """The hot path: POST /v1/chat/completions and /v1/completions, on bare ASGI.
 
-Order: API key → body → checks → route and version → engine → bytes through → record. Nothing here waits for database,
-MLflow or disk. Until the engine's first event (or its whole answer, when not streaming) is here, nothing is committed
-to the client and one other attempt may be made; afterwards never. A client that leaves cancels the engine's work at
-once.
+Order: API key → body → checks → route and version → guards → engine → bytes through → record. Nothing here waits for
+database, MLflow or disk. Until the engine's first event (or its whole answer, when not streaming) is here, nothing is
+committed to the client and one other attempt may be made; afterwards never. A client that leaves cancels the engine's
+work at once.
 
 The `model` of an answer is what the client asked for; the version that answered stands in the header
 x-tuneloop-version.
@@ -21,6 +21,7 @@ from tuneloop.serve.gateway.attempts import Attempts
 from tuneloop.serve.gateway.body import Ask, Endpoint, Limits, read
 from tuneloop.serve.gateway.errors import CLIENT_CLOSED_REQUEST, ApiError, bad_request
 from tuneloop.serve.gateway.exchange import Exchange, KeySource
+from tuneloop.serve.gateway.guarding import Guarding
 from tuneloop.serve.gateway.http import (
     ClientLeft,
     Receive,
@@ -53,12 +54,14 @@ class Completions:
         settings: GatewaySettings,
         snapshot: Callable[[], Snapshot | None],
         load: Load,
+        guarding: Guarding,
         finished: Callable[[Exchange], None],
         retried: Callable[[str], None],
     ) -> None:
         self._settings = settings
         self._snapshot = snapshot
         self._load = load
+        self._guarding = guarding
         self._finished = finished
         self._retried = retried
         self._limits = Limits(settings.max_prompt_chars, settings.max_tokens, settings.max_choices)
@@ -147,6 +150,8 @@ class Completions:
         exchange.unit, exchange.unit_source = _unit(scope, ask, key)
         exchange.trace = (header(scope, b"traceparent") or b"").decode("latin-1")
         exchange.plan = plan(self._view(), ask.asked, key, exchange.unit)
+        if (guard := self._guarding.of(exchange)) is not None:
+            ask = await guard.admit(exchange, ask)
         self._budget.earn()
         target = self._pick(exchange)
         try:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from tuneloop.registry.nouns import utc_now
 from tuneloop.registry.routes import assignment
 from tuneloop.serve.gateway.body import Endpoint
 from tuneloop.serve.gateway.routing import Plan, Target
 from tuneloop.serve.gateway.sse import Usage
+
+if TYPE_CHECKING:
+    from tuneloop.serve.gateway.mask import Mask
 
 KeySource = Literal["header", "user", "api_key", "request"]
 _ID_BYTES = 12
@@ -57,6 +61,7 @@ class Exchange:
     delivered: bool = False  # the client has been sent all of a stream: leaving now is no loss to it
     left: bool = False  # the client went away first
     guards: dict[str, str] = field(default_factory=dict)  # guard → verdict
+    mask: Callable[[int], Mask] | None = None  # makes what hides parts of the answer; takes how many bytes it may keep
 
     def elapsed_ms(self) -> float:
         """Milliseconds since the request arrived."""

@@ -1,13 +1,14 @@
 """One look at the registry, part by part, and what follows from it for the view a gateway has.
 
-A part that cannot be read leaves the others as fresh as they are. Routes and keys only grow: one that a gateway knows
-and the database does not show was lost, or cannot be read there, and stays in force. Nothing stays silently.
+A part that cannot be read leaves the others as fresh as they are. Routes, keys and guard policies only grow: one that
+a gateway knows and the database does not show was lost, or cannot be read there, and stays in force. Nothing stays
+silently. A guard policy that cannot be read and was never known is taken for the strict one of the defaults.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from traceback import clear_frames
 from typing import TypeVar
@@ -17,13 +18,14 @@ from sqlalchemy.exc import SQLAlchemyError
 from tuneloop.registry import Registry
 from tuneloop.registry.database import Rows
 from tuneloop.registry.errors import Unavailable
+from tuneloop.registry.guard_policy import CurrentGuards, GuardPolicy, current_guards
 from tuneloop.registry.nouns import ApiKey, EngineState, Route
 from tuneloop.registry.routes.store import CurrentRoutes
 from tuneloop.serve.gateway.link import cause_of
 from tuneloop.serve.gateway.snapshot import LAST_KNOWN_GOOD, Snapshot
 
 T = TypeVar("T")
-PARTS = ("keys", "routes", "engines")
+PARTS = ("keys", "routes", "engines", "guards")
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class Look:
     keys: Sequence[ApiKey] | None
     routes: Mapping[str, Route] | None
     engines: Sequence[EngineState] | None
+    guards: CurrentGuards | None
     trouble: Mapping[str, str]
 
 
@@ -59,6 +62,7 @@ def look(registry: Registry, at: datetime) -> Look:
         keys=_read("keys", registry.keys.all, failed),
         routes=_read("routes", registry.routes.current_all, failed),
         engines=_read("engines", registry.fleet.engines, failed),
+        guards=_read("guards", lambda: current_guards(registry.database), failed),
         trouble={},
     )
     if len(failed) == len(PARTS) and all(isinstance(e, Unavailable | SQLAlchemyError) for e in failed.values()):
@@ -69,7 +73,9 @@ def look(registry: Registry, at: datetime) -> Look:
             trouble[part] = _few(found.unreadable)
     if isinstance(seen.routes, CurrentRoutes) and seen.routes.unreadable:
         trouble["routes"] = _few(list(seen.routes.unreadable.values()))
-    return Look(seen.at, seen.keys, seen.routes, seen.engines, trouble)
+    if seen.guards is not None and seen.guards.unreadable:
+        trouble["guards"] = _few(list(seen.guards.unreadable.values()))
+    return replace(seen, trouble=trouble)
 
 
 def follow(known: Snapshot | None, seen: Look, *, spare_engines: bool) -> Followed:
@@ -79,9 +85,10 @@ def follow(known: Snapshot | None, seen: Look, *, spare_engines: bool) -> Follow
     """
     trouble = dict(seen.trouble)
     if known is None:
-        if seen.keys is None or seen.routes is None or seen.engines is None:
+        if seen.keys is None or seen.routes is None or seen.engines is None or seen.guards is None:
             return Followed(None, trouble)
-        return Followed(Snapshot.of(seen.at, seen.routes, seen.engines, seen.keys), trouble)
+        guards = _guards({}, seen.guards, trouble)
+        return Followed(Snapshot.of(seen.at, seen.routes, seen.engines, seen.keys, guards), trouble)
     keys, routes, engines = seen.keys, seen.routes, seen.engines
     if keys is None:
         keys = known.keys
@@ -104,8 +111,20 @@ def follow(known: Snapshot | None, seen: Look, *, spare_engines: bool) -> Follow
     if spare_engines:
         here = {engine.id for engine in engines}
         engines = [*engines, *(engine for engine in known.engines if engine.id not in here)]
-    view = Snapshot.of(seen.at, {**routes, **lost_routes}, engines, [*keys, *lost_keys])
+    guards = _guards(known.guards, seen.guards, trouble)
+    view = Snapshot.of(seen.at, {**routes, **lost_routes}, engines, [*keys, *lost_keys], guards)
     return Followed(view, trouble, frozenset(lost_routes))
+
+
+def _guards(
+    known: Mapping[str, GuardPolicy], seen: CurrentGuards | None, trouble: dict[str, str]
+) -> Mapping[str, GuardPolicy]:
+    """The guard policies in force: a model never loses its guards because their policy cannot be read."""
+    if seen is None:
+        return known
+    if lost := [model for model in known if model not in seen and model not in seen.unreadable]:
+        _tell(trouble, "guards", _lost(f"the guard policy of {model}" for model in lost))
+    return {**dict.fromkeys(seen.unreadable, GuardPolicy()), **known, **seen}
 
 
 def _read(part: str, call: Callable[[], T], failed: dict[str, Exception]) -> T | None:

@@ -43,6 +43,17 @@ class Metrics:
         self.records_without_text = self._counter(
             "records_without_text", "records stored without text: redaction failed"
         )
+        self._guard_findings = self._counter(
+            "guard_findings",
+            "requests in which a guard found something, by the gravest action",
+            ("model", "where", "guard", "action"),
+        )
+        self._guard_failures = self._counter(
+            "guard_failures",
+            "texts that could not be judged, and what the policy does then",
+            ("model", "where", "cause", "fail"),
+        )
+        self._guard_seconds = self._histogram("guard_seconds", "judging what comes in", ("model",))
         self._revision = self._gauge("route_revision", "the route revision this gateway applies", ("model",))
         self._engine_ready = self._gauge("engine_ready", "1 when the engine is live and ready", ("engine",))
         self._pending = self._gauge("records_pending", "records waiting in memory")
@@ -79,6 +90,18 @@ class Metrics:
             self._of(self._tokens, model, version, "prompt").inc(exchange.usage.prompt_tokens)
             self._of(self._tokens, model, version, "completion").inc(exchange.usage.completion_tokens)
 
+    def guarded(self, model: str, where: str, guard: str, action: str) -> None:
+        """Count one request in which a guard found something, in its `input` or its `output`."""
+        self._guard_findings.labels(model, where, guard, action).inc()
+
+    def guard_failed(self, model: str, where: str, cause: str, fail: str) -> None:
+        """Count texts that could not be judged: the `queue` was full, the `deadline` passed, or the `worker` failed."""
+        self._guard_failures.labels(model, where, cause, fail).inc()
+
+    def guard_took(self, model: str, seconds: float) -> None:
+        """Note how long judging a request took."""
+        self._guard_seconds.labels(model).observe(seconds)
+
     def retried(self, model: str) -> None:
         """Count one second attempt."""
         self._retries.labels(model).inc()
@@ -113,7 +136,5 @@ class Metrics:
     def _gauge(self, name: str, what: str, labels: tuple[str, ...] = ()) -> Gauge:
         return Gauge(name, what, labels, namespace="tuneloop", registry=self.registry)
 
-    def _histogram(self, name: str, what: str) -> Histogram:
-        return Histogram(
-            name, what, ("model", "version"), namespace="tuneloop", registry=self.registry, buckets=_SECONDS
-        )
+    def _histogram(self, name: str, what: str, labels: tuple[str, ...] = ("model", "version")) -> Histogram:
+        return Histogram(name, what, labels, namespace="tuneloop", registry=self.registry, buckets=_SECONDS)

@@ -37,6 +37,10 @@ class GatewaySettings(Section):
     )  # a client may ask for; if it does not say, the engine's context ends it
     max_choices: int = Field(default=4, ge=1)  # answers per request: `n`, times the prompts of a completion
 
+    # Processes that judge texts, of 150 MB each; started when a model has a guard policy.
+    guard_workers: int = Field(default=2, ge=1, le=64)
+    guard_queue: int = Field(default=64, ge=1)  # requests and answers that may wait for them, those at work included
+
     body_timeout_s: float = Field(default=30.0, gt=0)  # a client must have sent its whole request by then
     connect_timeout_s: float = Field(default=2.0, gt=0)  # to an engine
     first_byte_timeout_s: float = Field(default=120.0, gt=0)  # to an engine's first event, or its whole answer

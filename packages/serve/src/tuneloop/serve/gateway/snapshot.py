@@ -1,4 +1,5 @@
-"""What a gateway knows: routes, live engines and usable keys, read together, immutable, looked up without waiting.
+"""What a gateway knows: routes, live engines, usable keys and guard policies, read together, immutable, looked up
+without waiting.
 
 It is swapped whole, so one request never sees two revisions; it is written to disk whenever it changes
 (last-known-good), so a gateway can start while the database is away.
@@ -17,6 +18,7 @@ from pydantic import ValidationError
 from tuneloop.registry.access.keys import key_digest
 from tuneloop.registry.errors import InvalidInput
 from tuneloop.registry.files import OWNER_ONLY, write_atomically
+from tuneloop.registry.guard_policy import GuardPolicy
 from tuneloop.registry.nouns import AdapterState, ApiKey, EngineState, Noun, Route, version_name
 
 LAST_KNOWN_GOOD = "last-known-good.json"
@@ -29,14 +31,22 @@ class Snapshot(Noun):
     routes: Mapping[str, Route]
     engines: tuple[EngineState, ...]
     keys: tuple[ApiKey, ...]
+    guards: Mapping[str, GuardPolicy] = {}  # model → its policy; a model without one is not guarded
 
     @classmethod
     def of(
-        cls, taken_at: datetime, routes: Mapping[str, Route], engines: Iterable[EngineState], keys: Iterable[ApiKey]
+        cls,
+        taken_at: datetime,
+        routes: Mapping[str, Route],
+        engines: Iterable[EngineState],
+        keys: Iterable[ApiKey],
+        guards: Mapping[str, GuardPolicy] | None = None,
     ) -> Self:
         """A view at `taken_at`; keys that cannot be used any more are left out."""
         usable = tuple(key for key in keys if key.usable(taken_at))
-        return cls(taken_at=taken_at, routes=dict(routes), engines=tuple(engines), keys=usable)
+        return cls(
+            taken_at=taken_at, routes=dict(routes), engines=tuple(engines), keys=usable, guards=dict(guards or {})
+        )
 
     def build(self) -> None:
         """Make what requests look up; otherwise the first one waits for it, and all that are under way with it."""
@@ -78,7 +88,7 @@ class Snapshot(Noun):
             {engine.id: engine.model_copy(update={"at": self.taken_at}) for engine in view.engines}
             for view in (self, other)
         )
-        return (self.routes, self.keys, mine) == (other.routes, other.keys, theirs)
+        return (self.routes, self.keys, self.guards, mine) == (other.routes, other.keys, other.guards, theirs)
 
     def save(self, folder: Path) -> None:
         """Write it as the last known good view, whole or not at all."""

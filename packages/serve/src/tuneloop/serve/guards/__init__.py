@@ -7,8 +7,8 @@ Presidio is imported by the first text that may hold personal data.
 
 from __future__ import annotations
 
+from tuneloop.registry.guard_policy import GuardAction, GuardPolicy
 from tuneloop.serve.guards.judge import Guards
-from tuneloop.serve.guards.policy import GuardAction, GuardPolicy
 from tuneloop.serve.guards.verdict import Reason, Verdict
 
 __all__ = ["GuardAction", "GuardPolicy", "Guards", "Reason", "Verdict"]

@@ -11,9 +11,9 @@ import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 
+from tuneloop.registry.guard_policy import GuardAction, GuardPolicy
 from tuneloop.serve.guards import classifier, rules, secrets
 from tuneloop.serve.guards.concepts import sentences
-from tuneloop.serve.guards.policy import GuardAction, GuardPolicy
 from tuneloop.serve.guards.verdict import Outcome, Reason, Verdict
 from tuneloop.serve.guards.views import Reading, readings
 
@@ -110,7 +110,7 @@ class Guards:
                 )
 
     def _personal(self, text: str) -> Iterator[Reason]:
-        if self.policy.personal == "off" or not _MAY_BE_PERSONAL.search(text):
+        if self.policy.personal == "off" or not may_be_personal(text):
             return
         from tuneloop.registry.redaction import find  # noqa: PLC0415 (Presidio: seconds and 120 MB, for who needs it)
 
@@ -123,6 +123,11 @@ class Guards:
                 start=one.start,
                 end=one.end,
             )
+
+
+def may_be_personal(text: str) -> bool:
+    """Whether Presidio need be asked at all."""
+    return _MAY_BE_PERSONAL.search(text) is not None
 
 
 def _outcome(action: GuardAction) -> Outcome:

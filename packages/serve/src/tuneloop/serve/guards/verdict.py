@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from tuneloop.registry.guard_policy import GuardAction
 from tuneloop.registry.nouns import Noun
-from tuneloop.serve.guards.policy import GuardAction
 
 Outcome = Literal["allow", "flag", "redact", "block"]
 

@@ -1,0 +1,156 @@
+"""A model's guard policy: what is looked for in what goes to it and comes from it, and what is done about the finds.
+
+It is declared here, like every policy that changes while processes run; who judges texts by it is not the registry's
+business. A model without a policy, or with one that is not `enabled`, is not guarded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+import sqlalchemy as sa
+from pydantic import BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError, field_validator
+
+from tuneloop.registry.database import Database, faults
+from tuneloop.registry.nouns import Noun, as_tuple
+from tuneloop.registry.tables import policies
+
+KIND = "guard"  # of these policies' rows
+GuardAction = Literal["block", "redact", "flag", "off"]
+Entity = Literal["EMAIL_ADDRESS", "PHONE_NUMBER", "CREDIT_CARD", "IBAN_CODE", "US_SSN", "IP_ADDRESS", "CRYPTO"]
+EVERY_ENTITY: tuple[Entity, ...] = (
+    "EMAIL_ADDRESS",
+    "PHONE_NUMBER",
+    "CREDIT_CARD",
+    "IBAN_CODE",
+    "US_SSN",
+    "IP_ADDRESS",
+    "CRYPTO",
+)
+
+
+def _off(value: Any) -> Any:
+    return "off" if value is False else value  # YAML 1.1 reads a bare `off` as false
+
+
+Judged = Annotated[Literal["block", "flag", "off"], BeforeValidator(_off)]
+Cleaned = Annotated[GuardAction, BeforeValidator(_off)]
+Masked = Annotated[Literal["redact", "flag", "off"], BeforeValidator(_off)]
+Entities = Annotated[tuple[Entity, ...], BeforeValidator(as_tuple), Field(min_length=1)]
+Parameter = Annotated[str, StringConstraints(min_length=1, max_length=64)]
+# Without these there is no request; and whether it streams changes nothing a guard could mind.
+_NO_PARAMETERS = {"model", "messages", "prompt", "stream"}
+
+
+class OutputGuards(Noun):
+    """What is looked for in answers; streamed or not, the same text comes out."""
+
+    model_config = ConfigDict(strict=True)
+
+    secrets: Masked = "redact"
+    personal: Masked = "redact"
+    entities: Entities = EVERY_ENTITY
+    hold_characters: int = Field(default=1_024, ge=1_024, le=16_384)  # at most so many wait for what comes after them
+
+    @property
+    def looks(self) -> bool:
+        """Whether anything is looked for."""
+        return self.secrets != "off" or self.personal != "off"
+
+
+class KeyGuards(Noun):
+    """What is otherwise for the requests of one API key; what is left out is as for everybody."""
+
+    model_config = ConfigDict(strict=True)
+
+    length: Judged | None = None
+    parameters: Judged | None = None
+    injection: Judged | None = None
+    hidden: Judged | None = None
+    secrets: Cleaned | None = None
+    personal: Cleaned | None = None
+    output: OutputGuards | None = None  # instead of everybody's, as a whole
+
+
+class GuardPolicy(Noun):
+    """Per guard an action; the thresholds are scores of the shipped classifier (see docs/guards.md)."""
+
+    model_config = ConfigDict(strict=True)
+
+    enabled: bool = True
+    max_characters: int = Field(default=100_000, ge=1, le=10_000_000)  # after these nothing is looked at
+    length: Judged = "block"
+    banned_parameters: Annotated[tuple[Parameter, ...], BeforeValidator(as_tuple)] = ()  # top-level keys of a request
+    max_choices: int | None = Field(default=None, ge=1)  # `n`
+    parameters: Judged = "block"  # what is done about these two
+    injection: Judged = "block"
+    block_from: float = Field(default=0.5, gt=0, le=1)  # score from which `injection` acts
+    flag_from: float | None = Field(default=None, gt=0, le=1)  # a lower score from which it is flagged
+    decode: bool = True  # look again at what base64, hex, percent, rot13 and the like hide
+    hidden: Judged = "flag"  # text in characters that no reader sees
+    secrets: Cleaned = "redact"
+    personal: Cleaned = "redact"
+    entities: Entities = EVERY_ENTITY
+    trusted_roles: Annotated[tuple[Parameter, ...], BeforeValidator(as_tuple)] = ("system", "developer")  # not judged
+    output: OutputGuards | None = None  # answers pass as they are
+    deadline_ms: int = Field(default=1_000, ge=10, le=60_000)  # within which a request is judged
+    fail: Literal["closed", "open"] = "closed"  # what becomes of one that is not
+    keys: dict[str, KeyGuards] = {}  # id of an API key → what is otherwise for it
+
+    @field_validator("flag_from")
+    @classmethod
+    def _below_block(cls, value: float | None, info: Any) -> float | None:
+        block_from = info.data.get("block_from")
+        if value is not None and block_from is not None and value >= block_from:
+            raise ValueError(f"flag_from lies below block_from ({block_from:g}), or is left out")
+        return value
+
+    @field_validator("banned_parameters")
+    @classmethod
+    def _can_be_left_out(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if needed := sorted(_NO_PARAMETERS.intersection(value)):
+            raise ValueError(f"no request can do without {', '.join(needed)}")
+        return value
+
+    @property
+    def looks(self) -> bool:
+        """Whether any text that comes in is looked at."""
+        return {self.injection, self.hidden, self.secrets, self.personal} != {"off"}
+
+    def of_key(self, key_id: str | None) -> GuardPolicy:
+        """As it is for the requests of one API key."""
+        own = self.keys.get(key_id or "")
+        if own is None:
+            return self
+        return self.model_copy(update={name: value for name, value in own if value is not None})
+
+
+class CurrentGuards(dict[str, GuardPolicy]):
+    """Model → its newest guard policy, and `unreadable`: model → what is wrong with its newest one."""
+
+    def __init__(self, found: Mapping[str, GuardPolicy] | None = None) -> None:
+        super().__init__(found or {})
+        self.unreadable: dict[str, str] = {}
+
+
+def current_guards(database: Database) -> CurrentGuards:
+    """The guard policy in force of every model that was ever given one; unreadable ones are named aside.
+
+    Raises:
+        Unavailable: the database does not answer.
+    """
+    newest = sa.select(sa.func.max(policies.c.id)).where(policies.c.kind == KIND).group_by(policies.c.model)
+    query = sa.select(policies.c.model, policies.c.body).where(policies.c.id.in_(newest))
+    found = CurrentGuards()
+    with database.reading() as connection:
+        rows = connection.execute(query).all()
+    for model, body in rows:
+        try:
+            found[model] = GuardPolicy.model_validate(body)
+        except ValidationError as error:
+            found.unreadable[model] = (
+                f"the guard policy of {model} cannot be read: {faults(error)}; set another: "
+                f"`tuneloop guard policy {model} --set FILE --by YOU --reason WHY`"
+            )
+    return found

@@ -1,0 +1,240 @@
+"""The guards in the gateway: what a request asks for and says is judged before an engine sees it, what an engine
+answers is masked before a client does, each by the model's policy.
+
+Texts are judged in worker processes, within the policy's deadline and behind a bounded queue; verdicts are remembered
+by a digest of policy and text, because a conversation comes again with every turn. What cannot be judged is refused, or
+let through where the policy says `fail: open`, and counted either way. A model without a policy pays one look into a
+dict.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from hashlib import blake2b
+
+import msgspec
+
+from tuneloop.registry.errors import Unavailable
+from tuneloop.registry.guard_policy import GuardAction, GuardPolicy
+from tuneloop.serve.gateway.body import Ask, changed
+from tuneloop.serve.gateway.errors import ApiError
+from tuneloop.serve.gateway.exchange import Exchange
+from tuneloop.serve.gateway.guard_worker import Finding, work
+from tuneloop.serve.gateway.guard_worker import Incoming as Question
+from tuneloop.serve.gateway.incoming import Incoming, Text, cleaned
+from tuneloop.serve.gateway.mask import Mask
+from tuneloop.serve.gateway.metrics import Metrics
+from tuneloop.serve.gateway.outgoing import Looker
+from tuneloop.serve.gateway.pool import Pool, QueueFull, TooLate
+from tuneloop.serve.gateway.settings import GatewaySettings
+from tuneloop.serve.gateway.snapshot import Snapshot
+
+_REMEMBERED = 20_000  # verdicts; a hundred bytes or two each
+_MOST_KINDS = 5  # told of one guard
+_GRAVER: tuple[GuardAction, ...] = ("off", "flag", "redact", "block")
+_COUNT = msgspec.json.Decoder(int | None)
+
+
+class Guarding:
+    """The guards of every model of one gateway."""
+
+    def __init__(self, settings: GatewaySettings, metrics: Metrics) -> None:
+        self.metrics = metrics
+        self.pool = Pool("guard worker", work, settings.guard_workers, settings.guard_queue)
+        self._guards: Mapping[str, dict[str, Guard]] = {}  # model → id of a key, or "" for the others → its guards
+        self._known: OrderedDict[bytes, tuple[Finding, ...]] = OrderedDict()
+
+    def applies(self, snapshot: Snapshot) -> None:
+        """Take the policies of a new view; on the event loop."""
+        enabled = {model: policy for model, policy in snapshot.guards.items() if policy.enabled}
+        self._guards = {
+            model: {key: Guard(self, model, policy.of_key(key)) for key in ("", *policy.keys)}
+            for model, policy in enabled.items()
+        }
+        if any(guard.needs_workers for guards in self._guards.values() for guard in guards.values()):
+            self.pool.start()
+
+    def stop(self) -> None:
+        """End the workers; waits for them."""
+        self.pool.stop()
+
+    def of(self, exchange: Exchange) -> Guard | None:
+        """The guards of a request; None where its model has none."""
+        assert exchange.plan is not None
+        guards = self._guards.get(exchange.plan.route.model)
+        return None if guards is None else guards.get(exchange.api_key or "") or guards[""]
+
+    def known(self, digest: bytes) -> tuple[Finding, ...] | None:
+        """An earlier verdict."""
+        found = self._known.get(digest)
+        if found is not None:
+            self._known.move_to_end(digest)
+        return found
+
+    def remember(self, digest: bytes, found: tuple[Finding, ...]) -> None:
+        """Keep a verdict, and let go of the one that was not asked for the longest."""
+        self._known[digest] = found
+        if len(self._known) > _REMEMBERED:
+            self._known.popitem(last=False)
+
+
+class Guard:
+    """The guards of one model, for one API key or for all others."""
+
+    def __init__(self, shared: Guarding, model: str, policy: GuardPolicy) -> None:
+        self._shared = shared
+        self._model = model
+        self._policy = policy
+        # Of what the worker needs only: other changes of a policy leave its verdicts known.
+        judged = policy.model_copy(update={"keys": {}, "output": None, "max_characters": 10_000_000, "length": "off"})
+        self._judged = judged.model_dump_json()
+        self._digest = blake2b(self._judged.encode(), digest_size=16).digest()
+
+    @property
+    def needs_workers(self) -> bool:
+        """Whether anything is ever judged in a worker."""
+        output = self._policy.output
+        return self._policy.looks or (output is not None and output.personal != "off")
+
+    async def admit(self, exchange: Exchange, ask: Ask) -> Ask:
+        """The request as an engine may see it; the exchange learns how its answer is to be masked.
+
+        Raises:
+            ApiError: 400, a guard blocks it; 503, it could not be judged and the policy does not let it through then.
+        """
+        incoming = Incoming(ask, self._policy.trusted_roles)
+        declared = list(self._declared(ask, incoming))
+        self._tell(exchange, declared)
+        self._refuse_blocked(declared)
+        if self._policy.looks and incoming.texts:
+            ask = await self._judged_ask(exchange, ask, incoming)
+        if self._policy.output is not None and self._policy.output.looks:
+            exchange.mask = partial(self._mask, exchange)
+        return ask
+
+    def _declared(self, ask: Ask, incoming: Incoming) -> Iterator[tuple[str, Finding]]:
+        """What is wrong with the request whatever its texts say, and with which member."""
+        policy, values = self._policy, ask.members.values
+        if policy.parameters != "off":
+            for name in policy.banned_parameters:
+                if name in values and bytes(values[name]) != b"null":
+                    yield name, Finding("parameters", name, policy.parameters, None, None)
+            choices = _COUNT.decode(values["n"]) if "n" in values else None
+            if policy.max_choices is not None and (choices or 1) > policy.max_choices:
+                yield "n", Finding("parameters", "n", policy.parameters, None, None)
+        if policy.length != "off" and sum(len(text.text) for text in incoming.texts) > policy.max_characters:
+            kind = f"more than {policy.max_characters} characters"
+            member = "messages" if "messages" in values else "prompt"
+            yield member, Finding("length", kind, policy.length, None, None)
+
+    async def _judged_ask(self, exchange: Exchange, ask: Ask, incoming: Incoming) -> Ask:
+        began = time.perf_counter()
+        try:
+            await self._judge(incoming.texts)
+        except Unavailable as error:
+            self._failed(exchange, "input", error)
+            if self._policy.fail == "open":
+                return ask
+            exchange.forget_text()  # nobody knows what is in it
+            message = f"the guards of {self._model} cannot judge this request now; try again"
+            raise ApiError(503, message, code="guards_unavailable", retry_after_s=1) from None
+        self._shared.metrics.guard_took(self._model, time.perf_counter() - began)
+        found = [(text.where, one) for text in incoming.texts for one in text.found]
+        self._tell(exchange, found)
+        engine = [cleaned(text.text, text.found, only_redact=True) for text in incoming.texts]
+        record = [cleaned(text.text, text.found, only_redact=False) for text in incoming.texts]
+        if changes := incoming.changes(engine):
+            ask = changed(ask, exchange.endpoint, changes)
+        exchange.messages = ask.messages
+        if record != engine and (changes := incoming.changes(record)):
+            exchange.messages = changed(ask, exchange.endpoint, changes).messages
+        self._refuse_blocked(found)
+        return ask
+
+    async def _judge(self, texts: Sequence[Text]) -> None:
+        """Put into each text what was found in it; the newest are looked at where they are too many.
+
+        Raises:
+            Unavailable: they could not be judged.
+        """
+        room, asked = self._policy.max_characters, dict[bytes, tuple[str, list[Text]]]()
+        for text in reversed(texts):
+            looked_at = text.text[: max(0, room)]
+            room -= len(looked_at)
+            digest = blake2b(looked_at.encode("utf-8", "surrogatepass"), digest_size=16, key=self._digest).digest()
+            if (known := self._shared.known(digest)) is not None:
+                text.found = self._of_role(text.role, known)
+            elif looked_at:
+                asked.setdefault(digest, (looked_at, []))[1].append(text)
+        if not asked:
+            return
+        question = Question(self._judged, tuple(looked_at for looked_at, _ in asked.values()))
+        answer = await self._shared.pool.ask(question, self._policy.deadline_ms / 1e3)
+        assert isinstance(answer, list)
+        for (digest, (_, same)), found in zip(asked.items(), answer, strict=True):
+            self._shared.remember(digest, found)
+            for text in same:
+                text.found = self._of_role(text.role, found)
+
+    @staticmethod
+    def _of_role(role: str, found: Sequence[Finding]) -> Sequence[Finding]:
+        """What an assistant has said is mostly the model's own: it may be quoting an attack, and is flagged at most."""
+        if role != "assistant":
+            return found
+        return [
+            Finding(one.guard, one.kind, "flag", one.start, one.end)
+            if one.guard in {"injection", "hidden"} and one.action == "block"
+            else one
+            for one in found
+        ]
+
+    def _refuse_blocked(self, found: Sequence[tuple[str, Finding]]) -> None:
+        blocked = [one for _, one in found if one.action == "block"]
+        if not blocked:
+            return
+        where = next(where for where, one in found if one.action == "block")
+        kinds = "; ".join(
+            f"{guard}: {_listed(blocked, guard)}" for guard in dict.fromkeys(one.guard for one in blocked)
+        )
+        message = f"the guards of {self._model} do not let this request through: {kinds}"
+        raise ApiError(400, message, code="guard_blocked", param=where)
+
+    def _tell(self, exchange: Exchange, found: Sequence[tuple[str, Finding]]) -> None:
+        """Count what was found, once a request, and note it for the record: kinds, and nobody's words."""
+        for guard in dict.fromkeys(one.guard for _, one in found):
+            here = [one for _, one in found if one.guard == guard]
+            action = max((one.action for one in here), key=_GRAVER.index)
+            exchange.guards[guard] = f"{action}: {_listed(here, guard)}"
+            self._shared.metrics.guarded(self._model, "input", guard, action)
+
+    def _failed(self, exchange: Exchange, where: str, error: Unavailable) -> None:
+        cause = "queue" if isinstance(error, QueueFull) else "deadline" if isinstance(error, TooLate) else "worker"
+        prefix = "" if where == "input" else f"{where}."
+        exchange.guards[f"{prefix}guards"] = f"failed {self._policy.fail}: {cause}"
+        self._shared.metrics.guard_failed(self._model, where, cause, self._policy.fail)
+
+    def _mask(self, exchange: Exchange, keep_bytes: int) -> Mask:
+        """The mask of one answer."""
+        policy, output = self._policy, self._policy.output
+        assert output is not None
+        told: list[Finding] = []
+
+        def tell(guard: str, kind: str) -> None:
+            action = output.secrets if guard == "secrets" else output.personal
+            if guard not in {one.guard for one in told}:
+                self._shared.metrics.guarded(self._model, "output", guard, action)
+            told.append(Finding(guard, kind, action, None, None))
+            exchange.guards[f"output.{guard}"] = f"{action}: {_listed(told, guard)}"
+
+        looker = Looker(policy, output, self._shared.pool, tell, partial(self._failed, exchange, "output"))
+        return Mask(output, looker, looker.left_out, keep_bytes)
+
+
+def _listed(found: Sequence[Finding], guard: str) -> str:
+    kinds = sorted({one.kind for one in found if one.guard == guard})
+    return ", ".join(kinds[:_MOST_KINDS]) + (
+        f" and {len(kinds) - _MOST_KINDS} more" if len(kinds) > _MOST_KINDS else ""
+    )
