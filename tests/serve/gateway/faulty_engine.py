@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import chain
@@ -50,6 +50,7 @@ class FaultyEngine:
     faults_left: int = 1_000_000
     words: int = 5
     pause_s: float = 0.0  # between two events
+    says: tuple[str, ...] = ()  # instead of words: an event each
     seen: list[Seen] = field(default_factory=list)
     left: int = 0  # clients that went away while it was at work
     at_work: int = 0
@@ -142,7 +143,7 @@ class FaultyEngine:
             return True
         if not seen.body.get("stream"):
             await asyncio.sleep(self.pause_s * self.words)
-            await _whole(writer, 200, _json(answer(seen, self.words)))
+            await _whole(writer, 200, _json(answer(seen, self.words, self.says)))
             return True
         writer.write(
             b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\ntransfer-encoding: chunked\r\n\r\n"
@@ -165,7 +166,7 @@ class FaultyEngine:
             yield error
             yield b"data: [DONE]\n\n"
             return
-        for number, event in enumerate(events(seen, self.words)):
+        for number, event in enumerate(events(seen, self.words, self.says)):
             if number == 2 and fault == "dies_in_mid_stream":
                 yield b""
             if number == 2 and fault == "ends_without_done":
@@ -200,9 +201,9 @@ def _usage(words: int) -> dict[str, int]:
     return {"prompt_tokens": 7, "total_tokens": 7 + words, "completion_tokens": words}
 
 
-def answer(seen: Seen, words: int) -> dict[str, Any]:
+def answer(seen: Seen, words: int, says: Sequence[str] = ()) -> dict[str, Any]:
     """A whole answer, as vLLM shapes it."""
-    text = "".join(text_of(seen, words))
+    text = "".join(says or text_of(seen, words))
     if "chat" in seen.path:
         choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
         return _head(seen, "chat.completion") | {"choices": [choice], "usage": _usage(words)}
@@ -210,13 +211,13 @@ def answer(seen: Seen, words: int) -> dict[str, Any]:
     return _head(seen, "text_completion") | {"choices": [choice], "usage": _usage(words)}
 
 
-def events(seen: Seen, words: int) -> Iterator[dict[str, Any]]:
+def events(seen: Seen, words: int, says: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
     """A streamed answer, as vLLM shapes it: the usage event only when it was asked for."""
     chat = "chat" in seen.path
     head = _head(seen, "chat.completion.chunk" if chat else "text_completion")
     if chat:
         yield head | {"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]}
-    for word in text_of(seen, words):
+    for word in says or text_of(seen, words):
         said: dict[str, Any] = {"delta": {"content": word}} if chat else {"text": word}
         yield head | {"choices": [{"index": 0, **said, "finish_reason": None}]}
     if (seen.body.get("stream_options") or {}).get("include_usage"):

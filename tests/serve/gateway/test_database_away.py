@@ -11,6 +11,7 @@ import pytest
 from serve.gateway.wire import Wire
 from serve.gateway.world import Address, World, until
 from tests_support import free_port
+from tuneloop.registry.guard_policy import GuardPolicy
 
 Far = tuple[World, World, Wire]
 
@@ -78,6 +79,8 @@ def test_a_gateway_started_without_its_database_serves_what_it_knew(far_world: F
     near, far, wire = far_world
     near.engine("e1", "bot@1", "bot@2")
     near.route((2, 5_000), (1, 5_000))
+    only_length = GuardPolicy(max_characters=50, injection="off", hidden="off", secrets="off", personal="off")
+    near.registry.policies.set("bot", only_length, by="test", reason="test")
     with far.process(free_port()) as process:
         gateway = process.address
         versions = {unit: gateway.chat(unit=unit).headers["x-tuneloop-version"] for unit in map(str, range(8))}
@@ -92,8 +95,9 @@ def test_a_gateway_started_without_its_database_serves_what_it_knew(far_world: F
         process.kill()
         process.start()
         assert gateway.chat().status == 200
+        assert gateway.chat(text="x" * 51).error["code"] == "guard_blocked"
         wire.mend()
-        until(lambda: len(near.registry.traffic.window("bot")) == 8 + 8 + 1, 10)
+        until(lambda: len(near.registry.traffic.window("bot")) == 8 + 8 + 2, 10)
         first = answers[0].headers["x-request-id"]
         until(lambda: near.registry.traffic.feedback_for([first]))
         assert process.end()[0] == 0

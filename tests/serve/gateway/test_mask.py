@@ -59,7 +59,7 @@ async def look(runs: Sequence[str]) -> list[list[Find]]:
 
 
 def mask(keep_bytes: int = 100_000, **output: Any) -> Mask:
-    return Mask(OutputGuards(**output), look, lambda kind: None, keep_bytes)
+    return Mask(OutputGuards(**output), look, lambda _: None, keep_bytes)
 
 
 def data(*events: dict[str, Any], done: bool = True) -> bytes:
@@ -198,7 +198,7 @@ def test_flagged_text_passes_as_it_is_and_what_cannot_be_read_does_not() -> None
     async def flags(runs: Sequence[str]) -> list[list[Find]]:
         return [[Find(one.start, one.end, None) for one in here] for here in await look(runs)]
 
-    flagged = Mask(OutputGuards(secrets="flag", personal="flag"), flags, lambda kind: None, 0)
+    flagged = Mask(OutputGuards(secrets="flag", personal="flag"), flags, lambda _: None, 0)
     out = shown(data(chunk(content=f"ada@example.com {PEM}"), chunk(finish="stop")), masked=flagged)
     assert said(out) == f"ada@example.com {PEM}"
     assert asyncio.run(mask().push(b": ping\n\n")) == b": ping\n\n"

@@ -88,8 +88,18 @@ class Guard:
         self._shared = shared
         self._model = model
         self._policy = policy
-        # Of what the worker needs only: other changes of a policy leave its verdicts known.
-        judged = policy.model_copy(update={"keys": {}, "output": None, "max_characters": 10_000_000, "length": "off"})
+        judged = GuardPolicy(  # what verdicts depend on: other changes of a policy leave them known
+            max_characters=10_000_000,
+            length="off",
+            injection=policy.injection,
+            block_from=policy.block_from,
+            flag_from=policy.flag_from,
+            decode=policy.decode,
+            hidden=policy.hidden,
+            secrets=policy.secrets,
+            personal=policy.personal,
+            entities=policy.entities,
+        )
         self._judged = judged.model_dump_json()
         self._digest = blake2b(self._judged.encode(), digest_size=16).digest()
 

@@ -122,12 +122,13 @@ class Mask:
         events: list[bytes | dict[str, Any]] = []
         slots: list[_Slot] = []
         for raw in data.split(b"\n\n")[:-1]:
-            if raw.startswith(DONE):
+            if raw.startswith(DONE) or b'"choices":[]' in raw:  # the choices have ended, whatever they said of it
                 rest = [index for index, choice in self._choices.items() if choice.waits]
                 if rest:
                     event = {**self._head, "choices": [{"index": index, "finish_reason": None} for index in rest]}
                     slots += self._taken(event, finish=True)
                     events.append(event)
+            if raw.startswith(DONE):
                 events.append(raw)
             elif raw.startswith(b"data: "):
                 event = msgspec.json.decode(raw[6:], type=dict[str, Any])

@@ -49,7 +49,7 @@ class Looker:
             self._failed(error)
             if self._policy.fail == "closed" and self._output.personal == "redact":
                 for at in asked:
-                    found[at] = [Find(0, len(runs[at]), UNCHECKED)]
+                    found[at] = [Find(len(runs[at]) - len(runs[at].lstrip()), len(runs[at].rstrip()), UNCHECKED)]
             return found
         assert isinstance(answer, list)
         for at, here in zip(asked, answer, strict=True):
