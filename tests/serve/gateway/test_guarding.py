@@ -157,51 +157,43 @@ def failures(where: str, cause: str, fail: str) -> str:
     return f'tuneloop_guard_failures_total{{cause="{cause}",fail="{fail}",model="bot",where="{where}"}}'
 
 
-@pytest.mark.parametrize("fail", ["closed", "open"])
-def test_what_cannot_be_judged_goes_as_the_policy_says(world: World, fail: str, stopped: list[int]) -> None:
+def test_what_cannot_be_judged_is_refused_or_passes_as_the_policy_says(world: World, stopped: list[int]) -> None:
     world.engine("e1", "bot@1", says=("call ada@example.com now ", "ok"))
     world.route((1, 10_000))
     gateway = world.gateway(guard_workers=1, guard_queue=1)
-    patient: dict[str, Any] = {"fail": fail, "deadline_ms": 60_000, "output": OutputGuards()}
-    guard(world, gateway, **patient)
+    guard(world, gateway, deadline_ms=60_000, output=OutputGuards())
     assert gateway.chat(text="Known?").status == 200
     (worker,) = workers()
-
-    def as_the_policy_says(got: Got) -> bool:
-        if fail == "open":
-            return got.status == 200
-        return (got.status, got.error["code"], got.headers["retry-after"]) == (503, "guards_unavailable", "1")
-
-    guard(world, gateway, **patient | {"deadline_ms": 300})
     os.kill(worker, signal.SIGSTOP)  # it hangs
     stopped.append(worker)
-    assert as_the_policy_says(gateway.chat(text="How late is it?"))
-    assert gateway.metric(failures("input", "deadline", fail)) == 1
-    masked = gateway.chat(text="Known?").json["choices"][0]["message"]["content"]  # so only its answer is looked at
-    assert masked == ("call ada@example.com now ok" if fail == "open" else "call <UNCHECKED> now ok")
-    assert gateway.metric(failures("output", "deadline", fail)) >= 1
+    for fail, status, answer in (
+        ("closed", 503, "call <UNCHECKED> now ok"),
+        ("open", 200, "call ada@example.com now ok"),
+    ):
+        guard(world, gateway, fail=fail, deadline_ms=300, output=OutputGuards())
+        assert gateway.chat(text="How late is it?").status == status
+        assert gateway.metric(failures("input", "deadline", fail)) == 1
+        known = gateway.chat(text="Known?")  # the verdict is, so only the answer is looked at
+        assert known.json["choices"][0]["message"]["content"] == answer
+        assert gateway.metric(failures("output", "deadline", fail)) >= 1
 
-    guard(world, gateway, **patient | {"output": None})
-    os.kill(worker, signal.SIGKILL)  # it dies, and another takes its place
-    stopped.clear()
-    until(lambda: workers() not in ([], [worker]), 30)
-    assert gateway.chat(text="Now?").status == 200
-    assert gateway.chat(text=ATTACK).status == 400
-
-    (another,) = workers()
-    os.kill(another, signal.SIGSTOP)
-    stopped.append(another)
-    got: list[Got] = []  # of two, one takes the only place, and waits for a worker that will die
+    guard(world, gateway, deadline_ms=60_000)
+    got: list[Got] = []  # of two, one takes the only place
     both = [threading.Thread(target=lambda n=n: got.append(gateway.chat(text=f"Who? {n}"))) for n in range(2)]
     for one in both:
         one.start()
-    until(lambda: gateway.metric(failures("input", "queue", fail)) == 1)
-    os.kill(another, signal.SIGKILL)
+    until(lambda: gateway.metric(failures("input", "queue", "closed")) == 1)
+    os.kill(worker, signal.SIGKILL)  # another takes its place, and judges who has waited
     stopped.clear()
     for one in both:
         one.join(60)
-    assert [as_the_policy_says(one) for one in got] == [True, True]
-    assert gateway.metric(failures("input", "worker", fail)) == 1
+    refused, judged = sorted(got, key=lambda one: -one.status)
+    assert (refused.status, refused.error["code"], refused.headers["retry-after"]) == (503, "guards_unavailable", "1")
+    assert judged.status == 200
+    for another in workers():
+        os.kill(another, signal.SIGKILL)
+    assert gateway.chat(text="Who dies?").status == 503
+    assert gateway.metric(failures("input", "worker", "closed")) == 1
 
 
 def test_a_policy_that_cannot_be_read_leaves_the_strict_defaults(world: World, unrecorded: Address) -> None:

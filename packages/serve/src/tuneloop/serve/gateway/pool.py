@@ -80,6 +80,7 @@ class Pool:
         self._stopping.set()
         for worker in self._workers:
             worker.stop()
+            self._free.put(worker)  # whoever waits for one hears that it has been stopped
         self._threads.shutdown(cancel_futures=True)
 
     def _one(self, question: object, until: float) -> object:
