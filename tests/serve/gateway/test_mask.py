@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from tuneloop.registry.guard_policy import OutputGuards
 from tuneloop.registry.redaction import find as personal
-from tuneloop.serve.gateway.cutter import Cutter
+from tuneloop.serve.gateway.cutter import Cutter, Piece
 from tuneloop.serve.gateway.mask import Find, Mask
 from tuneloop.serve.guards import secrets
 
@@ -100,7 +100,7 @@ def parts(answer: str, at: Sequence[int]) -> list[str]:
     return [answer[a:b] for a, b in pairwise([0, *sorted(min(cut, len(answer)) for cut in at), len(answer)])]
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(answer=text, at=cuts)
 @example(answer=f"My key: {PEM} and {JWT}, bye", at=list(range(0, 4_000, 7)))
 @example(answer="1 " * 600 + "ada@example.com", at=[1, 2, 3, 1_199, 1_205])
@@ -120,6 +120,25 @@ def test_less_is_held_back_than_the_policy_says(answer: str, at: list[int]) -> N
     assert len(answer) - given_out < MOST
     given_out += sum(len(piece.text) for piece in cutter.end())
     assert given_out == len(answer)
+
+
+@settings(max_examples=100, deadline=None)
+@given(answer=text, at=cuts)
+@example(answer="1 " * 600 + "plain", at=[1_000, 1_199])
+def test_the_same_pieces_are_looked_at_wherever_the_text_is_cut(answer: str, at: list[int]) -> None:
+    def pieces(pushed: Sequence[str]) -> list[Piece]:
+        cutter = Cutter(MOST, leave_out=True)
+        every = [piece for part in pushed for piece in cutter.push(part)]
+        return [piece for piece in (*every, *cutter.end()) if piece.look]
+
+    assert pieces(parts(answer, at)) == pieces([answer])
+
+
+@pytest.mark.parametrize("before", [MOST // 2 - 14, MOST // 2 - 6, MOST // 2])
+def test_what_lies_across_the_windows_of_a_long_run_is_masked_whole(before: int) -> None:
+    filled, more = ("~ " * MOST)[-before:], " ~" * MOST
+    answer = f"{filled}ada@example.com{more}"
+    assert whole(answer) == f"{filled}<EMAIL_ADDRESS>{more}"
 
 
 @pytest.mark.parametrize("secret", SECRETS, ids=SECRETS.values())
@@ -173,7 +192,7 @@ def test_log_probabilities_come_with_their_text_and_go_where_it_is_masked() -> N
     tokens = ["Write ", "to ", "ada", "@example", ".com ", "now", "", "é"]
     events = [chunk(content=one, logprobs=token(one), token_ids=[1]) for one in tokens]
     events = [event | {"choices": [event["choices"][0] | {"token_ids": [7]}]} for event in events]
-    out = shown(data(*events, chunk(finish="stop")))
+    out = shown(*(data(event, done=False) for event in events), data(chunk(finish="stop")))
     spelt = [one["token"] for e in out for one in (e["choices"][0]["logprobs"] or {"content": []})["content"]]
     assert (said(out), spelt) == ("Write to <EMAIL_ADDRESS> nowé", ["Write ", "to ", "now", "", "é"])
     assert not any("token_ids" in event["choices"][0] for event in out)
