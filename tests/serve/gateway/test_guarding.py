@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from serve.gateway.test_answers import recorded
 from serve.gateway.world import Address, Got, World, until
 from tuneloop.registry.guard_policy import GuardPolicy, KeyGuards, OutputGuards
+from tuneloop.registry.nouns import RequestRecord
 from tuneloop.registry.tables import policies
 from tuneloop.serve.gateway.snapshot import Snapshot
 
@@ -29,7 +29,12 @@ def guard(world: World, address: Address | None, model: str = "bot", **policy: A
     world.registry.policies.set(model, wanted, by="test", reason="test")
     if address is not None:
         folder = world.home / "gateway" / "gw"
-        until(lambda: (view := Snapshot.load(folder)) is not None and view.guards.get(model) == wanted)
+        until(lambda: (view := Snapshot.load(folder)) is not None and view.guards.get(model) == wanted, 30)
+
+
+def recorded(world: World, request_id: str) -> RequestRecord:
+    """The record, once the redaction worker is warm."""
+    return until(lambda: next((r for r in world.registry.traffic.window("bot") if r.id == request_id), None), 60)
 
 
 def sent(world: World) -> Any:
@@ -182,7 +187,7 @@ def test_what_cannot_be_judged_is_refused_or_passes_as_the_policy_says(world: Wo
     both = [threading.Thread(target=lambda n=n: got.append(gateway.chat(text=f"Who? {n}"))) for n in range(2)]
     for one in both:
         one.start()
-    until(lambda: gateway.metric(failures("input", "queue", "closed")) == 1)
+    until(lambda: gateway.metric(failures("input", "queue", "closed")) == 1, 30)
     os.kill(worker, signal.SIGKILL)  # another takes its place, and judges who has waited
     stopped.clear()
     for one in both:
@@ -200,5 +205,5 @@ def test_a_policy_that_cannot_be_read_leaves_the_strict_defaults(world: World, u
     with world.registry.database.writing() as connection:
         values = {"model": "bot", "kind": "guard", "body": {"injection": "nope"}, "by": "x", "reason": "x"}
         connection.execute(sa.insert(policies).values(**values, at=world.registry.clock()))
-    until(lambda: unrecorded.chat(text=ATTACK).status == 400)
+    until(lambda: unrecorded.chat(text=ATTACK).status == 400, 30)
     assert "guard policy of bot" in unrecorded.call("/readyz").json["last_known"]["guards"]
