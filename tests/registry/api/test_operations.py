@@ -90,6 +90,8 @@ WRITES = (
         "bot",
     ),
     Write("new_key", "POST", "/v1/keys", {"owner": "team-b", "models": ["bot"]}, "key.new", "", 201),
+    Write("limit_key", "PUT", "/v1/keys/KEY/limits", {"limits": {"streams": 2}}, "key.limit", ""),
+    Write("rotate_key", "POST", "/v1/keys/KEY/rotate", {"grace_days": 2}, "key.rotate", ""),
     Write("revoke_key", "POST", "/v1/keys/KEY/revoke", {}, "key.revoke", ""),
     Write("new_token", "POST", "/v1/tokens", {"name": "eva", "role": "viewer"}, "token.new", "token:eva", 201),
     Write("revoke_token", "POST", "/v1/tokens/the-viewer/revoke", {}, "token.revoke", "token:the-viewer"),

@@ -10,7 +10,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from tuneloop.registry.access.keys import Keys
+from tuneloop.registry.access.leases import Leases
 from tuneloop.registry.access.tokens import Tokens
+from tuneloop.registry.access.usage import Usage
 from tuneloop.registry.audit import Audit
 from tuneloop.registry.database import Database
 from tuneloop.registry.deliveries.outbox import Outbox
@@ -45,6 +47,8 @@ class Registry:
         self.traffic = Traffic(self.database)
         self.fleet = Fleet(self.database, clock)
         self.keys = Keys(self.database, clock)
+        self.usage = Usage(self.database)
+        self.leases = Leases(self.database, clock)
         self.tokens = Tokens(self.database, clock)
         self.episodes = Episodes(self.database, clock)
         self.outbox = Outbox(self.database)

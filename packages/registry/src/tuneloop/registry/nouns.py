@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, FiniteFloat, StringConstraints, model_validator
 
+from tuneloop.registry.access.limits import KeyLimits
 from tuneloop.registry.access.roles import ACTOR_PREFIX, Role
 from tuneloop.registry.errors import InvalidInput
 
@@ -420,10 +421,31 @@ class ApiKey(Noun):
     created_at: AwareDatetime
     expires_at: AwareDatetime | None = None
     revoked_at: AwareDatetime | None = None
+    limits: KeyLimits = KeyLimits()
+    old_digest: str | None = None  # of the secret before the last rotation, which opens until `old_until`
+    old_until: AwareDatetime | None = None
 
     def usable(self, now: datetime) -> bool:
         """Neither revoked nor expired."""
         return self.revoked_at is None and (self.expires_at is None or now < self.expires_at)
+
+    def opened_by(self, digest: str, now: datetime) -> bool:
+        """Whether the secret of that digest may be used: the key's own, or the one before in its time of grace."""
+        known = digest == self.digest or (
+            digest == self.old_digest and self.old_until is not None and now < self.old_until
+        )
+        return known and self.usable(now)
+
+
+class KeyUsage(Noun):
+    """What an API key used of one model in a month, as far as it is on record."""
+
+    month: str  # `2026-11`, of UTC
+    api_key: str
+    model: str
+    requests: int = Field(ge=0)
+    prompt_tokens: int = Field(ge=0)
+    completion_tokens: int = Field(ge=0)
 
 
 class AuditEntry(Noun):

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import datetime
-from decimal import Decimal, InvalidOperation
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Literal, Self, TypeVar
 
 import sqlalchemy as sa
 from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -15,20 +14,12 @@ from tuneloop.registry.database import Database, faults, write_last
 from tuneloop.registry.deliveries.receivers import EVERY_MODEL, ReceiversPolicy
 from tuneloop.registry.errors import Unreadable
 from tuneloop.registry.guard_policy import KIND, GuardPolicy
+from tuneloop.registry.money import Money
 from tuneloop.registry.nouns import FRESH, Noun, Signal, as_tuple
 from tuneloop.registry.rollouts.rollout import RolloutPlan
 from tuneloop.registry.tables import policies
 
-
-def _as_decimal(value: Any) -> Any:
-    try:  # YAML and JSON know no decimals
-        return Decimal(str(value)) if type(value) in {int, float, str} else value
-    except InvalidOperation:
-        return value
-
-
 Budget = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Money = Annotated[Decimal, BeforeValidator(_as_decimal), Field(gt=0, allow_inf_nan=False)]
 
 
 class RetrainingPolicy(Noun):

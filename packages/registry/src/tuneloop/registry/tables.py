@@ -239,6 +239,30 @@ api_keys = sa.Table(
     _time("created_at"),
     _time("expires_at", nullable=True),
     _time("revoked_at", nullable=True),
+    _json("limits"),
+    sa.Column("old_digest", sa.String(64)),
+    _time("old_until", nullable=True),
+)
+key_usage = sa.Table(  # months are texts, `2026-11`
+    "key_usage",
+    metadata,
+    sa.Column("month", sa.String(7), primary_key=True),
+    sa.Column("api_key", sa.String(64), primary_key=True),
+    sa.Column("model", sa.Text, primary_key=True),
+    sa.Column("requests", sa.BigInteger, nullable=False),
+    sa.Column("prompt_tokens", sa.BigInteger, nullable=False),
+    sa.Column("completion_tokens", sa.BigInteger, nullable=False),
+)
+limit_leases = sa.Table(
+    "limit_leases",
+    metadata,
+    sa.Column("api_key", sa.String(64), primary_key=True),
+    sa.Column("holder", sa.String(128), primary_key=True),  # one life of a gateway
+    sa.Column("gateway", sa.String(64), nullable=False),
+    _integer("requests"),
+    _integer("tokens"),
+    _integer("streams"),
+    _time("at"),
 )
 tokens = sa.Table(
     "tokens",

@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from pydantic import AwareDatetime, FiniteFloat
 from sqlalchemy.engine import Connection
 
+from tuneloop.registry.access.usage import book
 from tuneloop.registry.database import Database, Rows, noun_of, readable, row_of
 from tuneloop.registry.errors import NotFound
 from tuneloop.registry.nouns import Feedback, Noun, RequestLine, RequestRecord
@@ -76,9 +77,11 @@ class Traffic:
         self._db = database
 
     def add_requests(self, records: Sequence[RequestRecord]) -> None:
-        """Store a batch in one transaction."""
+        """Store a batch in one transaction, and count what is new in it as its keys' usage."""
         with self._db.writing() as connection:
-            self._insert(connection, requests, records)
+            stored = self._insert(connection, requests, records)
+            first = {record.id: record for record in reversed(records)}
+            book(self._db, connection, (first[record_id] for record_id in stored))
 
     def add_feedback(self, items: Sequence[Feedback]) -> None:
         """Store feedback in one transaction; once this returns it survives kill -9."""
@@ -208,7 +211,9 @@ class Traffic:
         }
         return {request_id: texts[-1] for request_id, texts in given.items() if texts}
 
-    def _insert(self, connection: Connection, table: sa.Table, items: Sequence[Noun]) -> None:
-        if items:
-            insert = self._db.insert(table).on_conflict_do_nothing(index_elements=["id"])
-            connection.execute(insert, [row_of(item, table) for item in items])
+    def _insert(self, connection: Connection, table: sa.Table, items: Sequence[Noun]) -> set[str]:
+        """Store what is new; returns its ids."""
+        if not items:
+            return set()
+        insert = self._db.insert(table).on_conflict_do_nothing(index_elements=["id"]).returning(table.c.id)
+        return set(connection.execute(insert, [row_of(item, table) for item in items]).scalars())

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Sequence
-from datetime import datetime
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime, timedelta
 from hashlib import sha256
+from typing import Any
 
 import sqlalchemy as sa
 from pydantic import ValidationError
+from sqlalchemy.engine import Connection
 
 from tuneloop.registry import audit
+from tuneloop.registry.access.limits import KeyLimits
 from tuneloop.registry.database import Database, Rows, faults, noun_of, readable, row_of
-from tuneloop.registry.errors import InvalidInput, NotFound
+from tuneloop.registry.errors import InvalidInput, NotFound, Refused
 from tuneloop.registry.expiry import expires_at
 from tuneloop.registry.nouns import ApiKey
 from tuneloop.registry.paging import Ask, Page, page
 from tuneloop.registry.tables import api_keys
+
+NO_LIMITS = KeyLimits()
+MOST_GRACE_S = 90 * 86_400.0
 
 
 def key_digest(secret: str) -> str:
@@ -25,7 +32,7 @@ def key_digest(secret: str) -> str:
 
 
 class Keys:
-    """Making, listing and revoking API keys."""
+    """Making, limiting, rotating, listing and revoking API keys."""
 
     def __init__(self, database: Database, clock: Callable[[], datetime]) -> None:
         self._db = database
@@ -39,6 +46,7 @@ class Keys:
         models: Sequence[str] = (),
         may_pin: bool = False,
         ttl_s: float | None = None,
+        limits: KeyLimits = NO_LIMITS,
         reason: str | None = None,
     ) -> tuple[str, ApiKey]:
         """Make a key for `owner`; returns the secret, which is not kept, and its record. `by` is who makes it, and
@@ -52,7 +60,7 @@ class Keys:
             raise InvalidInput("a key needs an owner: whose it is is what `tuneloop key list` shows")
         now = self._clock()
         until = expires_at(now, ttl_s, "a key")
-        secret = f"tl-{secrets.token_urlsafe(32)}"
+        secret = _new_secret()
         try:
             key = ApiKey(
                 id=f"key_{secrets.token_hex(6)}",
@@ -62,6 +70,7 @@ class Keys:
                 may_pin=may_pin,
                 created_at=now,
                 expires_at=until,
+                limits=limits,
             )
         except ValidationError as error:
             raise InvalidInput(f"no such key can be made: {faults(error)}") from None
@@ -73,7 +82,7 @@ class Keys:
                 actor=by,
                 action="key.new",
                 subject=key.id,
-                detail={"owner": owner, "models": list(models), "may_pin": may_pin} | _why(reason),
+                detail={"owner": owner, "models": list(models), "may_pin": may_pin} | _set(limits) | _why(reason),
             )
         return secret, key
 
@@ -86,6 +95,46 @@ class Keys:
     def page(self, ask: Ask) -> Page[ApiKey]:
         """Every key, the newest first, page by page."""
         return page(self._db, ApiKey, sa.select(api_keys), (api_keys.c.created_at, api_keys.c.id), ask)
+
+    def limit(
+        self, key_id: str, change: Callable[[KeyLimits], KeyLimits], *, by: str, reason: str | None = None
+    ) -> ApiKey:
+        """Give a key the limits that `change` makes of those it has; gateways follow within 2 s.
+
+        Raises:
+            NotFound: there is no such key.
+        """
+        with self._changing(key_id) as (connection, key):
+            limits = change(key.limits)
+            self._update(connection, key_id, limits=limits.model_dump(mode="json"))
+            detail = {"limits": _given(limits), "before": _given(key.limits)} | _why(reason)
+            audit.record(connection, at=self._clock(), actor=by, action="key.limit", subject=key_id, detail=detail)
+            return key.model_copy(update={"limits": limits})
+
+    def rotate(self, key_id: str, *, by: str, grace_s: float = 0.0, reason: str | None = None) -> tuple[str, ApiKey]:
+        """Give a key a new secret; the one before opens for `grace_s` more, one from before that no longer.
+
+        Raises:
+            NotFound: there is no such key.
+            InvalidInput: the time of grace is no time, or longer than `MOST_GRACE_S`.
+            Refused: the key is revoked or has expired.
+        """
+        if not 0.0 <= grace_s <= MOST_GRACE_S:
+            raise InvalidInput(f"a time of grace is between 0 and {MOST_GRACE_S / 86_400:g} days")
+        now, secret = self._clock(), _new_secret()
+        with self._changing(key_id) as (connection, key):
+            if not key.usable(now):
+                raise Refused(f"{key_id} is revoked or has expired; make a new key: `tuneloop key new`")
+            until = now + timedelta(seconds=grace_s) if grace_s else None
+            values = {
+                "digest": key_digest(secret),
+                "old_digest": key.digest if until else None,
+                "old_until": until,
+            }
+            self._update(connection, key_id, **values)
+            detail = {"grace_s": grace_s} | _why(reason)
+            audit.record(connection, at=now, actor=by, action="key.rotate", subject=key_id, detail=detail)
+            return secret, key.model_copy(update=values)
 
     def revoke(self, key_id: str, *, by: str, reason: str | None = None) -> ApiKey:
         """Make a key unusable; gateways follow within 2 s.
@@ -100,6 +149,33 @@ class Keys:
                 raise NotFound(f"no API key {key_id!r}; `tuneloop key list` shows them")
             audit.record(connection, at=now, actor=by, action="key.revoke", subject=key_id, detail=_why(reason))
             return noun_of(ApiKey, connection.execute(sa.select(api_keys).where(here)).mappings().one())
+
+    @contextmanager
+    def _changing(self, key_id: str) -> Iterator[tuple[Connection, ApiKey]]:
+        """A writing transaction on one key, which nobody else changes meanwhile."""
+        with self._db.writing() as connection:
+            query = sa.select(api_keys).where(api_keys.c.id == key_id).with_for_update()
+            row = connection.execute(query).mappings().first()
+            if row is None:
+                raise NotFound(f"no API key {key_id!r}; `tuneloop key list` shows them")
+            yield connection, noun_of(ApiKey, row)
+
+    @staticmethod
+    def _update(connection: Connection, key_id: str, **values: Any) -> None:
+        connection.execute(sa.update(api_keys).where(api_keys.c.id == key_id).values(**values))
+
+
+def _new_secret() -> str:
+    return f"tl-{secrets.token_urlsafe(32)}"
+
+
+def _given(limits: KeyLimits) -> dict[str, Any]:
+    return limits.model_dump(mode="json", exclude_defaults=True)
+
+
+def _set(limits: KeyLimits) -> dict[str, Any]:
+    given = _given(limits)
+    return {"limits": given} if given else {}
 
 
 def _why(reason: str | None) -> dict[str, str]:

@@ -31,7 +31,7 @@ MEANINGS: dict[Permission, str] = {
     Permission.APPROVE: "approve and revoke versions, approve, reject and retry retraining requests",
     Permission.FORCE: "serve what nobody approved (`force`)",
     Permission.POLICY: "set the gate, retraining and rollout policies",
-    Permission.KEYS: "make and revoke API keys of the gateway",
+    Permission.KEYS: "make, limit, rotate and revoke API keys of the gateway",
     Permission.TOKENS: "list, make and revoke tokens of the control plane",
 }
 

@@ -6,6 +6,7 @@ from typing import Generic, Self, TypeVar
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
+from tuneloop.registry.access.limits import KeyLimits
 from tuneloop.registry.access.roles import Permission
 from tuneloop.registry.access.tokens import Token
 from tuneloop.registry.nouns import ApiKey, Approval, Noun, Version
@@ -67,11 +68,13 @@ class KeyAnswer(Noun):
     created_at: AwareDatetime
     expires_at: AwareDatetime | None
     revoked_at: AwareDatetime | None
+    limits: KeyLimits
+    old_until: AwareDatetime | None = Field(description="Until when the secret before the last rotation opens.")
 
     @classmethod
     def of(cls, key: ApiKey) -> Self:
         """What may be shown of a key."""
-        return cls(**key.model_dump(exclude={"digest"}))
+        return cls(**key.model_dump(exclude={"digest", "old_digest"}))
 
 
 class NewKey(Noun):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter
 from pydantic import Field
 
+from tuneloop.registry.access.limits import KeyLimits
 from tuneloop.registry.access.roles import Permission, Role
 from tuneloop.registry.access.tokens import NAME_PATTERN, Token
 from tuneloop.registry.api.answers import KeyAnswer, NewKey, NewToken, PageOf
@@ -22,6 +23,19 @@ class KeyWanted(Body):
     models: tuple[ModelName, ...] = Field((), max_length=100, description="What it may ask; none: every model.")
     may_pin: bool = Field(False, description="It may ask for MODEL@VERSION.")
     days: Days | None = None
+    limits: KeyLimits = KeyLimits()
+
+
+class LimitsWanted(Body):
+    """What a key may take from now on."""
+
+    limits: KeyLimits = Field(description="All of its limits: what is not named is lifted.")
+
+
+class Rotating(Body):
+    """A new secret for a key."""
+
+    grace_days: float = Field(1.0, ge=0, le=90, allow_inf_nan=False, description="The old secret opens for so long.")
 
 
 class TokenWanted(Body):
@@ -52,8 +66,23 @@ def new_key(body: KeyWanted, here: Here) -> NewKey:
         models=body.models,
         may_pin=body.may_pin,
         ttl_s=_seconds(body.days),
+        limits=body.limits,
         reason=body.reason,
     )
+    return NewKey(secret=secret, key=KeyAnswer.of(key))
+
+
+@router.put("/keys/{key_id}/limits", tags=["keys"], dependencies=needs(Permission.KEYS))
+def limit_key(key_id: KeyPath, body: LimitsWanted, here: Here) -> KeyAnswer:
+    """Set what an API key may take; gateways follow within 2 s."""
+    return KeyAnswer.of(here.registry.keys.limit(key_id, lambda _: body.limits, by=here.actor, reason=body.reason))
+
+
+@router.post("/keys/{key_id}/rotate", tags=["keys"], dependencies=needs(Permission.KEYS))
+def rotate_key(key_id: KeyPath, body: Rotating, here: Here) -> NewKey:
+    """Give an API key a new secret; gateways know it within 2 s, and the old one opens for the time of grace."""
+    grace_s = body.grace_days * 86_400
+    secret, key = here.registry.keys.rotate(key_id, by=here.actor, grace_s=grace_s, reason=body.reason)
     return NewKey(secret=secret, key=KeyAnswer.of(key))
 
 

@@ -1,30 +1,102 @@
-"""`tuneloop key new · list · revoke`."""
+"""`tuneloop key new · list · limit · rotate · usage · revoke`."""
 
 from __future__ import annotations
 
-import click
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
 
+import click
+from pydantic import ValidationError
+
+from tuneloop.registry.access.limits import PRIORITIES, KeyLimits
+from tuneloop.registry.database import faults
+from tuneloop.registry.errors import InvalidInput
 from tuneloop.registry.facade import Registry
+from tuneloop.registry.nouns import ApiKey
 from tuneloop.registry.printing import by_user_option, emit, json_option, table, tell_unreadable
+
+_LIFT = "none"
+_LIMITS = (  # option, field, what it says
+    ("--rpm", "requests_per_minute", "Requests a minute."),
+    ("--tpm", "tokens_per_minute", "Tokens a minute, prompt and answer together."),
+    ("--streams", "streams", "Requests at once, streamed or not."),
+    ("--budget-usd", "budget_usd_per_month", "Money a month, at the gateway's prices."),
+)
+
+
+def _limit_options(command: Callable[..., None]) -> Callable[..., None]:
+    """`--rpm --tpm --streams --budget-usd --priority`."""
+    command = click.option(
+        "--priority", type=click.Choice(PRIORITIES), help="Whose turn it is where requests wait for engines."
+    )(command)
+    for option, field, help_text in reversed(_LIMITS):
+        command = click.option(option, field, metavar="NUMBER|none", help=help_text)(command)
+    return command
+
+
+def _changed(limits: KeyLimits, given: dict[str, str | None]) -> KeyLimits:
+    """Limits with what was given on the command line.
+
+    Raises:
+        InvalidInput: a limit is no number, or out of bounds; every one at once.
+    """
+    values: dict[str, Any] = limits.model_dump()
+    for field, text in given.items():
+        if text is not None:
+            values[field] = None if text == _LIFT else _number(field, text)
+    try:
+        return KeyLimits.model_validate(values)
+    except ValidationError as error:
+        raise InvalidInput(f"no such limits can be set: {faults(error)}; `none` lifts one") from None
+
+
+def _number(field: str, text: str) -> int | str:
+    return int(text) if field not in {"budget_usd_per_month", "priority"} and text.isdecimal() else text
+
+
+def _said(limits: KeyLimits) -> str:
+    """Limits in a table's cell."""
+    parts = [
+        f"{option.removeprefix('--')} {getattr(limits, field)}"
+        for option, field, _ in _LIMITS
+        if getattr(limits, field) is not None
+    ]
+    if limits.priority != "normal":
+        parts.append(limits.priority)
+    return ", ".join(parts) or "none"
+
+
+def _shown(key: ApiKey) -> dict[str, Any]:
+    return key.model_dump(mode="json", exclude={"digest", "old_digest"})
 
 
 @click.group()
 def key() -> None:
-    """Make, list and revoke API keys for the gateway."""
+    """Make, limit, rotate, list and revoke API keys for the gateway."""
 
 
 @key.command("new")
 @click.option("--owner", required=True, help="Whose key it is.")
 @click.option("--model", "models", multiple=True, help="A model it may ask; every model when not given.")
 @click.option("--pin", is_flag=True, help="It may ask for MODEL@VERSION.")
+@_limit_options
 @by_user_option
 @click.option("--days", type=float, help="It expires after so many days.")
 @json_option
-def key_new(owner: str, models: tuple[str, ...], pin: bool, by: str, days: float | None, as_json: bool) -> None:
+def key_new(
+    owner: str, models: tuple[str, ...], pin: bool, by: str, days: float | None, as_json: bool, **given: str | None
+) -> None:
     """Make a key; the secret is printed once and not kept."""
+    limits = _changed(KeyLimits(), given)
     with Registry.open() as registry:
         secret, made = registry.keys.new(
-            owner, by=by, models=models, may_pin=pin, ttl_s=days * 86_400 if days is not None else None
+            owner,
+            by=by,
+            models=models,
+            may_pin=pin,
+            ttl_s=days * 86_400 if days is not None else None,
+            limits=limits,
         )
         emit({"id": made.id, "secret": secret, "owner": owner}, as_json, secret)
 
@@ -43,13 +115,61 @@ def key_list(as_json: bool) -> None:
                 k.owner,
                 " ".join(k.models) or "all",
                 "yes" if k.may_pin else "no",
+                _said(k.limits),
                 f"{k.created_at:%Y-%m-%d}",
                 "yes" if k.usable(now) else "no",
             ]
             for k in found
         ]
-        shown = [k.model_dump(mode="json", exclude={"digest"}) for k in found]
-        emit(shown, as_json, table(["ID", "OWNER", "MODELS", "MAY PIN", "MADE", "USABLE"], rows))
+        headers = ["ID", "OWNER", "MODELS", "MAY PIN", "LIMITS", "MADE", "USABLE"]
+        emit([_shown(k) for k in found], as_json, table(headers, rows))
+
+
+@key.command("limit")
+@click.argument("key_id")
+@_limit_options
+@by_user_option
+@click.option("--reason", help="Why; kept for ever.")
+@json_option
+def key_limit(key_id: str, by: str, reason: str | None, as_json: bool, **given: str | None) -> None:
+    """Change a key's limits, `none` lifts one; the others stay. Gateways follow within 2 s."""
+    if all(text is None for text in given.values()):
+        raise InvalidInput("name what to change, for example --rpm 60, or --rpm none to lift it")
+    with Registry.open() as registry:
+        changed = registry.keys.limit(key_id, lambda limits: _changed(limits, given), by=by, reason=reason)
+        emit(_shown(changed), as_json, f"{key_id}: {_said(changed.limits)}")
+
+
+@key.command("rotate")
+@click.argument("key_id")
+@click.option("--grace-days", type=float, default=1.0, show_default=True, help="The old secret opens for so long.")
+@by_user_option
+@click.option("--reason", help="Why; kept for ever.")
+@json_option
+def key_rotate(key_id: str, grace_days: float, by: str, reason: str | None, as_json: bool) -> None:
+    """Give a key a new secret, printed once; models, limits and what was used stay."""
+    with Registry.open() as registry:
+        secret, key = registry.keys.rotate(key_id, by=by, grace_s=grace_days * 86_400, reason=reason)
+        until = key.old_until.isoformat() if key.old_until else None
+        emit({"id": key_id, "secret": secret, "old_until": until}, as_json, secret)
+
+
+@key.command("usage")
+@click.argument("key_id", required=False)
+@click.option("--month", type=click.DateTime(["%Y-%m"]), help="YYYY-MM, of UTC.  [default: this month]")
+@json_option
+def key_usage(key_id: str | None, month: datetime | None, as_json: bool) -> None:
+    """Show what keys used in a month, by model, as far as it is on record."""
+    with Registry.open() as registry:
+        at = registry.clock() if month is None else month.replace(tzinfo=registry.clock().tzinfo)
+        found = registry.usage.month(at, keys=None if key_id is None else [key_id])
+        tell_unreadable(found.unreadable)
+        owners = {k.id: k.owner for k in registry.keys.all()}
+        rows = [
+            [u.api_key, owners.get(u.api_key), u.model, u.requests, u.prompt_tokens, u.completion_tokens] for u in found
+        ]
+        headers = ["KEY", "OWNER", "MODEL", "REQUESTS", "PROMPT TOKENS", "ANSWER TOKENS"]
+        emit(list(found), as_json, table(headers, rows))
 
 
 @key.command("revoke")

@@ -15,6 +15,7 @@ from typing import Any
 from tuneloop.registry.nouns import GatewayState, Route, utc_now
 from tuneloop.registry.settings import RegistrySettings
 from tuneloop.serve.gateway import rest
+from tuneloop.serve.gateway.admission.admission import Admission
 from tuneloop.serve.gateway.completions import PATHS, Completions
 from tuneloop.serve.gateway.errors import ApiError
 from tuneloop.serve.gateway.exchange import Exchange, new_request_id
@@ -48,11 +49,21 @@ class Gateway:
         self._refresh = Refresh(
             self._link, self.folder, settings.poll_s, self._beat, self._applies, self._metrics.part_failed
         )
+        self._admission = Admission(
+            settings,
+            self._link,
+            lambda: self._refresh.snapshot,
+            self._metrics.limited,
+            self._metrics.shed,
+            self._metrics.waited,
+        )
+        self._metrics.watch_admission(self._admission)
         self._completions = Completions(
             settings,
             lambda: self._refresh.snapshot,
             self._load,
             self._guarding,
+            self._admission,
             self._finished,
             self._metrics.retried,
         )
@@ -99,6 +110,7 @@ class Gateway:
         """Start what stands behind the request path."""
         await self._completions.start()
         self._refresh.start(asyncio.get_running_loop())
+        self._admission.sharing.start(asyncio.get_running_loop())
         self._recorder.start()
         gc.collect()
         gc.freeze()
@@ -107,6 +119,7 @@ class Gateway:
     async def stop(self) -> None:
         """Store every record, leave the registry's list, close every connection."""
         await asyncio.to_thread(self._recorder.stop, self.settings.drain_s)
+        await asyncio.to_thread(self._admission.sharing.stop)
         await asyncio.to_thread(self._refresh.stop)
         await self._completions.stop()
         await asyncio.to_thread(self._guarding.stop)

@@ -167,7 +167,7 @@ class Attempts:
             exchange.error = str(failure)
             raise _broke_off() from failure
         finally:
-            exchange.usage = relay.usage
+            exchange.usage, exchange.events = relay.usage, relay.events
         if relay.error is not None:  # the engine has told the client itself, by an event
             exchange.failed(relay.error.status, relay.error.message)
         elif not relay.done:

@@ -1,9 +1,9 @@
 """The hot path: POST /v1/chat/completions and /v1/completions, on bare ASGI.
 
-Order: API key → body → checks → route and version → guards → engine → bytes through → record. Nothing here waits for
-database, MLflow or disk. Until the engine's first event (or its whole answer, when not streaming) is here, nothing is
-committed to the client and one other attempt may be made; afterwards never. A client that leaves cancels the engine's
-work at once.
+Order: API key → body → checks → route and version → limits of the key → its turn → guards → engine → bytes through →
+record. Nothing here waits for database, MLflow or disk. Until the engine's first event (or its whole answer, when not
+streaming) is here, nothing is committed to the client and one other attempt may be made; afterwards never. A client
+that leaves cancels the engine's work at once.
 
 The `model` of an answer is what the client asked for; the version that answered stands in the header
 x-tuneloop-version.
@@ -17,6 +17,7 @@ from collections.abc import Callable, Collection
 from functools import partial
 
 from tuneloop.registry.nouns import ApiKey, utc_now
+from tuneloop.serve.gateway.admission.admission import Admission
 from tuneloop.serve.gateway.attempts import Attempts
 from tuneloop.serve.gateway.body import Ask, Endpoint, Limits, read
 from tuneloop.serve.gateway.errors import CLIENT_CLOSED_REQUEST, ApiError, bad_request
@@ -55,6 +56,7 @@ class Completions:
         snapshot: Callable[[], Snapshot | None],
         load: Load,
         guarding: Guarding,
+        admission: Admission,
         finished: Callable[[Exchange], None],
         retried: Callable[[str], None],
     ) -> None:
@@ -62,6 +64,7 @@ class Completions:
         self._snapshot = snapshot
         self._load = load
         self._guarding = guarding
+        self._admission = admission
         self._finished = finished
         self._retried = retried
         self._limits = Limits(settings.max_prompt_chars, settings.max_tokens, settings.max_choices)
@@ -98,6 +101,7 @@ class Completions:
             exchange.failed(CLIENT_CLOSED_REQUEST, "the client left")
         finally:
             line.on_left = None
+            self._admission.leave(exchange)
             exchange.total_ms = exchange.elapsed_ms()
             self._finished(exchange)
 
@@ -149,7 +153,9 @@ class Completions:
         exchange.asked, exchange.stream, exchange.messages = ask.asked, ask.stream, ask.messages
         exchange.unit, exchange.unit_source = _unit(scope, ask, key)
         exchange.trace = (header(scope, b"traceparent") or b"").decode("latin-1")
-        exchange.plan = plan(self._view(), ask.asked, key, exchange.unit)
+        planned = plan(self._view(), ask.asked, key, exchange.unit)
+        await self._admission.enter(exchange, key, ask, planned.route.model)
+        exchange.plan = planned  # from here on it is recorded
         if (guard := self._guarding.of(exchange)) is not None:
             ask = await guard.admit(exchange, ask)
         self._budget.earn()

@@ -16,6 +16,7 @@ from tuneloop.serve.gateway.routing import Plan, Target
 from tuneloop.serve.gateway.sse import Usage
 
 if TYPE_CHECKING:
+    from tuneloop.serve.gateway.admission.limits import Hold
     from tuneloop.serve.gateway.mask import Mask
 
 KeySource = Literal["header", "user", "api_key", "request"]
@@ -62,6 +63,10 @@ class Exchange:
     left: bool = False  # the client went away first
     guards: dict[str, str] = field(default_factory=dict)  # guard → verdict
     mask: Callable[[int], Mask] | None = None  # makes what hides parts of the answer; takes how many bytes it may keep
+    events: int = 0  # of a stream, that the client was sent
+    hold: Hold | None = None  # what it has taken of its key's limits
+    turn_began: float | None = None  # None: it has no turn
+    limit_headers: list[tuple[bytes, bytes]] | None = None
 
     def elapsed_ms(self) -> float:
         """Milliseconds since the request arrived."""
@@ -87,7 +92,7 @@ class Exchange:
 
     def headers(self) -> list[tuple[bytes, bytes]]:
         """The response headers that say who answered."""
-        found = [(b"x-request-id", self.id.encode())]
+        found = [(b"x-request-id", self.id.encode()), *(self.limit_headers or ())]
         if self.target is not None and self.plan is not None:
             found.append((b"x-tuneloop-version", self.target.name.encode()))
             found.append((b"x-tuneloop-revision", str(self.plan.route.revision).encode()))

@@ -1,6 +1,6 @@
 """What Prometheus reads from a gateway; one registry per gateway, so several may live in one process.
 
-Label values are bounded: models and versions come from routes, never from what a client wrote.
+Label values are bounded: models and versions come from routes, keys are those the registry made, by their ids.
 """
 
 from __future__ import annotations
@@ -11,6 +11,9 @@ from typing import TypeVar, cast
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.metrics import MetricWrapperBase
 
+from tuneloop.serve.gateway.admission.admission import Admission
+from tuneloop.serve.gateway.admission.limits import Kind
+from tuneloop.serve.gateway.admission.turns import Shed
 from tuneloop.serve.gateway.exchange import Exchange
 from tuneloop.serve.gateway.look import PARTS
 from tuneloop.serve.gateway.snapshot import Snapshot
@@ -54,6 +57,17 @@ class Metrics:
             ("model", "where", "cause", "fail"),
         )
         self._guard_seconds = self._histogram("guard_seconds", "judging what comes in", ("model",))
+        self._limited = self._counter("limited_requests", "requests refused by a limit of their key", ("key", "limit"))
+        self._shed = self._counter("shed_requests", "requests refused because too many waited", ("reason",))
+        self._queue_seconds = Histogram(
+            "queue_seconds", "time of those that waited", namespace="tuneloop", registry=self.registry, buckets=_SECONDS
+        )
+        self._at_once = self._gauge("requests_in_flight", "requests that have their turn at the engines")
+        self._waiting = self._gauge("requests_waiting", "requests that wait for their turn")
+        self._gateways = self._gauge("limits_gateways", "gateways that share the limits of keys, this one included")
+        self._limits_shared = self._gauge(
+            "limits_shared", "1 when parts of limits are agreed with the other gateways, 0: an even share each"
+        )
         self._revision = self._gauge("route_revision", "the route revision this gateway applies", ("model",))
         self._engine_ready = self._gauge("engine_ready", "1 when the engine is live and ready", ("engine",))
         self._pending = self._gauge("records_pending", "records waiting in memory")
@@ -75,6 +89,25 @@ class Metrics:
         self._pending.set_function(pending)
         self._registry_up.set_function(lambda: float(registry_up()))
         self._view_unsaved.set_function(lambda: float(view_unsaved()))
+
+    def watch_admission(self, admission: Admission) -> None:
+        """Where its gauges are read from."""
+        self._at_once.set_function(lambda: admission.turns.at_once)
+        self._waiting.set_function(lambda: admission.turns.waiting)
+        self._limits_shared.set_function(lambda: float(admission.is_shared))
+        self._gateways.set_function(lambda: admission.gateways)
+
+    def limited(self, key: str, limit: Kind) -> None:
+        """Count one request that a limit of its key refused."""
+        self._limited.labels(key, limit).inc()
+
+    def shed(self, reason: Shed) -> None:
+        """Count one request that could not wait."""
+        self._shed.labels(reason).inc()
+
+    def waited(self, seconds: float) -> None:
+        """Note how long a request waited for its turn."""
+        self._queue_seconds.observe(seconds)
 
     def finished(self, exchange: Exchange) -> None:
         """Count one request."""

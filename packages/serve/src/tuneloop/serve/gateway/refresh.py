@@ -13,7 +13,6 @@ import math
 import threading
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
@@ -23,6 +22,7 @@ from tuneloop.registry.fleet import STALE_AFTER_S
 from tuneloop.registry.nouns import GatewayState, utc_now
 from tuneloop.serve.gateway.link import Link, cause_of
 from tuneloop.serve.gateway.look import PARTS, follow, look
+from tuneloop.serve.gateway.on_loop import on_loop
 from tuneloop.serve.gateway.snapshot import Snapshot
 
 log = logging.getLogger(__name__)
@@ -188,13 +188,4 @@ class Refresh:
     def _on_loop(self, call: Callable[[], T]) -> T:
         """Run `call` on the event loop and wait for what it returns."""
         assert self._loop is not None
-        result: Future[T] = Future()
-
-        def run() -> None:
-            try:
-                result.set_result(call())
-            except BaseException as error:  # noqa: BLE001 (it is raised again in the thread that asked)
-                result.set_exception(error)
-
-        self._loop.call_soon_threadsafe(run)
-        return result.result(timeout=30.0)
+        return on_loop(self._loop, call)

@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from tuneloop.registry.settings import Section
+from tuneloop.serve.gateway.admission.prices import Prices
 from tuneloop.serve.urls import http_url
 
 _STOP_MARGIN_S = 10.0  # to leave the registry's list and close connections
@@ -40,6 +41,11 @@ class GatewaySettings(Section):
     # Processes that judge texts, of 150 MB each; started when a model has a guard policy.
     guard_workers: int = Field(default=2, ge=1, le=64)
     guard_queue: int = Field(default=64, ge=1)  # requests and answers that may wait for them, those at work included
+    max_in_flight: int = Field(default=4_096, ge=1)  # requests at the engines at once; more wait for their turn
+    max_waiting: int = Field(default=1_024, ge=0)  # and no more than this many
+    queue_timeout_s: float = Field(default=10.0, gt=0)  # who would wait longer is refused at once
+    reserve_tokens: int = Field(default=512, ge=1)  # counted for an answer without max_tokens, until the engine counts
+    prices: Prices = {}  # model → USD per million tokens; keys with a budget may ask only models that have one
 
     body_timeout_s: float = Field(default=30.0, gt=0)  # a client must have sent its whole request by then
     connect_timeout_s: float = Field(default=2.0, gt=0)  # to an engine

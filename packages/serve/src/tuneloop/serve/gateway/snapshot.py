@@ -54,8 +54,9 @@ class Snapshot(Noun):
 
     @cached_property
     def key_by_digest(self) -> dict[str, ApiKey]:
-        """Digest → key."""
-        return {key.digest: key for key in self.keys}
+        """Digest → key; also by the secret before a rotation."""
+        old = {key.old_digest: key for key in self.keys if key.old_digest is not None}
+        return old | {key.digest: key for key in self.keys}
 
     @cached_property
     def serving(self) -> dict[str, tuple[EngineState, ...]]:
@@ -79,8 +80,9 @@ class Snapshot(Noun):
 
     def key(self, secret: str, now: datetime) -> ApiKey | None:
         """The key of that secret, if it may still be used."""
-        key = self.key_by_digest.get(key_digest(secret))
-        return key if key is not None and key.usable(now) else None
+        digest = key_digest(secret)
+        key = self.key_by_digest.get(digest)
+        return key if key is not None and key.opened_by(digest, now) else None
 
     def same_as(self, other: Snapshot) -> bool:
         """Whether anything but times has changed."""

@@ -78,6 +78,7 @@ class Relay:
         self._rest = b""
         self.kept: list[bytes] = []  # events that carry text, until `keep_bytes` are full
         self.usage: Usage | None = None
+        self.events = 0  # passed on
         self.error: EngineError | None = None
         self.done = False  # the engine said that the answer is complete
 
@@ -92,6 +93,7 @@ class Relay:
         if len(self._rest) > MAX_EVENT_BYTES:
             raise ValueError(f"an event of more than {MAX_EVENT_BYTES} bytes")
         passed = [event for event in events if self._passes(event)]
+        self.events += len(passed)
         return b"".join([event.replace(self._from, self._to, 1) + b"\n\n" for event in passed])
 
     def _passes(self, event: bytes) -> bool:

@@ -1,0 +1,170 @@
+"""One key's limit on several gateways and one database: what they let in together, minute by minute, on a moved clock."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from serve.gateway.test_limits import limited
+from serve.gateway.wire import Wire
+from serve.gateway.world import World, until
+from tests_support import Clock, beat_gateway
+from tuneloop.registry import Registry
+from tuneloop.registry.access.limits import KeyLimits
+from tuneloop.registry.nouns import ApiKey, utc_now
+from tuneloop.serve.gateway.admission.limits import Limits
+from tuneloop.serve.gateway.admission.sharing import Sharing
+from tuneloop.serve.gateway.body import Limits as BodyLimits
+from tuneloop.serve.gateway.body import read
+from tuneloop.serve.gateway.errors import ApiError
+from tuneloop.serve.gateway.exchange import Exchange
+from tuneloop.serve.gateway.link import Link
+from tuneloop.serve.gateway.routing import Target
+from tuneloop.serve.gateway.snapshot import Snapshot
+from tuneloop.serve.gateway.sse import Usage
+
+ASK = read(b'{"model":"bot","prompt":"hi","max_tokens":10}', "completion", BodyLimits(100, 100, 1))
+TARGET = Target(1, "bot@1", "e1", "http://e1")
+
+
+def at_once(call: Callable[[], None]) -> None:
+    call()
+
+
+@dataclass
+class Front:
+    """The limits of one gateway, without its sockets: the registry, the clocks and the traffic are the test's."""
+
+    name: str
+    registry: Registry
+    clock: Clock
+    key: ApiKey
+    let_in: list[float] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.limits = Limits({}, 512, lambda *_: None, lambda: None, clock=self.seconds, now=self.clock)
+        view = Snapshot.of(self.clock(), {}, (), (self.key,))
+        link = Link(self.registry.settings, open_registry=lambda _: self.registry)
+        hurry = threading.Event()
+        self.sharing = Sharing(link, self.name, self.limits, {}, lambda: view, hurry, self.clock, self.seconds)
+
+    def seconds(self) -> float:
+        return self.clock().timestamp()
+
+    def look(self) -> None:
+        """As its threads do every second."""
+        beat_gateway(self.registry, {}, id=self.name)
+        self.sharing.step(at_once)
+
+    def ask(self, times: int) -> int:
+        """So many requests at once; how many were let in, and answered."""
+        before = len(self.let_in)
+        for _ in range(times):
+            exchange = Exchange("completion")
+            try:
+                if not self.limits.admit(exchange, self.key, ASK, "bot", at_last=False):
+                    continue
+            except ApiError as error:
+                assert error.retry_after_s is not None
+                continue
+            self.let_in.append(self.seconds())
+            exchange.target, exchange.usage = TARGET, Usage(3, 5)
+            assert exchange.hold is not None
+            self.limits.settle(exchange, exchange.hold)
+        return len(self.let_in) - before
+
+
+def fronts(registry: Registry, clock: Clock, count: int, limit: int) -> list[Front]:
+    _, key = registry.keys.new("team-a", by="test", limits=KeyLimits(requests_per_minute=limit))
+    found = [Front(f"g{number}", registry, clock, key) for number in range(count)]
+    for _ in range(2):
+        for front in found:
+            front.look()
+    return found
+
+
+def most_in_a_minute(all_fronts: list[Front]) -> int:
+    times = sorted(at for front in all_fronts for at in front.let_in)
+    return max(sum(end - 60 < at <= end for at in times) for end in times)
+
+
+def test_two_gateways_never_let_in_more_than_the_limit_however_the_traffic_moves(
+    registries: Registry, clock: Clock
+) -> None:
+    first, second = fronts(registries, clock, 2, 40)
+    for moment in range(200):
+        if moment < 70:
+            first.ask(5)  # all of it at one
+        elif moment < 130:
+            second.ask(5)  # then at the other
+        else:
+            first.ask(3)
+            second.ask(3)
+        for front in (first, second) if moment % 3 else (second, first):
+            front.look()
+        clock.advance(1)
+    assert most_in_a_minute([first, second]) <= 40
+    # And it is used: in the first minute one gateway alone came to nearly all, though the other may always have some.
+    assert sum(at < first.let_in[0] + 60 for at in first.let_in) >= 30
+    assert len(first.let_in) + len(second.let_in) >= 100
+
+
+def test_five_gateways_that_are_stormed_at_once_keep_the_limit_too(registries: Registry, clock: Clock) -> None:
+    five = fronts(registries, clock, 5, 100)
+    for moment in range(80):
+        for front in five:
+            front.ask(40)
+        for front in five[moment % 5 :] + five[: moment % 5]:
+            front.look()
+            front.ask(10)
+        clock.advance(1)
+    assert most_in_a_minute(five) <= 100
+    assert min(len(front.let_in) for front in five) >= 5  # an even share's quarter is everybody's
+
+
+def test_a_gateway_that_joins_adds_no_more_than_its_floor(registries: Registry, clock: Clock) -> None:
+    [first] = fronts(registries, clock, 1, 80)
+    assert first.ask(60) == 60
+    first.look()
+    late = Front("late", registries, clock, first.key)
+    late.look()
+    first.ask(100)
+    late.ask(100)
+    for _ in range(5):
+        clock.advance(1)
+        late.look()
+        first.look()
+        late.ask(100)
+        first.ask(100)
+    assert most_in_a_minute([first, late]) <= 80 + 80 // 8
+
+
+def test_without_the_registry_each_keeps_to_an_even_share(registries: Registry, clock: Clock) -> None:
+    both = fronts(registries, clock, 2, 40)
+    for front in both:
+        front.limits.unshared()
+    assert [front.ask(100) for front in both] == [20, 20]
+    clock.advance(61)
+    for front in both:
+        front.look()
+    assert 0 < sum(front.ask(100) for front in both) <= 40
+
+
+def test_two_real_gateways_share_a_small_limit_and_refuse_what_is_beyond_it(
+    far_world: tuple[World, World, Wire],
+) -> None:
+    world = far_world[0]
+    world.engine("e1", "bot@1")
+    world.route((1, 10_000))
+    gateways = [world.gateway(id=name) for name in ("g1", "g2")]
+    until(lambda: len(world.registry.fleet.gateways()) == 2)
+    until(lambda: gateways[0].metric("tuneloop_limits_shared") == 1)
+    mine, _ = limited(world, gateways[0], requests_per_minute=3)
+    other = type(mine)(gateways[1].url, mine.key)
+    until(lambda: other.call("/v1/models").status == 200)
+    until(lambda: all(gateway.metric("tuneloop_limits_gateways") == 2 for gateway in gateways))
+    began = utc_now()
+    answers = [seen.chat().status for seen in (mine, other, mine, other, mine, other)]
+    assert (utc_now() - began).total_seconds() < 50  # else the minute is over, and this says nothing
+    assert sorted(answers) == [200] * 3 + [429] * 3
