@@ -1,8 +1,9 @@
-"""Limits of keys through a real gateway: what is refused, what a client is told, what is given back and what is kept."""
+"""Limits of keys through a real gateway: what is refused, what a client is told, what is given back, what is kept."""
 
 from __future__ import annotations
 
 import threading
+import time
 from decimal import Decimal
 from typing import Any
 
@@ -27,6 +28,10 @@ def serving(world: World, **settings: Any) -> Address:
     world.engine("e1", "bot@1")
     world.route((1, 10_000))
     return world.gateway(**settings)
+
+
+def wait_for(gateway: Address, waiting: int) -> None:
+    until(lambda: gateway.metric("tuneloop_requests_waiting") == waiting)
 
 
 def refused(got: Got, code: str = "rate_limit_exceeded") -> int:
@@ -148,11 +153,13 @@ def test_beyond_what_may_be_in_flight_requests_wait_fairly_and_are_refused_early
     for number, (seen, name) in enumerate(((gateway, "a1"), (gateway, "a2"), (other, "b1"))):
         threads.append(threading.Thread(target=ask, args=(seen, name)))
         threads[-1].start()
-        until(lambda n=number: gateway.metric("tuneloop_requests_waiting") == n + 1)
+        wait_for(gateway, number + 1)
+    all_wait_s = time.perf_counter()
     got = gateway.chat()
     assert (got.status, got.error["code"]) == (503, "overloaded")
     assert int(got.headers["retry-after"]) >= 1
     assert gateway.metric('tuneloop_shed_requests_total{reason="queue_full"}') == 1
+    waited_ms = (time.perf_counter() - all_wait_s) * 1e3
     blocker.close()
     for thread in threads:
         thread.join()
@@ -160,8 +167,8 @@ def test_beyond_what_may_be_in_flight_requests_wait_fairly_and_are_refused_early
     assert asked == ["a1", "b1", "a2"]
     assert sorted(answered) == ["a1", "a2", "b1"]
     until(lambda: len(world.registry.traffic.window("bot")) == 4)
-    waited = [record.queue_ms for record in world.registry.traffic.window("bot") if record.status == 200]
-    assert all(ms is not None and ms > 50 for ms in waited)
+    queue_ms = [record.queue_ms for record in world.registry.traffic.window("bot") if record.status == 200]
+    assert all(ms is not None and ms >= waited_ms for ms in queue_ms)
     assert gateway.metric("tuneloop_queue_seconds_count") == 3
     until(lambda: gateway.metric("tuneloop_requests_in_flight") == 0)
 
@@ -174,9 +181,9 @@ def test_a_client_that_leaves_the_queue_takes_nothing_with_it(world: World) -> N
     until(lambda: engine.at_work == 1)
     mine, _ = limited(world, gateway, requests_per_minute=1)
     waiting = connect(mine, stream=False)
-    until(lambda: gateway.metric("tuneloop_requests_waiting") == 1)
+    wait_for(gateway, 1)
     waiting.close()
-    until(lambda: gateway.metric("tuneloop_requests_waiting") == 0)
+    wait_for(gateway, 0)
     blocker.close()
     until(lambda: gateway.metric("tuneloop_requests_in_flight") == 0)
     assert len(engine.seen) == 1

@@ -16,7 +16,7 @@ from tuneloop.serve.gateway.routing import Plan, Target
 from tuneloop.serve.gateway.sse import Usage
 
 if TYPE_CHECKING:
-    from tuneloop.serve.gateway.admission.limits import Hold
+    from tuneloop.serve.gateway.admission.limits import Taken
     from tuneloop.serve.gateway.mask import Mask
 
 KeySource = Literal["header", "user", "api_key", "request"]
@@ -64,7 +64,7 @@ class Exchange:
     guards: dict[str, str] = field(default_factory=dict)  # guard → verdict
     mask: Callable[[int], Mask] | None = None  # makes what hides parts of the answer; takes how many bytes it may keep
     events: int = 0  # of a stream, that the client was sent
-    hold: Hold | None = None  # what it has taken of its key's limits
+    taken: Taken | None = None  # what it has taken of its key's limits
     turn_began: float | None = None  # None: it has no turn
     limit_headers: list[tuple[bytes, bytes]] | None = None
 

@@ -67,5 +67,5 @@ class Admission:
         """A request has ended, or was not let in."""
         if exchange.turn_began is not None:
             self.turns.leave(exchange.turn_began)
-        if exchange.hold is not None:
-            self._limits.settle(exchange, exchange.hold)
+        if exchange.taken is not None:
+            self._limits.settle(exchange, exchange.taken)

@@ -36,7 +36,7 @@ _NOTHING = Decimal(0)
 
 
 @dataclass(slots=True)
-class Hold:
+class Taken:
     """What one request has taken of its key's limits."""
 
     meter: Meter
@@ -103,28 +103,28 @@ class Limits:
         second = meter.requests.add(now_s, 1)
         meter.tokens.add(now_s, tokens)
         meter.reserved += money
-        exchange.hold = Hold(meter, price, now_s, second, prompt, tokens, money)
+        exchange.taken = Taken(meter, price, now_s, second, prompt, tokens, money)
         exchange.limit_headers = self._headers(meter, now_s)
         return True
 
-    def settle(self, exchange: Exchange, hold: Hold) -> None:
+    def settle(self, exchange: Exchange, taken: Taken) -> None:
         """A request has ended: put what it took in the place of what it had reserved."""
-        meter, now_s = hold.meter, self._clock()
+        meter, now_s = taken.meter, self._clock()
         meter.open -= 1
-        meter.reserved -= hold.money
+        meter.reserved -= taken.money
         if exchange.target is None:
-            meter.requests.settle(hold.second, -1)
-            meter.tokens.settle(hold.second, -hold.tokens)
+            meter.requests.settle(taken.second, -1)
+            meter.tokens.settle(taken.second, -taken.tokens)
             return
-        took_s = now_s - hold.began_s
+        took_s = now_s - taken.began_s
         meter.mean_s += (took_s - meter.mean_s) / _REMEMBERED if meter.mean_s else took_s
         usage = exchange.usage
         if usage is None and exchange.committed:  # the engine's count comes last, and this stream was cut before it
-            usage = exchange.usage = Usage(hold.prompt, exchange.events)
+            usage = exchange.usage = Usage(taken.prompt, exchange.events)
             exchange.guards["usage"] = "estimated"
         prompt, answer = (usage.prompt_tokens, usage.completion_tokens) if usage else (0, 0)
-        meter.tokens.settle(hold.second, prompt + answer - hold.tokens)
-        if hold.price is not None and (cost := hold.price.of(prompt, answer)):
+        meter.tokens.settle(taken.second, prompt + answer - taken.tokens)
+        if taken.price is not None and (cost := taken.price.of(prompt, answer)):
             meter.spend(now_s, cost)
 
     def needs(self) -> dict[str, dict[str, Need]]:

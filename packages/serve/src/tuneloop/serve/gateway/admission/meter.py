@@ -1,6 +1,6 @@
 """What one API key uses on this gateway, and how much of its limits this gateway may give it; pure but for its clock.
 
-A part of a shared limit (`tuneloop.registry.access.leases`) is what may be used here within a minute, or at once. It shrinks
+A part of a shared limit (`registry.access.leases`) is what may be used here within a minute, or at once. It shrinks
 before the registry is told so, and grows once the registry has said so: the parts of all gateways never exceed a limit.
 """
 
