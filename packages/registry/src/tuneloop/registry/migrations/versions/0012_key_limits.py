@@ -6,7 +6,7 @@ from alembic.util import CommandError
 from sqlalchemy.dialects.postgresql import JSONB
 
 revision = "0012"
-down_revision = "0009"
+down_revision = "0013"
 branch_labels = None
 depends_on = None
 
