@@ -41,6 +41,7 @@ class GatewaySettings(Section):
     # Processes that judge texts, of 150 MB each; started when a model has a guard policy.
     guard_workers: int = Field(default=2, ge=1, le=64)
     guard_queue: int = Field(default=64, ge=1)  # requests and answers that may wait for them, those at work included
+
     max_in_flight: int = Field(default=4_096, ge=1)  # requests at the engines at once; more wait for their turn
     max_waiting: int = Field(default=1_024, ge=0)  # and no more than this many
     queue_timeout_s: float = Field(default=10.0, gt=0)  # who would wait longer is refused at once
