@@ -31,8 +31,9 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from tuneloop.registry.printing import table
+from tuneloop.registry.versions.adapters import SERVED_MODULES
 from tuneloop.serve.engine import guard
-from tuneloop.serve.engine.launch import SERVED_MODULES, build
+from tuneloop.serve.engine.launch import build
 from tuneloop.serve.engine.ports import hold_port
 from tuneloop.serve.engine.precision import choose_precision, cpu_features
 from tuneloop.serve.engine.settings import EngineSettings

@@ -25,10 +25,9 @@ from safetensors.numpy import save_file
 from tuneloop.registry import Registry
 from tuneloop.registry.errors import NotFound
 from tuneloop.registry.nouns import Arm, EngineState, Route, Version
+from tuneloop.registry.versions.adapters import SERVED_MODULES, base_shapes
 from tuneloop.registry.versions.artifacts import base_digest, template_digest
 from tuneloop.registry.versions.store import VersionDraft
-from tuneloop.serve.engine.adapters import base_shapes
-from tuneloop.serve.engine.launch import SERVED_MODULES
 
 T = TypeVar("T")
 MODEL = "python-helper"

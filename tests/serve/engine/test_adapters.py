@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 from serve.engine_support import write_adapter
 from tuneloop.registry.errors import InvalidInput
 from tuneloop.registry.nouns import Version
-from tuneloop.serve.engine.adapters import CONFIG, WEIGHTS, Base, Limits, base_shapes, check, reasons
+from tuneloop.registry.versions.adapters import CONFIG, WEIGHTS, Base, Limits, base_shapes, check, reasons
 
 VERSION = Version(
     model="m",

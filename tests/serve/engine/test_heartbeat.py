@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tuneloop.registry import Registry
-from tuneloop.serve.engine.adapters import Base, Limits
+from tuneloop.registry.versions.adapters import Base, Limits
 from tuneloop.serve.engine.agent import Agent
 from tuneloop.serve.engine.client import EngineClient
 from tuneloop.serve.engine.keeper import Keeper

@@ -19,7 +19,7 @@ from tests_support import free_port
 from tuneloop.registry import Registry
 from tuneloop.registry.errors import Unavailable
 from tuneloop.registry.nouns import AdapterState, Version
-from tuneloop.serve.engine.adapters import Base, Limits
+from tuneloop.registry.versions.adapters import Base, Limits
 from tuneloop.serve.engine.client import EngineClient
 from tuneloop.serve.engine.keeper import Keeper
 from tuneloop.serve.engine.reconcile import Held

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from tuneloop.registry.errors import InvalidInput
-from tuneloop.serve.engine.launch import SERVED_MODULES, Device, Launch, build, check_room, check_weights
+from tuneloop.registry.versions.adapters import SERVED_MODULES
+from tuneloop.serve.engine.launch import Device, Launch, build, check_room, check_weights
 from tuneloop.serve.engine.settings import EngineSettings
 from tuneloop.serve.gateway.settings import GatewaySettings
 from tuneloop.train.tuning import served

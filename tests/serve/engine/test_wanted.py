@@ -16,8 +16,8 @@ from tuneloop.registry.errors import InvalidInput, Unavailable
 from tuneloop.registry.files import write_atomically
 from tuneloop.registry.nouns import Arm, GatewayState, Version, utc_now
 from tuneloop.registry.settings import RegistrySettings
+from tuneloop.registry.versions.adapters import Base
 from tuneloop.serve.engine import wanted
-from tuneloop.serve.engine.adapters import Base
 from tuneloop.serve.engine.reconcile import Gateways
 from tuneloop.serve.engine.wanted import MEMORY, RegistryWatch, Sight
 

@@ -18,7 +18,7 @@ from typing import Literal, ParamSpec, TypeVar
 
 from tuneloop.registry.errors import InvalidInput, Unavailable
 from tuneloop.registry.nouns import EngineState, utc_now
-from tuneloop.serve.engine.adapters import Base
+from tuneloop.registry.versions.adapters import Base
 from tuneloop.serve.engine.keeper import Keeper
 from tuneloop.serve.engine.settings import EngineSettings
 from tuneloop.serve.engine.supervisor import Supervisor

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from tuneloop.registry.errors import InvalidInput, Unavailable
 from tuneloop.registry.nouns import AdapterState, Version
-from tuneloop.serve.engine import adapters
+from tuneloop.registry.versions import adapters
 from tuneloop.serve.engine.client import EngineClient
 from tuneloop.serve.engine.launch import check_room
 from tuneloop.serve.engine.reconcile import Action, Held, Step, View, plan, settled

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Literal
 
 from tuneloop.registry.errors import InvalidInput, Unavailable
+from tuneloop.registry.versions.adapters import SERVED_MODULES
 from tuneloop.serve.engine.guard import GUARD
 from tuneloop.serve.engine.settings import RESERVED_SLOTS, EngineSettings
 
-SERVED_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 Device = Literal["cpu", "gpu"]
 # vLLM keeps one core free for its scheduler and binds its threads to the others. Of two that is too many: computing on
 # both gives 1.3 times the answers of one adapter or the base (of two at once: as many) and 1.5 times the scored prompts

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from tuneloop.registry import Registry
 from tuneloop.registry.settings import RegistrySettings
+from tuneloop.registry.versions import adapters
 from tuneloop.registry.versions.artifacts import base_digest, template_digest
-from tuneloop.serve.engine import adapters, guard
+from tuneloop.serve.engine import guard
 from tuneloop.serve.engine.agent import Agent
 from tuneloop.serve.engine.client import EngineClient
 from tuneloop.serve.engine.keeper import Keeper

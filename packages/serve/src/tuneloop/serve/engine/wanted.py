@@ -17,8 +17,8 @@ from tuneloop.registry import Registry
 from tuneloop.registry.errors import InvalidInput, TuneloopError, Unavailable
 from tuneloop.registry.files import OWNER_ONLY, write_atomically
 from tuneloop.registry.nouns import EngineState, Route, Version, version_name
+from tuneloop.registry.versions.adapters import Base, wrong_base
 from tuneloop.registry.versions.deadline import LOOKUP_TIMEOUT_S, mlflow_within
-from tuneloop.serve.engine.adapters import Base, wrong_base
 from tuneloop.serve.engine.reconcile import Gateways
 
 MEMORY = "wanted.json"

@@ -1,4 +1,4 @@
-"""Whether a folder is an adapter this engine can serve, found out before vLLM sees it.
+"""Whether a folder is an adapter that an engine can serve, found out before it is registered and before vLLM sees it.
 
 vLLM loads some bad adapters with status 200 and serves the bare base under their name; others end a request with status
 500. Reads headers only, no weights: about 1 ms an adapter.
@@ -17,9 +17,10 @@ from typing import Any
 from tuneloop.registry.errors import InvalidInput
 from tuneloop.registry.nouns import Version
 from tuneloop.registry.versions.artifacts import PUBLISHABLE
-from tuneloop.serve.engine.launch import SERVED_MODULES
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+SERVED_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+LARGEST_RANK = 512  # that vLLM can be started for
 _BYTES = {
     "F64": 8,
     "F32": 4,
@@ -86,7 +87,12 @@ def check(folder: Path, version: Version, limits: Limits) -> None:
 
 def reasons(folder: Path, version: Version, limits: Limits) -> list[str]:
     """Everything that speaks against serving the adapter; empty when nothing does."""
-    found = wrong_base(version, limits.base)
+    return wrong_base(version, limits.base) + unservable(folder, limits)
+
+
+def unservable(folder: Path, limits: Limits) -> list[str]:
+    """What is wrong with the files alone; empty when nothing is."""
+    found = []
     foreign = sorted(path.name for path in folder.rglob("*") if path.is_file() and path.suffix not in PUBLISHABLE)
     if foreign:
         found.append(
@@ -200,6 +206,8 @@ def _scale_reasons(config: Mapping[str, Any], limits: Limits) -> list[str]:
     ranks = _ranks(config)
     if not all(type(rank) is int and rank > 0 for rank in ranks):
         found.append(f"{CONFIG}: r is {config.get('r')!r}, not a positive number")
+    elif max(ranks) > LARGEST_RANK:
+        found.append(f"{CONFIG}: rank {max(ranks)} is above {LARGEST_RANK}, the most that vLLM serves; lower lora.rank")
     elif max(ranks) > limits.max_lora_rank:
         found.append(
             f"{CONFIG}: rank {max(ranks)} exceeds the engine's max_lora_rank {limits.max_lora_rank}; lower lora.rank, "
