@@ -18,7 +18,7 @@ import click
 # The order in which people meet the verbs.
 ORDER = [
     *("demo", "up", "status", "trace", "requests", "report", "alerts", "alert"),
-    *("models", "versions", "show", "card", "compare", "gate", "approve", "sign"),
+    *("models", "versions", "show", "card", "compare", "register", "gate", "approve", "sign"),
     *("promote", "rollback", "route", "rollout", "experiment", "retraining"),
     *("recipe", "data", "plan", "train", "export", "base", "drift", "guard"),
     *("key", "token", "config", "engine", "gateway", "monitor", "worker", "controller", "api", "audit", "db"),

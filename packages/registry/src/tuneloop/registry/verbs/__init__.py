@@ -6,6 +6,7 @@ from tuneloop.registry.verbs.access import key
 from tuneloop.registry.verbs.api import api, token
 from tuneloop.registry.verbs.experiments import experiment
 from tuneloop.registry.verbs.lineage import card, show
+from tuneloop.registry.verbs.register import register
 from tuneloop.registry.verbs.retraining import retraining
 from tuneloop.registry.verbs.rollout import controller, rollout
 from tuneloop.registry.verbs.routes import promote, rollback, route
@@ -18,6 +19,7 @@ VERBS = (
     show,
     card,
     compare,
+    register,
     gate,
     approve,
     sign,

@@ -67,15 +67,29 @@ def template_digest(folder: Path) -> str:
     Raises:
         InvalidInput: the folder has no chat template.
     """
-    if (path := folder / "chat_template.jinja").is_file():
-        return text_digest(path.read_text(encoding="utf-8"))
-    if (path := folder / "tokenizer_config.json").is_file():
-        template = json.loads(path.read_text(encoding="utf-8")).get("chat_template")
-        if isinstance(template, str):
-            return text_digest(template)
-    raise InvalidInput(
-        f"{folder} has no chat template (chat_template.jinja, or chat_template in tokenizer_config.json)"
-    )
+    if (template := _template(folder)) is None:
+        raise InvalidInput(
+            f"{folder} has no chat template (chat_template.jinja, or chat_template in tokenizer_config.json)"
+        )
+    return text_digest(template)
+
+
+def has_template(folder: Path) -> bool:
+    """Whether there is a chat template among its files."""
+    return _template(folder) is not None
+
+
+def _template(folder: Path) -> str | None:
+    path = folder / "chat_template.jinja"
+    try:
+        if path.is_file():
+            return path.read_text(encoding="utf-8")
+        if (path := folder / "tokenizer_config.json").is_file():
+            template = json.loads(path.read_text(encoding="utf-8")).get("chat_template")
+            return template if isinstance(template, str) else None
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise InvalidInput(f"{path} cannot be read: {error}; bring the file back that was there") from None
+    return None
 
 
 def check_publishable(folder: Path) -> None:

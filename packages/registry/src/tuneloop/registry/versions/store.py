@@ -1,4 +1,4 @@
-"""Versions live in MLflow (models, versions, metrics, artifacts); this is the only module that speaks to it.
+"""Versions live in MLflow (models, versions, metrics, artifacts); this module speaks to it, and `foreign` for it.
 
 Importing it costs about 2 s (MLflow); everything else in the registry stays light. Nothing is created in MLflow before
 the folder has been checked, so a refused publish leaves nothing behind.
@@ -32,7 +32,9 @@ from tuneloop.registry.nouns import ModelName, Noun, Route, Version, version_nam
 from tuneloop.registry.paging import Ask, Page, cursor_at
 from tuneloop.registry.settings import RegistrySettings, first_line, shown_url, without_password
 from tuneloop.registry.versions.artifacts import check_publishable, fetched_name, folder_digest
+from tuneloop.registry.versions.foreign import Foreign, brought
 from tuneloop.registry.versions.signing import SIGNATURE, Signing
+from tuneloop.registry.versions.sources import MlflowRun, MlflowVersion
 from tuneloop.registry.versions.tag import VERSION_TAG, ours, version_of
 
 _log = logging.getLogger(__name__)
@@ -303,6 +305,17 @@ class Versions:
     def for_request(self, request_id: str) -> Version | None:
         """The version a retraining request made, if it made one."""
         return next(iter(self._search(f"tags.`{_REQUEST_TAG}` = '{_safe(request_id)}'")), None)
+
+    @contextmanager
+    def foreign(self, source: MlflowRun | MlflowVersion) -> Iterator[Foreign]:
+        """A folder that somebody put into MLflow, for as long as the block runs; nothing of it has been looked at.
+
+        Raises:
+            InvalidInput: it lies outside the run that is named.
+            NotFound: there is no such run, version or folder.
+        """
+        with ExitStack() as until_read:
+            yield _asking(until_read.enter_context)(brought(self._client, source))
 
     def check_key(self) -> None:
         """See that what will be published can be signed, before hours are spent on making it.

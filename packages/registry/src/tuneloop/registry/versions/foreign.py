@@ -1,0 +1,109 @@
+"""Files that somebody else put into MLflow, brought here to be looked at before they become a version.
+
+Nothing of them is trusted. A store on this machine is read where it lies, because MLflow follows links when it copies;
+what a version's record points to outside its run is not read at all.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import mlflow
+from mlflow.tracking import MlflowClient
+
+from tuneloop.registry.errors import InvalidInput, NotFound
+from tuneloop.registry.settings import without_password
+from tuneloop.registry.versions.sources import MlflowRun, MlflowVersion
+from tuneloop.registry.versions.tag import VERSION_TAG
+
+_COMMIT_TAG = "mlflow.source.git.commit"
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """A folder as MLflow holds it, and what its run says of how it was made."""
+
+    folder: Path
+    code_commit: str | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+@contextmanager
+def brought(client: MlflowClient, source: MlflowRun | MlflowVersion) -> Iterator[Foreign]:
+    """A folder of MLflow's, for as long as the block runs.
+
+    Raises:
+        InvalidInput: its files, or the path, lie outside the run that is named.
+        NotFound: there is no such folder.
+        MlflowException: MLflow has no such run or version, or does not answer.
+    """
+    path = _inside(source.path)
+    if isinstance(source, MlflowRun):
+        run = client.get_run(source.run_id)
+        uri = _artifacts(run)
+    else:
+        made = client.get_model_version(source.model, str(source.number))
+        if VERSION_TAG in made.tags:
+            raise InvalidInput(f"{source.name} is tuneloop's own {source.model}@{source.number} already")
+        run = client.get_run(made.run_id) if made.run_id else None
+        uri = str(client.get_model_version_download_uri(source.model, str(source.number)))
+    roots = [_artifacts(run)] if run else []
+    kind, _, rest = uri.partition(":/")
+    if kind == "runs" and run:
+        uri = f"{_artifacts(run)}/{_inside(rest.partition('/')[2])}"
+    elif kind == "models":  # a logged model: it has a folder of its own
+        uri = str(client.get_logged_model(rest.partition("/")[0]).artifact_location).rstrip("/")
+        roots.append(uri)
+    with _folder(client, uri if path == "." else f"{uri}/{path}", roots, source.name) as folder:
+        data = run.data if run else None
+        metrics = {str(name): float(value) for name, value in data.metrics.items()} if data else {}
+        yield Foreign(folder, data.tags.get(_COMMIT_TAG) if data else None, metrics)
+
+
+def _artifacts(run: Any) -> str:
+    return str(run.info.artifact_uri).rstrip("/")
+
+
+def _inside(path: str) -> str:
+    """A path that stays below where it begins."""
+    pure = PurePosixPath(path)
+    if pure.is_absolute() or ".." in pure.parts or "\\" in path:
+        raise InvalidInput(f"{path!r} leads out of the run; name a folder below it")
+    return str(pure)
+
+
+@contextmanager
+def _folder(client: MlflowClient, uri: str, roots: list[str], what: str) -> Iterator[Path]:
+    if not any(_is_below(uri, root) for root in roots):
+        raise InvalidInput(
+            f"{what}: its files lie in {without_password(uri)}, outside the run that it names; bring them here, look "
+            "at them, and register them with --folder"
+        )
+    with tempfile.TemporaryDirectory(prefix="tuneloop-register-") as scratch:
+        if (found := _local(uri)) is None:
+            tracking = str(client.tracking_uri)
+            found = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=scratch, tracking_uri=tracking))
+        if not found.is_dir() or not any(found.iterdir()):
+            raise NotFound(f"{what}: there is no such folder in MLflow; its own interface shows what there is")
+        yield found
+
+
+def _is_below(uri: str, root: str) -> bool:
+    here, there = _local(uri), _local(root)
+    if here is not None and there is not None:
+        return here.resolve().is_relative_to(there.resolve())
+    return ".." not in uri.split("/") and (uri == root or uri.startswith(f"{root}/"))
+
+
+def _local(uri: str) -> Path | None:
+    """Where a URI lies on this machine; None for one that is fetched."""
+    split = urlsplit(uri)
+    if split.scheme == "file":
+        return Path(unquote(split.path))
+    return Path(uri) if split.scheme == "" else None

@@ -1,0 +1,62 @@
+"""Where a version that tuneloop did not train comes from: a folder, a run of MLflow's, or a version of MLflow's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tuneloop.registry.errors import InvalidInput
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder on this machine."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """As messages and the audit log call it."""
+        return f"folder {self.path.resolve()}"
+
+
+@dataclass(frozen=True)
+class MlflowRun:
+    """A folder of a run's artifacts."""
+
+    run_id: str
+    path: str = "model"
+
+    @property
+    def name(self) -> str:
+        """As messages and the audit log call it."""
+        return f"MLflow run {self.run_id}: {self.path}"
+
+
+@dataclass(frozen=True)
+class MlflowVersion:
+    """The files of a version in MLflow, or a folder below them."""
+
+    model: str
+    number: int
+    path: str = "."
+
+    @property
+    def name(self) -> str:
+        """As messages and the audit log call it."""
+        return f"MLflow {self.model}/{self.number}" + ("" if self.path == "." else f": {self.path}")
+
+    @classmethod
+    def named(cls, text: str, path: str) -> MlflowVersion:
+        """From `NAME/VERSION`.
+
+        Raises:
+            InvalidInput: it is not in that form.
+        """
+        model, _, number = text.rpartition("/")
+        if not model or not number.isdecimal():
+            raise InvalidInput(f"{text!r} is no version in MLflow; write NAME/VERSION, as in bot/3")
+        return cls(model, int(number), path)
+
+
+Source = Folder | MlflowRun | MlflowVersion
