@@ -48,6 +48,16 @@ _POSTGRESQL: dict[str, str | int] = {
 }
 
 
+# What can be ended without being read, as `tuneloop db end` calls it.
+DAMAGED = {
+    "Rollout": "rollout",
+    "RetrainingRequest": "retraining",
+    "Experiment": "experiment",
+    "Token": "token",
+    "ApiKey": "key",
+}
+
+
 class Database:
     """A connection pool with two kinds of transaction: `reading` and `writing`."""
 
@@ -234,7 +244,14 @@ def noun_of(kind: type[NounT], row: Mapping[str, Any] | RowMapping) -> NounT:
         raise Unreadable(
             f"the database's {kind.__name__} {_identity(row)} cannot be read: {faults(error)}; it was changed by hand "
             "or written by another version of tuneloop: restore that row, or run the version that wrote it"
+            f"{_end_it(kind, row)}"
         ) from None
+
+
+def _end_it(kind: type[Noun], row: Mapping[str, Any] | RowMapping) -> str:
+    if (named := DAMAGED.get(kind.__name__)) is None:
+        return ""
+    return f"; or end it as it is: `tuneloop db end {named} {_identity(row)} --by YOU --reason WHY`"
 
 
 class Rows(list[NounT]):
@@ -275,4 +292,6 @@ def _identity(row: Mapping[str, Any] | RowMapping) -> str:
     # Of a row with a revision only an id that is a name says which it is; a route's is the number of its row.
     named = "id" in row and (isinstance(row["id"], str) or "revision" not in row)
     names = ("id",) if named else ("model", "revision", "version")
+    if not any(name in row for name in names):
+        names = ("name",)  # a token's
     return " ".join(str(row[name]) for name in names if name in row)

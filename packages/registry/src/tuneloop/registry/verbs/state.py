@@ -1,4 +1,4 @@
-"""`tuneloop status · trace · requests · audit · db upgrade`."""
+"""`tuneloop status · trace · requests · audit · db upgrade·end`."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import dataclasses
 import click
 
 from tuneloop.registry import overview
+from tuneloop.registry.database import DAMAGED
 from tuneloop.registry.errors import Unreadable
 from tuneloop.registry.facade import Registry
-from tuneloop.registry.printing import emit, json_option, table, tell_unreadable
+from tuneloop.registry.printing import by_option, emit, json_option, reason_option, table, tell_unreadable
 from tuneloop.registry.trace import trace as trace_back
 
 MOST_ROWS = 1_000_000_000  # a list may be asked for; beyond what any database counts to it is an error
@@ -163,6 +164,26 @@ def _verify_audit(registry: Registry, noted: str | None, as_json: bool) -> None:
 @click.group()
 def db() -> None:
     """Look after the database."""
+
+
+@db.command("end")
+@click.argument("kind", type=click.Choice(sorted(DAMAGED.values())))
+@click.argument("name", metavar="ID")
+@by_option
+@reason_option
+def db_end(kind: str, name: str, by: str, reason: str) -> None:
+    """End what cannot be read: a row that was changed by hand or written by another version of tuneloop.
+
+    The row stays for whoever looks into it; it holds nothing up any more. A rollout's or an experiment's route stays as
+    it is.
+    """
+    from tuneloop.registry.damaged import end
+
+    with Registry.open() as registry:
+        damage = end(registry, kind, name, by=by, reason=reason)
+    click.echo(f"{kind} {name} is ended. It could not be read: {damage.partition('; or end it')[0]}")
+    if kind in {"rollout", "experiment"}:
+        click.echo("the model's route is as it was: `tuneloop route show MODEL`, `tuneloop rollback MODEL`")
 
 
 @db.command("upgrade")
