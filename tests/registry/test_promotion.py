@@ -443,3 +443,17 @@ def test_a_route_set_by_hand_closes_the_request_too(
     assert two_versions.retraining.get(request.id).state == "gated"
     set_route(two_versions, "bot", split, CHANGE)
     assert two_versions.retraining.get(request.id).state == state
+
+
+def test_a_version_that_was_deleted_in_mlflow_gets_no_more_though_the_route_names_it(two_versions: Registry) -> None:
+    before = set_route(two_versions, "bot", {2: 1_000, 1: 9_000}, CHANGE)
+    uri = two_versions.settings.mlflow
+    MlflowClient(uri, uri).delete_model_version("bot", "2")
+    for change in (CHANGE, Change("ada", "at any price", force=True)):
+        with pytest.raises(Refused, match="the route names bot@2, and it is gone from MLflow"):
+            promote(two_versions, "bot", 2, change)
+        with pytest.raises(Refused, match=r"gone from MLflow .*known: bot@1"):
+            set_route(two_versions, "bot", {2: 2_000, 1: 8_000}, change)
+    assert two_versions.routes.current("bot") == before
+    assert set_route(two_versions, "bot", {2: 500, 1: 9_500}, CHANGE).split == {2: 500, 1: 9_500}, "less it may get"
+    assert rollback(two_versions, "bot", CHANGE).split == {2: 0, 1: 10_000}

@@ -19,7 +19,7 @@ from tuneloop.registry.errors import InvalidInput, Refused, TuneloopError, Unrea
 from tuneloop.registry.facade import Registry
 from tuneloop.registry.nouns import FULL_SHARE_BP, Arm, RetrainingState, Route, version_name
 from tuneloop.registry.routes.assignment import key_hash
-from tuneloop.registry.routes.staging import check_approved, check_fits, stage
+from tuneloop.registry.routes.staging import check_approved, check_fits, check_kept, stage
 from tuneloop.registry.routes.store import lost_race
 from tuneloop.registry.versions.deadline import LOOKUP_TIMEOUT_S, mlflow_within
 
@@ -299,6 +299,8 @@ def _put(
     newcomers = (
         mlflow_within(registry, lambda: [registry.versions.get(model, n) for n in new], LOOKUP_TIMEOUT_S) if new else []
     )
+    if before is not None and action != _ROLLBACK:
+        check_kept(registry, before, arms)
     if not change.force:
         check_approved(registry, model, before, arms)
     if newcomers:

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 
-from tuneloop.registry.errors import Conflict, Refused, Unavailable
+from tuneloop.registry.errors import Conflict, NotFound, Refused, Unavailable
 from tuneloop.registry.facade import Registry
-from tuneloop.registry.nouns import Arm, EngineState, Route, Version, version_name
+from tuneloop.registry.nouns import FULL_SHARE_BP, Arm, EngineState, Route, Version, version_name
+from tuneloop.registry.versions.deadline import mlflow_within
 
 LOAD_TIMEOUT_S = 120.0
+KEPT_TIMEOUT_S = 5.0  # that what is loaded already waits for MLflow to say whether it has it still
 _log = logging.getLogger(__name__)
 
 
@@ -35,6 +38,31 @@ def check_approved(registry: Registry, model: str, before: Route | None, arms: S
                 f"{name} is not approved ({registry.gates.why_not(model, arm.version)}); "
                 f"`tuneloop approve {name} --by YOU --reason WHY`, or --force with a reason, on record"
             )
+
+
+def check_kept(registry: Registry, before: Route, arms: Sequence[Arm]) -> None:
+    """Refuse more to what was deleted in MLflow: an engine that restarts could not fetch it.
+
+    What the route names is loaded, so that MLflow is away keeps nothing back; nor is anything asked where a
+    challenger's share goes back to the champion.
+
+    Raises:
+        Refused: names the version.
+    """
+    more = [arm.version for arm in arms if before.split.get(arm.version, FULL_SHARE_BP) < arm.weight_bp]
+    for number in more:
+        if number == before.champion:
+            continue
+        try:
+            mlflow_within(registry, partial(registry.versions.get, before.model, number), KEPT_TIMEOUT_S)
+        except NotFound as error:
+            name = version_name(before.model, number)
+            raise Refused(
+                f"the route names {name}, and it is gone from MLflow ({error}): an engine that restarts could not load "
+                f"it; train or register it again, and take it out with `tuneloop route set {before.model}`"
+            ) from None
+        except Unavailable as error:
+            _log.warning("whether %s is still in MLflow is not known: %s", version_name(before.model, number), error)
 
 
 def check_fits(
