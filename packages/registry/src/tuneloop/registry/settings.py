@@ -220,7 +220,9 @@ class ApiSettings(Section):
     burst: int = Field(default=50, ge=1)  # and at once
     failures_per_minute: float = Field(default=30.0, gt=0, allow_inf_nan=False)  # of one address, without a valid token
     max_body_bytes: int = Field(default=65_536, ge=1)
-    body_timeout_s: float = Field(default=10.0, gt=0)  # a client must have sent its whole request by then
+    max_connections: int = Field(default=512, ge=1)  # at a time; each costs a file descriptor
+    header_timeout_s: float = Field(default=10.0, gt=0)  # a client must have sent its request's head by then
+    body_timeout_s: float = Field(default=10.0, gt=0)  # and its body, as long after that
     drain_s: float = Field(default=30.0, ge=0)  # after SIGTERM: for requests to end
 
     @property

@@ -33,7 +33,7 @@ STATUS: dict[Kind, tuple[int, str]] = {
     "forbidden": (403, "The token's role may not do this"),
     "not-found": (404, "There is nothing of that name"),
     "method-not-allowed": (405, "Not a method of this resource"),
-    "timeout": (408, "The request's body did not arrive in time"),
+    "timeout": (408, "The request did not arrive in time"),
     "refused": (409, "A gate or a policy says no"),
     "conflict": (409, "Somebody else was first"),
     "too-large": (413, "The request's body is too large"),

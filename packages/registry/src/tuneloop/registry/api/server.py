@@ -13,6 +13,7 @@ from contextlib import contextmanager
 import uvicorn
 
 from tuneloop.registry.api.app import make_app
+from tuneloop.registry.api.connections import guarded
 from tuneloop.registry.errors import InvalidInput, TuneloopError, Unavailable
 from tuneloop.registry.facade import Registry
 from tuneloop.registry.fleet import Fleet
@@ -66,6 +67,7 @@ def config(settings: ApiSettings, registry: Registry) -> uvicorn.Config:
     """How uvicorn runs it."""
     return uvicorn.Config(
         make_app(registry, settings),
+        http=guarded(settings),
         ws="none",
         lifespan="on",
         log_config=None,
