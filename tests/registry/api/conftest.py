@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from registry.api.plane import Plane, following, running
+from registry.api.plane import Plane, following, let_experiment, running
 from registry.verbs import let_live
 from tuneloop.registry import Registry
 from tuneloop.registry.nouns import Feedback
@@ -25,6 +25,7 @@ def lived_in_home(tmp_path_factory: pytest.TempPathFactory, empty_mlflow: Path) 
         let_live(registry, home)
         said = Feedback(id="f1", request_id="req-1", at=registry.clock(), thumb="down", correction="It raises.")
         registry.traffic.add_feedback([said])
+        let_experiment(registry)
     return home
 
 

@@ -12,13 +12,22 @@ from typing import Any
 import httpx
 import uvicorn
 
+from registry.experiment_traffic import NO_PLAN
 from tests_support import beat_engine, beat_gateway
 from tuneloop.registry import Registry
 from tuneloop.registry.access.roles import Role
 from tuneloop.registry.api.server import config, listening
+from tuneloop.registry.experiments.declaration import Declaration
 from tuneloop.registry.nouns import version_name
 from tuneloop.registry.settings import ApiSettings
 
+DECLARED = {
+    "model": "bot",
+    "hypothesis": "Version 2 gets fewer thumbs-down",
+    "arms": {"1": 9_000, "2": 1_000},
+    "control": 1,
+    "primary": {"kind": "binary", "measure": "thumbs_down", "goal": "lower", "minimum_effect": 0.1},
+}
 GENEROUS = ApiSettings(rate_per_s=100_000, burst=100_000, failures_per_minute=100_000, drain_s=2)
 
 
@@ -63,6 +72,14 @@ def running(registry: Registry, settings: ApiSettings = GENEROUS) -> Iterator[Pl
             server.should_exit = True
             thread.join(timeout=20)
             assert not thread.is_alive()
+
+
+def let_experiment(registry: Registry) -> None:
+    """An experiment of `bot` that is over, and one that has not started."""
+    declared = Declaration.model_validate(DECLARED)
+    over, _draft = (registry.experiments.new(declared, NO_PLAN, by="ada", reason="r") for _ in range(2))
+    registry.experiments.start(over.id, revision=2, by="ada", reason="r")
+    registry.experiments.stop(over.id, by="ada", reason="r")
 
 
 @contextmanager

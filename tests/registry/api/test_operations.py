@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from registry.api.plane import Plane, following, running
+from registry.api.plane import DECLARED, Plane, following, let_experiment, running
 from registry.verbs import let_live
 from tests_support import publish_version
 from tuneloop.registry import Registry
@@ -17,7 +17,9 @@ from tuneloop.registry.access.roles import ROLES, Role
 from tuneloop.registry.api.app import ROUTERS
 from tuneloop.registry.api.openapi import operations, permission_of
 from tuneloop.registry.nouns import RetrainingState
+from tuneloop.registry.rollouts import steering
 from tuneloop.registry.rollouts.rollout import RolloutState
+from tuneloop.registry.routes.promotion import Change, set_route
 from tuneloop.registry.settings import RegistrySettings
 
 WHY = {"reason": "test"}
@@ -56,6 +58,18 @@ def fail(registry: Registry) -> None:
     registry.retraining.finish(claimed, RetrainingState.FAILED, by="w1", outcome="it went wrong")
 
 
+def end_rollout(registry: Registry) -> None:
+    """As somebody does who wants to experiment."""
+    steering.abort(registry, "bot", Change("ada", "r"))
+    set_route(registry, "bot", {2: 1_000, 1: 9_000}, Change("ada", "r"))
+
+
+def begin(registry: Registry) -> None:
+    """As somebody does who wants to look."""
+    [draft] = [one for one in registry.experiments.all() if one.started_at is None]
+    registry.experiments.start(draft.id, revision=2, by="ada", reason="r")
+
+
 BOT = "/v1/models/bot"
 WRITES = (
     Write("set_gate_policy", "PUT", f"{BOT}/gate-policy", {"policy": {"margin": 0.1}}, "policy.gate", "bot"),
@@ -77,6 +91,9 @@ WRITES = (
     Write("start_rollout", "POST", f"{BOT}/rollout", {"version": 2}, "rollout.declare", "bot@2"),
     Write("resume_rollout", "POST", f"{BOT}/rollout/resume", {}, "rollout.resume", "bot@2", ready=pause),
     Write("abort_rollout", "POST", f"{BOT}/rollout/abort", {}, "rollout.abort", "bot@2"),
+    Write("declare_experiment", "POST", "/v1/experiments", {"declaration": DECLARED}, "experiment.new", "", 201),
+    Write("start_experiment", "POST", "/v1/experiments/DRAFT/start", {}, "experiment.start", "", ready=end_rollout),
+    Write("stop_experiment", "POST", "/v1/experiments/DRAFT/stop", {}, "experiment.stop", "", ready=begin),
     Write("approve_retraining", "POST", "/v1/retraining/rt_1/approve", {}, "retraining.queued", "rt_1"),
     Write("reject_retraining", "POST", "/v1/retraining/rt_1/reject", {}, "retraining.rejected", "rt_1"),
     Write("retry_retraining", "POST", "/v1/retraining/rt_1/retry", {}, "retraining.queued", "rt_1", ready=fail),
@@ -109,6 +126,9 @@ READS = (
     f"{BOT}/rollout",
     f"{BOT}/rollout-policy",
     "/v1/rollouts",
+    "/v1/experiments?model=bot",
+    "/v1/experiments/OVER",
+    "/v1/experiments/OVER/report",
     "/v1/retraining?model=bot&open_only=true",
     "/v1/retraining/rt_1",
     f"{BOT}/retraining-policy",
@@ -125,8 +145,12 @@ READS = (
 PERMISSIONS = {route.name: permission_of(route) for _, _, route in operations(ROUTERS)}
 
 
-def path_of(plane: Plane, write: Write) -> str:
-    return write.path.replace("KEY", plane.registry.keys.all()[0].id)
+def path_of(plane: Plane, path: str) -> str:
+    """With the ids there are: of the key, of the experiment that is over, and of the one that is not."""
+    oldest = plane.registry.experiments.all()[::-1]
+    over = next(one.id for one in oldest if one.state == "stopped")
+    other = min((one for one in oldest if one.state != "stopped"), key=lambda one: one.state == "draft").id
+    return path.replace("KEY", plane.registry.keys.all()[0].id).replace("OVER", over).replace("DRAFT", other)
 
 
 def test_the_tables_here_hold_every_operation() -> None:
@@ -139,7 +163,7 @@ def test_the_tables_here_hold_every_operation() -> None:
 def test_a_write_is_done_for_the_roles_that_may_under_the_tokens_name_and_refused_to_the_others(
     plane: Plane, write: Write
 ) -> None:
-    needed, path = PERMISSIONS[write.name], path_of(plane, write)
+    needed, path = PERMISSIONS[write.name], path_of(plane, write.path)
     assert needed is not None
     write.ready(plane.registry)
     before = plane.registry.audit.entries()[0].id
@@ -166,11 +190,11 @@ def test_a_write_is_done_for_the_roles_that_may_under_the_tokens_name_and_refuse
 @pytest.mark.parametrize("path", READS)
 def test_everything_can_be_read_by_those_who_may(shared_plane: Plane, path: str) -> None:
     for role in Role:
-        answer = shared_plane.ask("GET", path, role)
+        answer = shared_plane.ask("GET", path_of(shared_plane, path), role)
         expected = 403 if path == "/v1/tokens" and role != Role.ADMIN else 200
         assert answer.status_code == expected, answer.text
         assert answer.headers["cache-control"] == "no-store"
-    assert shared_plane.ask("GET", path, None).status_code == 401
+    assert shared_plane.ask("GET", path_of(shared_plane, path), None).status_code == 401
 
 
 def test_what_is_read_is_what_the_registry_holds(shared_plane: Plane) -> None:
@@ -199,6 +223,13 @@ def test_what_is_read_is_what_the_registry_holds(shared_plane: Plane) -> None:
         "version",
     ]
     assert shared_plane.get("/v1/requests/req-1/feedback")["items"][0]["correction"] == "It raises."
+    over = shared_plane.get(path_of(shared_plane, "/v1/experiments/OVER/report"))
+    assert (over["report"]["experiment"]["state"], over["report"]["treatments"][0]["verdict"]) == (
+        "stopped",
+        "not decided",
+    )
+    assert [(arm["version"], arm["is_control"]) for arm in over["report"]["arms"]] == [(1, True), (2, False)]
+    assert over["words"][0].startswith("Version 2: not decided yet")
     verified = shared_plane.get("/v1/audit/verification")
     assert verified["faults"] == []
     assert shared_plane.get(f"/v1/audit/verification?noted={verified['hash']}")["noted"] == verified["newest"]
@@ -220,6 +251,22 @@ def test_what_was_made_works_until_it_is_revoked(plane: Plane) -> None:
     assert key["secret"].startswith("tl-")
     revoked = plane.ask("POST", f"/v1/keys/{key['key']['id']}/revoke", json=WHY).json()
     assert revoked["revoked_at"] is not None
+
+
+def test_a_draft_is_replaced_and_its_declaration_refused_with_every_fault(plane: Plane) -> None:
+    path = path_of(plane, "/v1/experiments/DRAFT")
+    wrong = DECLARED | {"arms": {"1": 9_000, "2": 2_000}, "hypotesis": "typo"}
+    refused = plane.ask("POST", "/v1/experiments", json={"declaration": wrong} | WHY)
+    assert refused.status_code == 422
+    assert "shares sum to 11000" in refused.json()["detail"]
+    assert "hypotesis" in refused.json()["detail"]
+    body = {"declaration": DECLARED | {"hypothesis": "It is better"}, "replaces": path.rpartition("/")[2]} | WHY
+    made = plane.ask("POST", "/v1/experiments", Role.PROMOTER, json=body)
+    assert (made.status_code, made.json()) == (201, plane.get(path))
+    assert made.json()["declaration"]["hypothesis"] == "It is better"
+    rolled_out = plane.ask("POST", f"{path}/start", json=WHY)
+    assert (rolled_out.status_code, rolled_out.json()["type"]) == (409, "urn:tuneloop:problem:refused")
+    assert "is being rolled out" in rolled_out.json()["detail"]
 
 
 def test_a_lost_race_is_a_conflict_that_says_who_won(plane: Plane) -> None:
@@ -283,6 +330,9 @@ def test_pages_follow_each_other_by_their_cursor(plane: Plane) -> None:
         "/v1/models/none/gate-policy",
         "/v1/models/none/requests",
         "/v1/retraining/none",
+        "/v1/experiments?model=none",
+        "/v1/experiments/none",
+        "/v1/experiments/none/report",
         "/v1/retraining?model=none",
         "/v1/requests/none/trace",
         "/v1/requests/none/feedback",
@@ -304,13 +354,14 @@ def test_on_postgresql_everything_is_read_and_written_too(postgres: Any, registr
     settings = RegistrySettings(home=registry_home, database_url=postgres.new_database())
     with Registry.open(settings) as registry:
         let_live(registry, tmp_path)
+        let_experiment(registry)
         with following(registry), running(registry) as plane:
-            for path in READS:
+            for path in (path_of(plane, path) for path in READS):
                 assert plane.ask("GET", path).status_code == 200, path
                 assert plane.ask("GET", f"{path}{'&' if '?' in path else '?'}limit=1").status_code in {200, 422}
             refused = {}
             for write in sorted(WRITES, key=lambda write: write.name == "revoke_version"):  # it would stop the rest
-                answer = plane.ask(write.method, path_of(plane, write), json=write.body | WHY)
+                answer = plane.ask(write.method, path_of(plane, write.path), json=write.body | WHY)
                 if answer.status_code != write.status:
                     refused[write.name] = answer.json()["type"].rpartition(":")[2]
             # One after the other on one registry, so some come too late; that, too, is an answer.

@@ -20,6 +20,14 @@ from tuneloop.registry.api.app import routed
 
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
 DOCUMENT = schemathesis.openapi.from_dict(routed().openapi())
+# An experiment's id is never guessed, nor a whole declaration of versions there are.
+NOT_GUESSED = (
+    ("GET", "/{experiment_id}"),
+    ("GET", "/{experiment_id}/report"),
+    ("POST", ""),
+    ("POST", "/{experiment_id}/start"),
+    ("POST", "/{experiment_id}/stop"),
+)
 ANSWERED: defaultdict[str, set[int]] = defaultdict(set)
 
 
@@ -41,5 +49,6 @@ def test_what_was_asked_above_went_as_deep_as_it_should(shared_plane: Plane) -> 
     rollout = "POST /v1/models/{model}/rollout"
     late = {"POST /v1/models/{model}/versions/{version}/promote", rollout, f"{rollout}/resume", f"{rollout}/abort"}
     late |= {f"POST /v1/retraining/{{request_id}}/{what}" for what in ("reject", "retry")}
+    late |= {f"{method} /v1/experiments{path}" for method, path in NOT_GUESSED}
     of_a_key = {"POST /v1/keys/{key_id}/revoke", "POST /v1/keys/{key_id}/rotate"}
     assert ANSWERED.keys() - done <= late | of_a_key | {"PUT /v1/keys/{key_id}/limits"}

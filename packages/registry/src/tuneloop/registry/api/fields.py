@@ -22,19 +22,20 @@ from tuneloop.registry.routes.promotion import Change
 MOST_NUMBER = 999_999_999
 MOST_DAYS = 36_525.0
 _MODEL = r"^[a-z0-9][a-z0-9._-]{0,62}$"
-_ID = r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$"
+ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$"
 _SUBJECT = r"^[A-Za-z0-9][A-Za-z0-9._:@-]{0,199}$"
 _SAID = r"^[^\x00-\x08\x0b\x0c\x0e-\x1f\x7f]*[^\s\x00-\x1f\x7f][^\x00-\x08\x0b\x0c\x0e-\x1f\x7f]*$"
 
 ModelPath = Annotated[str, Path(pattern=_MODEL, description="The model's name.", examples=["bot"])]
 VersionPath = Annotated[int, Path(ge=1, le=MOST_NUMBER, description="The version's number.", examples=[2])]
-RequestPath = Annotated[str, Path(pattern=_ID, description="The request's id.", examples=["req-1"])]
-RetrainingPath = Annotated[str, Path(pattern=_ID, description="The retraining request's id.", examples=["rt_1"])]
-KeyPath = Annotated[str, Path(pattern=_ID, description="The key's id.", examples=["key_0123456789ab"])]
+RequestPath = Annotated[str, Path(pattern=ID_PATTERN, description="The request's id.", examples=["req-1"])]
+RetrainingPath = Annotated[str, Path(pattern=ID_PATTERN, description="The retraining request's id.", examples=["rt_1"])]
+KeyPath = Annotated[str, Path(pattern=ID_PATTERN, description="The key's id.", examples=["key_0123456789ab"])]
 TokenPath = Annotated[str, Path(pattern=NAME_PATTERN, description="The token's name.", examples=["ada"])]
 ModelQuery = Annotated[str | None, Query(pattern=_MODEL, description="Only of this model.")]
 SubjectQuery = Annotated[
-    str | None, Query(pattern=_SUBJECT, description="Only of this model, version, request, episode, key or token.")
+    str | None,
+    Query(pattern=_SUBJECT, description="Only of this model, version, request, episode, experiment, key or token."),
 ]
 ActionQuery = Annotated[
     str | None, Query(pattern=r"^[a-z_]+\.[a-z_]+$", max_length=64, description="Only this action.")

@@ -19,7 +19,7 @@ from tuneloop.registry.api.problems import PROBLEM_JSON, STATUS, Kind, Problem
 TITLE = "tuneloop control plane"
 VERSION = "1"
 _DESCRIPTION = """\
-The registry's verbs over HTTP: versions, gates, approvals, routes, retraining, traffic, audit, keys.
+The registry's verbs over HTTP: versions, gates, approvals, routes, experiments, retraining, traffic, audit, keys.
 
 Every request carries `Authorization: Bearer TOKEN`. Lists answer one page: at most `limit` items and `next`, which is
 given as `cursor` to get the following page. Every write has a `reason`, and is kept in the audit log under the
@@ -32,6 +32,7 @@ TAGS = {
     "approvals": "What people decided about versions.",
     "routes": "Which versions get which share.",
     "rollouts": "The running canary.",
+    "experiments": "Versions compared on live traffic, declared before they start.",
     "retraining": "Retraining requests and their policy.",
     "traffic": "Requests, where answers came from, and what users said.",
     "audit": "Who did what.",
@@ -105,7 +106,7 @@ def _complete(operation: dict[str, Any], path: str, route: APIRoute) -> None:
         writes = (route.methods or set()) != {"GET"}
         if "{" in path or writes or any(p["name"] == "model" for p in operation.get("parameters", ())):
             kinds.append("not-found")
-        if writes or route.name == "verify_audit":
+        if writes or route.name in {"verify_audit", "report_experiment"}:
             kinds += ["refused", "conflict"]
         if writes:
             kinds.append("late")

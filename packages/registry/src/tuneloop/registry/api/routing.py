@@ -46,13 +46,18 @@ ROUTE = needs(Permission.ROUTE)
 
 
 class Busy(Exception):
-    """As many changes of routes are being waited for as may be."""
+    """As many of what takes long is being answered as may be."""
 
 
 @contextmanager
-def _one_of_few(places: threading.BoundedSemaphore = _changes) -> Iterator[None]:
+def one_of_few(places: threading.BoundedSemaphore = _changes) -> Iterator[None]:
+    """For what waits, or reads much.
+
+    Raises:
+        Busy: as many are at it as may be.
+    """
     if not places.acquire(blocking=False):
-        raise Busy(f"{CHANGES} changes of routes are being made and waited for; ask again when one has ended")
+        raise Busy(f"{CHANGES} requests that take long are being answered; ask again when one has ended")
     try:
         yield
     finally:
@@ -61,7 +66,7 @@ def _one_of_few(places: threading.BoundedSemaphore = _changes) -> Iterator[None]
 
 def _taking_back() -> AbstractContextManager[None]:
     """What takes a share away waits behind no version that an engine has yet to load."""
-    return _one_of_few(_returns)
+    return one_of_few(_returns)
 
 
 class Share(Noun):
@@ -158,7 +163,7 @@ def set_split(model: ModelPath, body: RouteChange, here: Here) -> Route:
     if len(split) != len(body.arms):
         raise InvalidInput("arms: a version stands twice in the split")
     change = here.change(body.reason, force=body.force)
-    with _one_of_few():
+    with one_of_few():
         return set_route(here.registry, model, split, change, expected_revision=body.expected_revision)
 
 
@@ -166,7 +171,7 @@ def set_split(model: ModelPath, body: RouteChange, here: Here) -> Route:
 def override_keys(model: ModelPath, body: Overrides, here: Here) -> Route:
     """Give single sticky keys, testers for example, a version of their own; the others stay as they are."""
     change = here.change(body.reason)
-    with _one_of_few():
+    with one_of_few():
         return override(here.registry, model, body.keys, change, expected_revision=body.expected_revision)
 
 
@@ -174,7 +179,7 @@ def override_keys(model: ModelPath, body: Overrides, here: Here) -> Route:
 def set_holdout(model: ModelPath, body: Holdout, here: Here) -> Route:
     """Keep a share of the keys with the champion, whatever the split says."""
     change = here.change(body.reason)
-    with _one_of_few():
+    with one_of_few():
         return hold_out(here.registry, model, body.holdout_bp, change, expected_revision=body.expected_revision)
 
 
@@ -182,7 +187,7 @@ def set_holdout(model: ModelPath, body: Holdout, here: Here) -> Route:
 def promote_version(model: ModelPath, version: VersionPath, body: Promotion, here: Here) -> Route:
     """Give a version all the traffic; the former champion stays loaded."""
     change = here.change(body.reason, force=body.force)
-    with _one_of_few():
+    with one_of_few():
         return promote(here.registry, model, version, change, expected_revision=body.expected_revision)
 
 

@@ -18,6 +18,7 @@ from tuneloop.registry.audit import Audit
 from tuneloop.registry.database import Database, Rows, noun_of, readable, row_of
 from tuneloop.registry.errors import Conflict, NotFound, Refused, Unreadable
 from tuneloop.registry.experiments.declaration import Declaration, Experiment, ExperimentPlan, ExperimentState
+from tuneloop.registry.paging import Ask, Page, page
 from tuneloop.registry.tables import experiments, routes
 
 _START = "experiment.start"
@@ -96,6 +97,11 @@ class Experiments:
             query = query.where(experiments.c.model == model)
         with self._db.reading() as connection:
             return readable(Experiment, connection.execute(query).mappings())
+
+    def page(self, ask: Ask, model: str | None = None) -> Page[Experiment]:
+        """The same, page by page."""
+        query = sa.select(experiments) if model is None else sa.select(experiments).where(experiments.c.model == model)
+        return page(self._db, Experiment, query, (experiments.c.created_at, experiments.c.id), ask)
 
     def running(self, model: str) -> Experiment | None:
         """The one that runs."""
