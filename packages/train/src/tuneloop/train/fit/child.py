@@ -23,7 +23,7 @@ from tuneloop.train.fit.launch import ChildSpec, Event, check_owner, read_rows_o
 from tuneloop.train.fit.memory import is_out_of_memory
 from tuneloop.train.fit.progress import Watch
 from tuneloop.train.fit.run import fit
-from tuneloop.train.fit.zero import held_share
+from tuneloop.train.fit.zero import held_share, join_deepspeed
 from tuneloop.train.recipe import Recipe
 from tuneloop.train.recipe.run import AUTO
 from tuneloop.train.screen import Screen
@@ -77,9 +77,7 @@ def run_child(spec: ChildSpec) -> int:
     if spec.device == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     if recipe.run.launch.strategy in {"zero2", "zero3"}:
-        import deepspeed  # noqa: PLC0415 (only where it shards)
-
-        deepspeed.init_distributed(dist_backend="gloo" if spec.device == "cpu" else "nccl")
+        join_deepspeed(spec.device)
     if recipe.run.launch.strategy == "fsdp" and spec.device == "cpu":
         from tuneloop.train.fit.fsdp_on_cpu import shard_on_cpus_too  # noqa: PLC0415 (changes accelerate)
 

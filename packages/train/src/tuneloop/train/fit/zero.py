@@ -40,6 +40,19 @@ def sharding_arguments(run: RunSection, device: str) -> dict[str, Any]:
     return found | {"ddp_find_unused_parameters": False}
 
 
+def join_deepspeed(device: str) -> None:
+    """Make this process one of those that DeepSpeed shards over; on a CPU it compiles nothing for that.
+
+    Left alone it builds a shared-memory reduction there at the first run, which needs a compiler and most of a
+    minute, and which only its inference calls: training reduces through gloo either way.
+    """
+    import deepspeed  # noqa: PLC0415 (only where it shards)
+
+    if device == "cpu":
+        vars(deepspeed.ops)["__compatible_ops__"] = {}  # DeepSpeed probes on first access, and then asks this
+    deepspeed.init_distributed(dist_backend="gloo" if device == "cpu" else "nccl")
+
+
 def deepspeed_config(run: RunSection, device: str) -> dict[str, Any]:
     """DeepSpeed's configuration; `auto` is filled in by transformers from its own arguments."""
     stage = _STAGES[run.launch.strategy]
