@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from tests_support import Clock, free_port
@@ -50,16 +51,35 @@ class PostgresCluster:
         self._run("initdb", "-D", self.folder / "data", "-U", "tuneloop", "-A", "trust", "--no-sync")
         options = f"-p {self.port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={self.folder} -c fsync=off"
         self._run("pg_ctl", "-D", self.folder / "data", "-l", self.folder / "log", "-w", "-o", options, "start")
+        self._admin = psycopg.connect(
+            host="127.0.0.1", port=self.port, user="tuneloop", dbname="postgres", autocommit=True
+        )
         self._made = 0
+        self._migrated: str | None = None
 
     def new_database(self) -> str:
         """The URL of a fresh, empty database."""
+        return self._url(self._new("template1"))
+
+    def migrated_database(self) -> str:
+        """The URL of a fresh database at the newest schema: a copy of one that was migrated, once a session."""
+        if self._migrated is None:
+            migrated = self._new("template1")
+            Registry.open(RegistrySettings(home=self.folder, database_url=self._url(migrated))).close()
+            self._migrated = migrated
+        return self._url(self._new(self._migrated))
+
+    def _new(self, template: str) -> str:
         self._made += 1
         name = f"test{self._made}"
-        self._run("createdb", "-h", "127.0.0.1", "-p", self.port, "-U", "tuneloop", name)
+        self._admin.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+        return name
+
+    def _url(self, name: str) -> str:
         return f"postgresql+psycopg://tuneloop@127.0.0.1:{self.port}/{name}"
 
     def stop(self) -> None:
+        self._admin.close()
         self._run("pg_ctl", "-D", self.folder / "data", "-m", "immediate", "stop")
         shutil.rmtree(self.folder)
 
@@ -82,21 +102,24 @@ def postgres() -> Iterator[PostgresCluster]:
 
 
 @pytest.fixture(scope="session")
-def empty_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An MLflow SQLite file at the newest schema: making one takes seconds, copying it none."""
-    home = tmp_path_factory.mktemp("mlflow")
+def empty_state(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A state folder with an empty registry and MLflow at their newest schemas: migrating takes seconds."""
+    home = tmp_path_factory.mktemp("empty")
     with Registry.open(RegistrySettings(home=home)) as registry:
         assert registry.versions.models() == []
-    return home / "mlflow.db"
+    return home
+
+
+@pytest.fixture(scope="session")
+def empty_mlflow(empty_state: Path) -> Path:
+    """The MLflow file of such a folder."""
+    return empty_state / "mlflow.db"
 
 
 @pytest.fixture
-def registry_home(tmp_path: Path, empty_mlflow: Path) -> Path:
-    """A state folder of its own, with an empty MLflow in it."""
-    home = tmp_path / "home"
-    home.mkdir()
-    shutil.copy(empty_mlflow, home)
-    return home
+def registry_home(tmp_path: Path, empty_state: Path) -> Path:
+    """A state folder of its own, with an empty registry and an empty MLflow in it."""
+    return Path(shutil.copytree(empty_state, tmp_path / "home"))
 
 
 @pytest.fixture
@@ -109,7 +132,7 @@ def registry(registry_home: Path) -> Iterator[Registry]:
 @pytest.fixture(params=["sqlite", "postgresql"])
 def registries(request: pytest.FixtureRequest, registry_home: Path, clock: Clock) -> Iterator[Registry]:
     """The same registry on both databases, on a clock the test moves."""
-    url = "" if request.param == "sqlite" else request.getfixturevalue("postgres").new_database()
+    url = "" if request.param == "sqlite" else request.getfixturevalue("postgres").migrated_database()
     with Registry.open(RegistrySettings(home=registry_home, database_url=url), clock=clock) as opened:
         yield opened
 

@@ -53,12 +53,10 @@ def published_mlflow(tmp_path_factory: pytest.TempPathFactory, empty_mlflow: Pat
 
 
 @pytest.fixture
-def published_home(tmp_path: Path, published_mlflow: Path) -> Path:
+def published_home(registry_home: Path, published_mlflow: Path) -> Path:
     """A state folder of its own, with those versions in its MLflow."""
-    home = tmp_path / "home"
-    home.mkdir()
-    shutil.copy(published_mlflow, home)
-    return home
+    shutil.copy(published_mlflow, registry_home)
+    return registry_home
 
 
 @pytest.fixture

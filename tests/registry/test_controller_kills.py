@@ -91,7 +91,7 @@ class Nursery:
 @pytest.fixture(params=["sqlite", "postgresql"])
 def killed(request: pytest.FixtureRequest, published_home: Path) -> Iterator[Registry]:
     """A registry on either database, on the real clock, in a world that lives."""
-    url = "" if request.param == "sqlite" else request.getfixturevalue("postgres").new_database()
+    url = "" if request.param == "sqlite" else request.getfixturevalue("postgres").migrated_database()
     with Registry.open(RegistrySettings(home=published_home, database_url=url)) as opened:
         set_up(opened)
         running = World(opened)

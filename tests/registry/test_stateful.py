@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -331,7 +332,12 @@ class Routes(RuleBasedStateMachine):
 
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
 def test_routes_in_any_order(
-    kind: str, registry: Registry, registry_home: Path, tmp_path: Path, request: pytest.FixtureRequest
+    kind: str,
+    registry: Registry,
+    registry_home: Path,
+    empty_state: Path,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
 ) -> None:
     for number in range(1, 5):
         publish_version(registry, tmp_path / f"v{number}")
@@ -339,8 +345,8 @@ def test_routes_in_any_order(
 
     def opened(stack: ExitStack) -> Registry:
         """The same versions, in an empty database."""
-        sqlite = f"sqlite:///{tmp_path / f'{next(names)}.db'}"
-        url = sqlite if kind == "sqlite" else request.getfixturevalue("postgres").new_database()
+        sqlite = f"sqlite:///{shutil.copy(empty_state / 'tuneloop.db', tmp_path / f'{next(names)}.db')}"
+        url = sqlite if kind == "sqlite" else request.getfixturevalue("postgres").migrated_database()
         mlflow = RegistrySettings(home=registry_home).mlflow
         return stack.enter_context(
             Registry.open(RegistrySettings(home=registry_home, database_url=url, mlflow_uri=mlflow))

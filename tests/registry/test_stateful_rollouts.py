@@ -7,6 +7,7 @@ log; what has ended stays as it ended.
 from __future__ import annotations
 
 import itertools
+import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -179,14 +180,19 @@ class Rollouts(RuleBasedStateMachine):
 
 @pytest.mark.parametrize(("kind", "examples"), [("sqlite", 20), ("postgresql", 4)])
 def test_rollouts_in_any_order(
-    kind: str, examples: int, published_home: Path, tmp_path: Path, request: pytest.FixtureRequest
+    kind: str,
+    examples: int,
+    published_home: Path,
+    empty_state: Path,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
 ) -> None:
     names = itertools.count()
 
     def opened(stack: ExitStack, clock: Clock) -> Registry:
         """The same versions, in an empty database."""
-        sqlite = f"sqlite:///{tmp_path / f'{next(names)}.db'}"
-        url = sqlite if kind == "sqlite" else request.getfixturevalue("postgres").new_database()
+        sqlite = f"sqlite:///{shutil.copy(empty_state / 'tuneloop.db', tmp_path / f'{next(names)}.db')}"
+        url = sqlite if kind == "sqlite" else request.getfixturevalue("postgres").migrated_database()
         mlflow = RegistrySettings(home=published_home).mlflow
         where = RegistrySettings(home=published_home, database_url=url, mlflow_uri=mlflow)
         return stack.enter_context(Registry.open(where, clock=clock))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -49,7 +50,7 @@ class Trained:
 
 @pytest.fixture(scope="module")
 def train_with(
-    tmp_path_factory: pytest.TempPathFactory, recipe_in: Callable[[Path], Path]
+    tmp_path_factory: pytest.TempPathFactory, recipe_in: Callable[[Path], Path], empty_state: Path
 ) -> Iterator[Callable[..., Trained]]:
     """Trains the tiny model by the verb with these keys in `run`, in a home of its own."""
 
@@ -60,7 +61,7 @@ def train_with(
         write_jsonl(recipe.with_name("train.jsonl"), rows(0, 37))
         text = recipe.read_text().replace("run: {steps: 3, batch_size: 4,", keys)
         recipe.write_text(text.replace("tuning: {rank: 4}", f"tuning: {tuning}"))
-        monkeypatch.setenv("TUNELOOP_HOME", str(folder / "home"))
+        monkeypatch.setenv("TUNELOOP_HOME", str(shutil.copytree(empty_state, folder / "home")))
         done = CliRunner().invoke(train, [str(recipe)], catch_exceptions=False)
         with Registry.open() as registry:
             version = registry.versions.get("bot", 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,7 +59,7 @@ class Workshop:
 
 
 @pytest.fixture(scope="module")
-def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workshop]:
+def workshop(tmp_path_factory: pytest.TempPathFactory, empty_state: Path) -> Iterator[Workshop]:
     folder = tmp_path_factory.mktemp("ready")
     make_small_base(folder / "base")
     (folder / "data").mkdir()
@@ -80,7 +81,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workshop]:
     write("test.jsonl", 200, 12)
     write("preferences.jsonl", 300, 32, preferences=True)
     write("preferences-test.jsonl", 400, 12, preferences=True)
-    with Registry.open(RegistrySettings(home=folder / "home")) as registry:
+    with Registry.open(RegistrySettings(home=shutil.copytree(empty_state, folder / "home"))) as registry:
         yield Workshop(folder, registry)
 
 

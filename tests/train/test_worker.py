@@ -51,10 +51,12 @@ MAIL = "ann.example@python.org"
 
 
 @pytest.fixture(scope="module")
-def trained_home(tmp_path_factory: pytest.TempPathFactory, recipe_in: Callable[[Path], Path]) -> Path:
+def trained_home(
+    tmp_path_factory: pytest.TempPathFactory, recipe_in: Callable[[Path], Path], empty_state: Path
+) -> Path:
     """A state folder in which version 1 of `bot` was trained for real, once; each test works on a copy."""
     folder = tmp_path_factory.mktemp("trained")
-    with Registry.open(RegistrySettings(home=folder / "home")) as registry:
+    with Registry.open(RegistrySettings(home=shutil.copytree(empty_state, folder / "home"))) as registry:
         job = job_from_recipe(load_recipe(recipe_in(folder)), registry.settings.home)
         run_job(job, registry, screen=Screen(io.StringIO()), stop=StopFlag())
     return folder / "home"

@@ -351,7 +351,7 @@ def test_a_measure_that_is_no_number_is_null(plane: Plane, tmp_path: Path) -> No
 
 
 def test_on_postgresql_everything_is_read_and_written_too(postgres: Any, registry_home: Path, tmp_path: Path) -> None:
-    settings = RegistrySettings(home=registry_home, database_url=postgres.new_database())
+    settings = RegistrySettings(home=registry_home, database_url=postgres.migrated_database())
     with Registry.open(settings) as registry:
         let_live(registry, tmp_path)
         let_experiment(registry)

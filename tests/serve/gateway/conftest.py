@@ -16,16 +16,16 @@ from tuneloop.registry.settings import RegistrySettings
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
+def world(registry_home: Path) -> Iterator[World]:
     """An empty registry on SQLite, one API key, no engine yet."""
     with ExitStack() as stack:
-        yield make_world(RegistrySettings(home=tmp_path / "home"), stack)
+        yield make_world(RegistrySettings(home=registry_home), stack)
 
 
 @pytest.fixture
 def far_world(tmp_path: Path, postgres: Any) -> Iterator[tuple[World, World, Wire]]:
     """The world on PostgreSQL: as the gateway sees it, through a wire that can be cut, and as everybody else does."""
-    url = postgres.new_database()
+    url = postgres.migrated_database()
     wire = Wire(postgres.port)
     with ExitStack() as stack:
         near = make_world(RegistrySettings(home=tmp_path / "home", database_url=url), stack)

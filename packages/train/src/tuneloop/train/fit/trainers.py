@@ -8,7 +8,6 @@ from typing import Any
 from transformers import TrainerCallback
 
 from tuneloop.train.data.labels import LabelledPair, LabelledPrompt, LabelledRow
-from tuneloop.train.fit.grpo import grpo_trainer
 from tuneloop.train.fit.preference import dpo_trainer
 from tuneloop.train.fit.progress import Watch
 from tuneloop.train.fit.reward import reward_trainer
@@ -42,6 +41,8 @@ def trainer_for(
     if isinstance(objective, DpoObjective):
         return dpo_trainer(model, tokenizer, rows, objective, run, arguments, callbacks)
     if isinstance(objective, GrpoObjective):
+        from tuneloop.train.fit.grpo import grpo_trainer  # noqa: PLC0415 (TRL's brings MLflow, a second of each process)
+
         assert judge is not None
         return grpo_trainer(model, tokenizer, rows, objective, judge, run, arguments, callbacks)
     return sft_trainer(model, tokenizer, rows, run, arguments, callbacks)
