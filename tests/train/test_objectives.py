@@ -72,15 +72,16 @@ def refused(tmp_path: Path, **sections: object) -> str:
         ({"run": {"steps": 1, "validate_every": 1}}, "run.validate_every: watches the loss of data.validation"),
         *(
             (
-                {"objective": {"kind": "dpo"}, "data": {"train": "rows.jsonl", "quality": {name: value}}},
-                f"data.quality.{name}: is looked at with objective sft only",
+                {"objective": objective, "data": {"train": "rows.jsonl", "quality": {name: value}}},
+                f"data.quality.{name}: looks at {of}, and {objective['kind']} learns from none; remove it",
             )
-            for name, value in {
-                "toxicity": "refuse",
-                "min_score": 0.8,
-                "duplicates": "off",
-                "languages": ["en"],
-            }.items()
+            for objective, of, name, value in (
+                ({"kind": "sft"}, "preferences", "identical", "drop"),
+                ({"kind": "sft"}, "preferences", "length_bias", "refuse"),
+                (GRPO, "preferences", "max_length_bias", 0.9),
+                (GRPO, "answers", "conflicts", "drop"),
+                (PPO, "answers", "balance", "refuse"),
+            )
         ),
         (
             {"objective": GRPO, "data": {"train": [{"path": "rows.jsonl", "weight": 2.0}]}},

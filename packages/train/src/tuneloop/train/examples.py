@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,10 +19,20 @@ from tuneloop.train.data.labels import (
     label_prompts,
     label_rows,
 )
-from tuneloop.train.data.load import read_measured
-from tuneloop.train.data.preference import PreferenceRow, PromptRow, preferences, prompts
+from tuneloop.train.data.load import compared_with, dropped_words, read_measured, refuse_unread, unread
+from tuneloop.train.data.preference import (
+    PreferenceRow,
+    PromptRow,
+    Read,
+    preferences,
+    read_preferences,
+    read_prompts,
+)
+from tuneloop.train.data.quality.advice import size_advice
+from tuneloop.train.data.quality.findings import judge_rows
+from tuneloop.train.data.quality.look import look
 from tuneloop.train.data.rows import Row, data_digest
-from tuneloop.train.data.sources import Places, records
+from tuneloop.train.data.sources import Gathered, Places, records
 from tuneloop.train.evaluation.measure import EvaluationSet
 from tuneloop.train.evaluation.preference import PreferenceSet
 from tuneloop.train.recipe import Recipe, RecipeFile
@@ -62,43 +72,77 @@ class Loaded:
     said: tuple[str, ...]  # for the screen
 
 
-def load_material(file: RecipeFile, registry: Registry | None = None) -> Loaded:
-    """Read what an objective other than supervised fine-tuning learns from; every row is read strictly.
+def load_material(
+    file: RecipeFile, registry: Registry | None = None, *, tell: Callable[[int], None] = lambda _: None
+) -> Loaded:
+    """Read and check what an objective other than supervised fine-tuning learns from.
 
-    Of the recipe's quality section, `leakage` is read here; the rest of it judges conversations.
+    Args:
+        file: the recipe.
+        registry: for sources that are traffic.
+        tell: called with the number of training rows looked at.
 
     Raises:
         InvalidInput: a source cannot be read, or holds rows of another kind; each is named.
-        Refused: rows that are learned from are measured as well, and the recipe does not say to drop them.
+        Refused: the recipe's quality section refuses what was found.
         Unavailable: the hub does not answer.
     """
     recipe, places = file.recipe, Places(file.folder, registry, inputs=file.recipe.objective.template == "instruction")
-    train: list[Material] = []
-    for source in recipe.data.train:
-        found = records(source, places)
-        if isinstance(recipe.objective, RewardObjective | DpoObjective):
-            train += preferences(found, source.label)
-        else:
-            train += prompts(found, source.label)
+    quality = recipe.data.quality
+    gathered, material = _gathered(recipe, places)
+    refuse_unread(gathered, quality)
     sets = {name: _measured(name, sources, places, file) for name, sources in recipe.evaluate.sets.items()}
-    known = {row.line() for rows in sets.values() for row in rows}
-    leaked = [row for row in train if row.line() in known]
-    said = f"leakage: rows that are also measured: {len(leaked)}, the first at {leaked[0].place}" if leaked else ""
-    leakage = recipe.data.quality.leakage
-    if leaked and leakage == "refuse":
-        raise Refused(f"{said}; mend the data, or set data.quality.leakage to drop or warn")
-    if leaked and leakage == "drop":
-        train = [row for row in train if row.line() not in known]
+    columns = look(gathered.rows, quality, tell=tell)
+    against = [compared_with(name, [_looked_at(row) for row in rows]) for name, rows in sets.items()]
+    findings = judge_rows(columns, gathered.rows, quality, against, unread(gathered))
+    if findings.refusals:
+        raise Refused("\n".join(findings.refusals))
+    kept = tuple(row for row, keep in zip(material, findings.kept.tolist(), strict=True) if keep)
+    if not kept:
+        raise Refused(f"no row is left to learn from; {dropped_words(findings.dropped)}")
     origin = {
         "sources": {
             "train": [source.label for source in recipe.data.train],
             **{name: [source.label for source in sources] for name, sources in recipe.evaluate.sets.items()},
         },
-        "rows": len(train),
-        "dropped": {"leakage": len(leaked)} if leakage == "drop" and leaked else {},
+        "rows": len(kept),
+        "dropped": findings.dropped,
+        "quality": findings.as_json(),
     }
-    told = (said,) if leaked and leakage != "off" else ()
-    return Loaded(tuple(train), sets, origin, told)
+    said = [f"data: {len(material)} rows read; {dropped_words(findings.dropped)}", *findings.warnings]
+    advice = size_advice(
+        len(set(columns.row_keys[findings.kept].tolist())),
+        {},
+        method=recipe.tuning.method,
+        objective=recipe.objective.kind,
+    )
+    return Loaded(kept, sets, origin, (*said, *(f"advice: {line}" for line in advice)))
+
+
+def _gathered(recipe: Recipe, places: Places) -> tuple[Gathered, list[PreferenceRow | PromptRow]]:
+    """The rows as they are learned from, and as they are looked at."""
+    material: list[PreferenceRow | PromptRow] = []
+    gathered = Gathered(())
+    for source in recipe.data.train:
+        found = records(source, places)
+        read: Read[PreferenceRow] | Read[PromptRow]
+        if isinstance(recipe.objective, RewardObjective | DpoObjective):
+            read = read_preferences(found, identical=True)
+        else:
+            read = read_prompts(found)
+        if not (read.rows or read.broken or read.empty):
+            raise InvalidInput(f"{source.label}: holds no rows; write one JSON object a line")
+        material += read.rows
+        gathered.broken += read.broken
+        gathered.empty += read.empty
+        gathered.ends.append(len(material))
+    gathered.broken_rows, gathered.empty_rows = len(gathered.broken), len(gathered.empty)
+    gathered.rows = [row.looked_at for row in material]
+    return gathered, material
+
+
+def _looked_at(row: Material) -> Row:
+    return row if isinstance(row, Row) else row.looked_at
 
 
 def _measured(name: str, sources: Sequence[Source], places: Places, file: RecipeFile) -> tuple[Material, ...]:

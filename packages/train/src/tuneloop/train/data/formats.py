@@ -44,6 +44,7 @@ class Parsed:
     turns: tuple[Message, ...]
     ignored: tuple[str, ...]
     input: str = ""  # of an instruction row, the text its question ends with
+    rejected: str | None = None  # of a preference, the answer that is not preferred
 
 
 def detect(record: Mapping[str, Any]) -> Format:
@@ -70,8 +71,8 @@ def parse(record: Mapping[str, Any], *, answers_only: bool = True) -> Parsed:
 
     Args:
         record: the fields of a row.
-        answers_only: refuse preferences and bare prompts; else a preference is read with its chosen answer, and a
-            bare prompt as it stands.
+        answers_only: refuse preferences and bare prompts; else a preference is read as the conversation with its
+            chosen answer and the rejected one beside it, and a bare prompt as it stands.
 
     Raises:
         ValueError: the record cannot be used; `EmptyText` where a question or answer is blank.
@@ -85,16 +86,24 @@ def parse(record: Mapping[str, Any], *, answers_only: bool = True) -> Parsed:
         )
     needed, optional = _FIELDS[kind]
     ignored = tuple(sorted(shown(key) for key in record if key not in needed and key not in optional))
+    rejected = None
     if kind == "instruction":
         turns = _instruction(record)
     elif kind == "chat":
         turns = conversation(record["messages"])
     elif kind == "prompt":
         turns = prompt_turns(record["prompt"])
+    elif kind == "preference":
+        turns, other = _answered(record, "chosen"), _answered(record, "rejected")
+        if turns[:-1] != other[:-1]:
+            raise ValueError(
+                "chosen and rejected answer different conversations; they may differ in their last turn only"
+            )
+        rejected = other[-1].content
     else:
-        turns = _answered(record, "completion" if kind == "prompt-completion" else "chosen")
+        turns = _answered(record, "completion")
     extra = record.get("input") if kind == "instruction" else None
-    return Parsed(kind, turns, ignored, extra if isinstance(extra, str) and extra.strip() else "")
+    return Parsed(kind, turns, ignored, extra if isinstance(extra, str) and extra.strip() else "", rejected)
 
 
 def conversation(value: Any, field: str = "messages") -> tuple[Message, ...]:

@@ -18,7 +18,7 @@ from tuneloop.train.data.mixture import MANY_TIMES, Share, mix
 from tuneloop.train.data.quality.advice import size_advice
 from tuneloop.train.data.quality.findings import Findings, Measured, Unread, judge_rows
 from tuneloop.train.data.quality.look import Columns, look
-from tuneloop.train.data.rows import Row, refuse_all, require_groups
+from tuneloop.train.data.rows import Row, by_line, refuse_all, require_groups
 from tuneloop.train.data.sources import Gathered, Places, gather
 from tuneloop.train.data.store import Chosen
 from tuneloop.train.recipe import VALIDATION, RecipeFile
@@ -128,7 +128,12 @@ def read_measured(
     gathered = gather(sources, places, answers_only=answers_only, on_disk=False, group_by=group_by)
     refuse_unread(gathered, _COMPARED)
     require_groups(gathered.rows, group_by, gathered.ignored, f"evaluation set {name}")
-    return Measured(name, gathered.rows, look(gathered.rows, _COMPARED)), gathered
+    return compared_with(name, gathered.rows), gathered
+
+
+def compared_with(name: str, rows: Sequence[Row]) -> Measured:
+    """A set that is measured, for comparing training rows with it."""
+    return Measured(name, rows, look(rows, _COMPARED))
 
 
 def refuse_unread(gathered: Gathered, quality: QualitySection) -> None:
@@ -145,7 +150,7 @@ def refuse_unread(gathered: Gathered, quality: QualitySection) -> None:
     if quality.empty == "refuse":
         errors += gathered.empty
         count += gathered.empty_rows
-    refuse_all(sorted(errors, key=_by_line), count)
+    refuse_all(sorted(errors, key=by_line), count)
     if not gathered.rows:
         raise InvalidInput(
             "every row was left out as broken or blank; the first: " + (gathered.broken + gathered.empty)[0]
@@ -155,12 +160,6 @@ def refuse_unread(gathered: Gathered, quality: QualitySection) -> None:
 def unread(gathered: Gathered) -> Unread:
     """What could not be read, for the findings."""
     return Unread(gathered.broken_rows, tuple(gathered.broken), gathered.empty_rows, tuple(gathered.empty))
-
-
-def _by_line(error: str) -> tuple[str, int]:
-    name, _, rest = error.partition(":")
-    number = rest.partition(":")[0]
-    return name, int(number) if number.isdecimal() else 0
 
 
 def _shared_among(measured: Sequence[Measured], quality: QualitySection) -> list[str]:
@@ -182,12 +181,14 @@ def _mixed(
     parts = [kept[(kept >= start) & (kept < end)] for start, end in zip(starts, gathered.ends, strict=True)]
     order, shares = mix(parts, [source.weight for source in sources], seed)
     if not len(order):
-        raise Refused(
-            "no row is left to learn from; dropped: "
-            + ", ".join(f"{n} {check}" for check, n in findings.dropped.items())
-        )
+        raise Refused(f"no row is left to learn from; {dropped_words(findings.dropped)}")
     chosen = Chosen(gathered.rows, order)
     return chosen if on_disk else tuple(chosen), shares
+
+
+def dropped_words(dropped: Mapping[str, int]) -> str:
+    """How many rows were left out for what, in words."""
+    return f"dropped: {', '.join(f'{n} {reason}' for reason, n in dropped.items()) or 'none'}"
 
 
 def _said(
@@ -199,8 +200,7 @@ def _said(
     dropped: Mapping[str, int],
 ) -> list[str]:
     formats = ", ".join(f"{kind} {n}" for kind, n in gathered.formats.items())
-    lost = ", ".join(f"{n} {reason}" for reason, n in dropped.items()) or "none"
-    lines = [f"data: {len(columns)} rows read ({formats}); dropped: {lost}"]
+    lines = [f"data: {len(columns)} rows read ({formats}); {dropped_words(dropped)}"]
     if len(sources) > 1 or any(share.weight is not None for share in shares):
         lines += [f"  {source.label}: {share}" for source, share in zip(sources, shares, strict=True)]
     lines += [

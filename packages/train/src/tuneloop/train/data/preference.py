@@ -13,13 +13,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from tuneloop.registry.errors import InvalidInput
 from tuneloop.registry.nouns import Message
 from tuneloop.train.data.files import Record
-from tuneloop.train.data.formats import detect, parse, prompt_turns
-from tuneloop.train.data.rows import SHOWN_ERRORS, Row
+from tuneloop.train.data.formats import EmptyText, detect, parse, prompt_turns
+from tuneloop.train.data.rows import Row, by_line, preference_line, refuse_all
 
 T = TypeVar("T")
 _ANSWER = "answer"
@@ -35,12 +35,12 @@ class PreferenceRow:
 
     def line(self) -> str:
         """The row as one canonical JSON line, in turns."""
-        fields = {
-            "prompt": _turns(self.chosen.messages[:-1]),
-            "chosen": _turns(self.chosen.messages[-1:]),
-            "rejected": _turns(self.rejected.messages[-1:]),
-        }
-        return json.dumps(fields, ensure_ascii=False, sort_keys=True)
+        return preference_line(self.chosen.messages, self.rejected.answer)
+
+    @property
+    def looked_at(self) -> Row:
+        """The row as the checks of data quality look at it."""
+        return Row(self.chosen.messages, self.place, rejected=self.rejected.answer)
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,20 @@ class PromptRow:
         fields = {**self.fields, "prompt": _turns(self.messages)}
         return json.dumps(fields, ensure_ascii=False, sort_keys=True)
 
+    @property
+    def looked_at(self) -> Row:
+        """The question as the checks of data quality look at it; what rewards read is left aside."""
+        return Row(self.messages, self.place)
+
+
+@dataclass
+class Read(Generic[T]):
+    """What was read of a file's records: the rows, and the faults of those that are none."""
+
+    rows: list[T] = field(default_factory=list)
+    broken: list[str] = field(default_factory=list)
+    empty: list[str] = field(default_factory=list)
+
 
 def preferences(records: Iterable[Record], source: str) -> tuple[PreferenceRow, ...]:
     """Records as preferences.
@@ -63,33 +77,47 @@ def preferences(records: Iterable[Record], source: str) -> tuple[PreferenceRow, 
     Raises:
         InvalidInput: there are none, or rows are broken; each as `file:line: what is wrong`.
     """
-    return _each(records, source, _preference)
+    return _all(read_preferences(records, identical=False), source)
 
 
 def prompts(records: Iterable[Record], source: str) -> tuple[PromptRow, ...]:
     """Records as questions; raises as `preferences`."""
-    return _each(records, source, _prompt)
+    return _all(read_prompts(records), source)
 
 
-def _each(records: Iterable[Record], source: str, read: Callable[[Record], T]) -> tuple[T, ...]:
-    rows: list[T] = []
-    errors: list[str] = []
+def read_preferences(records: Iterable[Record], *, identical: bool) -> Read[PreferenceRow]:
+    """Records as preferences, the broken ones apart; `identical`: two equal answers are a row, and no fault."""
+    return _each(records, lambda record: _preference(record, identical=identical))
+
+
+def read_prompts(records: Iterable[Record]) -> Read[PromptRow]:
+    """Records as questions, the broken ones apart."""
+    return _each(records, _prompt)
+
+
+def _all(read: Read[T], source: str) -> tuple[T, ...]:
+    errors = sorted([*read.broken, *read.empty], key=by_line)
+    refuse_all(errors, len(errors))
+    if not read.rows:
+        raise InvalidInput(f"{source}: holds no rows; write one JSON object a line")
+    return tuple(read.rows)
+
+
+def _each(records: Iterable[Record], read: Callable[[Record], T]) -> Read[T]:
+    found = Read[T]()
     for record in records:
         try:
             if record.fields is None:
                 raise ValueError(record.problem)
-            rows.append(read(record))
+            found.rows.append(read(record))
+        except EmptyText as error:
+            found.empty.append(f"{record.place}: {error}")
         except ValueError as error:
-            errors.append(f"{record.place}: {error}")
-    if errors:
-        more = f"\n… and {len(errors) - SHOWN_ERRORS} more" if len(errors) > SHOWN_ERRORS else ""
-        raise InvalidInput("\n".join(errors[:SHOWN_ERRORS]) + more)
-    if not rows:
-        raise InvalidInput(f"{source}: holds no rows; write one JSON object a line")
-    return tuple(rows)
+            found.broken.append(f"{record.place}: {error}")
+    return found
 
 
-def _preference(record: Record) -> PreferenceRow:
+def _preference(record: Record, *, identical: bool) -> PreferenceRow:
     fields = record.fields or {}
     missing = [name for name in ("chosen", "rejected") if fields.get(name) is None]
     if len(missing) == 1:
@@ -99,13 +127,12 @@ def _preference(record: Record) -> PreferenceRow:
         raise ValueError(f"holds no preference but a row of format {kind}; write prompt, chosen and rejected")
     if unread := set(fields) - {"prompt", "chosen", "rejected"}:
         raise ValueError(f"{', '.join(sorted(map(str, unread)))}: nothing reads it in a preference; remove it")
-    chosen = parse(fields, answers_only=False).turns
-    rejected = parse({**fields, "chosen": fields["rejected"]}, answers_only=False).turns
-    if chosen[:-1] != rejected[:-1]:
-        raise ValueError("chosen and rejected answer different conversations; they may differ in their last turn only")
-    if chosen[-1].content.strip() == rejected[-1].content.strip():
+    parsed = parse(fields, answers_only=False)
+    chosen, rejected = parsed.turns, parsed.rejected or ""
+    if not identical and chosen[-1].content.strip() == rejected.strip():
         raise ValueError("chosen and rejected are the same answer: there is nothing to prefer")
-    return PreferenceRow(Row(chosen, record.place), Row(rejected, record.place), record.place)
+    other = (*chosen[:-1], Message(role="assistant", content=rejected))
+    return PreferenceRow(Row(chosen, record.place), Row(other, record.place), record.place)
 
 
 def _prompt(record: Record) -> PromptRow:

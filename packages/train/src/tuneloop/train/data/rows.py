@@ -31,31 +31,52 @@ class Written(Protocol):
 
 @dataclass(frozen=True)
 class Row:
-    """One conversation that ends with the assistant's answer."""
+    """One conversation that ends with the assistant's answer; where rows are only looked at, also a bare question."""
 
     messages: tuple[Message, ...]
     place: str = field(default="", compare=False)  # where it was read, `file:line`
     input: str = ""  # of an instruction row read with `inputs`, the text its question ends with
     group: str | None = field(default=None, compare=False)  # of an evaluation row, its value of `evaluate.slice_by`
+    rejected: str | None = None  # of a preference that is looked at, the answer that is not preferred
+
+    @property
+    def answered(self) -> bool:
+        """Whether it ends with an answer."""
+        return self.messages[-1].role == "assistant"
 
     @property
     def prompt(self) -> str:
         """Everything before the answer, a turn a line."""
-        return "\n".join(message.content for message in self.messages[:-1])
+        return "\n".join(message.content for message in (self.messages[:-1] if self.answered else self.messages))
 
     @property
     def answer(self) -> str:
-        """What the assistant is to say in the end."""
-        return self.messages[-1].content
+        """What the assistant is to say in the end; nothing in a bare question."""
+        return self.messages[-1].content if self.answered else ""
 
     def line(self) -> str:
         """The row as one canonical JSON line in chat format; one with an input stays an instruction row."""
+        if self.rejected is not None:
+            return preference_line(self.messages, self.rejected)
         if self.input:
             instruction = self.messages[-2].content.removesuffix(f"\n\n{self.input}")
             fields = {"instruction": instruction, "input": self.input, "output": self.answer}
             return json.dumps(fields, ensure_ascii=False, sort_keys=True)
-        turns = [{"role": message.role, "content": message.content} for message in self.messages]
-        return json.dumps({"messages": turns}, ensure_ascii=False, sort_keys=True)
+        return json.dumps({"messages": _turns(self.messages)}, ensure_ascii=False, sort_keys=True)
+
+
+def preference_line(chosen: tuple[Message, ...], rejected: str) -> str:
+    """A preference as one canonical JSON line, in turns."""
+    fields = {
+        "prompt": _turns(chosen[:-1]),
+        "chosen": _turns(chosen[-1:]),
+        "rejected": [{"role": "assistant", "content": rejected}],
+    }
+    return json.dumps(fields, ensure_ascii=False, sort_keys=True)
+
+
+def _turns(messages: Iterable[Message]) -> list[dict[str, str]]:
+    return [{"role": message.role, "content": message.content} for message in messages]
 
 
 @dataclass(frozen=True)
@@ -125,6 +146,13 @@ def refuse_all(errors: list[str], count: int) -> None:
     if count:
         more = f"\n… and {count - SHOWN_ERRORS} more" if count > SHOWN_ERRORS else ""
         raise InvalidInput("\n".join(errors[:SHOWN_ERRORS]) + more)
+
+
+def by_line(error: str) -> tuple[str, int]:
+    """What orders faults, `file:line: what`, by file and line."""
+    name, _, rest = error.partition(":")
+    number = rest.partition(":")[0]
+    return name, int(number) if number.isdecimal() else 0
 
 
 def write_rows(path: Path, rows: Iterable[Written]) -> None:

@@ -137,7 +137,11 @@ def _rows_of(
             if parsed.ignored:
                 found.ignored.update(name for name in parsed.ignored if name != group_by)
             yield Row(
-                parsed.turns, record.place, parsed.input if places.inputs else "", group_of(record.fields, group_by)
+                parsed.turns,
+                record.place,
+                parsed.input if places.inputs else "",
+                group_of(record.fields, group_by),
+                parsed.rejected,
             )
 
 

@@ -34,7 +34,7 @@ class RowStore(Sequence[Row]):
     def append(self, row: Row) -> None:
         """Put a row at the end."""
         turns = [[turn.role, turn.content] for turn in row.messages]
-        line = json.dumps([row.place, turns, row.input], ensure_ascii=False).encode() + b"\n"
+        line = json.dumps([row.place, turns, row.input, row.rejected], ensure_ascii=False).encode() + b"\n"
         self._file.seek(self._end)
         self._file.write(line)
         self._starts.append(self._end)
@@ -64,8 +64,9 @@ class RowStore(Sequence[Row]):
 
     @staticmethod
     def _row(line: bytes) -> Row:
-        place, turns, extra = json.loads(line)
-        return Row(tuple(Message(role=role, content=content) for role, content in turns), place, extra)
+        place, turns, extra, rejected = json.loads(line)
+        messages = tuple(Message(role=role, content=content) for role, content in turns)
+        return Row(messages, place, extra, rejected=rejected)
 
 
 class Chosen(Sequence[Row]):

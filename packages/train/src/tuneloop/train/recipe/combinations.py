@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 Refusal = tuple[Place, str]
 _HEAD = "lm_head"
+_OF_PREFERENCES = ("identical", "length_bias", "max_length_bias")
+_OF_ANSWERS = ("conflicts", "balance", "max_answer_share")
 
 
 def refusals(recipe: Recipe) -> list[Refusal]:
@@ -104,14 +106,16 @@ def _rows(recipe: Recipe) -> Iterator[Refusal]:
 
 
 def _quality(recipe: Recipe) -> Iterator[Refusal]:
-    """The checks of `data` judge conversations; where none is made, asking for one must not look like having it."""
+    """Where a check is not made, asking for it must not look like having it."""
+    kind, data = recipe.objective.kind, recipe.data
+    usual, pairs = QualitySection(), isinstance(recipe.objective, RewardObjective | DpoObjective)
+    asks = isinstance(recipe.objective, GrpoObjective | PpoObjective)
+    for names, of, made in ((_OF_PREFERENCES, "preferences", pairs), (_OF_ANSWERS, "answers", not asks)):
+        for name in () if made else names:
+            if getattr(data.quality, name) != getattr(usual, name):
+                yield ("data", "quality", name), f"looks at {of}, and {kind} learns from none; remove it"
     if isinstance(recipe.objective, SftObjective):
         return
-    kind, data = recipe.objective.kind, recipe.data
-    usual = QualitySection()
-    for name in sorted(QualitySection.model_fields.keys() - {"leakage"}):
-        if getattr(data.quality, name) != getattr(usual, name):
-            yield ("data", "quality", name), f"is looked at with objective sft only; with {kind} remove it"
     if any(source.weight is not None for source in data.train):
         yield ("data", "train"), f"sources are mixed by weight with objective sft only; with {kind} remove the weights"
     if data.streaming:

@@ -106,13 +106,14 @@ class QualitySection(Part):
 
     format: Literal["refuse", "drop"] = "refuse"  # rows that cannot be read
     empty: Literal["refuse", "drop"] = "refuse"  # rows without an answer or a question
+    identical: Literal["refuse", "drop"] = "refuse"  # preferences between two equal answers
     duplicates: Action = "drop"  # the same question and answer again, case and spacing aside; the first stays
     near_duplicates: Action = "warn"  # long instructions that all rows share make them alike: look before you drop
     near: float = Field(default=0.8, ge=0.5, le=1.0)  # Jaccard index of character 5-grams from which two rows are near
-    conflicts: Action = "warn"  # the same question with another answer
-    leakage: Action = "refuse"  # rows of an evaluation or validation set
+    conflicts: Action = "warn"  # the same question with another answer, or the opposite preference
+    leakage: Action = "refuse"  # rows of an evaluation or validation set; of bare questions, its questions
     near_leakage: Action = "warn"  # near copies of such rows, and their questions with another answer
-    long: Action = "warn"  # answers of more than max_words
+    long: Action = "warn"  # answers, or bare questions, of more than max_words
     min_words: int = Field(default=10, ge=0)  # of a row, question and answer, for a full score
     max_words: int = Field(default=500, ge=1)
     languages: Names = ()  # ISO 639-1 codes; none: languages are counted, and any will do
@@ -122,6 +123,8 @@ class QualitySection(Part):
     pii: Action = "warn"  # e-mail addresses, telephone, card and account numbers, and the like
     balance: Annotated[Literal["warn", "refuse", "off"], BeforeValidator(_off)] = "warn"
     max_answer_share: float = Field(default=0.5, gt=0.0, le=1.0)  # of the rows that give one and the same answer
+    length_bias: Annotated[Literal["warn", "refuse", "off"], BeforeValidator(_off)] = "warn"  # of preferences
+    max_length_bias: float = Field(default=0.65, gt=0.5, lt=1.0)  # share of pairs that length alone would tell
     min_score: float | None = Field(default=None, ge=0.0, le=1.0)  # rows under it are dropped; the guide's is 0.8
 
     @model_validator(mode="after")

@@ -52,7 +52,7 @@ def size_advice(rows: int, formats: Mapping[str, int], *, method: str = "", obje
     """
     if formats.get("preference") or objective in {"dpo", "reward"}:
         said = [_said("preferences", _PREFERENCE, rows)]
-    elif objective in {"grpo", "ppo"}:
+    elif objective in {"grpo", "ppo"} or set(formats) == {"prompt"}:
         return []
     else:
         wanted = {"an adapter", "full fine-tuning"} if not method else set()

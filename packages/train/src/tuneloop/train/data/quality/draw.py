@@ -79,10 +79,11 @@ def _scores(report: QualityReport) -> Figure:
 
 def _lengths(report: QualityReport) -> Figure:
     figure = Figure(figsize=(_WIDTH, 2.9), layout="constrained")
-    axes = figure.subplots(1, 2)
-    for one, (name, spread) in zip(
-        axes, (("question words", report.prompt_words), ("answer words", report.answer_words)), strict=True
-    ):
+    spreads = {"question words": report.prompt_words, "answer words": report.answer_words}
+    if report.rejected_words is not None:
+        spreads["rejected words"] = report.rejected_words
+    axes = figure.subplots(1, len(spreads))
+    for one, (name, spread) in zip(axes, spreads.items(), strict=True):
         _bars(one, report.histograms[name], BLUE)
         one.set_xscale("log")
         one.axvline(max(1.0, spread[1]), color=INK, lw=1.2)
@@ -110,7 +111,7 @@ def _ranked(axes: Axes, values: list[tuple[str, int]], total: int, colour: str) 
     counts = [count for _, count in values]
     axes.barh(range(len(values)), counts, color=colour)
     axes.set_yticks(range(len(values)), [name for name, _ in values], fontsize=8)
-    axes.set_xlim(0, max(counts) * 1.3)
+    axes.set_xlim(0, max(counts, default=1) * 1.3)
     for place, count in enumerate(counts):
         axes.annotate(
             f"{count:,} ({count / total:.1%})",

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tuneloop.train.data.quality import overlap
+from tuneloop.train.data.quality.bias import length_bias
 from tuneloop.train.data.quality.look import Columns, foreign
 from tuneloop.train.data.quality.overlap import Matches
 from tuneloop.train.data.rows import Row
@@ -23,10 +24,11 @@ _BALANCE_ROWS = 10  # fewer rows have no commonest answer worth a word
 CHECKS = {
     "format": "rows that cannot be read",
     "empty": "rows without a question or an answer",
+    "identical": "preferences between two equal answers",
     "duplicates": "rows that say the same as an earlier one",
     "leakage": "rows that are also measured",
     "near_leakage": "rows that nearly equal a measured one, or ask its question",
-    "conflicts": "rows whose question has another answer before",
+    "conflicts": "rows whose question has another answer, or the opposite preference, before",
     "near_duplicates": "rows that nearly equal an earlier one",
     "long": "answers over max_words",
     "language": "rows in another language",
@@ -34,6 +36,7 @@ CHECKS = {
     "pii": "rows with personal data",
     "score": "rows under min_score",
     "balance": "rows that share the commonest answer",
+    "length_bias": "preferences that length alone would tell",
 }
 
 
@@ -128,11 +131,13 @@ def judge_rows(
     """
     judged = _Judging(columns, rows, quality, unread or Unread())
     judged.unread()
+    judged.equal_answers()
     judged.repeats()
     judged.leaks(measured)
     judged.near_repeats()
     judged.texts()
     judged.balance()
+    judged.length_bias()
     return Findings(tuple(judged.found), judged.kept)
 
 
@@ -156,6 +161,13 @@ class _Judging:
         ):
             dropped = count if action == "drop" else 0
             self.found.append(Finding(check, action, count, dropped, examples=places[:_EXAMPLES]))
+
+    def equal_answers(self) -> None:
+        """Preferences that prefer nothing."""
+        if self._columns.preferred.any():
+            self._judge("identical", self._columns.identical, lambda _: "chosen and rejected are the same answer")
+        else:
+            self.found.append(Finding("identical", "off", 0, 0))
 
     def repeats(self) -> None:
         """Rows that stand twice."""
@@ -196,9 +208,13 @@ class _Judging:
 
     def near_repeats(self) -> None:
         """Questions with two answers, and rows that nearly stand twice."""
-        if not self._off("conflicts"):
-            matches = overlap.conflicts(self._columns)
-            self._judge("conflicts", matches.found, lambda row: f"answers otherwise than {self._place(matches, row)}")
+        if not self._off("conflicts", unless=self._columns.answered.any()):
+            matches, preferred = overlap.conflicts(self._columns), self._columns.preferred
+            self._judge(
+                "conflicts",
+                matches.found,
+                lambda row: f"{'prefers' if preferred[row] else 'answers'} otherwise than {self._place(matches, row)}",
+            )
         if not self._off("near_duplicates"):
             near = overlap.near_repeats(self._columns, self._rows, self._quality.near, ~self.kept)
             self._judge(
@@ -211,8 +227,13 @@ class _Judging:
         """What each row is by itself."""
         columns, quality = self._columns, self._quality
         if not self._off("long"):
-            mask = columns.answer_words > quality.max_words
-            self._judge("long", mask, lambda row: f"answers with {columns.answer_words[row]} words")
+            words = np.maximum(columns.answer_words, columns.rejected_words)
+            words = np.where(columns.answered, words, columns.prompt_words)
+            self._judge(
+                "long",
+                words > quality.max_words,
+                lambda row: f"{'answers' if columns.answered[row] else 'asks'} with {words[row]} words",
+            )
         if not self._off("language"):
             codes = columns.language_codes
             wrong = np.array([foreign(code, quality) for code in codes], bool)
@@ -232,9 +253,9 @@ class _Judging:
 
     def balance(self) -> None:
         """Whether one answer outweighs the others, among the rows that are kept."""
-        if self._off("balance"):
+        if self._off("balance", unless=self._columns.answered.any()):
             return
-        keys = self._columns.answer_keys[self.kept]
+        keys = self._columns.answer_keys[self.kept & self._columns.answered]
         values, counts = np.unique(keys, return_counts=True)
         most = int(counts.max()) if len(counts) else 0
         share = most / len(keys) if len(keys) else 0.0
@@ -242,9 +263,20 @@ class _Judging:
         detail = f"{share:.0%} of the rows; {len(values)} different answers"
         examples: tuple[str, ...] = ()
         if over:
-            first = int(np.flatnonzero(self.kept & (self._columns.answer_keys == values[counts.argmax()]))[0])
+            same = self._columns.answered & (self._columns.answer_keys == values[counts.argmax()])
+            first = int(np.flatnonzero(self.kept & same)[0])
             examples = (f"{self._rows[first].place}: gives the answer of {share:.0%} of the rows",)
         self.found.append(Finding("balance", self._quality.balance, most if over else 0, 0, detail, examples))
+
+    def length_bias(self) -> None:
+        """Whether the longer answer is preferred, or the shorter, so often that length is what would be learned."""
+        if self._off("length_bias", unless=self._columns.preferred.any()):
+            return
+        found = length_bias(self._columns, self.kept)
+        most = self._quality.max_length_bias
+        over = found is not None and max(found.low, 1 - found.high) > most
+        action = self._quality.length_bias
+        self.found.append(Finding("length_bias", action, found.pairs if found and over else 0, 0, str(found or "")))
 
     def _judge(
         self,
@@ -269,8 +301,9 @@ class _Judging:
             Finding(check, action, count, count if action == "drop" else 0, detail if count else "", examples)
         )
 
-    def _off(self, check: str) -> bool:
-        off = bool(getattr(self._quality, check) == "off")
+    def _off(self, check: str, *, unless: bool | np.bool_ = True) -> bool:
+        """Whether a check is off, or the rows hold nothing it could be made of."""
+        off = bool(getattr(self._quality, check) == "off" or not unless)
         if off:
             self.found.append(Finding(check, "off", 0, 0))
         return off
@@ -294,7 +327,8 @@ def refusal(finding: Finding) -> str:
 
 
 def _way_out(check: str) -> str:
-    return {"format": "drop", "empty": "drop", "balance": "warn"}.get(check, "drop or warn")
+    other = {"format": "drop", "empty": "drop", "identical": "drop", "balance": "warn", "length_bias": "warn"}
+    return other.get(check, "drop or warn")
 
 
 def _tell(

@@ -1,6 +1,7 @@
 """One pass over rows, in batches: what every check needs of each, as columns of numbers and never as text.
 
-About 220 bytes a row stay in memory, most of them the signature that finds near copies.
+Of a preference the row is its question and chosen answer; the rejected one counts where two rows are compared, where
+personal data is looked for, and in lengths. Under 200 bytes a row stay in memory, most of them the signatures.
 """
 
 from __future__ import annotations
@@ -30,11 +31,15 @@ _HARMLESS = 0.5  # probability of offensive language up to which a row loses not
 class Columns:
     """Facts of N rows; `scores` are the product of their parts."""
 
-    row_keys: NDArray[np.uint64]  # hash of question and answer, normalised; 64 bits: a million rows collide with 3e-8
-    prompt_keys: NDArray[np.uint64]
-    answer_keys: NDArray[np.uint64]
+    prompt_keys: NDArray[np.uint64]  # hash of the text, normalised; 64 bits: a million rows collide with 3e-8
+    answer_keys: NDArray[np.uint64]  # a preference's answer is the chosen one
+    rejected_keys: NDArray[np.uint64]  # 0 where nothing is rejected
     prompt_words: NDArray[np.uint32]
     answer_words: NDArray[np.uint32]
+    rejected_words: NDArray[np.uint32]  # 0 where nothing is rejected
+    answered: NDArray[np.bool_]  # false: a bare question
+    preferred: NDArray[np.bool_]  # true: a preference
+    identical: NDArray[np.bool_]  # a preference between two equal answers
     languages: NDArray[np.uint16]  # places in `language_codes`
     language_codes: tuple[str, ...]
     toxicity: NDArray[np.float32]
@@ -44,7 +49,23 @@ class Columns:
     signatures: Signatures
 
     def __len__(self) -> int:
-        return len(self.row_keys)
+        return len(self.prompt_keys)
+
+    @property
+    def row_keys(self) -> NDArray[np.uint64]:
+        """Of all that each row says."""
+        whole = _mixed(self.prompt_keys, self.answer_keys, self.rejected_keys)
+        return np.where(self.preferred, whole, self.learned_keys)
+
+    @property
+    def learned_keys(self) -> NDArray[np.uint64]:
+        """Of question and answer alone."""
+        return _mixed(self.prompt_keys, self.answer_keys)
+
+    @property
+    def turned_keys(self) -> NDArray[np.uint64]:
+        """What `row_keys` of a preference would be were the other answer preferred."""
+        return _mixed(self.prompt_keys, self.rejected_keys, self.answer_keys)
 
     @property
     def scores(self) -> NDArray[np.float32]:
@@ -53,7 +74,11 @@ class Columns:
 
 
 def text_of(row: Row) -> str:
-    """What two rows are compared by."""
+    """What two rows are compared by, and where personal data is looked for: all they say."""
+    return _learned_text(row) if row.rejected is None else f"{_learned_text(row)}\n{row.rejected}"
+
+
+def _learned_text(row: Row) -> str:
     return f"{row.prompt}\n{row.answer}"
 
 
@@ -78,8 +103,9 @@ class _Looking:
 
     def __init__(self, quality: QualitySection) -> None:
         self._quality = quality
-        self._row_keys, self._prompt_keys, self._answer_keys = array("Q"), array("Q"), array("Q")
-        self._prompt_words, self._answer_words = array("I"), array("I")
+        self._prompt_keys, self._answer_keys, self._rejected_keys = array("Q"), array("Q"), array("Q")
+        self._prompt_words, self._answer_words, self._rejected_words = array("I"), array("I"), array("I")
+        self._answered, self._preferred, self._identical = bytearray(), bytearray(), bytearray()
         self._languages = array("H")
         self._codes: dict[str, int] = {}
         self._personal = bytearray()
@@ -94,13 +120,15 @@ class _Looking:
 
     def add(self, batch: Sequence[Row]) -> None:
         quality = self._quality
-        folded = [(normal(row.prompt), normal(row.answer)) for row in batch]
-        for prompt, answer in folded:
-            self._row_keys.append(_key(f"{prompt}\0{answer}"))
+        whole: list[str] = []
+        for row in batch:
+            prompt, answer, rejected = normal(row.prompt), normal(row.answer), normal(row.rejected or "")
             self._prompt_keys.append(_key(prompt))
             self._answer_keys.append(_key(answer))
-        self._signatures.append(sign([f"{prompt} {answer}" for prompt, answer in folded]))
-        texts = [text_of(row) for row in batch]
+            self._rejected_keys.append(0 if row.rejected is None else _key(rejected))
+            whole.append(f"{prompt} {answer}" if row.rejected is None else f"{prompt} {answer} {rejected}")
+        self._signatures.append(sign(whole))
+        texts = [_learned_text(row) for row in batch]
         toxic = detectors.toxicity(texts) if quality.toxicity != "off" else np.zeros(len(texts), np.float32)
         self._toxicity.append(toxic)
         parts = np.array(list(self._parts_of(batch, texts, toxic)), np.float32)
@@ -117,7 +145,11 @@ class _Looking:
             self._answer_words.append(answered)
             code = detectors.language(text) if quality.language != "off" else detectors.UNDETERMINED
             self._languages.append(self._codes.setdefault(code, len(self._codes)))
-            kinds = detectors.personal_data(text) if quality.pii != "off" else {}
+            self._rejected_words.append(len((row.rejected or "").split()))
+            self._answered.append(row.answered)
+            self._preferred.append(row.rejected is not None)
+            self._identical.append(row.rejected is not None and row.rejected.strip() == row.answer.strip())
+            kinds = detectors.personal_data(text_of(row)) if quality.pii != "off" else {}
             if kinds:
                 self._kinds.update(kinds)
             self._personal.append(bool(kinds))
@@ -131,11 +163,15 @@ class _Looking:
 
     def columns(self) -> Columns:
         return Columns(
-            row_keys=np.frombuffer(self._row_keys, np.uint64),
             prompt_keys=np.frombuffer(self._prompt_keys, np.uint64),
             answer_keys=np.frombuffer(self._answer_keys, np.uint64),
+            rejected_keys=np.frombuffer(self._rejected_keys, np.uint64),
             prompt_words=np.frombuffer(self._prompt_words, np.uint32),
             answer_words=np.frombuffer(self._answer_words, np.uint32),
+            rejected_words=np.frombuffer(self._rejected_words, np.uint32),
+            answered=np.frombuffer(self._answered, np.bool_),
+            preferred=np.frombuffer(self._preferred, np.bool_),
+            identical=np.frombuffer(self._identical, np.bool_),
             languages=np.frombuffer(self._languages, np.uint16),
             language_codes=tuple(self._codes),
             toxicity=np.concatenate(self._toxicity),
@@ -159,3 +195,14 @@ def _length_part(words: int, least: int, most: int) -> float:
 
 def _key(text: str) -> int:
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big")
+
+
+def _mixed(*parts: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Hashes as one, in their order: each is added, and the sum stirred by splitmix64 (Steele et al. 2014)."""
+    made = np.zeros(len(parts[0]), np.uint64)
+    for part in parts:
+        made = made + part + np.uint64(0x9E3779B97F4A7C15)
+        made = (made ^ (made >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        made = (made ^ (made >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        made = made ^ (made >> np.uint64(31))
+    return made

@@ -43,11 +43,20 @@ def repeats(columns: Columns) -> Matches:
 
 
 def conflicts(columns: Columns) -> Matches:
-    """Each row whose question was answered otherwise by an earlier one."""
-    _, first, group = np.unique(columns.prompt_keys, return_index=True, return_inverse=True)
-    earliest = first[group]
-    differs = columns.row_keys != columns.row_keys[earliest]
-    other = np.where(differs, earliest, -1)
+    """Each row whose question was answered otherwise by an earlier one, or whose answers were preferred the other way.
+
+    A question that has several preferences is no conflict, nor is a bare one that stands twice.
+    """
+    other, keys = np.full(len(columns), -1), columns.row_keys
+    plain = np.flatnonzero(columns.answered & ~columns.preferred)
+    _, first, group = np.unique(columns.prompt_keys[plain], return_index=True, return_inverse=True)
+    earliest = plain[first[group]]
+    differs = keys[plain] != keys[earliest]
+    other[plain] = np.where(differs, earliest, -1)
+    pairs = np.flatnonzero(columns.preferred & ~columns.identical)
+    turned = _looked_up(columns.turned_keys[pairs], keys[pairs]).other
+    earlier = (turned >= 0) & (turned < np.arange(len(pairs)))
+    other[pairs[earlier]] = pairs[turned[earlier]]
     return Matches(other, (other >= 0).astype(np.float32))
 
 
@@ -59,8 +68,11 @@ def near_repeats(columns: Columns, rows: Sequence[Row], threshold: float, apart_
 
 
 def shared_with(columns: Columns, measured: Columns) -> Matches:
-    """Each row that is also among the measured ones, word for word."""
-    return _looked_up(columns.row_keys, measured.row_keys)
+    """Each row that is also among the measured ones, word for word; of a bare question, the question."""
+    learned = _looked_up(columns.learned_keys, measured.learned_keys)
+    asked = _looked_up(columns.prompt_keys, measured.prompt_keys)
+    bare = ~columns.answered
+    return Matches(np.where(bare, asked.other, learned.other), np.where(bare, asked.similarity, learned.similarity))
 
 
 def nearly_shared_with(

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from tuneloop.registry.printing import table
 from tuneloop.train.data.quality.advice import size_advice
+from tuneloop.train.data.quality.bias import LengthBias, length_bias
 from tuneloop.train.data.quality.findings import Findings
 from tuneloop.train.data.quality.look import PARTS, Columns
 from tuneloop.train.data.rows import Row, data_digest
@@ -57,6 +58,8 @@ class QualityReport:
     turns: int
     prompt_words: tuple[int, float, int]  # least, median, most
     answer_words: tuple[int, float, int]
+    rejected_words: tuple[int, float, int] | None  # of preferences; None where there are none
+    length_bias: LengthBias | None  # likewise, among the rows that are kept
     duplicate_rows: int
     repeated_prompts: int  # rows whose question has another answer before
     languages: dict[str, int]
@@ -73,8 +76,11 @@ class QualityReport:
 
     def as_json(self) -> dict[str, Any]:
         """Every figure; the pictures' counts included."""
-        shown = {key: value for key, value in self.__dict__.items() if key not in {"findings", "histograms", "worst"}}
+        apart = {"findings", "histograms", "worst", "length_bias"}
+        shown = {key: value for key, value in self.__dict__.items() if key not in apart}
+        bias = self.length_bias
         return shown | {
+            "length_bias": None if bias is None else asdict(bias) | {"share": bias.share},
             "findings": self.findings.as_json(),
             "dropped": self.findings.dropped,
             "histograms": {name: asdict(one) for name, one in self.histograms.items()},
@@ -85,7 +91,12 @@ class QualityReport:
         """Two tables and the advice."""
         lengths = [
             (f"{what} (words: least, median, most)", " / ".join(f"{n:g}" for n in spread))
-            for what, spread in (("question", self.prompt_words), ("answer", self.answer_words))
+            for what, spread in (
+                ("question", self.prompt_words),
+                ("answer" if self.rejected_words is None else "chosen answer", self.answer_words),
+                ("rejected answer", self.rejected_words),
+            )
+            if spread is not None and (self.distinct_answers or what == "question")  # bare questions have no other
         ]
         whole = [
             ("rows", self.rows),
@@ -93,7 +104,7 @@ class QualityReport:
             ("turns", self.turns),
             *lengths,
             ("languages", ", ".join(f"{code} {n}" for code, n in list(self.languages.items())[:6])),
-            ("different answers", self.distinct_answers),
+            *([("different answers", self.distinct_answers)] if self.distinct_answers else []),
             ("score (least, median, most)", " / ".join(f"{n:.2f}" for n in self.score)),
             ("its parts (mean)", ", ".join(f"{part} {value:.2f}" for part, value in self.mean_parts.items())),
             ("fields nothing reads", ", ".join(f"{name} ({n} rows)" for name, n in self.ignored.items()) or "none"),
@@ -125,6 +136,7 @@ def report(
     kept = int(findings.kept.sum())
     by_check = {one.check: one.rows for one in findings.findings}
     answers = _commonest(columns, gathered.rows)
+    rejected = columns.rejected_words[columns.preferred]
     scores = columns.scores
     return QualityReport(
         name=name,
@@ -135,10 +147,12 @@ def report(
         turns=gathered.turns,
         prompt_words=_spread(columns.prompt_words),
         answer_words=_spread(columns.answer_words),
+        rejected_words=_spread(rejected) if len(rejected) else None,
+        length_bias=length_bias(columns, findings.kept),
         duplicate_rows=by_check["duplicates"],
         repeated_prompts=by_check["conflicts"],
         languages=_languages(columns),
-        distinct_answers=len(np.unique(columns.answer_keys)),
+        distinct_answers=len(np.unique(columns.answer_keys[columns.answered])),
         commonest_answers=answers,
         score=(float(scores.min()), float(np.median(scores)), float(scores.max())),
         min_score=min_score,
@@ -149,6 +163,7 @@ def report(
             "score": _histogram(scores, np.linspace(0.0, 1.0, _BINS + 1)),
             "question words": _histogram(columns.prompt_words, _word_edges(columns.prompt_words)),
             "answer words": _histogram(columns.answer_words, _word_edges(columns.answer_words)),
+            "rejected words": _histogram(rejected, _word_edges(rejected)),
             "probability of offensive language": _histogram(columns.toxicity, np.linspace(0.0, 1.0, _BINS + 1)),
         },
         worst=_worst(columns, gathered.rows),
@@ -167,14 +182,15 @@ def _languages(columns: Columns) -> dict[str, int]:
 
 
 def _commonest(columns: Columns, rows: Sequence[Row]) -> tuple[tuple[str, int], ...]:
-    _, first, counts = np.unique(columns.answer_keys, return_index=True, return_counts=True)
+    answered = np.flatnonzero(columns.answered)
+    _, first, counts = np.unique(columns.answer_keys[answered], return_index=True, return_counts=True)
     order = np.lexsort((first, -counts))[:_SHOWN_ANSWERS]
-    return tuple((_cut(rows[int(first[n])].answer), int(counts[n])) for n in order)
+    return tuple((_cut(rows[int(answered[first[n]])].answer), int(counts[n])) for n in order)
 
 
 def _word_edges(values: NDArray[np.uint32]) -> NDArray[np.float64]:
     """Whole numbers, further apart as they grow."""
-    most = max(2, int(values.max()) + 1)
+    most = max(2, int(values.max(initial=0)) + 1)
     return np.unique(np.geomspace(1, most, _BINS + 1).round()).astype(float)
 
 
