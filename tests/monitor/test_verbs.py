@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 
 from monitor.questions import NUMPY, STDLIB, ask
 from monitor.scene import Scene
-from tuneloop.monitor.offline import read_texts
+from tuneloop.monitor.lines import read_sample
 from tuneloop.monitor.signals import DETECTORS
 from tuneloop.monitor.verbs import VERBS
 from tuneloop.registry.errors import InvalidInput, NotFound, Refused
@@ -85,7 +85,7 @@ def test_a_broken_line_is_named(texts: tuple[Path, Path, Path], tmp_path: Path, 
 def test_a_line_separator_inside_a_text_ends_no_line(tmp_path: Path) -> None:
     window = tmp_path / "window.jsonl"
     window.write_text("".join(f'{{"text": "one\u2028two\x85 {n}"}}\n' for n in range(10)), encoding="utf-8")
-    assert read_texts(window)[9] == "one\u2028two\x85 9"
+    assert read_sample(window, 100).texts[9] == "one\u2028two\x85 9"
 
 
 def test_a_budget_nobody_can_compute_is_refused(texts: tuple[Path, Path, Path]) -> None:
@@ -94,10 +94,16 @@ def test_a_budget_nobody_can_compute_is_refused(texts: tuple[Path, Path, Path]) 
         VERB["drift"].main(["check", *files, "--gamma", str(10**15)], standalone_mode=False)
 
 
-def test_too_little_text_is_refused_with_the_number_needed(texts: tuple[Path, Path, Path], tmp_path: Path) -> None:
+def test_too_little_text_is_no_verdict_and_says_how_much_is_needed(
+    texts: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
     window = jsonl(tmp_path / "window.jsonl", ["text"] * 9)
-    with pytest.raises(InvalidInput, match="9 texts; a test needs 10 or more"):
-        tuneloop("drift", "check", "--reference", str(texts[0]), "--window", str(window))
+    files = ("--reference", str(texts[0]), "--window", str(window))
+    said = tuneloop("drift", "check", *files).output
+    assert said.splitlines()[0] == "verdict    not enough data"
+    assert "window.jsonl: 9 texts; 10 are needed on each side" in said
+    found = json.loads(tuneloop("drift", "check", *files, "--json").output)
+    assert (found["verdict"], found["p_value"], found["n_window"]) == ("not enough data", None, 9)
     with pytest.raises(InvalidInput, match="--gamma 40 is too small for a window of 120 texts; give 240 or more"):
         tuneloop("drift", "check", "--reference", str(texts[0]), "--window", str(texts[0]), "--gamma", "40")
 

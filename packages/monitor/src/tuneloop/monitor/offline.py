@@ -1,82 +1,145 @@
-"""`tuneloop drift check`: the monitor's own prompt-drift detector on two files, to try it on one's own text before
-relying on it.
+"""`tuneloop drift check`: the monitor's own detector of text drift on two files, to try it on one's own text before
+relying on it; with the slices that drive a drift, and CUSUMs over numbers of the lines that are asked for.
+
+The same files always give the same answer. Files of any length are read in bounded memory: of more texts than
+MOST_REFERENCE and MOST_WINDOW a sample is judged, which no alarm rate depends on.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
-from tuneloop.monitor.detectors import mmd_test, window_alpha
-from tuneloop.monitor.features import new_words, prompt_kernel, witness
+from tuneloop.monitor.cusum import Cusum
+from tuneloop.monitor.detectors import window_alpha
+from tuneloop.monitor.features import new_words, witness
+from tuneloop.monitor.lines import Line, Sample, read_sample
+from tuneloop.monitor.slices import driving
+from tuneloop.monitor.textdrift import text_test
 from tuneloop.registry.errors import InvalidInput
 
-MIN_TEXTS = 10
+MIN_TEXTS = 10  # a change of every text of fewer is not seen at the default budget
+MOST_REFERENCE, MOST_WINDOW = 2_000, 1_000  # texts judged of a longer file; the monitor's own limits
+USUAL_RUN_LENGTH, WINDOWS_PER_ALARM = 10_000, 100  # the default: 10,000 texts, and never more than 1 % of checks
 _EXAMPLES = 5
 
 
 @dataclass(frozen=True)
 class DriftCheck:
-    """What the detector says of two files."""
+    """What the detectors say of two files."""
 
-    verdict: str  # `drift` or `none`
-    statistic: float
+    verdict: Literal["drift", "none", "not enough data"]
+    statistic: float  # standard deviations of the permutations
     threshold: float
-    p_value: float
+    p_value: float | None
     alpha: float
     mean_run_length: int
     permutations: int
-    n_reference: int
+    n_reference: int  # texts of the file
     n_window: int
-    words: tuple[dict[str, Any], ...]
-    examples: tuple[dict[str, Any], ...]  # the window's texts that drive the statistic most
+    judged_reference: int  # of which a sample of this many was judged
+    judged_window: int
+    reason: str = ""  # why there is not enough data
+    looks: dict[str, float] | None = None  # the statistics the largest was taken of
+    words: tuple[dict[str, Any], ...] = ()
+    examples: tuple[dict[str, Any], ...] = ()  # the window's texts that drive the statistic most
+    slices: tuple[dict[str, Any], ...] = ()  # the fields' values that drive a drift
+    streams: tuple[dict[str, Any], ...] = ()  # the numbers that were watched too
 
 
-def check_files(reference: Path, window: Path, mean_run_length: int) -> DriftCheck:
-    """Hold the texts of one file against those of another; the same files always give the same answer.
+def check_files(
+    reference: Path, window: Path, mean_run_length: int | None = None, streams: Sequence[str] = ()
+) -> DriftCheck:
+    """Hold the texts of one file against those of another, and numbers of their lines where `streams` names some.
+
+    Args:
+        reference: what is normal, as `{"text": …}` lines. window: what is new. mean_run_length: texts between false
+        alarms over the texts and all streams together; by default 10,000, or a hundred windows where that is more.
+        streams: numeric fields of every line, each watched by a CUSUM in the order of the lines (of `at`, if all have
+        it).
 
     Raises:
-        InvalidInput: a file cannot be read as `{"text": …}` lines, or is too short; names file and line.
+        InvalidInput: a file cannot be read as such lines; names file and line.
     """
-    before, now = read_texts(reference), read_texts(window)
-    alpha = window_alpha(len(now), mean_run_length, streams=1)
-    if alpha > 0.5:
-        raise InvalidInput(
-            f"--gamma {mean_run_length} is too small for a window of {len(now)} texts; give {2 * len(now)} or more"
+    before, now = read_sample(reference, MOST_REFERENCE), read_sample(window, MOST_WINDOW)
+    run_length = mean_run_length or max(USUAL_RUN_LENGTH, WINDOWS_PER_ALARM * now.total)
+    numbers = {
+        name: (_numbers(reference, before, name), _numbers(window, now, name)) for name in dict.fromkeys(streams)
+    }
+    alpha = window_alpha(now.total, run_length, streams=1 + len(numbers))
+    about = {
+        "alpha": alpha,
+        "mean_run_length": run_length,
+        "n_reference": before.total,
+        "n_window": now.total,
+        "judged_reference": len(before.lines),
+        "judged_window": len(now.lines),
+    }
+    if short := [f"{path}: {n} texts" for path, n in ((reference, before.total), (window, now.total)) if n < MIN_TEXTS]:
+        reason = (
+            f"{' and '.join(short)}; {MIN_TEXTS} are needed on each side: of fewer no change can be told from chance"
         )
-    digest = sha256("\0".join([*before, "", *now]).encode()).hexdigest()
-    kernel = prompt_kernel(before + now)
-    result = mmd_test(kernel, len(before), alpha, np.random.default_rng(int(digest[:16], 16)))
-    pull = witness(kernel, len(before))
+        return DriftCheck("not enough data", 0.0, 0.0, None, permutations=0, reason=reason, **about)
+    if alpha > 0.5:
+        least = 2 * now.total * (1 + len(numbers))
+        raise InvalidInput(f"--gamma {run_length} is too small for a window of {now.total} texts; give {least} or more")
+    texts = before.texts + now.texts
+    digest = sha256("\0".join([*before.texts, "", *now.texts]).encode()).hexdigest()
+    rng = np.random.default_rng(int(digest[:16], 16))
+    found = text_test(texts, len(before.lines), alpha, rng)
+    watched = [
+        _watched(name, (was, held), run_length * (1 + len(numbers)), now.lines, rng)
+        for name, (was, held) in numbers.items()
+    ]
+    drifted = found.outcome.alarm or any(stream["alarms"] for stream in watched)
+    pull = witness(found.kernel, len(before.lines))
     order = np.argsort(-pull, kind="stable")[:_EXAMPLES]
     return DriftCheck(
-        verdict="drift" if result.alarm else "none",
-        statistic=result.statistic,
-        threshold=result.threshold,
-        p_value=result.p_value,
-        alpha=alpha,
-        mean_run_length=mean_run_length,
-        permutations=result.permutations,
-        n_reference=len(before),
-        n_window=len(now),
-        words=tuple(vars(word) for word in new_words(before, now)),
-        examples=tuple({"line": int(i) + 1, "text": now[i], "weight": round(float(pull[i]), 4)} for i in order),
+        "drift" if drifted else "none",
+        found.outcome.statistic,
+        found.outcome.threshold,
+        found.outcome.p_value,
+        permutations=found.outcome.permutations,
+        looks={name: round(value, 4) for name, value in found.looks.items()},
+        words=tuple(vars(word) for word in new_words(before.texts, now.texts)),
+        examples=tuple(_example(now.lines[i], float(pull[i])) for i in order),
+        slices=tuple(
+            vars(part) for part in (driving(before.lines, now.lines, found.kernel, rng) if found.outcome.alarm else ())
+        ),
+        streams=tuple(watched),
+        **about,
     )
 
 
 def check_lines(found: DriftCheck) -> Iterator[str]:
-    """What the detector says, for people."""
+    """What the detectors say, for people."""
     yield f"verdict    {found.verdict}"
-    yield f"statistic  {found.statistic:.5f} (MMD², {found.n_reference} against {found.n_window} texts)"
+    if found.reason:
+        yield f"because    {found.reason}"
+        return
+    sizes = f"{found.n_reference} against {found.n_window} texts"
+    if (found.judged_reference, found.judged_window) != (found.n_reference, found.n_window):
+        sizes += f", of which {found.judged_reference} and {found.judged_window} were drawn"
+    looks = ", ".join(f"{name} {value:.1f}" for name, value in (found.looks or {}).items())
+    yield f"statistic  {found.statistic:.2f} (standard deviations, {sizes}; {looks})"
     once = f"one false alarm in {found.mean_run_length} texts or more"
-    yield f"threshold  {found.threshold:.5f} ({once}; alpha {found.alpha:.2g})"
+    yield f"threshold  {found.threshold:.2f} ({once}; alpha {found.alpha:.2g})"
     yield f"p          {found.p_value:.2g} ({found.permutations} permutations)"
+    for stream in found.streams:
+        held = f"highest CUSUM {stream['statistic']:.1f}, threshold {stream['threshold']:.1f}"
+        yield f"number     {stream['field']}: {held}"
+        for alarm in stream["alarms"]:
+            yield f"           {alarm['direction']} since line {alarm['since_line']}, sure at line {alarm['line']}"
+    for part in found.slices:
+        what = "came more or less often" if part["how"] == "share" else "its own texts changed"
+        counts = f"{part['reference']} in the reference, {part['window']} in the window"
+        yield f"slice      {part['field']} {part['value']!r}: {what} ({counts}; p {part['p_value']:.2g})"
     for word in found.words:
         shares = f"in {word['reference']:.0%} of the reference, {word['window']:.0%} of the window"
         yield f"word       {word['word']}: {shares}"
@@ -84,32 +147,38 @@ def check_lines(found: DriftCheck) -> Iterator[str]:
         yield f"line {example['line']:<5} {example['text'][:110]}"
 
 
-def read_texts(path: Path) -> list[str]:
-    """The `text` of every line of a JSONL file.
-
-    Raises:
-        InvalidInput: the file, or a line of it, is not that.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")  # a text may hold the other line separators
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidInput(f"{path}: cannot be read: {error}") from None
-    texts = [_text(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
-    if len(texts) < MIN_TEXTS:
-        raise InvalidInput(f"{path}: {len(texts)} texts; a test needs {MIN_TEXTS} or more on each side")
-    return texts
+def _example(line: Line, pull: float) -> dict[str, Any]:
+    return {"line": line.number, "text": line.text, "weight": round(pull, 4), "fields": line.fields}
 
 
-def _text(path: Path, number: int, line: str) -> str:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:  # RecursionError: nested without end
-        raise InvalidInput(f"{path}:{number}: not JSON: {getattr(error, 'msg', error)}") from None
-    text = row.get("text") if isinstance(row, dict) else None
-    if not isinstance(text, str) or not text.strip():
-        raise InvalidInput(f'{path}:{number}: no text here; each line is {{"text": "…"}}')
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise InvalidInput(f"{path}:{number}: holds half a surrogate pair, which is no text") from None
-    return text
+def _numbers(path: Path, sample: Sample, name: str) -> NDArray[np.float64]:
+    """A numeric field of every line, in the order of time where every line has one."""
+    values: list[float] = []
+    for line in _in_order(sample.lines):
+        value = line.fields.get(name)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise InvalidInput(f"{path}:{line.number}: --stream {name} needs a number {name!r} on every line")
+        values.append(float(value))
+    return np.array(values)
+
+
+def _in_order(lines: Sequence[Line]) -> list[Line]:
+    if all(line.at is not None for line in lines):
+        return sorted(lines, key=lambda line: (line.at, line.number))
+    return list(lines)
+
+
+def _watched(
+    name: str,
+    values: tuple[NDArray[np.float64], NDArray[np.float64]],
+    run_length: int,
+    lines: Sequence[Line],
+    rng: np.random.Generator,
+) -> dict[str, Any]:
+    cusum = Cusum(values[0], run_length, rng)
+    places = [line.number for line in _in_order(lines)]
+    alarms = [
+        {"line": places[change.at], "since_line": places[change.since], "direction": change.direction}
+        for change in cusum.feed(values[1])
+    ]
+    return {"field": name, "statistic": cusum.highest, "threshold": cusum.threshold, "alarms": alarms}

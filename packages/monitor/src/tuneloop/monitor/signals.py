@@ -14,12 +14,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from tuneloop.monitor.detectors import Outcome, mean_rise_test, mmd_test, window_alpha
-from tuneloop.monitor.features import new_words, prompt_kernel, witness
+from tuneloop.monitor.detectors import Outcome, mean_rise_test, window_alpha
+from tuneloop.monitor.features import new_words, witness
 from tuneloop.monitor.latency import engines_of, is_slow, percentiles, slow_share_test
 from tuneloop.monitor.reference import Reference, score_id
 from tuneloop.monitor.scorer import Scored, Scorer
 from tuneloop.monitor.settings import MonitorSettings
+from tuneloop.monitor.textdrift import text_test
 from tuneloop.monitor.windows import Window
 from tuneloop.registry.errors import Unavailable
 from tuneloop.registry.nouns import RequestRecord, version_name
@@ -29,7 +30,7 @@ CORRECTION_PERPLEXITY = "correction_perplexity"
 PERPLEXITIES = (PERPLEXITY, CORRECTION_PERPLEXITY)
 TRAFFIC_SIGNALS = (PROMPT_DRIFT, *PERPLEXITIES)
 DETECTORS = {
-    PROMPT_DRIFT: "MMD² on character n-grams, permutation test",
+    PROMPT_DRIFT: "all texts, words and neighbours, permutation test",
     PERPLEXITY: "rise of the mean, permutation test",
     CORRECTION_PERPLEXITY: "rise of the mean, permutation test",
     LATENCY: "share of slow answers, exact binomial test",
@@ -152,12 +153,12 @@ def prompt_drift(
 ) -> Judgement:
     """Whether the window's questions are other questions than the reference's."""
     before, now = [record.question for record in reference], [record.question for record in window]
-    kernel = prompt_kernel(before + now)
-    result = mmd_test(kernel, len(before), alpha, rng)
-    detail: dict[str, Any] = {"unit": "MMD²"}
+    found = text_test(before + now, len(before), alpha, rng)
+    result = found.outcome
+    detail: dict[str, Any] = {"unit": "standard deviations", "looks": found.looks}
     if result.alarm:
         detail["words"] = [vars(word) for word in new_words(before, now)]
-        detail["examples"] = _examples(window, list(witness(kernel, len(before))))
+        detail["examples"] = _examples(window, list(witness(found.kernel, len(before))))
     return Judgement("drift" if result.alarm else "none", len(now), result, detail)
 
 

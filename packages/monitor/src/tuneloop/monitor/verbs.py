@@ -84,14 +84,18 @@ def drift() -> None:
 @click.option("--reference", type=click.Path(path_type=Path), required=True, help='What is normal: {"text": …} lines.')
 @click.option("--window", type=click.Path(path_type=Path), required=True, help='What is new: {"text": …} lines.')
 @click.option(
-    "--gamma", type=click.IntRange(1, MAX_RUN_LENGTH), default=10_000, show_default=True, help="Texts per false alarm."
+    "--gamma",
+    type=click.IntRange(1, MAX_RUN_LENGTH),
+    show_default="10,000, or 100 windows where that is more",
+    help="Texts per false alarm.",
 )
+@click.option("--stream", "streams", multiple=True, help="A number of each line to watch too; may be given again.")
 @json_option
-def check(*, reference: Path, window: Path, gamma: int, as_json: bool) -> None:
-    """Hold one file of texts against another: statistic, threshold, p, verdict, examples."""
+def check(*, reference: Path, window: Path, gamma: int | None, streams: tuple[str, ...], as_json: bool) -> None:
+    """Hold one file of texts against another: statistic, threshold, p, verdict, slices, examples."""
     from tuneloop.monitor.offline import check_files, check_lines
 
-    found = check_files(reference, window, gamma)
+    found = check_files(reference, window, gamma, streams)
     emit(vars(found), as_json, "\n".join(check_lines(found)))
 
 

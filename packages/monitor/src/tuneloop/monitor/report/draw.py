@@ -42,7 +42,7 @@ _STYLE = {
     "date.converter": "concise",
 }
 _SIGNAL_UNITS = {
-    "prompt_drift": ("Prompt drift", "MMD²"),
+    "prompt_drift": ("Prompt drift", "standard\ndeviations"),
     "perplexity": ("Perplexity of questions", "nats per token\nabove reference"),
     "correction_perplexity": ("Perplexity of users' corrections", "nats per token\nabove reference"),
     "latency": ("Latency", "share of\nslow answers"),
