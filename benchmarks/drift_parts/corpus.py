@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-LIBRARIES = ("sklearn", "scipy.stats", "numpy", "pandas", "sqlalchemy", "networkx", "matplotlib", "mlflow", "pip")
+LIBRARIES = ("sklearn", "scipy.stats", "numpy", "pandas", "sqlalchemy", "networkx", "matplotlib")
 ENOUGH, SOME = 760, 150  # texts of a topic that can be a reference; of one that can be drifted to
 _LONGEST, _SHORTEST, _CHARS_READ = 300, 20, 400_000
 _PER_CENTROID = 600
