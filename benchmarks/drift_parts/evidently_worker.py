@@ -12,8 +12,8 @@ import warnings
 warnings.filterwarnings("ignore")
 
 import pandas as pd
-from evidently import DataDefinition, Dataset, Report
-from evidently.presets import DataDriftPreset
+from evidently import DataDefinition, Dataset, Report  # type: ignore[import-not-found]
+from evidently.presets import DataDriftPreset  # type: ignore[import-not-found]
 
 
 def main() -> None:

@@ -34,7 +34,7 @@ class TextDrift:
 def text_test(texts: Sequence[str], n_reference: int, alpha: float, rng: np.random.Generator) -> TextDrift:
     """Hold texts[n_reference:] against texts[:n_reference]; exact at level `alpha` where the texts are exchangeable."""
     window = len(texts) - n_reference
-    # Features must not know which texts came first, not even among equal ones, whose order decides between equally near.
+    # Features must not know which texts came first, not even among equal ones: order decides between equally near.
     order = sorted(rng.permutation(len(texts)).tolist(), key=texts.__getitem__)
     pooled = [texts[index] for index in order]
     kernel = prompt_kernel(pooled)
