@@ -39,14 +39,22 @@ def streams(texts: dict[str, list[str]], pairs: list[Pair], translations: Path |
         rng = random.Random(number)
         pair = pairs[number % len(pairs)]
         new = texts[pair.new]
-        made += [
-            _stream(
-                "topic change", texts[pair.usual], rng, lambda _, w, n=new, r=rng: r.sample(n, min(len(w), len(n)))
-            ),
-            _stream("gradual mix", texts[pair.usual], rng, lambda i, w, n=new, r=rng: _mixed(w, n, (i + 1) * _RAMP, r)),
-            _stream("slang", texts[pair.usual], rng, lambda _, w, r=rng: [slang(text, r) for text in w]),
-            _stream("prompt format", texts[pair.usual], rng, lambda _, w: [json.dumps({"query": t}) for t in w]),
-        ]
+        usual = texts[pair.usual]
+
+        def other(_: int, window: list[str], new: list[str] = new, rng: random.Random = rng) -> list[str]:
+            return rng.sample(new, min(len(window), len(new)))
+
+        def ramp(index: int, window: list[str], new: list[str] = new, rng: random.Random = rng) -> list[str]:
+            return _mixed(window, new, (index + 1) * _RAMP, rng)
+
+        def hurried(_: int, window: list[str], rng: random.Random = rng) -> list[str]:
+            return [slang(text, rng) for text in window]
+
+        def wrapped(_: int, window: list[str]) -> list[str]:
+            return [json.dumps({"query": text}) for text in window]
+
+        changes = {"topic change": other, "gradual mix": ramp, "slang": hurried, "prompt format": wrapped}
+        made += [_stream(kind, usual, rng, change) for kind, change in changes.items()]
         if translations is not None:
             made.append(_in_german(translations, rng))
     return made

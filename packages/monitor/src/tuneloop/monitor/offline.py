@@ -73,7 +73,7 @@ def check_files(
         name: (_numbers(reference, before, name), _numbers(window, now, name)) for name in dict.fromkeys(streams)
     }
     alpha = window_alpha(now.total, run_length, streams=1 + len(numbers))
-    about = {
+    about: dict[str, Any] = {
         "alpha": alpha,
         "mean_run_length": run_length,
         "n_reference": before.total,
