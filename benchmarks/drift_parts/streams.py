@@ -53,6 +53,7 @@ def streams(texts: dict[str, list[str]], pairs: list[Pair], translations: Path |
         def wrapped(_: int, window: list[str]) -> list[str]:
             return [json.dumps({"query": text}) for text in window]
 
+        changes: dict[str, Callable[[int, list[str]], list[str]]]
         changes = {"topic change": other, "gradual mix": ramp, "slang": hurried, "prompt format": wrapped}
         made += [_stream(kind, usual, rng, change) for kind, change in changes.items()]
         if translations is not None:
