@@ -210,5 +210,5 @@ def _down_and_up(database: Database) -> None:
     config.set_main_option("script_location", str(Path(migrations_home.__file__).parent / "migrations"))
     with database.writing() as connection:
         config.attributes["connection"] = connection
-        command.downgrade(config, "0013")
+        command.downgrade(config, "0010")
     database.upgrade()

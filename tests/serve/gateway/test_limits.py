@@ -10,6 +10,7 @@ from typing import Any
 from serve.gateway.test_clients_that_leave import connect
 from serve.gateway.world import Address, Got, World, until
 from tuneloop.registry.access.limits import KeyLimits
+from tuneloop.registry.guard_policy import GuardPolicy
 from tuneloop.registry.nouns import ApiKey
 from tuneloop.serve.gateway.admission.prices import Price
 
@@ -55,6 +56,17 @@ def test_requests_beyond_a_minutes_limit_are_refused_and_the_client_is_told_what
     assert "x-ratelimit-limit-requests" not in gateway.chat().headers  # a key without limits is told of none
     world.registry.keys.limit(key.id, lambda _: KeyLimits(requests_per_minute=5), by="test")
     until(lambda: mine.chat().status == 200, 3)
+
+
+def test_what_the_guards_refuse_counts_as_a_request_and_gives_its_tokens_back(world: World) -> None:
+    gateway = serving(world)
+    world.registry.policies.set("bot", GuardPolicy(banned_parameters=("logit_bias",)), by="test", reason="test")
+    mine, _ = limited(world, gateway, requests_per_minute=2, tokens_per_minute=1_000)
+    until(lambda: gateway.chat(logit_bias={"1": 1}).status == 400)  # the policy is in force
+    got = mine.chat(logit_bias={"1": 1}, max_tokens=900)
+    assert (got.status, got.error["code"]) == (400, "guard_blocked")
+    got = mine.chat(max_tokens=900)
+    assert (got.status, got.headers["x-ratelimit-remaining-requests"]) == (200, "0")
 
 
 def test_tokens_are_reserved_and_settled_with_the_engines_count(world: World) -> None:

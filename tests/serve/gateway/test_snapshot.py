@@ -181,9 +181,12 @@ def test_load_counts_while_requests_are_there_and_forgets_engines_set_aside() ->
     now = [0.0]
     load = Load(clock=lambda: now[0])
     target = Target(1, "bot@1", "e1", "http://e1")
-    with load.carrying(target), load.carrying(target):
-        assert load.in_flight() == {"e1|bot@1": 2}
-        assert load.of("e1") == 2
+    load.carry(target)
+    load.carry(target)
+    assert load.in_flight() == {"e1|bot@1": 2}
+    assert load.of("e1") == 2
+    load.put_down(target)
+    load.put_down(target)
     assert load.in_flight() == {}
     load.set_aside("e1")
     assert load.aside() == {"e1"}

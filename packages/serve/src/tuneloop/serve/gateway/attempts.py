@@ -140,27 +140,10 @@ class Attempts:
         relay = opened.relay
         exchange.answer = (opened.mask or relay).kept
         await line.begin([*_SSE, *exchange.headers()], opened.first)
-        held: list[bytes] = []  # until it is masked
-
-        def take(chunk: bytes) -> bool:
-            data = relay.push(chunk)
-            if data and opened.mask is not None:
-                held.append(data)
-                return False
-            if data:
-                line.more(data)
-            return not relay.done and not line.stalled
-
         try:
-            while not relay.done:
-                if line.stalled and not await self._drained(line):
-                    exchange.failed(CLIENT_CLOSED_REQUEST, f"the client read nothing for {self._idle_timeout_s:g} s")
-                    return
-                if not await opened.reply.pump(take, self._idle_timeout_s):
-                    break
-                if held:
-                    line.more(await opened.shown(b"".join(held)))
-                    held.clear()
+            if not await self._pass_on(line, relay, opened):
+                exchange.failed(CLIENT_CLOSED_REQUEST, f"the client read nothing for {self._idle_timeout_s:g} s")
+                return
         except TimeoutError:
             raise ApiError(504, "the engine fell silent in mid-answer", code="engine_timeout") from None
         except (EngineFailure, ValueError) as failure:
@@ -176,6 +159,29 @@ class Attempts:
         exchange.delivered = relay.done
         await send_part(send, b"", more=False)
         await opened.reply.ended()
+
+    async def _pass_on(self, line: Line, relay: Relay, opened: Opened) -> bool:
+        """Send on what the engine says, until it has said all or breaks off; False: the client reads nothing."""
+        held: list[bytes] = []  # until it is masked
+
+        def take(chunk: bytes) -> bool:
+            data = relay.push(chunk)
+            if data and opened.mask is not None:
+                held.append(data)
+                return False
+            if data:
+                line.more(data)
+            return not relay.done and not line.stalled
+
+        while not relay.done:
+            if line.stalled and not await self._drained(line):
+                return False
+            if not await opened.reply.pump(take, self._idle_timeout_s):
+                break
+            if held:
+                line.more(await opened.shown(b"".join(held)))
+                held.clear()
+        return True
 
     async def _drained(self, line: Line) -> bool:
         """Wait for a client that does not read; False when the time for it is up."""

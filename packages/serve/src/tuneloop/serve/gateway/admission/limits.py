@@ -112,8 +112,9 @@ class Limits:
         meter, now_s = taken.meter, self._clock()
         meter.open -= 1
         meter.reserved -= taken.money
-        if exchange.target is None:
-            meter.requests.settle(taken.second, -1)
+        if exchange.target is None:  # no engine was asked; who was refused for what it asked has asked nonetheless
+            if exchange.status >= 500 or exchange.left:
+                meter.requests.settle(taken.second, -1)
             meter.tokens.settle(taken.second, -taken.tokens)
             return
         took_s = now_s - taken.began_s

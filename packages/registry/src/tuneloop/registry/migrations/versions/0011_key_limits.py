@@ -5,8 +5,8 @@ from alembic import op
 from alembic.util import CommandError
 from sqlalchemy.dialects.postgresql import JSONB
 
-revision = "0012"
-down_revision = "0013"
+revision = "0011"
+down_revision = "0010"
 branch_labels = None
 depends_on = None
 
