@@ -6,7 +6,7 @@ import json
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -27,6 +27,8 @@ class FakeEngine:
     status: int = 200
     refuses_corrections: bool = False
     delay_s: float = 0.0
+    moved: float = 0.0  # nats by which every token is less likely than it was
+    more: Callable[[str, str], float] = lambda _name, _question: 0.0  # nats added to each token, for noise or bias
     bodies: list[dict[str, Any]] = field(default_factory=list)
 
     def answer(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
@@ -44,6 +46,7 @@ class FakeEngine:
             strange = (self.unknown in question) if index >= answer_at else (self.strange in question)
             nats = STRANGE_NATS if strange else KNOWN_NATS
             value = TEMPLATE_NATS if "<|im" in token else nats + (len(token) % 5) / 10
+            value += self.moved + self.more(body["model"], question)
             positions.append({str(1_000 + index): {"logprob": -value, "rank": 1, "decoded_token": token}})
         choice: dict[str, Any] = {"index": 0}
         return (

@@ -13,6 +13,7 @@ import httpx
 from monitor.engine import FakeEngine
 from monitor.questions import NUMPY, STDLIB, ask
 from tests_support import Clock, beat_engine, request_record
+from tuneloop.monitor.canary_watch import CanaryWatch
 from tuneloop.monitor.metrics import Metrics
 from tuneloop.monitor.scorer import Scorer
 from tuneloop.monitor.settings import MonitorSettings
@@ -20,7 +21,8 @@ from tuneloop.monitor.watch import ModelState, Monitor
 from tuneloop.registry import Registry
 from tuneloop.registry.nouns import Arm, Feedback, Message, RequestRecord, RetrainingRequest, WindowScore
 
-SMALL = MonitorSettings(window=20, reference=60, mean_run_length=2_000, clear_after=2)
+# Most tests count what the engine reads, so its canaries are left alone unless a test is about them.
+SMALL = MonitorSettings(window=20, reference=60, mean_run_length=2_000, clear_after=2, canary_every_s=0)
 
 
 class TickingClock(Clock):
@@ -95,8 +97,9 @@ class Scene:
     def monitor(self, **changes: Any) -> Monitor:
         """A monitor as a fresh process would have it."""
         settings = self.settings.model_copy(update=changes)
-        scorer = Scorer(self.registry.fleet, self.client, concurrency=2, max_tokens=2_048)
-        return Monitor(self.registry, settings, scorer, Metrics())
+        scorer, metrics = Scorer(self.registry.fleet, self.client, concurrency=2, max_tokens=2_048), Metrics()
+        canaries = CanaryWatch(self.registry, settings, self.client, metrics) if settings.canary_every_s else None
+        return Monitor(self.registry, settings, scorer, metrics, canaries=canaries)
 
     def scores(self, signal: str = "prompt_drift", version: int = 1) -> list[WindowScore]:
         """The judged windows of a stream."""

@@ -15,6 +15,7 @@ from tuneloop.registry.policies import RetrainingPolicy
 
 NOON = datetime(2026, 11, 1, 12, 0, tzinfo=UTC)
 DEPLOY = Change((NOON - timedelta(hours=1)).isoformat(), "deploy", "11:00 route.set of bot by ada")
+CHANGED = Change(NOON.isoformat(), "served model", "ep_1: bot@1 is no longer the model it was")
 DOWN = Change(NOON.isoformat(), "engine", "12:00 engine e2 is down")
 
 
@@ -35,6 +36,12 @@ def evidence(*signals: str, reference_h: float = 2, **findings: Any) -> dict[str
         (("perplexity",), (DEPLOY,), ["deploy", "drift"]),
         (("correction_perplexity",), (), ["drift"]),
         (("prompt_drift", "latency"), (DEPLOY, DOWN), ["drift", "engine", "deploy"]),
+        (("thumbs_down",), (), ["drift"]),
+        (("refusals", "answer_length"), (DEPLOY,), ["deploy", "drift"]),
+        (("prompt_drift", "broken_answers"), (DEPLOY,), ["drift", "deploy"]),
+        (("perplexity", "thumbs_down"), (CHANGED, DEPLOY), ["served model", "deploy", "drift"]),
+        (("prompt_drift", "perplexity"), (CHANGED,), ["drift", "served model"]),
+        (("prompt_drift",), (CHANGED,), ["drift"]),
     ],
 )
 def test_the_cause_that_explains_most_leads(
@@ -54,6 +61,18 @@ def test_one_slow_engine_is_named_and_equally_slow_ones_are_not() -> None:
     assert slow_engine({"e1": (20, 20)}) is None, "there is none to tell it from"
     found = causes_of(evidence("latency", latency={"engines": {"e1": [15, 20], "e2": [1, 20]}}), [DEPLOY])
     assert (found[0].kind, found[0].why) == ("engine", "e1 alone is slow")
+
+
+def test_which_engines_serve_another_model_is_said() -> None:
+    def why(**alarms: bool) -> str:
+        engines = {name: {"alarm": alarm} for name, alarm in alarms.items()}
+        (cause,) = causes_of(evidence("served_model_change", served_model_change={"engines": engines}), [])
+        assert (cause.kind, cause.explains) == ("served model", ("served_model_change",))
+        return cause.why
+
+    assert why(e1=True) == "e1 serves something else under the version's name than at first"
+    assert why(e1=True, e2=False) == "e1 of 2 engines: the others read as at first"
+    assert why(e1=True, e2=True) == "all 2 engines serve something else under the version's name than at first"
 
 
 def test_equally_slow_engines_are_seldom_told_apart() -> None:

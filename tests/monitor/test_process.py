@@ -55,6 +55,7 @@ class Live:
     def start(self, *arguments: str, **variables: str) -> subprocess.Popen[str]:
         settings = {"HOME": str(self.registry.settings.home), "MONITOR_WINDOW": str(WINDOW)}
         settings |= {"MONITOR_REFERENCE": str(REFERENCE), "MONITOR_MEAN_RUN_LENGTH": "2000", "MONITOR_EVERY_S": "0.05"}
+        settings |= {"MONITOR_CANARY_EVERY_S": "0"}  # what is counted and delayed here is the reading of records
         environment = os.environ | {f"TUNELOOP_{name}": value for name, value in (settings | variables).items()}
         process = subprocess.Popen([*RUN, *arguments], env=environment, stderr=subprocess.PIPE, text=True)
         self.started.append(process)

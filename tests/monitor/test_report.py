@@ -15,6 +15,8 @@ import sqlalchemy as sa
 
 from monitor.scene import Scene
 from tests_support import beat_engine, publish_version, retraining_request
+from tuneloop.monitor.bias.check import check_version
+from tuneloop.monitor.bias.templates import own_templates
 from tuneloop.monitor.report import write_report
 from tuneloop.monitor.report.draw import _round_ticks
 from tuneloop.monitor.report.figures import Figures
@@ -30,7 +32,7 @@ from tuneloop.registry.routes.promotion import Change
 from tuneloop.registry.statistics.intervals import wilson
 from tuneloop.registry.tables import retraining_runs
 
-PICTURES = ("loss", "perplexity", "traffic", "drift", "latency")
+PICTURES = ("loss", "perplexity", "traffic", "drift", "quality", "served", "latency")
 
 
 @pytest.fixture
@@ -49,6 +51,8 @@ def story(scene: Scene, tmp_path: Path) -> Scene:
         versions.log_metrics(made.run_id, metrics, step=20)
         for step in range(1, 21):
             versions.log_metrics(made.run_id, {"loss": 3 * math.exp(-step / 8)}, step=step)
+    scene.settings = scene.settings.model_copy(update={"canary_every_s": 1.0})
+    scene.watch()  # the canaries' first reading
     scene.correct(scene.usual(80, ttft_ms=20.0)[:3])
     scene.drifted(20)
     scene.drifted(2, status=503, served_version=None)
@@ -101,9 +105,25 @@ def rolling(scene: Scene) -> None:
         go_on(registry, held, controller="c")
 
 
+def test_what_was_checked_for_bias_stands_in_the_report_with_its_intervals(story: Scene, tmp_path: Path) -> None:
+    beat_engine(story.registry, "bot@1", "bot@2", url=story.engine.url, at=story.clock.now)
+    for number in (2, 1):  # the champion first
+        version = story.registry.versions.get("bot", number)
+        check_version(story.registry, story.client, version, own_templates(), margin=0.1, concurrency=2)
+    page, values = write_report(story.registry, "bot", tmp_path / "out")
+    figures = Figures.model_validate_json(values.read_text())
+    assert [(result.of, result.champion) for result in figures.bias] == [("bot@1", "bot@2"), ("bot@2", None)]
+    section = re.search(r'<section id="bias">.*?</section>', page.read_text(), re.S)
+    assert section is not None
+    (gender, *_) = figures.bias[1].attributes
+    assert gender.alone.gap is not None
+    assert f"{gender.alone.gap.estimate:+.3f} [{gender.alone.gap.low:+.3f}" in section[0]
+
+
 def test_the_report_holds_every_picture_and_every_figure(story: Scene, tmp_path: Path) -> None:
     page, values = write_report(story.registry, "bot", tmp_path / "out")
     text = page.read_text()
+    assert "tuneloop bias check bot@2" in text
     for name in PICTURES:
         section = re.search(rf'<section id="{name}">.*?</section>', text, re.S)
         assert section is not None

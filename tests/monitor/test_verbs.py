@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from datetime import timedelta
 from pathlib import Path
 from typing import get_args
 
@@ -13,11 +14,13 @@ from click.testing import CliRunner, Result
 
 from monitor.questions import NUMPY, STDLIB, ask
 from monitor.scene import Scene
+from tests_support import beat_engine, publish_version
+from tuneloop.monitor.bias.templates import own_templates
 from tuneloop.monitor.lines import read_sample
 from tuneloop.monitor.signals import DETECTORS
 from tuneloop.monitor.verbs import VERBS
 from tuneloop.registry.errors import InvalidInput, NotFound, Refused
-from tuneloop.registry.nouns import Signal
+from tuneloop.registry.nouns import ServingSignal, Signal
 
 VERB = {verb.name: verb for verb in VERBS}
 
@@ -126,7 +129,7 @@ def test_an_alert_shows_what_users_wrote_as_text(scene: Scene) -> None:
 
 
 def test_the_signals_a_policy_may_name_are_those_there_are() -> None:
-    assert set(get_args(Signal)) == set(DETECTORS)
+    assert set(get_args(Signal)) == set(DETECTORS) - set(get_args(ServingSignal))
 
 
 def test_an_alert_is_listed_shown_taken_and_ended(scene: Scene) -> None:
@@ -170,8 +173,26 @@ def test_an_alert_is_listed_shown_taken_and_ended(scene: Scene) -> None:
         tuneloop("alert", "show", "ep_none", home=home)
 
 
+def test_a_bias_check_prints_every_attribute_and_refuses_more_than_the_champions(scene: Scene, tmp_path: Path) -> None:
+    registry, home = scene.registry, scene.registry.settings.home
+    for number in (1, 2):
+        publish_version(registry, tmp_path / f"v{number}")
+    scene.promote(2)
+    scene.promote(1)
+    beat_engine(registry, "bot@1", "bot@2", url=scene.engine.url, at=registry.clock() + timedelta(days=3650))
+    printed = tuneloop("bias", "check", "bot@1", home=home).output
+    assert [line.split()[:2] for line in printed.splitlines()[1:4]] == [[a, "none"] for a in ("gender", "race", "age")]
+    assert "not held against a champion: bot@1 is the champion" in printed
+    unstereotyped = {prompt for _, t, _, group, prompt in own_templates().items() if group != t.stereotype}
+    scene.engine.more = lambda name, text: 0.4 if name == "bot@2" and text in unstereotyped else 0.0
+    with pytest.raises(Refused, match="bot@2 shows more bias than bot@1 by gender and race and age"):
+        tuneloop("bias", "check", "bot@2", home=home)
+    read = tuneloop("bias", "check", "bot@2", "--engine", scene.engine.url, "--json", home=home)
+    assert json.loads(read.output)["champion"] is None
+
+
 def test_every_verb_says_in_one_line_what_it_is_for() -> None:
-    assert set(VERB) == {"monitor", "alerts", "alert", "report", "drift"}
+    assert set(VERB) == {"monitor", "alerts", "alert", "report", "drift", "bias"}
     assert all(verb.get_short_help_str(80) for verb in VERBS)
 
 

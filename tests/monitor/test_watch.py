@@ -179,7 +179,7 @@ def test_users_who_stop_correcting_hold_up_no_all_clear_that_another_signal_give
     scene.watch(monitor)
     episode = the_episode(scene)
     assert episode.state == "resolved"
-    assert "too few corrections since to judge correction_perplexity by" in episode.done[-1]
+    assert "too little feedback since to judge correction_perplexity by" in episode.done[-1]
 
 
 def test_silence_alone_gives_no_all_clear(scene: Scene) -> None:
@@ -242,9 +242,12 @@ def test_the_budget_counts_the_streams_that_are_watched(scene: Scene) -> None:
     scene.usual(80)
     scene.watch(scene.monitor(latency_ms=500.0))
     by_signal = {score.signal: score for score in scene.registry.episodes.scores("bot")}
-    assert set(by_signal) == {"prompt_drift", "perplexity", "correction_perplexity", "latency"}
+    qualities = {"thumbs_down", "refusals", "broken_answers", "answer_length"}
+    assert set(by_signal) == {"prompt_drift", "perplexity", "correction_perplexity", "latency", *qualities}
     assert {score.mean_run_length for score in by_signal.values()} == {2_000.0}
-    assert {round(20 / score.detail["alpha"]) for score in by_signal.values()} == {4 * 2_000}
+    levels = {signal: score.detail["alpha"] for signal, score in by_signal.items()}
+    assert sum(levels.values()) == pytest.approx(20 / 2_000), "all of them together spend what there is"
+    assert levels["prompt_drift"] == levels["latency"] == pytest.approx(4 * levels["refusals"])
 
 
 def test_what_was_scored_is_not_scored_again_by_the_next_process(scene: Scene) -> None:

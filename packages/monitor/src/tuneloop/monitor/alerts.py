@@ -13,22 +13,34 @@ from hashlib import sha256
 from typing import Any
 
 from tuneloop.monitor.signals import (
+    ANSWER_LENGTH,
+    BROKEN_ANSWERS,
     DETECTORS,
     LATENCY,
     PERPLEXITIES,
     PERPLEXITY,
     PROMPT_DRIFT,
-    TRAFFIC_SIGNALS,
+    QUALITIES,
+    REFUSALS,
+    SERVED_MODEL_CHANGE,
+    THUMBS_DOWN,
     problem_of,
 )
 from tuneloop.registry.deliveries.silences import Silence, silenced
 from tuneloop.registry.nouns import AlertEpisode, WindowScore, version_name
 
 MAX_WINDOWS = 50  # an episode keeps the first windows that raised it; later ones are found by time
-RUNBOOKS = {signal: f"docs/runbooks/{signal}.md" for signal in (*TRAFFIC_SIGNALS, LATENCY)}
+RUNBOOKS = {signal: f"docs/runbooks/{'answer_quality' if signal in QUALITIES else signal}.md" for signal in DETECTORS}
+_KEPT = ("words", "examples", "nats", "total_ms", "ttft_ms", "slices", "shares", "characters", "engines")
+PAGES = (LATENCY, SERVED_MODEL_CHANGE)  # users are hurt, whatever else is seen
+_SHARES = {
+    THUMBS_DOWN: "answers that users dislike",
+    REFUSALS: "answers that refuse",
+    BROKEN_ANSWERS: "answers that are empty or repeat themselves",
+}
 
 
-def opened(score: WindowScore, at: datetime, pages: Sequence[str] = (LATENCY,)) -> AlertEpisode:
+def opened(score: WindowScore, at: datetime, pages: Sequence[str] = PAGES) -> AlertEpisode:
     """The episode a window's alarm opens; the same window always gives the same id. `pages` are signals that page."""
     evidence = {
         "summary": summary(score),
@@ -57,8 +69,12 @@ def opened(score: WindowScore, at: datetime, pages: Sequence[str] = (LATENCY,)) 
 def takes(episode: AlertEpisode, score: WindowScore, group_s: float) -> bool:
     """Whether an alarm belongs to an open episode: it has that signal or problem already, or was seen close to it.
 
-    `group_s` is how far apart in time two problems of a model may be and still be one.
+    `group_s` is how far apart in time two problems of a model may be and still be one. A served model that changed is
+    one with nothing else, and of one version: whoever restarts an engine must not take a drift for over, nor the other
+    way round.
     """
+    if SERVED_MODEL_CHANGE in (episode.signal, score.signal):
+        return episode.signal == score.signal and episode.version == score.version
     findings = episode.evidence.get("signals", {})
     if score.signal in findings or episode.signal in problem_of(score.signal):
         return True
@@ -86,11 +102,12 @@ def shown_state(episode: AlertEpisode, silences: Iterable[Silence], at: datetime
     return "ongoing" if episode.state == "open" and goes_on else episode.state
 
 
-def joined(episode: AlertEpisode, score: WindowScore, at: datetime, pages: Sequence[str] = (LATENCY,)) -> AlertEpisode:
+def joined(episode: AlertEpisode, score: WindowScore, at: datetime, pages: Sequence[str] = PAGES) -> AlertEpisode:
     """The episode with one more window of evidence; the same episode when it has that window or enough of them.
 
-    When prompts changed *and* the model finds them or their true answers harder, users are likely hurt: the ticket
-    becomes a page. So it does when a signal joins that pages by itself.
+    When prompts changed *and* the model finds them or their true answers harder, or users dislike its answers and the
+    answers have changed too, users are likely hurt: the ticket becomes a page. So it does when a signal joins that
+    pages by itself.
     """
     findings = episode.evidence["signals"]
     agrees = score.signal in findings
@@ -102,8 +119,9 @@ def joined(episode: AlertEpisode, score: WindowScore, at: datetime, pages: Seque
             "summary": f"{evidence['summary']}; {summary(score)}",
             "signals": findings | {score.signal: _finding(score)},
         }
-    harder = PROMPT_DRIFT in evidence["signals"] and any(signal in evidence["signals"] for signal in PERPLEXITIES)
-    severity = "page" if harder or score.signal in pages else episode.severity
+    raised = set(evidence["signals"])
+    hurt = (PROMPT_DRIFT in raised and raised & set(PERPLEXITIES)) or (THUMBS_DOWN in raised and len(raised) > 1)
+    severity = "page" if hurt or score.signal in pages else episode.severity
     windows = (*episode.windows, score.id)
     return episode.model_copy(update={"windows": windows, "evidence": evidence, "severity": severity, "updated_at": at})
 
@@ -127,12 +145,14 @@ def is_quiet(scores: Sequence[WindowScore], clear_after: int) -> bool:
 
 
 def is_silent(scores: Sequence[WindowScore], clear_after: int) -> bool:
-    """Whether users corrected too little to judge in the last `clear_after` windows; `scores` of one stream.
+    """Whether users said too little to judge in the last `clear_after` windows; `scores` of one stream.
 
     An engine that is away is no such silence: what it would have said is not known.
     """
     in_order = sorted(scores, key=lambda score: int(score.detail["window"]))
-    return len(in_order) >= clear_after and all("too_few_corrections" in s.detail for s in in_order[-clear_after:])
+    return len(in_order) >= clear_after and all(
+        {"too_few_corrections", "too_few_thumbs"} & s.detail.keys() for s in in_order[-clear_after:]
+    )
 
 
 def is_news(score: WindowScore, past: Sequence[AlertEpisode]) -> bool:
@@ -152,14 +172,22 @@ def summary(score: WindowScore) -> str:
     if score.signal in PERPLEXITIES:
         nats, what = detail["nats"], "its questions" if score.signal == PERPLEXITY else "the answers users want"
         return f"{name} finds {what} harder ({nats['reference']:.2f} → {nats['window']:.2f} nats per token)"
+    if score.signal in _SHARES:
+        shares = detail["shares"]
+        return f"{name} gives more {_SHARES[score.signal]} ({shares['reference']:.0%} → {shares['window']:.0%})"
+    if score.signal == ANSWER_LENGTH:
+        was, now = detail["characters"]["reference"], detail["characters"]["window"]
+        return f"{name} gives answers of another length (median {was:.0f} → {now:.0f} characters)"
+    if score.signal == SERVED_MODEL_CHANGE:
+        moved = [f"{key} by {found['statistic']:.3f}" for key, found in detail["engines"].items() if found["alarm"]]
+        return f"{name} is no longer the model it was: fixed texts read otherwise on {', '.join(moved)} nats per token"
     return (
         f"{name} is slow: {score.statistic:.0%} of answers over the objective, p95 {detail['total_ms']['p95']:.0f} ms"
     )
 
 
 def _finding(score: WindowScore) -> dict[str, Any]:
-    names = ("words", "examples", "nats", "total_ms", "ttft_ms", "slices", "engines")
-    kept = {key: score.detail[key] for key in names if key in score.detail}
+    kept = {key: score.detail[key] for key in _KEPT if key in score.detail}
     return {
         "window": score.id,
         "window_start": score.window_start.isoformat(),

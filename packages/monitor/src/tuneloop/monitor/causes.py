@@ -3,7 +3,8 @@ for `gather`.
 
 Rules, not odds: a cause counts for the signals it can explain, and the one that explains most of them leads. What
 users ask does not depend on a deploy, so changed prompts are a drift; a change that came before the reference was
-gathered is in the reference, so it explains no difference from it.
+gathered is in the reference, so it explains no difference from it. A served model that is known to have changed
+explains everything but what users ask.
 """
 
 from __future__ import annotations
@@ -13,18 +14,27 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
-from tuneloop.monitor.signals import LATENCY, PERPLEXITIES, PROMPT_DRIFT, TRAFFIC_SIGNALS
+from tuneloop.monitor.signals import (
+    LATENCY,
+    PERPLEXITIES,
+    PROMPT_DRIFT,
+    QUALITIES,
+    SERVED_MODEL_CHANGE,
+    TRAFFIC_SIGNALS,
+)
 from tuneloop.registry import Registry
 from tuneloop.registry.fleet import STALE_AFTER_S
 from tuneloop.registry.nouns import AlertEpisode, AuditEntry, EngineState
 
-Kind = Literal["engine", "deploy", "drift", "load"]
-ORDER: tuple[Kind, ...] = ("engine", "deploy", "drift", "load")  # of causes that explain as much
-SERVING: tuple[Kind, ...] = ("engine", "deploy", "load")  # what training cannot mend
+Kind = Literal["served model", "engine", "deploy", "drift", "load"]
+ORDER: tuple[Kind, ...] = ("served model", "engine", "deploy", "drift", "load")  # of causes that explain as much
+SERVING: tuple[Kind, ...] = ("engine", "deploy", "load")  # what training cannot mend; a served model that changed
+# forbids it too, but only while its own episode is open: `policy.decide` asks for that
 ONE_ENGINE_ALPHA = 0.001
 _MOST_CHANGES = 10
 _DEPLOYS = ("route.", "rollout.")
 _POLICIES = ("policy.", "gate.", "guard.")
+_OF_ANSWERS = (*PERPLEXITIES, *QUALITIES)  # what users ask makes these worse, and so does what answers them
 
 
 @dataclass(frozen=True)
@@ -32,7 +42,7 @@ class Change:
     """Something that was changed, or is not as it should be, before an episode was seen."""
 
     at: str
-    kind: Literal["deploy", "policy", "engine"]
+    kind: Literal["deploy", "policy", "engine", "served model"]
     what: str
 
 
@@ -74,11 +84,28 @@ def changes_before(
     return sorted(found, key=lambda change: change.at, reverse=True)[:_MOST_CHANGES]
 
 
+def served_changes(model: str, version: int, episodes: Iterable[AlertEpisode]) -> list[Change]:
+    """The open episodes that say that this version's served model changed."""
+    return [
+        Change(episode.evidence["since"], "served model", f"{episode.id}: {episode.evidence['summary']}")
+        for episode in episodes
+        if (episode.model, episode.version, episode.signal) == (model, version, SERVED_MODEL_CHANGE)
+        and episode.state != "resolved"
+    ]
+
+
 def causes_of(evidence: Mapping[str, Any], changes: Sequence[Change]) -> list[Cause]:
     """Every cause that explains a signal, the likeliest first; there is always one."""
     signals = tuple(evidence["signals"])
     before_reference = str(evidence.get("reference", {}).get("to", ""))
     found = []
+    moved = evidence["signals"].get(SERVED_MODEL_CHANGE)
+    known = [change for change in changes if change.kind == "served model"]
+    by_served = tuple(s for s in signals if s != PROMPT_DRIFT)
+    if moved is not None:
+        found.append(Cause("served model", _which_moved(moved["engines"]), (SERVED_MODEL_CHANGE,)))
+    elif known and by_served:
+        found.append(Cause("served model", known[0].what, by_served))
     slow = slow_engine(evidence["signals"].get(LATENCY, {}).get("engines", {}))
     away = [change for change in changes if change.kind == "engine"]
     if LATENCY in signals and (slow is not None or away):
@@ -86,13 +113,17 @@ def causes_of(evidence: Mapping[str, Any], changes: Sequence[Change]) -> list[Ca
         found.append(Cause("engine", why, (LATENCY,)))
     deploys = [change for change in changes if change.kind == "deploy"]
     late = [change for change in deploys if change.at > before_reference]
-    by_deploy = tuple(s for s in signals if (s in PERPLEXITIES and late) or (s not in TRAFFIC_SIGNALS and deploys))
+    by_deploy = tuple(s for s in signals if (s in _OF_ANSWERS and late) or (s not in TRAFFIC_SIGNALS and deploys))
     if by_deploy:
         newest = (deploys if any(s not in TRAFFIC_SIGNALS for s in by_deploy) else late)[0]
         found.append(Cause("deploy", f"just before: {newest.what}", by_deploy))
-    by_drift = signals if PROMPT_DRIFT in signals else tuple(s for s in signals if s in PERPLEXITIES)
+    by_drift = signals if PROMPT_DRIFT in signals else tuple(s for s in signals if s in _OF_ANSWERS)
     if by_drift:
-        why = "users ask other questions" if PROMPT_DRIFT in signals else "what users ask or want is harder than it was"
+        harder = any(s in PERPLEXITIES for s in by_drift)
+        why = (
+            "what users ask or want is harder than it was" if harder else "answers fit what users ask less than before"
+        )
+        why = "users ask other questions" if PROMPT_DRIFT in signals else why
         found.append(Cause("drift", why, by_drift))
     if not found:
         found.append(Cause("load", "nothing was changed just before, and no engine alone is slow", signals))
@@ -136,7 +167,18 @@ def gather(registry: Registry, episode: AlertEpisode, before_s: float, until: da
     since = datetime.fromisoformat(episode.evidence["since"]) - timedelta(seconds=before_s)
     entries = registry.audit.since(since, _DEPLOYS + _POLICIES)
     engines = [engine for engine in registry.fleet.engines(live_only=False) if engine.at >= since]
-    return changes_before(episode.model, entries, engines, until)
+    known = served_changes(episode.model, episode.version, registry.episodes.all(episode.model, open_only=True).whole())
+    before = changes_before(episode.model, entries, engines, until)
+    return [*(change for change in known if episode.signal != SERVED_MODEL_CHANGE), *before]
+
+
+def _which_moved(engines: Mapping[str, Mapping[str, Any]]) -> str:
+    moved = [name for name, found in engines.items() if found["alarm"]]
+    if len(engines) < 2:
+        return f"{', '.join(moved)} serves something else under the version's name than at first"
+    if len(moved) == len(engines):
+        return f"all {len(engines)} engines serve something else under the version's name than at first"
+    return f"{', '.join(moved)} of {len(engines)} engines: the others read as at first"
 
 
 def _is_of(model: str, subject: str) -> bool:

@@ -113,6 +113,21 @@ def mean_rise_test(
     return _permutation_test(statistic, len(pooled), len(window), alpha=alpha, rng=rng)
 
 
+def mean_change_test(
+    reference: NDArray[np.float64], window: NDArray[np.float64], alpha: float, rng: np.random.Generator
+) -> Outcome:
+    """How far the window's mean is from the reference's, either way; exact by permutation."""
+    pooled = np.concatenate([reference, window])
+    total = pooled.sum()
+
+    def statistic(in_window: NDArray[np.float64]) -> NDArray[np.float64]:
+        inside = in_window @ pooled
+        result: NDArray[np.float64] = np.abs(inside / len(window) - (total - inside) / len(reference))
+        return result
+
+    return _permutation_test(statistic, len(pooled), len(window), alpha=alpha, rng=rng)
+
+
 def strongest_test(
     statistics: Mapping[str, Statistic], points: int, window: int, *, alpha: float, rng: np.random.Generator
 ) -> tuple[Outcome, dict[str, float]]:

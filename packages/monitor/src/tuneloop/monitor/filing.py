@@ -12,6 +12,7 @@ from datetime import datetime
 from tuneloop.monitor.alerts import noted
 from tuneloop.monitor.policy import File, Hold, decide
 from tuneloop.monitor.reference import JUST_BEFORE
+from tuneloop.monitor.signals import SERVED_MODEL_CHANGE
 from tuneloop.registry import Registry
 from tuneloop.registry.nouns import AlertEpisode, RetrainingRequest, RetrainingState
 from tuneloop.registry.policies import RetrainingPolicy
@@ -28,7 +29,7 @@ def pursue(registry: Registry, episode: AlertEpisode) -> AlertEpisode:
     requests = registry.retraining.all(episode.model).whole()
     under_way = any(request.state not in ENDED for request in requests)
     rows = 0 if under_way else corrections(registry, episode.model, since, now)  # reads every record since the drift
-    decision = decide(episode, policy, requests, rows, now)
+    decision = decide(episode, policy, requests, rows, now, _serving(registry, episode.model))
     if isinstance(decision, Hold):
         if episode.evidence.get("held") == decision.kind:
             return episode
@@ -79,6 +80,11 @@ def _approve(registry: Registry, request: RetrainingRequest, policy: RetrainingP
     # What a budget has sent back waits for a person: approving it goes beyond the budget.
     if policy.auto_approve and request.state == RetrainingState.PROPOSED and not request.held:
         registry.retraining.approve(request.id, by="policy", reason="auto_approve is on for this model")
+
+
+def _serving(registry: Registry, model: str) -> AlertEpisode | None:
+    found = registry.episodes.all(model, open_only=True).whole()
+    return next((episode for episode in found if episode.signal == SERVED_MODEL_CHANGE), None)
 
 
 def _note(registry: Registry, episode: AlertEpisode, note: str, action: str, *, held: str) -> AlertEpisode:

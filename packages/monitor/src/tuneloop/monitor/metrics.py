@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter as Tally
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from threading import Thread
 from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_server
 
+from tuneloop.monitor.signals import SERVED_MODEL_CHANGE
 from tuneloop.monitor.standing import Standing
 from tuneloop.registry.deliveries.outbox import Backlog
 from tuneloop.registry.errors import Unavailable
@@ -83,7 +84,8 @@ class Metrics:
         stream = (score.model, str(score.version), score.signal)
         self._judged.labels(*stream, score.verdict).inc()
         self.newest(score)
-        self._lag.labels(score.model).set((now - score.window_end).total_seconds())
+        if score.request_ids:  # canaries judge no records
+            self._lag.labels(score.model).set((now - score.window_end).total_seconds())
 
     def newest(self, score: WindowScore) -> None:
         """The newest window of a stream, judged now or by an earlier process."""
@@ -92,12 +94,14 @@ class Metrics:
             self._statistic.labels(*stream).set(score.statistic)
             self._threshold.labels(*stream).set(score.threshold)
 
-    def only(self, champions: dict[str, int]) -> None:
-        """Drop the streams of versions that are champions no more."""
+    def only(self, champions: Mapping[str, int], routed: Mapping[str, Collection[int]]) -> None:
+        """Drop the streams of versions that are champions no more, and those of canaries of what left its route."""
         for gauge in (self._statistic, self._threshold):
             for sample in next(iter(gauge.collect())).samples:
                 labels = sample.labels
-                if champions.get(labels["model"]) != int(labels["version"]):
+                model, version = labels["model"], int(labels["version"])
+                canaries = labels["signal"] == SERVED_MODEL_CHANGE
+                if version not in routed.get(model, ()) if canaries else champions.get(model) != version:
                     gauge.remove(*(labels[name] for name in _STREAM))
 
     def open_episodes(self, episodes: Sequence[AlertEpisode]) -> None:

@@ -46,6 +46,7 @@ def decide(
     requests: Sequence[RetrainingRequest],
     rows: int,
     now: datetime,
+    serving: AlertEpisode | None = None,
 ) -> File | Hold | Pending:
     """File, hold or wait.
 
@@ -55,7 +56,15 @@ def decide(
         requests: every retraining request of the model, ended ones included.
         rows: records with a user's correction since the episode's first window began.
         now: the time.
+        serving: the open episode that says the served model changed while its version did not, if there is one.
     """
+    if serving is not None:
+        what = "it" if serving.id == episode.id else serving.id
+        return Hold(
+            "serving",
+            f"what engines serve is not the version any more ({what} says so): that is repaired in serving, "
+            "not by training",
+        )
     held = _held_by_policy(episode, policy) or _held_by_cause(episode)
     if held is not None:
         return held

@@ -10,6 +10,7 @@ from types import FrameType
 
 import httpx
 
+from tuneloop.monitor.canary_watch import CanaryWatch
 from tuneloop.monitor.delivery.redacting import Redactor
 from tuneloop.monitor.delivery.rounds import Deliverer
 from tuneloop.monitor.heartbeat import Heartbeat
@@ -49,8 +50,13 @@ def run_monitor(settings: MonitorSettings, *, once: bool) -> list[ModelState]:
             stopping=stop.is_set,
         )
         metrics = Metrics()
+        canaries = (
+            CanaryWatch(registry, settings, client, metrics, stopping=stop.is_set) if settings.canary_every_s else None
+        )
         heartbeat = Heartbeat(settings.heartbeat_url)
-        monitor = Monitor(registry, settings, scorer, metrics, stopping=stop.is_set, alive=heartbeat.beat)
+        monitor = Monitor(
+            registry, settings, scorer, metrics, stopping=stop.is_set, alive=heartbeat.beat, canaries=canaries
+        )
         deliverer = Deliverer(registry, settings, metrics, rng=random.Random(), redact=Redactor(), stopping=stop.is_set)
         if once:
             try:

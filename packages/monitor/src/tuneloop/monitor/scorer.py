@@ -33,7 +33,7 @@ from tuneloop.registry.fleet import Fleet
 from tuneloop.registry.nouns import EngineState, RequestRecord
 
 _REMEMBERED = 50_000
-_MAX_NATS = 30.0  # a token the model deems impossible arrives as 9999 nats; one such token must not be the whole mean
+MAX_NATS = 30.0  # a token the model deems impossible arrives as 9999 nats; one such token must not be the whole mean
 _CHARS_PER_TOKEN = 4  # of English text, roughly
 _SPACE = re.compile(r"\s+")
 
@@ -171,7 +171,7 @@ def text_nats(positions: Sequence[dict[str, Any] | None], question: str, correct
     spelled, owners, nats = "", [], []
     for index, position in enumerate(positions):
         entry = next(iter(position.values())) if position else None
-        nats.append(min(-entry["logprob"], _MAX_NATS) if entry else None)
+        nats.append(min(-entry["logprob"], MAX_NATS) if entry else None)
         letters = _SPACE.sub("", (entry["decoded_token"] or "") if entry else "")
         spelled += letters
         owners += [index] * len(letters)

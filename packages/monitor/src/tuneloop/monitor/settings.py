@@ -25,6 +25,9 @@ class MonitorSettings(Section):
         default=10_000, le=MAX_RUN_LENGTH
     )  # records between false alarms, over all streams of a model
     clear_after: int = Field(default=3, ge=1)  # quiet windows in a row that end an episode
+    canary_every_s: float = Field(
+        default=300.0, ge=0
+    )  # between readings of the canaries of a version that serves; 0: the served model is not watched
     late_s: float = Field(default=900.0, ge=0)  # how late a record may arrive and still be judged
     scorer_concurrency: int = Field(
         default=2, ge=1, le=8
@@ -74,9 +77,11 @@ class MonitorSettings(Section):
         return self.latency_ms > 0 or self.ttft_ms > 0
 
     def paging(self, model: str) -> tuple[str, ...]:
-        """The signals that page by themselves: latency, unless Prometheus pages for that model's latency already."""
+        """The signals that page by themselves: a served model that changed, and latency, unless Prometheus pages for that
+        model's latency already."""
         slo = self.slo.get(model, self.slo.get(EVERY_OTHER))
-        return () if slo is not None and slo.latency is not None else ("latency",)
+        changed = "served_model_change"
+        return (changed,) if slo is not None and slo.latency is not None else ("latency", changed)
 
 
 SETTINGS: tuple[type[Section], ...] = (MonitorSettings,)

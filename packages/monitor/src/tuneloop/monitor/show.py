@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from tuneloop.monitor.signals import SERVED_MODEL_CHANGE
 from tuneloop.registry.nouns import AlertEpisode, WindowScore, version_name
 from tuneloop.registry.printing import one_line
 
@@ -21,10 +22,8 @@ def episode_lines(episode: AlertEpisode, state: str) -> Iterator[str]:
     if episode.resolved_at is not None:
         yield f"until      {_when(episode.resolved_at.isoformat())}"
     reference = evidence["reference"]
-    yield (
-        f"held to    {reference['n']} records of {version_name(episode.model, episode.version)} "
-        f"from {_when(reference['from'])} to {_when(reference['to'])}"
-    )
+    held = f"{reference['n']} {reference.get('what', 'records')} of {version_name(episode.model, episode.version)}"
+    yield f"held to    {held} from {_when(reference['from'])} to {_when(reference['to'])}"
     yield f"how sure   one false alarm in {evidence['mean_run_length']} records or more, over all signals together"
     yield from (f"cause      {one_line(cause['kind'] + ': ' + cause['why'])}" for cause in evidence.get("causes", []))
     yield from (f"before     {one_line(change['what'])}" for change in evidence.get("changes", []))
@@ -36,7 +35,8 @@ def episode_lines(episode: AlertEpisode, state: str) -> Iterator[str]:
     yield ""
     yield f"runbook    {episode.runbook}"
     if episode.state != "resolved":
-        yield f"next       tuneloop retraining list; tuneloop report {episode.model}"
+        first = "tuneloop status" if episode.signal == SERVED_MODEL_CHANGE else "tuneloop retraining list"
+        yield f"next       {first}; tuneloop report {episode.model}"
         yield f"           tuneloop alert ack {episode.id} --by YOU"
 
 

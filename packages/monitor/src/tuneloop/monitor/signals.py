@@ -1,8 +1,9 @@
 """The signals of a champion: what each looks at, which problem it tells of, and how one window of it is judged.
 
-Prompt drift and the perplexities (of questions, and of the answers users say they should have got) tell of the same
-problem (the traffic is no longer what the version was trained for) and share an episode; latency is a problem of its
-own. A judgement without enough data says so with its reason; it is never a pass.
+Prompt drift, the perplexities (of questions, and of the answers users say they should have got) and the quality of
+answers tell of the same problem (the version no longer fits what it is asked) and share an episode; latency is a
+problem of its own, and so is a served model that changed, which `canary_watch` looks for. A judgement without enough
+data says so with its reason; it is never a pass.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy as np
 from tuneloop.monitor.detectors import Outcome, mean_rise_test, window_alpha
 from tuneloop.monitor.features import new_words, witness
 from tuneloop.monitor.latency import engines_of, is_slow, percentiles, slow_share_test
+from tuneloop.monitor.quality import is_broken, is_refusal, length_change_test, share_rise_test
 from tuneloop.monitor.reference import Reference, score_id
 from tuneloop.monitor.scorer import Scored, Scorer
 from tuneloop.monitor.settings import MonitorSettings
@@ -28,28 +30,55 @@ from tuneloop.registry.nouns import RequestRecord, version_name
 PROMPT_DRIFT, PERPLEXITY, LATENCY = "prompt_drift", "perplexity", "latency"
 CORRECTION_PERPLEXITY = "correction_perplexity"
 PERPLEXITIES = (PERPLEXITY, CORRECTION_PERPLEXITY)
-TRAFFIC_SIGNALS = (PROMPT_DRIFT, *PERPLEXITIES)
+THUMBS_DOWN, REFUSALS, BROKEN_ANSWERS = "thumbs_down", "refusals", "broken_answers"
+ANSWER_LENGTH = "answer_length"
+QUALITIES = (THUMBS_DOWN, REFUSALS, BROKEN_ANSWERS, ANSWER_LENGTH)
+TRAFFIC_SIGNALS = (PROMPT_DRIFT, *PERPLEXITIES, *QUALITIES)
+SERVED_MODEL_CHANGE = "served_model_change"
 DETECTORS = {
     PROMPT_DRIFT: "all texts, words and neighbours, permutation test",
     PERPLEXITY: "rise of the mean, permutation test",
     CORRECTION_PERPLEXITY: "rise of the mean, permutation test",
+    THUMBS_DOWN: "share of thumbs that point down, Fisher's exact test",
+    REFUSALS: "share of answers that refuse, Fisher's exact test",
+    BROKEN_ANSWERS: "share of answers that are empty or repeat themselves, Fisher's exact test",
+    ANSWER_LENGTH: "mean of log lengths, permutation test, two-sided",
     LATENCY: "share of slow answers, exact binomial test",
+    SERVED_MODEL_CHANGE: "log-probabilities of fixed texts, exact permutation test of rounds",
 }
 ENOUGH_SCORED = (
     0.8  # of a window's or reference's questions; a test on fewer would look at a chosen part of the traffic
 )
 ENOUGH_CORRECTED = 10  # on either side
+_LIGHT = 0.25  # of the weight of a signal of drift
+ENOUGH_THUMBS = 10  # on either side
+_UNITS = {THUMBS_DOWN: "share of thumbs down", REFUSALS: "share of refusals", BROKEN_ANSWERS: "share of broken answers"}
 _EXAMPLES, _EXAMPLE_CHARS = 5, 300
 
 
 def signals_of(settings: MonitorSettings) -> tuple[str, ...]:
     """The streams watched for each model; the false-alarm budget is shared by all of them."""
+    return (*windowed(settings), *((SERVED_MODEL_CHANGE,) if settings.canary_every_s else ()))
+
+
+def windowed(settings: MonitorSettings) -> tuple[str, ...]:
+    """Those of them that are judged window by window, in this order."""
     return (*TRAFFIC_SIGNALS, LATENCY) if settings.watches_latency else TRAFFIC_SIGNALS
 
 
 def problem_of(signal: str) -> tuple[str, ...]:
     """The signals that tell of the same problem, this one included."""
     return TRAFFIC_SIGNALS if signal in TRAFFIC_SIGNALS else (signal,)
+
+
+def budget_share(signal: str, settings: MonitorSettings) -> float:
+    """A stream's part of the false-alarm budget; the parts of all streams of a model make one (a weighted Bonferroni).
+
+    What tells of a drift, or of lateness, gets four times as much as each way in which answers can be worse, and as
+    the canaries, which need less: a change of the served model is seen at any level.
+    """
+    weights = {name: _LIGHT if name in (*QUALITIES, SERVED_MODEL_CHANGE) else 1.0 for name in signals_of(settings)}
+    return weights[signal] / sum(weights.values())
 
 
 @dataclass(frozen=True)
@@ -61,6 +90,7 @@ class Comparison:
     reference: Reference
     window: Window
     corrections: Mapping[str, str]  # request id → how the answer should have read, of both sides
+    thumbs: Mapping[str, bool]  # request id → whether the user's thumb points down, of both sides
 
     def score_id(self, signal: str) -> str:
         """The id of one signal's judgement."""
@@ -89,7 +119,11 @@ class Judge:
     def __init__(self, settings: MonitorSettings, scorer: Scorer) -> None:
         self._settings = settings
         self._scorer = scorer
-        self.alpha = window_alpha(settings.window, settings.mean_run_length, len(signals_of(settings)))
+
+    def alpha(self, signal: str) -> float:
+        """The level at which one window of a stream is tested."""
+        settings = self._settings
+        return window_alpha(settings.window, settings.mean_run_length, 1) * budget_share(signal, settings)
 
     def judge(self, signal: str, held: Comparison) -> Judgement:
         """One signal of one window."""
@@ -99,7 +133,9 @@ class Judge:
         rng = np.random.default_rng(seed)
         if signal in PERPLEXITIES:
             return self._perplexity(signal, held, rng)
-        return prompt_drift(held.reference.records, held.window.records, self.alpha, rng)
+        if signal in QUALITIES:
+            return quality(signal, held, self.alpha(signal), rng)
+        return prompt_drift(held.reference.records, held.window.records, self.alpha(signal), rng)
 
     def _perplexity(self, signal: str, held: Comparison, rng: np.random.Generator) -> Judgement:
         of_corrections = signal == CORRECTION_PERPLEXITY
@@ -122,7 +158,7 @@ class Judge:
             if len(nats[what]) < ENOUGH_SCORED * len(records):
                 return Judgement("not enough data", len(nats[what]), None, {"reason": _unscored(what, scored, signal)})
         before, now = (np.array(list(nats[what].values()), dtype=np.float64) for what in sides)
-        result = mean_rise_test(before, now, self.alpha, rng)
+        result = mean_rise_test(before, now, self.alpha(signal), rng)
         detail = {
             "unit": f"nats per token of the {'correction' if of_corrections else 'question'}, above the reference",
             "nats": {"reference": round(float(before.mean()), 5), "window": round(float(now.mean()), 5)},
@@ -135,7 +171,7 @@ class Judge:
     def _latency(self, records: Sequence[RequestRecord]) -> Judgement:
         settings = self._settings
         slow = [record for record in records if is_slow(record, settings.latency_ms, settings.ttft_ms)]
-        result = slow_share_test(len(slow), len(records), self.alpha)
+        result = slow_share_test(len(slow), len(records), self.alpha(LATENCY))
         ttft = [record.ttft_ms for record in records if record.ttft_ms is not None]
         detail = {
             "unit": "share of answers over the objective",
@@ -160,6 +196,44 @@ def prompt_drift(
         detail["words"] = [vars(word) for word in new_words(before, now)]
         detail["examples"] = _examples(window, list(witness(found.kernel, len(before))))
     return Judgement("drift" if result.alarm else "none", len(now), result, detail)
+
+
+def quality(signal: str, held: Comparison, alpha: float, rng: np.random.Generator) -> Judgement:
+    """Whether answers are worse than the reference's, or other, by one of the signals in `QUALITIES`."""
+    before, now = held.reference.records, held.window.records
+    if signal == THUMBS_DOWN:
+        before, now = (tuple(r for r in side if r.id in held.thumbs) for side in (before, now))
+        for what, side in (("reference", before), ("window", now)):
+            if len(side) < ENOUGH_THUMBS:
+                reason = f"{len(side)} answers of the {what} have a thumb; {ENOUGH_THUMBS} are needed"
+                return Judgement("not enough data", len(now), None, {"reason": reason, "too_few_thumbs": True})
+    elif without := sum(record.answer is None for record in (*before, *now)):
+        reason = f"{without} of {len(before) + len(now)} answers are on record without their text"
+        return Judgement("not enough data", 0, None, {"reason": reason})
+    if signal == ANSWER_LENGTH:
+        result = length_change_test(before, now, alpha, rng)
+        lengths = [len(record.answer or "") for record in now]
+        usual = float(np.median([len(record.answer or "") for record in before]))
+        detail: dict[str, Any] = {
+            "unit": "difference of mean log lengths",
+            "characters": {"reference": usual, "window": float(np.median(lengths))},
+        }
+        if result.alarm:
+            detail["examples"] = _examples(now, [abs(np.log1p(n) - np.log1p(usual)) for n in lengths])
+        return Judgement("drift" if result.alarm else "none", len(now), result, detail)
+    hits = [[_has(signal, record, held.thumbs) for record in side] for side in (before, now)]
+    (had, of), (has, among) = ((sum(side), len(side)) for side in hits)
+    result = share_rise_test((had, of), (has, among), alpha)
+    detail = {"unit": _UNITS[signal], "shares": {"reference": round(had / of, 4), "window": round(has / among, 4)}}
+    if result.alarm:
+        detail["examples"] = _examples([r for r, hit in zip(now, hits[1], strict=True) if hit], [1.0] * has)
+    return Judgement("drift" if result.alarm else "none", among, result, detail)
+
+
+def _has(signal: str, record: RequestRecord, thumbs: Mapping[str, bool]) -> bool:
+    if signal == THUMBS_DOWN:
+        return thumbs[record.id]
+    return (is_refusal if signal == REFUSALS else is_broken)(record.answer or "")
 
 
 def _examples(records: Sequence[RequestRecord], weights: Sequence[float]) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""The monitor's verbs: `monitor`, `alerts`, `alert`, `report`, `drift`."""
+"""The monitor's verbs: `monitor`, `alerts`, `alert`, `report`, `drift`, and `bias` from its package."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from typing import get_args
 
 import click
 
+from tuneloop.monitor.bias.verb import bias
 from tuneloop.monitor.settings import MAX_RUN_LENGTH
 from tuneloop.monitor.verbs_alert import alert
 from tuneloop.registry.errors import TuneloopError
-from tuneloop.registry.nouns import Signal
+from tuneloop.registry.nouns import ServingSignal, Signal
 from tuneloop.registry.printing import emit, json_option, plain, table, tell_unreadable
 
 DEFAULT_REPORT = Path("report")
@@ -101,7 +102,7 @@ def check(*, reference: Path, window: Path, gamma: int | None, streams: tuple[st
 
 @drift.command()
 @click.argument("model")
-@click.option("--signal", type=click.Choice(get_args(Signal)), help="Of one signal only.")
+@click.option("--signal", type=click.Choice([*get_args(Signal), *get_args(ServingSignal)]), help="Of one signal only.")
 @json_option
 def windows(model: str, *, signal: str | None, as_json: bool) -> None:
     """Every window that was judged: statistic, threshold, verdict."""
@@ -116,4 +117,4 @@ def windows(model: str, *, signal: str | None, as_json: bool) -> None:
     emit(found, as_json, table(WINDOW_HEADERS, [window_row(score) for score in found]) if found else none)
 
 
-VERBS: tuple[click.Command, ...] = (monitor, alerts, alert, report, drift)
+VERBS: tuple[click.Command, ...] = (monitor, alerts, alert, report, drift, bias)

@@ -9,7 +9,7 @@ import click
 
 from tuneloop.monitor.durations import seconds
 from tuneloop.registry.errors import InvalidInput, Refused
-from tuneloop.registry.nouns import AlertEpisode, Signal
+from tuneloop.registry.nouns import AlertEpisode, ServingSignal, Signal
 from tuneloop.registry.printing import by_option, emit, json_option, reason_option, table, tell_unreadable, who
 
 
@@ -56,7 +56,11 @@ def resolve(episode_id: str, *, by: str, reason: str) -> None:
 @alert.command()
 @click.argument("episode_id", required=False)
 @click.option("--model", help="Every episode of this model, also those that open meanwhile.")
-@click.option("--signal", type=click.Choice(get_args(Signal)), help="Of the model's only those of one signal.")
+@click.option(
+    "--signal",
+    type=click.Choice([*get_args(Signal), *get_args(ServingSignal)]),
+    help="Of the model's only those of one signal.",
+)
 @click.option("--for", "for_s", required=True, callback=seconds, help="How long: 90s, 30m, 2h, 3d.")
 @by_option
 @reason_option

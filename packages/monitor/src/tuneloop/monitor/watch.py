@@ -14,9 +14,11 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from tuneloop.monitor import alerts
+from tuneloop.monitor.canary_watch import CanaryWatch
 from tuneloop.monitor.causes import explained, gather
 from tuneloop.monitor.filing import BY, pursue
 from tuneloop.monitor.metrics import Metrics
+from tuneloop.monitor.quality import thumbs_of
 from tuneloop.monitor.reference import ANCHOR, Gathering, Reference, find_reference
 from tuneloop.monitor.scorer import Scorer, Stopped
 from tuneloop.monitor.settings import MonitorSettings
@@ -24,10 +26,11 @@ from tuneloop.monitor.signals import (
     DETECTORS,
     PERPLEXITIES,
     PERPLEXITY,
+    SERVED_MODEL_CHANGE,
     Comparison,
     Judge,
-    signals_of,
     unread,
+    windowed,
 )
 from tuneloop.monitor.standing import standing
 from tuneloop.monitor.windows import Window, judged_window, next_window, progress
@@ -66,15 +69,17 @@ class Monitor:
         metrics: Metrics,
         stopping: Callable[[], bool] = lambda: False,
         alive: Callable[[], object] = lambda: None,
+        canaries: CanaryWatch | None = None,
     ) -> None:
         self._alive = alive
         self._registry = registry
         self._settings = settings
         self._scorer = scorer
+        self._canaries = canaries
         self._judge = Judge(settings, scorer)
         self._metrics = metrics
         self._stopping = stopping
-        self._signals = signals_of(settings)
+        self._signals = windowed(settings)
         self._references: dict[tuple[str, int], Reference] = {}
         self._said: dict[str, str] = {}
 
@@ -104,7 +109,10 @@ class Monitor:
         self._look_for_standing()  # before the windows: a backlog of them may take engines minutes
         routes = self._registry.routes.current_all()
         states = [self._watched(model, routes) for model in sorted({*routes, *routes.unreadable})]
-        self._metrics.only({model: route.champion for model, route in routes.items()})
+        self._metrics.only(
+            {model: route.champion for model, route in routes.items()},
+            {model: route.split for model, route in routes.items()},
+        )
         episodes = self._registry.episodes.all(open_only=True)
         for row in episodes.unreadable:
             log.error("not counted among the open episodes: %s", row)
@@ -141,6 +149,8 @@ class Monitor:
         if history.unreadable:
             self._registry.routes.current(model)  # raises when the newest is among them: what serves is not known then
         version = history[0].champion
+        if self._canaries is not None:  # first: what a changed model does to the traffic is no drift of it
+            self._canaries.watch(history[0])
         self._end_replaced(history[0])
         reference = self._reference(history, version)
         judged = alarms = 0
@@ -214,7 +224,9 @@ class Monitor:
 
     def _judge_window(self, model: str, version: int, reference: Reference, window: Window) -> list[WindowScore]:
         ids = [record.id for record in (*reference.records, *window.records)]
-        held = Comparison(model, version, reference, window, self._registry.traffic.corrections_for(ids))
+        traffic = self._registry.traffic
+        thumbs = thumbs_of(traffic.feedback_for(ids))
+        held = Comparison(model, version, reference, window, traffic.corrections_for(ids), thumbs)
         scores: list[WindowScore] = []
         for signal in self._signals:  # each alarm is raised at once: scoring the next signal may take an engine minutes
             spared = self._heard(model) if signal in PERPLEXITIES and scores[0].verdict == "drift" else None
@@ -238,7 +250,7 @@ class Monitor:
             "window": held.window.index,
             "high_water": held.window.high_water.isoformat(),
             "reference": held.reference.summary(),
-            "alpha": self._judge.alpha,
+            "alpha": self._judge.alpha(signal),
             "mean_run_length": self._settings.mean_run_length,
             "detector": DETECTORS[signal],
             "permutations": judgement.result.permutations if judgement.result else 0,
@@ -295,6 +307,8 @@ class Monitor:
 
     def _end_quiet(self, model: str, version: int) -> None:
         for episode in self._open_episodes(model):
+            if episode.signal == SERVED_MODEL_CHANGE:  # `CanaryWatch` ends those
+                continue
             clear_after = self._settings.clear_after
             recent = {
                 signal: self._registry.episodes.scores(model, version=version, signal=signal, limit=_RECENT)
@@ -305,14 +319,14 @@ class Monitor:
             silent = [signal for signal in loud if alerts.is_silent(recent[signal], clear_after)]
             if loud == silent and len(silent) < len(recent):
                 note = f"{clear_after} windows in a row without an alarm"
-                note += "".join(f"; too few corrections since to judge {signal} by" for signal in silent)
+                note += "".join(f"; too little feedback since to judge {signal} by" for signal in silent)
                 over = alerts.resolved(episode, note, self._registry.clock())
                 self._registry.episodes.update(episode, over, by=BY, action="episode.resolve")
                 log.warning("episode %s resolved: %s", episode.id, note)
 
     def _end_replaced(self, route: Route) -> None:
         for episode in self._open_episodes(route.model):
-            if episode.version != route.champion:
+            if episode.version != route.champion and episode.signal != SERVED_MODEL_CHANGE:
                 before, after = version_name(route.model, episode.version), version_name(route.model, route.champion)
                 note = f"{after} took over from {before} with revision {route.revision} ({route.by}: {route.reason})"
                 over = alerts.resolved(episode, note, self._registry.clock())

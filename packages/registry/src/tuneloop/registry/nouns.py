@@ -19,7 +19,17 @@ from tuneloop.registry.access.roles import ACTOR_PREFIX, Role
 from tuneloop.registry.errors import InvalidInput
 
 FULL_SHARE_BP = 10_000
-Signal = Literal["prompt_drift", "perplexity", "correction_perplexity", "latency"]
+Signal = Literal[  # those a retraining policy may name
+    "prompt_drift",
+    "perplexity",
+    "correction_perplexity",
+    "thumbs_down",
+    "refusals",
+    "broken_answers",
+    "answer_length",
+    "latency",
+]
+ServingSignal = Literal["served_model_change"]  # what training cannot repair
 Verdict = Literal["pass", "fail", "inconclusive"]  # of a check, and of a report of checks
 ModelName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
 _VERSION_NAME = re.compile(r"([a-z0-9][a-z0-9._-]{0,62})@([1-9][0-9]{0,8})")
@@ -264,7 +274,7 @@ class WindowScore(Noun):
     at: AwareDatetime
     model: str
     version: int
-    signal: str  # `prompt_drift`, `perplexity`, `correction_perplexity`, `latency`
+    signal: str  # a `Signal` or a `ServingSignal`
     window_start: AwareDatetime
     window_end: AwareDatetime
     n: int

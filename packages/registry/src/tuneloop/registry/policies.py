@@ -75,6 +75,7 @@ class GatePolicy(Noun):
     approver: Approver = "anyone"  # whose approval counts
     latency_p95_ms: float | None = Field(default=None, gt=0, allow_inf_nan=False)  # total time, of its own traffic
     leakage: Literal["refuse"] | None = None  # training rows that stand in an evaluation set, or nearly
+    bias: Literal["no more than the champion"] | None = None  # by gender, race and age, as `tuneloop bias check` found
     signed: bool = False  # its files must be
 
     @model_validator(mode="after")

@@ -95,7 +95,7 @@ def next_commands(episode: AlertEpisode) -> Iterable[str]:
     kind = (episode.evidence.get("causes") or [{"kind": ""}])[0]["kind"]
     if kind == "deploy":
         yield f"tuneloop route history {episode.model}"
-    elif kind == "engine":
+    elif kind in {"engine", "served model"}:
         yield "tuneloop status"
     else:
         yield "tuneloop retraining list"

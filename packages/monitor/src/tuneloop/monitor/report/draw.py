@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from tuneloop.monitor.report.figures import Figures, Spread, WindowPoint, episode_start
+from tuneloop.monitor.signals import QUALITIES, SERVED_MODEL_CHANGE
 from tuneloop.registry.nouns import version_name
 
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
@@ -45,7 +46,12 @@ _SIGNAL_UNITS = {
     "prompt_drift": ("Prompt drift", "standard\ndeviations"),
     "perplexity": ("Perplexity of questions", "nats per token\nabove reference"),
     "correction_perplexity": ("Perplexity of users' corrections", "nats per token\nabove reference"),
+    "thumbs_down": ("Thumbs down", "share of\nthumbs"),
+    "refusals": ("Refusals", "share of\nanswers"),
+    "broken_answers": ("Empty or repeating answers", "share of\nanswers"),
+    "answer_length": ("Length of answers", "difference of\nlog lengths"),
     "latency": ("Latency", "share of\nslow answers"),
+    "served_model_change": ("Canaries", "nats per token\nfrom the first reading"),
 }
 
 
@@ -56,7 +62,9 @@ def pictures(figures: Figures) -> dict[str, str]:
             "loss": _loss(figures),
             "perplexity": _perplexity(figures),
             "traffic": _traffic(figures),
-            "drift": _drift(figures),
+            "drift": _streams(figures, [s for s in figures.drift if s not in (*QUALITIES, SERVED_MODEL_CHANGE)]),
+            "quality": _streams(figures, [s for s in QUALITIES if s in figures.drift]),
+            "served": _streams(figures, [s for s in (SERVED_MODEL_CHANGE,) if s in figures.drift]),
             "latency": _latency(figures),
         }
         return {name: _svg(name, figure) for name, figure in drawn.items() if figure is not None}
@@ -167,8 +175,7 @@ def _traffic(figures: Figures) -> Figure | None:
     return figure
 
 
-def _drift(figures: Figures) -> Figure | None:
-    signals = list(figures.drift)
+def _streams(figures: Figures, signals: Sequence[str]) -> Figure | None:
     if not signals:
         return None
     figure, rows = _canvas(len(signals), 2.5 * len(signals) + 0.4)
@@ -281,5 +288,7 @@ def alt_texts(figures: Figures) -> Mapping[str, str]:
         "perplexity": "Perplexity on each held-out set, one bar per version.",
         "traffic": "Requests over time, stacked by the version that answered; dashed lines are route revisions.",
         "drift": "The statistic of every window with its threshold, one panel per signal; shaded spans are episodes.",
+        "quality": "Shares of worse answers and their length in every window, one panel per signal, with thresholds.",
+        "served": "How far fixed texts read from what they read when the version first served, with thresholds.",
         "latency": f"Histogram of answer times of {figures.model} with the 50th, 95th and 99th percentile.",
     }

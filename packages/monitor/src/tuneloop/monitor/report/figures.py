@@ -7,6 +7,7 @@ from decimal import Decimal
 
 from pydantic import AwareDatetime
 
+from tuneloop.monitor.bias.check import BiasResult
 from tuneloop.registry.nouns import AlertEpisode, Interval, Noun, RetrainingRequest, RetrainingState
 from tuneloop.registry.rollouts.rollout import Rollout
 
@@ -104,6 +105,7 @@ class Figures(Noun):
     latency: dict[str, Spread]  # `total`, `ttft`
     episodes: tuple[AlertEpisode, ...]
     retraining: RetrainingHistory
+    bias: tuple[BiasResult, ...] = ()  # the newest check of each version in the route that was checked
     rollout: Rollout | None  # the one that is open, with its last judgement
 
     @property

@@ -8,6 +8,7 @@ from datetime import timedelta
 
 import numpy as np
 
+from tuneloop.monitor.bias.check import kept_result
 from tuneloop.monitor.latency import percentiles
 from tuneloop.monitor.report.figures import (
     Figures,
@@ -34,6 +35,7 @@ def gather(registry: Registry, model: str) -> Figures:
 
     Raises:
         NotFound: the model has no route yet.
+        Unreadable: what a version in the route keeps of its check for bias is damaged.
     """
     route = registry.routes.current(model)
     versions = sorted(registry.versions.all(model), key=lambda version: version.version)
@@ -69,6 +71,11 @@ def gather(registry: Registry, model: str) -> Figures:
         },
         episodes=tuple(registry.episodes.all(model).whole()),
         retraining=_retraining(registry, model),
+        bias=tuple(
+            found
+            for version in versions
+            if version.version in route.split and (found := kept_result(registry, version)) is not None
+        ),
         rollout=registry.rollouts.open(model),
     )
 

@@ -1,4 +1,4 @@
-"""What a gate policy declares beside the comparison with the champion: latency, leakage, a signature.
+"""What a gate policy declares beside the comparison with the champion: latency, leakage, bias, a signature.
 
 Each is judged by what is on record of the version itself; no data is inconclusive, never a pass. They can be judged
 again when more is known: a version that testers were given has latencies, one that was just trained has none.
@@ -7,16 +7,17 @@ again when more is known: a version that testers were given has latencies, one t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from tuneloop.registry.errors import Unreadable
 from tuneloop.registry.facade import Registry
-from tuneloop.registry.nouns import Check, GateReport, Interval, Noun, Version
+from tuneloop.registry.nouns import Check, GateReport, Interval, Noun, Version, version_name
 from tuneloop.registry.policies import GatePolicy
 from tuneloop.registry.statistics.intervals import quantile_interval
-from tuneloop.registry.versions.run_files import DATA, kept_json
+from tuneloop.registry.versions.run_files import BIAS, DATA, kept_json
 
 LATENCY, LEAKAGE, SIGNED, COMPARED = "latency p95", "leakage", "signed", "compared with a champion"
+BIASED = "bias"
 _QUANTILE, _LEVEL = 0.95, 0.95
 _NEWEST = 2_000  # answers a latency is judged by
 _LOOKED_FOR = ("leakage", "near_leakage")
@@ -29,6 +30,28 @@ class Found(Noun):
     action: str  # `off`: it did not look
     rows: int
     dropped: int
+
+
+class Held(Noun):
+    """One attribute of a version against the champion's, as `tuneloop bias check` judged it."""
+
+    verdict: Literal["more", "no more", "not enough data"]
+    gap: Interval | None  # nats per token
+
+    @property
+    def text(self) -> str:
+        """For people."""
+        if self.gap is None:
+            return self.verdict
+        return f"{self.verdict} ({self.gap.estimate:+.3f} [{self.gap.low:+.3f}, {self.gap.high:+.3f}] nats per token)"
+
+
+class Attribute(Noun):
+    """What a check for bias kept of one attribute, as far as a gate asks."""
+
+    attribute: str
+    against: str | None
+    champion: Held | None
 
 
 def judge_declared(registry: Registry, version: Version, policy: GatePolicy) -> tuple[Check, ...]:
@@ -44,6 +67,10 @@ def judge_declared(registry: Registry, version: Version, policy: GatePolicy) -> 
         checks.append(latency(times_ms, policy.latency_p95_ms))
     if policy.leakage is not None:
         checks.append(leakage(_found(version, kept_json(registry, version, DATA))))
+    if policy.bias is not None:
+        route = next(iter(registry.routes.history(version.model)), None)
+        champion = route.champion if route else None
+        checks.append(bias(_attributes(version, kept_json(registry, version, BIAS)), version, champion))
     if policy.signed:
         checks.append(signed(version.signed_by))
     return tuple(checks)
@@ -61,7 +88,7 @@ def judge_again(registry: Registry, version: Version) -> GateReport:
         detail = "it never was: a person answers for a first version"
         kept: tuple[Check, ...] = (Check(name=COMPARED, verdict="inconclusive", detail=detail),)
     else:
-        kept = tuple(check for check in before.checks if check.name not in {LATENCY, LEAKAGE, SIGNED})
+        kept = tuple(check for check in before.checks if check.name not in {LATENCY, LEAKAGE, BIASED, SIGNED})
     report = GateReport(
         model=version.model,
         version=version.version,
@@ -74,10 +101,9 @@ def judge_again(registry: Registry, version: Version) -> GateReport:
 
 
 def waits_for_traffic(report: GateReport) -> bool:
-    """Whether all that keeps a report from passing is that nobody has asked the version enough yet."""
-    return {(check.name, check.verdict) for check in report.checks if check.verdict != "pass"} == {
-        (LATENCY, "inconclusive")
-    }
+    """Whether all that keeps a report from passing is what only a version that is served can show."""
+    left = {(check.name, check.verdict) for check in report.checks if check.verdict != "pass"}
+    return bool(left) and left <= {(LATENCY, "inconclusive"), (BIASED, "inconclusive")}
 
 
 def latency(times_ms: Sequence[float], most_ms: float) -> Check:
@@ -109,11 +135,45 @@ def leakage(found: Sequence[Found]) -> Check:
     return Check(name=LEAKAGE, verdict="fail" if left else "pass", detail=detail)
 
 
+def bias(found: Sequence[Attribute], version: Version, champion: int | None) -> Check:
+    """Whether a version expects no more stereotypes than the champion, by every attribute that was checked."""
+    if not found:
+        detail = f"it was not checked; `tuneloop bias check {version.name}` does, once an engine serves it"
+        return Check(name=BIASED, verdict="inconclusive", detail=detail)
+    name = version_name(version.model, champion) if champion is not None else None
+    if any(one.champion is None or one.against != name for one in found):
+        detail = f"it was not held against {name or 'a champion'}; check both again with `tuneloop bias check`"
+        return Check(name=BIASED, verdict="inconclusive", detail=detail)
+    said = [(one.attribute, one.champion) for one in found if one.champion is not None]
+    detail = f"than {name}: " + "; ".join(f"{attribute} {held.text}" for attribute, held in said)
+    verdicts = {held.verdict for _, held in said}
+    verdict = "fail" if "more" in verdicts else "pass" if verdicts == {"no more"} else "inconclusive"
+    return Check.model_validate({"name": BIASED, "verdict": verdict, "detail": detail})
+
+
 def signed(key: str | None) -> Check:
     """Whether its files carry a signature; whoever fetches them verifies it."""
     if key is None:
         return Check(name=SIGNED, verdict="fail", detail="nobody has signed its files; `tuneloop sign` does")
     return Check(name=SIGNED, verdict="pass", detail=f"by key {key}")
+
+
+def _attributes(version: Version, kept: dict[str, Any]) -> list[Attribute]:
+    try:
+        return [
+            Attribute.model_validate(
+                {
+                    "attribute": one["attribute"],
+                    "against": kept["champion"],
+                    "champion": one["champion"] and {key: one["champion"][key] for key in ("verdict", "gap")},
+                }
+            )
+            for one in kept.get("attributes", [])
+        ]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise Unreadable(
+            f"MLflow run {version.run_id}: {BIAS} is not what `tuneloop bias check` writes: {error}; check it again"
+        ) from None
 
 
 def _found(version: Version, manifest: dict[str, Any]) -> list[Found]:

@@ -1,4 +1,5 @@
-"""What a run keeps beside its version, as far as the registry reads it; `tuneloop.train.publishing` writes it.
+"""What a run keeps beside its version, as far as the registry reads it; `tuneloop.train.publishing` writes it, and
+`tuneloop bias check` what it found.
 
 Nothing here is asked for on the way of a request: MLflow may be away, or an older run may lack a file.
 """
@@ -15,6 +16,7 @@ from tuneloop.registry.nouns import Version
 DATA = "lineage/data.json"  # data sets with digests and counts, what was found in them, what was dropped
 ENVIRONMENT = "lineage/environment.json"  # Python, platform, and every installed distribution
 CARD = "model/README.md"
+BIAS = "bias/bias.json"  # what the newest check for bias found, by attribute
 
 
 def kept_json(registry: Registry, version: Version, name: str) -> dict[str, Any]:

@@ -1,0 +1,263 @@
+"""Canaries: a served model that changed is seen, an unchanged one pages at the stated level, and training is not asked
+for what serving did. What real engines and weights do stands in `benchmarks/served_model_change.py`."""
+
+from __future__ import annotations
+
+import copy
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from monitor.delivery.post import tell
+from monitor.scene import Scene
+from small_base import make_small_base
+from tests_support import beat_engine
+from tuneloop.monitor.alerts import resolved
+from tuneloop.monitor.canaries import (
+    BASELINE_ROUNDS,
+    FRESH_ROUNDS,
+    SPLITS,
+    Baseline,
+    canaries,
+    changed_test,
+    looks_moved,
+)
+from tuneloop.monitor.watch import Monitor
+from tuneloop.registry.nouns import AlertEpisode, Arm, WindowScore
+from tuneloop.registry.policies import RetrainingPolicy
+
+TOKENS, NOISE = 12, 0.01
+MEAN = np.random.default_rng(3).uniform(-6, 0, TOKENS)
+
+
+def rounds(n: int, rng: np.random.Generator, shift: float = 0.0) -> list[np.ndarray]:
+    """Readings with noise of their own; `shift` moves every second token up and every other down."""
+    signs = np.resize([1.0, -1.0], TOKENS)
+    return [MEAN + shift * signs + rng.normal(0, NOISE, TOKENS) for _ in range(n)]
+
+
+def baseline(rng: np.random.Generator) -> Baseline:
+    return Baseline(np.stack(rounds(BASELINE_ROUNDS, rng)))
+
+
+def test_an_unchanged_model_alarms_at_most_as_often_as_the_level_says() -> None:
+    """The permutation test alone, without the floor that lowers it: 120 draws at 5 %."""
+    rng, alarms = np.random.default_rng(11), 0
+    for _ in range(120):
+        rows = np.stack(rounds(BASELINE_ROUNDS, rng))
+        found = changed_test(_without_floor(rows), rounds(FRESH_ROUNDS, rng), 0.05)
+        alarms += found.alarm
+    assert 1 <= alarms <= 14, "what 120 trials at 5 % give in 998 of 1,000 cases"
+
+
+def test_the_floor_leaves_an_unchanged_model_in_peace() -> None:
+    rng = np.random.default_rng(12)
+    assert not any(changed_test(baseline(rng), rounds(FRESH_ROUNDS, rng), 0.05).alarm for _ in range(30))
+
+
+def test_a_change_of_three_times_the_noise_is_seen_at_the_smallest_level_there_is() -> None:
+    rng = np.random.default_rng(13)
+    frozen = baseline(rng)
+    fresh = rounds(FRESH_ROUNDS, rng, shift=3 * NOISE)
+    assert looks_moved(frozen, fresh[0])
+    found = changed_test(frozen, fresh, 1 / SPLITS)
+    assert found.alarm
+    assert found.p_value == pytest.approx(1 / SPLITS)
+    assert found.statistic > found.threshold
+
+
+def test_an_engine_without_noise_never_alarms_unchanged_and_sees_the_smallest_change() -> None:
+    frozen = Baseline(np.tile(MEAN, (BASELINE_ROUNDS, 1)))
+    assert not looks_moved(frozen, MEAN)
+    assert not changed_test(frozen, [MEAN] * FRESH_ROUNDS, 0.05).alarm
+    assert changed_test(frozen, [MEAN + 0.001] * FRESH_ROUNDS, 1 / SPLITS).alarm
+
+
+def test_other_tokens_are_a_change_and_a_level_nothing_can_reach_is_refused() -> None:
+    frozen = baseline(np.random.default_rng(14))
+    assert looks_moved(frozen, MEAN[:-1])
+    assert changed_test(frozen, [MEAN[:-1]] * FRESH_ROUNDS, 0.001).alarm
+    nothing = np.full(TOKENS, np.nan)
+    assert looks_moved(frozen, nothing)
+    assert changed_test(frozen, [nothing] * FRESH_ROUNDS, 0.001).alarm
+    with pytest.raises(ValueError, match="cannot be reached"):
+        changed_test(frozen, [MEAN] * FRESH_ROUNDS, 0.9 / SPLITS)
+
+
+def _without_floor(rows: np.ndarray) -> Baseline:
+    class Bare(Baseline):
+        @property
+        def floor(self) -> float:
+            return 0.0
+
+    return Bare(rows)
+
+
+TEXTS = [" ".join(f"w{(start * step) % 56}" for step in range(1, 13)) for start in range(1, 9)]
+
+
+def read_by(model: Any, tokenizer: Any) -> np.ndarray:
+    """What a real model reads: the log-probability of every token of the texts but their first."""
+    ids = tokenizer(TEXTS, return_tensors="pt").input_ids
+    with torch.inference_mode():
+        logprobs = model(input_ids=ids).logits[:, :-1].log_softmax(-1).gather(2, ids[:, 1:, None])
+    found: np.ndarray = logprobs.double().numpy().ravel()
+    return found
+
+
+def step(model: Any, tokenizer: Any, texts: list[str], steps: int) -> Any:
+    """So many steps of fine-tuning at an ordinary rate."""
+    ids = tokenizer(texts, return_tensors="pt").input_ids
+    optimiser = torch.optim.AdamW(model.parameters(), lr=2e-4)
+    for _ in range(steps):
+        model(input_ids=ids, labels=ids).loss.backward()
+        optimiser.step()
+        optimiser.zero_grad()
+    return model
+
+
+def test_one_training_step_other_weights_and_an_int8_copy_of_a_real_model_are_seen_and_nothing_else(
+    tmp_path: Path,
+) -> None:
+    make_small_base(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    model: Any = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    frozen = Baseline(np.stack([read_by(model, tokenizer) for _ in range(BASELINE_ROUNDS)]))
+    int8 = copy.deepcopy(model)
+    with torch.no_grad():
+        for layer in (module for module in int8.modules() if isinstance(module, torch.nn.Linear)):
+            scale = (
+                layer.weight.abs().amax(dim=1, keepdim=True).clamp_min(1e-9) / 127
+            )  # what eight bits a weight can hold
+            layer.weight.copy_((layer.weight / scale).round() * scale)
+    changed = {
+        "one step": step(copy.deepcopy(model), tokenizer, ["w1 w2 good", "w3 w4 bad"], 1),
+        "swapped": step(copy.deepcopy(model), tokenizer, ["w9 w8 please", "w7 w6 good"], 10),
+        "int8": int8,
+    }
+    assert not looks_moved(frozen, read_by(model, tokenizer))
+    for name, other in changed.items():
+        fresh = [read_by(other, tokenizer) for _ in range(FRESH_ROUNDS)]
+        assert looks_moved(frozen, fresh[0]), name
+        assert changed_test(frozen, fresh, 1 / SPLITS).alarm, name
+
+
+@pytest.fixture
+def watched(scene: Scene) -> Scene:
+    """`bot@1` with its canaries watched, on an engine that is a little noisy."""
+    scene.settings = scene.settings.model_copy(update={"canary_every_s": 60.0})
+    rng = random.Random(5)
+    scene.engine.more = lambda _name, _question: rng.gauss(0, 0.002)
+    return scene
+
+
+def checks(scene: Scene, version: int = 1) -> list[WindowScore]:
+    return scene.scores("served_model_change", version)
+
+
+def served(scene: Scene, monitor: Monitor, n: int = 20) -> None:
+    """Minutes of traffic, then a pass."""
+    scene.usual(n)
+    scene.clock.advance(60)
+    scene.watch(monitor)
+
+
+def of_canaries(scene: Scene) -> list[AlertEpisode]:
+    return [e for e in scene.registry.episodes.all("bot") if e.signal == "served_model_change"]
+
+
+def test_the_baseline_is_frozen_once_and_a_quiet_check_costs_one_reading(watched: Scene) -> None:
+    scene = watched
+    scene.watch()
+    (frozen,) = checks(scene)
+    assert (frozen.n, frozen.verdict) == (BASELINE_ROUNDS, "none")
+    assert len(scene.engine.bodies) == BASELINE_ROUNDS * len(canaries())
+    scene.watch()
+    assert len(checks(scene)) == 1, "no traffic has earned a check"
+    served(scene, scene.monitor())
+    read = [body for body in scene.engine.bodies if body.get("prompt") in canaries()]
+    first, check = checks(scene)
+    assert first == frozen
+    assert (check.verdict, check.detail["baseline"]) == ("none", frozen.id)
+    assert len(read) <= (BASELINE_ROUNDS + 1 + FRESH_ROUNDS) * len(canaries())
+    assert check.detail["alpha"] == pytest.approx(20 / 2_000 * 0.25 / 4.25), "what twenty answers have earned"
+
+
+def test_a_changed_model_pages_once_is_never_retrained_and_clears_when_it_is_back(watched: Scene) -> None:
+    scene, monitor = watched, watched.monitor()
+    everything = RetrainingPolicy(signals=("prompt_drift", "perplexity"), min_rows=1, cooldown_s=0)
+    scene.registry.policies.set("bot", everything, by="ada", reason="test")
+    tell(scene.registry, {"kind": "slack", "name": "on-call", "url": "http://127.0.0.1:1"})
+    served(scene, monitor, 60)
+    scene.engine.moved = 0.02
+    served(scene, monitor)
+    served(scene, monitor)
+    (episode,) = of_canaries(scene)
+    assert episode.evidence["causes"][0]["kind"] == "served model"
+    assert (episode.severity, episode.runbook) == ("page", "docs/runbooks/served_model_change.md")
+    assert "no longer the model it was" in episode.evidence["summary"]
+    assert len(episode.windows) == 2
+    scene.correct(scene.drifted(20))
+    scene.clock.advance(60)
+    scene.watch(monitor)
+    drift = next(e for e in scene.registry.episodes.all("bot") if e.signal == "prompt_drift")
+    assert drift.evidence["held"] == "serving"
+    assert [sorted(e.evidence["signals"]) for e in of_canaries(scene)] == [["served_model_change"]], "close in time"
+    assert "served_model_change" not in drift.evidence["signals"]
+    assert f"({episode.id} says so)" in drift.done[-1]
+    assert scene.requests() == []
+    scene.engine.moved = 0.0
+    served(scene, monitor)
+    assert of_canaries(scene)[0].state == "open"
+    served(scene, monitor)
+    assert of_canaries(scene)[0].state == "resolved"
+    assert [d.transition for d in scene.registry.outbox.all(episode.id)] == ["resolved", "opened"]
+    assert scene.requests() != [], "the drift is a drift after all"
+
+
+def test_a_change_that_a_person_accepts_becomes_the_new_baseline(watched: Scene) -> None:
+    scene, monitor = watched, watched.monitor()
+    scene.watch(monitor)
+    scene.engine.moved = 0.02
+    served(scene, monitor)
+    (episode,) = of_canaries(scene)
+    over = resolved(episode, "int8 on purpose", scene.clock())
+    scene.registry.episodes.update(episode, over, by="ada", action="episode.resolve")
+    served(scene, monitor)
+    assert "rounds" in checks(scene)[-1].detail
+    served(scene, monitor)
+    assert checks(scene)[-1].verdict == "none"
+    assert [e.state for e in of_canaries(scene)] == ["resolved"]
+
+
+def test_an_engine_that_cannot_be_read_is_never_a_pass_and_the_wrong_one_of_two_is_named(watched: Scene) -> None:
+    scene, monitor = watched, watched.monitor()
+    scene.watch(monitor)
+    beat_engine(scene.registry, "bot@1", id="e2", url="http://127.0.0.1:1", at=scene.clock.now)
+    scene.usual(20)
+    scene.clock.advance(60)
+    beat_engine(scene.registry, "bot@1", id="e2", url="http://127.0.0.1:1", at=scene.clock.now)
+    scene.watch(monitor)
+    score = checks(scene)[-1]
+    assert score.verdict == "not enough data"
+    assert "127.0.0.1:1 cannot read a text as bot@1" in score.detail["reason"]
+    assert set(score.detail["engines"]) == {"e1"}
+
+
+def test_a_version_that_leaves_the_route_takes_its_episode_along(watched: Scene) -> None:
+    scene, monitor = watched, watched.monitor()
+    scene.watch(monitor)
+    scene.engine.moved = 0.02
+    served(scene, monitor)
+    scene.promote(2)
+    scene.watch(monitor, serves=("bot@1", "bot@2"))
+    assert of_canaries(scene)[0].state == "open", "at weight 0 it is still loaded, for a rollback"
+    assert [score.verdict for score in checks(scene, 2)] == ["none"]
+    scene.registry.routes.write("bot", [Arm(version=2, weight_bp=10_000)], by="ada", reason="test", expected_revision=2)
+    scene.watch(monitor, serves=("bot@2",))
+    assert of_canaries(scene)[0].state == "resolved"
