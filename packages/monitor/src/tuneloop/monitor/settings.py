@@ -77,8 +77,7 @@ class MonitorSettings(Section):
         return self.latency_ms > 0 or self.ttft_ms > 0
 
     def paging(self, model: str) -> tuple[str, ...]:
-        """The signals that page by themselves: a served model that changed, and latency, unless Prometheus pages for that
-        model's latency already."""
+        """The signals that page by themselves: a served model that changed; latency, unless Prometheus pages for it."""
         slo = self.slo.get(model, self.slo.get(EVERY_OTHER))
         changed = "served_model_change"
         return (changed,) if slo is not None and slo.latency is not None else ("latency", changed)
