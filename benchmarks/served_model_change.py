@@ -47,7 +47,7 @@ from tuneloop.monitor.reading import read_texts
 from tuneloop.monitor.settings import MonitorSettings
 from tuneloop.monitor.signals import SERVED_MODEL_CHANGE, budget_share
 from tuneloop.registry.printing import table
-from tuneloop.serve.engine.launch import SERVED_MODULES
+from tuneloop.registry.versions.adapters import SERVED_MODULES
 from tuneloop.train.base import prepare_base
 from tuneloop.train.export.quantise import save_quantised
 

@@ -90,10 +90,11 @@ def retrained(scene: Scene) -> None:
         connection.execute(sa.insert(retraining_runs).values(**row_of(run, retraining_runs)))
 
 
-def rolling(scene: Scene) -> None:
+def rolling(scene: Scene, folder: Path) -> None:
     """`bot@2` on its first step, judged once by a controller that lives."""
     registry = scene.registry
     for number in (1, 2):
+        publish_version(registry, folder / f"v{number}")
         registry.gates.approve("bot", number, by="ada", reason="test")
     scene.promote(2)
     scene.promote(1)
@@ -154,7 +155,7 @@ def test_the_report_holds_every_picture_and_every_figure(story: Scene, tmp_path:
 
 
 def test_an_open_rollout_is_shown_with_its_step_and_its_last_judgement(scene: Scene, tmp_path: Path) -> None:
-    rolling(scene)
+    rolling(scene, tmp_path)
     page, values = write_report(scene.registry, "bot", tmp_path / "out")
     figures, text = Figures.model_validate_json(values.read_text()), " ".join(page.read_text().split())
     assert figures.rollout is not None
