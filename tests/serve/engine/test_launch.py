@@ -9,11 +9,9 @@ from pathlib import Path
 import pytest
 
 from tuneloop.registry.errors import InvalidInput
-from tuneloop.registry.versions.adapters import SERVED_MODULES
 from tuneloop.serve.engine.launch import Device, Launch, build, check_room, check_weights
 from tuneloop.serve.engine.settings import EngineSettings
 from tuneloop.serve.gateway.settings import GatewaySettings
-from tuneloop.train.tuning import served
 
 
 def launch(
@@ -86,10 +84,6 @@ def test_adapters_on_8_bit_weights_are_refused_before_vllm_ends_of_them(
             check_weights(tmp_path, EngineSettings.load(), "cpu")
     else:
         check_weights(tmp_path, EngineSettings.load(), "cpu")
-
-
-def test_the_trainer_and_the_engine_agree_on_what_is_served() -> None:
-    assert set(SERVED_MODULES) == served.SERVED_MODULES
 
 
 def test_on_few_cores_vllm_computes_on_all_unless_somebody_bound_it() -> None:

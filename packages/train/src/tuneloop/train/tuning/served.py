@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import assert_never
 
+from tuneloop.registry.versions.adapters import SERVED_MODULES
 from tuneloop.train.recipe.tuning import (
     ALL_LINEAR,
     BottleneckTuning,
@@ -19,7 +20,6 @@ from tuneloop.train.recipe.tuning import (
     TuningSection,
 )
 
-SERVED_MODULES = frozenset({"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"})
 _MERGE = "`tuneloop export MODEL@VERSION --to FOLDER --merge` makes whole weights that an engine of their own serves"
 
 
@@ -42,7 +42,7 @@ def servable(tuning: TuningSection, max_lora_rank: int = 16) -> str | None:
 def _low_rank_reason(tuning: LowRankTuning, max_lora_rank: int) -> str | None:
     if tuning.dora:
         return f"vLLM does not serve DoRA adapters; set tuning.dora to false, or merge it: {_MERGE}"
-    strange = sorted({name.rpartition(".")[2] for name in tuning.target_modules} - SERVED_MODULES - set(ALL_LINEAR))
+    strange = sorted({name.rpartition(".")[2] for name in tuning.target_modules}.difference(SERVED_MODULES, ALL_LINEAR))
     if strange:
         return (
             f"vLLM would leave out {', '.join(strange)} of tuning.target_modules: it adapts "
