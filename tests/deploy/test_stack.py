@@ -9,7 +9,7 @@ import subprocess
 import sys
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,16 @@ import pytest
 import yaml
 
 from deploy.deployed import DEPLOY, RULES, compose, queries
-from serve.gateway.world import make_world, until
+from serve.gateway.faulty_engine import FaultyEngine
+from serve.gateway.test_clients_that_leave import connect
+from serve.gateway.world import Address, make_world, until
 from tests_support import alert_episode, free_port, publish_version, window_score
 from tuneloop.monitor.metrics import Metrics as MonitorMetrics
-from tuneloop.monitor.signals import CORRECTION_PERPLEXITY, LATENCY, PERPLEXITY, PROMPT_DRIFT
+from tuneloop.monitor.signals import LATENCY, SERVED_MODEL_CHANGE, TRAFFIC_SIGNALS
 from tuneloop.monitor.standing import Standing, Waiting
 from tuneloop.registry import Registry
+from tuneloop.registry.access.limits import KeyLimits
+from tuneloop.registry.guard_policy import GuardPolicy
 from tuneloop.registry.nouns import utc_now
 from tuneloop.registry.rollouts.rollout import RolloutState
 from tuneloop.registry.settings import RegistrySettings
@@ -60,8 +64,8 @@ def asked(url: str, **query: str) -> Any:
 def export_monitor(stack: ExitStack) -> int:
     """The monitor's metrics after a pass that judged every signal and found things standing; their port."""
     metrics, now, port = MonitorMetrics(), utc_now(), free_port()
-    for signal in (PROMPT_DRIFT, PERPLEXITY, CORRECTION_PERPLEXITY, LATENCY):
-        metrics.judged(window_score(now, id=signal, signal=signal), now)
+    for signal in (*TRAFFIC_SIGNALS, LATENCY, SERVED_MODEL_CHANGE):
+        metrics.judged(window_score(now, id=signal, signal=signal, request_ids=("req_1",)), now)
     metrics.stands(
         Standing(
             {("bot", RolloutState.RUNNING): 1, ("other", RolloutState.PAUSED): 1},
@@ -77,14 +81,33 @@ def export_monitor(stack: ExitStack) -> int:
     return port
 
 
+def provoke(gateway: Address, engines: Sequence[FaultyEngine], limited: str) -> None:
+    """What counters count that an ordinary request does not touch: guards, the queue, limits; a second attempt next."""
+    for engine in engines:
+        engine.fault, engine.faults_left = "never_answers", 1
+    assert gateway.chat(logit_bias={"1": 1}).status == 400  # by a guard
+    until(lambda: gateway.chat(logit_bias={"1": 1}).status == 400, 20, "the guards' worker is warm")
+    blocker = connect(gateway, stream=False)
+    until(lambda: sum(engine.at_work for engine in engines) == 1)
+    assert gateway.chat().error["code"] == "overloaded"
+    blocker.close()
+    assert {Address(gateway.url, limited).chat().status for _ in range(2)} == {200, 429}
+    engines[0].fault, engines[0].faults_left = "dies_before_first_byte", 1  # a second attempt, at the other engine
+    engines[1].fault = "none"
+
+
 def test_prometheus_fills_every_rule_and_panel_from_real_exporters(tmp_path: Path) -> None:
     with ExitStack() as stack:
         world = make_world(RegistrySettings(home=tmp_path / "home"), stack)
-        engine = world.engine("e1", "bot@1", "bot@2")
-        world.engine("e2", "bot@1", "bot@2")
+        engines = [world.engine(name, "bot@1", "bot@2") for name in ("e1", "e2")]
         world.route((2, 5_000), (1, 5_000))
         world.route((1, 10_000), model="unserved")
-        gateway = world.gateway()
+        guarded = GuardPolicy(banned_parameters=("logit_bias",))
+        world.registry.policies.set("bot", guarded, by="test", reason="test")
+        hurried = GuardPolicy(deadline_ms=10)  # too little for a long text
+        world.registry.policies.set("unserved", hurried, by="test", reason="test")
+        secret, _ = world.registry.keys.new("team", by="test", limits=KeyLimits(requests_per_minute=1))
+        gateway = world.gateway(max_in_flight=1, queue_timeout_s=0.5, guard_workers=1)
         targets = {"gateway": gateway.url, "monitor": f"http://127.0.0.1:{export_monitor(stack)}"}
 
         config = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text(encoding="utf-8"))
@@ -104,12 +127,14 @@ def test_prometheus_fills_every_rule_and_panel_from_real_exporters(tmp_path: Pat
         api = f"http://{address}/api/v1"
         until(lambda: answers(f"http://{address}/-/ready"), 20, "Prometheus is ready")
 
-        engine.fault, engine.faults_left = "dies_before_first_byte", 1  # one second attempt, at the other engine
+        provoke(gateway, engines, secret)
+        long = " ".join(f"word{number}" for number in range(10_000))
 
         def traffic() -> None:
             for number in range(6):
                 assert gateway.chat(unit=f"user-{number}", stream=number % 2 == 0).status == 200
             assert gateway.chat(model="unserved").status == 503
+            assert gateway.chat(model="unserved", text=long).error["code"] == "guards_unavailable"
 
         def empty() -> list[str]:
             traffic()

@@ -53,10 +53,11 @@ def published_mlflow(tmp_path_factory: pytest.TempPathFactory, empty_mlflow: Pat
 
 
 @pytest.fixture
-def published_home(registry_home: Path, published_mlflow: Path) -> Path:
-    """A state folder of its own, with those versions in its MLflow."""
-    shutil.copy(published_mlflow, registry_home)
-    return registry_home
+def published_home(tmp_path: Path, empty_state: Path, published_mlflow: Path) -> Path:
+    """A state folder of its own, with those versions in its MLflow; tests may name it their `registry_home`."""
+    home = Path(shutil.copytree(empty_state, tmp_path / "published"))
+    shutil.copy(published_mlflow, home)
+    return home
 
 
 @pytest.fixture

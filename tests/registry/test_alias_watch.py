@@ -260,6 +260,23 @@ def test_five_watches_at_once_put_a_move_on_record_once(watched: Registry) -> No
         registry.close()
 
 
+def test_a_watch_that_saw_a_move_before_another_dealt_with_it_does_not_put_it_on_record_again(
+    watched: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    move(watched, 2)
+    look = watched.versions.aliases
+    with Registry.open(watched.settings, clock=watched.clock) as other:
+
+        def overtaken(model: str) -> dict[str, int]:
+            seen = look(model)
+            AliasWatch(other).turn()
+            return seen
+
+        monkeypatch.setattr(watched.versions, "aliases", overtaken)
+        AliasWatch(watched).turn()
+    assert [entry.action for entry in about_aliases(watched)] == ["alias.moved", "alias.reverted"]
+
+
 def test_a_move_to_the_version_that_is_rolled_out_ends_its_rollout(watched: Registry) -> None:
     set_policy(watched, aliases="adopt")
     declared = declare(watched, "bot", 2, RolloutPolicy().plan, CHANGE)

@@ -20,7 +20,7 @@ ORDER = [
     *("demo", "up", "status", "trace", "requests", "report", "alerts", "alert"),
     *("models", "versions", "show", "card", "compare", "register", "gate", "approve", "sign"),
     *("promote", "rollback", "route", "rollout", "experiment", "retraining"),
-    *("recipe", "data", "plan", "train", "export", "base", "drift", "guard"),
+    *("recipe", "data", "plan", "train", "export", "base", "drift", "bias", "guard"),
     *("key", "token", "config", "engine", "gateway", "monitor", "worker", "controller", "api", "audit", "db"),
 ]
 

@@ -66,6 +66,7 @@ class AliasWatch:
             return
         models = [model for model in models if model > self._last] + [model for model in models if model <= self._last]
         found: dict[str, Aliases | None] = {}
+        before = self._accounted()
         try:
             mlflow_within(registry, lambda: self._see(models, found), ASK_TIMEOUT_S)
         except Unavailable:
@@ -77,8 +78,10 @@ class AliasWatch:
         seen = {model: aliases for model, aliases in told.items() if aliases is not None}
         # In this order: whatever of ours is seen there was written for a route that is read here.
         accounted, routes = self._accounted(), registry.routes.current_all()
+        # Where another watch wrote meanwhile, what was seen may be what it has dealt with: the next turn looks again.
+        settled = [model for model in seen if model in routes and accounted.get(model) == before.get(model)]
         failures = []
-        for model in [model for model in seen if model in routes]:
+        for model in settled:
             try:
                 self._look(routes[model], seen[model], accounted.get(model))
             except TuneloopError as error:  # one model's trouble must not hide another's
