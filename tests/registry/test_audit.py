@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -183,6 +184,20 @@ def test_a_transaction_that_raises_leaves_no_entry_and_the_next_one_no_gap(regis
     written(registries, 1)
     found = registries.audit.verify()
     assert (found.entries, found.newest, found.faults) == (1, 1, ())
+
+
+def test_what_was_done_to_a_model_is_found_however_much_was_done_to_others(registries: Registry) -> None:
+    now = registries.clock()
+    done = [("bot", "route.set"), ("bot@2", "promote"), ("*", "policy.set"), ("bot_2", "promote"), ("bot", "key.new")]
+    done += [("other", "promote")] * 10
+    with registries.database.writing() as connection:
+        for subject, action in done:
+            audit.record(connection, at=now, actor="a", action=action, subject=subject, detail={})
+    actions = ("route.", "promote", "policy.")
+    found = registries.audit.about_model("bot", actions, since=now, until=now, limit=3)
+    assert [entry.subject for entry in found] == ["*", "bot@2", "bot"]
+    before = now - timedelta(seconds=1)
+    assert not registries.audit.about_model("bot", actions, since=before, until=before)
 
 
 def test_what_is_no_text_is_refused_and_nothing_is_written(registries: Registry) -> None:

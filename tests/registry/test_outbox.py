@@ -105,10 +105,20 @@ def test_receivers_that_cannot_be_read_stop_no_episode(registries: Registry, cap
         values = {"model": EVERY_MODEL, "kind": "receivers", "body": {"receivers": [{}]}, "by": "a", "reason": "r"}
         connection.execute(sa.insert(policies).values(at=now, **values))
     registries.episodes.open(alert_episode(registries.clock()))
-    assert "nobody is told of episodes: the receivers cannot be read" in caplog.text
+    assert "nobody is told of episodes: none of the receivers that were set can be read" in caplog.text
     assert registries.outbox.receivers() is None
     with pytest.raises(Unreadable, match="`tuneloop alert receivers --set FILE --by YOU --reason WHY`"):
         registries.policies.get(EVERY_MODEL, ReceiversPolicy)
+
+
+def test_receivers_that_cannot_be_read_leave_those_before_them_in_force(registries: Registry) -> None:
+    one = {"kind": "slack", "name": "all", "url": "https://example.com/hook"}
+    values = {"model": EVERY_MODEL, "kind": "receivers", "by": "a", "reason": "r", "at": registries.clock()}
+    with registries.database.writing() as connection:
+        for receiver in (one, {}):
+            connection.execute(sa.insert(policies).values(body={"receivers": [receiver]}, **values))
+    registries.episodes.open(alert_episode(registries.clock()))
+    assert [row.receiver for row in registries.outbox.waiting()] == ["all"]
 
 
 def test_silences_end_by_themselves_or_when_they_are_revoked_and_stay_on_record(registries: Registry) -> None:

@@ -153,15 +153,28 @@ def test_a_mail_server_that_is_not_who_it_says_gets_no_password(
     assert "CERTIFICATE_VERIFY_FAILED" in row.error
 
 
-def test_an_address_that_is_refused_is_named_and_tried_again(
-    ours: Registry, clock: Clock, mail: MailReceiver, tmp_path: Path
+def test_an_address_that_is_refused_is_named_and_the_others_get_one_mail(
+    ours: Registry, clock: Clock, mail: MailReceiver, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     tell(ours, email(mail, tmp_path, to=["ada@example.com", "bob@example.com"]))
     mail.refuses = {"bob@example.com"}
     open_episode(ours)
     rounds(ours, clock)
     (row,) = ours.outbox.all()
-    assert (row.state, row.error) == ("waiting", "it refuses bob@example.com; the others have it")
+    assert (row.state, len(mail.mails)) == ("sent", 1)
+    assert "it refuses bob@example.com; the others have it" in caplog.text
+
+
+def test_a_secret_that_no_header_can_hold_is_a_failure_like_any_other(
+    ours: Registry, clock: Clock, hook: HttpReceiver, tmp_path: Path
+) -> None:
+    odd = secret(tmp_path, "schlüssel")
+    tell(ours, {"kind": "alertmanager", "name": "am", "url": hook.url, "bearer_file": odd})
+    open_episode(ours)
+    rounds(ours, clock)
+    (row,) = ours.outbox.all()
+    assert (row.state, row.attempts) == ("waiting", 1)
+    assert row.error == "a defect of the monitor: UnicodeEncodeError"
 
 
 def test_a_redirect_is_not_followed(ours: Registry, clock: Clock, hook: HttpReceiver, tmp_path: Path) -> None:

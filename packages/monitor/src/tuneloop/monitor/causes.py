@@ -165,7 +165,7 @@ def explained(episode: AlertEpisode, changes: Sequence[Change]) -> AlertEpisode:
 def gather(registry: Registry, episode: AlertEpisode, before_s: float, until: datetime) -> list[Change]:
     """What changed in the time before the episode began and until its newest window ended."""
     since = datetime.fromisoformat(episode.evidence["since"]) - timedelta(seconds=before_s)
-    entries = registry.audit.since(since, _DEPLOYS + _POLICIES)
+    entries = registry.audit.about_model(episode.model, _DEPLOYS + _POLICIES, since=since, until=until)
     engines = [engine for engine in registry.fleet.engines(live_only=False) if engine.at >= since]
     known = served_changes(episode.model, episode.version, registry.episodes.all(episode.model, open_only=True).whole())
     before = changes_before(episode.model, entries, engines, until)

@@ -103,9 +103,15 @@ class Audit:
             rows = connection.execute(query).mappings().all()
         return readable(AuditEntry, rows)
 
-    def since(self, at: datetime, actions: Sequence[str], limit: int = 200) -> Rows[AuditEntry]:
-        """The newest entries first, none older than `at`, whose action begins with one of `actions`."""
-        newest = sa.select(audit).where(audit.c.at >= at, sa.or_(*(audit.c.action.startswith(a) for a in actions)))
+    def about_model(
+        self, model: str, actions: Sequence[str], *, since: datetime, until: datetime, limit: int = 200
+    ) -> Rows[AuditEntry]:
+        """What was done to a model, its versions or all models within a time by one of `actions` (how they begin), the
+        newest first."""
+        subject = audit.c.subject
+        about = sa.or_(subject.in_([model, "*"]), subject.startswith(f"{model}@", autoescape=True))
+        done = sa.or_(*(audit.c.action.startswith(action) for action in actions))
+        newest = sa.select(audit).where(audit.c.at >= since, audit.c.at <= until, about, done)
         with self._db.reading() as connection:
             rows = connection.execute(newest.order_by(audit.c.id.desc()).limit(limit)).mappings().all()
         return readable(AuditEntry, rows)

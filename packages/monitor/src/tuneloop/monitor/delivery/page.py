@@ -1,6 +1,7 @@
 """What a page says, whatever its form: what, since when, how sure, where, examples, what changed before, what to do.
 
-Pure. Texts of users come in redacted by `redact` and cut short; nothing else of a request leaves.
+Pure. Texts of users come in redacted by `redact` and cut short; nothing else of a request leaves but the three words
+that are asked for more often than before.
 """
 
 from __future__ import annotations

@@ -162,6 +162,10 @@ class Deliverer:
         except NotTaken as error:
             self._failed(receiver, standing, row, error)
             return "away"
+        except Exception as error:  # an odd secret or page is a failure like any other: it is counted and given up
+            log.exception("%s: %s could not be sent", receiver.name, row.id)
+            self._failed(receiver, standing, row, NotTaken(f"a defect of the monitor: {type(error).__name__}"))
+            return "away"
         outbox.end(row.id, "sent", self._registry.clock())
         told.add(row.episode_id)
         standing.failures, standing.away_until = 0, None

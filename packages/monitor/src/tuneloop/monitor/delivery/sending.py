@@ -6,6 +6,7 @@ the environment (`HTTP_PROXY`, `.netrc`) are not used for the same reason.
 
 from __future__ import annotations
 
+import logging
 import smtplib
 import ssl
 from collections.abc import Callable, Sequence
@@ -21,6 +22,7 @@ from tuneloop.monitor.delivery.page import Page
 from tuneloop.registry.deliveries.receivers import Alertmanager, Email, Slack, Webhook
 from tuneloop.registry.errors import Unavailable
 
+log = logging.getLogger("tuneloop.monitor.delivery")
 ALERTS_PATH = "/api/v2/alerts"
 AnyReceiver = Webhook | Slack | Alertmanager | Email
 _TAKEN = range(200, 300)
@@ -107,8 +109,8 @@ class Sending:
                 refused = server.send_message(message, receiver.sender, list(receiver.to))
         except (OSError, smtplib.SMTPException, ValueError) as error:
             raise NotTaken(f"{type(error).__name__}: {error}") from None
-        if refused:
-            raise NotTaken(f"it refuses {', '.join(sorted(refused))}; the others have it")
+        if refused:  # trying again would write to the others again
+            log.error("%s: it refuses %s; the others have it", receiver.name, ", ".join(sorted(refused)))
 
 
 @cache

@@ -14,7 +14,7 @@ from pydantic import Field
 from tuneloop.registry.access.roles import Permission
 from tuneloop.registry.api.answers import PageOf
 from tuneloop.registry.api.fields import ID_PATTERN, Asked, Body, Here, ModelQuery, needs
-from tuneloop.registry.api.routing import one_of_few
+from tuneloop.registry.api.routing import one_of_few, reading_much
 from tuneloop.registry.experiments import conduct, words
 from tuneloop.registry.experiments.declaration import Declaration, Experiment
 from tuneloop.registry.experiments.report import Report
@@ -71,7 +71,7 @@ def get_experiment(experiment_id: ExperimentPath, here: Here) -> Experiment:
 def declare_experiment(body: Declared, here: Here) -> Experiment:
     """Declare an experiment; its plan says how long it will take by recent traffic."""
     store = here.registry.experiments
-    with one_of_few():
+    with reading_much():
         declared = conduct.settled(here.registry, body.declaration)
         plan = conduct.plan(here.registry, declared)
         if body.replaces is None:
@@ -96,6 +96,6 @@ def stop_experiment(experiment_id: ExperimentPath, body: Stop, here: Here) -> Ex
 @router.get("/experiments/{experiment_id}/report", dependencies=READ)
 def report_experiment(experiment_id: ExperimentPath, here: Here) -> Told:
     """What it says now, or said when it was stopped; as often as one likes."""
-    with one_of_few():
+    with reading_much():
         found = conduct.report(here.registry, experiment_id)
     return Told(words=(*words.verdict(found), *words.left_out(found)), report=found)

@@ -40,7 +40,9 @@ from tuneloop.registry.routes.promotion import hold_out, override, promote, roll
 router = APIRouter()
 # A change waits for gateways, and for an engine to load what is new, up to two minutes: so many may, reads go on.
 CHANGES = 4
+REPORTS = 2  # which read a whole experiment's records; places of their own, so that no reader keeps changes out
 _changes, _returns = threading.BoundedSemaphore(CHANGES), threading.BoundedSemaphore(CHANGES)
+_reports = threading.BoundedSemaphore(REPORTS)
 READ = needs(Permission.READ)
 ROUTE = needs(Permission.ROUTE)
 
@@ -57,7 +59,7 @@ def one_of_few(places: threading.BoundedSemaphore = _changes) -> Iterator[None]:
         Busy: as many are at it as may be.
     """
     if not places.acquire(blocking=False):
-        raise Busy(f"{CHANGES} requests that take long are being answered; ask again when one has ended")
+        raise Busy("as many requests that take long are being answered as may be; ask again when one has ended")
     try:
         yield
     finally:
@@ -67,6 +69,11 @@ def one_of_few(places: threading.BoundedSemaphore = _changes) -> Iterator[None]:
 def _taking_back() -> AbstractContextManager[None]:
     """What takes a share away waits behind no version that an engine has yet to load."""
     return one_of_few(_returns)
+
+
+def reading_much() -> AbstractContextManager[None]:
+    """What only reads, but much, has places of its own."""
+    return one_of_few(_reports)
 
 
 class Share(Noun):

@@ -26,6 +26,7 @@ from tuneloop.registry.tables import deliveries, policies
 Transition = Literal["opened", "worse", "acknowledged", "resolved"]
 DeliveryState = Literal["waiting", "sent", "given up", "dropped"]
 _TOLD: tuple[Transition, ...] = ("opened", "worse")  # what tells a receiver of an episode first
+_REVISIONS = 10  # of the receivers, that are tried from the newest
 _log = logging.getLogger("tuneloop.registry")
 
 
@@ -71,14 +72,19 @@ def transition_of(before: AlertEpisode | None, after: AlertEpisode) -> Transitio
 
 
 def receivers_in_force(connection: Connection) -> ReceiversPolicy | None:
-    """Those that are told now; None when what was set cannot be read, which is logged."""
+    """Those that are told now: of the newest revision that can be read, and it is logged where that is not the newest;
+    None when some were set and none of it can be read."""
     query = sa.select(policies.c.body).where(policies.c.model == EVERY_MODEL, policies.c.kind == "receivers")
-    body = connection.execute(query.order_by(policies.c.id.desc()).limit(1)).scalar()
-    try:
-        return ReceiversPolicy() if body is None else ReceiversPolicy.model_validate(body)
-    except ValidationError as error:
-        _log.error("nobody is told of episodes: the receivers cannot be read: %s", faults(error))
+    bodies = connection.execute(query.order_by(policies.c.id.desc()).limit(_REVISIONS)).scalars().all()
+    for body in bodies:
+        try:
+            return ReceiversPolicy.model_validate(body)
+        except ValidationError as error:
+            _log.error("the receivers cannot be read, those set before them are told: %s", faults(error))
+    if bodies:
+        _log.error("nobody is told of episodes: none of the receivers that were set can be read")
         return None
+    return ReceiversPolicy()
 
 
 def enqueue(
