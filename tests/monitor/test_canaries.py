@@ -188,6 +188,18 @@ def test_the_baseline_is_frozen_once_and_a_quiet_check_costs_one_reading(watched
     assert check.detail["alpha"] == pytest.approx(20 / 2_000 * 0.25 / 4.25), "what twenty answers have earned"
 
 
+def test_a_budget_so_strict_that_a_check_needs_more_records_than_a_window_holds_still_lets_it_be_made(
+    watched: Scene,
+) -> None:
+    scene, monitor = watched, watched.monitor(mean_run_length=40_000)
+    scene.watch(monitor)
+    served(scene, monitor, 30)
+    assert len(checks(scene)) == 1, "30 answers of 37 have earned nothing yet"
+    served(scene, monitor, 10)
+    assert [check.n for check in checks(scene)] == [BASELINE_ROUNDS, 38]
+    assert checks(scene)[-1].detail["alpha"] >= 1 / SPLITS
+
+
 def test_a_changed_model_pages_once_is_never_retrained_and_clears_when_it_is_back(watched: Scene) -> None:
     scene, monitor = watched, watched.monitor()
     everything = RetrainingPolicy(signals=("prompt_drift", "perplexity"), min_rows=1, cooldown_s=0)

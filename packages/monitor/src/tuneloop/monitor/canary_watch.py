@@ -12,6 +12,7 @@ What serves by intent (an int8 copy on purpose) is accepted by resolving the epi
 from __future__ import annotations
 
 import logging
+import math
 import random
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
@@ -92,11 +93,13 @@ class CanaryWatch:
             return
         if self._registry.clock() < newest.window_end + timedelta(seconds=self._settings.canary_every_s):
             return
+        among, gamma = max(len(engines), 1), self._settings.mean_run_length
+        needed = math.ceil(among * gamma / (SPLITS * self._share)) + 1  # records that earn the level of one check
         answered = self._registry.traffic.window(
-            model, since=newest.window_end, version=version, oldest=self._settings.window
+            model, since=newest.window_end, version=version, oldest=max(self._settings.window, needed)
         )
-        alpha = window_alpha(len(answered), self._settings.mean_run_length, 1) * self._share
-        if alpha * SPLITS < max(len(engines), 1):  # no reading could alarm at that level: traffic must earn more first
+        alpha = window_alpha(len(answered), gamma, 1) * self._share
+        if alpha / among * SPLITS < 1:  # no reading could alarm at that level: traffic must earn more first
             return
         score = self._check(newest, engines, len(answered), alpha)
         if score.verdict == "drift":
