@@ -14,6 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from monitor.delivery.post import tell
+from monitor.engine import fake_engine
 from monitor.scene import Scene
 from small_base import make_small_base
 from tests_support import beat_engine
@@ -245,6 +246,33 @@ def test_a_change_that_a_person_accepts_becomes_the_new_baseline(watched: Scene)
     served(scene, monitor)
     assert checks(scene)[-1].verdict == "none"
     assert [e.state for e in of_canaries(scene)] == ["resolved"]
+
+
+def test_a_machine_of_another_kind_is_told_and_once_accepted_each_engine_is_held_against_itself(
+    watched: Scene,
+) -> None:
+    scene, monitor = watched, watched.monitor()
+    with fake_engine() as other:
+        other.moved = 0.02
+
+        def served_by_both() -> WindowScore:
+            scene.usual(20)
+            scene.clock.advance(60)
+            beat_engine(scene.registry, "bot@1", id="e2", url=other.url, at=scene.clock.now)
+            scene.watch(monitor)
+            return checks(scene)[-1]
+
+        scene.watch(monitor)
+        moved = served_by_both().detail["engines"]
+        assert {key: found["alarm"] for key, found in moved.items()} == {"e1": False, "e2": True}
+        (episode,) = of_canaries(scene)
+        over = resolved(episode, "a new machine", scene.clock())
+        scene.registry.episodes.update(episode, over, by="ada", action="episode.resolve")
+        assert set(served_by_both().detail["by_engine"]) == {"e1", "e2"}
+        assert served_by_both().verdict == "none"
+        other.moved = 0.04
+        moved = served_by_both().detail["engines"]
+        assert {key: found["alarm"] for key, found in moved.items()} == {"e1": False, "e2": True}
 
 
 def test_an_engine_that_cannot_be_read_is_never_a_pass_and_the_wrong_one_of_two_is_named(watched: Scene) -> None:

@@ -6,7 +6,9 @@ Checks keep the model's false-alarm budget: each is tested at the level that the
 have earned, records / mean_run_length · the stream's share, split over the engines that serve. Without traffic
 nobody is served anything, and nothing is read.
 
-What serves by intent (an int8 copy on purpose) is accepted by resolving the episode: a new baseline is frozen then.
+The first baseline is one engine's, and every engine is held against it: two that disagree are told. What serves by
+intent (an int8 copy on purpose, a machine of another kind) is accepted by resolving the episode: a new baseline is
+frozen then, engine by engine, and an engine that comes later is held against the first one's.
 """
 
 from __future__ import annotations
@@ -89,7 +91,7 @@ class CanaryWatch:
         newest = next(iter(self._scores(model, version, 1)), None)
         if newest is None or self._is_accepted(newest):
             if engines:
-                self._freeze(model, version, engines[0], newest)
+                self._freeze(model, version, engines[:1] if newest is None else engines, newest)
             return
         if self._registry.clock() < newest.window_end + timedelta(seconds=self._settings.canary_every_s):
             return
@@ -106,31 +108,48 @@ class CanaryWatch:
             self._raise(score)
         self._end_quiet(model, version)
 
-    def _freeze(self, model: str, version: int, engine: EngineState, newest: WindowScore | None) -> None:
+    def _freeze(self, model: str, version: int, engines: Sequence[EngineState], newest: WindowScore | None) -> None:
+        """The baseline of those of the engines that can be read, and read the same tokens each time."""
         name, began = version_name(model, version), self._registry.clock()
-        try:
-            rounds = [self._round(engine, name, number) for number in range(BASELINE_ROUNDS)]
-        except Unavailable as error:
-            log.warning("no baseline of %s's canaries yet: %s", name, error)
+        frozen: dict[str, Baseline] = {}
+        for engine in engines:
+            try:
+                rounds = [self._round(engine, name, number) for number in range(BASELINE_ROUNDS)]
+            except Unavailable as error:
+                log.warning("no baseline of %s's canaries yet: %s", name, error)
+                continue
+            if len({row.shape for row in rounds}) > 1:
+                log.warning(
+                    "no baseline of %s's canaries: %s cuts them into tokens differently each time", name, engine.id
+                )
+                continue
+            frozen[engine.id] = Baseline(np.stack(rounds))
+        if not frozen:
             return
-        if len({row.shape for row in rounds}) > 1:
-            log.warning("no baseline of %s's canaries: %s cuts them into tokens differently each time", name, engine.id)
-            return
-        baseline = Baseline(np.stack(rounds))
-        listed = [[round(float(value), 5) for value in row] for row in rounds]
-        detail = {"rounds": listed, "engine": engine.id, "noise": baseline.noise, "canaries": _digest()}
-        quiet_one = Outcome(0.0, baseline.floor, 1.0, 0.0, 0)
-        self._store(model, version, newest, ("none", quiet_one, detail), n=len(rounds), start=began)
+        listed = {
+            key: [[round(float(value), 5) for value in row] for row in baseline.rounds]
+            for key, baseline in frozen.items()
+        }
+        first = next(iter(frozen))
+        detail = {
+            "rounds": listed[first],  # what an engine that is not among them is held against
+            "by_engine": listed,
+            "engine": first,
+            "noise": max(baseline.noise for baseline in frozen.values()),
+            "canaries": _digest(),
+        }
+        quiet_one = Outcome(0.0, frozen[first].floor, 1.0, 0.0, 0)
+        self._store(model, version, newest, ("none", quiet_one, detail), n=BASELINE_ROUNDS, start=began)
 
     def _check(self, newest: WindowScore, engines: Sequence[EngineState], n: int, alpha: float) -> WindowScore:
         model, version, name = newest.model, newest.version, version_name(newest.model, newest.version)
         frozen = newest if "rounds" in newest.detail else self._registry.episodes.score(newest.detail["baseline"])
-        baseline, number = Baseline(np.array(frozen.detail["rounds"])), int(newest.detail["window"]) + 1
+        number = int(newest.detail["window"]) + 1
         found: dict[str, Outcome] = {}
         unread = "" if engines else f"no live engine serves {name}; `tuneloop status` shows the engines"
         for engine in engines:
             try:
-                found[engine.id] = self._look(baseline, engine, name, number, alpha / len(engines))
+                found[engine.id] = self._look(_baseline(frozen, engine), engine, name, number, alpha / len(engines))
             except Unavailable as error:
                 unread = str(error)
         detail: dict[str, Any] = {
@@ -264,6 +283,12 @@ class CanaryWatch:
 
 def _is_of(episode: AlertEpisode, version: int) -> bool:
     return episode.signal == SERVED_MODEL_CHANGE and episode.version == version
+
+
+def _baseline(frozen: WindowScore, engine: EngineState) -> Baseline:
+    """An engine's own, else the common one."""
+    by_engine = frozen.detail.get("by_engine", {})  # baselines frozen by earlier releases have none
+    return Baseline(np.array(by_engine.get(engine.id, frozen.detail["rounds"])))
 
 
 def _reference(frozen: WindowScore) -> dict[str, object]:
