@@ -98,7 +98,11 @@ class Scene:
         """A monitor as a fresh process would have it."""
         settings = self.settings.model_copy(update=changes)
         scorer, metrics = Scorer(self.registry.fleet, self.client, concurrency=2, max_tokens=2_048), Metrics()
-        canaries = CanaryWatch(self.registry, settings, self.client, metrics) if settings.canary_every_s else None
+        canaries = (
+            CanaryWatch(self.registry, settings, self.client, metrics, rng=random.Random(9))
+            if settings.canary_every_s
+            else None
+        )
         return Monitor(self.registry, settings, scorer, metrics, canaries=canaries)
 
     def scores(self, signal: str = "prompt_drift", version: int = 1) -> list[WindowScore]:

@@ -28,6 +28,7 @@ from tuneloop.monitor.canaries import (
     changed_test,
     looks_moved,
 )
+from tuneloop.monitor.reading import read_texts
 from tuneloop.monitor.watch import Monitor
 from tuneloop.registry.nouns import AlertEpisode, Arm, WindowScore
 from tuneloop.registry.policies import RetrainingPolicy
@@ -246,6 +247,25 @@ def test_a_change_that_a_person_accepts_becomes_the_new_baseline(watched: Scene)
     served(scene, monitor)
     assert checks(scene)[-1].verdict == "none"
     assert [e.state for e in of_canaries(scene)] == ["resolved"]
+
+
+def test_fresh_rounds_are_read_in_no_way_that_the_baseline_fixed(
+    watched: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene, monitor = watched, watched.monitor(scorer_concurrency=8)
+    ways: list[tuple[int, tuple[str, ...]]] = []
+
+    def read(*given: Any, concurrency: int, **named: Any) -> Any:
+        ways.append((concurrency, tuple(given[3])))
+        return read_texts(*given, concurrency=concurrency, **named)
+
+    monkeypatch.setattr("tuneloop.monitor.canary_watch.read_texts", read)
+    scene.watch(monitor)
+    scene.engine.moved = 0.02
+    served(scene, monitor)
+    assert len(ways) == BASELINE_ROUNDS + 1 + FRESH_ROUNDS
+    assert len({order for _, order in ways}) == len(ways), "each is drawn anew"
+    assert max(concurrency for concurrency, _ in ways[-FRESH_ROUNDS:]) > 6, "any number at once may come up"
 
 
 def test_a_machine_of_another_kind_is_told_and_once_accepted_each_engine_is_held_against_itself(

@@ -54,7 +54,8 @@ Judged = tuple[str, Outcome | None, dict[str, Any]]
 
 
 class CanaryWatch:
-    """Reads canaries and keeps the episodes of what they tell; `stopping` is asked before every text."""
+    """Reads canaries and keeps the episodes of what they tell; `stopping` is asked before every text. `rng` draws how
+    each round is read."""
 
     def __init__(
         self,
@@ -63,12 +64,14 @@ class CanaryWatch:
         client: httpx.Client,
         metrics: Metrics,
         stopping: Callable[[], bool] = lambda: False,
+        rng: random.Random | None = None,
     ) -> None:
         self._registry = registry
         self._settings = settings
         self._client = client
         self._metrics = metrics
         self._stopping = stopping
+        self._rng = rng or random.Random()
         self._share = budget_share(SERVED_MODEL_CHANGE, settings)
 
     def watch(self, route: Route) -> None:
@@ -114,7 +117,7 @@ class CanaryWatch:
         frozen: dict[str, Baseline] = {}
         for engine in engines:
             try:
-                rounds = [self._round(engine, name, number) for number in range(BASELINE_ROUNDS)]
+                rounds = [self._round(engine, name) for _ in range(BASELINE_ROUNDS)]
             except Unavailable as error:
                 log.warning("no baseline of %s's canaries yet: %s", name, error)
                 continue
@@ -144,12 +147,11 @@ class CanaryWatch:
     def _check(self, newest: WindowScore, engines: Sequence[EngineState], n: int, alpha: float) -> WindowScore:
         model, version, name = newest.model, newest.version, version_name(newest.model, newest.version)
         frozen = newest if "rounds" in newest.detail else self._registry.episodes.score(newest.detail["baseline"])
-        number = int(newest.detail["window"]) + 1
         found: dict[str, Outcome] = {}
         unread = "" if engines else f"no live engine serves {name}; `tuneloop status` shows the engines"
         for engine in engines:
             try:
-                found[engine.id] = self._look(_baseline(frozen, engine), engine, name, number, alpha / len(engines))
+                found[engine.id] = self._look(_baseline(frozen, engine), engine, name, alpha / len(engines))
             except Unavailable as error:
                 unread = str(error)
         detail: dict[str, Any] = {
@@ -170,22 +172,26 @@ class CanaryWatch:
         start = newest.window_end
         return self._store(model, version, newest, (verdict, worst, detail), n=n, start=start)
 
-    def _look(self, baseline: Baseline, engine: EngineState, name: str, number: int, alpha: float) -> Outcome:
-        seen = self._round(engine, name, number)
+    def _look(self, baseline: Baseline, engine: EngineState, name: str, alpha: float) -> Outcome:
+        seen = self._round(engine, name)
         if not looks_moved(baseline, seen):
             return quiet(baseline, seen, alpha)
-        return changed_test(baseline, [self._round(engine, name, n) for n in range(FRESH_ROUNDS)], alpha)
+        return changed_test(baseline, [self._round(engine, name) for _ in range(FRESH_ROUNDS)], alpha)
 
-    def _round(self, engine: EngineState, name: str, number: int) -> Round:
-        """One reading of every canary; rounds differ in order and in how many are read at once, as traffic does."""
+    def _round(self, engine: EngineState, name: str) -> Round:
+        """One reading of every canary, in any order and so many at once, as traffic comes.
+
+        Both are drawn anew for each round, so that the baseline's and fresh ones are alike while the model is: the
+        test leans on it.
+        """
         texts = list(canaries())
-        order = random.Random(number).sample(range(len(texts)), len(texts))
+        order = self._rng.sample(range(len(texts)), len(texts))
         read = read_texts(
             self._client,
             engine.url,
             name,
             [texts[index] for index in order],
-            concurrency=1 + number % self._settings.scorer_concurrency,
+            concurrency=self._rng.randint(1, self._settings.scorer_concurrency),
             stopping=self._stopping,
         )
         by_text = dict(zip(order, read, strict=True))
