@@ -295,6 +295,31 @@ def test_a_machine_of_another_kind_is_told_and_once_accepted_each_engine_is_held
         assert {key: found["alarm"] for key, found in moved.items()} == {"e1": False, "e2": True}
 
 
+def test_other_canary_texts_end_no_episode_since_what_moved_is_in_the_new_baseline(
+    watched: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene, monitor = watched, watched.monitor()
+    scene.watch(monitor)
+    scene.engine.moved = 0.02
+    served(scene, monitor)
+    monkeypatch.setattr("tuneloop.monitor.canary_watch.canaries", lambda: canaries()[:-1])
+    for _ in range(4):
+        served(scene, monitor)
+    assert [check.verdict for check in checks(scene)[-3:]] == ["none"] * 3
+    (episode,) = of_canaries(scene)
+    assert episode.state == "open", "nothing says that the model is the old one again"
+    over = resolved(episode, "engine restarted", scene.clock())
+    scene.registry.episodes.update(episode, over, by="ada", action="episode.resolve")
+    served(scene, monitor)
+    scene.engine.moved = 0.04
+    served(scene, monitor)
+    served(scene, monitor)
+    scene.engine.moved = 0.02
+    served(scene, monitor)
+    served(scene, monitor)
+    assert [e.state for e in of_canaries(scene)] == ["resolved", "resolved"], "a later one ends by itself as ever"
+
+
 def test_an_engine_that_cannot_be_read_is_never_a_pass_and_the_wrong_one_of_two_is_named(watched: Scene) -> None:
     scene, monitor = watched, watched.monitor()
     scene.watch(monitor)

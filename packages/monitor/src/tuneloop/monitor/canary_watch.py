@@ -146,7 +146,7 @@ class CanaryWatch:
 
     def _check(self, newest: WindowScore, engines: Sequence[EngineState], n: int, alpha: float) -> WindowScore:
         model, version, name = newest.model, newest.version, version_name(newest.model, newest.version)
-        frozen = newest if "rounds" in newest.detail else self._registry.episodes.score(newest.detail["baseline"])
+        frozen = self._baseline_of(newest)
         found: dict[str, Outcome] = {}
         unread = "" if engines else f"no live engine serves {name}; `tuneloop status` shows the engines"
         for engine in engines:
@@ -252,9 +252,18 @@ class CanaryWatch:
         return explained(episode, gather(self._registry, episode, self._settings.changes_s, now))
 
     def _end_quiet(self, model: str, version: int) -> None:
-        clear_after = self._settings.clear_after
+        """Ends what is over; not what was seen before the newest baseline, which may hold what moved: people end that.
+
+        A baseline is frozen while an episode is open only when the canary texts are others than before.
+        """
+        clear_after, scores = self._settings.clear_after, self._scores(model, version, _RECENT)
+        try:
+            frozen_at = self._baseline_of(scores[-1]).at
+        except NotFound:
+            return
         for episode in self._open(model):
-            if episode.version == version and alerts.is_quiet(self._scores(model, version, _RECENT), clear_after):
+            mine = episode.version == version and episode.opened_at > frozen_at
+            if mine and alerts.is_quiet(scores, clear_after):
                 self._end(episode, f"{clear_after} checks in a row read what was read at first")
 
     def _end(self, episode: AlertEpisode, note: str) -> None:
@@ -266,7 +275,7 @@ class CanaryWatch:
     def _is_accepted(self, newest: WindowScore) -> bool:
         """Whether a person resolved an episode since the newest baseline: what serves now is what is meant to."""
         try:
-            since = newest if "rounds" in newest.detail else self._registry.episodes.score(newest.detail["baseline"])
+            since = self._baseline_of(newest)
         except NotFound:
             return True
         if since.detail["canaries"] != _digest():
@@ -278,6 +287,9 @@ class CanaryWatch:
             and "cleared" not in e.evidence
             for e in self._registry.episodes.all(newest.model).whole()
         )
+
+    def _baseline_of(self, newest: WindowScore) -> WindowScore:
+        return newest if "rounds" in newest.detail else self._registry.episodes.score(newest.detail["baseline"])
 
     def _scores(self, model: str, version: int, limit: int) -> Sequence[WindowScore]:
         return self._registry.episodes.scores(model, version=version, signal=SERVED_MODEL_CHANGE, limit=limit)
