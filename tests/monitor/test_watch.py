@@ -323,6 +323,26 @@ def test_what_goes_wrong_with_one_model_leaves_no_other_unwatched(
     assert "tuneloop_monitor_last_pass_timestamp_seconds 0.0" in text  # not a whole pass: MonitorSilent will say so
 
 
+def test_an_episode_that_is_over_and_cannot_be_read_leaves_nothing_unwatched(
+    scene: Scene, caplog: pytest.LogCaptureFixture
+) -> None:
+    scene.settings = scene.settings.model_copy(update={"canary_every_s": 60.0})
+    for number, signal in enumerate(("prompt_drift", "served_model_change"), 1):
+        over = alert_episode(scene.clock(), id=f"ep{number}", signal=signal, state="resolved")
+        scene.registry.episodes.open(over)
+    with scene.registry.database.writing() as connection:
+        connection.exec_driver_sql("UPDATE episodes SET severity = 'who knows'")
+    scene.watch()
+    scene.usual(60)
+    scene.drifted(20)
+    scene.engine.moved = 0.02
+    scene.clock.advance(60)
+    assert scene.watch().failure == ""
+    found = {episode.signal for episode in scene.registry.episodes.all("bot", open_only=True)}
+    assert found == {"prompt_drift", "served_model_change"}
+    assert "left out of what bot@1 has been through" in caplog.text
+
+
 def test_metrics_name_champions_only(scene: Scene) -> None:
     scene.usual(60)
     scene.drifted(20)

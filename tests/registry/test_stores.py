@@ -91,6 +91,8 @@ def test_one_open_episode_per_problem(registries: Registry, clock: Clock) -> Non
     registries.episodes.update(first, over, by="monitor", action="episode.resolve")
     assert registries.episodes.open(alert_episode(clock(), id="ep3")).id == "ep3"
     assert [episode.id for episode in registries.episodes.all(open_only=True)] == ["ep3"]
+    assert {e.id for e in registries.episodes.all(version=1, signal="prompt_drift")} == {"ep3", first.id}
+    assert registries.episodes.all(version=2) == registries.episodes.all(signal="latency") == []
     assert registries.episodes.scores("bot") == [registries.episodes.score("w1")]
 
 

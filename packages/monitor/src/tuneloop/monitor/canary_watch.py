@@ -205,7 +205,7 @@ class CanaryWatch:
         found: Judged,
         *,
         n: int,
-        start: Any,
+        start: datetime,
     ) -> WindowScore:
         verdict, outcome, detail = found
         number = 0 if newest is None else int(newest.detail["window"]) + 1
@@ -237,7 +237,7 @@ class CanaryWatch:
 
     def _raise(self, score: WindowScore) -> None:
         now, pages = self._registry.clock(), self._settings.paging(score.model)
-        mine = [e for e in self._registry.episodes.all(score.model).whole() if _is_of(e, score.version)]
+        mine = self._episodes(score.model, score.version)
         episode = next((e for e in mine if e.state != "resolved"), None)
         if episode is None:
             if alerts.is_news(score, mine):
@@ -281,11 +281,8 @@ class CanaryWatch:
         if since.detail["canaries"] != _digest():
             return True  # the texts themselves have changed
         return any(
-            _is_of(e, newest.version)
-            and e.resolved_at is not None
-            and e.resolved_at > since.at
-            and "cleared" not in e.evidence
-            for e in self._registry.episodes.all(newest.model).whole()
+            e.resolved_at is not None and e.resolved_at > since.at and "cleared" not in e.evidence
+            for e in self._episodes(newest.model, newest.version)
         )
 
     def _baseline_of(self, newest: WindowScore) -> WindowScore:
@@ -294,13 +291,14 @@ class CanaryWatch:
     def _scores(self, model: str, version: int, limit: int) -> Sequence[WindowScore]:
         return self._registry.episodes.scores(model, version=version, signal=SERVED_MODEL_CHANGE, limit=limit)
 
-    def _open(self, model: str) -> list[AlertEpisode]:
-        found = self._registry.episodes.all(model, open_only=True).whole()
-        return [episode for episode in found if episode.signal == SERVED_MODEL_CHANGE]
+    def _episodes(self, model: str, version: int) -> Sequence[AlertEpisode]:
+        found = self._registry.episodes.all(model, version=version, signal=SERVED_MODEL_CHANGE)
+        for row in found.unreadable:  # of what is over none is needed; an open one is refused by `Episodes.open`
+            log.error("left out of what %s has been through: %s", version_name(model, version), row)
+        return found
 
-
-def _is_of(episode: AlertEpisode, version: int) -> bool:
-    return episode.signal == SERVED_MODEL_CHANGE and episode.version == version
+    def _open(self, model: str) -> Sequence[AlertEpisode]:
+        return self._registry.episodes.all(model, signal=SERVED_MODEL_CHANGE, open_only=True).whole()
 
 
 def _baseline(frozen: WindowScore, engine: EngineState) -> Baseline:

@@ -286,12 +286,13 @@ class Monitor:
     def _raise(self, score: WindowScore) -> None:
         now = self._registry.clock()
         pages = self._settings.paging(score.model)
-        episodes = self._registry.episodes.all(score.model).whole()
-        episode = alerts.taker(episodes, score, self._settings.group_s)
+        still_open = self._registry.episodes.all(score.model, open_only=True).whole()
+        episode = alerts.taker(still_open, score, self._settings.group_s)
         if episode is None:
-            if not alerts.is_news(
-                score, [e for e in episodes if e.version == score.version and alerts.takes(e, score, 0)]
-            ):
+            past = self._registry.episodes.all(score.model, version=score.version)
+            for row in past.unreadable:
+                log.error("left out of what %s has been through: %s", version_name(score.model, score.version), row)
+            if not alerts.is_news(score, [e for e in past if alerts.takes(e, score, 0)]):
                 return
             opened = self._registry.episodes.open(self._explained(alerts.opened(score, now, pages), now))
             log.warning("episode %s opened (%s): %s", opened.id, opened.severity, opened.evidence["summary"])

@@ -133,11 +133,22 @@ class Episodes:
             raise NotFound(f"no alert episode {episode_id!r}; `tuneloop alerts` lists them")
         return noun_of(AlertEpisode, row)
 
-    def all(self, model: str | None = None, *, open_only: bool = False) -> Rows[AlertEpisode]:
-        """Episodes, the newest first."""
+    def all(
+        self,
+        model: str | None = None,
+        *,
+        version: int | None = None,
+        signal: str | None = None,
+        open_only: bool = False,
+    ) -> Rows[AlertEpisode]:
+        """Episodes, the newest first; `signal` is the one that opened them."""
         query = sa.select(episodes).order_by(episodes.c.opened_at.desc())
         if model is not None:
             query = query.where(episodes.c.model == model)
+        if version is not None:
+            query = query.where(episodes.c.version == version)
+        if signal is not None:
+            query = query.where(episodes.c.signal == signal)
         if open_only:
             query = query.where(episodes.c.state != "resolved")
         with self._db.reading() as connection:
