@@ -190,6 +190,44 @@ def test_silence_alone_gives_no_all_clear(scene: Scene) -> None:
     assert the_episode(scene).state == "open"
 
 
+@pytest.mark.parametrize("signal", ["latency", "served_model_change"])
+def test_an_episode_of_what_is_no_longer_watched_ends_and_says_so(scene: Scene, signal: str) -> None:
+    watching = {"latency": {"latency_ms": 500.0}, "served_model_change": {"canary_every_s": 60.0}}[signal]
+    monitor = scene.monitor(**watching)
+    scene.usual(60, total_ms=100.0)
+    scene.watch(monitor)
+    scene.engine.moved = 0.02
+    scene.clock.advance(60)
+    scene.usual(20, total_ms=900.0)
+    scene.watch(monitor)
+    assert (the_episode(scene).signal, the_episode(scene).state) == (signal, "open")
+    scene.watch()
+    assert the_episode(scene).state == "resolved"
+    assert the_episode(scene).done[-1].endswith("none of its signals is watched any more")
+
+
+def test_a_signal_that_is_no_longer_watched_holds_up_no_all_clear(scene: Scene) -> None:
+    scene.usual(60, total_ms=100.0)
+    scene.drifted(20, total_ms=900.0)
+    scene.watch(scene.monitor(latency_ms=500.0))
+    assert "latency" in the_episode(scene).evidence["signals"]
+    scene.usual(40)
+    scene.watch()
+    assert "2 windows in a row" in the_episode(scene).done[-1]
+
+
+def test_answers_no_longer_kept_hold_up_no_all_clear_that_another_signal_gives(scene: Scene) -> None:
+    monitor = scene.monitor()
+    scene.usual(60)
+    scene.drifted(20, answer="")
+    scene.watch(monitor)
+    assert "broken_answers" in the_episode(scene).evidence["signals"]
+    scene.usual(40, answer=None)
+    scene.watch(monitor)
+    assert the_episode(scene).state == "resolved"
+    assert "too little text since to judge broken_answers by" in the_episode(scene).done[-1]
+
+
 def test_a_person_who_resolves_an_episode_is_not_overruled_by_the_same_window(scene: Scene) -> None:
     scene.usual(60)
     scene.drifted(20)

@@ -209,7 +209,7 @@ def quality(signal: str, held: Comparison, alpha: float, rng: np.random.Generato
                 return Judgement("not enough data", len(now), None, {"reason": reason, "too_few_thumbs": True})
     elif without := sum(record.answer is None for record in (*before, *now)):
         reason = f"{without} of {len(before) + len(now)} answers are on record without their text"
-        return Judgement("not enough data", 0, None, {"reason": reason})
+        return Judgement("not enough data", 0, None, {"reason": reason, "too_little_text": True})
     if signal == ANSWER_LENGTH:
         result = length_change_test(before, now, alpha, rng)
         lengths = [len(record.answer or "") for record in now]

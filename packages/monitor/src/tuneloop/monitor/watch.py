@@ -26,7 +26,9 @@ from tuneloop.monitor.signals import (
     DETECTORS,
     PERPLEXITIES,
     PERPLEXITY,
+    QUALITIES,
     SERVED_MODEL_CHANGE,
+    THUMBS_DOWN,
     Comparison,
     Judge,
     unread,
@@ -308,22 +310,29 @@ class Monitor:
 
     def _end_quiet(self, model: str, version: int) -> None:
         for episode in self._open_episodes(model):
-            if episode.signal == SERVED_MODEL_CHANGE:  # `CanaryWatch` ends those
+            if episode.signal == SERVED_MODEL_CHANGE and self._canaries is not None:  # `CanaryWatch` ends those
                 continue
             clear_after = self._settings.clear_after
             recent = {
                 signal: self._registry.episodes.scores(model, version=version, signal=signal, limit=_RECENT)
                 for signal in episode.evidence["signals"]
+                if signal in self._signals  # another setting may have ended the watch over one
             }
+            if not recent:
+                self._end(episode, "none of its signals is watched any more")
+                continue
             loud = [signal for signal, scores in recent.items() if not alerts.is_quiet(scores, clear_after)]
             # Users stop correcting when the cause is gone: that holds up no all-clear that another signal gives.
             silent = [signal for signal in loud if alerts.is_silent(recent[signal], clear_after)]
             if loud == silent and len(silent) < len(recent):
                 note = f"{clear_after} windows in a row without an alarm"
-                note += "".join(f"; too little feedback since to judge {signal} by" for signal in silent)
-                over = alerts.resolved(episode, note, self._registry.clock())
-                self._registry.episodes.update(episode, over, by=BY, action="episode.resolve")
-                log.warning("episode %s resolved: %s", episode.id, note)
+                note += "".join(f"; too little {_needs(signal)} since to judge {signal} by" for signal in silent)
+                self._end(episode, note)
+
+    def _end(self, episode: AlertEpisode, note: str) -> None:
+        over = alerts.resolved(episode, note, self._registry.clock())
+        self._registry.episodes.update(episode, over, by=BY, action="episode.resolve")
+        log.warning("episode %s resolved: %s", episode.id, note)
 
     def _end_replaced(self, route: Route) -> None:
         for episode in self._open_episodes(route.model):
@@ -348,3 +357,7 @@ class Monitor:
     @staticmethod
     def _of(score: WindowScore) -> str:
         return f"{score.model}@{score.version} {score.signal} window {score.detail['window']}"
+
+
+def _needs(signal: str) -> str:
+    return "text" if signal in QUALITIES and signal != THUMBS_DOWN else "feedback"
