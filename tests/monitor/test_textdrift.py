@@ -6,6 +6,7 @@ import random
 
 import numpy as np
 import pytest
+from scipy.sparse import csr_array
 from scipy.stats import binom
 
 from monitor.questions import NUMPY, STDLIB, ask
@@ -79,6 +80,20 @@ def test_a_word_that_only_the_window_holds_weighs_more_than_one_it_holds_as_ofte
     observed = np.array([[0.0] * 6 + [1.0] * 3])
     other = np.array([[1.0] * 3 + [0.0] * 6])
     assert rising(held, 3)(observed)[0] > rising(held, 3)(other)[0]
+
+
+def test_a_template_changed_in_the_largest_window_there_is_gives_a_number() -> None:
+    """1,000 questions of which all begin with a word that none of 2,000 had: exp of the evidence would be infinite."""
+    window, texts = 1_000, 3_000
+    held = np.zeros((texts, 2))
+    held[-window:, 0] = 1.0
+    held[::7, 1] = 1.0
+    labellings = np.zeros((2, texts))
+    labellings[0, -window:] = 1.0
+    labellings[1, :window] = 1.0
+    found, by_chance = rising(csr_array(held), window)(labellings)
+    assert np.isfinite([found, by_chance]).all()
+    assert found > 500 > by_chance
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from tuneloop.monitor.features import READ_CHARS
 _WORD = re.compile(r"[^\W_]+")
 _LONG = 5  # characters of a word that stand for its kin: "install" for installs, installed, installing
 _TEMPER = 0.7  # of the evidence; 1 would leave the single strongest token alone to decide
+_MOST_EVIDENCE = 600.0  # of one token: exp(710) is no number any more, and nothing by chance comes near
 _MOST = 0.5  # of all texts; a token in more of them tells little, and its table would be long
 
 
@@ -78,4 +79,4 @@ def _tempered(sizes: NDArray[np.intp], share: float, window: int) -> NDArray[np.
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = np.where(k > 0, k * np.log(k / (n * share)), 0.0)
         ratio += np.where(outside > 0, outside * np.log(outside / (n * (1 - share))), 0.0)
-    return np.expm1(_TEMPER * np.where(k > n * share, ratio, 0.0))
+    return np.expm1(np.minimum(_TEMPER * np.where(k > n * share, ratio, 0.0), _MOST_EVIDENCE))
