@@ -12,8 +12,8 @@ from prometheus_client import generate_latest
 
 from monitor.engine import FakeEngine
 from monitor.scene import Scene
-from tests_support import Clock, alert_episode, beat_engine
-from tuneloop.monitor.alerts import resolved
+from tests_support import Clock, alert_episode, beat_engine, window_score
+from tuneloop.monitor.alerts import resolved, takes
 from tuneloop.monitor.slo import Slo
 from tuneloop.monitor.watch import Monitor
 from tuneloop.registry import Registry
@@ -266,6 +266,14 @@ def test_latency_seen_apart_is_a_problem_of_its_own(scene: Scene, group_s: float
     assert set(drift.evidence["signals"]) == {"prompt_drift", "perplexity"}
     assert (latency.signal, latency.severity, latency.runbook) == ("latency", "page", "docs/runbooks/latency.md")
     assert latency.evidence["signals"]["latency"]["engines"] == {"e1": [20, 20]}
+
+
+def test_a_signal_whose_problem_joined_an_open_episode_joins_it_too(scene: Scene) -> None:
+    slow = alert_episode(scene.clock(), signal="latency", evidence={"signals": {"latency": {}}})
+    drifting = alert_episode(scene.clock(), signal="latency", evidence={"signals": {"latency": {}, "prompt_drift": {}}})
+    for signal, expected in (("perplexity", True), ("latency", True), ("served_model_change", False)):
+        assert takes(drifting, window_score(scene.clock(), signal=signal), 0) == expected, signal
+    assert not takes(slow, window_score(scene.clock(), signal="perplexity"), 0)
 
 
 def test_latency_that_prometheus_pages_for_is_a_ticket_here(scene: Scene) -> None:

@@ -77,7 +77,7 @@ def takes(episode: AlertEpisode, score: WindowScore, group_s: float) -> bool:
     if SERVED_MODEL_CHANGE in (episode.signal, score.signal):
         return episode.signal == score.signal and episode.version == score.version
     findings = episode.evidence.get("signals", {})
-    if score.signal in findings or episode.signal in problem_of(score.signal):
+    if {episode.signal, *findings} & set(problem_of(score.signal)):
         return True
     margin = timedelta(seconds=group_s)
     return group_s > 0 and any(
