@@ -38,6 +38,19 @@ def test_looking_three_times_costs_no_false_alarm() -> None:
     assert binom.ppf(0.001, trials, alpha) <= alarms <= binom.isf(0.001, trials, alpha)
 
 
+def test_labellings_that_only_rounding_tells_apart_count_as_equal() -> None:
+    """What sums come to for one row in or out, where the observed one was added up in a luckier order."""
+
+    def statistic(labellings: np.ndarray) -> np.ndarray:
+        observed = labellings[:, -8:].all(axis=1)
+        return 1e-3 * labellings[:, -1] + 1e-12 * observed
+
+    found, _ = strongest_test({"one": statistic}, 30, 8, alpha=0.05, rng=np.random.default_rng(1))
+    assert found.p_value == pytest.approx(8 / 30, abs=0.05)
+    assert not found.alarm
+    assert found.statistic <= found.threshold
+
+
 def test_the_looks_do_not_depend_on_the_order_of_either_side() -> None:
     rng = random.Random(43)
     usual = ask(STDLIB, 75, rng)

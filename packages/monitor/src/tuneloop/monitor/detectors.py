@@ -35,6 +35,7 @@ Statistic = Callable[[NDArray[np.float64]], NDArray[np.float64]]  # labellings (
 
 _CHUNK_CELLS = 131_072  # of labellings at once: they, and the counts made of them, stay in the cache
 _TIE = 1e-12  # sums of the same numbers in another order differ by rounding; count them as equal, on the safe side
+_TIE_OF_SCORES = 1e-7  # of sums over their spread, which may be small: the rounding is divided by it too
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,7 @@ def strongest_test(
     spread = values.std(axis=1, keepdims=True)
     scores = (values - values.mean(axis=1, keepdims=True)) / np.where(spread > _TIE, spread, np.inf)
     largest = scores.max(axis=0)
-    outcome = _ranked(float(largest[0]), largest[1:], alpha)
+    outcome = _ranked(float(largest[0]), largest[1:], alpha, tie=_TIE_OF_SCORES)
     return outcome, {name: float(score) for name, score in zip(statistics, scores[:, 0], strict=True)}
 
 
@@ -156,12 +157,12 @@ def _permutation_test(
     return _ranked(float(values[0]), values[1:], alpha)
 
 
-def _ranked(observed: float, permuted: NDArray[np.float64], alpha: float) -> Outcome:
+def _ranked(observed: float, permuted: NDArray[np.float64], alpha: float, tie: float = _TIE) -> Outcome:
     count = len(permuted)
-    as_extreme = int((permuted >= observed - _TIE).sum())
+    as_extreme = int((permuted >= observed - tie).sum())
     allowed = max(math.floor(alpha * (count + 1) + 1e-9) - 1, 0)  # values that may reach the observed one in an alarm
     threshold = float(np.partition(permuted, count - 1 - allowed)[count - 1 - allowed])
-    return Outcome(observed, threshold, (1 + as_extreme) / (count + 1), alpha, count)
+    return Outcome(observed, threshold + tie, (1 + as_extreme) / (count + 1), alpha, count)
 
 
 def _labellings(count: int, points: int, window: int, rng: np.random.Generator) -> Iterator[NDArray[np.float64]]:
