@@ -128,11 +128,27 @@ def test_answers_without_text_or_thumbs_are_not_enough_data_and_say_so(scene: Sc
     scene.watch()
     for signal, reason in (
         ("thumbs_down", "0 answers of the reference have a thumb; 10 are needed"),
-        ("refusals", "80 of 80 answers are on record without their text"),
-        ("answer_length", "80 of 80 answers are on record without their text"),
+        ("refusals", "60 of the reference's 60 answers are on record without their text"),
+        ("answer_length", "60 of the reference's 60 answers are on record without their text"),
     ):
         (score,) = scene.scores(signal)
         assert (score.verdict, score.detail["reason"]) == ("not enough data", reason)
+
+
+def test_a_few_answers_without_text_are_left_out_and_the_others_judged(scene: Scene) -> None:
+    questions = ask(STDLIB, 100, scene.rng)
+    scene.traffic(questions[:12], answer=None)  # a fifth of the reference
+    scene.traffic(questions[12:60])
+    scene.traffic(questions[60:63], answer=None)
+    scene.traffic(questions[63:80], answer="")
+    scene.traffic(questions[80:85], answer=None)
+    scene.traffic(questions[85:], answer="")
+    scene.watch()
+    first, second = scene.scores("broken_answers")
+    assert (first.verdict, first.n) == ("drift", 17)
+    assert first.detail["shares"] == {"reference": 0.0, "window": 1.0}
+    assert (second.verdict, second.n) == ("not enough data", 15)
+    assert second.detail["reason"] == "5 of the window's 20 answers are on record without their text"
 
 
 def test_empty_answers_are_broken_answers(scene: Scene) -> None:

@@ -49,6 +49,7 @@ DETECTORS = {
 ENOUGH_SCORED = (
     0.8  # of a window's or reference's questions; a test on fewer would look at a chosen part of the traffic
 )
+ENOUGH_TEXT = 0.8  # likewise, of answers
 ENOUGH_CORRECTED = 10  # on either side
 _LIGHT = 0.25  # of the weight of a signal of drift
 ENOUGH_THUMBS = 10  # on either side
@@ -207,9 +208,14 @@ def quality(signal: str, held: Comparison, alpha: float, rng: np.random.Generato
             if len(side) < ENOUGH_THUMBS:
                 reason = f"{len(side)} answers of the {what} have a thumb; {ENOUGH_THUMBS} are needed"
                 return Judgement("not enough data", len(now), None, {"reason": reason, "too_few_thumbs": True})
-    elif without := sum(record.answer is None for record in (*before, *now)):
-        reason = f"{without} of {len(before) + len(now)} answers are on record without their text"
-        return Judgement("not enough data", 0, None, {"reason": reason, "too_little_text": True})
+    else:
+        all_of = {"reference": before, "window": now}
+        before, now = (tuple(r for r in side if r.answer is not None) for side in (before, now))
+        for (what, records), side in zip(all_of.items(), (before, now), strict=True):
+            if len(side) < ENOUGH_TEXT * len(records):
+                missing = len(records) - len(side)
+                reason = f"{missing} of the {what}'s {len(records)} answers are on record without their text"
+                return Judgement("not enough data", len(now), None, {"reason": reason, "too_little_text": True})
     if signal == ANSWER_LENGTH:
         result = length_change_test(before, now, alpha, rng)
         lengths = [len(record.answer or "") for record in now]
