@@ -31,7 +31,7 @@ from tuneloop.registry.nouns import AlertEpisode, WindowScore, version_name
 
 MAX_WINDOWS = 50  # an episode keeps the first windows that raised it; later ones are found by time
 RUNBOOKS = {signal: f"docs/runbooks/{'answer_quality' if signal in QUALITIES else signal}.md" for signal in DETECTORS}
-_KEPT = ("words", "examples", "nats", "total_ms", "ttft_ms", "slices", "shares", "characters", "engines")
+_KEPT = ("words", "examples", "nats", "total_ms", "ttft_ms", "shares", "characters", "engines")
 _TOO_LITTLE = {"too_few_corrections", "too_few_thumbs", "too_little_text"}
 PAGES = (LATENCY, SERVED_MODEL_CHANGE)  # users are hurt, whatever else is seen
 _SHARES = {
@@ -152,9 +152,7 @@ def is_silent(scores: Sequence[WindowScore], clear_after: int) -> bool:
     An engine that is away is no such silence: what it would have said is not known.
     """
     in_order = sorted(scores, key=lambda score: int(score.detail["window"]))
-    return len(in_order) >= clear_after and all(
-        _TOO_LITTLE & s.detail.keys() for s in in_order[-clear_after:]
-    )
+    return len(in_order) >= clear_after and all(_TOO_LITTLE & s.detail.keys() for s in in_order[-clear_after:])
 
 
 def is_news(score: WindowScore, past: Sequence[AlertEpisode]) -> bool:

@@ -1,4 +1,4 @@
-"""What a page says, whatever its form: what, since when, how sure, where, examples, what changed before, what to do.
+"""What a page says, whatever its form: what, since when, how sure, examples, what changed before, what to do.
 
 Pure. Texts of users come in redacted by `redact` and cut short; nothing else of a request leaves but the three words
 that are asked for more often than before.
@@ -40,7 +40,6 @@ class Page:
     resolved_at: datetime | None
     sure: str
     causes: tuple[str, ...]  # the likeliest first
-    slices: tuple[str, ...]
     examples: tuple[str, ...]
     changes: tuple[str, ...]  # just before it began
     done: tuple[str, ...]
@@ -79,7 +78,6 @@ def page_of(
         resolved_at=episode.resolved_at,
         sure=sure,
         causes=tuple(one_line(f"{cause['kind']}: {cause['why']}") for cause in evidence.get("causes", [])),
-        slices=tuple(_slices(evidence)),
         examples=tuple(one_line(text[:_EXAMPLE_CHARS]) for text in texts),
         changes=tuple(one_line(change["what"]) for change in evidence.get("changes", [])),
         done=tuple(one_line(line) for line in episode.done[-5:]),
@@ -116,7 +114,6 @@ def text_lines(page: Page) -> Iterable[str]:
         yield f"how sure   {page.sure}"
     for name, texts in (
         ("cause", page.causes),
-        ("slice", page.slices),
         ("example", page.examples),
         ("before", page.changes),
         ("done", page.done),
@@ -136,12 +133,6 @@ def _questions(evidence: dict[str, Any], most: int) -> list[str]:
     for place in range(max((len(texts) for texts in lists), default=0)):
         found += [texts[place] for texts in lists if place < len(texts) and texts[place] not in found]
     return found[:most]
-
-
-def _slices(evidence: dict[str, Any]) -> Iterable[str]:
-    for name, finding in evidence.get("signals", {}).items():
-        for found in finding.get("slices", [])[:3]:
-            yield one_line(f"{name}: {found.get('name', found) if isinstance(found, dict) else found}")
 
 
 def _time(text: str | None) -> datetime | None:
