@@ -80,7 +80,9 @@ def check(where: str, case: str, baseline: Baseline, read: Reader, checks: int) 
         seen = read(100 + number)
         distances.append(float(np.abs(seen - baseline.rounds.mean(axis=0)).mean()))
         if looks_moved(baseline, seen):
-            outcome = changed_test(baseline, [read(n) for n in range(FRESH_ROUNDS)], ALPHA)
+            outcome = changed_test(
+                baseline, [read(1_000 + FRESH_ROUNDS * number + n) for n in range(FRESH_ROUNDS)], ALPHA
+            )
             tested, alarms, least = tested + 1, alarms + outcome.alarm, min(least, outcome.p_value)
     return Seen(where, case, checks, tested, alarms, statistics.median(distances), baseline.noise, least)
 
@@ -128,9 +130,9 @@ def on_engine(client: httpx.Client, url: str, name: str) -> Reader:
     """Reads the canaries as the monitor does."""
 
     def read(number: int) -> Round:
-        texts = list(canaries())
-        order = random.Random(number).sample(range(len(texts)), len(texts))
-        got = read_texts(client, url, name, [texts[index] for index in order], concurrency=1 + number % 2)
+        texts, drawn = list(canaries()), random.Random(number)
+        order = drawn.sample(range(len(texts)), len(texts))
+        got = read_texts(client, url, name, [texts[index] for index in order], concurrency=drawn.randint(1, 2))
         by_text = dict(zip(order, got, strict=True))
         return np.array([token.logprob for index in range(len(texts)) for token in by_text[index]])
 
