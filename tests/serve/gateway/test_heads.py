@@ -42,6 +42,15 @@ def test_a_head_without_end_is_refused_and_the_connection_closed(world: World, b
     assert gateway.chat().status == 200
 
 
+@pytest.mark.parametrize("more", [b"a" * 10_000, b"x: y\r\n" * 1_000], ids=["one trailer", "many trailers"])
+def test_trailers_without_end_close_the_connection(world: World, more: bytes) -> None:
+    gateway = world.gateway()
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\nx-a: "
+    sent, _ = flood(gateway, head, more)
+    assert sent < 100 * MAX_HEAD_BYTES
+    assert gateway.call("/readyz").status == 200
+
+
 def test_a_head_slightly_too_long_gets_a_clear_431(world: World) -> None:
     gateway = world.gateway()
     with socket.create_connection(("127.0.0.1", int(gateway.url.rsplit(":", 1)[1])), timeout=10) as client:

@@ -29,9 +29,8 @@ class GatewayProtocol(HttpToolsProtocol):
     While an answer is being sent it answers nothing else: that would stand in the middle of it.
     """
 
-    _in_head = True
     _has_begun = False  # a head, and it is not all here
-    _head_bytes = 0
+    _head_bytes = 0  # since the last byte of a body: trailers behind one count too
     _head_due: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn narrows it too
@@ -53,7 +52,7 @@ class GatewayProtocol(HttpToolsProtocol):
         super().data_received(data)
         if self._has_begun:  # most heads come whole and need no timer
             self._await_head()
-        if self._in_head and self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
+        if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
             if self._is_answering():
                 self.transport.close()  # a 431 would stand in the middle of the answer that is being sent
                 return
@@ -62,12 +61,13 @@ class GatewayProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         """A request begins."""
-        self._in_head = self._has_begun = True
+        self._has_begun = True
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
         """Its head is here."""
-        self._in_head = self._has_begun = False
+        self._has_begun = False
+        self._head_bytes = 0
         self._head_is_here()
         if len(self.pipeline) >= MAX_WAITING:
             self.transport.close()  # so that the 400 uvicorn answers does not stand in the middle of a running answer
@@ -77,9 +77,13 @@ class GatewayProtocol(HttpToolsProtocol):
         self.scope[LINE] = line  # type: ignore[literal-required]  # the application is ours
         self._lines.append(line)
 
+    def on_body(self, body: bytes) -> None:
+        """A piece of its body; its reader bounds it."""
+        self._head_bytes = 0
+        super().on_body(body)
+
     def on_message_complete(self) -> None:
         """It is all here; what comes next belongs to another."""
-        self._in_head = True
         self._head_bytes = 0
         super().on_message_complete()
 
