@@ -64,6 +64,21 @@ def test_a_client_that_reads_nothing_is_let_go(world: World) -> None:
     assert (record.status, record.error) == (499, "the client read nothing for 0.5 s")
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_reads_nothing_of_an_answer_that_is_all_there_gives_its_turn_back(
+    world: World, stream: bool
+) -> None:
+    world.engine("e1", "bot@1", says=("x" * 100_000,) * 120)
+    world.route((1, 10_000))
+    gateway = world.gateway(idle_timeout_s=0.5)
+    with connect(gateway, stream=stream) as connection:
+        assert connection.recv(10)
+        record = until(lambda: next(iter(world.registry.traffic.window("bot")), None), 10)
+        until(lambda: gateway.metric("tuneloop_requests_in_flight") == 0, 5)
+        assert sum(map(len, iter(lambda: connection.recv(1_000_000), b""))) < 12_000_000
+    assert (record.status, record.error) == (499, "the client read nothing for 0.5 s")
+
+
 def test_a_finished_answer_is_not_mistaken_for_a_client_that_left(world: World) -> None:
     world.engine("e1", "bot@1", words=1)
     world.route((1, 10_000))

@@ -10,7 +10,7 @@ import asyncio
 from dataclasses import dataclass, replace
 
 from tuneloop.serve.gateway.body import Ask
-from tuneloop.serve.gateway.errors import CLIENT_CLOSED_REQUEST, ApiError
+from tuneloop.serve.gateway.errors import ApiError
 from tuneloop.serve.gateway.exchange import Exchange
 from tuneloop.serve.gateway.http import Send, send_part
 from tuneloop.serve.gateway.line import Line
@@ -141,9 +141,7 @@ class Attempts:
         exchange.answer = (opened.mask or relay).kept
         await line.begin([*_SSE, *exchange.headers()], opened.first)
         try:
-            if not await self._pass_on(line, relay, opened):
-                exchange.failed(CLIENT_CLOSED_REQUEST, f"the client read nothing for {self._idle_timeout_s:g} s")
-                return
+            await self._pass_on(line, relay, opened)
         except TimeoutError:
             raise ApiError(504, "the engine fell silent in mid-answer", code="engine_timeout") from None
         except (EngineFailure, ValueError) as failure:
@@ -160,8 +158,8 @@ class Attempts:
         await send_part(send, b"", more=False)
         await opened.reply.ended()
 
-    async def _pass_on(self, line: Line, relay: Relay, opened: Opened) -> bool:
-        """Send on what the engine says, until it has said all or breaks off; False: the client reads nothing."""
+    async def _pass_on(self, line: Line, relay: Relay, opened: Opened) -> None:
+        """Send on what the engine says, until it has said all or breaks off."""
         held: list[bytes] = []  # until it is masked
 
         def take(chunk: bytes) -> bool:
@@ -174,23 +172,13 @@ class Attempts:
             return not relay.done and not line.stalled
 
         while not relay.done:
-            if line.stalled and not await self._drained(line):
-                return False
+            if line.stalled:
+                await line.drained()
             if not await opened.reply.pump(take, self._idle_timeout_s):
                 break
             if held:
                 line.more(await opened.shown(b"".join(held)))
                 held.clear()
-        return True
-
-    async def _drained(self, line: Line) -> bool:
-        """Wait for a client that does not read; False when the time for it is up."""
-        try:
-            async with asyncio.timeout(self._idle_timeout_s):
-                await line.drained()
-        except TimeoutError:
-            return False
-        return True
 
 
 def _broke_off() -> ApiError:

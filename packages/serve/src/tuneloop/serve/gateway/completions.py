@@ -98,7 +98,7 @@ class Completions:
                 exchange.failed(503, "the gateway stopped")
                 raise
             task.uncancel()
-            exchange.failed(CLIENT_CLOSED_REQUEST, "the client left")
+            exchange.failed(CLIENT_CLOSED_REQUEST, line.why_left)
         finally:
             line.on_left = None
             self._admission.leave(exchange)

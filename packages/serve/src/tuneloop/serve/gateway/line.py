@@ -22,11 +22,12 @@ LINE = "tuneloop.line"  # its key in an ASGI scope
 class Line:
     """One request's way back to its client."""
 
-    __slots__ = ("_cycle", "on_left")
+    __slots__ = ("_cycle", "on_left", "why_left")
 
     def __init__(self, cycle: RequestResponseCycle) -> None:
         self._cycle = cycle
         self.on_left: Callable[[], None] | None = None  # called when the client goes before its answer is complete
+        self.why_left = "the client left"
 
     def left(self) -> None:
         """The connection is lost."""

@@ -1,7 +1,9 @@
-"""uvicorn's HTTP protocol, with an end to what a client may send before it has said who it is.
+"""uvicorn's HTTP protocol, with an end to what a client may send before it has said who it is, and to how long it may
+leave unread what it was sent.
 
 httptools keeps a header however long it grows, and uvicorn every header of a request and every request that is sent
-before the one before it is answered: without limits one connection without a key could fill the memory.
+before the one before it is answered: without limits one connection without a key could fill the memory. And whoever
+writes to a client that does not read waits, holding its turn and its engine, until the connection is given up.
 """
 
 from __future__ import annotations
@@ -29,9 +31,12 @@ class GatewayProtocol(HttpToolsProtocol):
     While an answer is being sent it answers nothing else: that would stand in the middle of it.
     """
 
+    unread_timeout_s = 30.0  # until a client has read most of what waits for it
+
     _has_begun = False  # a head, and it is not all here
     _head_bytes = 0  # since the last byte of a body: trailers behind one count too
     _head_due: asyncio.TimerHandle | None = None
+    _unread_due: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn narrows it too
         """A client is there; its first request is awaited."""
@@ -42,6 +47,7 @@ class GatewayProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """It is gone."""
         self._head_is_here()
+        self._is_read()
         super().connection_lost(exc)
         for line in self._lines:
             line.left()
@@ -91,6 +97,28 @@ class GatewayProtocol(HttpToolsProtocol):
         """A request is answered; they are in order."""
         self._lines.popleft()
         super().on_response_complete()
+
+    def pause_writing(self) -> None:
+        """The client reads more slowly than it is written to."""
+        super().pause_writing()
+        if self._unread_due is None:
+            self._unread_due = self.loop.call_later(self.unread_timeout_s, self._unread)
+
+    def resume_writing(self) -> None:
+        """It has caught up."""
+        self._is_read()
+        super().resume_writing()
+
+    def _unread(self) -> None:
+        self._unread_due = None
+        for line in self._lines:
+            line.why_left = f"the client read nothing for {self.unread_timeout_s:g} s"
+        self.transport.abort()  # to close it would wait for the client
+
+    def _is_read(self) -> None:
+        if self._unread_due is not None:
+            self._unread_due.cancel()
+            self._unread_due = None
 
     def _await_head(self) -> None:
         if self._head_due is None:

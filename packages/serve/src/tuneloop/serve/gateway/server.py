@@ -49,10 +49,14 @@ def serve(settings: GatewaySettings, registry: RegistrySettings) -> None:
 
 def config(settings: GatewaySettings, registry: RegistrySettings) -> uvicorn.Config:
     """How uvicorn runs a gateway."""
+
+    class Protocol(GatewayProtocol):
+        unread_timeout_s = settings.idle_timeout_s
+
     return uvicorn.Config(
         Gateway(settings, registry),
         loop="uvloop",
-        http=GatewayProtocol,
+        http=Protocol,
         ws="none",
         lifespan="on",
         log_config=None,
