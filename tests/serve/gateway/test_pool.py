@@ -7,12 +7,13 @@ import os
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
 
 import pytest
 
 from tuneloop.registry.errors import Unavailable
 from tuneloop.serve.gateway.pool import Pool, QueueFull, TooLate
-from tuneloop.serve.gateway.worker import serve
+from tuneloop.serve.gateway.worker import Worker, serve
 
 
 def work(pipe: Connection) -> None:
@@ -53,3 +54,23 @@ def test_a_worker_that_hangs_is_replaced_and_one_that_only_fails_is_not() -> Non
             await pool.ask("hello", 0.1)
 
     asyncio.run(run())
+
+
+def test_a_process_that_could_not_be_started_is_started_for_the_next_question(monkeypatch: pytest.MonkeyPatch) -> None:
+    def too_many(_: SpawnProcess) -> None:
+        raise OSError("no more processes")
+
+    worker = Worker("tester", work)
+    try:
+        with monkeypatch.context() as patched:
+            patched.setattr(SpawnProcess, "start", too_many)
+            worker.start()
+            for _ in range(2):
+                with pytest.raises(Unavailable, match="no more processes"):
+                    worker.ask("hello", 60.0)
+        assert isinstance(worker.ask("hello", 60.0), int)
+        with pytest.raises(Unavailable, match="pickle"):
+            worker.ask(lambda: None, 60.0)
+        assert isinstance(worker.ask("hello", 60.0), int)
+    finally:
+        worker.stop()

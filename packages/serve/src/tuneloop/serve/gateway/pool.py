@@ -90,7 +90,7 @@ class Pool:
             raise TooLate(f"no {self._name} was free in time") from None
         try:
             answer = worker.ask(question, self._hung_s)
-        except Unavailable as error:
+        except BaseException as error:
             log.error("%s", error)
             self._bring(worker)
             raise
@@ -105,7 +105,7 @@ class Pool:
         while not self._stopping.is_set():
             try:
                 worker.warm_up()
-            except Unavailable as error:
+            except Exception as error:  # noqa: BLE001 (said, and tried again: a lost worker would never come back)
                 if not self._stopping.is_set():
                     log.error("%s", error)
                 self._stopping.wait(_AGAIN_S)

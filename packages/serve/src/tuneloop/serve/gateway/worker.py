@@ -11,6 +11,7 @@ import multiprocessing
 import signal
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
@@ -43,10 +44,9 @@ class Worker:
         self._ended = False
 
     def start(self) -> None:
-        """Start it, without waiting until it is warm (about 3 s)."""
-        with self._lock:
-            if not self._ended:
-                self._spawn()
+        """Start it, without waiting until it is warm (about 3 s); if that fails, who asks starts it again."""
+        with self._lock, suppress(Unavailable):
+            self._watched(self._spawn)
 
     def warm_up(self) -> None:
         """Wait until it is warm; it is started where it is not there.
@@ -72,8 +72,9 @@ class Worker:
     def stop(self) -> None:
         """End it, also in the middle of its work; whoever waits for it, or asks later, gets `Unavailable`."""
         self._ended = True
-        if self._process is not None:
-            self._process.kill()
+        if (process := self._process) is not None:  # without the lock: an answer may take long
+            with suppress(ValueError):  # whoever holds it has ended the process already
+                process.kill()
         with self._lock:
             self._kill()
 
@@ -82,7 +83,7 @@ class Worker:
             raise Unavailable(f"the {self._name} has been stopped")
         try:
             return call()
-        except (OSError, EOFError) as error:
+        except Exception as error:  # whatever happened, nobody knows what comes down its pipe next
             self._kill()
             raise Unavailable(f"the {self._name} failed ({error or 'it ended'}); another is started") from error
 
@@ -107,12 +108,19 @@ class Worker:
 
     def _spawn(self) -> Connection:
         context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=self._target, args=(theirs,), name=self._name, daemon=True)
-        self._process.start()
-        theirs.close()
-        self._warm = False
-        return self._pipe
+        pipe, theirs = context.Pipe()
+        try:
+            process = context.Process(target=self._target, args=(theirs,), name=self._name, daemon=True)
+            process.start()
+        except BaseException:
+            pipe.close()
+            raise
+        finally:
+            theirs.close()
+        self._pipe, self._process, self._warm = pipe, process, False
+        if self._ended:  # `stop` may have looked before there was a process
+            raise EOFError("it was stopped as it started")
+        return pipe
 
     def _kill(self) -> None:
         if self._process is not None:
