@@ -153,6 +153,24 @@ def test_without_the_registry_each_keeps_to_an_even_share(registries: Registry, 
     assert 0 < sum(front.ask(100) for front in both) <= 40
 
 
+def test_an_answer_that_took_more_than_its_reservation_counts_however_long_it_ran(
+    registries: Registry, clock: Clock
+) -> None:
+    _, key = registries.keys.new("team-a", by="test", limits=KeyLimits(tokens_per_minute=100))
+    front = Front("g", registries, clock, key)
+    front.look()
+    exchange = Exchange("completion")
+    front.limits.admit(exchange, key, ASK, "bot")
+    clock.advance(90)
+    exchange.target, exchange.usage = TARGET, Usage(3, 200)
+    assert exchange.taken is not None
+    front.limits.settle(exchange, exchange.taken)
+    front.look()
+    assert front.ask(1) == 0
+    clock.advance(61)
+    assert front.ask(1) == 1
+
+
 def test_two_real_gateways_share_a_small_limit_and_refuse_what_is_beyond_it(
     far_world: tuple[World, World, Wire],
 ) -> None:

@@ -124,7 +124,11 @@ class Limits:
             usage = exchange.usage = Usage(taken.prompt, exchange.events)
             exchange.guards["usage"] = "estimated"
         prompt, answer = (usage.prompt_tokens, usage.completion_tokens) if usage else (0, 0)
-        meter.tokens.settle(taken.second, prompt + answer - taken.tokens)
+        more = prompt + answer - taken.tokens
+        if more > 0:  # underestimated: it counts from now, as its own second may have left the window
+            meter.tokens.add(now_s, more)
+        else:
+            meter.tokens.settle(taken.second, more)
         if taken.price is not None and (cost := taken.price.of(prompt, answer)):
             meter.spend(now_s, cost)
 
