@@ -171,6 +171,7 @@ def test_times_are_said_as_openai_says_them(seconds: float, said: bytes) -> None
         ("chat", '"messages":[{"role":"user","content":"hi"}],"max_tokens":null,"max_completion_tokens":5', 5),
         ("completion", '"prompt":["a","b","c"],"max_tokens":7', 21),
         ("completion", '"prompt":"abc","max_tokens":7', 7),
+        ("completion", '"prompt":"abc","max_tokens":7,"max_completion_tokens":1', 7),
     ],
 )
 def test_tokens_are_estimated_from_what_the_request_says(endpoint: Endpoint, members: str, most: int) -> None:
