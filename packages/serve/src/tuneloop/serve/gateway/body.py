@@ -34,6 +34,7 @@ REFUSED = {
     "request_id": "request ids are given by the gateway; read the x-request-id header",
 }
 _OFF = {b"null", b"false"}
+ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function", "prompt"})
 _TEXT_PARTS = {"text", "refusal"}
 
 

@@ -32,7 +32,8 @@ from tuneloop.serve.gateway.pool import Pool, QueueFull, TooLate
 from tuneloop.serve.gateway.settings import GatewaySettings
 from tuneloop.serve.gateway.snapshot import Snapshot
 
-_REMEMBERED = 20_000  # verdicts; a hundred bytes or two each
+_REMEMBERED = 20_000  # verdicts; a hundred bytes or two for each finding
+_MOST_FINDINGS = 16  # of a verdict that is remembered
 _MOST_KINDS = 5  # told of one guard
 _GRAVER: tuple[GuardAction, ...] = ("off", "flag", "redact", "block")
 _COUNT = msgspec.json.Decoder(int | None)
@@ -76,6 +77,8 @@ class Guarding:
 
     def remember(self, digest: bytes, found: tuple[Finding, ...]) -> None:
         """Keep a verdict, and let go of the one that was not asked for the longest."""
+        if len(found) > _MOST_FINDINGS:
+            return
         self._known[digest] = found
         if len(self._known) > _REMEMBERED:
             self._known.popitem(last=False)
@@ -115,7 +118,7 @@ class Guard:
         Raises:
             ApiError: 400, a guard blocks it; 503, it could not be judged and the policy does not let it through then.
         """
-        incoming = Incoming(ask, self._policy.trusted_roles)
+        incoming = Incoming(ask, exchange.endpoint, self._policy.trusted_roles)
         declared = list(self._declared(ask, incoming))
         self._tell(exchange, declared)
         self._refuse_blocked(declared)
@@ -137,8 +140,7 @@ class Guard:
                 yield "n", Finding("parameters", "n", policy.parameters, None, None)
         if policy.length != "off" and sum(len(text.text) for text in incoming.texts) > policy.max_characters:
             kind = f"more than {policy.max_characters} characters"
-            member = "messages" if "messages" in values else "prompt"
-            yield member, Finding("length", kind, policy.length, None, None)
+            yield incoming.member, Finding("length", kind, policy.length, None, None)
 
     async def _judged_ask(self, exchange: Exchange, ask: Ask, incoming: Incoming) -> Ask:
         began = time.perf_counter()

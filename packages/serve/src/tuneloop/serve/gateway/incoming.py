@@ -1,25 +1,27 @@
 """The texts of a request that guards look at, each with who said it, and the request with some of them rewritten; pure.
 
 Every text of a message counts, wherever it stands in it: in a template a tool call's arguments reach the model as the
-content does. What a product team declares (tools, formats) is its own and not looked at.
+content does. A content of several parts is made one text, which is what a model reads: each part by itself may be
+harmless. What a product team declares (tools, formats) is its own and not looked at.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
-from tuneloop.serve.gateway.body import Ask
+from tuneloop.serve.gateway.body import ROLES, Ask, Endpoint
 from tuneloop.serve.gateway.errors import bad_request
 from tuneloop.serve.gateway.guard_worker import Finding
 
 _SAID_BY = {"prompt": "prompt", "suffix": "prompt", "documents": "tool", "chat_template_kwargs": "user"}
-_NO_TEXT = frozenset({"role", "type", "id", "tool_call_id"})
+_NO_TEXT = frozenset({"role", "type", "id", "tool_call_id"})  # of a message, and of each of its tool calls
 _IN_TEXT = frozenset({"secrets", "personal"})  # guards whose finds are places in the text
-SEPARATE = "\n"
+_BETWEEN_PARTS = "\n"  # as vLLM joins them
+MOST_TEXTS = 2_000  # of one request
 
 
 @dataclass(slots=True)
@@ -42,34 +44,67 @@ class Text:
 class Incoming:
     """The texts of one request."""
 
-    def __init__(self, ask: Ask, trusted: Sequence[str]) -> None:
+    def __init__(self, ask: Ask, endpoint: Endpoint, trusted: Sequence[str]) -> None:
         """Texts of `trusted` roles are left alone.
 
         Raises:
-            ApiError: 400, a member is nested too deeply.
+            ApiError: 400, a member is nested too deeply, a role is unknown, or there are too many texts.
         """
+        self.member = "messages" if endpoint == "chat" else "prompt"  # what a client wrote most of
         self._ask = ask
         self._members: dict[str, list[Any]] = {}  # name → its value, in a list of one: it may be a text itself
         self.texts: list[Text] = []
-        for name in ("messages", *_SAID_BY):
+        self._joined = False
+        for name in (*(("messages",) if endpoint == "chat" else ()), *_SAID_BY):
             if (raw := ask.members.values.get(name)) is None:
                 continue
             try:
                 held = self._members[name] = [msgspec.json.decode(raw)]
                 self.texts += (
-                    _messages(held[0], trusted) if name == "messages" else _texts(held, 0, name, _SAID_BY[name])
+                    self._messages(held[0], trusted) if name == "messages" else _texts(held, 0, name, _SAID_BY[name])
                 )
             except RecursionError:
                 raise bad_request(f"{name}: nested too deeply", param=name) from None
+            if len(self.texts) > MOST_TEXTS:
+                raise bad_request(f"{name}: more than {MOST_TEXTS} texts in one request; send fewer", param=name)
 
     def changes(self, shown: Sequence[str]) -> dict[str, bytes]:
         """The members (name → JSON) in which texts differ from what is `shown` in their place."""
-        touched = set()
+        touched = {"messages"} if self._joined else set()
         for text, instead in zip(self.texts, shown, strict=True):
             if instead != text.text:
                 touched.add(text.where.partition("[")[0])
                 text.inside[text.key] = instead
         return {name: msgspec.json.encode(self._members[name][0]) for name in touched}
+
+    def _messages(self, messages: Any, trusted: Sequence[str]) -> Iterator[Text]:
+        for number, message in enumerate(messages):
+            where, role = f"messages[{number}]", message["role"]
+            if role in trusted:
+                continue
+            if role not in ROLES:  # a template may show it to the model
+                raise bad_request(f"{where}.role: unknown; use one of {', '.join(sorted(ROLES))}", param="messages")
+            for name, value in message.items():
+                if name == "content" and isinstance(value, list):
+                    for part in self._one_part(message):
+                        yield from _members(part, where, role, without={"type"})
+                elif name == "tool_calls" and isinstance(value, list):
+                    for place, call in enumerate(value):
+                        if isinstance(call, dict):
+                            yield from _members(call, where, role, without=_NO_TEXT)
+                        else:
+                            yield from _texts(value, place, where, role)
+                elif name not in _NO_TEXT:
+                    yield from _texts(message, name, where, role)
+
+    def _one_part(self, message: dict[str, Any]) -> list[dict[str, Any]]:
+        """The parts of a message's content, made one."""
+        parts: list[dict[str, Any]] = message["content"]
+        if len(parts) > 1:
+            text = _BETWEEN_PARTS.join(part.get(part["type"]) or "" for part in parts)
+            message["content"] = parts = [{"type": "text", "text": text}]
+            self._joined = True
+        return parts
 
 
 def cleaned(text: str, found: Sequence[Finding], *, only_redact: bool) -> str:
@@ -90,10 +125,10 @@ def cleaned(text: str, found: Sequence[Finding], *, only_redact: bool) -> str:
     return "".join([*parts, text[at:]])
 
 
-def _messages(messages: Any, trusted: Sequence[str]) -> Iterator[Text]:
-    for number, message in enumerate(messages):
-        if (role := message["role"]) not in trusted:
-            yield from _texts(messages, number, f"messages[{number}]", role)
+def _members(inside: dict[str, Any], where: str, role: str, *, without: Collection[str]) -> Iterator[Text]:
+    for name in inside:
+        if name not in without:
+            yield from _texts(inside, name, where, role)
 
 
 def _texts(inside: Any, key: str | int, where: str, role: str) -> Iterator[Text]:
@@ -101,9 +136,7 @@ def _texts(inside: Any, key: str | int, where: str, role: str) -> Iterator[Text]
     if isinstance(value, str):
         yield Text(role, where, inside, key)
     elif isinstance(value, dict):
-        for name in value:
-            if name not in _NO_TEXT:
-                yield from _texts(value, name, where, role)
+        yield from _members(value, where, role, without=())
     elif isinstance(value, list):
         for place in range(len(value)):
             yield from _texts(value, place, where, role)

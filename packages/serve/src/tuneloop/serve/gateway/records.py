@@ -16,6 +16,7 @@ from pathlib import Path
 
 from tuneloop.registry.errors import InvalidInput, Unavailable
 from tuneloop.registry.nouns import Feedback, Message, RequestRecord
+from tuneloop.serve.gateway.body import ROLES
 from tuneloop.serve.gateway.exchange import Exchange
 from tuneloop.serve.gateway.link import Link
 from tuneloop.serve.gateway.metrics import Metrics
@@ -29,7 +30,6 @@ log = logging.getLogger(__name__)
 PAUSE_S = 0.25
 BATCH = 200
 REDACT_TIMEOUT_S = 20.0
-_ROLES = {"system", "developer", "user", "assistant", "tool", "function", "prompt"}
 _FEEDBACK_TEXTS = ("label", "comment", "correction")
 
 
@@ -235,7 +235,7 @@ def record_of(exchange: Exchange, text_chars: int) -> RequestRecord:
 
 def _role(said: str) -> str:
     """A role is the client's own text, which is not stored as it is: what no template knows is `other`."""
-    return said if said in _ROLES else "other"
+    return said if said in ROLES else "other"
 
 
 def storable(text: str) -> str:
