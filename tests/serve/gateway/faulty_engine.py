@@ -29,6 +29,7 @@ Fault = Literal[
     "status_500",
     "status_503",
     "absurd",
+    "choices_that_are_none",
 ]
 
 
@@ -141,6 +142,9 @@ class FaultyEngine:
         if fault == "absurd":
             await _whole(writer, 200, b"\x00\xff not json")
             return True
+        if fault == "choices_that_are_none" and not seen.body.get("stream"):
+            await _whole(writer, 200, b'{"choices":[5]}')
+            return True
         if not seen.body.get("stream"):
             await asyncio.sleep(self.pause_s * self.words)
             await _whole(writer, 200, _json(answer(seen, self.words, self.says)))
@@ -166,6 +170,8 @@ class FaultyEngine:
             yield error
             yield b"data: [DONE]\n\n"
             return
+        if fault == "choices_that_are_none":
+            yield b'data: {"choices":[5]}\n\n'
         for number, event in enumerate(events(seen, self.words, self.says)):
             if number == 2 and fault == "dies_in_mid_stream":
                 yield b""

@@ -12,6 +12,7 @@ import pytest
 from serve.gateway.faulty_engine import Fault
 from serve.gateway.test_answers import recorded
 from serve.gateway.world import World, until
+from tuneloop.registry.guard_policy import GuardPolicy, OutputGuards
 
 STREAMS = pytest.mark.parametrize("stream", [False, True])
 
@@ -169,3 +170,17 @@ def test_an_absurd_answer_does_not_harm_the_gateway(world: World) -> None:
     got = gateway.chat(stream=True)
     assert (got.status, got.error["code"]) == (503, "engine_unavailable")
     assert gateway.chat().status == 502
+
+
+@STREAMS
+def test_an_answer_that_cannot_be_masked_is_the_engines_failure_and_tried_elsewhere(world: World, stream: bool) -> None:
+    policy = GuardPolicy(
+        injection="off", hidden="off", secrets="off", personal="off", output=OutputGuards(personal="off")
+    )
+    world.registry.policies.set("bot", policy, by="test", reason="test")
+    bad = world.engine("e1", "bot@1", fault="choices_that_are_none")
+    world.route((1, 10_000))
+    gateway = world.gateway()
+    until(lambda: (got := gateway.chat(stream=stream)).status == 502 and got.error["code"] == "engine_error")
+    good = world.engine("e2", "bot@1")
+    until(lambda: gateway.chat(stream=stream).status == 200 and bad.seen and good.seen)

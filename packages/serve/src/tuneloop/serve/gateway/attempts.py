@@ -105,12 +105,15 @@ class Attempts:
         return opened
 
     async def _first(self, exchange: Exchange, ask: Ask, target: Target, reply: Reply, deadline: float) -> Opened:
+        try:
+            return await self._begun(exchange, ask, target, reply, deadline)
+        except ValueError as error:
+            raise refused(target.engine, 200, EngineError(f"an answer that is no answer: {error}")) from error
+
+    async def _begun(self, exchange: Exchange, ask: Ask, target: Target, reply: Reply, deadline: float) -> Opened:
         if not ask.stream:
             whole = await reply.whole(deadline)
-            try:
-                exchange.usage = usage_of(whole)
-            except ValueError as error:
-                raise refused(target.engine, 200, EngineError(f"an answer that is no answer: {error}")) from error
+            exchange.usage = usage_of(whole)
             if exchange.mask is not None:
                 whole = await exchange.mask(self._keep_bytes).whole(whole)
             exchange.answer = [whole]
