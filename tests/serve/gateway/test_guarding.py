@@ -223,3 +223,22 @@ def test_a_policy_that_cannot_be_read_leaves_the_strict_defaults(world: World, u
         connection.execute(sa.insert(policies).values(**values, at=world.registry.clock()))
     until(lambda: unrecorded.chat(text=ATTACK).status == 400, 30)
     assert "guard policy of bot" in unrecorded.call("/readyz").json["last_known"]["guards"]
+
+
+def test_no_route_is_in_force_before_its_guards_are(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.engine("e1", "bot@1", "bot@2")
+    world.route((1, 10_000))
+    gateway = world.gateway()
+    applies = Guarding.applies
+
+    def fails(guarding: Guarding, snapshot: Snapshot) -> None:
+        if snapshot.applied["bot"] == 2:
+            raise OSError("no more processes")
+        applies(guarding, snapshot)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Guarding, "applies", fails)
+        world.route((2, 10_000))
+        until(lambda: "no more processes" in gateway.call("/readyz").body.decode())
+        assert gateway.chat().headers["x-tuneloop-version"] == "bot@1"
+    until(lambda: gateway.chat().headers["x-tuneloop-version"] == "bot@2")

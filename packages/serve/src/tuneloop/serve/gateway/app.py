@@ -133,8 +133,8 @@ class Gateway:
         self._recorder.add(exchange)
 
     def _applies(self, snapshot: Snapshot) -> None:
-        self._metrics.applies(snapshot)
         self._guarding.applies(snapshot)
+        self._metrics.applies(snapshot)
 
     def _beat(self, snapshot: Snapshot) -> GatewayState:
         return GatewayState(

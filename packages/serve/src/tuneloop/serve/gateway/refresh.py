@@ -42,7 +42,7 @@ class Refresh:
         applied: Callable[[Snapshot], None],
         failed: Callable[[str], None],
     ) -> None:
-        """`beat` makes the heartbeat, `applied` hears of each new view; both run on the event loop.
+        """`beat` makes the heartbeat, `applied` hears of each new view before it is in force; both run on the event loop.
 
         `failed` hears, on the thread that reads, of every part that a reading left as it was.
         """
@@ -182,8 +182,8 @@ class Refresh:
         return state.model_copy(update={"applied": applied})
 
     def _apply(self, snapshot: Snapshot) -> None:
+        self._applied(snapshot)  # first: no route is in force without its guards, whatever fails
         self.snapshot = snapshot
-        self._applied(snapshot)
 
     def _on_loop(self, call: Callable[[], T]) -> T:
         """Run `call` on the event loop and wait for what it returns."""
