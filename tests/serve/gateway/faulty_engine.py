@@ -139,11 +139,8 @@ class FaultyEngine:
             said = {"message": f"said the engine with {status}", "type": "X", "param": "stop", "code": status}
             await _whole(writer, status, json.dumps({"error": said}).encode())
             return True
-        if fault == "absurd":
-            await _whole(writer, 200, b"\x00\xff not json")
-            return True
-        if fault == "choices_that_are_none" and not seen.body.get("stream"):
-            await _whole(writer, 200, b'{"choices":[5]}')
+        if fault == "absurd" or (fault == "choices_that_are_none" and not seen.body.get("stream")):
+            await _whole(writer, 200, b"\x00\xff not json" if fault == "absurd" else b'{"choices":[5]}')
             return True
         if not seen.body.get("stream"):
             await asyncio.sleep(self.pause_s * self.words)

@@ -12,6 +12,7 @@ from multiprocessing.context import SpawnProcess
 import pytest
 
 from tuneloop.registry.errors import Unavailable
+from tuneloop.serve.gateway import pool as pool_module
 from tuneloop.serve.gateway.pool import Pool, QueueFull, TooLate
 from tuneloop.serve.gateway.worker import Worker, serve
 
@@ -52,6 +53,25 @@ def test_a_worker_that_hangs_is_replaced_and_one_that_only_fails_is_not() -> Non
             await asyncio.to_thread(pool.stop)
         with pytest.raises((Unavailable, RuntimeError)):
             await pool.ask("hello", 0.1)
+
+    asyncio.run(run())
+
+
+def never_warm(pipe: Connection) -> None:
+    pipe.recv()
+
+
+def test_nobody_waits_for_ever_for_the_first_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool_module, "WARM_WITHIN_S", 0.2)
+
+    async def run() -> None:
+        pool = Pool("tester", never_warm, size=1, most_waiting=2)
+        try:
+            for timeout_s, told in ((0.1, "0.2"), (0.3, "0.3")):
+                with pytest.raises(TooLate, match=f"no tester was warm within {told} s"):
+                    await pool.ask("hello", timeout_s)
+        finally:
+            await asyncio.to_thread(pool.stop)
 
     asyncio.run(run())
 

@@ -14,10 +14,11 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 from tuneloop.registry.errors import Unavailable
-from tuneloop.serve.gateway.worker import START_TIMEOUT_S, Target, Worker
+from tuneloop.serve.gateway.worker import Target, Worker
 
 log = logging.getLogger(__name__)
 HUNG_S = 10.0
+WARM_WITHIN_S = 30.0  # the first worker, as a rule: 3 s, and 20 s on slow machines
 _AGAIN_S = 1.0  # between two tries to start a worker that does not start
 
 
@@ -53,7 +54,7 @@ class Pool:
                 self._bring(worker)
 
     async def ask(self, question: object, timeout_s: float) -> object:
-        """An answer. Before the first worker is warm one waits for that, whatever the deadline.
+        """An answer. For the first worker one waits `WARM_WITHIN_S` besides, or `timeout_s` if that is longer.
 
         Raises:
             QueueFull: too many wait already.
@@ -66,7 +67,7 @@ class Pool:
         try:
             if not self._warm.is_set():
                 self.start()
-                await asyncio.wait_for(self._warm.wait(), START_TIMEOUT_S)
+                await self._first_warm(max(timeout_s, WARM_WITHIN_S))
             until = time.monotonic() + timeout_s
             loop = asyncio.get_running_loop()
             return await asyncio.wait_for(loop.run_in_executor(self._threads, self._one, question, until), timeout_s)
@@ -74,6 +75,12 @@ class Pool:
             raise TooLate(f"the {self._name} gave no answer within {timeout_s:g} s") from None
         finally:
             self._waiting -= 1
+
+    async def _first_warm(self, within_s: float) -> None:
+        try:
+            await asyncio.wait_for(self._warm.wait(), within_s)
+        except TimeoutError:
+            raise TooLate(f"no {self._name} was warm within {within_s:g} s") from None
 
     def stop(self) -> None:
         """End the workers; waits for them."""

@@ -42,7 +42,7 @@ class Refresh:
         applied: Callable[[Snapshot], None],
         failed: Callable[[str], None],
     ) -> None:
-        """`beat` makes the heartbeat, `applied` hears of each new view before it is in force; both run on the event loop.
+        """`beat` makes the heartbeat, `applied` hears of each view before it is in force; both run on the event loop.
 
         `failed` hears, on the thread that reads, of every part that a reading left as it was.
         """
