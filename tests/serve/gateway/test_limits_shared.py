@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from decimal import Decimal
+
+import pytest
 
 from serve.gateway.test_limits import limited
 from serve.gateway.wire import Wire
@@ -14,6 +17,7 @@ from tuneloop.registry import Registry
 from tuneloop.registry.access.limits import KeyLimits
 from tuneloop.registry.nouns import ApiKey, utc_now
 from tuneloop.serve.gateway.admission.limits import Limits
+from tuneloop.serve.gateway.admission.prices import Price
 from tuneloop.serve.gateway.admission.sharing import Sharing
 from tuneloop.serve.gateway.body import Limits as BodyLimits
 from tuneloop.serve.gateway.body import read
@@ -40,15 +44,16 @@ class Front:
     registry: Registry
     clock: Clock
     key: ApiKey
+    prices: Mapping[str, Price] = field(default_factory=dict)
     let_in: list[float] = field(default_factory=list)
     retry_after_s: list[int | None] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.limits = Limits({}, 512, lambda *_: None, lambda: None, clock=self.seconds, now=self.clock)
+        self.limits = Limits(self.prices, 512, lambda *_: None, lambda: None, clock=self.seconds, now=self.clock)
         view = Snapshot.of(self.clock(), {}, (), (self.key,))
         link = Link(self.registry.settings, open_registry=lambda _: self.registry)
         hurry = threading.Event()
-        self.sharing = Sharing(link, self.name, self.limits, {}, lambda: view, hurry, self.clock, self.seconds)
+        self.sharing = Sharing(link, self.name, self.limits, self.prices, lambda: view, hurry, self.clock, self.seconds)
 
     def seconds(self) -> float:
         return self.clock().timestamp()
@@ -168,6 +173,18 @@ def test_an_answer_that_took_more_than_its_reservation_counts_however_long_it_ra
     front.look()
     assert front.ask(1) == 0
     clock.advance(61)
+    assert front.ask(1) == 1
+
+
+def test_a_key_with_a_budget_is_refused_until_it_is_known_what_it_has_spent(registries: Registry, clock: Clock) -> None:
+    _, key = registries.keys.new("team-a", by="test", limits=KeyLimits(budget_usd_per_month=Decimal(1)))
+    price = Price(prompt_usd_per_million=Decimal(1), completion_usd_per_million=Decimal(1))
+    front = Front("g", registries, clock, key, {"bot": price})
+    assert not front.limits.admit(Exchange("completion"), key, ASK, "bot", at_last=False)
+    with pytest.raises(ApiError, match="not known yet") as caught:
+        front.limits.admit(Exchange("completion"), key, ASK, "bot")
+    assert (caught.value.status, caught.value.code, caught.value.retry_after_s) == (503, "not_ready", 1)
+    front.look()
     assert front.ask(1) == 1
 
 

@@ -68,18 +68,26 @@ class Limits:
         self._clock = clock
         self._now = now
         self._meters: dict[str, Meter] = {}
-        self._spent: Mapping[str, Decimal] = {}
+        self._spent: Mapping[str, Decimal] = {}  # of every key with a budget, once it has been read
         self.gateways = Gateways()
 
     def admit(self, exchange: Exchange, key: ApiKey, ask: Ask, model: str, *, at_last: bool = True) -> bool:
         """Take what a request may need, or nothing; `exchange` learns what it holds, and what the client is told.
 
-        False, where this is not the last attempt: other gateways leave room, which the next renewal may bring here.
+        False, where this is not the last attempt: other gateways leave room, which the next renewal may bring here, or
+        it may tell what the key has spent.
 
         Raises:
-            ApiError: 429, which limit it is and when there may be room; 403, its price is not known.
+            ApiError: 429, which limit it is and when there may be room; 403, its price is not known; 503, what it has
+                spent is not known yet.
         """
         limits, now_s = key.limits, self._clock()
+        if limits.budget_usd_per_month is not None and key.id not in self._spent:
+            self._hurry()
+            if not at_last:
+                return False
+            message = "what this API key has spent of its budget is not known yet; try again"
+            raise ApiError(503, message, code="not_ready", retry_after_s=1)
         meter = self._meters.get(key.id)
         if meter is None:
             meter = self._meters[key.id] = Meter(limits, spent=self._spent.get(key.id, _NOTHING))

@@ -1,7 +1,8 @@
 """Keeps a gateway's parts of shared limits, and what keys have spent, in step with the registry: a thread of its own.
 
 While no key is limited it only counts the live gateways. Nothing on the request path waits for it but a request whose
-gateway's part does not suffice while the others leave room: that one waits for the next renewal, `RENEWAL_S` at most.
+gateway's part does not suffice while the others leave room, or whose key's spending has not been read yet: that one
+waits for the next renewal, `RENEWAL_S` at most.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import logging
 import secrets
 import threading
 import time
-from collections import defaultdict
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import datetime
@@ -87,17 +87,6 @@ class Sharing:
         Raises:
             Unavailable: the database does not answer.
         """
-        snapshot = self._snapshot()
-        keys = snapshot.keys if snapshot is not None else ()
-        budgets = [key.id for key in keys if key.limits.budget_usd_per_month is not None]
-        if budgets:
-            read_s = self._clock()
-            with self._link.registry() as registry:
-                spent = self._spent(registry, budgets)
-            call(lambda: self._limits.learn_spending(spent, read_s))
-        self._share(call)
-
-    def _share(self, call: Callable[[Callable[[], None]], None]) -> None:
         needs: dict[str, dict[str, Need]] = {}
         waiting = self._renewed
 
@@ -106,6 +95,7 @@ class Sharing:
             self._renewed = asyncio.Event()
 
         call(look)
+        self._tell_spending(call)  # of whoever waits for this renewal too
         with self._link.registry() as registry:
             if needs or self._has_leases:
                 shared = registry.leases.renew(self._holder, needs)
@@ -120,13 +110,23 @@ class Sharing:
         call(learn)
         self._shared_at = self._clock()
 
+    def _tell_spending(self, call: Callable[[Callable[[], None]], None]) -> None:
+        snapshot = self._snapshot()
+        keys = snapshot.keys if snapshot is not None else ()
+        budgets = [key.id for key in keys if key.limits.budget_usd_per_month is not None]
+        if budgets:
+            read_s = self._clock()
+            with self._link.registry() as registry:
+                spent = self._spent(registry, budgets)
+            call(lambda: self._limits.learn_spending(spent, read_s))
+
     def _spent(self, registry: Registry, keys: list[str]) -> dict[str, Decimal]:
         """What keys spent this month; what was asked of a model without a price has none."""
-        spent: dict[str, Decimal] = defaultdict(Decimal)
+        spent = dict.fromkeys(keys, Decimal(0))
         for used in registry.usage.month(self._now(), keys=keys):
             if (price := self._prices.get(used.model)) is not None:
                 spent[used.api_key] += price.of(used.prompt_tokens, used.completion_tokens)
-        return dict(spent)
+        return spent
 
     def _run(self) -> None:
         while not self._stopping.is_set():
