@@ -7,6 +7,8 @@ import time
 from decimal import Decimal
 from typing import Any
 
+import pytest
+
 from serve.gateway.test_clients_that_leave import connect
 from serve.gateway.world import Address, Got, World, until
 from tuneloop.registry.access.limits import KeyLimits
@@ -136,6 +138,21 @@ def test_a_stream_that_is_left_before_its_usage_came_is_counted_by_what_was_sent
     [used] = world.registry.usage.month(world.registry.clock(), keys=[key.id])
     assert 9 <= used.completion_tokens < 200
     assert used.completion_tokens == record.completion_tokens
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_who_leaves_before_anything_came_pays_for_the_prompt(world: World, stream: bool) -> None:
+    engine = world.engine("e1", "bot@1", fault="never_answers")
+    world.route((1, 10_000))
+    gateway = world.gateway(prices=PRICES)
+    mine, key = limited(world, gateway, budget_usd_per_month=Decimal(100))
+    connection = connect(mine, stream=stream)
+    until(lambda: engine.at_work == 1)
+    connection.close()
+    until(lambda: world.registry.traffic.window("bot"))
+    [used] = world.registry.usage.month(world.registry.clock(), keys=[key.id])
+    assert used.prompt_tokens > 0
+    assert used.completion_tokens == 0
 
 
 def test_a_rotated_keys_secrets_both_open_until_the_grace_is_over(world: World) -> None:

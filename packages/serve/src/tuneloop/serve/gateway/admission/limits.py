@@ -128,7 +128,8 @@ class Limits:
         took_s = now_s - taken.began_s
         meter.mean_s += (took_s - meter.mean_s) / _REMEMBERED if meter.mean_s else took_s
         usage = exchange.usage
-        if usage is None and exchange.committed:  # the engine's count comes last, and this stream was cut before it
+        # The engine's count comes last. Who leaves before it pays for the prompt, and for what of an answer was sent.
+        if usage is None and (exchange.committed or exchange.left):
             usage = exchange.usage = Usage(taken.prompt, exchange.events)
             exchange.guards["usage"] = "estimated"
         prompt, answer = (usage.prompt_tokens, usage.completion_tokens) if usage else (0, 0)
