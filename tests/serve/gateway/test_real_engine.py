@@ -34,6 +34,7 @@ def gateway(engine_agent: EngineAgent) -> Iterator[Address]:
         world = World(engine_agent.registry, stack, key=secret)
         gateway = world.gateway()
         until(lambda: gateway.metric(f'tuneloop_engine_ready{{engine="{engine_agent.id}"}}') == 1)
+        until(lambda: gateway.call("/v1/models").status == 200)  # it began with the view of the one before: no such key
         yield gateway
     engine_agent.serve({2: 0, 1: 10_000})
 
