@@ -23,19 +23,12 @@ from tests_support import Clock, free_port
 from tuneloop.monitor.delivery.rounds import RENEW_S
 from tuneloop.registry import Registry
 from tuneloop.registry.nouns import utc_now
-from tuneloop.registry.settings import RegistrySettings
 
 
 @pytest.fixture
 def clock() -> Clock:
     """Alertmanager goes by the real time; this stands still at it."""
     return Clock(utc_now())
-
-
-@pytest.fixture
-def ours(registry_home: Path, clock: Clock) -> Iterator[Registry]:
-    with Registry.open(RegistrySettings(home=registry_home), clock=clock) as opened:
-        yield opened
 
 
 def until(condition: Callable[[], Any], timeout_s: float, what: str) -> Any:

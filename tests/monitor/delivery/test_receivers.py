@@ -16,19 +16,6 @@ from tests_support import Clock
 from tuneloop.monitor.delivery.redacting import NOT_SHOWN, Redactor
 from tuneloop.monitor.delivery.signature import REPLAY_WINDOW_S, is_signed
 from tuneloop.registry import Registry
-from tuneloop.registry.settings import RegistrySettings
-
-
-@pytest.fixture
-def ours(registry_home: Path, clock: Clock) -> Iterator[Registry]:
-    with Registry.open(RegistrySettings(home=registry_home), clock=clock) as opened:
-        yield opened
-
-
-@pytest.fixture
-def hook() -> Iterator[HttpReceiver]:
-    with http_receiver() as running:
-        yield running
 
 
 @pytest.fixture

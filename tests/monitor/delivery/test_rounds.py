@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
 from contextlib import ExitStack
-from pathlib import Path
 from threading import Event
 from typing import Any
 
@@ -21,21 +19,8 @@ from tuneloop.monitor.delivery.deciding import FIRST_WAIT_S, LONGEST_WAIT_S, wai
 from tuneloop.monitor.metrics import Metrics
 from tuneloop.registry import Registry
 from tuneloop.registry.errors import InvalidInput, NotFound, Refused
-from tuneloop.registry.settings import RegistrySettings
 
 DEAD = "http://127.0.0.1:9/hook"  # the discard port: nobody listens
-
-
-@pytest.fixture
-def ours(registry_home: Path, clock: Clock) -> Iterator[Registry]:
-    with Registry.open(RegistrySettings(home=registry_home), clock=clock) as opened:
-        yield opened
-
-
-@pytest.fixture
-def hook() -> Iterator[HttpReceiver]:
-    with http_receiver() as running:
-        yield running
 
 
 def chat(hook: HttpReceiver | str, name: str = "chat", **changes: Any) -> dict[str, Any]:
