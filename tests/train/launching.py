@@ -16,7 +16,7 @@ from tuneloop.train.verbs.train import train
 
 STEPS = 6
 ROWS = 37  # in batches of 8: the fifth step sees 5, which two processes cannot share evenly
-FSDP = "fsdp"
+FSDP, ZERO3 = "fsdp", "zero3, cpu_offload: true"
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from train.launching import FSDP, STEPS, Trained, launched
+from train.launching import FSDP, STEPS, ZERO3, Trained, launched
 from tuneloop.registry.errors import Conflict, TuneloopError
 from tuneloop.train.fit import launch
 from tuneloop.train.fit.progress import Watch
@@ -28,7 +28,7 @@ def alone(train_with: Callable[..., Trained]) -> Trained:
     return train_with("")
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "zero2", "zero3, cpu_offload: true", FSDP])
+@pytest.mark.parametrize("strategy", ["ddp", "zero2", ZERO3, FSDP])
 def test_two_processes_learn_what_one_does(strategy: str, train_with: Callable[..., Trained], alone: Trained) -> None:
     """37 rows in batches of 8: the fifth step sees 5, which two processes cannot share evenly."""
     both = train_with(launched(strategy))
