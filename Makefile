@@ -37,6 +37,7 @@ demo: setup  ## run the whole loop on this machine and write a report
 	.venv/bin/tuneloop demo
 
 test: setup  ## run every test
+	@$(RUN) -m compileall -q packages  # once, not in each of the many processes that tests start
 	$(RUN) -m pytest $(TESTS)
 
 check: .venv/.project  ## lint, types, import contract, lock freshness

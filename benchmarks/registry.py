@@ -39,7 +39,8 @@ import sqlalchemy as sa
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
-from conftest import PostgresCluster, postgres_binaries
+from conftest import postgres_binaries
+from postgres_cluster import PostgresCluster
 from tests_support import beat_engine, publish_version
 from tuneloop.registry import Registry
 from tuneloop.registry.access.keys import key_digest

@@ -13,6 +13,8 @@ import httpx
 from monitor.engine import FakeEngine
 from monitor.questions import NUMPY, STDLIB, ask
 from tests_support import Clock, beat_engine, request_record
+from tuneloop.monitor.canary_baseline import Baselines
+from tuneloop.monitor.canary_stream import CanaryStream
 from tuneloop.monitor.canary_watch import CanaryWatch
 from tuneloop.monitor.metrics import Metrics
 from tuneloop.monitor.scorer import Scorer
@@ -44,6 +46,7 @@ class Scene:
     settings: MonitorSettings = SMALL
     rng: random.Random = field(default_factory=lambda: random.Random(7))
     sent: int = 0
+    baselines: Baselines | None = None  # those of the last monitor made; None: its canaries are left alone
 
     def promote(self, version: int, reason: str = "test") -> None:
         """Make a version the champion; the others keep a place at weight 0."""
@@ -89,20 +92,22 @@ class Scene:
         self.registry.traffic.add_feedback(items)
 
     def watch(self, monitor: Monitor | None = None, *, serves: tuple[str, ...] = ("bot@1",)) -> ModelState:
-        """One pass, of a fresh process unless one is given, while the engine serves these versions."""
+        """One pass, of a fresh process unless one is given, while the engine serves these versions; then the round of
+        baselines that runs beside it."""
         beat_engine(self.registry, *serves, url=self.engine.url, at=self.clock.now)
         (state,) = (monitor or self.monitor()).run_once()
+        if self.baselines is not None:
+            self.baselines.round()
         return state
 
     def monitor(self, **changes: Any) -> Monitor:
         """A monitor as a fresh process would have it."""
         settings = self.settings.model_copy(update=changes)
         scorer, metrics = Scorer(self.registry.fleet, self.client, concurrency=2, max_tokens=2_048), Metrics()
-        canaries = (
-            CanaryWatch(self.registry, settings, self.client, metrics, rng=random.Random(9))
-            if settings.canary_every_s
-            else None
-        )
+        stream = CanaryStream(self.registry, settings, self.client, metrics, rng=random.Random(9))
+        watched = settings.canary_every_s > 0
+        self.baselines = Baselines(stream) if watched else None
+        canaries = CanaryWatch(stream) if watched else None
         return Monitor(self.registry, settings, scorer, metrics, canaries=canaries)
 
     def scores(self, signal: str = "prompt_drift", version: int = 1) -> list[WindowScore]:

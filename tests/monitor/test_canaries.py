@@ -28,6 +28,9 @@ from tuneloop.monitor.canaries import (
     changed_test,
     looks_moved,
 )
+from tuneloop.monitor.canary_baseline import Baselines
+from tuneloop.monitor.canary_stream import CanaryStream
+from tuneloop.monitor.metrics import Metrics
 from tuneloop.monitor.reading import read_texts
 from tuneloop.monitor.watch import Monitor
 from tuneloop.registry.nouns import AlertEpisode, Arm, WindowScore
@@ -190,6 +193,29 @@ def test_the_baseline_is_frozen_once_and_a_quiet_check_costs_one_reading(watched
     assert check.detail["alpha"] == pytest.approx(20 / 2_000 * 0.25 / 4.25), "what twenty answers have earned"
 
 
+def test_a_baseline_is_kept_whole_or_not_at_all_and_the_first_of_two_stands(watched: Scene) -> None:
+    scene = watched
+    beat_engine(scene.registry, "bot@1", url=scene.engine.url, at=scene.clock.now)
+    texts = iter(range(5 * len(canaries())))  # told to end in the sixth round
+    told = CanaryStream(
+        scene.registry, scene.settings, scene.client, Metrics(), stopping=lambda: next(texts, None) is None
+    )
+    Baselines(told).run(lambda _seconds: pytest.fail("it has to end at once"))
+    assert len(scene.engine.bodies) > 4 * len(canaries())
+    assert checks(scene) == []
+    one, other = (CanaryStream(scene.registry, scene.settings, scene.client, Metrics()) for _ in range(2))
+    read = scene.engine.more
+
+    def overtaken(name: str, question: str) -> float:
+        scene.engine.more = read
+        Baselines(other).round()
+        return 0.0
+
+    scene.engine.more = overtaken
+    Baselines(one).round()
+    assert [score.n for score in checks(scene)] == [BASELINE_ROUNDS]
+
+
 def test_a_budget_so_strict_that_a_check_needs_more_records_than_a_window_holds_still_lets_it_be_made(
     watched: Scene,
 ) -> None:
@@ -259,7 +285,7 @@ def test_fresh_rounds_are_read_in_no_way_that_the_baseline_fixed(
         ways.append((concurrency, tuple(given[3])))
         return read_texts(*given, concurrency=concurrency, **named)
 
-    monkeypatch.setattr("tuneloop.monitor.canary_watch.read_texts", read)
+    monkeypatch.setattr("tuneloop.monitor.canary_stream.read_texts", read)
     scene.watch(monitor)
     scene.engine.moved = 0.02
     served(scene, monitor)
@@ -302,7 +328,7 @@ def test_other_canary_texts_end_no_episode_since_what_moved_is_in_the_new_baseli
     scene.watch(monitor)
     scene.engine.moved = 0.02
     served(scene, monitor)
-    monkeypatch.setattr("tuneloop.monitor.canary_watch.canaries", lambda: canaries()[:-1])
+    monkeypatch.setattr("tuneloop.monitor.canary_stream.canaries", lambda: canaries()[:-1])
     for _ in range(4):
         served(scene, monitor)
     assert [check.verdict for check in checks(scene)[-3:]] == ["none"] * 3

@@ -7,9 +7,10 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -19,8 +20,9 @@ import pytest
 from monitor.engine import FakeEngine
 from monitor.questions import NUMPY, STDLIB, ask
 from tests_support import beat_engine, request_record
+from tuneloop.monitor.canaries import BASELINE_ROUNDS, canaries
 from tuneloop.registry import Registry
-from tuneloop.registry.nouns import Arm, Feedback, Message
+from tuneloop.registry.nouns import Arm, Feedback, Message, WindowScore
 from tuneloop.registry.policies import RetrainingPolicy
 
 RUN = [sys.executable, "-c", "from tuneloop.monitor.verbs import monitor; monitor()"]
@@ -68,6 +70,9 @@ class Live:
 
     def judged(self) -> int:
         return len(self.registry.episodes.scores("bot"))
+
+    def baselines(self) -> Sequence[WindowScore]:
+        return self.registry.episodes.scores("bot", signal="served_model_change")
 
     def has_judged(self, scores: int) -> bool:
         return self.judged() >= scores
@@ -137,6 +142,29 @@ def test_told_to_end_while_an_engine_scores_it_ends_soon_and_concludes_nothing(l
     engine.delay_s = 0.0
     assert live.start("--once").wait(timeout=60) == 0
     assert [score.verdict for score in live.registry.episodes.scores("bot", signal="perplexity")] == ["none"]
+
+
+def test_windows_are_judged_while_a_baseline_of_canaries_is_read_and_a_kill_in_its_midst_costs_but_the_reading(
+    live: Live, engine: FakeEngine
+) -> None:
+    go_on, asked = threading.Event(), threading.Event()
+
+    def busy(_name: str, question: str) -> float:
+        if question in canaries():
+            asked.set()
+            go_on.wait(60)
+        return 0.0
+
+    engine.more = busy
+    live.traffic(STDLIB, REFERENCE + WINDOW)
+    process = live.start(MONITOR_CANARY_EVERY_S="300")
+    until(lambda: asked.is_set() and live.has_judged(2))
+    assert live.baselines() == []
+    process.kill()
+    process.wait()
+    go_on.set()
+    assert live.start("--once", MONITOR_CANARY_EVERY_S="300").wait(timeout=60) == 0
+    assert [(score.n, score.verdict) for score in live.baselines()] == [(BASELINE_ROUNDS, "none")]
 
 
 def test_a_taken_metrics_port_is_one_clear_error(live: Live, free: int, tmp_path: Path) -> None:

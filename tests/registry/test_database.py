@@ -16,12 +16,13 @@ from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 
 from tests_support import request_record, retraining_request
 from tuneloop.registry import Registry
 from tuneloop.registry import database as migrations_home
-from tuneloop.registry.database import Database
+from tuneloop.registry.database import Database, newest_revision
 from tuneloop.registry.errors import Conflict, InvalidInput, Unavailable
 from tuneloop.registry.experiments.declaration import Declaration, ExperimentPlan, Primary
 from tuneloop.registry.nouns import Arm
@@ -47,6 +48,15 @@ def test_upgrading_again_and_from_many_threads_changes_nothing(registries: Regis
         thread.join()
     with registries.database.reading() as connection:
         assert connection.execute(sa.text("SELECT count(*) FROM alembic_version")).scalar() == 1
+
+
+def test_a_schema_that_is_not_behind_is_known_without_alembic(
+    registries: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scripts = ScriptDirectory(str(Path(migrations_home.__file__).parent / "migrations"))
+    assert scripts.get_heads() == [newest_revision()]
+    monkeypatch.setitem(sys.modules, "alembic", None)
+    registries.database.upgrade()
 
 
 def test_migrations_go_down_and_up_again(registries: Registry) -> None:

@@ -192,7 +192,9 @@ def test_rollouts_in_any_order(
     def opened(stack: ExitStack, clock: Clock) -> Registry:
         """The same versions, in an empty database."""
         sqlite = f"sqlite:///{shutil.copy(empty_state / 'tuneloop.db', tmp_path / f'{next(names)}.db')}"
-        url = sqlite if kind == "sqlite" else request.getfixturevalue("postgres").migrated_database()
+        url = sqlite
+        if kind == "postgresql":
+            url = stack.enter_context(request.getfixturevalue("postgres").lent_database())
         mlflow = RegistrySettings(home=published_home).mlflow
         where = RegistrySettings(home=published_home, database_url=url, mlflow_uri=mlflow)
         return stack.enter_context(Registry.open(where, clock=clock))

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
 
+from train.launching import Trained, run_in, write_recipe
 from tuneloop.train.base import Base, read_base
 
 TOPICS = ("tides", "rivers", "glaciers", "volcanoes", "deserts", "forests", "meadows", "canyons", "islands", "lagoons")
@@ -104,6 +106,31 @@ retrain: {{steps: 4, replay_rows: 16, margin: 0.5, min_rows: 2}}
         return folder / "recipe.yaml"
 
     return write
+
+
+@pytest.fixture(scope="session")
+def several_in(recipe_in: Callable[[Path], Path]) -> Callable[..., Path]:
+    """Writes the recipe that tests of several processes share, with other keys in `run`, into a folder."""
+
+    def write(folder: Path, keys: str, tuning: str = "{rank: 4}") -> Path:
+        recipe = recipe_in(folder)
+        return write_recipe(recipe, lambda path, count: write_jsonl(path, rows(0, count)), keys, tuning)
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def train_with(
+    tmp_path_factory: pytest.TempPathFactory, several_in: Callable[..., Path], empty_state: Path
+) -> Callable[..., Trained]:
+    """Trains by that recipe, each kind of run once a session."""
+
+    @cache
+    def run(keys: str, tuning: str = "{rank: 4}") -> Trained:
+        folder = tmp_path_factory.mktemp("launch")
+        return run_in(folder / "home", empty_state, several_in(folder / "recipe", keys, tuning))
+
+    return run
 
 
 @pytest.fixture

@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import io
 import os
-import re
-import shutil
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from click.testing import CliRunner
 
-from train.conftest import rows, write_jsonl
-from tuneloop.registry import Registry
+from train.launching import FSDP, STEPS, ZERO3, Trained, launched
 from tuneloop.registry.errors import Conflict, TuneloopError
 from tuneloop.train.fit import launch
 from tuneloop.train.fit.progress import Watch
@@ -24,54 +19,8 @@ from tuneloop.train.fit.zero import deepspeed_config
 from tuneloop.train.recipe.run import LaunchSection, RunSection
 from tuneloop.train.screen import Screen
 from tuneloop.train.stopping import StopFlag, Stopped
-from tuneloop.train.verbs.train import train
 
-STEPS = 6
 TOLERANCE = 2e-5  # nats: float32 sums in another order
-
-
-@dataclass(frozen=True)
-class Trained:
-    """Losses by step, the version's metrics, and what was printed."""
-
-    losses: dict[int, float]
-    metrics: dict[str, float]
-    said: str
-
-    @property
-    def share(self) -> float | None:
-        """What rank 0 holds of the optimizer's entries; None when nothing is sharded."""
-        found = re.search(r"the optimizer of ([\d,]+) of ([\d,]+) weights", self.said)
-        if found is None:
-            return None
-        held, every = (int(number.replace(",", "")) for number in found.groups())
-        return held / every
-
-
-@pytest.fixture(scope="module")
-def train_with(
-    tmp_path_factory: pytest.TempPathFactory, recipe_in: Callable[[Path], Path], empty_state: Path
-) -> Iterator[Callable[..., Trained]]:
-    """Trains the tiny model by the verb with these keys in `run`, in a home of its own."""
-
-    def run(keys_of_run: str, tuning: str = "{rank: 4}") -> Trained:
-        folder = tmp_path_factory.mktemp("launch")
-        recipe = recipe_in(folder / "recipe")
-        keys = f"run: {{steps: {STEPS}, batch_size: 8, {keys_of_run}"
-        write_jsonl(recipe.with_name("train.jsonl"), rows(0, 37))
-        text = recipe.read_text().replace("run: {steps: 3, batch_size: 4,", keys)
-        recipe.write_text(text.replace("tuning: {rank: 4}", f"tuning: {tuning}"))
-        monkeypatch.setenv("TUNELOOP_HOME", str(shutil.copytree(empty_state, folder / "home")))
-        done = CliRunner().invoke(train, [str(recipe)], catch_exceptions=False)
-        with Registry.open() as registry:
-            version = registry.versions.get("bot", 1)
-            losses = dict(registry.versions.metric_history(version.run_id, "loss"))
-        return Trained(losses, dict(version.metrics), done.stdout)
-
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setenv("TUNELOOP_TRAIN_THREADS", "1")
-        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-        yield run
 
 
 @pytest.fixture(scope="module")
@@ -79,10 +28,10 @@ def alone(train_with: Callable[..., Trained]) -> Trained:
     return train_with("")
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "zero2", "zero3, cpu_offload: true", "fsdp"])
+@pytest.mark.parametrize("strategy", ["ddp", "zero2", ZERO3, FSDP])
 def test_two_processes_learn_what_one_does(strategy: str, train_with: Callable[..., Trained], alone: Trained) -> None:
     """37 rows in batches of 8: the fifth step sees 5, which two processes cannot share evenly."""
-    both = train_with(f"launch: {{processes: 2, strategy: {strategy}}},")
+    both = train_with(launched(strategy))
     assert set(both.losses) == set(range(1, STEPS + 1))
     assert both.losses == pytest.approx(alone.losses, abs=TOLERANCE)
     nll = pytest.approx(alone.metrics["nll.old"], abs=TOLERANCE)
@@ -93,7 +42,7 @@ def test_two_processes_learn_what_one_does(strategy: str, train_with: Callable[.
 
 def test_all_weights_are_learned_sharded_as_whole(train_with: Callable[..., Trained]) -> None:
     alone = train_with("", tuning="{method: full}")
-    both = train_with("launch: {processes: 2, strategy: fsdp},", tuning="{method: full}")
+    both = train_with(launched(FSDP), tuning="{method: full}")
     assert both.losses == pytest.approx(alone.losses, abs=TOLERANCE)
     assert both.share is not None
     assert 0.5 <= both.share < 0.6

@@ -9,12 +9,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import mlflow
 import pytest
 from click.testing import CliRunner
 
+from train.launching import FSDP, STEPS, ZERO3, Trained, launched
 from tuneloop.registry import Registry
 from tuneloop.registry.errors import InvalidInput
 from tuneloop.train.verbs.train import train
@@ -166,38 +168,37 @@ def test_a_child_that_dies_is_started_again_a_bounded_number_of_times(at_home: P
     assert "training died with code -9 after 1 restarts" in errors
 
 
-def test_a_lost_rank_costs_nothing_but_its_restart(at_home: Path, tiny_recipe: Path) -> None:
+def test_a_lost_rank_costs_nothing_but_its_restart(
+    at_home: Path, tmp_path: Path, several_in: Callable[..., Path], train_with: Callable[..., Trained]
+) -> None:
     """The other rank waits for the lost one's gradients for ever, unless both are started again."""
-    edit(
-        tiny_recipe,
-        "steps: 8, max_restarts: 1, launch: {processes: 2, strategy: zero3}, checkpoint: {every_s: 0.000001}",
-    )
-    process = started(tiny_recipe, "step 3/8")
+    keys = f"max_restarts: 1, {launched(ZERO3)} checkpoint: {{every_s: 0.000001}},"
+    process = started(several_in(tmp_path / "several", keys), f"step 1/{STEPS}")
     [torchrun] = children(process.pid)
     lost = random.choice(children(torchrun))
     os.kill(lost, signal.SIGKILL)
     said, errors = process.communicate(timeout=400)
     assert process.returncode == 0, errors
     assert "restart 1 of 1" in said
-    assert re.search(r"resumed after step [2-8] ", said), said
-    CliRunner().invoke(train, [str(tiny_recipe)], catch_exceptions=False)
-    (_, _, one), (_, _, other) = runs(at_home)
-    assert set(one) == set(range(1, 9))
-    assert one == pytest.approx(other, abs=1e-6)
+    assert re.search(r"resumed after step [1-6] ", said), said
+    [(_, _, losses)] = runs(at_home)
+    assert set(losses) == set(range(1, STEPS + 1))
+    assert losses == pytest.approx(train_with(launched(ZERO3)).losses, abs=1e-6)
 
 
-def test_a_sharded_run_that_was_stopped_goes_on_as_if_it_had_not_been(at_home: Path, tiny_recipe: Path) -> None:
-    edit(tiny_recipe, "steps: 8, launch: {processes: 2, strategy: fsdp}, checkpoint: {every_s: 0.000001}")
-    process = started(tiny_recipe, "step 3/8")
+def test_a_sharded_run_that_was_stopped_goes_on_as_if_it_had_not_been(
+    at_home: Path, tmp_path: Path, several_in: Callable[..., Path], train_with: Callable[..., Trained]
+) -> None:
+    recipe = several_in(tmp_path / "several", f"{launched(FSDP)} checkpoint: {{every_s: 0.000001}},")
+    process = started(recipe, f"step 1/{STEPS}")
     process.send_signal(signal.SIGTERM)
     errors = process.communicate(timeout=100)[1]
     assert "stopped by SIGTERM" in errors
-    done = CliRunner().invoke(train, [str(tiny_recipe), "--resume"], catch_exceptions=False)
-    assert re.search(r"resumed after step [3-7] ", done.stdout)
-    CliRunner().invoke(train, [str(tiny_recipe)], catch_exceptions=False)
-    (_, _, one), (_, _, other) = runs(at_home)
-    assert set(one) == set(range(1, 9))
-    assert one == pytest.approx(other, abs=1e-6)
+    done = CliRunner().invoke(train, [str(recipe), "--resume"], catch_exceptions=False)
+    assert re.search(r"resumed after step [1-5] ", done.stdout)
+    [(_, _, losses)] = runs(at_home)
+    assert set(losses) == set(range(1, STEPS + 1))
+    assert losses == pytest.approx(train_with(launched(FSDP)).losses, abs=1e-6)
 
 
 def children(pid: int) -> list[int]:

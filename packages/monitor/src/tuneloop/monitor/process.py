@@ -10,6 +10,8 @@ from types import FrameType
 
 import httpx
 
+from tuneloop.monitor.canary_baseline import Baselines
+from tuneloop.monitor.canary_stream import CanaryStream
 from tuneloop.monitor.canary_watch import CanaryWatch
 from tuneloop.monitor.delivery.redacting import Redactor
 from tuneloop.monitor.delivery.rounds import Deliverer
@@ -50,9 +52,9 @@ def run_monitor(settings: MonitorSettings, *, once: bool) -> list[ModelState]:
             stopping=stop.is_set,
         )
         metrics = Metrics()
-        canaries = (
-            CanaryWatch(registry, settings, client, metrics, stopping=stop.is_set) if settings.canary_every_s else None
-        )
+        stream = CanaryStream(registry, settings, client, metrics, stopping=stop.is_set)
+        baselines = Baselines(stream) if settings.canary_every_s else None
+        canaries = CanaryWatch(stream) if settings.canary_every_s else None
         heartbeat = Heartbeat(settings.heartbeat_url)
         monitor = Monitor(
             registry, settings, scorer, metrics, stopping=stop.is_set, alive=heartbeat.beat, canaries=canaries
@@ -60,19 +62,26 @@ def run_monitor(settings: MonitorSettings, *, once: bool) -> list[ModelState]:
         deliverer = Deliverer(registry, settings, metrics, rng=random.Random(), redact=Redactor(), stopping=stop.is_set)
         if once:
             try:
-                return monitor.run_once()
+                found = monitor.run_once()
+                if baselines is not None:
+                    baselines.round()
+                return found
             finally:
                 deliverer.round(to_the_end=True)
                 deliverer.close()
         server = metrics.serve(settings.metrics_host, settings.metrics_port) if settings.metrics_port else None
         log.info("watching, every %.0f s", settings.every_s)
-        delivering = threading.Thread(target=deliverer.run, args=(stop.wait,), name="deliveries")
-        delivering.start()
+        beside = [threading.Thread(target=deliverer.run, args=(stop.wait,), name="deliveries")]
+        if baselines is not None:
+            beside.append(threading.Thread(target=baselines.run, args=(stop.wait,), name="baselines"))
+        for thread in beside:
+            thread.start()
         try:
             monitor.run(stop.wait)
         finally:
             stop.set()
-            delivering.join()
+            for thread in beside:
+                thread.join()
             deliverer.close()
             if server is not None:
                 server[0].shutdown()
