@@ -61,9 +61,11 @@ def compare(before: str, after: str, as_json: bool) -> None:
     with Registry.open() as registry:
         pair = [registry.versions.get(*parse_version_name(name)) for name in (before, after)]
         fields = [
+            "kind",
             "base",
             "base_digest",
             "template_digest",
+            "tokenizer_digest",
             "data_digest",
             "data_rows",
             "recipe_digest",
