@@ -33,7 +33,7 @@ from tuneloop.registry.paging import Ask, Page, cursor_at
 from tuneloop.registry.settings import RegistrySettings, first_line, shown_url, without_password
 from tuneloop.registry.versions.artifacts import check_publishable, fetched_name, folder_digest
 from tuneloop.registry.versions.foreign import Foreign, brought
-from tuneloop.registry.versions.signing import SIGNATURE, Signing
+from tuneloop.registry.versions.signing.policy import SIGNATURE, Signing
 from tuneloop.registry.versions.sources import MlflowRun, MlflowVersion
 from tuneloop.registry.versions.tag import VERSION_TAG, ours, version_of
 
@@ -92,7 +92,7 @@ class Versions:
         self._settings = settings
         self._clock = clock
         self._connected: MlflowClient | None = None
-        self._signing = Signing(settings)
+        self._signing = Signing(settings, clock)
 
     @property
     def _client(self) -> MlflowClient:
