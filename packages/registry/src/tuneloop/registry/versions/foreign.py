@@ -9,16 +9,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 import mlflow
 from mlflow.tracking import MlflowClient
 
 from tuneloop.registry.errors import InvalidInput, NotFound
 from tuneloop.registry.settings import without_password
-from tuneloop.registry.versions.sources import MlflowRun, MlflowVersion
+from tuneloop.registry.versions.sources import MlflowRun, MlflowVersion, on_this_machine
 from tuneloop.registry.versions.tag import VERSION_TAG
 
+_OF_ANY_HOST = frozenset({"http", "https", "ftp", "sftp"})
 _COMMIT_TAG = "mlflow.source.git.commit"
 
 
@@ -39,7 +40,8 @@ def brought(client: MlflowClient, source: MlflowRun | MlflowVersion, into: Path,
         client: of the MLflow that has it.
         source: what is meant.
         into: an empty folder; what another machine keeps is fetched there.
-        within: outside it nothing on this machine is read; None: wherever its run says that it is.
+        within: outside it nothing on this machine is read, and no host is asked that only the run names; None: it is
+            read wherever its run says that it is.
 
     Raises:
         InvalidInput: its files, or the path, lie outside the run that is named, or outside `within`.
@@ -70,6 +72,11 @@ def brought(client: MlflowClient, source: MlflowRun | MlflowVersion, into: Path,
             f"{source.name}: its files lie in {without_password(uri)}, outside the run that it names; bring them here, "
             "look at them, and register them with --folder"
         )
+    if within is not None and urlsplit(uri).scheme in _OF_ANY_HOST:
+        raise InvalidInput(
+            f"{source.name}: its files lie at {without_password(uri)}, and whoever writes to MLflow could name any "
+            "host; register it with the verb"
+        )
     folder, below = _found(client, uri, root, into)
     if below is not None and within is not None and not folder.is_relative_to(within.resolve()):
         raise InvalidInput(
@@ -97,7 +104,7 @@ def _inside(path: str) -> str:
 
 def _found(client: MlflowClient, uri: str, root: str, into: Path) -> tuple[Path, Path | None]:
     """The folder on this machine, without a link in its path, and the run's that holds it; or it is fetched."""
-    here, there = _local(uri), _local(root)
+    here, there = on_this_machine(uri), on_this_machine(root)
     if here is not None and there is not None:
         return here.resolve(), there.resolve()
     tracking = str(client.tracking_uri)
@@ -106,15 +113,7 @@ def _found(client: MlflowClient, uri: str, root: str, into: Path) -> tuple[Path,
 
 
 def _is_below(uri: str, root: str) -> bool:
-    here, there = _local(uri), _local(root)
+    here, there = on_this_machine(uri), on_this_machine(root)
     if here is not None and there is not None:
         return here.resolve().is_relative_to(there.resolve())
     return ".." not in uri.split("/") and (uri == root or uri.startswith(f"{root}/"))
-
-
-def _local(uri: str) -> Path | None:
-    """Where a URI lies on this machine; None for one that is fetched."""
-    split = urlsplit(uri)
-    if split.scheme == "file":
-        return Path(unquote(split.path))
-    return Path(uri) if split.scheme == "" else None
