@@ -6,39 +6,22 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
-from safetensors.numpy import save_file
 
+from registry.offered import brought, left, make_base, their_run, their_version
 from registry.verbs import Verb
 from serve.engine_support import write_adapter
 from tests_support import beat_engine
 from tuneloop.registry import Registry
 from tuneloop.registry.errors import Conflict, InvalidInput, NotFound, TuneloopError, Unavailable
-from tuneloop.registry.nouns import Version
 from tuneloop.registry.routes.promotion import Change, promote
 from tuneloop.registry.settings import RegistrySettings
 from tuneloop.registry.versions.adapters import SERVED_MODULES
 from tuneloop.registry.versions.artifacts import base_digest, folder_digest, template_digest
-from tuneloop.registry.versions.registering import register
 from tuneloop.registry.versions.sources import Folder, MlflowRun, MlflowVersion, Source
-
-
-def make_base(folder: Path, *, width: int = 8, template: str = "{{ messages }}") -> Path:
-    """The shapes of a one-layer base, in the names real ones use."""
-    folder.mkdir()
-    shapes = {"self_attn.q_proj": (12, width), "mlp.up_proj": (16, width)}
-    save_file(
-        {f"model.layers.0.{name}.weight": np.full(shape, 0.5, np.float32) for name, shape in shapes.items()},
-        folder / "model.safetensors",
-    )
-    (folder / "config.json").write_text("{}")
-    (folder / "chat_template.jinja").write_text(template)
-    return folder
 
 
 @pytest.fixture
@@ -56,39 +39,6 @@ def client(registry_home: Path) -> MlflowClient:
     """MLflow as somebody else uses it."""
     uri = RegistrySettings(home=registry_home).mlflow
     return MlflowClient(uri, uri)
-
-
-def brought(registry: Registry, source: Source, base: Path, *, model: str = "bot") -> Version:
-    return register(registry, model, source, base=base, by="ada", reason="trained elsewhere")
-
-
-def left(registry: Registry, client: MlflowClient) -> Any:
-    """All that registering could leave: runs, models, versions and audit records."""
-    runs = [
-        run.info.run_id
-        for experiment in client.search_experiments()
-        for run in client.search_runs([experiment.experiment_id])
-    ]
-    versions = [f"{made.name}/{made.version}" for made in client.search_model_versions()]
-    models = [model.name for model in client.search_registered_models()]
-    return runs, versions, models, len(registry.audit.entries(limit=100))
-
-
-def their_run(client: MlflowClient, folder: Path, *, path: str = "model") -> str:
-    """A run that somebody else's training made."""
-    experiment = client.get_experiment_by_name("theirs")
-    store = (folder.parent / "theirs").as_uri()
-    experiment_id = experiment.experiment_id if experiment else client.create_experiment("theirs", store)
-    run = client.create_run(experiment_id)
-    client.set_tag(run.info.run_id, "mlflow.source.git.commit", "c0ffee")
-    client.log_metric(run.info.run_id, "loss", 0.25)
-    client.log_artifacts(run.info.run_id, str(folder), path)
-    return str(run.info.run_id)
-
-
-def their_version(client: MlflowClient, run_id: str, source: str) -> MlflowVersion:
-    client.create_registered_model("theirs")
-    return MlflowVersion("theirs", int(client.create_model_version("theirs", source, run_id).version))
 
 
 def test_a_folder_becomes_a_version_as_a_trainings_result_does(registry: Registry, base: Path, adapter: Path) -> None:

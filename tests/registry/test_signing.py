@@ -18,10 +18,10 @@ from mlflow.tracking import MlflowClient
 from tests_support import publish_version
 from tuneloop.registry import Registry
 from tuneloop.registry.errors import InvalidInput, Unreadable
-from tuneloop.registry.nouns import Version
+from tuneloop.registry.nouns import Version, utc_now
 from tuneloop.registry.settings import RegistrySettings
 from tuneloop.registry.versions.artifacts import folder_digest
-from tuneloop.registry.versions.signing import SIGNATURE, Signing
+from tuneloop.registry.versions.signing.policy import SIGNATURE, Signing
 
 TAG = "tuneloop.version"
 
@@ -188,7 +188,7 @@ def test_a_signature_that_names_a_trusted_key_but_was_made_with_another_does_not
 ) -> None:
     signature = stored(registry_home, SIGNATURE)
     real = json.loads(signature.read_text())
-    Signing(RegistrySettings(home=tmp_path / "attacker")).sign(tmp_path / "v1", signature)
+    Signing(RegistrySettings(home=tmp_path / "attacker"), utc_now).sign(tmp_path / "v1", signature)
     forged = json.loads(signature.read_text())
     signature.write_text(json.dumps(forged | {"verificationMaterial": real["verificationMaterial"]}))
     with pytest.raises(InvalidInput, match="are not what key"):
@@ -268,7 +268,7 @@ def test_of_many_first_publications_one_makes_the_key(tmp_path: Path) -> None:
     names: set[str] = set()
 
     def sign(number: int) -> Callable[[], None]:
-        signing = Signing(RegistrySettings(home=tmp_path / "elsewhere"))
+        signing = Signing(RegistrySettings(home=tmp_path / "elsewhere"), utc_now)
         return lambda: names.add(signing.sign(tmp_path / "files", tmp_path / f"{number}.sig"))
 
     threads = [threading.Thread(target=sign(number)) for number in range(8)]

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow.tracking import MlflowClient
 
 from registry.api.plane import DECLARED, Plane, following, let_experiment, running
+from registry.offered import make_whole
 from registry.verbs import let_live
 from tests_support import publish_version
 from tuneloop.registry import Registry
@@ -70,11 +72,33 @@ def begin(registry: Registry) -> None:
     registry.experiments.start(draft.id, revision=2, by="ada", reason="r")
 
 
+def offer(registry: Registry, number: int = 1) -> None:
+    """As somebody does whose own training writes to the same MLflow."""
+    folder = make_whole(registry.settings.home / f"whole{number}", seed=number)
+    run_id = registry.versions.start_run("theirs", name="own", params={})
+    client = MlflowClient(registry.settings.mlflow, registry.settings.mlflow)
+    client.log_artifacts(run_id, str(folder), "model")
+    if number == 1:
+        client.create_registered_model("theirs")
+    client.create_model_version("theirs", f"runs:/{run_id}/model", run_id)
+
+
 BOT = "/v1/models/bot"
 WRITES = (
     Write("set_gate_policy", "PUT", f"{BOT}/gate-policy", {"policy": {"margin": 0.1}}, "policy.gate", "bot"),
     Write("approve_version", "POST", f"{BOT}/versions/3/approvals", {"days": 2}, "version.approve", "bot@3", 201),
     Write("revoke_version", "POST", f"{BOT}/versions/2/revoke", {}, "version.revoke", "bot@2"),
+    Write(
+        "register_version",
+        "POST",
+        "/v1/models/new/versions",
+        {"source": {"model": "theirs", "number": 1}},
+        "version.registered",
+        "new@1",
+        201,
+        ready=offer,
+    ),
+    Write("sign_version", "POST", f"{BOT}/versions/3/sign", {}, "version.sign", "bot@3"),
     Write("set_split", "PUT", f"{BOT}/route", {"arms": SPLIT, "expected_revision": 2}, "route.set", "bot"),
     Write("override_keys", "PATCH", f"{BOT}/route/overrides", {"keys": {"t": 2}}, "route.override", "bot"),
     Write("set_holdout", "PUT", f"{BOT}/route/holdout", {"holdout_bp": 500}, "route.holdout", "bot"),
@@ -366,6 +390,7 @@ def test_on_postgresql_everything_is_read_and_written_too(postgres: Any, registr
                     refused[write.name] = answer.json()["type"].rpartition(":")[2]
             # One after the other on one registry, so some come too late; that, too, is an answer.
             assert refused == {
+                "register_version": "not-found",
                 "roll_back": "conflict",
                 "start_rollout": "refused",
                 "resume_rollout": "invalid",

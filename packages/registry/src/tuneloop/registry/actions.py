@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from tuneloop.registry import audit
 from tuneloop.registry.access.roles import Role
 from tuneloop.registry.errors import InvalidInput, Unavailable
 from tuneloop.registry.facade import Registry
 from tuneloop.registry.files import is_file
-from tuneloop.registry.nouns import Approval, Route, parse_version_name
+from tuneloop.registry.nouns import Approval, Route, Version, parse_version_name
 from tuneloop.registry.overview import version
 from tuneloop.registry.policies import RetrainingPolicy
 from tuneloop.registry.versions.deadline import LOOKUP_TIMEOUT_S, mlflow_within
@@ -61,6 +62,24 @@ def revoke(registry: Registry, model: str, number: int, *, by: str, reason: str,
     made = registry.gates.revoke(model, number, by=by, reason=reason, role=role)
     route = registry.routes.current_all().get(model)
     return Revoked(made, not_looked_up, () if route is None else _still_served(route, number))
+
+
+def sign(registry: Registry, model: str, number: int, *, by: str, reason: str) -> Version:
+    """Sign a version's files, as they were published, by this machine's settings.
+
+    Raises:
+        NotFound: there is no such version.
+        InvalidInput: its files are not those that were published, or there is nothing to sign with.
+        Unavailable: MLflow does not answer, or Sigstore, where that is to sign.
+    """
+    found = version(registry, model, number)
+    registry.versions.check_key()
+    detail = {"digest": found.artifact_digest, "reason": reason}
+    with registry.database.writing() as connection:  # first: nothing is ever signed by nobody
+        audit.record(
+            connection, at=registry.clock(), actor=by, action="version.sign", subject=found.name, detail=detail
+        )
+    return registry.versions.sign(found, registry.settings.home / "adapters")
 
 
 def check_recipe(registry: Registry, policy: RetrainingPolicy, where: str) -> None:

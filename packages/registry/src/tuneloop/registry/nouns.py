@@ -89,6 +89,7 @@ class Version(Noun):
     base: str  # a hub id, or the base's folder name
     base_digest: str
     template_digest: str
+    tokenizer_digest: str | None = None  # of the base's, or of whole weights' own; None: nobody noted it
     data_digest: str
     data_rows: int
     recipe_digest: str

@@ -177,8 +177,15 @@ class RegistrySettings(Section):
     database_url: str = ""  # default: SQLite in `home`
     mlflow_uri: str = ""  # default: SQLite in `home`; an http:// tracking server works the same way
     artifact_root: str = ""  # default: a folder in `home`; ignored when `mlflow_uri` is a server, which has its own
+    signing: Literal["key", "certificate", "sigstore"] = "key"  # how versions are signed, and which are loaded
     signing_key: Path | None = None  # what versions are signed with; default: a key in `home`, made when it is needed
+    signing_certificate: Path | None = None  # of that key (PEM), and behind it those above it, without the root
+    signing_identity: str = ""  # whose signatures count, by certificate (default: anybody's) or by Sigstore
+    signing_issuer: str = ""  # URL of the OpenID provider that vouches for the identity to Sigstore
+    sigstore_token: Path | None = None  # file with an identity token, read at each signing; default: the machine's own
+    sigstore_trust: Path | None = None  # file that describes a Sigstore instance; default: the public one
     trusted_keys: Path | None = None  # folder of public keys (*.pem) whose versions are loaded; default: in `home`
+    trusted_roots: Path | None = None  # the root certificates (one PEM file) whose certificates' versions are loaded
     unsigned_versions: Literal["refuse", "accept"] = "refuse"  # what engines and trainers do with them
 
     @model_validator(mode="after")
@@ -188,6 +195,17 @@ class RegistrySettings(Section):
             raise ValueError(
                 f"home {here} holds a ? or a %, which mean something else in a database's URL: the state would lie "
                 "elsewhere; choose another folder"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _says_whom_to_trust(self) -> Self:
+        if self.signing == "certificate" and self.trusted_roots is None:
+            raise ValueError("signing = 'certificate' needs trusted_roots: whose certificates count is yours to say")
+        if self.signing == "sigstore" and not (self.signing_identity and self.signing_issuer):
+            raise ValueError(
+                "signing = 'sigstore' needs signing_identity and signing_issuer: anybody can sign by Sigstore, so "
+                "whose signatures count is yours to say"
             )
         return self
 

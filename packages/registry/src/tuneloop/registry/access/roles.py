@@ -18,6 +18,8 @@ class Permission(StrEnum):
     ROUTE = "route"
     CANCEL = "cancel"
     APPROVE = "approve"
+    REGISTER = "register"
+    SIGN = "sign"
     FORCE = "force"
     POLICY = "policy"
     KEYS = "keys"
@@ -30,6 +32,8 @@ MEANINGS: dict[Permission, str] = {
     "declare, start and stop experiments",
     Permission.CANCEL: "cancel a retraining request",
     Permission.APPROVE: "approve and revoke versions, approve, reject and retry retraining requests",
+    Permission.REGISTER: "register versions from what MLflow holds",
+    Permission.SIGN: "sign versions anew, so that engines load them",
     Permission.FORCE: "serve what nobody approved (`force`)",
     Permission.POLICY: "set the gate, retraining and rollout policies",
     Permission.KEYS: "make, limit, rotate and revoke API keys of the gateway",
@@ -48,8 +52,8 @@ class Role(StrEnum):
 
 ROLES: dict[Role, frozenset[Permission]] = {
     Role.VIEWER: frozenset({Permission.READ}),
-    Role.PROMOTER: frozenset({Permission.READ, Permission.CANCEL, Permission.ROUTE}),
-    Role.APPROVER: frozenset({Permission.READ, Permission.CANCEL, Permission.APPROVE}),
+    Role.PROMOTER: frozenset({Permission.READ, Permission.CANCEL, Permission.ROUTE, Permission.REGISTER}),
+    Role.APPROVER: frozenset({Permission.READ, Permission.CANCEL, Permission.APPROVE, Permission.SIGN}),
     Role.ADMIN: frozenset(Permission),
 }
 

@@ -10,7 +10,17 @@ import anyio.to_thread
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import JSONResponse
 
-from tuneloop.registry.api import credentials, experiments, health, openapi, records, retraining, routing, versions
+from tuneloop.registry.api import (
+    credentials,
+    experiments,
+    health,
+    openapi,
+    records,
+    registering,
+    retraining,
+    routing,
+    versions,
+)
 from tuneloop.registry.api.entry import PREFIX, Entry
 from tuneloop.registry.api.fields import Forbidden
 from tuneloop.registry.api.health import Readiness
@@ -20,8 +30,9 @@ from tuneloop.registry.settings import ApiSettings
 
 # Each may hold two of the pool's 15 connections (a write that checks an approval): with more, all could wait for all.
 THREADS = 12
+MODULES = (versions, registering, routing, experiments, retraining, records, credentials)
 ROUTERS: tuple[tuple[str, APIRouter], ...] = (
-    *((PREFIX, module.router) for module in (versions, routing, experiments, retraining, records, credentials)),
+    *((PREFIX, module.router) for module in MODULES),
     ("", health.router),
 )
 

@@ -72,6 +72,7 @@ def _made_of(found: Lineage) -> list[list[object]]:
         ["trained by", version.trained_by],
         ["base", f"{version.base} {version.base_digest}"],
         ["chat template", version.template_digest],
+        ["tokenizer", version.tokenizer_digest],
         ["data", f"{version.data_rows} rows {version.data_digest}"],
         *_data_rows(found),
         ["recipe", version.recipe_digest],

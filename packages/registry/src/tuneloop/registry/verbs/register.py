@@ -13,12 +13,14 @@ from tuneloop.registry.versions.sources import Folder, MlflowRun, MlflowVersion,
 
 @click.command()
 @click.argument("model")
-@click.option("--folder", type=click.Path(path_type=Path), help="A folder that PEFT's save_pretrained wrote.")
+@click.option("--folder", type=click.Path(path_type=Path), help="A folder that save_pretrained wrote.")
 @click.option("--mlflow", "version", metavar="NAME/VERSION", help="A version in MLflow that tuneloop did not publish.")
 @click.option("--run", "run_id", metavar="RUN_ID", help="A run in MLflow.")
 @click.option("--path", help="The folder below the run's artifacts (default: model), or below the version's files.")
 @click.option(
-    "--base", type=click.Path(path_type=Path), required=True, help="The folder of the base it was trained on."
+    "--base",
+    type=click.Path(path_type=Path),
+    help="The folder of the base it was trained on; whole weights may come without.",
 )
 @by_option
 @reason_option
@@ -29,15 +31,16 @@ def register(
     version: str | None,
     run_id: str | None,
     path: str | None,
-    base: Path,
+    base: Path | None,
     by: str,
     reason: str,
     as_json: bool,
 ) -> None:
-    """Make an adapter that was trained elsewhere the next version of MODEL.
+    """Make what was trained elsewhere, an adapter or whole weights, the next version of MODEL.
 
-    It is looked at first: safetensors and text only, of a rank and on a base and a chat template that can be served.
-    What is refused leaves nothing behind; what is accepted is signed, and waits for an approval.
+    It is looked at first: safetensors and text only; of an adapter its rank, of whole weights that they are all there;
+    and that base, tokenizer and chat template are those of the model. What is refused leaves nothing behind; what is
+    accepted is signed, and waits for an approval.
     """
     from tuneloop.registry.versions.registering import register as registered
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from tuneloop.registry import actions, audit, overview
+from tuneloop.registry import actions, overview
 from tuneloop.registry.facade import Registry
 from tuneloop.registry.gates.declared import judge_again
 from tuneloop.registry.nouns import Version, parse_version_name, version_name
@@ -61,9 +61,11 @@ def compare(before: str, after: str, as_json: bool) -> None:
     with Registry.open() as registry:
         pair = [registry.versions.get(*parse_version_name(name)) for name in (before, after)]
         fields = [
+            "kind",
             "base",
             "base_digest",
             "template_digest",
+            "tokenizer_digest",
             "data_digest",
             "data_rows",
             "recipe_digest",
@@ -179,17 +181,10 @@ def _revoke(registry: Registry, model: str, number: int, by: str, reason: str) -
 @by_option
 @reason_option
 def sign(version: str, by: str, reason: str) -> None:
-    """Sign a version's files with this machine's key, so that engines load them."""
+    """Sign a version's files by this machine's settings, so that engines load them."""
     model, number = parse_version_name(version)
     with Registry.open() as registry:
-        found = registry.versions.get(model, number)
-        registry.versions.check_key()
-        detail = {"digest": found.artifact_digest, "reason": reason}
-        with registry.database.writing() as connection:  # first: nothing is ever signed by nobody
-            audit.record(
-                connection, at=registry.clock(), actor=by, action="version.sign", subject=version, detail=detail
-            )
-        signed = registry.versions.sign(found, registry.settings.home / "adapters")
+        signed = actions.sign(registry, model, number, by=by, reason=reason)
     click.echo(f"{version} is signed by key {signed.signed_by}; an engine that refused it asks again within 20 s")
 
 

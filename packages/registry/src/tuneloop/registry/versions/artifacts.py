@@ -25,6 +25,8 @@ _BASE_PATTERNS = (
     "vocab.json",
     "merges.txt",
 )
+_TOKENIZER_PARTS = ("model", "added_tokens", "normalizer", "pre_tokenizer", "post_processor", "decoder")
+_OLDER_TOKENIZERS = ("*.model", "vocab.json", "merges.txt")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
@@ -79,6 +81,27 @@ def has_template(folder: Path) -> bool:
     return _template(folder) is not None
 
 
+def tokenizer_digest(folder: Path) -> str | None:
+    """The digest of what turns text into a model's tokens, however its JSON is laid out; None where there is nothing.
+
+    How texts are padded and cut short belongs to whoever asks, so it does not count.
+
+    Raises:
+        InvalidInput: tokenizer.json is damaged.
+    """
+    if not (path := folder / "tokenizer.json").is_file():
+        files = [path for pattern in _OLDER_TOKENIZERS for path in folder.glob(pattern)]
+        return _digest_of(folder, files) if files else None
+    try:
+        said = json.loads(path.read_text(encoding="utf-8"))
+        parts = {name: said.get(name) for name in _TOKENIZER_PARTS}
+        if isinstance(merges := (parts["model"] or {}).get("merges"), list):  # older ones write "a b" for ["a", "b"]
+            parts["model"] |= {"merges": [" ".join(pair) if isinstance(pair, list) else pair for pair in merges]}
+    except (ValueError, AttributeError, TypeError, RecursionError) as error:
+        raise InvalidInput(f"{path.name} cannot be read: {error}; bring the file back that was there") from None
+    return text_digest(json.dumps(parts, sort_keys=True))
+
+
 def _template(folder: Path) -> str | None:
     path = folder / "chat_template.jinja"
     try:
@@ -92,8 +115,12 @@ def _template(folder: Path) -> str | None:
     return None
 
 
-def check_publishable(folder: Path) -> None:
+def check_publishable(folder: Path, called: str | None = None) -> None:
     """Refuse anything but safetensors and text: a pickle can run code on whoever loads it.
+
+    Args:
+        folder: what is to be published.
+        called: how messages call it; by default its path.
 
     Raises:
         InvalidInput: names every file that may not be published.
@@ -106,9 +133,11 @@ def check_publishable(folder: Path) -> None:
         or not (path.is_dir() or (path.is_file() and path.suffix in PUBLISHABLE))
     ]
     if bad:
-        raise InvalidInput(f"{folder}: only safetensors, JSON and text are published; remove {', '.join(bad)}")
+        raise InvalidInput(
+            f"{called or folder}: only safetensors, JSON and text are published; remove {', '.join(bad)}"
+        )
     if not any(folder.glob("*.safetensors")):
-        raise InvalidInput(f"{folder} holds no *.safetensors; nothing to publish")
+        raise InvalidInput(f"{called or folder} holds no *.safetensors; nothing to publish")
 
 
 def _kind(path: Path) -> str:

@@ -1,27 +1,25 @@
 """Files that somebody else put into MLflow, brought here to be looked at before they become a version.
 
-Nothing of them is trusted. A store on this machine is read where it lies, because MLflow follows links when it copies;
-what a version's record points to outside its run is not read at all.
+Nothing of them is trusted. A store on this machine is not copied by MLflow, which follows links; what a version's
+record points to outside its run is not read at all.
 """
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 import mlflow
 from mlflow.tracking import MlflowClient
 
 from tuneloop.registry.errors import InvalidInput, NotFound
 from tuneloop.registry.settings import without_password
-from tuneloop.registry.versions.sources import MlflowRun, MlflowVersion
+from tuneloop.registry.versions.sources import MlflowRun, MlflowVersion, on_this_machine
 from tuneloop.registry.versions.tag import VERSION_TAG
 
+_OF_ANY_HOST = frozenset({"http", "https", "ftp", "sftp"})
 _COMMIT_TAG = "mlflow.source.git.commit"
 
 
@@ -30,16 +28,23 @@ class Foreign:
     """A folder as MLflow holds it, and what its run says of how it was made."""
 
     folder: Path
+    below: Path | None = None  # where it was found on this machine, the folder of its run; None: it was fetched
     code_commit: str | None = None
     metrics: dict[str, float] = field(default_factory=dict)
 
 
-@contextmanager
-def brought(client: MlflowClient, source: MlflowRun | MlflowVersion) -> Iterator[Foreign]:
-    """A folder of MLflow's, for as long as the block runs.
+def brought(client: MlflowClient, source: MlflowRun | MlflowVersion, into: Path, within: Path | None) -> Foreign:
+    """A folder of MLflow's.
+
+    Args:
+        client: of the MLflow that has it.
+        source: what is meant.
+        into: an empty folder; what another machine keeps is fetched there.
+        within: outside it nothing on this machine is read, and no host is asked that only the run names; None: it is
+            read wherever its run says that it is.
 
     Raises:
-        InvalidInput: its files, or the path, lie outside the run that is named.
+        InvalidInput: its files, or the path, lie outside the run that is named, or outside `within`.
         NotFound: there is no such folder.
         MlflowException: MLflow has no such run or version, or does not answer.
     """
@@ -60,10 +65,29 @@ def brought(client: MlflowClient, source: MlflowRun | MlflowVersion) -> Iterator
     elif kind == "models":  # a logged model: it has a folder of its own
         uri = str(client.get_logged_model(rest.partition("/")[0]).artifact_location).rstrip("/")
         roots.append(uri)
-    with _folder(client, uri if path == "." else f"{uri}/{path}", roots, source.name) as folder:
-        data = run.data if run else None
-        metrics = {str(name): float(value) for name, value in data.metrics.items()} if data else {}
-        yield Foreign(folder, data.tags.get(_COMMIT_TAG) if data else None, metrics)
+    uri = uri if path == "." else f"{uri}/{path}"
+    root = next((root for root in roots if _is_below(uri, root)), None)
+    if root is None:
+        raise InvalidInput(
+            f"{source.name}: its files lie in {without_password(uri)}, outside the run that it names; bring them here, "
+            "look at them, and register them with --folder"
+        )
+    if within is not None and urlsplit(uri).scheme in _OF_ANY_HOST:
+        raise InvalidInput(
+            f"{source.name}: its files lie at {without_password(uri)}, and whoever writes to MLflow could name any "
+            "host; register it with the verb"
+        )
+    folder, below = _found(client, uri, root, into)
+    if below is not None and within is not None and not folder.is_relative_to(within.resolve()):
+        raise InvalidInput(
+            f"{source.name}: its files lie on this machine outside {within}, and whoever writes to MLflow could name "
+            "any folder; register it with the verb, on this machine"
+        )
+    if not folder.is_dir() or not any(folder.iterdir()):
+        raise NotFound(f"{source.name}: there is no such folder in MLflow; its own interface shows what there is")
+    data = run.data if run else None
+    metrics = {str(name): float(value) for name, value in data.metrics.items()} if data else {}
+    return Foreign(folder, below, data.tags.get(_COMMIT_TAG) if data else None, metrics)
 
 
 def _artifacts(run: Any) -> str:
@@ -78,32 +102,18 @@ def _inside(path: str) -> str:
     return str(pure)
 
 
-@contextmanager
-def _folder(client: MlflowClient, uri: str, roots: list[str], what: str) -> Iterator[Path]:
-    if not any(_is_below(uri, root) for root in roots):
-        raise InvalidInput(
-            f"{what}: its files lie in {without_password(uri)}, outside the run that it names; bring them here, look "
-            "at them, and register them with --folder"
-        )
-    with tempfile.TemporaryDirectory(prefix="tuneloop-register-") as scratch:
-        if (found := _local(uri)) is None:
-            tracking = str(client.tracking_uri)
-            found = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=scratch, tracking_uri=tracking))
-        if not found.is_dir() or not any(found.iterdir()):
-            raise NotFound(f"{what}: there is no such folder in MLflow; its own interface shows what there is")
-        yield found
+def _found(client: MlflowClient, uri: str, root: str, into: Path) -> tuple[Path, Path | None]:
+    """The folder on this machine, without a link in its path, and the run's that holds it; or it is fetched."""
+    here, there = on_this_machine(uri), on_this_machine(root)
+    if here is not None and there is not None:
+        return here.resolve(), there.resolve()
+    tracking = str(client.tracking_uri)
+    fetched = mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(into), tracking_uri=tracking)
+    return Path(fetched), None
 
 
 def _is_below(uri: str, root: str) -> bool:
-    here, there = _local(uri), _local(root)
+    here, there = on_this_machine(uri), on_this_machine(root)
     if here is not None and there is not None:
         return here.resolve().is_relative_to(there.resolve())
     return ".." not in uri.split("/") and (uri == root or uri.startswith(f"{root}/"))
-
-
-def _local(uri: str) -> Path | None:
-    """Where a URI lies on this machine; None for one that is fetched."""
-    split = urlsplit(uri)
-    if split.scheme == "file":
-        return Path(unquote(split.path))
-    return Path(uri) if split.scheme == "" else None

@@ -1,15 +1,17 @@
-"""Making a version of an adapter that tuneloop did not train: from a folder, or from what somebody put into MLflow.
+"""Making a version of what tuneloop did not train: from a folder, or from what somebody put into MLflow.
 
-Everything that speaks against it is found before anything is written, so what is refused leaves nothing behind. What is
-accepted is digested and signed as a training's result is, and waits for a person's approval like any other.
+Everything that speaks against it is found before anything is written, so what is refused leaves nothing behind. It is
+looked at in a copy that nobody else can write to, so that what was looked at is what is registered. What is accepted is
+digested and signed as a training's result is, and waits for a person's approval like any other.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -25,79 +27,150 @@ from tuneloop.registry.versions.artifacts import (
     folder_digest,
     has_template,
     template_digest,
+    tokenizer_digest,
 )
 from tuneloop.registry.versions.foreign import Foreign
+from tuneloop.registry.versions.private import copied, private_folder
 from tuneloop.registry.versions.sources import Folder, Source
 from tuneloop.registry.versions.store import VersionDraft
+from tuneloop.registry.versions.weights import is_whole, unloadable
 
 _UNKNOWN = "unknown"  # what nobody told
 
 
-def register(registry: Registry, model: str, source: Source, *, base: Path, by: str, reason: str) -> Version:
-    """Register an adapter as the next version of a model.
+@dataclass(frozen=True)
+class _Offer:
+    """What somebody wants to register."""
+
+    model: str
+    called: str  # the source, in messages
+    files: Foreign
+    base: Path | None
+    on: Base | None  # the same base, by content
+    by: str
+
+    @property
+    def folder(self) -> Path:
+        return self.files.folder
+
+    def check(self, speaks_against: list[str]) -> None:
+        """Refuse it with everything that speaks against it."""
+        if speaks_against:
+            raise InvalidInput(f"{self.called} cannot be registered: {'; '.join(speaks_against)}")
+
+
+def register(
+    registry: Registry,
+    model: str,
+    source: Source,
+    *,
+    base: Path | None,
+    by: str,
+    reason: str,
+    within: Path | None = None,
+) -> Version:
+    """Register an adapter, or whole weights, as the next version of a model.
 
     Args:
         registry: where.
         model: its name; a new one is as good as one that has versions.
         source: where the files are.
-        base: the folder of the base it was trained on.
+        base: the folder of the base it was trained on; whole weights may come without.
         by: who does it; counts as its trainer where somebody else has to approve.
         reason: why.
+        within: of files that MLflow keeps on this machine, only those below it are read; None: wherever they lie.
 
     Raises:
         InvalidInput: names everything that speaks against it.
         Conflict: the model has a version of these very files.
-        NotFound, Unavailable: there is no such source, or MLflow does not answer.
+        NotFound, Unavailable: there is no such source, MLflow does not answer, or there is no room for a copy.
     """
-    on = Base(base.resolve().name, base_digest(base), template_digest(base))
-    with _files(registry, source) as found:
-        check_publishable(found.folder)
-        _expect_servable(registry, model, found.folder, on, base)
-        digest = folder_digest(found.folder)
+    on = None if base is None else Base(base.resolve().name, base_digest(base), template_digest(base))
+    with private_folder(registry.settings.home) as ours:
+        offer = _Offer(model, source.name, _brought(registry, source, ours, within), base, on, by)
+        draft = _whole(registry, offer) if is_whole(offer.folder) else _adapter(registry, offer)
+        digest = folder_digest(offer.folder)
         _expect_new(registry, model, digest)
-        draft = _draft(model, found, on, by)
         registry.versions.check_key()
-        detail = {"source": source.name, "digest": digest, "base_digest": on.digest, "reason": reason}
+        detail = {"source": source.name, "digest": digest, "base_digest": draft.base_digest, "reason": reason}
         _note(registry, by, "version.register", model, detail)  # first: nothing is ever brought in by nobody
-        made = _published(registry, draft, found.folder, source)
+        made = _published(registry, draft, offer.folder, source)
         _note(registry, by, "version.registered", made.name, detail)
         return made
 
 
-@contextmanager
-def _files(registry: Registry, source: Source) -> Iterator[Foreign]:
-    if not isinstance(source, Folder):
-        with registry.versions.foreign(source) as found:
-            yield found
-        return
-    if not source.path.is_dir():
-        raise InvalidInput(f"there is no folder {source.path}")
-    yield Foreign(source.path)
+def _brought(registry: Registry, source: Source, ours: Path, within: Path | None) -> Foreign:
+    """The files in a folder of ours, which nobody else writes to."""
+    if isinstance(source, Folder):
+        if not source.path.is_dir():
+            raise InvalidInput(f"there is no folder {source.path}")
+        found = Foreign(source.path.resolve(), source.path.resolve())
+    else:
+        found = registry.versions.foreign(source, ours, within)
+    check_publishable(found.folder, source.name)  # by its names alone: nothing is copied in vain
+    if found.below is not None:
+        found = replace(found, folder=copied(found.folder, ours, below=found.below, called=source.name))
+        check_publishable(found.folder, source.name)
+    return found
 
 
-def _expect_servable(registry: Registry, model: str, folder: Path, on: Base, base: Path) -> None:
+def _adapter(registry: Registry, offer: _Offer) -> VersionDraft:
+    """What to say of an adapter.
+
+    Raises:
+        InvalidInput: no engine could serve it as it was trained.
+    """
+    folder, base, on = offer.folder, offer.base, offer.on
+    if base is None or on is None:
+        raise InvalidInput(f"{offer.called} is no whole model, and of an adapter must be known what it adapts: --base")
     engines = [engine for engine in registry.fleet.engines() if engine.max_loras]
+    speaks = _other_base(registry, offer.model, on, engines) + _own_template(folder, on)
+    offer.check(speaks + unservable(folder, Limits(on, _highest_rank(engines, on), base_shapes(base))))
+    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    rank = max([config["r"], *(config.get("rank_pattern") or {}).values()])
+    shape = {"rank": rank, "target_modules": tuple(sorted(config["target_modules"]))}
+    return _draft(offer, on, {"kind": "adapter", "tokenizer_digest": tokenizer_digest(base)} | shape)
+
+
+def _whole(registry: Registry, offer: _Offer) -> VersionDraft:
+    """What to say of whole weights.
+
+    Raises:
+        InvalidInput: they cannot be loaded as they are, or are not what they are said to be.
+    """
+    folder, on = offer.folder, offer.on
+    speaks = unloadable(folder, offer.base)
+    if not has_template(folder):
+        offer.check([*speaks, "it has no chat template (chat_template.jinja): save it beside the weights"])
+    if on is None:
+        on = Base(_UNKNOWN, _UNKNOWN, template_digest(folder))
+    offer.check(speaks + _own_template(folder, on) + _other_base(registry, offer.model, on, []))
+    return _draft(offer, on, {"kind": "full", "tokenizer_digest": tokenizer_digest(folder)})
+
+
+def _other_base(registry: Registry, model: str, on: Base, engines: list[EngineState]) -> list[str]:
+    """What speaks against it where the model is served, or was registered, on a base or in a form that differs."""
     standing = _standing(registry, model)
     there = {f"engine {engine.id}": (engine.base_digest, engine.template_digest) for engine in engines}
     there |= {standing.name: (standing.base_digest, standing.template_digest)} if standing else {}
-    same_base = {name: template for name, (digest, template) in there.items() if digest == on.digest}
-    found = []
+    same_base = {
+        name: template
+        for name, (digest, template) in there.items()
+        if digest == on.digest or _UNKNOWN in {digest, on.digest}
+    }
     if there and not same_base:
         others = ", ".join(f"{name} has {digest[:19]}…" for name, (digest, _) in there.items())
-        found.append(
+        return [
             f"its base {on.name} is {on.digest[:19]}…, and {others}; train it on that base, or start an engine with "
             "its own and register it under another name"
-        )
-    elif there and on.template_digest not in same_base.values():
+        ]
+    if there and on.template_digest not in same_base.values():
         others = ", ".join(f"{name} has {template[:19]}…" for name, template in same_base.items())
-        found.append(
+        return [
             f"the chat template of {on.name} is {on.template_digest[:19]}…, and {others}: it would be asked in a form "
             "it never saw; give the base with the template it was trained with"
-        )
-    found += _own_template(folder, on)
-    found += unservable(folder, Limits(on, _highest_rank(engines, on), base_shapes(base)))
-    if found:
-        raise InvalidInput(f"{folder} cannot be registered: {'; '.join(found)}")
+        ]
+    return []
 
 
 def _standing(registry: Registry, model: str) -> Version | None:
@@ -129,26 +202,23 @@ def _expect_new(registry: Registry, model: str, digest: str) -> None:
             raise Conflict(f"{version.name} holds these very files already; nothing is registered")
 
 
-def _draft(model: str, found: Foreign, on: Base, by: str) -> VersionDraft:
-    config = json.loads((found.folder / CONFIG).read_text(encoding="utf-8"))
+def _draft(offer: _Offer, on: Base, own: Mapping[str, Any]) -> VersionDraft:
     try:
         return VersionDraft(
-            model=model,
-            kind="adapter",
+            model=offer.model,
             base=on.name,
             base_digest=on.digest,
             template_digest=on.template_digest,
             data_digest=_UNKNOWN,
             data_rows=0,
             recipe_digest=_UNKNOWN,
-            code_commit=found.code_commit or _UNKNOWN,
-            rank=max([config["r"], *(config.get("rank_pattern") or {}).values()]),
-            target_modules=tuple(sorted(config["target_modules"])),
-            trained_by=by,
-            metrics=found.metrics,
+            code_commit=offer.files.code_commit or _UNKNOWN,
+            trained_by=offer.by,
+            metrics=offer.files.metrics,
+            **own,
         )
     except ValidationError as error:
-        raise InvalidInput(f"{model!r} cannot be registered: {faults(error)}") from None
+        raise InvalidInput(f"{offer.model!r} cannot be registered: {faults(error)}") from None
 
 
 def _published(registry: Registry, draft: VersionDraft, folder: Path, source: Source) -> Version:

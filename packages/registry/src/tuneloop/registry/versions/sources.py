@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 from tuneloop.registry.errors import InvalidInput
 
@@ -60,3 +61,11 @@ class MlflowVersion:
 
 
 Source = Folder | MlflowRun | MlflowVersion
+
+
+def on_this_machine(uri: str) -> Path | None:
+    """Where a URI of artifacts lies on this machine; None for one that is fetched."""
+    split = urlsplit(uri)
+    if split.scheme == "file":
+        return Path(unquote(split.path))
+    return Path(uri) if split.scheme == "" else None

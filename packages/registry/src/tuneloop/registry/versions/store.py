@@ -33,7 +33,7 @@ from tuneloop.registry.paging import Ask, Page, cursor_at
 from tuneloop.registry.settings import RegistrySettings, first_line, shown_url, without_password
 from tuneloop.registry.versions.artifacts import check_publishable, fetched_name, folder_digest
 from tuneloop.registry.versions.foreign import Foreign, brought
-from tuneloop.registry.versions.signing import SIGNATURE, Signing
+from tuneloop.registry.versions.signing.policy import SIGNATURE, Signing
 from tuneloop.registry.versions.sources import MlflowRun, MlflowVersion
 from tuneloop.registry.versions.tag import VERSION_TAG, ours, version_of
 
@@ -72,6 +72,7 @@ class VersionDraft(Noun):
     base: str
     base_digest: str
     template_digest: str
+    tokenizer_digest: str | None = None
     data_digest: str
     data_rows: int
     recipe_digest: str
@@ -91,7 +92,7 @@ class Versions:
         self._settings = settings
         self._clock = clock
         self._connected: MlflowClient | None = None
-        self._signing = Signing(settings)
+        self._signing = Signing(settings, clock)
 
     @property
     def _client(self) -> MlflowClient:
@@ -306,16 +307,20 @@ class Versions:
         """The version a retraining request made, if it made one."""
         return next(iter(self._search(f"tags.`{_REQUEST_TAG}` = '{_safe(request_id)}'")), None)
 
-    @contextmanager
-    def foreign(self, source: MlflowRun | MlflowVersion) -> Iterator[Foreign]:
-        """A folder that somebody put into MLflow, for as long as the block runs; nothing of it has been looked at.
+    @_asking
+    def foreign(self, source: MlflowRun | MlflowVersion, into: Path, within: Path | None = None) -> Foreign:
+        """A folder that somebody put into MLflow; nothing of it has been looked at.
+
+        Args:
+            source: what is meant.
+            into: an empty folder of the caller's; what another machine keeps is fetched there.
+            within: outside it nothing on this machine is read; None: wherever its run says that it is.
 
         Raises:
-            InvalidInput: it lies outside the run that is named.
+            InvalidInput: it lies outside the run that is named, or outside `within`.
             NotFound: there is no such run, version or folder.
         """
-        with ExitStack() as until_read:
-            yield _asking(until_read.enter_context)(brought(self._client, source))
+        return brought(self._client, source, into, within)
 
     def check_key(self) -> None:
         """See that what will be published can be signed, before hours are spent on making it.

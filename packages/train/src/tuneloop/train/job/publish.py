@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tuneloop.registry.nouns import Version
+from tuneloop.registry.versions.artifacts import tokenizer_digest
 from tuneloop.registry.versions.store import VersionDraft, Versions
 from tuneloop.train.base import full_source
 from tuneloop.train.data.rows import data_digest
@@ -129,6 +130,7 @@ class Publisher:
             base=job.base.name,
             base_digest=job.base.digest,
             template_digest=job.base.template_digest,
+            tokenizer_digest=tokenizer_digest(job.base.folder),
             data_digest=data_digest(job.train),
             data_rows=len(job.train),
             recipe_digest=job.recipe.digest,

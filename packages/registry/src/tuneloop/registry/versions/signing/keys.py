@@ -1,4 +1,4 @@
-"""Signatures of versions' files, by the OpenSSF's model-signing: who holds the key made them, and no byte has changed.
+"""Signatures by a key of this machine: who holds it made them, and no byte has changed.
 
 The key (ECDSA on P-256) is made at the first publication, in the home's `signing` folder; its public half joins the
 `trusted` folder beside it, where every public key that may have signed a version lies. The database and MLflow hold no
@@ -7,26 +7,40 @@ key: whoever can write both still cannot make files that an engine loads.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import tempfile
-from functools import cached_property
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from tuneloop.registry.errors import InvalidInput
 from tuneloop.registry.files import OWNER_ONLY, sync, write_atomically
 from tuneloop.registry.settings import RegistrySettings
+from tuneloop.registry.versions.signing.bundle import Claim, name_of, short
 
-SIGNATURE = "model.sig"
-_NAME_DIGITS = 12
 _KEY = "it must be a PEM file of an elliptic curve's private key, without a passphrase"
 _log = logging.getLogger(__name__)
 
 
-class Signing:
+def private_key(path: Path) -> Any:
+    """The key in a file.
+
+    Raises:
+        InvalidInput: it cannot be read, or is none of those that model-signing takes.
+    """
+    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey  # noqa: PLC0415
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key  # noqa: PLC0415
+
+    try:
+        key = load_pem_private_key(path.read_bytes(), None)
+    except Exception as error:  # noqa: BLE001 (cryptography has many errors for what is no key)
+        raise InvalidInput(f"signing_key {path} cannot be used: {short(error)}; {_KEY}") from None
+    if not isinstance(key, EllipticCurvePrivateKey):
+        raise InvalidInput(f"signing_key {path} is a {type(key).__name__.removeprefix('_')}; {_KEY}")
+    return key
+
+
+class KeySigning:
     """Signs with this machine's key, verifies by the keys that are trusted here."""
 
     def __init__(self, settings: RegistrySettings) -> None:
@@ -38,30 +52,15 @@ class Signing:
         """The folder of the public keys (`*.pem`) whose signatures count."""
         return self._settings.trusted_keys or self._folder / "trusted"
 
-    @cached_property
-    def _model_signing(self) -> Any:
-        import model_signing  # noqa: PLC0415 (half a second, and a gateway never needs it)
-
-        return model_signing
-
-    def check_key(self) -> None:
+    def check(self) -> None:
         """See that there is a key to sign with; the default one is made where it is missing.
 
         Raises:
             InvalidInput: it cannot be read, or is none of those that model-signing takes.
         """
-        from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey  # noqa: PLC0415
-        from cryptography.hazmat.primitives.serialization import load_pem_private_key  # noqa: PLC0415
-
         path = self._key()
-        try:
-            key = load_pem_private_key(path.read_bytes(), None)
-        except Exception as error:  # noqa: BLE001 (cryptography has many errors for what is no key)
-            raise InvalidInput(f"signing_key {path} cannot be used: {_short(error)}; {_KEY}") from None
-        if not isinstance(key, EllipticCurvePrivateKey):
-            raise InvalidInput(f"signing_key {path} is a {type(key).__name__.removeprefix('_')}; {_KEY}")
-        name, text = _name(key.public_key())
-        if not any(_name_of(known) == name for known in self.trusted.glob("*.pem")):
+        name, text = name_of(private_key(path).public_key())
+        if not any(_name_in(known) == name for known in self.trusted.glob("*.pem")):
             _log.warning(
                 "%s is not trusted here: versions signed with it are refused by whatever looks into %s, until this "
                 "public key stands there as a .pem file:\n%s",
@@ -70,48 +69,32 @@ class Signing:
                 text.decode().strip(),
             )
 
-    def sign(self, folder: Path, signature: Path) -> str:
-        """Write the signature of every file below a folder; returns the name of the key, as `verify` says it.
+    def sign(self, folder: Path, signature: Path) -> None:
+        """Write the signature of every file below a folder."""
+        from model_signing.signing import Config  # noqa: PLC0415 (half a second, and a gateway never needs it)
 
-        Raises:
-            InvalidInput: the key that the settings name cannot be used, or the default one cannot be made.
-        """
-        self.check_key()
-        config = self._model_signing.signing.Config().use_elliptic_key_signer(private_key=self._key())
-        config.sign(folder, signature)
-        return key_of(signature)
+        Config().use_elliptic_key_signer(private_key=self._key()).sign(folder, signature)
 
-    def verify(self, folder: Path, signature: Path | None, name: str) -> None:
+    def verify(self, folder: Path, signature: Path, claim: Claim, name: str) -> None:
         """Find out that the files are those somebody trusted here has signed.
 
-        Args:
-            folder: the files.
-            signature: the signature file; None when the version has none.
-            name: of the version, for the message.
-
         Raises:
-            InvalidInput: there is no signature, nobody trusted here made it, or it is not of these files.
+            InvalidInput: nobody trusted here made the signature, or it is not of these files.
         """
-        if signature is None:
-            if self._settings.unsigned_versions == "refuse":
-                raise InvalidInput(
-                    f"{name} is not signed; sign it once you have looked at it: `tuneloop sign {name} --by YOU "
-                    "--reason WHY`, or set unsigned_versions to accept"
-                )
-            return
-        key = key_of(signature)
-        public = next((path for path in sorted(self.trusted.glob("*.pem")) if _name_of(path) == key), None)
+        from model_signing.verifying import Config  # noqa: PLC0415
+
+        key = claim.key
+        public = next((path for path in sorted(self.trusted.glob("*.pem")) if _name_in(path) == key), None)
         if public is None:
             raise InvalidInput(
                 f"{name} was signed by key {key}, which is not trusted here; put its public key into {self.trusted}, "
                 f"or sign the version anew on a machine whose key is: `tuneloop sign {name} --by YOU --reason WHY`"
             )
         try:
-            config = self._model_signing.verifying.Config().use_elliptic_key_verifier(public_key=public)
-            config.verify(folder, signature)
+            Config().use_elliptic_key_verifier(public_key=public).verify(folder, signature)
         except Exception as error:  # noqa: BLE001 (whatever is wrong with a signature: these files do not verify)
             raise InvalidInput(
-                f"{name}: its files are not what key {key} signed ({_short(error)}); do not serve it: see who has "
+                f"{name}: its files are not what key {key} signed ({short(error)}); do not serve it: see who has "
                 "written to the artifact store, and publish it again from the run that trained it"
             ) from None
 
@@ -136,7 +119,7 @@ class Signing:
         )
 
         made = ec.generate_private_key(ec.SECP256R1())
-        name, text = _name(made.public_key())
+        name, text = name_of(made.public_key())
         public = self._folder / "trusted" / f"{name}.pem"
         public.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(public, text)
@@ -152,36 +135,11 @@ class Signing:
         sync(key.parent)
 
 
-def key_of(signature: Path) -> str:
-    """The name of the key a signature says it was made with: the first hexadecimal digits of its public half's SHA-256.
-
-    Raises:
-        InvalidInput: it is no signature of model-signing, or made with no such key.
-    """
-    try:
-        bundle = json.loads(signature.read_text(encoding="utf-8"))
-        hint = bundle["verificationMaterial"]["publicKey"]["hint"]
-        return str(hint)[:_NAME_DIGITS]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InvalidInput(f"{signature.name} is no signature by a key: {error!r}; sign the version anew") from None
-
-
-def _name_of(public: Path) -> str:
+def _name_in(public: Path) -> str:
     """The name of the key in a public key's file; empty where it holds none."""
     from cryptography.hazmat.primitives.serialization import load_pem_public_key  # noqa: PLC0415
 
     try:
-        return _name(load_pem_public_key(public.read_bytes()))[0]
+        return name_of(load_pem_public_key(public.read_bytes()))[0]
     except Exception:  # noqa: BLE001 (cryptography has many errors for what is no key)
         return ""
-
-
-def _name(public: Any) -> tuple[str, bytes]:
-    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat  # noqa: PLC0415
-
-    text = bytes(public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
-    return sha256(text).hexdigest()[:_NAME_DIGITS], text
-
-
-def _short(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"[:300]
