@@ -7,6 +7,8 @@ import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pytest
+
 from tests_support import beat_engine, beat_gateway, publish_version, request_record, retraining_request
 from tuneloop.registry import Registry
 from tuneloop.registry.nouns import Feedback, RetrainingState, Route, version_name
@@ -24,13 +26,19 @@ def publish(registry: Registry, folder: Path) -> None:
 
 
 def set_up(registry: Registry) -> None:
-    """`bot@1` serves everything, `bot@2` is approved and waits for what becomes of it."""
+    """`bot@1` serves everything, `bot@2` is approved and waits for what becomes of it.
+
+    The route's salt is given, so that the same of `KEYS` are in each arm whenever this runs.
+    """
     registry.retraining.file(
         retraining_request(registry.clock(), id="rt_1", state=RetrainingState.GATED, result_version=2), by="monitor"
     )
     registry.gates.approve("bot", 1, by="ada", reason="test")
     registry.gates.approve("bot", 2, by="ada", reason="test")
-    promote(registry, "bot", 1, CHANGE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("secrets.token_hex", lambda size: "5eed" * (size // 2))
+        promote(registry, "bot", 1, CHANGE)
+    assert registry.routes.current("bot").salt == "5eed5eed5eed5eed"
 
 
 def splits(registry: Registry) -> list[dict[int, int]]:
