@@ -52,6 +52,7 @@ class Users:
 
     registry: Registry
     score: dict[int, float]  # version → what they think of its answers
+    guards: dict[int, dict[str, str]] = field(default_factory=dict)  # version → what guards find in its answers
     numbers: itertools.count[int] = field(default_factory=itertools.count)
 
     def ask(self, route: Route, keys: list[str] = KEYS) -> None:
@@ -61,8 +62,8 @@ class Users:
             number, version, hashed = next(self.numbers), assign(route, key), key_hash(key)
             assigned = None if held_out(route, hashed) else version
             who = {"assigned_version": assigned, "served_version": version, "key_hash": hashed}
-            who["revision"] = route.revision
-            records.append(request_record(number, now, **who))
+            found = self.guards.get(version, {})
+            records.append(request_record(number, now, revision=route.revision, guards=found, **who))
             score = min(1.0, self.score[version] + 0.1 * (number % 2))
             feedback.append(Feedback(id=f"f{number}", request_id=f"req-{number}", at=now, score=score))
         self.registry.traffic.add_requests(records)
