@@ -12,8 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from tests_support import request_record
+from tests_support import request_record, window_score
+from tuneloop.registry.nouns import WindowScore
 from tuneloop.registry.rollouts.canary import ArmSample, Limits, always_valid_difference, judge
+from tuneloop.registry.rollouts.signals import quality
 from tuneloop.registry.traffic import Opinion, Outcome
 
 AT = datetime(2026, 11, 1, 12, 0, tzinfo=UTC)
@@ -49,6 +51,65 @@ def test_longer_answers_are_judged_where_they_have_a_limit() -> None:
     assert _verdicts(_arm(200), arm(300), limits)["tokens"] == "inconclusive", "nobody counted the champion's"
     *_, check = judge([(arm(100), arm(300))], limits, step_answered=200)
     assert check.detail == "tokens of an answer 2.98 × the champion's (geometric mean)"
+
+
+@pytest.mark.parametrize(
+    ("name", "limits", "guards"), [("guards", Limits(), True), ("corrections", Limits(correction_margin=0.05), False)]
+)
+def test_finds_of_guards_and_corrections_are_judged_where_they_are_asked_for(
+    name: str, limits: Limits, guards: bool
+) -> None:
+    def verdict(champion: int, challenger: int, answered: int = 400) -> str:
+        arms = [replace(_arm(answered), guarded=some, corrected=some) for some in (champion, challenger)]
+        found = judge([(arms[0], arms[1])], limits, step_answered=answered, has_guards=guards)
+        return {check.name: check.verdict for check in found}[name]
+
+    assert verdict(4, 4) == "pass"
+    assert verdict(4, 100) == "fail"
+    assert verdict(100, 100) == "inconclusive", "as many, and too few to know it within the margin"
+    assert verdict(0, 1, answered=10) == "inconclusive", "too little to tell"
+    assert name not in _verdicts(_arm(400), _arm(400)), "not asked for"
+
+
+def _judged(version: int, signal: str, verdict: str, minute: int, **changes: object) -> WindowScore:
+    end = AT + timedelta(minutes=minute)
+    named = {"id": f"{version}-{signal}-{minute}", "version": version, "signal": signal, "verdict": verdict}
+    return window_score(end, **(named | {"window_start": AT, "window_end": end} | changes))
+
+
+@pytest.mark.parametrize(
+    ("own", "theirs", "wanted", "verdict"),
+    [
+        ([("perplexity", "none", 5)], [], (), "pass"),
+        ([("perplexity", "drift", 5)], [("perplexity", "none", 5)], (), "fail"),
+        ([("perplexity", "drift", 5)], [], (), "fail"),
+        ([("perplexity", "drift", 5)], [("perplexity", "drift", 6)], (), "inconclusive"),
+        ([("perplexity", "drift", 5)], [("refusals", "drift", 6)], (), "fail"),
+        ([("perplexity", "drift", 5), ("perplexity", "none", 6)], [], (), "pass"),
+        ([("served_model_change", "none", 5), ("refusals", "drift", 6)], [], (), "fail"),
+        ([("perplexity", "not enough data", 5)], [], ("perplexity",), "inconclusive"),
+        ([("refusals", "none", 5)], [], ("perplexity",), "inconclusive"),
+        ([], [], ("perplexity",), "inconclusive"),
+        ([("perplexity", "not enough data", 5)], [], (), None),
+        ([("perplexity", "drift", -5)], [], (), None),
+        ([], [("perplexity", "drift", 5)], (), None),
+    ],
+    ids=str,
+)
+def test_what_the_monitor_says_counts_against_a_challenger_only_where_its_champion_is_quiet(
+    own: list[tuple[str, str, int]], theirs: list[tuple[str, str, int]], wanted: tuple[str, ...], verdict: str | None
+) -> None:
+    scores = ([_judged(version, *one) for one in those] for version, those in ((2, own), (1, theirs)))
+    found = quality(*scores, since=AT, wanted=wanted)
+    assert (None if found is None else found.verdict) == verdict
+
+
+def test_a_baseline_of_the_monitor_judges_nothing() -> None:
+    baseline = _judged(2, "served_model_change", "none", 5, detail={"rounds": [[0.0]]})
+    assert quality([baseline], [], since=AT, wanted=()) is None
+    found = quality([baseline], [], since=AT, wanted=("served_model_change",))
+    assert found is not None
+    assert found.verdict == "inconclusive"
 
 
 def test_tokens_are_those_of_answers_whose_engine_counted_them() -> None:
@@ -221,12 +282,22 @@ def test_what_was_assigned_counts_not_what_served() -> None:
         "req-0": [said("req-0", 0, score=0.2), said("req-0", 1, thumb="up"), said("req-0", 2, corrected=True)],
         "req-1": [said("req-1", 0, score=1.0)],
     }
-    assert ArmSample.of(2, outcomes, opinions) == ArmSample(answered=1, failed=3, scores=(1.0,), total_ms=(50.0,))
+    expected = ArmSample(answered=1, failed=3, scores=(1.0,), total_ms=(50.0,), corrected=1)
+    assert ArmSample.of(2, outcomes, opinions) == expected
+    assert ArmSample.of(2, outcomes, opinions, {"req-0", "req-1"}) == replace(expected, guarded=1)
 
 
 @pytest.mark.parametrize(
     "limits",
-    [{"token_ratio": 1.0}, {"feedback_margin": 0.0}, {"error_margin": 1.5}, {"latency_ratio": 1.0}, {"alpha": 0.0}],
+    [
+        {"token_ratio": 1.0},
+        {"guard_margin": 0.0},
+        {"correction_margin": 0.0},
+        {"feedback_margin": 0.0},
+        {"error_margin": 1.5},
+        {"latency_ratio": 1.0},
+        {"alpha": 0.0},
+    ],
 )
 def test_limits_nothing_could_pass_are_refused(limits: dict[str, float]) -> None:
     with pytest.raises(ValidationError):

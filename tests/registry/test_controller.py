@@ -20,6 +20,7 @@ from tests_support import Clock, beat_gateway, publish_version
 from tuneloop.registry import Registry
 from tuneloop.registry.aliases.watch import AliasWatch
 from tuneloop.registry.errors import Conflict, InvalidInput, Refused, Unavailable
+from tuneloop.registry.guard_policy import GuardPolicy, OutputGuards
 from tuneloop.registry.nouns import Arm, Route
 from tuneloop.registry.rollouts.advancing import go_on, judged
 from tuneloop.registry.rollouts.canary import Limits
@@ -101,6 +102,20 @@ def test_a_failed_check_takes_the_version_back(registries: Registry, users: User
     assert registries.retraining.get("rt_1").state == "rejected"
     [verdict] = registries.audit.entries("bot@2", action="rollout.verdict")
     assert (verdict.detail["outcome"], verdict.detail["verdict"]) == ("rolled back", "fail")
+
+
+def test_a_version_in_whose_answers_guards_find_more_is_taken_back(
+    registries: Registry, users: Users, clock: Clock
+) -> None:
+    registries.policies.set("bot", GuardPolicy(output=OutputGuards()), by="ada", reason="r")
+    users.guards = {2: {"output.secrets": "redact: AWS key"}}
+    declare(registries, "bot", 2, PLAN, CHANGE)
+    controller = Controller(registries)
+    controller.turn()
+    pass_time(registries, users, clock, controller)
+    assert now(registries).state is S.ROLLED_BACK
+    assert re.match(r"guards: (\d+) of \1 had a find of the guards, champion 0 of \d+$", now(registries).outcome)
+    assert splits(registries)[-1] == {2: 0, 1: 10_000}
 
 
 def test_a_second_controller_does_nothing_until_the_lease_has_run_out(

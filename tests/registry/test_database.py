@@ -25,7 +25,7 @@ from tuneloop.registry import database as migrations_home
 from tuneloop.registry.database import Database, newest_revision
 from tuneloop.registry.errors import Conflict, InvalidInput, Unavailable
 from tuneloop.registry.experiments.declaration import Declaration, ExperimentPlan, Primary
-from tuneloop.registry.nouns import Arm
+from tuneloop.registry.nouns import Arm, Shadow
 from tuneloop.registry.policies import RetrainingPolicy
 from tuneloop.registry.retraining.budgets import Estimate
 from tuneloop.registry.rollouts.rollout import RolloutPlan
@@ -183,6 +183,22 @@ def test_an_older_schema_takes_no_request_that_a_budget_holds_or_that_expired(re
     assert queue.get(waiting.id) == again.model_copy(update={"budget_waived_by": None})
     assert queue.runs("bot") == []
     assert queue.begin(again, Estimate(0.1, 1, None, "the plan"), by="w").state == "running"
+
+
+def test_a_shadow_ends_with_the_older_schema_and_everything_else_stays(registries: Registry) -> None:
+    arms = [Arm(version=2, weight_bp=0), Arm(version=1, weight_bp=10_000)]
+    before = registries.routes.write("bot", arms, by="ada", reason="r", expected_revision=0)
+    shadow = (Shadow(version=2, share_bp=500),)
+    written = registries.routes.write("bot", arms, by="ada", reason="r", expected_revision=1, shadow=shadow)
+    asked, copy = request_record(1, registries.clock()), request_record(2, registries.clock(), shadow_of="req-1")
+    registries.traffic.add_requests([asked, copy])
+    assert registries.traffic.shadows_of("req-1") == [copy]
+    _downgraded_and_upgraded(registries.database, "0011")
+    assert registries.routes.history("bot") == [written.model_copy(update={"shadow": None}), before]
+    assert (registries.traffic.window("bot"), registries.traffic.shadows_of("req-1")) == ([asked], [])
+    again = registries.routes.write("bot", arms, by="ada", reason="r", expected_revision=2, shadow=shadow)
+    registries.traffic.add_requests([copy, copy])
+    assert (registries.routes.current("bot"), registries.traffic.shadows_of("req-1")) == (again, [copy])
 
 
 def test_a_transaction_that_raises_leaves_nothing(registries: Registry) -> None:

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from tests_support import Clock, request_record
+from tests_support import Clock, request_record, window_score
 from tuneloop.registry import Registry
 from tuneloop.registry.errors import Unreadable
+from tuneloop.registry.guard_policy import GuardPolicy, OutputGuards
 from tuneloop.registry.nouns import Arm, Feedback, Route
 from tuneloop.registry.rollouts.canary import Limits
 from tuneloop.registry.rollouts.judging import Trial, judgement, trial_of
@@ -80,6 +81,39 @@ def test_a_look_reads_no_text_and_as_many_statements_whatever_the_traffic(regist
     assert errors.detail == "120 of 480 failed, champion 0 of 600"
     assert feedback.detail.startswith("score +0.750")
     assert feedback.detail.endswith("360 scores against 600, margin 0.1")
+
+
+def test_finds_of_the_guards_in_answers_and_what_the_monitor_says_are_judged_where_there_are_any(
+    registries: Registry, clock: Clock
+) -> None:
+    route = share(registries, 5_000)
+    clock.advance(1)
+    guards = {"output.secrets": "redact: AWS key"}, {"output.guards": "failed open: deadline"}, {"secrets": "redact: k"}
+    records = [
+        request_record(
+            number,
+            clock(),
+            revision=route.revision,
+            assigned_version=1 + number % 2,
+            served_version=1 + number % 2,
+            guards=guards[number // 2 % 3] if number % 2 else {},
+        )
+        for number in range(600)
+    ]
+    registries.traffic.add_requests(records)
+    registries.episodes.add_score(window_score(clock(), version=2, signal="perplexity", verdict="drift"))
+
+    def names() -> dict[str, str]:
+        found = judgement(registries, "bot", 2, Limits(), trial_of(registries, "bot", 2))
+        return {check.name: f"{check.verdict}: {check.detail}" for check in found.checks}
+
+    clock.advance(1)
+    assert "guards" not in names(), "nothing looks at answers"
+    registries.policies.set("bot", GuardPolicy(output=OutputGuards()), by="ada", reason="r")
+    assert names()["guards"] == "fail: 100 of 300 had a find of the guards, champion 0 of 300"
+    assert names()["quality"].startswith("fail: perplexity: drifts")
+    registries.policies.set("bot", GuardPolicy(enabled=False, output=OutputGuards()), by="ada", reason="r")
+    assert "guards" not in names()
 
 
 def test_a_trial_is_found_however_long_it_is_and_whatever_is_damaged_before_it(

@@ -17,10 +17,12 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from tests_support import Clock, beat_engine, publish_version, retraining_request
 from tuneloop.registry import Registry
-from tuneloop.registry.errors import Conflict, Refused
-from tuneloop.registry.nouns import FULL_SHARE_BP, RetrainingRequest, RetrainingState, Route
+from tuneloop.registry.errors import Conflict, InvalidInput, Refused
+from tuneloop.registry.nouns import FULL_SHARE_BP, RetrainingRequest, RetrainingState, Route, Shadow
 from tuneloop.registry.retraining.queue import ENDED, MAX_ATTEMPTS, NEXT_STATES
+from tuneloop.registry.rollouts.rollout import who_gets_what
 from tuneloop.registry.routes.promotion import Change, promote, rollback, set_route
+from tuneloop.registry.routes.shadowing import shadow
 from tuneloop.registry.settings import RegistrySettings
 
 S = RetrainingState
@@ -249,6 +251,7 @@ class Routes(RuleBasedStateMachine):
         beat_engine(self.registry, *(f"bot@{number}" for number in range(1, 5)), max_loras=9)
         self.approved: set[int] = set()
         self.seen: list[Route] = []
+        self.shadows: tuple[Shadow | None, ...] = ()  # what a revision may have been given, beside what stood
 
     version = st.integers(min_value=1, max_value=4)
 
@@ -292,9 +295,26 @@ class Routes(RuleBasedStateMachine):
     @rule(pick=picked, force=st.booleans())
     def roll_back_to(self, pick: int, force: bool) -> None:
         there = self.seen[pick % len(self.seen)]
+        self.shadows = (there.shadow,)
         made = self.change(lambda who: rollback(self.registry, "bot", who, to_revision=there.revision), force)
         if made is not None:
-            assert made.arms == there.arms, "as they stood, the champion included"
+            assert (made.arms, made.shadow) == (there.arms, there.shadow), "as they stood, the champion included"
+
+    @precondition(lambda self: self.seen)
+    @rule(version=version, share_bp=st.sampled_from([0, 500, FULL_SHARE_BP]))
+    def shadow(self, version: int, share_bp: int) -> None:
+        before, wanted = self.seen[-1], Shadow(version=version, share_bp=share_bp) if share_bp else None
+        self.shadows = (wanted,)
+        try:
+            made = self.change(lambda who: shadow(self.registry, "bot", version, share_bp, who), force=False)
+        except InvalidInput:
+            self.shadows = ()
+            ends_another = share_bp == 0 and (before.shadow is None or before.shadow.version != version)
+            assert ends_another or before.split.get(version, 0) > 0
+            return
+        assert made is not None
+        assert made.shadow == wanted
+        assert who_gets_what(made) == who_gets_what(before), "it moves nobody"
 
     def change(self, act: Callable[[Change], Route], force: bool) -> Route | None:
         """The new revision; None where it was refused, which leaves who serves as it was."""
@@ -309,6 +329,7 @@ class Routes(RuleBasedStateMachine):
                 before = route
                 self.seen.append(route)
         assert made is None or self.seen[-1] == made
+        self.shadows = ()
         return made
 
     def check(self, before: Route | None, route: Route, force: bool) -> None:
@@ -318,6 +339,9 @@ class Routes(RuleBasedStateMachine):
             for arm in route.arms
             if arm.weight_bp > 0 and (before is None or arm.version != before.champion)
         }
+        stood = before.shadow if before is not None else None
+        kept = stood if stood is not None and route.split.get(stood.version) == 0 else None
+        assert route.shadow in (kept, *self.shadows), "it stays while its version is an arm without a share"
         assert force or gained <= self.approved, "nothing unapproved serves the public unless forced"
 
     @invariant()

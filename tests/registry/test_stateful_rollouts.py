@@ -33,6 +33,7 @@ from tuneloop.registry.rollouts.controller import LEASE_S, Controller
 from tuneloop.registry.rollouts.rollout import OPEN, Rollout, RolloutPlan, RolloutStep, who_gets_what
 from tuneloop.registry.rollouts.steering import abort, declare, resume
 from tuneloop.registry.routes.promotion import Change, hold_out, override, promote, rollback, set_route
+from tuneloop.registry.routes.shadowing import shadow
 from tuneloop.registry.settings import RegistrySettings
 
 PLAN = RolloutPlan(
@@ -128,6 +129,13 @@ class Rollouts(RuleBasedStateMachine):
     @rule(key=st.sampled_from(["t1", "t2"]))
     def override(self, key: str) -> None:
         override(self.registry, "bot", {key: 2}, GRACE)
+
+    @rule(version=version, share_bp=st.sampled_from([0, 1_000]))
+    def shadow(self, version: int, share_bp: int) -> None:
+        """It moves nobody, so an open rollout goes on whatever is shadowed."""
+        before = who_gets_what(self.registry.routes.current("bot"))
+        self.perhaps(lambda: shadow(self.registry, "bot", version, share_bp, GRACE))
+        assert who_gets_what(self.registry.routes.current("bot")) == before
 
     @staticmethod
     def perhaps(act: Callable[[], object]) -> None:

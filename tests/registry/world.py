@@ -7,6 +7,8 @@ import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pytest
+
 from tests_support import beat_engine, beat_gateway, publish_version, request_record, retraining_request
 from tuneloop.registry import Registry
 from tuneloop.registry.nouns import Feedback, RetrainingState, Route, version_name
@@ -24,13 +26,19 @@ def publish(registry: Registry, folder: Path) -> None:
 
 
 def set_up(registry: Registry) -> None:
-    """`bot@1` serves everything, `bot@2` is approved and waits for what becomes of it."""
+    """`bot@1` serves everything, `bot@2` is approved and waits for what becomes of it.
+
+    The route's salt is given, so that the same of `KEYS` are in each arm whenever this runs.
+    """
     registry.retraining.file(
         retraining_request(registry.clock(), id="rt_1", state=RetrainingState.GATED, result_version=2), by="monitor"
     )
     registry.gates.approve("bot", 1, by="ada", reason="test")
     registry.gates.approve("bot", 2, by="ada", reason="test")
-    promote(registry, "bot", 1, CHANGE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("secrets.token_hex", lambda size: "5eed" * (size // 2))
+        promote(registry, "bot", 1, CHANGE)
+    assert registry.routes.current("bot").salt == "5eed5eed5eed5eed"
 
 
 def splits(registry: Registry) -> list[dict[int, int]]:
@@ -44,6 +52,7 @@ class Users:
 
     registry: Registry
     score: dict[int, float]  # version → what they think of its answers
+    guards: dict[int, dict[str, str]] = field(default_factory=dict)  # version → what guards find in its answers
     numbers: itertools.count[int] = field(default_factory=itertools.count)
 
     def ask(self, route: Route, keys: list[str] = KEYS) -> None:
@@ -53,8 +62,8 @@ class Users:
             number, version, hashed = next(self.numbers), assign(route, key), key_hash(key)
             assigned = None if held_out(route, hashed) else version
             who = {"assigned_version": assigned, "served_version": version, "key_hash": hashed}
-            who["revision"] = route.revision
-            records.append(request_record(number, now, **who))
+            found = self.guards.get(version, {})
+            records.append(request_record(number, now, revision=route.revision, guards=found, **who))
             score = min(1.0, self.score[version] + 0.1 * (number % 2))
             feedback.append(Feedback(id=f"f{number}", request_id=f"req-{number}", at=now, score=score))
         self.registry.traffic.add_requests(records)

@@ -11,16 +11,19 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from registry.api.plane import DECLARED, Plane, following, let_experiment, running
+from registry.experiment_traffic import NO_PLAN, Users
 from registry.offered import make_whole
 from registry.verbs import let_live
-from tests_support import publish_version
+from tests_support import Clock, publish_version
 from tuneloop.registry import Registry
 from tuneloop.registry.access.roles import ROLES, Role
 from tuneloop.registry.api.app import ROUTERS
 from tuneloop.registry.api.openapi import operations, permission_of
+from tuneloop.registry.experiments.declaration import Declaration
 from tuneloop.registry.nouns import RetrainingState
 from tuneloop.registry.rollouts import steering
 from tuneloop.registry.rollouts.rollout import RolloutState
+from tuneloop.registry.routes.assignment import assign
 from tuneloop.registry.routes.promotion import Change, set_route
 from tuneloop.registry.settings import RegistrySettings
 
@@ -83,6 +86,20 @@ def offer(registry: Registry, number: int = 1) -> None:
     client.create_model_version("theirs", f"runs:/{run_id}/model", run_id)
 
 
+def let_learn(registry: Registry) -> None:
+    """The draft becomes a running bandit, and as many users came to each arm as were declared."""
+    end_rollout(registry)
+    shares = {1: 5_000, 2: 5_000}
+    [draft] = [one for one in registry.experiments.all() if one.started_at is None]
+    declared = DECLARED | {"mode": "bandit", "floor_bp": 1_500, "arms": shares}
+    registry.experiments.redeclare(draft.id, Declaration.model_validate(declared), NO_PLAN, by="ada", reason="r")
+    route = set_route(registry, "bot", shares, Change("ada", "r"))
+    registry.experiments.start(draft.id, revision=route.revision, by="ada", reason="r")
+    people = {version: [n for n in range(2_000) if assign(route, f"user-{n}") == version][:150] for version in shares}
+    users = Users(registry, Clock(registry.clock()), {1: 0.4, 2: 0.1}, span_s=0.0)
+    users.ask([*people[1], *people[2]], each=1)
+
+
 BOT = "/v1/models/bot"
 WRITES = (
     Write("set_gate_policy", "PUT", f"{BOT}/gate-policy", {"policy": {"margin": 0.1}}, "policy.gate", "bot"),
@@ -102,6 +119,7 @@ WRITES = (
     Write("set_split", "PUT", f"{BOT}/route", {"arms": SPLIT, "expected_revision": 2}, "route.set", "bot"),
     Write("override_keys", "PATCH", f"{BOT}/route/overrides", {"keys": {"t": 2}}, "route.override", "bot"),
     Write("set_holdout", "PUT", f"{BOT}/route/holdout", {"holdout_bp": 500}, "route.holdout", "bot"),
+    Write("set_shadow", "PUT", f"{BOT}/route/shadow", {"version": 3, "share_bp": 500}, "route.shadow", "bot"),
     Write(
         "set_rollout_policy",
         "PUT",
@@ -117,6 +135,7 @@ WRITES = (
     Write("abort_rollout", "POST", f"{BOT}/rollout/abort", {}, "rollout.abort", "bot@2"),
     Write("declare_experiment", "POST", "/v1/experiments", {"declaration": DECLARED}, "experiment.new", "", 201),
     Write("start_experiment", "POST", "/v1/experiments/DRAFT/start", {}, "experiment.start", "", ready=end_rollout),
+    Write("step_experiment", "POST", "/v1/experiments/DRAFT/step", {}, "experiment.step", "bot", ready=let_learn),
     Write("stop_experiment", "POST", "/v1/experiments/DRAFT/stop", {}, "experiment.stop", "", ready=begin),
     Write("approve_retraining", "POST", "/v1/retraining/rt_1/approve", {}, "retraining.queued", "rt_1"),
     Write("reject_retraining", "POST", "/v1/retraining/rt_1/reject", {}, "retraining.rejected", "rt_1"),
@@ -147,6 +166,7 @@ READS = (
     f"{BOT}/versions/1/approvals",
     f"{BOT}/route",
     f"{BOT}/route/revisions",
+    f"{BOT}/route/diff?before=1",
     f"{BOT}/rollout",
     f"{BOT}/rollout-policy",
     "/v1/rollouts",
@@ -236,6 +256,9 @@ def test_what_is_read_is_what_the_registry_holds(shared_plane: Plane) -> None:
     assert shared_plane.get(f"{BOT}/versions/1/gate")["approver"] == "ada"
     assert shared_plane.get(f"{BOT}/route")["route"]["revision"] == 2
     assert shared_plane.get(f"{BOT}/route")["gateways"] == {"g1": 2}
+    diff = shared_plane.get(f"{BOT}/route/diff?before=1&after=2")
+    assert diff["differences"][1] == {"what": "version 2", "before": "0", "after": "1000"}
+    assert (diff["moved_bp"], shared_plane.get(f"{BOT}/route/diff?before=1")) == (1_000, diff)
     assert shared_plane.get(f"{BOT}/rollout")["report"]["version"] == 2
     assert shared_plane.get("/v1/retraining/rt_1")["history"][0]["action"] == "retraining.file"
     line = shared_plane.get(f"{BOT}/requests")["items"][0]
@@ -263,6 +286,21 @@ def test_what_is_read_is_what_the_registry_holds(shared_plane: Plane) -> None:
     assert "digest" not in shared_plane.get("/v1/keys")["items"][0]
     me = shared_plane.get("/v1/whoami", Role.PROMOTER)
     assert (me["token"]["name"], set(me["permissions"])) == ("the-promoter", {str(p) for p in ROLES[Role.PROMOTER]})
+
+
+def test_a_bandits_step_says_what_it_would_do_and_then_does_it_once(plane: Plane) -> None:
+    path = path_of(plane, "/v1/experiments/DRAFT/step")
+    assert plane.ask("POST", path, json=WHY).status_code == 403, "only a running bandit moves its shares"
+    let_learn(plane.registry)
+    revision = plane.registry.routes.current("bot").revision
+    proposed = plane.ask("POST", path, json={"propose": True} | WHY).json()
+    assert (proposed["moved"], proposed["revision"]) == (False, revision)
+    assert proposed["chances"]["2"] > 0.99
+    moved = plane.ask("POST", path, json=WHY).json()
+    assert moved == proposed | {"moved": True, "revision": revision + 1}
+    assert {str(v): bp for v, bp in plane.registry.routes.current("bot").split.items()} == moved["split"]
+    [entry] = plane.registry.audit.entries("bot", action="experiment.step")
+    assert (entry.actor, entry.detail["chances"]["2"] > 0.99) == ("token:the-admin", True)
 
 
 def test_what_was_made_works_until_it_is_revoked(plane: Plane) -> None:

@@ -26,6 +26,7 @@ NOT_GUESSED = (
     ("GET", "/{experiment_id}/report"),
     ("POST", ""),
     ("POST", "/{experiment_id}/start"),
+    ("POST", "/{experiment_id}/step"),
     ("POST", "/{experiment_id}/stop"),
 )
 ANSWERED: defaultdict[str, set[int]] = defaultdict(set)

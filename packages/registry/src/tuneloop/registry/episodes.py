@@ -32,14 +32,22 @@ class Episodes:
             return connection.execute(insert.on_conflict_do_nothing(index_elements=["id"])).rowcount == 1
 
     def scores(
-        self, model: str, *, version: int | None = None, signal: str | None = None, limit: int = 10_000
+        self,
+        model: str,
+        *,
+        version: int | None = None,
+        signal: str | None = None,
+        since: datetime | None = None,
+        limit: int = 10_000,
     ) -> Rows[WindowScore]:
-        """Judged windows in order of time, less those that cannot be read, which are logged."""
+        """Windows judged after `since`, in order of time, less those that cannot be read, which are logged."""
         query = sa.select(window_scores).where(window_scores.c.model == model)
         if version is not None:
             query = query.where(window_scores.c.version == version)
         if signal is not None:
             query = query.where(window_scores.c.signal == signal)
+        if since is not None:
+            query = query.where(window_scores.c.at > since)
         with self._db.reading() as connection:
             newest = connection.execute(query.order_by(window_scores.c.at.desc()).limit(limit)).mappings()
             found = readable(WindowScore, newest)

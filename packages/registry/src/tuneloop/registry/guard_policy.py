@@ -118,6 +118,12 @@ class GuardPolicy(Noun):
         """Whether any text that comes in is looked at."""
         return {self.injection, self.hidden, self.secrets, self.personal} != {"off"}
 
+    @property
+    def looks_at_answers(self) -> bool:
+        """Whether any answer, of any key, is looked at."""
+        outputs = (self.output, *(key.output for key in self.keys.values()))
+        return self.enabled and any(output is not None and output.looks for output in outputs)
+
     def of_key(self, key_id: str | None) -> GuardPolicy:
         """As it is for the requests of one API key."""
         own = self.keys.get(key_id or "")

@@ -119,6 +119,18 @@ class Arm(Noun):
     weight_bp: int = Field(ge=0, le=FULL_SHARE_BP)
 
 
+class Shadow(Noun):
+    """A version that is sent copies of requests and answers nobody; of which keys, says `assignment.shadowed`."""
+
+    version: int = Field(ge=1)
+    share_bp: int = Field(ge=1, le=FULL_SHARE_BP)  # of the keys
+
+    @property
+    def text(self) -> str:
+        """`8=500`, as `tuneloop route shadow` takes it."""
+        return f"{self.version}={self.share_bp}"
+
+
 class Route(Noun):
     """Which versions of a model get which share; append-only, one row per revision.
 
@@ -137,6 +149,7 @@ class Route(Noun):
     holdout_bp: int = Field(
         default=0, ge=0, lt=FULL_SHARE_BP
     )  # share of the keys that get the champion, whatever it says
+    shadow: Shadow | None = None  # an arm without a share, which is sent copies
 
     @model_validator(mode="after")
     def _arms_make_a_whole(self) -> Self:
@@ -151,6 +164,8 @@ class Route(Noun):
             )
         if strangers := set(self.overrides.values()) - set(versions):
             raise ValueError(f"keys are overridden to versions {sorted(strangers)}, which are no arms of the route")
+        if self.shadow is not None and self.split.get(self.shadow.version) != 0:
+            raise ValueError(f"the shadow {self.shadow.version} is no arm without a share ({self.split_text})")
         return self
 
     @property
@@ -206,6 +221,7 @@ class RequestRecord(RequestLine):
 
     messages: tuple[Message, ...] = ()
     answer: str | None = None
+    shadow_of: str | None = None  # id of the request that this was a copy of; nobody was given its answer
 
     @property
     def question(self) -> str:

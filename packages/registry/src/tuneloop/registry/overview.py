@@ -21,6 +21,7 @@ from tuneloop.registry.policies import RolloutPolicy
 from tuneloop.registry.rollouts.advancing import judged as judged_now
 from tuneloop.registry.rollouts.judging import judgement, trial_of
 from tuneloop.registry.rollouts.rollout import OPEN, Rollout
+from tuneloop.registry.routes.shadowing import ShadowReport, shadow_report
 from tuneloop.registry.versions.deadline import LOOKUP_TIMEOUT_S, mlflow_within
 
 _MODELS = "models"
@@ -49,6 +50,7 @@ class RouteNow(Noun):
 
     route: Route
     gateways: dict[str, int | None]
+    shadow: ShadowReport | None  # None: it has none
     unreadable: tuple[str, ...]
 
 
@@ -146,7 +148,8 @@ def route_now(registry: Registry, model: str) -> RouteNow:
     """
     route, gateways = registry.routes.current(model), registry.fleet.gateways()
     applied = {gateway.id: gateway.applied.get(model) for gateway in gateways}
-    return RouteNow(route=route, gateways=applied, unreadable=gateways.unreadable)
+    shadow = shadow_report(registry, route)
+    return RouteNow(route=route, gateways=applied, shadow=shadow, unreadable=gateways.unreadable)
 
 
 def canary_of(route: Route) -> int | None:

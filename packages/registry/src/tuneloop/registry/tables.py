@@ -117,6 +117,7 @@ routes = sa.Table(
     sa.Column("forced", sa.Boolean, nullable=False),
     _json("overrides"),
     _integer("holdout_bp"),
+    sa.Column("shadow", Json, nullable=True),
 )
 audit = sa.Table(
     "audit",
@@ -162,33 +163,49 @@ approvals = sa.Table(
     _text("trained_by", nullable=True),
     sa.Index("approvals_by_version", "model", "version"),
 )
+
+
+def _request_columns() -> list[sa.Column[Any]]:
+    return [
+        _id(),
+        _time("at"),
+        _text("model"),
+        _integer("revision", nullable=True),
+        _integer("assigned_version", nullable=True),
+        _integer("served_version", nullable=True),
+        _text("engine", nullable=True),
+        _text("key_hash"),
+        _text("key_source"),
+        _text("api_key", nullable=True),
+        _text("endpoint"),
+        sa.Column("stream", sa.Boolean, nullable=False),
+        _integer("status"),
+        _text("error", nullable=True),
+        _integer("prompt_tokens", nullable=True),
+        _integer("completion_tokens", nullable=True),
+        sa.Column("queue_ms", sa.Float),
+        sa.Column("ttft_ms", sa.Float),
+        sa.Column("total_ms", sa.Float, nullable=False),
+        _json("guards"),
+        _json("messages"),
+        _text("answer", nullable=True),
+    ]
+
+
 requests = sa.Table(
     "requests",
     metadata,
-    _id(),
-    _time("at"),
-    _text("model"),
-    _integer("revision", nullable=True),
-    _integer("assigned_version", nullable=True),
-    _integer("served_version", nullable=True),
-    _text("engine", nullable=True),
-    _text("key_hash"),
-    _text("key_source"),
-    _text("api_key", nullable=True),
-    _text("endpoint"),
-    sa.Column("stream", sa.Boolean, nullable=False),
-    _integer("status"),
-    _text("error", nullable=True),
-    _integer("prompt_tokens", nullable=True),
-    _integer("completion_tokens", nullable=True),
-    sa.Column("queue_ms", sa.Float),
-    sa.Column("ttft_ms", sa.Float),
-    sa.Column("total_ms", sa.Float, nullable=False),
-    _json("guards"),
-    _json("messages"),
-    _text("answer", nullable=True),
+    *_request_columns(),
     sa.Index("requests_by_model_time", "model", "at"),
     sa.Index("requests_by_version_time", "model", "served_version", "at"),
+)
+# Copies that a shadow answered: apart, so that nothing which reads what users asked can take one for theirs.
+shadow_requests = sa.Table(
+    "shadow_requests",
+    metadata,
+    *_request_columns(),
+    _text("shadow_of", index=True),
+    sa.Index("shadow_requests_by_version_time", "model", "served_version", "at"),
 )
 feedback = sa.Table(
     "feedback",

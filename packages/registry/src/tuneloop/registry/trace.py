@@ -7,7 +7,7 @@ from typing import Any
 
 from tuneloop.registry.errors import NotFound, Unavailable, Unreadable
 from tuneloop.registry.facade import Registry
-from tuneloop.registry.nouns import Noun, Version, version_name
+from tuneloop.registry.nouns import Noun, RequestRecord, Version, version_name
 from tuneloop.registry.versions.deadline import LOOKUP_TIMEOUT_S, mlflow_within
 from tuneloop.registry.versions.run_files import DATA, kept_json
 
@@ -45,6 +45,7 @@ def trace(registry: Registry, request_id: str) -> list[TraceStep]:
             detail=record.model_dump(mode="json", exclude={"messages", "answer"}),
         )
     ]
+    steps += [_shadow_step(shadow) for shadow in registry.traffic.shadows_of(record.id)]
     if record.revision is not None:
         steps.append(_route_step(registry, record.model, record.revision))
     if record.served_version is None:
@@ -60,6 +61,16 @@ def trace(registry: Registry, request_id: str) -> list[TraceStep]:
 
 def _not_known(kind: str, name: str, error: Exception) -> TraceStep:
     return TraceStep(kind=kind, id=name, summary=f"not known: {error}", detail={})
+
+
+def _shadow_step(record: RequestRecord) -> TraceStep:
+    version = "no version" if record.served_version is None else version_name(record.model, record.served_version)
+    return TraceStep(
+        kind="shadow",
+        id=record.id,
+        summary=f"a copy to {version}, {record.status}, {record.total_ms:.0f} ms, which nobody was given",
+        detail=record.model_dump(mode="json", exclude={"messages", "answer"}),
+    )
 
 
 def _route_step(registry: Registry, model: str, revision: int) -> TraceStep:

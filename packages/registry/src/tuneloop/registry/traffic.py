@@ -15,7 +15,7 @@ from tuneloop.registry.database import Database, Rows, noun_of, readable, row_of
 from tuneloop.registry.errors import NotFound
 from tuneloop.registry.nouns import Feedback, Noun, RequestLine, RequestRecord
 from tuneloop.registry.paging import Ask, Page, page
-from tuneloop.registry.tables import feedback, requests
+from tuneloop.registry.tables import feedback, requests, shadow_requests
 
 CLIENT_FAULT = 400
 SERVER_FAULT = 500
@@ -70,6 +70,25 @@ class Outcome(Noun):
         return self.status < CLIENT_FAULT and self.error is None and self.served_version == self.assigned_version
 
 
+class Pair(Noun):
+    """What became of one request, and of the copy that a shadow answered; without their texts."""
+
+    status: int
+    error: str | None
+    queue_ms: FiniteFloat | None
+    ttft_ms: FiniteFloat | None
+    total_ms: FiniteFloat
+    completion_tokens: int | None
+    answer_chars: int | None  # None: no text is kept
+    shadow_status: int
+    shadow_error: str | None
+    shadow_queue_ms: FiniteFloat | None
+    shadow_ttft_ms: FiniteFloat | None
+    shadow_total_ms: FiniteFloat
+    shadow_completion_tokens: int | None
+    shadow_answer_chars: int | None
+
+
 class Traffic:
     """What was asked and answered. Writing the same id twice keeps the first: spools may be replayed."""
 
@@ -77,11 +96,16 @@ class Traffic:
         self._db = database
 
     def add_requests(self, records: Sequence[RequestRecord]) -> None:
-        """Store a batch in one transaction, and count what is new in it as its keys' usage."""
+        """Store a batch in one transaction, and count what is new in it as its keys' usage.
+
+        What a shadow answered goes to a table of its own and is nobody's usage.
+        """
+        asked = [record for record in records if record.shadow_of is None]
         with self._db.writing() as connection:
-            stored = self._insert(connection, requests, records)
-            first = {record.id: record for record in reversed(records)}
+            stored = self._insert(connection, requests, asked)
+            first = {record.id: record for record in reversed(asked)}
             book(self._db, connection, (first[record_id] for record_id in stored))
+            self._insert(connection, shadow_requests, [record for record in records if record.shadow_of is not None])
 
     def add_feedback(self, items: Sequence[Feedback]) -> None:
         """Store feedback in one transaction; once this returns it survives kill -9."""
@@ -202,6 +226,40 @@ class Traffic:
         for opinion in opinions:
             by_request.setdefault(opinion.request_id, []).append(opinion)
         return outcomes, by_request
+
+    def guarded(self, model: str, *, since: datetime, until: datetime) -> frozenset[str]:
+        """The requests in whose answers output guards found something; that they could not look is no find."""
+        verdicts = sa.func.replace(sa.cast(requests.c.guards, sa.Text), '"output.guards"', "")
+        here = sa.and_(requests.c.model == model, requests.c.at > since, requests.c.at <= until)
+        query = sa.select(requests.c.id).where(here, verdicts.like('%"output.%'))
+        with self._db.reading() as connection:
+            return frozenset(connection.execute(query).scalars())
+
+    def pairs(self, model: str, version: int, *, since: datetime, newest: int) -> Rows[Pair]:
+        """The newest copies that a version answered as a shadow, each beside what it was a copy of, where both are on
+        record."""
+        copies = shadow_requests
+        both = [
+            column.label(f"{prefix}{name}")
+            for table, prefix in ((requests, ""), (copies, "shadow_"))
+            for name, column in [
+                *((n, table.c[n]) for n in Pair.model_fields if n in table.c),
+                ("answer_chars", sa.func.length(table.c.answer)),
+            ]
+        ]
+        here = sa.and_(copies.c.model == model, copies.c.served_version == version, copies.c.at > since)
+        query = sa.select(*both).join_from(copies, requests, requests.c.id == copies.c.shadow_of).where(here)
+        with self._db.reading() as connection:
+            found = readable(Pair, connection.execute(query.order_by(copies.c.at.desc()).limit(newest)).mappings())
+        self._db.tell(found.unreadable)
+        return found
+
+    def shadows_of(self, request_id: str) -> Rows[RequestRecord]:
+        """What shadows answered to copies of one request."""
+        query = sa.select(shadow_requests).where(shadow_requests.c.shadow_of == request_id)
+        with self._db.reading() as connection:
+            rows = connection.execute(query.order_by(shadow_requests.c.at)).mappings()
+            return readable(RequestRecord, rows)
 
     def corrections_for(self, request_ids: Sequence[str]) -> dict[str, str]:
         """Request id → the newest correction a user gave; blank ones say nothing. Requests without any are absent."""

@@ -28,8 +28,8 @@ class Permission(StrEnum):
 
 MEANINGS: dict[Permission, str] = {
     Permission.READ: "read everything but the tokens",
-    Permission.ROUTE: "set routes, overrides and holdouts, promote, roll back, start, resume and abort rollouts, "
-    "declare, start and stop experiments",
+    Permission.ROUTE: "set routes, overrides, holdouts and shadows, promote, roll back, start, resume and abort "
+    "rollouts, declare, start, step and stop experiments",
     Permission.CANCEL: "cancel a retraining request",
     Permission.APPROVE: "approve and revoke versions, approve, reject and retry retraining requests",
     Permission.REGISTER: "register versions from what MLflow holds",

@@ -1,7 +1,7 @@
 """Experiments: declared, started, stopped and reported as the verbs do it.
 
-A report reads every request since the start, so few are made at a time. A bandit's shares are moved where the database
-is: by `tuneloop experiment step`, as often as its schedule says.
+A report, and a bandit's step, reads every request since the start, so few are made at a time. Nothing here steps by
+itself: whoever keeps the schedule asks for each.
 """
 
 from __future__ import annotations
@@ -45,6 +45,21 @@ class Stop(Body):
     """Why it stops."""
 
 
+class Step(Body):
+    """A bandit's next shares."""
+
+    propose: bool = Field(False, description="Say what the shares would be, and change nothing.")
+
+
+class Stepped(Noun):
+    """What a bandit's traffic says, and the shares that follow."""
+
+    chances: dict[int, float]  # version → its chance to be the best; empty: an arm has too few units yet
+    split: dict[int, int]  # version → basis points
+    revision: int  # of the route: the one that gives these shares, or the one in force where nothing was written
+    moved: bool  # whether the route was changed
+
+
 class Told(Noun):
     """What an experiment says, in words and in figures."""
 
@@ -85,6 +100,19 @@ def start_experiment(experiment_id: ExperimentPath, body: Begin, here: Here) -> 
     change = here.change(body.reason, force=body.force)
     with one_of_few():
         return conduct.start(here.registry, experiment_id, change)[0]
+
+
+@router.post("/experiments/{experiment_id}/step", dependencies=ROUTE)
+def step_experiment(experiment_id: ExperimentPath, body: Step, here: Here) -> Stepped:
+    """Move a running bandit's shares once, or only say where to."""
+    change = here.change(body.reason)
+    with reading_much():
+        running, route, wanted = conduct.step(here.registry, experiment_id)
+    moves = not body.propose and wanted.moves(route)
+    if moves:
+        with one_of_few():
+            route = conduct.move(here.registry, running, route, wanted, change)
+    return Stepped(chances=wanted.chances, split=wanted.split, revision=route.revision, moved=moves)
 
 
 @router.post("/experiments/{experiment_id}/stop", dependencies=ROUTE)

@@ -48,6 +48,7 @@ Reason = Annotated[
 ]
 Name = Annotated[str, StringConstraints(max_length=200, pattern=_SAID)]
 VersionNumber = Annotated[int, Field(ge=1, le=MOST_NUMBER, examples=[2])]
+RevisionQuery = Annotated[int, Query(ge=1, le=MOST_NUMBER, description="A revision of the route.", examples=[1])]
 Revision = Annotated[int, Field(ge=0, le=MOST_NUMBER, examples=[2])]
 WeightBp = Annotated[int, Field(ge=0, le=FULL_SHARE_BP, examples=[1_000], description="Basis points; 10,000 are all.")]
 Days = Annotated[float, Field(gt=0, le=MOST_DAYS, allow_inf_nan=False, examples=[30])]

@@ -24,6 +24,7 @@ from tuneloop.registry.api.fields import (
     ModelQuery,
     Name,
     Revision,
+    RevisionQuery,
     VersionNumber,
     VersionPath,
     WeightBp,
@@ -35,7 +36,9 @@ from tuneloop.registry.overview import RolloutNow, RouteNow
 from tuneloop.registry.policies import RolloutPolicy
 from tuneloop.registry.rollouts import steering
 from tuneloop.registry.rollouts.rollout import Rollout, RolloutPlan
+from tuneloop.registry.routes.changes import RouteDiff, differences
 from tuneloop.registry.routes.promotion import hold_out, override, promote, rollback, set_route
+from tuneloop.registry.routes.shadowing import shadow
 
 router = APIRouter()
 # A change waits for gateways, and for an engine to load what is new, up to two minutes: so many may, reads go on.
@@ -110,6 +113,14 @@ class Holdout(Body):
     expected_revision: Revision | None = None
 
 
+class ShadowChange(Body):
+    """The version that is sent copies of what a share of the keys asks; a share of 0 ends it."""
+
+    version: VersionNumber = Field(examples=[3])
+    share_bp: WeightBp = Field(examples=[500])
+    expected_revision: Revision | None = None
+
+
 class RolloutPolicyChange(Body):
     """The rollout policy that is to be in force; keys left out take their defaults."""
 
@@ -150,7 +161,7 @@ class Abort(Body):
 
 @router.get("/models/{model}/route", tags=["routes"], dependencies=READ)
 def get_route(model: ModelPath, here: Here) -> RouteNow:
-    """The route in force, and which gateways apply it."""
+    """The route in force, which gateways apply it, and its shadow beside the live answers."""
     return overview.route_now(here.registry, model)
 
 
@@ -161,6 +172,16 @@ def list_revisions(model: ModelPath, here: Here, ask: Asked) -> PageOf[Route]:
     if not found.items and ask.cursor is None:
         here.registry.routes.current(model)  # raises what to do when there is none
     return PageOf[Route].of(found)
+
+
+@router.get("/models/{model}/route/diff", tags=["routes"], dependencies=READ)
+def diff_revisions(
+    model: ModelPath, before: RevisionQuery, here: Here, after: RevisionQuery | None = None
+) -> RouteDiff:
+    """What differs between two revisions, and how many keys it moves; without `after`, against the route in force."""
+    routes = here.registry.routes
+    now = routes.current(model) if after is None else routes.at(model, after)
+    return differences(routes.at(model, before), now)
 
 
 @router.put("/models/{model}/route", tags=["routes"], dependencies=ROUTE)
@@ -188,6 +209,14 @@ def set_holdout(model: ModelPath, body: Holdout, here: Here) -> Route:
     change = here.change(body.reason)
     with one_of_few():
         return hold_out(here.registry, model, body.holdout_bp, change, expected_revision=body.expected_revision)
+
+
+@router.put("/models/{model}/route/shadow", tags=["routes"], dependencies=ROUTE)
+def set_shadow(model: ModelPath, body: ShadowChange, here: Here) -> Route:
+    """Send a version copies of what a share of the keys asks; nobody is given its answers."""
+    change, expected = here.change(body.reason), body.expected_revision
+    with one_of_few():
+        return shadow(here.registry, model, body.version, body.share_bp, change, expected_revision=expected)
 
 
 @router.post("/models/{model}/versions/{version}/promote", tags=["routes"], dependencies=ROUTE)

@@ -46,6 +46,10 @@ class BanditStep:
     chances: dict[int, float]
     split: dict[int, int]
 
+    def moves(self, route: Route) -> bool:
+        """Whether the route gives anybody another share than this."""
+        return self.split != {version: route.split.get(version, 0) for version in self.split}
+
 
 def settled(registry: Registry, declared: Declaration) -> Declaration:
     """A declaration as it is kept: its control named, every version known.

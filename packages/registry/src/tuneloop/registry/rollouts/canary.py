@@ -11,13 +11,14 @@ and pooled, a challenger that has most of its answers in the busier step would b
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
+from typing import Annotated
 
-from pydantic import ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field
 
-from tuneloop.registry.nouns import Check, Interval, Noun, Verdict
+from tuneloop.registry.nouns import Check, Interval, Noun, ServingSignal, Signal, Verdict, as_tuple
 from tuneloop.registry.statistics.sequences import drawn_variance, radius, stratum_shares
 from tuneloop.registry.traffic import Opinion, Outcome
 
@@ -32,6 +33,13 @@ class Limits(Noun):
     latency_ratio: float = Field(default=1.5, gt=1, allow_inf_nan=False)  # of the geometric mean of the total time
     # Of the geometric mean of the answers' tokens; None: not looked at (what is slower to no end shows in latency).
     token_ratio: float | None = Field(default=None, gt=1, allow_inf_nan=False)
+    guard_margin: float = Field(
+        default=0.05, gt=0, le=1
+    )  # of the share of answers that output guards find something in
+    # Of the share of answers that users corrected; None: not looked at.
+    correction_margin: float | None = Field(default=None, gt=0, le=1)
+    # Of the monitor, which must have found them quiet on the trial; others count where it has judged them.
+    signals: Annotated[tuple[Signal | ServingSignal, ...], BeforeValidator(as_tuple)] = ()
     alpha: float = Field(default=0.05, gt=0, lt=1)  # of each check, over all looks
 
 
@@ -44,6 +52,8 @@ class ArmSample:
     scores: tuple[float, ...]  # newest feedback score per request, in [0, 1]
     total_ms: tuple[float, ...]  # of answered requests
     tokens: tuple[int, ...] = ()  # of answers whose engine counted them
+    guarded: int = 0  # answers in which the model's output guards found something
+    corrected: int = 0  # answers that users corrected
 
     @property
     def asked(self) -> int:
@@ -51,8 +61,15 @@ class ArmSample:
         return self.answered + self.failed
 
     @classmethod
-    def of(cls, version: int, outcomes: Sequence[Outcome], opinions: Mapping[str, Sequence[Opinion]]) -> ArmSample:
-        """The sample of a version from the outcomes of its model's requests, and opinions in order of time by request.
+    def of(
+        cls,
+        version: int,
+        outcomes: Sequence[Outcome],
+        opinions: Mapping[str, Sequence[Opinion]],
+        guarded: Collection[str] = (),
+    ) -> ArmSample:
+        """The sample of a version from the outcomes of its model's requests, and opinions in order of time by request;
+        `guarded` are those whose answers output guards found something in.
 
         What the version was assigned counts, not what it served: a request that another version had to answer is its
         failure. A request that pinned its version belongs to no arm; one the client spoilt or left is neither success
@@ -64,14 +81,20 @@ class ArmSample:
         scores = [likings[-1] for likings in liked if likings]
         times_ms = tuple(o.total_ms for o in answered)
         tokens = tuple(o.completion_tokens for o in answered if o.completion_tokens)
-        return cls(len(answered), len(mine) - len(answered), tuple(scores), times_ms, tokens)
+        hits = sum(outcome.id in guarded for outcome in answered)
+        corrected = sum(any(said.corrected for said in opinions.get(outcome.id, ())) for outcome in answered)
+        return cls(len(answered), len(mine) - len(answered), tuple(scores), times_ms, tokens, hits, corrected)
 
 
 Arms = tuple[ArmSample, ArmSample]  # champion and challenger under one revision
+Count = tuple[int, int]  # of so many
 
 
-def judge(revisions: Sequence[Arms], limits: Limits, *, step_answered: int, min_samples: int = 30) -> tuple[Check, ...]:
-    """Samples, errors, latency, feedback and, where it has a limit, length of the challenger against the champion.
+def judge(
+    revisions: Sequence[Arms], limits: Limits, *, step_answered: int, min_samples: int = 30, has_guards: bool = False
+) -> tuple[Check, ...]:
+    """Samples, errors, latency and feedback of the challenger against the champion; length and corrections where they
+    have a limit, and what guards found where the model `has_guards` that look at answers.
 
     `step_answered` of the challenger's answers were given on the present step; those alone count as its samples.
     """
@@ -86,7 +109,15 @@ def judge(revisions: Sequence[Arms], limits: Limits, *, step_answered: int, min_
         _latency(revisions, limits),
         _feedback(revisions, limits),
     )
-    return checks if limits.token_ratio is None else (*checks, _tokens(revisions, limits.token_ratio, limits.alpha))
+    if limits.token_ratio is not None:
+        checks = (*checks, _tokens(revisions, limits.token_ratio, limits.alpha))
+    if has_guards:
+        found = [((c.guarded, c.answered), (h.guarded, h.answered)) for c, h in revisions]
+        checks = (*checks, _share("guards", "had a find of the guards", found, limits.guard_margin, limits.alpha))
+    if limits.correction_margin is not None:
+        said = [((c.corrected, c.answered), (h.corrected, h.answered)) for c, h in revisions]
+        checks = (*checks, _share("corrections", "were corrected", said, limits.correction_margin, limits.alpha))
+    return checks
 
 
 def always_valid_difference(
@@ -132,22 +163,28 @@ def _variance(revisions: Sequence[Sequence[float]]) -> float:
 
 
 def _errors(revisions: Sequence[Arms], limits: Limits) -> Check:
-    compared = [arms for arms in revisions if all(arm.asked for arm in arms)]
+    failed = [((c.failed, c.asked), (h.failed, h.asked)) for c, h in revisions]
+    return _share("errors", "failed", failed, limits.error_margin, limits.alpha)
+
+
+def _share(name: str, what: str, revisions: Sequence[tuple[Count, Count]], margin: float, alpha: float) -> Check:
+    """How much larger the challenger's share of `what` is than the champion's."""
+    compared = [counts for counts in revisions if all(among for _, among in counts)]
     if not compared:
-        return Check(name="errors", verdict="inconclusive", detail="no revision in which both have traffic")
+        return Check(name=name, verdict="inconclusive", detail="no revision in which both have traffic")
     estimate = spread = 0.0
-    for share, arms in zip(stratum_shares([(c.asked, h.asked) for c, h in compared]), compared, strict=True):
+    for weight, counts in zip(stratum_shares([(c[1], h[1]) for c, h in compared]), compared, strict=True):
         # Agresti and Caffo (2000): one success and one failure added to each arm, over all revisions together, keeps
         # the coverage at small n.
-        (p0, n0), (p1, n1) = (((arm.failed + share) / (arm.asked + 2 * share), arm.asked + 2 * share) for arm in arms)
-        estimate += share * (p1 - p0)
-        spread += share**2 * (p0 * (1 - p0) / n0 + p1 * (1 - p1) / n1)
-    interval = _always_valid(estimate, spread, alpha=limits.alpha, effect=limits.error_margin)
+        (p0, n0), (p1, n1) = (((some + weight) / (among + 2 * weight), among + 2 * weight) for some, among in counts)
+        estimate += weight * (p1 - p0)
+        spread += weight**2 * (p0 * (1 - p0) / n0 + p1 * (1 - p1) / n1)
+    interval = _always_valid(estimate, spread, alpha=alpha, effect=margin)
     champion, challenger = (
-        f"{sum(one.failed for one in arm)} of {sum(one.asked for one in arm)}" for arm in zip(*compared, strict=True)
+        f"{sum(some for some, _ in arm)} of {sum(among for _, among in arm)}" for arm in zip(*compared, strict=True)
     )
-    detail = f"{challenger} failed, champion {champion}"
-    return Check(name="errors", verdict=_not_above(interval, limits.error_margin), detail=detail, interval=interval)
+    detail = f"{challenger} {what}, champion {champion}"
+    return Check(name=name, verdict=_not_above(interval, margin), detail=detail, interval=interval)
 
 
 def _latency(revisions: Sequence[Arms], limits: Limits) -> Check:

@@ -1,6 +1,7 @@
 """Judging the running challenger: which traffic counts, read from the database; what it shows says `canary`.
 
-A look reads, by two queries and without its text, what became of every request since the version got its share.
+A look reads, by two queries and without its text, what became of every request since the version got its share; by a
+third which answers output guards found something in, where the model has any; and the monitor's newest verdicts.
 """
 
 from __future__ import annotations
@@ -11,9 +12,13 @@ from datetime import datetime
 
 from tuneloop.registry.errors import Refused
 from tuneloop.registry.facade import Registry
+from tuneloop.registry.guard_policy import GuardPolicy
 from tuneloop.registry.nouns import GateReport, version_name
 from tuneloop.registry.rollouts.canary import ArmSample, Limits, judge
+from tuneloop.registry.rollouts.signals import quality
 from tuneloop.registry.traffic import Outcome
+
+_SCORES = 500  # the monitor's newest verdicts of a version: all signals of many windows
 
 
 @dataclass(frozen=True)
@@ -37,12 +42,19 @@ def judgement(
     under: dict[int, list[Outcome]] = {}
     for outcome in outcomes:
         under.setdefault(outcome.revision or 0, []).append(outcome)
+    has_guards = registry.policies.get(model, GuardPolicy).looks_at_answers
+    guarded = registry.traffic.guarded(model, since=trial.since, until=now) if has_guards else frozenset()
     samples = {
-        revision: (ArmSample.of(champion, those, opinions), ArmSample.of(version, those, opinions))
+        revision: (ArmSample.of(champion, those, opinions, guarded), ArmSample.of(version, those, opinions, guarded))
         for revision, those in under.items()
     }
     here = sum(challenger.answered for revision, (_, challenger) in samples.items() if revision >= trial.step_revision)
-    checks = judge(tuple(samples.values()), limits, step_answered=here, min_samples=min_samples)
+    checks = judge(tuple(samples.values()), limits, step_answered=here, min_samples=min_samples, has_guards=has_guards)
+    own, theirs = (
+        registry.episodes.scores(model, version=one, since=trial.since, limit=_SCORES) for one in (version, champion)
+    )
+    if (said := quality(own, theirs, since=trial.since, wanted=limits.signals)) is not None:
+        checks = (*checks, said)
     return GateReport(model=model, version=version, champion=champion, at=now, checks=checks)
 
 

@@ -5,7 +5,7 @@ moves keys from the champion to it, and lowering it is the exact inverse. Costs 
 
 A route may hold a share of the keys out: they get the champion whatever the split says. Their places come from a salt
 of their own, so who is held out tells nothing of who would get which arm, and from the key's hash, so that a record,
-which keeps no more, tells too.
+which keeps no more, tells too. Whose requests a shadow is sent copies of is drawn likewise, by a third salt.
 """
 
 from __future__ import annotations
@@ -34,6 +34,15 @@ def overridden(route: Route, key: str) -> int | None:
 def held_out(route: Route, hashed: str) -> bool:
     """Whether a key, by its `key_hash`, is kept out of the split of this route revision; the same for a record's."""
     return route.holdout_bp > 0 and bucket(f"{route.salt}/holdout", route.model, hashed) < route.holdout_bp
+
+
+def shadowed(route: Route, hashed: str) -> bool:
+    """Whether the shadow of this route revision, if it has one, is sent copies of what a key asks; by `key_hash`.
+
+    A larger share adds keys and lets go of none.
+    """
+    shadow = route.shadow
+    return shadow is not None and bucket(f"{route.salt}/shadow", route.model, hashed) < shadow.share_bp
 
 
 def assign(route: Route, key: str) -> int:

@@ -17,7 +17,7 @@ from sqlalchemy.engine import Connection
 from tuneloop.registry.database import write_last
 from tuneloop.registry.errors import InvalidInput, Refused, TuneloopError, Unreadable
 from tuneloop.registry.facade import Registry
-from tuneloop.registry.nouns import FULL_SHARE_BP, Arm, RetrainingState, Route, version_name
+from tuneloop.registry.nouns import FULL_SHARE_BP, Arm, RetrainingState, Route, Shadow, version_name
 from tuneloop.registry.routes.assignment import key_hash
 from tuneloop.registry.routes.staging import check_approved, check_fits, check_kept, stage
 from tuneloop.registry.routes.store import lost_race
@@ -186,7 +186,8 @@ def rollback(
     """Take the last change of who serves back: a canary loses its share, or the champion before this one returns.
 
     A second rollback goes one champion further back, never forward to the one just left. Only what the route no longer
-    names is loaded. With `to_revision` the arms of that revision return as they stood, the champion included.
+    names is loaded. With `to_revision` the arms of that revision return as they stood, the champion and the shadow
+    included.
 
     Raises:
         NotFound: there is no route, or no such revision.
@@ -196,8 +197,10 @@ def rollback(
     registry.routes.current(model)  # raises what to do when there is none
     now = _current(registry, model, expected_revision)
     assert now is not None
+    shadow: tuple[()] | tuple[Shadow] | None = None
     if to_revision is not None:
-        arms = registry.routes.at(model, to_revision).arms
+        there = registry.routes.at(model, to_revision)
+        arms, shadow = there.arms, (there.shadow,) if there.shadow else ()
     elif any(arm.weight_bp > 0 for arm in now.arms[:-1]):
         arms = arrange(now, {arm.version: 0 for arm in now.arms[:-1]} | {now.champion: FULL_SHARE_BP})
     else:
@@ -208,7 +211,7 @@ def rollback(
                 f"`tuneloop route history {model}` shows every split, `tuneloop promote` makes another the champion"
             )
         arms = arrange(now, {now.champion: 0, former[-1]: FULL_SHARE_BP})
-    return _put(registry, model, now, arms, change, _ROLLBACK, noted, follow)
+    return _put(registry, model, now, arms, change, _ROLLBACK, noted, follow, shadow)
 
 
 def _former_champions(registry: Registry, model: str) -> list[int]:
@@ -291,6 +294,7 @@ def _put(
     action: str,
     noted: Mapping[str, Any] | None = None,
     follow: Follow | None = None,
+    shadow: tuple[()] | tuple[Shadow] | None = None,
 ) -> Route:
     """Check, stage and write the arms as the revision after `before`, and wait for the gateways; MLflow's aliases
     follow."""
@@ -323,6 +327,7 @@ def _put(
         forced=change.force,
         action=action,
         noted=noted,
+        shadow=shadow,
         follow=closing,
     )
     try:

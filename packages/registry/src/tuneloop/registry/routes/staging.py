@@ -193,6 +193,8 @@ def _unstage(registry: Registry, before: Route, revision: int, *, by: str, reaso
             reason=f"could not be loaded: {reason}",
             expected_revision=revision,
             action="route.unstage",
+            overrides=before.overrides,
+            shadow=(before.shadow,) if before.shadow else (),
         )
     except Conflict as error:  # the route is somebody else's now
         _log.warning("%s stays as it is: %s", before.model, error)

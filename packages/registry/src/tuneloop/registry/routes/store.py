@@ -15,7 +15,7 @@ from sqlalchemy.engine import Connection
 from tuneloop.registry import audit
 from tuneloop.registry.database import Database, Rows, noun_of, readable, row_of
 from tuneloop.registry.errors import Conflict, InvalidInput, NotFound, Unreadable
-from tuneloop.registry.nouns import Arm, Route
+from tuneloop.registry.nouns import Arm, Route, Shadow
 from tuneloop.registry.paging import Ask, Page, page
 from tuneloop.registry.tables import routes
 
@@ -127,13 +127,15 @@ class Routes:
         noted: Mapping[str, Any] | None = None,
         overrides: Mapping[str, int] | None = None,
         holdout_bp: int | None = None,
+        shadow: tuple[()] | tuple[Shadow] | None = None,
         follow: Callable[[Connection, Route], None] | None = None,
     ) -> Route:
         """Append revision `expected_revision + 1` if `expected_revision` is still the newest (0: there is none yet).
 
         `noted` joins the detail of the audit record; `overrides` replaces those of single keys, which otherwise stay as
         far as their version stays an arm; `holdout_bp` replaces the share that is held out, which otherwise stays;
-        `follow` writes what follows from the route, or the route is not written either.
+        `shadow` replaces the shadow (by none, if empty), which otherwise stays while its version is an arm without a
+        share; `follow` writes what follows from the route, or the route is not written either.
 
         Raises:
             InvalidInput: the arms do not make a whole, or `by` or `reason` is empty.
@@ -159,6 +161,7 @@ class Routes:
                     forced=forced,
                     overrides=_overrides(newest, arms) if overrides is None else dict(overrides),
                     holdout_bp=(newest.holdout_bp if newest else 0) if holdout_bp is None else holdout_bp,
+                    shadow=_shadow(newest, arms) if shadow is None else next(iter(shadow), None),
                 )
             except ValidationError as error:
                 raise InvalidInput(
@@ -175,6 +178,9 @@ class Routes:
                 "forced": forced,
                 "before": newest.split_text if newest else "",
             }
+            had, has = (one.shadow.text if one and one.shadow else None for one in (newest, route))
+            if had != has:
+                detail |= {"shadow": has, "shadow_before": had}
             detail |= noted or {}
             audit.record(connection, at=route.at, actor=by, action=action, subject=model, detail=detail)
             if follow is not None:
@@ -185,6 +191,12 @@ class Routes:
 def _overrides(newest: Route | None, arms: Sequence[Arm]) -> dict[str, int]:
     versions = {arm.version for arm in arms}
     return {key: version for key, version in (newest.overrides if newest else {}).items() if version in versions}
+
+
+def _shadow(newest: Route | None, arms: Sequence[Arm]) -> Shadow | None:
+    """It ends when its version gets a share, or leaves the route."""
+    shadow = newest.shadow if newest else None
+    return shadow if shadow is not None and Arm(version=shadow.version, weight_bp=0) in arms else None
 
 
 def lost_race(model: str, expected: int, newest: Route | None) -> Conflict:

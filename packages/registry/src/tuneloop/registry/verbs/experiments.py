@@ -139,7 +139,7 @@ def experiment_step(experiment_id: str, propose: bool, by: str, reason: str, as_
             for version, share in wanted.split.items()
         ]
         text = table(["VERSION", "CHANCE TO BE BEST", "SHARE (BP)", "NEXT SHARE (BP)"], rows)
-        moved = wanted.split != {version: route.split.get(version, 0) for version in wanted.split}
+        moved = wanted.moves(route)
         if moved and not propose:
             route = conduct.move(registry, running, route, wanted, Change(by, reason))
             text += f"\n{route.model} revision {route.revision}: {route.split_text}"

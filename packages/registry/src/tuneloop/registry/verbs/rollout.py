@@ -44,6 +44,10 @@ def rollout() -> None:
 @click.option("--error-margin", type=float, help="How much larger a share of requests may fail and still pass.")
 @click.option("--latency-ratio", type=float, help="How many times as long answers may take and still pass.")
 @click.option("--token-ratio", type=float, help="How many times as long answers may be; not looked at otherwise.")
+@click.option("--guard-margin", type=float, help="How much larger a share of answers guards may find something in.")
+@click.option(
+    "--correction-margin", type=float, help="How much larger a share may be corrected; not looked at otherwise."
+)
 @click.option("--detach", is_flag=True, help="Declare it only; a controller goes on with it.")
 @by_option
 @reason_option
@@ -58,6 +62,8 @@ def rollout_start(
     error_margin: float | None,
     latency_ratio: float | None,
     token_ratio: float | None,
+    guard_margin: float | None,
+    correction_margin: float | None,
     detach: bool,
     by: str,
     reason: str,
@@ -75,6 +81,8 @@ def rollout_start(
         "error_margin": error_margin,
         "latency_ratio": latency_ratio,
         "token_ratio": token_ratio,
+        "guard_margin": guard_margin,
+        "correction_margin": correction_margin,
     }
     with Registry.open() as registry:
         policy = registry.policies.get(model, RolloutPolicy)

@@ -9,12 +9,15 @@ import click
 from tuneloop.registry import overview
 from tuneloop.registry.errors import InvalidInput
 from tuneloop.registry.facade import Registry
-from tuneloop.registry.nouns import Route, parse_version_name
+from tuneloop.registry.nouns import Interval, Route, parse_version_name, version_name
 from tuneloop.registry.printing import by_option, emit, json_option, reason_option, table, tell_unreadable
+from tuneloop.registry.routes.changes import differences
 from tuneloop.registry.routes.promotion import Change, hold_out, override, set_route
 from tuneloop.registry.routes.promotion import promote as promote_version
 from tuneloop.registry.routes.promotion import rollback as roll_back
+from tuneloop.registry.routes.shadowing import ShadowReport, shadow
 
+_SHARE = re.compile(r"([0-9]{1,9})=([0-9]{1,9})")
 force_option = click.option("--force", is_flag=True, help="Serve what nobody approved; on record.")
 
 
@@ -69,7 +72,11 @@ def route_show(model: str, as_json: bool) -> None:
         text = f"{route_line(found)}\ngateways: " + (
             ", ".join(f"{g} applies {r}" for g, r in applied.items()) or "none is live"
         )
-        emit(found.model_dump(mode="json") | {"gateways": applied}, as_json, text)
+        shown = found.model_dump(mode="json") | {"gateways": applied}
+        if now.shadow is not None:
+            text += f"\n{shadow_text(found.model, now.shadow)}"
+            shown["shadow_report"] = now.shadow.model_dump(mode="json")
+        emit(shown, as_json, text)
 
 
 @route.command("history")
@@ -83,10 +90,36 @@ def route_history(model: str, as_json: bool) -> None:
             registry.routes.current(model)  # raises what to do when there is none
         tell_unreadable(found.unreadable)
         rows = [
-            [r.revision, f"{r.at:%Y-%m-%d %H:%M:%S}", r.split_text, r.by, r.reason, "forced" if r.forced else ""]
+            [
+                r.revision,
+                f"{r.at:%Y-%m-%d %H:%M:%S}",
+                _split_and_shadow(r),
+                r.by,
+                r.reason,
+                "forced" if r.forced else "",
+            ]
             for r in found
         ]
         emit(found, as_json, table(["REVISION", "AT (UTC)", "SPLIT (BP)", "BY", "REASON", ""], rows))
+
+
+@route.command("diff")
+@click.argument("model")
+@click.argument("before", type=click.IntRange(1, 2**31 - 1))
+@click.argument("after", type=click.IntRange(1, 2**31 - 1), required=False)
+@json_option
+def route_diff(model: str, before: int, after: int | None, as_json: bool) -> None:
+    """Show what differs between two revisions, and how many keys it moves.
+
+    Without a second one, the first is held against the route in force.
+    """
+    with Registry.open() as registry:
+        now = registry.routes.current(model) if after is None else registry.routes.at(model, after)
+        found = differences(registry.routes.at(model, before), now)
+    rows = [[one.what, one.before, one.after] for one in found.differences]
+    text = table(["", f"REVISION {found.before.revision}", f"REVISION {found.after.revision}"], rows)
+    moved = f"another version answers {found.moved_bp / 100:g} % of the keys"
+    emit(found, as_json, f"{text}\n{moved}" if rows else "they are alike")
 
 
 @route.command("set")
@@ -103,7 +136,7 @@ def route_set(
     """Write a split, for example `7=9000 8=1000`, as the next revision."""
     shares: dict[int, int] = {}
     for part in split:
-        said = re.fullmatch(r"([0-9]{1,9})=([0-9]{1,9})", part)
+        said = _SHARE.fullmatch(part)
         if said is None or int(said[1]) in shares:
             raise InvalidInput(f"{part!r} is not VERSION=BASIS_POINTS, each version once, for example 7=9000")
         shares[int(said[1])] = int(said[2])
@@ -151,6 +184,26 @@ def route_holdout(model: str, share_bp: int, expect: int | None, by: str, reason
         show_route(hold_out(registry, model, share_bp, Change(by, reason), expected_revision=expect), as_json)
 
 
+@route.command("shadow")
+@click.argument("model")
+@click.argument("shadow_share", metavar="VERSION=BASIS_POINTS")
+@click.option("--expect", type=int, help="Fail if the newest revision is not this one.")
+@by_option
+@reason_option
+@json_option
+def route_shadow(model: str, shadow_share: str, expect: int | None, by: str, reason: str, as_json: bool) -> None:
+    """Send a version copies of what a share of the keys asks, for example `8=500`.
+
+    Nobody is given its answers; `route show` compares them with those that were given. 8=0 ends it.
+    """
+    said = _SHARE.fullmatch(shadow_share)
+    if said is None:
+        raise InvalidInput(f"{shadow_share!r} is not VERSION=BASIS_POINTS, for example 8=500")
+    version, share_bp, change = int(said[1]), int(said[2]), Change(by, reason)
+    with Registry.open() as registry:
+        show_route(shadow(registry, model, version, share_bp, change, expected_revision=expect), as_json)
+
+
 def show_route(route: Route, as_json: bool) -> None:
     """Print a route."""
     emit(route, as_json, route_line(route))
@@ -161,4 +214,32 @@ def route_line(route: Route) -> str:
     keys = "1 key has" if len(route.overrides) == 1 else f"{len(route.overrides)} keys have"
     own = f", {keys} a version of their own" if route.overrides else ""
     held = f", {route.holdout_bp / 100:g} % of the keys held out" if route.holdout_bp else ""
-    return f"{route.model} revision {route.revision}: {route.split_text}{own}{held} (by {route.by}: {route.reason})"
+    who = f"{_split_and_shadow(route)}{own}{held}"
+    return f"{route.model} revision {route.revision}: {who} (by {route.by}: {route.reason})"
+
+
+def _split_and_shadow(route: Route) -> str:
+    return route.split_text + (f", shadow {route.shadow.text}" if route.shadow else "")
+
+
+def shadow_text(model: str, found: ShadowReport) -> str:
+    """A shadow beside the live answers, as people read it."""
+    name, since = version_name(model, found.version), f"{found.since:%Y-%m-%d %H:%M:%S} UTC"
+    head = f"{name} shadows {found.share_bp / 100:g} % of the keys since {since}"
+    if not found.pairs:
+        return f"{head}: nothing compared yet"
+    failures = found.failures
+    wider = f" ({100 * failures.estimate:+.2f} points {_between(failures, '+.2f', 100)})" if failures else ""
+    rows: list[list[object]] = [["failed", f"{found.failed} of {found.pairs}, live {found.live_failed}{wider}"]]
+    for name, ratio in [
+        ("engine's time", found.engine_time),
+        ("time to first token", found.first_token),
+        ("tokens of an answer", found.tokens),
+        ("characters of an answer", found.length),
+    ]:
+        rows.append([name, f"{ratio.estimate:.2f} × {_between(ratio, '.2f')}" if ratio else None])
+    return f"{head}:\n{table(['OF THE SAME REQUESTS', 'SHADOW AGAINST LIVE, 95 %'], rows)}"
+
+
+def _between(interval: Interval, form: str, times: float = 1.0) -> str:
+    return f"[{times * interval.low:{form}}, {times * interval.high:{form}}]"

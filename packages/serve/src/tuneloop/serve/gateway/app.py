@@ -27,6 +27,7 @@ from tuneloop.serve.gateway.metrics import Metrics
 from tuneloop.serve.gateway.records import Recorder
 from tuneloop.serve.gateway.refresh import Refresh
 from tuneloop.serve.gateway.settings import GatewaySettings
+from tuneloop.serve.gateway.shadows import Shadows
 from tuneloop.serve.gateway.snapshot import Snapshot
 
 log = logging.getLogger(__name__)
@@ -58,12 +59,21 @@ class Gateway:
             self._metrics.waited,
         )
         self._metrics.watch_admission(self._admission)
+        self._shadows = Shadows(
+            settings,
+            lambda: self._refresh.snapshot,
+            self._load,
+            lambda: self._admission.turns.waiting,
+            self._shadow_finished,
+            self._metrics.shadow_dropped,
+        )
         self._completions = Completions(
             settings,
             lambda: self._refresh.snapshot,
             self._load,
             self._guarding,
             self._admission,
+            self._shadows,
             self._finished,
             self._metrics.retried,
         )
@@ -109,6 +119,7 @@ class Gateway:
     async def start(self) -> None:
         """Start what stands behind the request path."""
         await self._completions.start()
+        await self._shadows.start()
         self._refresh.start(asyncio.get_running_loop())
         self._admission.sharing.start(asyncio.get_running_loop())
         self._recorder.start()
@@ -118,6 +129,7 @@ class Gateway:
 
     async def stop(self) -> None:
         """Store every record, leave the registry's list, close every connection."""
+        await self._shadows.stop()
         await asyncio.to_thread(self._recorder.stop, self.settings.drain_s)
         await asyncio.to_thread(self._admission.sharing.stop)
         await asyncio.to_thread(self._refresh.stop)
@@ -131,6 +143,13 @@ class Gateway:
     def _finished(self, exchange: Exchange) -> None:
         self._metrics.finished(exchange)
         self._recorder.add(exchange)
+
+    def _shadow_finished(self, exchange: Exchange) -> None:
+        self._metrics.shadow_finished(exchange)
+        if self._recorder.is_half_full:
+            self._metrics.shadow_dropped(exchange.plan.route.model if exchange.plan else "", "records")
+        else:
+            self._recorder.add(exchange)
 
     def _applies(self, snapshot: Snapshot) -> None:
         self._guarding.applies(snapshot)

@@ -39,6 +39,7 @@ from tuneloop.serve.gateway.line import LINE, Line
 from tuneloop.serve.gateway.load import Load, RetryBudget
 from tuneloop.serve.gateway.routing import Target, pick, plan
 from tuneloop.serve.gateway.settings import GatewaySettings
+from tuneloop.serve.gateway.shadows import Shadows
 from tuneloop.serve.gateway.snapshot import Snapshot
 from tuneloop.serve.gateway.upstream import EngineFailure
 
@@ -57,6 +58,7 @@ class Completions:
         load: Load,
         guarding: Guarding,
         admission: Admission,
+        shadows: Shadows,
         finished: Callable[[Exchange], None],
         retried: Callable[[str], None],
     ) -> None:
@@ -65,6 +67,7 @@ class Completions:
         self._load = load
         self._guarding = guarding
         self._admission = admission
+        self._shadows = shadows
         self._finished = finished
         self._retried = retried
         self._limits = Limits(settings.max_prompt_chars, settings.max_tokens, settings.max_choices)
@@ -158,6 +161,8 @@ class Completions:
         exchange.plan = planned  # from here on it is recorded
         if (guard := self._guarding.of(exchange)) is not None:
             ask = await guard.admit(exchange, ask)
+        if planned.route.shadow is not None:
+            self._shadows.copy(exchange, ask)
         self._budget.earn()
         target = self._pick(exchange)
         try:

@@ -66,6 +66,7 @@ class Exchange:
     events: int = 0  # of a stream, that the client was sent
     taken: Taken | None = None  # what it has taken of its key's limits
     turn_began: float | None = None  # None: it has no turn
+    shadow_of: str | None = None  # id of the request that this is a copy of: nobody waits for it
     limit_headers: list[tuple[bytes, bytes]] | None = None
 
     def elapsed_ms(self) -> float:

@@ -57,6 +57,13 @@ class Metrics:
             ("model", "where", "cause", "fail"),
         )
         self._guard_seconds = self._histogram("guard_seconds", "judging what comes in", ("model",))
+        self._shadow_requests = self._counter(
+            "shadow_requests", "copies that a shadow was sent, by outcome", (*which, "status")
+        )
+        self._shadow_seconds = self._histogram("shadow_seconds", "of a copy's engine, to the end of its answer")
+        self._shadow_dropped = self._counter(
+            "shadow_dropped", "copies left out because they might have cost real traffic something", ("model", "reason")
+        )
         self._limited = self._counter("limited_requests", "requests refused by a limit of their key", ("key", "limit"))
         self._shed = self._counter("shed_requests", "requests refused because too many waited", ("reason",))
         self._queue_seconds = Histogram(
@@ -122,6 +129,19 @@ class Metrics:
         if exchange.usage is not None:
             self._of(self._tokens, model, version, "prompt").inc(exchange.usage.prompt_tokens)
             self._of(self._tokens, model, version, "completion").inc(exchange.usage.completion_tokens)
+
+    def shadow_finished(self, exchange: Exchange) -> None:
+        """Count one copy; it is none of the requests."""
+        assert exchange.plan is not None
+        assert exchange.target is not None
+        assert exchange.queue_ms is not None
+        model, version = exchange.plan.route.model, str(exchange.target.version)
+        self._shadow_requests.labels(model, version, str(exchange.status)).inc()
+        self._shadow_seconds.labels(model, version).observe((exchange.total_ms - exchange.queue_ms) / 1e3)
+
+    def shadow_dropped(self, model: str, reason: str) -> None:
+        """Count one copy that was not sent, or that says nothing about its version."""
+        self._shadow_dropped.labels(model, reason).inc()
 
     def guarded(self, model: str, where: str, guard: str, action: str) -> None:
         """Count one request in which a guard found something, in its `input` or its `output`."""

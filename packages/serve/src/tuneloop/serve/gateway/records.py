@@ -73,6 +73,12 @@ class Recorder:
         """Records lost since the start."""
         return self._dropped
 
+    @property
+    def is_half_full(self) -> bool:
+        """Whether what nobody would miss should be left out, so that requests keep their records."""
+        few = 2 * len(self._queue) < self._settings.record_queue
+        return not few or 2 * (self._bytes_in - self._bytes_out) > self._settings.record_queue_bytes
+
     def start(self) -> None:
         """Start the thread and, if text is kept, the redaction worker."""
         if self._redactor is not None:
@@ -230,6 +236,7 @@ def record_of(exchange: Exchange, text_chars: int) -> RequestRecord:
         guards=exchange.guards,
         messages=tuple(Message(role=_role(role), content=text[:text_chars]) for role, text in exchange.messages),
         answer=answer[:text_chars] if answer is not None else None,
+        shadow_of=exchange.shadow_of,
     )
 
 

@@ -48,6 +48,12 @@ class GatewaySettings(Section):
     reserve_tokens: int = Field(default=512, ge=1)  # counted for an answer without max_tokens, until the engine counts
     prices: Prices = {}  # model → USD per million tokens; keys with a budget may ask only models that have one
 
+    # Copies for a route's shadow; what has no place here is dropped and counted.
+    shadow_queue: int = Field(default=32, ge=1)  # that wait
+    shadow_in_flight: int = Field(default=4, ge=1)  # at the engines
+    shadow_engine_load: int = Field(default=8, ge=1)  # none to an engine with more requests of this gateway than these
+    shadow_timeout_s: float = Field(default=120.0, gt=0)  # from the request's arrival on; then a copy is cancelled
+
     body_timeout_s: float = Field(default=30.0, gt=0)  # a client must have sent its whole request by then
     connect_timeout_s: float = Field(default=2.0, gt=0)  # to an engine
     first_byte_timeout_s: float = Field(default=120.0, gt=0)  # to an engine's first event, or its whole answer
