@@ -34,7 +34,7 @@ import numpy as np
 
 from engine import ROOT
 from through_vllm.asking import Answer, Asked, Target, ask, quantiles_ms, session
-from through_vllm.house import House, machine
+from through_vllm.house import House, Others, machine
 from through_vllm.loading import FULL, Load, load, loaded, unload
 from tuneloop.registry.nouns import Version
 from tuneloop.registry.printing import table
@@ -212,7 +212,8 @@ def run_swap(house: House, *, quick: bool) -> dict[str, Any]:
     house.route(MODEL, {1: FULL})
     house.wait_ready()
     house.wait_serving(versions[0])
-    found = asyncio.run(swap(house, versions, quick=quick))
+    others = Others()
+    found = asyncio.run(swap(house, versions, quick=quick)) | {"others_share": others.share()}
     cells = [
         [
             *(row["streams"], row["when"]),
@@ -247,14 +248,15 @@ def run_load_time(house: House, *, quick: bool) -> dict[str, Any]:
     }
     house.wait_ready()
     house.wait_serving(champion)
-    rows = asyncio.run(load_time(house, champion, kinds))
+    others = Others()
+    rows, others_share = asyncio.run(load_time(house, champion, kinds)), others.share()
     steps = [key for key in rows[0] if isinstance(rows[0][key], dict)]
     cells = [
         [row["rank"], row["modules"], f"{row['bytes'] / 1e6:.1f}", *(f"{row[step]['median_s']:.3f}" for step in steps)]
         for row in rows
     ]
     print(table(("RANK", "MODULES", "MB", *(f"{step.upper()}, S" for step in steps)), cells))
-    return {"rows": rows}
+    return {"rows": rows, "others_share": others_share}
 
 
 def main() -> None:
@@ -269,10 +271,11 @@ def main() -> None:
     broken = 0
     for part in given.parts:
         where = machine()
-        print(f"\n{part}; {where['machine']}")
+        print(f"\n{part}; {where['machine']}", flush=True)
         with ExitStack() as stack:
             house = House(stack, Path(stack.enter_context(tempfile.TemporaryDirectory())))
             seen = parts[part](house, quick=given.quick)
+            print(f"others took {seen['others_share']:.0%} of the cores meanwhile")
             setting = {"base": house.base.name, "engine": house.wait_for("dtype:").text}
         found[part] = where | {"quick": given.quick, "setting": setting} | seen
         broken += seen.get("broken", 0)

@@ -7,9 +7,9 @@
 SmolLM2-135M behind `tuneloop engine`; sixteen users at once, each asking when it has its last answer, streamed, of 16
 to 32 tokens. In each round every system gets the same work, in an order that turns, and no two questions are alike, so
 that no cache helps whoever comes second. `× ...` is the ratio of tokens/s over all rounds, with its 95 % bootstrap
-interval over rounds. `throughput`: one adapter, asked directly, through the gateway as it comes (texts redacted and
-recorded), and through one that records no texts. `mixed`: four adapters of one model each in turn, directly and
-through the gateway, against the base alone.
+interval over rounds. `throughput`: one adapter of rank 8 on q and v, asked directly, through the gateway as it comes
+(texts redacted and recorded), and through one that records no texts. `mixed`: four adapters of rank 16 on all linear
+layers, of one model each, in turn, directly and through the gateway, against the base alone.
 
 vLLM computes on the same cores as gateway and client: what those take, it lacks. On a machine with a GPU it would not.
 """
@@ -21,10 +21,11 @@ import asyncio
 import json
 import random
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from itertools import chain, cycle
+from itertools import chain, count, cycle
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +34,19 @@ import numpy.typing as npt
 
 from engine import ROOT
 from through_vllm.asking import Answer, Asked, Target, quantiles_ms, session, together
-from through_vllm.house import Gateway, House, machine
+from through_vllm.house import Gateway, House, Others, machine
 from tuneloop.registry.printing import table
 from tuneloop.registry.versions.adapters import SERVED_MODULES
 from tuneloop.train.evaluation.statistics import bootstrap
 
 RESULTS = ROOT / "benchmarks" / "results" / "gateway_vllm.json"
-USERS, REQUESTS, WARMING = 16, 48, 16
-ROUNDS = {"throughput": 10, "mixed": 8}
+USERS, REQUESTS, WARMING = 16, 32, 16
+LEAST_ROUNDS, MEASURE_S = 2, 150.0
+# The fewer modules an adapter is on, the faster the engine, and the more a gateway has to keep up with.
+SHAPE: dict[str, tuple[int, tuple[str, ...]]] = {
+    "throughput": (8, ("q_proj", "v_proj")),
+    "mixed": (16, tuple(SERVED_MODULES)),
+}
 ADAPTERS = 4
 TARGET = 0.98
 LENGTHS = [random.Random(0).randint(16, 32) for _ in range(REQUESTS)]
@@ -60,8 +66,8 @@ class System:
     answers: list[Answer] = field(default_factory=list)
 
 
-async def measure(systems: Mapping[str, System], rounds: int) -> None:
-    """Warm each, then round after round."""
+async def measure(systems: Mapping[str, System], seconds: float, lengths: Sequence[int]) -> None:
+    """Warm each, then round after round of answers of these lengths until the time is over."""
     number = iter(range(10_000, 100_000))  # always five digits: a question has as many tokens as any other
 
     def work(system: System, lengths: Sequence[int]) -> list[tuple[Target, Asked]]:
@@ -74,16 +80,20 @@ async def measure(systems: Mapping[str, System], rounds: int) -> None:
     async with session() as opened:
         for system in systems.values():
             await together(opened, work(system, LENGTHS[:WARMING]), USERS)
-        for turn in range(rounds):
+        over = time.monotonic() + seconds
+        for turn in count():
+            if turn >= LEAST_ROUNDS and time.monotonic() > over:
+                return
             names = list(systems)
             ahead = turn % len(names)
             for name in [*names[ahead:], *names[:ahead]][:: 1 if turn // len(names) % 2 else -1]:
                 system = systems[name]
                 before = system.gateway.cpu_s() if system.gateway else 0.0
-                seconds, answers = await together(opened, work(system, LENGTHS), USERS)
+                took, answers = await together(opened, work(system, lengths), USERS)
                 system.cpu_s += system.gateway.cpu_s() - before if system.gateway else 0.0
-                system.seconds.append(seconds)
+                system.seconds.append(took)
                 system.answers += answers
+                print(f"round {turn + 1}, {name}: {took:.1f} s", flush=True)
 
 
 def row_of(name: str, systems: Mapping[str, System]) -> dict[str, Any]:
@@ -146,7 +156,8 @@ def systems_of(part: str, house: House) -> dict[str, System]:
     """The part's systems, everything they need started."""
     models = [f"bot-{number}" for number in range(1, 1 + (1 if part == "throughput" else ADAPTERS))]
     house.start_engine()
-    versions = [house.new_version(model, seed=seed)[0] for seed, model in enumerate(models)]
+    rank, modules = SHAPE[part]
+    versions = [house.new_version(model, seed=seed, rank=rank, modules=modules)[0] for seed, model in enumerate(models)]
     for model in models:
         house.route(model, {1: 10_000})
     house.wait_ready()
@@ -170,24 +181,29 @@ def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, default=RESULTS)
-    parser.add_argument("--parts", nargs="+", choices=ROUNDS, default=list(ROUNDS))
+    parser.add_argument("--parts", nargs="+", choices=SHAPE, default=list(SHAPE))
     parser.add_argument("--quick", action="store_true")
     given = parser.parse_args()
     found: dict[str, Any] = json.loads(given.json.read_text()) if given.json.exists() else {}
     for part in given.parts:
         where = machine()
-        print(where["machine"])
+        print(where["machine"], flush=True)
         with ExitStack() as stack:
             house = House(stack, Path(stack.enter_context(tempfile.TemporaryDirectory())))
             systems = systems_of(part, house)
-            asyncio.run(measure(systems, 2 if given.quick else ROUNDS[part]))
+            print("all is started", flush=True)
+            seconds, lengths = (0.0, LENGTHS[:USERS]) if given.quick else (MEASURE_S, LENGTHS)
+            others = Others()
+            asyncio.run(measure(systems, seconds, lengths))
+            where["others_share"] = others.share()
             dtype = house.wait_for("dtype:").text
+        print(f"others took {where['others_share']:.0%} of the cores meanwhile")
         rows = [row_of(name, systems) for name in systems]
         tell(part, rows)
         verdicts = {row["system"]: verdict(row) for row in rows if row["system"] in {OURS, TEXTLESS, MIXED_OURS}}
         for name, said in verdicts.items():
             print(f"{name}: at least {TARGET:.0%} of {REFERENCE[name]}: {said}")
-        setting = {"base": house.base.name, "users": USERS, "rank": 16, "modules": list(SERVED_MODULES)}
+        setting = {"base": house.base.name, "users": USERS, "rank": SHAPE[part][0], "modules": list(SHAPE[part][1])}
         setting |= {"engine": dtype, "answer_tokens": [min(LENGTHS), max(LENGTHS)]}
         found[part] = where | {"quick": given.quick, "setting": setting, "rows": rows, "target": verdicts}
         given.json.parent.mkdir(parents=True, exist_ok=True)

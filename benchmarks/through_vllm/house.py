@@ -168,6 +168,28 @@ def until(true: Callable[[], bool], timeout_s: float, what: Callable[[], str], p
         time.sleep(pause_s)
 
 
+class Others:
+    """What share of this machine's cores others took meanwhile: everything that no process of ours used."""
+
+    def __init__(self) -> None:
+        self._began, self._before = time.monotonic(), _busy_s() - _own_s()
+
+    def share(self) -> float:
+        """Since it was made; processes of ours must not have ended in between."""
+        cores = psutil.cpu_count() or 1
+        return round((_busy_s() - _own_s() - self._before) / cores / (time.monotonic() - self._began), 3)
+
+
+def _busy_s() -> float:
+    times = psutil.cpu_times()
+    return float(times.user + times.nice + times.system + times.irq + times.softirq + times.steal)
+
+
+def _own_s() -> float:
+    me = psutil.Process()
+    return float(sum(sum(one.cpu_times()[:2]) for one in (me, *me.children(recursive=True))))
+
+
 def machine() -> dict[str, object]:
     """This machine in words, and how busy it was before anything of ours ran."""
     busy = round(psutil.cpu_percent(2.0) / 100, 3)
