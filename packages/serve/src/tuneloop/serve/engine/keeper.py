@@ -55,6 +55,7 @@ class Keeper:
         self._root = root
         self._say = say
         self.changed = asyncio.Event()  # set at every change of `held` or `ready`
+        self.due = asyncio.Event()  # set when a step need not wait: a fetch has ended
         self._fetches: dict[str, asyncio.Task[None]] = {}
         self._threads = ThreadPoolExecutor(_FETCHES, "fetch")  # of its own: a fetch may hang for minutes
         self._at_work = ""  # the adapter being loaded or warmed: the one to blame if vLLM dies now
@@ -168,6 +169,7 @@ class Keeper:
         finally:
             self._fetches.pop(version.name, None)
             self.changed.set()
+            self.due.set()
 
     def _fetch_and_check(self, version: Version) -> Path:
         path = self._watch.fetch(version, self._root).resolve()
