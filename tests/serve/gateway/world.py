@@ -228,10 +228,15 @@ class GatewayProcess:
         _, errors = self._process.communicate(timeout=timeout_s)
         return self._process.returncode, errors
 
+    @property
+    def pid(self) -> int:
+        """Its process."""
+        assert self._process is not None
+        return self._process.pid
+
     def children(self) -> list[int]:
         """The processes it has started."""
-        assert self._process is not None
-        return [child.pid for child in psutil.Process(self._process.pid).children(recursive=True)]
+        return [child.pid for child in psutil.Process(self.pid).children(recursive=True)]
 
     def kill(self) -> str:
         """kill -9; gives what it wrote to stderr."""

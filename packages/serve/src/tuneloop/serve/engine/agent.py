@@ -128,6 +128,8 @@ class Agent:
         while True:
             sight = await self._with_registry(None, self._watch.look)
             if sight is not None:
+                if self._sight is None or sight.wanted != self._sight.wanted:
+                    self._keeper.due.set()
                 self._sight = sight
             elif self._sight is not None:
                 self._sight = replace(self._sight, gateways=None)
@@ -146,7 +148,10 @@ class Agent:
                     if self._supervisor.up and str(error) != told:  # when vLLM is down, the supervisor tells why
                         told = str(error)
                         self._say(told)
-            await asyncio.sleep(self._settings.reconcile_every_s if self._keeper.ready else _RESTORE_EVERY_S)
+            with suppress(TimeoutError):  # time for the next step, due or not
+                pause_s = self._settings.reconcile_every_s if self._keeper.ready else _RESTORE_EVERY_S
+                await asyncio.wait_for(self._keeper.due.wait(), pause_s)
+            self._keeper.due.clear()
 
     async def _with_registry(
         self, threads: Executor | None, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs

@@ -55,6 +55,7 @@ class Keeper:
         self._root = root
         self._say = say
         self.changed = asyncio.Event()  # set at every change of `held` or `ready`
+        self.due = asyncio.Event()  # set when a step need not wait: a fetch has ended
         self._fetches: dict[str, asyncio.Task[None]] = {}
         self._threads = ThreadPoolExecutor(_FETCHES, "fetch")  # of its own: a fetch may hang for minutes
         self._at_work = ""  # the adapter being loaded or warmed: the one to blame if vLLM dies now
@@ -157,16 +158,18 @@ class Keeper:
             self._fail(name, held, action.reason)
 
     async def _fetch(self, version: Version) -> None:
-        failures = self.held[version.name].failures
+        failures, began = self.held[version.name].failures, time.monotonic()
         try:
             loop = asyncio.get_running_loop()
             path = await loop.run_in_executor(self._threads, self._fetch_and_check, version)
+            self._say(f"fetched and checked {version.name} in {time.monotonic() - began:.3f} s")
             self.held[version.name] = Held(AdapterState.LOADING, path, time.monotonic(), failures)
         except Exception as error:  # noqa: BLE001 (MLflow and disks fail in many ways; the reason is kept, said and retried)
             self._fail(version.name, self.held[version.name], str(error), longest_s=_LONGEST_REFETCH_S)
         finally:
             self._fetches.pop(version.name, None)
             self.changed.set()
+            self.due.set()
 
     def _fetch_and_check(self, version: Version) -> Path:
         path = self._watch.fetch(version, self._root).resolve()
@@ -197,7 +200,7 @@ class Keeper:
             return
         self._deaths.pop(name, None)
         self.held[name] = Held(AdapterState.READY, held.path, time.monotonic())
-        self._say(f"loaded {name} in {load_s:.2f} s, warmed in {time.monotonic() - began:.2f} s")
+        self._say(f"loaded {name} in {load_s:.3f} s, warmed in {time.monotonic() - began:.3f} s")
 
     async def _blamed(self, name: str, work: Awaitable[None]) -> None:
         """Do the work; whose it was stays known until vLLM has answered and lives.

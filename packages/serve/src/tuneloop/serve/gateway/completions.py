@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Callable, Collection
 from functools import partial
 
@@ -46,6 +47,7 @@ from tuneloop.serve.gateway.upstream import EngineFailure
 log = logging.getLogger(__name__)
 PATHS: dict[str, Endpoint] = {"/v1/chat/completions": "chat", "/v1/completions": "completion"}
 MAX_UNIT_BYTES = 512
+_TRACEPARENT = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
 class Completions:
@@ -155,7 +157,7 @@ class Completions:
         ask = read(body, exchange.endpoint, self._limits)
         exchange.asked, exchange.stream, exchange.messages = ask.asked, ask.stream, ask.messages
         exchange.unit, exchange.unit_source = _unit(scope, ask, key)
-        exchange.trace = (header(scope, b"traceparent") or b"").decode("latin-1")
+        exchange.trace = _trace(scope)
         planned = plan(self._view(), ask.asked, key, exchange.unit)
         await self._admission.enter(exchange, key, ask, planned.route.model)
         exchange.plan = planned  # from here on it is recorded
@@ -235,3 +237,9 @@ def _unit(scope: Scope, ask: Ask, key: ApiKey) -> tuple[str, KeySource]:
         except UnicodeDecodeError:  # older HTTP clients write headers in Latin-1
             return sent.decode("latin-1"), "header"
     return (ask.user, "user") if ask.user else (key.id, "api_key")
+
+
+def _trace(scope: Scope) -> str:
+    """The client's W3C traceparent; what is none begins no trace, as the standard has it, and reaches no engine."""
+    sent = header(scope, b"traceparent")
+    return sent.decode("ascii") if sent is not None and _TRACEPARENT.fullmatch(sent) else ""
