@@ -7,7 +7,8 @@ nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from hashlib import sha256
 from typing import Any
@@ -16,6 +17,7 @@ from tuneloop.monitor.signals import (
     ANSWER_LENGTH,
     BROKEN_ANSWERS,
     DETECTORS,
+    INJECTIONS,
     LATENCY,
     PERPLEXITIES,
     PERPLEXITY,
@@ -31,13 +33,15 @@ from tuneloop.registry.nouns import AlertEpisode, WindowScore, version_name
 
 MAX_WINDOWS = 50  # an episode keeps the first windows that raised it; later ones are found by time
 RUNBOOKS = {signal: f"docs/runbooks/{'answer_quality' if signal in QUALITIES else signal}.md" for signal in DETECTORS}
-_KEPT = ("words", "examples", "nats", "total_ms", "ttft_ms", "shares", "characters", "engines")
+_KEPT = ("words", "examples", "nats", "total_ms", "ttft_ms", "shares", "characters", "engines", "requests")
 _TOO_LITTLE = {"too_few_corrections", "too_few_thumbs", "too_little_text"}
-PAGES = (LATENCY, SERVED_MODEL_CHANGE)  # users are hurt, whatever else is seen
+CLEAR_LEVEL = 0.05  # of what the last windows show together
+PAGES = (LATENCY, INJECTIONS, SERVED_MODEL_CHANGE)  # users are hurt, whatever else is seen
 _SHARES = {
-    THUMBS_DOWN: "answers that users dislike",
-    REFUSALS: "answers that refuse",
-    BROKEN_ANSWERS: "answers that are empty or repeat themselves",
+    THUMBS_DOWN: "gives more answers that users dislike",
+    REFUSALS: "gives more answers that refuse",
+    BROKEN_ANSWERS: "gives more answers that are empty or repeat themselves",
+    INJECTIONS: "is attacked: it is asked more that guards stop or flag",
 }
 
 
@@ -115,6 +119,10 @@ def joined(episode: AlertEpisode, score: WindowScore, at: datetime, pages: Seque
     if score.id in episode.windows or (agrees and len(episode.windows) >= MAX_WINDOWS):
         return episode
     evidence = episode.evidence
+    if agrees and "engines" in findings[score.signal]:
+        known = findings[score.signal]
+        finding = known | {"engines": _added(known["engines"], score.detail["engines"])}
+        evidence = evidence | {"signals": findings | {score.signal: finding}}
     if not agrees:
         evidence = evidence | {
             "summary": f"{evidence['summary']}; {summary(score)}",
@@ -125,6 +133,13 @@ def joined(episode: AlertEpisode, score: WindowScore, at: datetime, pages: Seque
     severity = "page" if hurt or score.signal in pages else episode.severity
     windows = (*episode.windows, score.id)
     return episode.model_copy(update={"windows": windows, "evidence": evidence, "severity": severity, "updated_at": at})
+
+
+def _added(one: Mapping[str, Sequence[int]], other: Mapping[str, Sequence[int]]) -> dict[str, list[int]]:
+    """Counts of both, by name: which engine is slow shows the clearer the more windows tell of it."""
+    none = (0, 0)
+    pairs = {name: zip(one.get(name, none), other.get(name, none), strict=True) for name in sorted({*one, *other})}
+    return {name: [sum(pair) for pair in both] for name, both in pairs.items()}
 
 
 def noted(episode: AlertEpisode, note: str, at: datetime, **evidence: Any) -> AlertEpisode:
@@ -139,10 +154,25 @@ def resolved(episode: AlertEpisode, note: str, at: datetime) -> AlertEpisode:
 
 
 def is_quiet(scores: Sequence[WindowScore], clear_after: int) -> bool:
-    """Whether the last `clear_after` windows that could be judged raised nothing; `scores` of one stream."""
+    """Whether the last `clear_after` windows that could be judged raised nothing, nor together come near it; `scores`
+    of one stream.
+
+    What is too weak for an alarm in every window would else be over after some, and news again after the next: one
+    problem, told over and over. So their p-values together (Fisher's method) must be none of the smallest 5 %.
+    """
     in_order = sorted(scores, key=lambda score: int(score.detail["window"]))
-    verdicts = [score.verdict for score in in_order if score.verdict != "not enough data"]
-    return len(verdicts) >= clear_after and "drift" not in verdicts[-clear_after:]
+    judged = [score for score in in_order if score.verdict != "not enough data"][-clear_after:]
+    if len(judged) < clear_after or any(score.verdict == "drift" for score in judged):
+        return False
+    return _combined([score.p_value for score in judged if score.p_value is not None]) >= CLEAR_LEVEL
+
+
+def _combined(p_values: Sequence[float]) -> float:
+    """The p-value of all of them together: -2 times the sum of their logarithms is chi-squared of twice as many."""
+    half = -sum(math.log(p) for p in p_values if p > 0)
+    if any(p <= 0 for p in p_values):
+        return 0.0
+    return math.exp(-half) * sum(half**i / math.factorial(i) for i in range(len(p_values))) if p_values else 1.0
 
 
 def is_silent(scores: Sequence[WindowScore], clear_after: int) -> bool:
@@ -174,7 +204,7 @@ def summary(score: WindowScore) -> str:
         return f"{name} finds {what} harder ({nats['reference']:.2f} → {nats['window']:.2f} nats per token)"
     if score.signal in _SHARES:
         shares = detail["shares"]
-        return f"{name} gives more {_SHARES[score.signal]} ({shares['reference']:.0%} → {shares['window']:.0%})"
+        return f"{name} {_SHARES[score.signal]} ({shares['reference']:.0%} → {shares['window']:.0%})"
     if score.signal == ANSWER_LENGTH:
         was, now = detail["characters"]["reference"], detail["characters"]["window"]
         return f"{name} gives answers of another length (median {was:.0f} → {now:.0f} characters)"

@@ -4,7 +4,8 @@ for `gather`.
 Rules, not odds: a cause counts for the signals it can explain, and the one that explains most of them leads. What
 users ask does not depend on a deploy, so changed prompts are a drift; a change that came before the reference was
 gathered is in the reference, so it explains no difference from it. A served model that is known to have changed
-explains everything but what users ask.
+explains everything but what users ask. An attack that guards have caught explains whatever its time shows but
+lateness: what they do not catch is asked and answered like any question.
 """
 
 from __future__ import annotations
@@ -14,23 +15,27 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
+from tuneloop.monitor.parity import unequal_group
 from tuneloop.monitor.signals import (
+    INJECTIONS,
     LATENCY,
     PERPLEXITIES,
     PROMPT_DRIFT,
     QUALITIES,
+    REFUSALS,
     SERVED_MODEL_CHANGE,
-    TRAFFIC_SIGNALS,
 )
 from tuneloop.registry import Registry
 from tuneloop.registry.fleet import STALE_AFTER_S
-from tuneloop.registry.nouns import AlertEpisode, AuditEntry, EngineState
+from tuneloop.registry.nouns import AlertEpisode, AuditEntry, EngineState, WindowScore
 
-Kind = Literal["served model", "engine", "deploy", "drift", "load"]
-ORDER: tuple[Kind, ...] = ("served model", "engine", "deploy", "drift", "load")  # of causes that explain as much
+Kind = Literal["served model", "attack", "engine", "deploy", "bias", "drift", "load"]
+# Of causes that explain as much, the first leads.
+ORDER: tuple[Kind, ...] = ("served model", "attack", "engine", "deploy", "bias", "drift", "load")
 SERVING: tuple[Kind, ...] = ("engine", "deploy", "load")  # what training cannot mend; a served model that changed
 # forbids it too, but only while its own episode is open: `policy.decide` asks for that
-ONE_ENGINE_ALPHA = 0.001
+ONE_ENGINE_ALPHA = 0.01  # of naming one that is no slower than the others: something has been raised already
+_WINDOWS_OF_BIAS = 10  # read back for whom answers refuse: it may have grown too slowly for the first of them
 _MOST_CHANGES = 10
 _DEPLOYS = ("route.", "rollout.")
 _POLICIES = ("policy.", "gate.", "guard.")
@@ -42,7 +47,7 @@ class Change:
     """Something that was changed, or is not as it should be, before an episode was seen."""
 
     at: str
-    kind: Literal["deploy", "policy", "engine", "served model"]
+    kind: Literal["deploy", "policy", "engine", "served model", "attack", "bias"]
     what: str
 
 
@@ -94,6 +99,20 @@ def served_changes(model: str, version: int, episodes: Iterable[AlertEpisode]) -
     ]
 
 
+def attacks_on(model: str, episodes: Iterable[AlertEpisode]) -> list[Change]:
+    """The open episodes that say that guards catch more attacks on this model than they did."""
+    return [
+        Change(episode.evidence["since"], "attack", f"{episode.id}: {episode.evidence['summary']}")
+        for episode in episodes
+        if episode.model == model and is_attack(episode) and episode.state != "resolved"
+    ]
+
+
+def is_attack(episode: AlertEpisode) -> bool:
+    """Whether guards have caught more attacks than before in it."""
+    return INJECTIONS in episode.evidence.get("signals", {})
+
+
 def causes_of(evidence: Mapping[str, Any], changes: Sequence[Change]) -> list[Cause]:
     """Every cause that explains a signal, the likeliest first; there is always one."""
     signals = tuple(evidence["signals"])
@@ -106,6 +125,14 @@ def causes_of(evidence: Mapping[str, Any], changes: Sequence[Change]) -> list[Ca
         found.append(Cause("served model", _which_moved(moved["engines"]), (SERVED_MODEL_CHANGE,)))
     elif known and by_served:
         found.append(Cause("served model", known[0].what, by_served))
+    attacks = [change for change in changes if change.kind == "attack"]
+    by_attack = tuple(s for s in signals if s not in (LATENCY, SERVED_MODEL_CHANGE))
+    if INJECTIONS in signals:
+        shares = evidence["signals"][INJECTIONS].get("shares", {"reference": 0.0, "window": 0.0})
+        why = f"guards caught {shares['window']:.0%} of what was asked, {shares['reference']:.0%} before"
+        found.append(Cause("attack", why, by_attack))
+    elif attacks and by_attack:
+        found.append(Cause("attack", attacks[0].what, by_attack))
     slow = slow_engine(evidence["signals"].get(LATENCY, {}).get("engines", {}))
     away = [change for change in changes if change.kind == "engine"]
     if LATENCY in signals and (slow is not None or away):
@@ -113,11 +140,17 @@ def causes_of(evidence: Mapping[str, Any], changes: Sequence[Change]) -> list[Ca
         found.append(Cause("engine", why, (LATENCY,)))
     deploys = [change for change in changes if change.kind == "deploy"]
     late = [change for change in deploys if change.at > before_reference]
-    by_deploy = tuple(s for s in signals if (s in _OF_ANSWERS and late) or (s not in TRAFFIC_SIGNALS and deploys))
+    by_deploy = tuple(
+        s for s in signals if (s in _OF_ANSWERS and late) or (s in (LATENCY, SERVED_MODEL_CHANGE) and deploys)
+    )
     if by_deploy:
-        newest = (deploys if any(s not in TRAFFIC_SIGNALS for s in by_deploy) else late)[0]
+        newest = (deploys if any(s in (LATENCY, SERVED_MODEL_CHANGE) for s in by_deploy) else late)[0]
         found.append(Cause("deploy", f"just before: {newest.what}", by_deploy))
-    by_drift = signals if PROMPT_DRIFT in signals else tuple(s for s in signals if s in _OF_ANSWERS)
+    unequal = [change for change in changes if change.kind == "bias"]
+    if unequal and (by_bias := tuple(s for s in signals if s in QUALITIES)):
+        found.append(Cause("bias", unequal[0].what, by_bias))
+    asked = tuple(s for s in signals if s != INJECTIONS)
+    by_drift = asked if PROMPT_DRIFT in signals else tuple(s for s in signals if s in _OF_ANSWERS)
     if by_drift:
         harder = any(s in PERPLEXITIES for s in by_drift)
         why = (
@@ -151,6 +184,12 @@ def is_of_serving(episode: AlertEpisode) -> str | None:
     return f"{causes[0]['kind']}: {causes[0]['why']}" if causes and causes[0]["kind"] in SERVING else None
 
 
+def is_of_bias(episode: AlertEpisode) -> str | None:
+    """Why a person has to decide what is trained, when the likeliest cause is that people are treated unequally."""
+    causes = episode.evidence.get("causes") or []
+    return str(causes[0]["why"]) if causes and causes[0]["kind"] == "bias" else None
+
+
 def explained(episode: AlertEpisode, changes: Sequence[Change]) -> AlertEpisode:
     """The episode with its causes and with what changed before it."""
     evidence = episode.evidence | {
@@ -167,9 +206,28 @@ def gather(registry: Registry, episode: AlertEpisode, before_s: float, until: da
     since = datetime.fromisoformat(episode.evidence["since"]) - timedelta(seconds=before_s)
     entries = registry.audit.about_model(episode.model, _DEPLOYS + _POLICIES, since=since, until=until)
     engines = [engine for engine in registry.fleet.engines(live_only=False) if engine.at >= since]
-    known = served_changes(episode.model, episode.version, registry.episodes.all(episode.model, open_only=True).whole())
+    still_open = registry.episodes.all(episode.model, open_only=True).whole()
+    known = served_changes(episode.model, episode.version, still_open)
+    known += attacks_on(episode.model, (other for other in still_open if other.id != episode.id))
+    known += _bias_of(
+        registry.episodes.scores(episode.model, version=episode.version, signal=REFUSALS, limit=_WINDOWS_OF_BIAS)
+    )
     before = changes_before(episode.model, entries, engines, until)
     return [*(change for change in known if episode.signal != SERVED_MODEL_CHANGE), *before]
+
+
+def _bias_of(scores: Iterable[WindowScore]) -> list[Change]:
+    """Whom the newest windows' answers refuse, if it is one group of people more than others."""
+    found = [score for score in scores if "groups" in score.detail]
+    counts: dict[str, list[int]] = {}
+    for score in found:
+        for name, (hits, n) in score.detail["groups"].items():
+            counts[name] = [counts.get(name, [0, 0])[0] + hits, counts.get(name, [0, 0])[1] + n]
+    unequal = unequal_group(counts)
+    if unequal is None:
+        return []
+    said = f"answers refuse one group of people more than others: {unequal}"
+    return [Change(found[0].window_start.isoformat(), "bias", said)]
 
 
 def _which_moved(engines: Mapping[str, Mapping[str, Any]]) -> str:

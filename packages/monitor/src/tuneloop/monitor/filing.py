@@ -7,9 +7,11 @@ that was filed but not yet approved or noted is picked up by the next pass.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 
 from tuneloop.monitor.alerts import noted
+from tuneloop.monitor.causes import is_attack
 from tuneloop.monitor.policy import File, Hold, decide
 from tuneloop.monitor.reference import JUST_BEFORE
 from tuneloop.monitor.signals import SERVED_MODEL_CHANGE
@@ -29,7 +31,8 @@ def pursue(registry: Registry, episode: AlertEpisode) -> AlertEpisode:
     requests = registry.retraining.all(episode.model).whole()
     under_way = any(request.state not in ENDED for request in requests)
     rows = 0 if under_way else corrections(registry, episode.model, since, now)  # reads every record since the drift
-    decision = decide(episode, policy, requests, rows, now, _serving(registry, episode.model))
+    open_now = registry.episodes.all(episode.model, open_only=True).whole()
+    decision = decide(episode, policy, requests, rows, now, _serving(open_now), _attack(open_now))
     if isinstance(decision, Hold):
         if episode.evidence.get("held") == decision.kind:
             return episode
@@ -82,9 +85,12 @@ def _approve(registry: Registry, request: RetrainingRequest, policy: RetrainingP
         registry.retraining.approve(request.id, by="policy", reason="auto_approve is on for this model")
 
 
-def _serving(registry: Registry, model: str) -> AlertEpisode | None:
-    found = registry.episodes.all(model, open_only=True).whole()
-    return next((episode for episode in found if episode.signal == SERVED_MODEL_CHANGE), None)
+def _serving(open_now: Sequence[AlertEpisode]) -> AlertEpisode | None:
+    return next((episode for episode in open_now if episode.signal == SERVED_MODEL_CHANGE), None)
+
+
+def _attack(open_now: Sequence[AlertEpisode]) -> AlertEpisode | None:
+    return next((episode for episode in open_now if is_attack(episode)), None)
 
 
 def _note(registry: Registry, episode: AlertEpisode, note: str, action: str, *, held: str) -> AlertEpisode:

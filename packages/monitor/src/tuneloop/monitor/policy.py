@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from tuneloop.monitor.causes import is_of_serving
+from tuneloop.monitor.causes import is_of_bias, is_of_serving
 from tuneloop.registry.nouns import AlertEpisode, RetrainingRequest, RetrainingState, version_name
 from tuneloop.registry.policies import RetrainingPolicy
 from tuneloop.registry.retraining.queue import ENDED, idempotency_key
@@ -47,6 +47,7 @@ def decide(
     rows: int,
     now: datetime,
     serving: AlertEpisode | None = None,
+    attack: AlertEpisode | None = None,
 ) -> File | Hold | Pending:
     """File, hold or wait.
 
@@ -57,15 +58,9 @@ def decide(
         rows: records with a user's correction since the episode's first window began.
         now: the time.
         serving: the open episode that says the served model changed while its version did not, if there is one.
+        attack: the open episode in which guards catch more attacks than before, if there is one.
     """
-    if serving is not None:
-        what = "it" if serving.id == episode.id else serving.id
-        return Hold(
-            "serving",
-            f"what engines serve is not the version any more ({what} says so): that is repaired in serving, "
-            "not by training",
-        )
-    held = _held_by_policy(episode, policy) or _held_by_cause(episode)
+    held = _held_by_others(episode, serving, attack) or _held_by_cause(episode) or _held_by_policy(episode, policy)
     if held is not None:
         return held
     under_way = next((request for request in requests if request.state not in ENDED), None)
@@ -89,6 +84,18 @@ def _signals(episode: AlertEpisode, policy: RetrainingPolicy) -> list[str]:
     return [signal for signal in episode.evidence["signals"] if signal in policy.signals]
 
 
+def _held_by_others(episode: AlertEpisode, serving: AlertEpisode | None, attack: AlertEpisode | None) -> Hold | None:
+    """What is open may be none of training's business, in this episode or beside it."""
+    if serving is not None:
+        what = "it" if serving.id == episode.id else serving.id
+        why = f"what engines serve is not the version any more ({what} says so): that is repaired in serving"
+        return Hold("serving", f"{why}, not by training")
+    if attack is not None:
+        what = "it" if attack.id == episode.id else attack.id
+        return Hold("attack", f"{episode.model} is under attack ({what} says so): training would learn from it")
+    return None
+
+
 def _held_by_policy(episode: AlertEpisode, policy: RetrainingPolicy) -> Hold | None:
     if not policy.enabled:
         return Hold("disabled", f"retraining of {episode.model} is switched off by its policy")
@@ -99,6 +106,8 @@ def _held_by_policy(episode: AlertEpisode, policy: RetrainingPolicy) -> Hold | N
 
 def _held_by_cause(episode: AlertEpisode) -> Hold | None:
     """Training on what a bad deploy or a bad engine did would teach it."""
+    if (bias := is_of_bias(episode)) is not None:
+        return Hold("bias", f"{bias}; what is trained then is for a person to decide")
     why = is_of_serving(episode)
     if why is None:
         return None

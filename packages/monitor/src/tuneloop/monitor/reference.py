@@ -1,23 +1,28 @@
-"""The reference of a champion: the first N answered records it served after it first became champion, frozen once
-complete.
+"""The reference of a champion: the first N answered records it served after it first became champion, or those of its
+first days where days have their course (`season`), frozen once complete.
 
 A new champion, trained for the traffic it now gets, is held against its own beginnings, never against its
 predecessor's. Once a window has been judged the reference is what that first judgement wrote down, whatever arrives
-late or is set otherwise since.
+late or is set otherwise since. That first judgement names every record; each later one names that judgement. While
+there is no reference yet, windows may be held against one of an earlier champion: such judgements name neither.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from hashlib import sha256
+from typing import Any
 
 from tuneloop.registry import Registry
 from tuneloop.registry.errors import NotFound
 from tuneloop.registry.nouns import RequestRecord, Route, WindowScore
 
 ANCHOR = "prompt_drift"  # scored first for every window: its scores are the list of windows
+_AN_HOUR = 50  # records of each hour that a season's reference may hold
+_SATURDAY = 5
+_OTHER_DAY_H = 6.0  # a Sunday's noon is as far from a Monday's noon as from its own evening
 JUST_BEFORE = timedelta(milliseconds=1)  # `Traffic.window` leaves its `since` out; this brings the first record back in
 
 
@@ -28,6 +33,9 @@ class Reference:
     records: tuple[RequestRecord, ...]
     digest: str
     frozen: bool  # a window was held against it; before that a late record may still change it
+    window: int | None = None  # the index of that first one
+    version: int | None = None  # whose it is, where it is another's
+    of: Reference | None = None  # the whole one that these were chosen from
 
     @property
     def ids(self) -> tuple[str, ...]:
@@ -36,12 +44,13 @@ class Reference:
 
     def summary(self) -> dict[str, object]:
         """What every window score says about the reference it was held against."""
+        whole = (self.of or self).records
         return {
             "digest": self.digest,
             "n": len(self.records),
-            "from": self.records[0].at.isoformat(),
-            "to": self.records[-1].at.isoformat(),
-        }
+            "from": whole[0].at.isoformat(),
+            "to": whole[-1].at.isoformat(),
+        } | ({"version": self.version} if self.version is not None else {})
 
 
 @dataclass(frozen=True)
@@ -83,14 +92,82 @@ def score_id(model: str, version: int, signal: str, window: int) -> str:
     return "ws_" + sha256(f"{model}\0{version}\0{signal}\0{window}".encode()).hexdigest()[:24]
 
 
-def find_reference(registry: Registry, history: Sequence[Route], version: int, size: int) -> Reference | Gathering:
+def find_reference(
+    registry: Registry, history: Sequence[Route], version: int, size: int, season_days: int = 0
+) -> Reference | Gathering:
     """The champion's reference, or what there is of it and why it is no more."""
     model = history[0].model
     try:
-        first = registry.episodes.score(score_id(model, version, ANCHOR, 0))
+        first = _first_held(registry, model, version)
     except NotFound:
+        if season_days:
+            return _season(registry, history, version, size, season_days)
         return _beginning(registry, history, version, size)
     return _frozen(registry, first)
+
+
+def _first_held(registry: Registry, model: str, version: int) -> WindowScore:
+    """The first judgement of a window held against the version's own reference.
+
+    Raises:
+        NotFound: there is none yet.
+    """
+    newest = registry.episodes.scores(model, version=version, signal=ANCHOR, limit=1)
+    if not newest or "lent" in newest[0].detail:
+        raise NotFound(f"no window of {model}@{version} was held against a reference of its own yet")
+    first = newest[0].detail.get("reference_window", 0)  # earlier releases: always the first
+    return (
+        newest[0]
+        if "reference_ids" in newest[0].detail
+        else registry.episodes.score(score_id(model, version, ANCHOR, first))
+    )
+
+
+def _season(registry: Registry, history: Sequence[Route], version: int, size: int, days: int) -> Reference | Gathering:
+    """Of each hour of the first days the first so many, so that a busy hour takes no other's place."""
+    model, since = history[0].model, became_champion(history, version)
+    assert since is not None
+    until, now = since + timedelta(days=days), registry.clock()
+    if now < until:
+        return Gathering(f"the reference of {model}@{version} is gathered until {until:%Y-%m-%d %H:%M}Z")
+    found: list[RequestRecord] = []
+    for start, end in _hours(since, now):
+        if start >= until and len(found) >= size:
+            return reference_of(found, frozen=False)
+        served = registry.traffic.window(model, since=start, until=end, version=version, oldest=_AN_HOUR)
+        found += [record for record in served if judgeable(record)]
+    why = f"the reference of {model}@{version} holds {len(found)} of {size} answered records"
+    return Gathering(why, tuple(found))
+
+
+def _hours(since: datetime, until: datetime) -> Iterator[tuple[datetime, datetime]]:
+    while since < until:
+        yield since, min(since + timedelta(hours=1), until)
+        since += timedelta(hours=1)
+
+
+def of_like_times(reference: Reference, window: Sequence[RequestRecord], size: int) -> Reference:
+    """`size` records of a reference at the times of day, on the kind of days (weekend or not), of a window's records.
+
+    Each record of the window takes its nearest in turn, whatever is in them: where what is normal depends on these
+    times alone, chosen ones and window are exchangeable while nothing drifts, as tests want them.
+    """
+    import numpy as np  # noqa: PLC0415 (`tuneloop alerts` needs none)
+
+    def phases(records: Sequence[RequestRecord]) -> tuple[Any, Any]:
+        hours = [record.at.hour + record.at.minute / 60 for record in records]
+        return np.array(hours), np.array([record.at.weekday() >= _SATURDAY for record in records])
+
+    (hours, weekend), (wanted, at_weekend) = phases(reference.records), phases(window)
+    apart = np.abs(hours[None, :] - wanted[:, None])
+    apart = np.minimum(apart, 24 - apart) + _OTHER_DAY_H * (weekend[None, :] != at_weekend[:, None])
+    chosen: list[int] = []
+    for turn in range(min(size, len(reference.records))):
+        nearest = int(apart[turn % len(window)].argmin())
+        apart[:, nearest] = np.inf
+        chosen.append(nearest)
+    records = tuple(reference.records[index] for index in sorted(chosen))
+    return replace(reference, records=records, of=reference)
 
 
 def _beginning(registry: Registry, history: Sequence[Route], version: int, size: int) -> Reference | Gathering:
@@ -115,16 +192,14 @@ def _beginning(registry: Registry, history: Sequence[Route], version: int, size:
 def _frozen(registry: Registry, first: WindowScore) -> Reference | Gathering:
     wanted = set(first.detail["reference_ids"])
     summary = first.detail["reference"]
-    held = registry.traffic.window(
-        first.model,
-        since=datetime.fromisoformat(summary["from"]) - JUST_BEFORE,
-        until=datetime.fromisoformat(summary["to"]),
-        version=first.version,
-    )
-    found = [record for record in held if record.id in wanted]
+    since, until = (datetime.fromisoformat(summary[name]) for name in ("from", "to"))
+    found: list[RequestRecord] = []
+    for start, end in _hours(since - JUST_BEFORE, until):  # there may be far more than it holds
+        held = registry.traffic.window(first.model, since=start, until=end, version=first.version)
+        found += [record for record in held if record.id in wanted]
     if len(found) < len(wanted):
         return Gathering(
             f"the reference of {first.model}@{first.version} lost {len(wanted) - len(found)} of its {len(wanted)} "
             "records; promote a version to begin a new one"
         )
-    return reference_of(found, frozen=True)
+    return replace(reference_of(found, frozen=True), window=first.detail["window"])

@@ -21,6 +21,9 @@ class MonitorSettings(Section):
     every_s: float = Field(default=10.0, gt=0)  # pause between passes
     window: int = Field(default=40, ge=10, le=1_000)  # records a window holds
     reference: int = Field(default=120, ge=20, le=2_000)  # records a champion's reference holds; frozen once full
+    season_days: int = Field(
+        default=0, ge=0, le=28
+    )  # a reference covers so many days, and windows are held against its like hours; 0: whatever comes first
     mean_run_length: int = Field(
         default=10_000, le=MAX_RUN_LENGTH
     )  # records between false alarms, over all streams of a model
@@ -77,10 +80,10 @@ class MonitorSettings(Section):
         return self.latency_ms > 0 or self.ttft_ms > 0
 
     def paging(self, model: str) -> tuple[str, ...]:
-        """The signals that page by themselves: a served model that changed; latency, unless Prometheus pages for it."""
+        """The signals that page by themselves; latency does unless Prometheus pages for it."""
         slo = self.slo.get(model, self.slo.get(EVERY_OTHER))
-        changed = "served_model_change"
-        return (changed,) if slo is not None and slo.latency is not None else ("latency", changed)
+        always = ("injections", "served_model_change")
+        return always if slo is not None and slo.latency is not None else ("latency", *always)
 
 
 SETTINGS: tuple[type[Section], ...] = (MonitorSettings,)

@@ -22,7 +22,8 @@ def episode_lines(episode: AlertEpisode, state: str) -> Iterator[str]:
     if episode.resolved_at is not None:
         yield f"until      {_when(episode.resolved_at.isoformat())}"
     reference = evidence["reference"]
-    held = f"{reference['n']} {reference.get('what', 'records')} of {version_name(episode.model, episode.version)}"
+    whose = version_name(episode.model, reference.get("version", episode.version))
+    held = f"{reference['n']} {reference.get('what', 'records')} of {whose}"
     yield f"held to    {held} from {_when(reference['from'])} to {_when(reference['to'])}"
     yield f"how sure   one false alarm in {evidence['mean_run_length']} records or more, over all signals together"
     yield from (f"cause      {one_line(cause['kind'] + ': ' + cause['why'])}" for cause in evidence.get("causes", []))

@@ -2,8 +2,8 @@
 
 Prompt drift, the perplexities (of questions, and of the answers users say they should have got) and the quality of
 answers tell of the same problem (the version no longer fits what it is asked) and share an episode; latency is a
-problem of its own, and so is a served model that changed, which `canary_watch` looks for. A judgement without enough
-data says so with its reason; it is never a pass.
+problem of its own, and so are attacks, and a served model that changed, which `canary_watch` looks for. A judgement
+without enough data says so with its reason; it is never a pass.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy as np
 from tuneloop.monitor.detectors import Outcome, mean_rise_test, window_alpha
 from tuneloop.monitor.features import new_words, witness
 from tuneloop.monitor.latency import engines_of, is_slow, percentiles, slow_share_test
+from tuneloop.monitor.parity import by_group
 from tuneloop.monitor.quality import is_broken, is_refusal, length_change_test, share_rise_test
 from tuneloop.monitor.reference import Reference, score_id
 from tuneloop.monitor.scorer import Scored, Scorer
@@ -34,7 +35,9 @@ THUMBS_DOWN, REFUSALS, BROKEN_ANSWERS = "thumbs_down", "refusals", "broken_answe
 ANSWER_LENGTH = "answer_length"
 QUALITIES = (THUMBS_DOWN, REFUSALS, BROKEN_ANSWERS, ANSWER_LENGTH)
 TRAFFIC_SIGNALS = (PROMPT_DRIFT, *PERPLEXITIES, *QUALITIES)
+OWN_REFERENCE = (PROMPT_DRIFT, *PERPLEXITIES, ANSWER_LENGTH)  # what another version's says nothing of
 SERVED_MODEL_CHANGE = "served_model_change"
+INJECTIONS = "injections"
 DETECTORS = {
     PROMPT_DRIFT: "all texts, words and neighbours, permutation test",
     PERPLEXITY: "rise of the mean, permutation test",
@@ -43,6 +46,7 @@ DETECTORS = {
     REFUSALS: "share of answers that refuse, Fisher's exact test",
     BROKEN_ANSWERS: "share of answers that are empty or repeat themselves, Fisher's exact test",
     ANSWER_LENGTH: "mean of log lengths, permutation test, two-sided",
+    INJECTIONS: "share of requests that guards stopped or flagged as attacks, Fisher's exact test",
     LATENCY: "share of slow answers, exact binomial test",
     SERVED_MODEL_CHANGE: "log-probabilities of fixed texts, exact permutation test of rounds",
 }
@@ -51,6 +55,7 @@ ENOUGH_SCORED = (
 )
 ENOUGH_TEXT = 0.8  # likewise, of answers
 ENOUGH_CORRECTED = 10  # on either side
+ATTACK_GUARDS = ("injection", "hidden")  # as the gateway notes them in a record
 _LIGHT = 0.25  # of the weight of a signal of drift
 ENOUGH_THUMBS = 10  # on either side
 _UNITS = {THUMBS_DOWN: "share of thumbs down", REFUSALS: "share of refusals", BROKEN_ANSWERS: "share of broken answers"}
@@ -64,7 +69,7 @@ def signals_of(settings: MonitorSettings) -> tuple[str, ...]:
 
 def windowed(settings: MonitorSettings) -> tuple[str, ...]:
     """Those of them that are judged window by window, in this order."""
-    return (*TRAFFIC_SIGNALS, LATENCY) if settings.watches_latency else TRAFFIC_SIGNALS
+    return (*TRAFFIC_SIGNALS, INJECTIONS, *((LATENCY,) if settings.watches_latency else ()))
 
 
 def problem_of(signal: str) -> tuple[str, ...]:
@@ -76,10 +81,20 @@ def budget_share(signal: str, settings: MonitorSettings) -> float:
     """A stream's part of the false-alarm budget; the parts of all streams of a model make one (a weighted Bonferroni).
 
     What tells of a drift, or of lateness, gets four times as much as each way in which answers can be worse, and as
-    the canaries, which need less: a change of the served model is seen at any level.
+    the canaries and attacks, which need less: a change of the served model, or a campaign, is seen at any level.
     """
-    weights = {name: _LIGHT if name in (*QUALITIES, SERVED_MODEL_CHANGE) else 1.0 for name in signals_of(settings)}
+    weights = {
+        name: _LIGHT if name in (*QUALITIES, INJECTIONS, SERVED_MODEL_CHANGE) else 1.0 for name in signals_of(settings)
+    }
     return weights[signal] / sum(weights.values())
+
+
+@dataclass(frozen=True)
+class Attacks:
+    """What guards caught on either side, and how many requests there were, those that were stopped among them."""
+
+    reference: tuple[int, int]
+    window: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -92,6 +107,7 @@ class Comparison:
     window: Window
     corrections: Mapping[str, str]  # request id → how the answer should have read, of both sides
     thumbs: Mapping[str, bool]  # request id → whether the user's thumb points down, of both sides
+    attacks: Attacks | None = None  # None: no guard looks for them
 
     def score_id(self, signal: str) -> str:
         """The id of one signal's judgement."""
@@ -106,6 +122,11 @@ class Judgement:
     n: int
     result: Outcome | None
     detail: dict[str, Any]
+
+
+def without_reference(why: str) -> Judgement:
+    """Of what can only be held against the version's own reference, which is not complete."""
+    return Judgement("not enough data", 0, None, {"reason": why})
 
 
 def unread(episode: str) -> Judgement:
@@ -130,6 +151,8 @@ class Judge:
         """One signal of one window."""
         if signal == LATENCY:
             return self._latency(held.window.records)
+        if signal == INJECTIONS:
+            return injections(held, self.alpha(signal))
         seed = int(sha256(held.score_id(signal).encode()).hexdigest()[:16], 16)
         rng = np.random.default_rng(seed)
         if signal in PERPLEXITIES:
@@ -185,6 +208,28 @@ class Judge:
         return Judgement("drift" if result.alarm else "none", len(records), result, detail)
 
 
+def injections(held: Comparison, alpha: float) -> Judgement:
+    """Whether more of what was asked is an attack, as guards have found.
+
+    What a guard stops is served by no version and so in no window: all requests between the first and the last record
+    of either side are counted.
+    """
+    caught = held.attacks
+    if caught is None:
+        return Judgement("not enough data", 0, None, {"reason": f"no guard of {held.model} looks for injections"})
+    (had, of), (has, among) = caught.reference, caught.window
+    result = share_rise_test((had, of), (has, among), alpha)
+    detail: dict[str, Any] = {
+        "unit": "share of requests",
+        "shares": {"reference": round(had / of, 4), "window": round(has / among, 4)},
+        "requests": {"reference": of, "window": among},
+    }
+    if result.alarm:
+        through = [record for record in held.window.records if any(g in record.guards for g in ATTACK_GUARDS)]
+        detail["examples"] = _examples(through, [1.0] * len(through))
+    return Judgement("drift" if result.alarm else "none", among, result, detail)
+
+
 def prompt_drift(
     reference: Sequence[RequestRecord], window: Sequence[RequestRecord], alpha: float, rng: np.random.Generator
 ) -> Judgement:
@@ -231,6 +276,8 @@ def quality(signal: str, held: Comparison, alpha: float, rng: np.random.Generato
     (had, of), (has, among) = ((sum(side), len(side)) for side in hits)
     result = share_rise_test((had, of), (has, among), alpha)
     detail = {"unit": _UNITS[signal], "shares": {"reference": round(had / of, 4), "window": round(has / among, 4)}}
+    if signal == REFUSALS:
+        detail["groups"] = by_group([record.question for record in now], hits[1])
     if result.alarm:
         detail["examples"] = _examples([r for r, hit in zip(now, hits[1], strict=True) if hit], [1.0] * has)
     return Judgement("drift" if result.alarm else "none", among, result, detail)

@@ -19,13 +19,13 @@ from tuneloop.monitor.causes import explained, gather
 from tuneloop.monitor.filing import BY, pursue
 from tuneloop.monitor.metrics import Metrics
 from tuneloop.monitor.quality import thumbs_of
-from tuneloop.monitor.reference import ANCHOR, Gathering, Reference, find_reference
+from tuneloop.monitor.reference import ANCHOR, Gathering
 from tuneloop.monitor.scorer import Scorer, Stopped
 from tuneloop.monitor.settings import MonitorSettings
 from tuneloop.monitor.signals import (
     DETECTORS,
+    OWN_REFERENCE,
     PERPLEXITIES,
-    PERPLEXITY,
     QUALITIES,
     SERVED_MODEL_CHANGE,
     THUMBS_DOWN,
@@ -33,7 +33,9 @@ from tuneloop.monitor.signals import (
     Judge,
     unread,
     windowed,
+    without_reference,
 )
+from tuneloop.monitor.standards import Standard, Standards
 from tuneloop.monitor.standing import standing
 from tuneloop.monitor.windows import Window, judged_window, next_window, progress
 from tuneloop.registry import Registry
@@ -82,7 +84,7 @@ class Monitor:
         self._metrics = metrics
         self._stopping = stopping
         self._signals = windowed(settings)
-        self._references: dict[tuple[str, int], Reference] = {}
+        self._standards = Standards(registry, settings, scorer)
         self._said: dict[str, str] = {}
 
     def run(self, wait: Callable[[float], object]) -> None:
@@ -154,25 +156,27 @@ class Monitor:
         if self._canaries is not None:  # first: what a changed model does to the traffic is no drift of it
             self._canaries.watch(history[0])
         self._end_replaced(history[0])
-        reference = self._reference(history, version)
+        standard = self._standards.of(history)
         judged = alarms = 0
-        if isinstance(reference, Gathering):
-            waiting = reference.why
-            self._read_ahead(model, version, reference.records)
+        if isinstance(standard, Gathering):
+            waiting = standard.why
+            self._read_ahead(model, version, standard.records)
             self._pursue(model)
         else:
-            self._finish_last(model, version, reference)
+            self._finish_last(history, version)
             while True:
                 self._pursue(model)  # after each window: a backlog of them may take engines minutes
-                done = progress(self._registry, history, version, reference, self._settings.late_s)
+                done = progress(self._registry, history, version, standard.reference, self._settings.late_s)
                 window = next_window(self._registry, model, version, done, self._settings.window)
                 if isinstance(window, tuple) or self._stopping():
                     break
-                scores = self._judge_window(model, version, reference, window)
+                scores = self._judge_window(model, version, standard, window)
+                standard = standard.held_to(window)
                 judged, alarms = judged + 1, alarms + sum(score.verdict == "drift" for score in scores)
             held = window if isinstance(window, tuple) else window.records
             if self._heard(model) is None:
-                self._read_ahead(model, version, held if reference.frozen else (*reference.records, *held))
+                ahead = () if standard.reference.frozen or self._settings.season_days else standard.reference.records
+                self._read_ahead(model, version, (*ahead, *held))
             waiting = (
                 f"window {done.next_index} of {model}@{version} holds {len(held)} of {self._settings.window} records"
             )
@@ -195,50 +199,33 @@ class Monitor:
                 return episode
         return None
 
-    def _reference(self, history: Sequence[Route], version: int) -> Reference | Gathering:
-        key = (history[0].model, version)
-        if key not in self._references:
-            found = find_reference(self._registry, history, version, self._settings.reference)
-            if isinstance(found, Gathering):
-                return found
-            self._recall_nats(*key, found)
-            if not found.frozen:
-                return found
-            self._references[key] = found
-        return self._references[key]
-
-    def _recall_nats(self, model: str, version: int, reference: Reference) -> None:
-        """What an earlier monitor scored of the reference need not be scored again, but for what users corrected."""
-        corrected = self._registry.traffic.corrections_for(reference.ids)
-        for score in reversed(self._registry.episodes.scores(model, version=version, signal=PERPLEXITY, limit=_RECENT)):
-            if "reference_nats" in score.detail and score.detail["reference"]["digest"] == reference.digest:
-                nats = {i: value for i, value in score.detail["reference_nats"].items() if i not in corrected}
-                self._scorer.remember(version_name(model, version), nats)
-                return
-
-    def _finish_last(self, model: str, version: int, reference: Reference) -> None:
+    def _finish_last(self, history: Sequence[Route], version: int) -> None:
         """Complete the last judged window, in case a monitor was stopped in the midst of it."""
+        model = history[0].model
         anchors = self._registry.episodes.scores(model, version=version, signal=ANCHOR, limit=1)
-        if anchors:
+        standard = self._standards.of_judged(history, anchors[0]) if anchors else None
+        if standard is not None:
             window = judged_window(self._registry, anchors[0])
             if len(window.records) == window.size:  # otherwise retention took some: nothing can be added
-                self._judge_window(model, version, reference, window)
+                self._judge_window(model, version, standard, window)
 
-    def _judge_window(self, model: str, version: int, reference: Reference, window: Window) -> list[WindowScore]:
+    def _judge_window(self, model: str, version: int, standard: Standard, window: Window) -> list[WindowScore]:
+        reference = self._standards.compared(standard, window)
         ids = [record.id for record in (*reference.records, *window.records)]
         traffic = self._registry.traffic
         thumbs = thumbs_of(traffic.feedback_for(ids))
-        held = Comparison(model, version, reference, window, traffic.corrections_for(ids), thumbs)
+        caught = self._standards.attacks(model, standard, window)
+        held = Comparison(model, version, reference, window, traffic.corrections_for(ids), thumbs, caught)
         scores: list[WindowScore] = []
         for signal in self._signals:  # each alarm is raised at once: scoring the next signal may take an engine minutes
             spared = self._heard(model) if signal in PERPLEXITIES and scores[0].verdict == "drift" else None
-            scores.append(score := self._score(signal, held, spared))
+            scores.append(score := self._score(signal, held, standard, spared))
             if score.verdict == "drift":
                 self._raise(score)
         self._end_quiet(model, version)
         return scores
 
-    def _score(self, signal: str, held: Comparison, spared: AlertEpisode | None) -> WindowScore:
+    def _score(self, signal: str, held: Comparison, standard: Standard, spared: AlertEpisode | None) -> WindowScore:
         identity = held.score_id(signal)
         try:
             known = self._registry.episodes.score(identity)
@@ -247,7 +234,10 @@ class Monitor:
         else:
             self._metrics.newest(known)
             return known
-        judgement = unread(spared.id) if spared else self._judge.judge(signal, held)
+        if standard.lent and signal in OWN_REFERENCE:
+            judgement = without_reference(standard.lent)
+        else:
+            judgement = unread(spared.id) if spared else self._judge.judge(signal, held)
         detail = judgement.detail | {
             "window": held.window.index,
             "high_water": held.window.high_water.isoformat(),
@@ -257,8 +247,8 @@ class Monitor:
             "detector": DETECTORS[signal],
             "permutations": judgement.result.permutations if judgement.result else 0,
         }
-        if signal == ANCHOR and held.window.index == 0:
-            detail["reference_ids"] = list(held.reference.ids)
+        if signal == ANCHOR:
+            detail |= standard.noted()
         now = self._registry.clock()
         score = WindowScore(
             id=identity,
@@ -300,10 +290,8 @@ class Monitor:
             log.warning("episode %s opened (%s): %s", opened.id, opened.severity, opened.evidence["summary"])
             return
         changed = alerts.joined(episode, score, now, pages)
-        if changed != episode:
-            if changed.evidence["signals"].keys() != episode.evidence["signals"].keys():
-                changed = self._explained(changed, now)
-            self._registry.episodes.update(episode, changed, by=BY, action="episode.window")
+        if changed != episode:  # each window may tell more of the cause
+            self._registry.episodes.update(episode, self._explained(changed, now), by=BY, action="episode.window")
 
     def _explained(self, episode: AlertEpisode, now: datetime) -> AlertEpisode:
         return explained(episode, gather(self._registry, episode, self._settings.changes_s, now))

@@ -29,7 +29,7 @@ Signal = Literal[  # those a retraining policy may name
     "answer_length",
     "latency",
 ]
-ServingSignal = Literal["served_model_change"]  # what training cannot repair
+ServingSignal = Literal["served_model_change", "injections"]  # what training cannot repair
 Verdict = Literal["pass", "fail", "inconclusive"]  # of a check, and of a report of checks
 ModelName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
 _VERSION_NAME = re.compile(r"([a-z0-9][a-z0-9._-]{0,62})@([1-9][0-9]{0,8})")

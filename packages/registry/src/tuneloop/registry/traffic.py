@@ -261,6 +261,17 @@ class Traffic:
             rows = connection.execute(query.order_by(shadow_requests.c.at)).mappings()
             return readable(RequestRecord, rows)
 
+    def caught(self, model: str, guards: Sequence[str], *, since: datetime, until: datetime) -> tuple[int, int]:
+        """How many requests of a model one of these guards stopped or flagged, `since` <= at <= `until`, and how many
+        there were, whatever became of them."""
+        verdicts = [requests.c.guards[guard].as_string() for guard in guards]
+        found = sa.or_(*(sa.or_(said.like("block%"), said.like("flag%")) for said in verdicts))
+        here = sa.and_(requests.c.model == model, requests.c.at >= since, requests.c.at <= until)
+        query = sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(sa.case((found, 1), else_=0)), 0)).where(here)
+        with self._db.reading() as connection:
+            every, hits = connection.execute(query).one()
+        return int(hits), int(every)
+
     def corrections_for(self, request_ids: Sequence[str]) -> dict[str, str]:
         """Request id → the newest correction a user gave; blank ones say nothing. Requests without any are absent."""
         given = {

@@ -96,6 +96,8 @@ def next_commands(episode: AlertEpisode) -> Iterable[str]:
         yield f"tuneloop route history {episode.model}"
     elif kind in {"engine", "served model"}:
         yield "tuneloop status"
+    elif kind == "attack":
+        yield f"tuneloop guard policy {episode.model}"
     else:
         yield "tuneloop retraining list"
     yield f"tuneloop alert ack {episode.id} --by YOU"

@@ -50,6 +50,7 @@ _SIGNAL_UNITS = {
     "refusals": ("Refusals", "share of\nanswers"),
     "broken_answers": ("Empty or repeating answers", "share of\nanswers"),
     "answer_length": ("Length of answers", "difference of\nlog lengths"),
+    "injections": ("Attacks that guards caught", "share of\nrequests"),
     "latency": ("Latency", "share of\nslow answers"),
     "served_model_change": ("Canaries", "nats per token\nfrom the first reading"),
 }

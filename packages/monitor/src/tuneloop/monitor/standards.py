@@ -1,0 +1,118 @@
+"""What a champion's windows are held against: its own reference, or, while that is being gathered, the one of the
+champion before it.
+
+A new champion may be asked other things than its predecessor (it was trained for them), but it must not refuse more,
+be disliked more or break more: those signals are judged from its first window on, so that a bad version that somebody
+promoted is seen before its badness becomes what is normal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+from tuneloop.monitor.reference import Gathering, Reference, find_reference, of_like_times
+from tuneloop.monitor.scorer import Scorer
+from tuneloop.monitor.settings import MonitorSettings
+from tuneloop.monitor.signals import ATTACK_GUARDS, PERPLEXITY, Attacks
+from tuneloop.monitor.windows import Window
+from tuneloop.registry import Registry
+from tuneloop.registry.guard_policy import current_guards
+from tuneloop.registry.nouns import Route, WindowScore, version_name
+
+_RECENT = 50  # scores read back for what an earlier monitor has read of a reference
+
+
+@dataclass(frozen=True)
+class Standard:
+    """A reference, and why it is not the champion's own; empty: it is."""
+
+    reference: Reference
+    lent: str = ""
+
+    def held_to(self, window: Window) -> Standard:
+        """The same after a window was judged: what that was held to stands for good."""
+        if self.lent or self.reference.frozen:
+            return self
+        return replace(self, reference=replace(self.reference, frozen=True, window=window.index))
+
+    def noted(self) -> dict[str, object]:
+        """What the first judgement of a window says of it, so that the next process finds it."""
+        if self.lent:
+            return {"lent": self.reference.version}
+        if self.reference.frozen:
+            return {"reference_window": self.reference.window}
+        return {"reference_ids": list(self.reference.ids)}
+
+
+class Standards:
+    """The references of every champion; frozen ones are read once."""
+
+    def __init__(self, registry: Registry, settings: MonitorSettings, scorer: Scorer) -> None:
+        self._registry = registry
+        self._settings = settings
+        self._scorer = scorer
+        self._known: dict[tuple[str, int], Reference] = {}
+        self._attacked: dict[tuple[str, str], tuple[int, int]] = {}
+
+    def of(self, history: Sequence[Route]) -> Standard | Gathering:
+        """What the champion's next window is held against; `history` the newest first."""
+        own = self._reference(history, history[0].champion)
+        if isinstance(own, Reference):
+            return Standard(own)
+        return self.lent(history, own.why) or own
+
+    def of_judged(self, history: Sequence[Route], anchor: WindowScore) -> Standard | None:
+        """What a window of the champion was held against, if that is known still."""
+        if "lent" in anchor.detail:
+            return self.lent(history, "its own was being gathered")
+        own = self._reference(history, history[0].champion)
+        return Standard(own) if isinstance(own, Reference) else None
+
+    def lent(self, history: Sequence[Route], why: str) -> Standard | None:
+        """The frozen reference of the champion before, or of the last one that has one."""
+        for version in dict.fromkeys(route.champion for route in history):
+            if version != history[0].champion:
+                found = self._reference(history, version)
+                if isinstance(found, Reference) and found.frozen:
+                    return Standard(replace(found, version=version), why)
+        return None
+
+    def compared(self, standard: Standard, window: Window) -> Reference:
+        """Those of its records that this window is compared with."""
+        if not self._settings.season_days:
+            return standard.reference
+        return of_like_times(standard.reference, window.records, self._settings.reference)
+
+    def attacks(self, model: str, standard: Standard, window: Window) -> Attacks | None:
+        """What guards caught; None where nobody has asked them to, or it is not known whether."""
+        policy = current_guards(self._registry.database).get(model)
+        if policy is None or not policy.enabled or policy.injection == "off":
+            return None
+        caught, reference = partial(self._registry.traffic.caught, model, ATTACK_GUARDS), standard.reference
+        key = (model, reference.digest)
+        if key not in self._attacked:  # a busy model is asked a million times while its reference is gathered
+            self._attacked[key] = caught(since=reference.records[0].at, until=reference.records[-1].at)
+        return Attacks(self._attacked[key], caught(since=window.start, until=window.end))
+
+    def _reference(self, history: Sequence[Route], version: int) -> Reference | Gathering:
+        key = (history[0].model, version)
+        if key not in self._known:
+            settings = self._settings
+            found = find_reference(self._registry, history, version, settings.reference, settings.season_days)
+            if isinstance(found, Gathering):
+                return found
+            self._recall_nats(*key, found)
+            if not found.frozen:
+                return found
+            self._known[key] = found
+        return self._known[key]
+
+    def _recall_nats(self, model: str, version: int, reference: Reference) -> None:
+        """What an earlier monitor scored of the reference need not be scored again, but for what users corrected."""
+        corrected = self._registry.traffic.corrections_for(reference.ids)
+        for score in self._registry.episodes.scores(model, version=version, signal=PERPLEXITY, limit=_RECENT):
+            if "reference_nats" in score.detail and score.detail["reference"]["digest"] == reference.digest:
+                nats = {i: value for i, value in score.detail["reference_nats"].items() if i not in corrected}
+                self._scorer.remember(version_name(model, version), nats)
