@@ -81,7 +81,7 @@ def test_without_a_guard_it_is_not_known_whether_there_are_attacks(scene: Scene)
 
 
 def test_a_steady_share_of_attacks_raises_no_more_alarms_than_the_level(scene: Scene) -> None:
-    """Windows end with an answer, so stopped requests are counted up to so many answers; Fisher's test is held to it."""
+    """Windows end with an answer: stopped requests count up to so many answers, and Fisher's test is held to it."""
     rng = np.random.default_rng(41)
 
     def side(answers: int) -> tuple[int, int]:
