@@ -22,6 +22,8 @@ from quarter_parts.people import People, Told
 from quarter_parts.plan import START, Event, Plan
 from quarter_parts.texts import USUAL, answer, question, things
 from quarter_parts.traffic import GUARDS, MODEL, Traffic, World
+from tuneloop.monitor.canary_baseline import Baselines
+from tuneloop.monitor.canary_stream import CanaryStream
 from tuneloop.monitor.canary_watch import CanaryWatch
 from tuneloop.monitor.delivery.redacting import Redactor
 from tuneloop.monitor.delivery.rounds import Deliverer
@@ -66,6 +68,7 @@ class Quarter:
     engine: Engine
     url: str
     monitor: Monitor
+    baselines: Baselines
     deliverer: Deliverer
     traffic: Traffic
     lines: list[Line] = field(default_factory=list)
@@ -137,6 +140,7 @@ class Quarter:
         self.answered += [record.at for record in came.records if record.served_version is not None]
         self._beat()
         states = self.monitor.run_once()
+        self.baselines.round()  # in the process it is a thread beside the passes
         assert not any(state.failure for state in states), states
         self.deliverer.round(to_the_end=True)
         self.people.act(self.clock.now)
@@ -202,8 +206,8 @@ def quarter_of(plan: Plan, home: Path, examples: int = 3) -> Iterator[Quarter]:
     ):
         settings = plan.settings
         scorer = Scorer(registry.fleet, client, concurrency=2, max_tokens=settings.scorer_max_tokens)
-        canaries = CanaryWatch(registry, settings, client, metrics, rng=random.Random(plan.seed))
-        monitor = Monitor(registry, settings, scorer, metrics, canaries=canaries)
+        stream = CanaryStream(registry, settings, client, metrics, rng=random.Random(plan.seed))
+        monitor = Monitor(registry, settings, scorer, metrics, canaries=CanaryWatch(stream))
         rng = random.Random(plan.seed)
         deliverer = Deliverer(registry, settings, metrics, rng=rng, redact=Redactor())
         to = Webhook(kind="webhook", name="on-call", url=hook, secret_file=str(home / "key"), examples=examples)
@@ -211,7 +215,7 @@ def quarter_of(plan: Plan, home: Path, examples: int = 3) -> Iterator[Quarter]:
         registry.policies.set(MODEL, plan.policy, by="ada", reason="the quarter begins")
         registry.policies.set(MODEL, GUARDS, by="ada", reason="the quarter begins")
         traffic = Traffic(plan.seed, plan.per_day)
-        holder.append(Quarter(plan, registry, clock, engine, url, monitor, deliverer, traffic))
+        holder.append(Quarter(plan, registry, clock, engine, url, monitor, Baselines(stream), deliverer, traffic))
         try:
             yield holder[0]
         finally:
