@@ -53,15 +53,24 @@ def make_rows() -> Callable[[int, int], list[dict[str, str]]]:
 
 @pytest.fixture(scope="session")
 def tiny_folder(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return _llama(tmp_path_factory.mktemp("bases") / "tiny", smollm2, layers=2)
+
+
+@pytest.fixture(scope="session")
+def shallow(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Base:
+    """The tiny model with one layer of its two: half of it to compile."""
+    return read_base(_llama(tmp_path_factory.mktemp("bases") / "shallow", smollm2, layers=1))
+
+
+def _llama(folder: Path, smollm2: Path, *, layers: int) -> Path:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    folder = tmp_path_factory.mktemp("bases") / "tiny"
     config = LlamaConfig(
         vocab_size=49152,
         hidden_size=16,
         intermediate_size=32,
-        num_hidden_layers=2,
+        num_hidden_layers=layers,
         num_attention_heads=2,
         num_key_value_heads=1,
         max_position_embeddings=512,

@@ -81,8 +81,17 @@ def test_an_optimizer_of_8_bits_learns_what_the_whole_one_does(optimizer: str, f
 
 
 @pytest.mark.filterwarnings("ignore")  # the tracer touches everything it meets, and is warned of half of it
-def test_compiled_steps_learn_what_plain_ones_do(fits: Fits) -> None:
-    fits.fit(fits.recipe(), steps=3)
+def test_compiled_steps_learn_what_plain_ones_do_and_are_compiled_once_for_every_length(
+    shallow: Base, tiny_recipe: Path, tmp_path: Path
+) -> None:
+    from torch._dynamo.utils import clear_compilation_metrics, get_compilation_metrics
+
+    fits = Fits(shallow, tiny_recipe, tmp_path)
+    rows = fits.labelled()
+    assert len({len(row.ids) for row in rows[:12]}) > 1
+    fits.fit(fits.recipe(), steps=3, rows=rows)
     plain = fits.losses
-    fits.fit(fits.recipe(compile=True), steps=3)
+    clear_compilation_metrics()
+    fits.fit(fits.recipe(compile=True), steps=3, rows=rows)
     assert fits.losses == pytest.approx(plain, abs=1e-4)
+    assert {compiled.recompile_reason for compiled in get_compilation_metrics()} == {None}
