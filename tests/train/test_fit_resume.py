@@ -173,7 +173,7 @@ def test_a_lost_rank_costs_nothing_but_its_restart(
 ) -> None:
     """The other rank waits for the lost one's gradients for ever, unless both are started again."""
     keys = f"max_restarts: 1, {launched(ZERO3)} checkpoint: {{every_s: 0.000001}},"
-    process = started(several_in(tmp_path / "several", keys), f"step 1/{STEPS}")
+    process = started(several_in(tmp_path / "several", keys), f"step 2/{STEPS}")  # so step 1 is kept
     [torchrun] = children(process.pid)
     lost = random.choice(children(torchrun))
     os.kill(lost, signal.SIGKILL)
