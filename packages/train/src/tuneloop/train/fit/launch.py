@@ -242,11 +242,11 @@ def _kept_log(path: Path) -> Iterator[Callable[[str], None]]:
 
 @contextmanager
 def _relayed_stop(watch: Watch, stop: Path) -> Iterator[None]:
-    """Look twice a second whether the owner shall end; if so, ask the children to."""
+    """Look ten times a second whether the owner shall end; if so, ask the children to."""
     over = threading.Event()
 
     def look() -> None:
-        while not over.wait(0.5):
+        while not over.wait(0.1):
             try:
                 watch.check()
             except TuneloopError as reason:
