@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -85,10 +85,10 @@ def test_no_path_of_the_machine_and_no_host_is_read_that_a_client_names(
     client = client_of(empty)
     whole = make_whole(tmp_path / "whole")
     elsewhere = client.create_experiment(f"e{tmp_path.name}", "http://127.0.0.1:1/store")
-    runs = {
+    runs: dict[str, Callable[[], str]] = {
         "RUN": lambda: own_run(empty, whole),
         "THEIRS": lambda: their_run(client, whole),
-        "ELSEWHERE": lambda: client.create_run(elsewhere).info.run_id,
+        "ELSEWHERE": lambda: str(client.create_run(elsewhere).info.run_id),
     }
     source = dict(body["source"])  # type: ignore[call-overload]
     if make := runs.get(source.get("run_id", "")):
