@@ -320,7 +320,14 @@ class Versions:
             InvalidInput: it lies outside the run that is named, or outside `within`.
             NotFound: there is no such run, version or folder.
         """
-        return brought(self._client, source, into, within)
+        try:
+            return brought(self._client, source, into, within)
+        except MlflowException as error:
+            if error.error_code != "INVALID_PARAMETER_VALUE":
+                raise
+            raise InvalidInput(
+                f"{source.name}: MLflow can have no such thing: {without_password(error.message)}"
+            ) from None
 
     def check_key(self) -> None:
         """See that what will be published can be signed, before hours are spent on making it.
