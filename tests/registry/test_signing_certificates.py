@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from registry.certified import ME, SIGN, Authority, Holder
 from tests_support import Clock, publish_version
@@ -128,7 +129,7 @@ def test_a_good_chain_over_somebody_elses_signature_does_not_verify(team: Team) 
 
 
 def of_a_web_server(team: Team) -> Holder:
-    return team.authority.leaf(team.between, SIGN, x509.ExtendedKeyUsage([x509.ExtendedKeyUsageOID.SERVER_AUTH]))
+    return team.authority.leaf(team.between, SIGN, x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]))
 
 
 def without_a_purpose(team: Team) -> Holder:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -70,6 +70,7 @@ def test_an_adapter_in_mlflow_becomes_a_version_on_a_base_of_the_control_planes_
     [
         ({"source": {"folder": "/etc"}}, "body.source"),
         ({"source": {"run_id": "../../etc"}}, "body.source"),
+        ({"source": {"run_id": "r:.x"}}, "MLflow can have no such thing"),
         ({"source": {"run_id": "r", "path": "x"}, "base": "../tiny"}, "body.base"),
         ({"source": {"run_id": "r", "path": "x"}, "base": "/tiny"}, "body.base"),
         ({"source": {"run_id": "r", "path": "x"}, "folder": "/etc"}, "body.folder"),
@@ -85,10 +86,10 @@ def test_no_path_of_the_machine_and_no_host_is_read_that_a_client_names(
     client = client_of(empty)
     whole = make_whole(tmp_path / "whole")
     elsewhere = client.create_experiment(f"e{tmp_path.name}", "http://127.0.0.1:1/store")
-    runs = {
+    runs: dict[str, Callable[[], str]] = {
         "RUN": lambda: own_run(empty, whole),
         "THEIRS": lambda: their_run(client, whole),
-        "ELSEWHERE": lambda: client.create_run(elsewhere).info.run_id,
+        "ELSEWHERE": lambda: str(client.create_run(elsewhere).info.run_id),
     }
     source = dict(body["source"])  # type: ignore[call-overload]
     if make := runs.get(source.get("run_id", "")):
@@ -100,11 +101,19 @@ def test_no_path_of_the_machine_and_no_host_is_read_that_a_client_names(
     assert len(empty.registry.audit.entries(limit=500)) == before
 
 
-def test_a_base_that_the_home_has_not_is_said_not_to_be_there(empty: Plane) -> None:
-    body = {"source": {"run_id": "r"}, "base": "none"} | WHY
-    answer = empty.ask("POST", NEW, Role.PROMOTER, json=body)
-    assert (answer.status_code, answer.json()["type"]) == (404, "urn:tuneloop:problem:not-found")
-    assert "the control plane's home has no base 'none'" in answer.json()["detail"]
+def test_a_base_a_run_or_a_folder_that_is_not_there_is_said_not_to_be(empty: Plane, tmp_path: Path) -> None:
+    run_id = own_run(empty, make_whole(tmp_path / "whole"))
+    expected: list[tuple[dict[str, object], str]] = [
+        ({"source": {"run_id": "r"}, "base": "none"}, "the control plane's home has no base 'none'"),
+        ({"source": {"run_id": run_id, "path": "none"}}, "there is no such folder in MLflow"),
+        ({"source": {"run_id": run_id, "path": "ö" * 200}}, "there is no such folder in MLflow"),
+        ({"source": {"run_id": "0" * 32}}, "not found"),
+        ({"source": {"model": "a model of theirs", "number": 1}}, "MLflow: "),
+    ]
+    for body, told in expected:
+        answer = empty.ask("POST", NEW, Role.PROMOTER, json=body | WHY)
+        assert (answer.status_code, answer.json()["type"]) == (404, "urn:tuneloop:problem:not-found"), answer.text
+        assert told in answer.json()["detail"]
 
 
 def test_as_many_as_may_are_registered_at_a_time_and_routes_are_changed_meanwhile(empty: Plane) -> None:

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import mlflow
 from mlflow.tracking import MlflowClient
 
-from tuneloop.registry.errors import InvalidInput, NotFound
+from tuneloop.registry.errors import InvalidInput, NotFound, Unavailable
 from tuneloop.registry.settings import without_password
 from tuneloop.registry.versions.sources import MlflowRun, MlflowVersion, on_this_machine
 from tuneloop.registry.versions.tag import VERSION_TAG
@@ -46,6 +46,7 @@ def brought(client: MlflowClient, source: MlflowRun | MlflowVersion, into: Path,
     Raises:
         InvalidInput: its files, or the path, lie outside the run that is named, or outside `within`.
         NotFound: there is no such folder.
+        Unavailable: it cannot be fetched.
         MlflowException: MLflow has no such run or version, or does not answer.
     """
     path = _inside(source.path)
@@ -83,7 +84,7 @@ def brought(client: MlflowClient, source: MlflowRun | MlflowVersion, into: Path,
             f"{source.name}: its files lie on this machine outside {within}, and whoever writes to MLflow could name "
             "any folder; register it with the verb, on this machine"
         )
-    if not folder.is_dir() or not any(folder.iterdir()):
+    if not _holds_something(folder):
         raise NotFound(f"{source.name}: there is no such folder in MLflow; its own interface shows what there is")
     data = run.data if run else None
     metrics = {str(name): float(value) for name, value in data.metrics.items()} if data else {}
@@ -102,13 +103,26 @@ def _inside(path: str) -> str:
     return str(pure)
 
 
+def _holds_something(folder: Path) -> bool:
+    try:
+        return folder.is_dir() and any(folder.iterdir())
+    except (OSError, ValueError):  # no folder can have that name
+        return False
+
+
 def _found(client: MlflowClient, uri: str, root: str, into: Path) -> tuple[Path, Path | None]:
     """The folder on this machine, without a link in its path, and the run's that holds it; or it is fetched."""
     here, there = on_this_machine(uri), on_this_machine(root)
     if here is not None and there is not None:
         return here.resolve(), there.resolve()
     tracking = str(client.tracking_uri)
-    fetched = mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(into), tracking_uri=tracking)
+    try:
+        fetched = mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(into), tracking_uri=tracking)
+    except OSError as error:  # requests' errors are, too
+        raise Unavailable(
+            f"{without_password(uri)} cannot be fetched: {without_password(str(error))}; see whether it is there, and "
+            f"{into.parent} has room"
+        ) from error
     return Path(fetched), None
 
 

@@ -1,6 +1,7 @@
-"""A signature file, as far as it is read before it is verified: by what it says it was made, and with which key.
+"""Signature files, and the library that makes and verifies them.
 
-It is a Sigstore bundle, whoever made it. Nothing of it is trusted: it only says what to verify it by.
+Before it is verified a file is asked by what it says it was made, and with which key. It is a Sigstore bundle, whoever
+made it. Nothing of it is trusted: it only says what to verify it by.
 """
 
 from __future__ import annotations
@@ -54,6 +55,22 @@ def name_of(public: Any) -> tuple[str, bytes]:
 
     text = bytes(public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
     return sha256(text).hexdigest()[:_NAME_DIGITS], text
+
+
+def signer() -> Any:
+    """How model-signing is told what to sign with."""
+    from model_signing import signing  # noqa: PLC0415 (half a second, and a gateway never needs it)
+
+    made: Any = signing.Config
+    return made()
+
+
+def verifier() -> Any:
+    """How model-signing is told what to verify by."""
+    from model_signing import verifying  # noqa: PLC0415
+
+    made: Any = verifying.Config
+    return made()
 
 
 def short(error: Exception) -> str:

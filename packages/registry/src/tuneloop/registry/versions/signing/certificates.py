@@ -14,7 +14,7 @@ from typing import Any
 
 from tuneloop.registry.errors import InvalidInput
 from tuneloop.registry.settings import RegistrySettings
-from tuneloop.registry.versions.signing.bundle import Claim, short
+from tuneloop.registry.versions.signing.bundle import Claim, short, signer, verifier
 from tuneloop.registry.versions.signing.keys import private_key
 
 
@@ -47,10 +47,8 @@ class CertificateSigning:
 
     def sign(self, folder: Path, signature: Path) -> None:
         """Write the signature of every file below a folder."""
-        from model_signing.signing import Config  # noqa: PLC0415 (half a second, and a gateway never needs it)
-
         key, chain = self._own()
-        config = Config().use_certificate_signer(private_key=key, signing_certificate=chain, certificate_chain=[chain])
+        config = signer().use_certificate_signer(private_key=key, signing_certificate=chain, certificate_chain=[chain])
         config.sign(folder, signature)
 
     def verify(self, folder: Path, signature: Path, claim: Claim, name: str) -> None:
@@ -59,8 +57,6 @@ class CertificateSigning:
         Raises:
             InvalidInput: no trusted root certifies the signer now, or the signature is not of these files.
         """
-        from model_signing.verifying import Config  # noqa: PLC0415
-
         try:
             self._check_chain(claim.certificates)
         except _NotTrusted as why:
@@ -69,7 +65,7 @@ class CertificateSigning:
                 f"version anew with one that does: `tuneloop sign {name} --by YOU --reason WHY`"
             ) from None
         try:
-            Config().use_certificate_verifier(certificate_chain=[self._roots()]).verify(folder, signature)
+            verifier().use_certificate_verifier(certificate_chain=[self._roots()]).verify(folder, signature)
         except Exception as error:  # noqa: BLE001 (whatever is wrong with a signature: these files do not verify)
             raise InvalidInput(
                 f"{name}: its files are not what {_subject(claim.certificates[0])} signed ({short(error)}); do not "
@@ -129,10 +125,11 @@ def _certificates(path: Path, setting: str) -> tuple[Any, ...]:
 def _may_sign(certificate: Any) -> bool:
     """Whether a certificate is one to sign with: that of a web server, by the same root, is not."""
     from cryptography import x509  # noqa: PLC0415
+    from cryptography.x509.oid import ExtendedKeyUsageOID  # noqa: PLC0415
 
     try:
         purposes = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
-        return x509.ExtendedKeyUsageOID.CODE_SIGNING in purposes
+        return ExtendedKeyUsageOID.CODE_SIGNING in purposes
     except x509.ExtensionNotFound:
         pass
     try:

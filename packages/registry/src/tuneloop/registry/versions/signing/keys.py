@@ -16,7 +16,7 @@ from typing import Any
 from tuneloop.registry.errors import InvalidInput
 from tuneloop.registry.files import OWNER_ONLY, sync, write_atomically
 from tuneloop.registry.settings import RegistrySettings
-from tuneloop.registry.versions.signing.bundle import Claim, name_of, short
+from tuneloop.registry.versions.signing.bundle import Claim, name_of, short, signer, verifier
 
 _KEY = "it must be a PEM file of an elliptic curve's private key, without a passphrase"
 _log = logging.getLogger(__name__)
@@ -71,9 +71,7 @@ class KeySigning:
 
     def sign(self, folder: Path, signature: Path) -> None:
         """Write the signature of every file below a folder."""
-        from model_signing.signing import Config  # noqa: PLC0415 (half a second, and a gateway never needs it)
-
-        Config().use_elliptic_key_signer(private_key=self._key()).sign(folder, signature)
+        signer().use_elliptic_key_signer(private_key=self._key()).sign(folder, signature)
 
     def verify(self, folder: Path, signature: Path, claim: Claim, name: str) -> None:
         """Find out that the files are those somebody trusted here has signed.
@@ -81,8 +79,6 @@ class KeySigning:
         Raises:
             InvalidInput: nobody trusted here made the signature, or it is not of these files.
         """
-        from model_signing.verifying import Config  # noqa: PLC0415
-
         key = claim.key
         public = next((path for path in sorted(self.trusted.glob("*.pem")) if _name_in(path) == key), None)
         if public is None:
@@ -91,7 +87,7 @@ class KeySigning:
                 f"or sign the version anew on a machine whose key is: `tuneloop sign {name} --by YOU --reason WHY`"
             )
         try:
-            Config().use_elliptic_key_verifier(public_key=public).verify(folder, signature)
+            verifier().use_elliptic_key_verifier(public_key=public).verify(folder, signature)
         except Exception as error:  # noqa: BLE001 (whatever is wrong with a signature: these files do not verify)
             raise InvalidInput(
                 f"{name}: its files are not what key {key} signed ({short(error)}); do not serve it: see who has "

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tuneloop.registry.errors import InvalidInput, Unavailable
 from tuneloop.registry.settings import RegistrySettings
-from tuneloop.registry.versions.signing.bundle import Claim, short
+from tuneloop.registry.versions.signing.bundle import Claim, short, signer, verifier
 
 _IDENTITY = (
     "[registry] sigstore_token names a file with an identity token, or the machine has one of its own (a CI job, a "
@@ -39,11 +39,9 @@ class SigstoreSigning:
             InvalidInput: there is no identity to sign with.
             Unavailable: Sigstore cannot be asked, or does not take the identity.
         """
-        from model_signing.signing import Config  # noqa: PLC0415 (half a second, and a gateway never needs it)
-
         token = self._token()
         try:
-            config = Config().use_sigstore_signer(identity_token=token, trust_config=self._settings.sigstore_trust)
+            config = signer().use_sigstore_signer(identity_token=token, trust_config=self._settings.sigstore_trust)
             config.sign(folder, signature)
         except Exception as error:
             raise Unavailable(f"Sigstore has not signed: {short(error)}; {_IDENTITY}") from error
@@ -55,11 +53,9 @@ class SigstoreSigning:
             InvalidInput: another one signed, or the signature is not of these files.
             Unavailable: Sigstore's roots cannot be had.
         """
-        from model_signing.verifying import Config  # noqa: PLC0415
-
         identity, issuer = self._settings.signing_identity, self._settings.signing_issuer
         try:
-            config = Config().use_sigstore_verifier(
+            config = verifier().use_sigstore_verifier(
                 identity=identity, oidc_issuer=issuer, trust_config=self._settings.sigstore_trust
             )
         except Exception as error:

@@ -1,0 +1,127 @@
+"""The files of versions: signed when they are published, fetched once, verified each time."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+
+from mlflow.exceptions import MlflowException
+
+from tuneloop.registry.errors import InvalidInput, NotFound, Unavailable
+from tuneloop.registry.files import write_atomically
+from tuneloop.registry.nouns import Version
+from tuneloop.registry.settings import RegistrySettings, without_password
+from tuneloop.registry.versions.artifacts import check_publishable, fetched_name, folder_digest
+from tuneloop.registry.versions.connected import asking
+from tuneloop.registry.versions.runs import Runs
+from tuneloop.registry.versions.signing.policy import SIGNATURE, Signing
+from tuneloop.registry.versions.tag import VERSION_TAG
+
+ARTIFACT = "model"  # the folder of a run that holds the version's files
+SIGNATURES = "signature"  # and the one that holds their signature
+_log = logging.getLogger(__name__)
+
+
+class SignedFiles(Runs):
+    """Signs, keeps and fetches versions' files."""
+
+    def __init__(self, settings: RegistrySettings, clock: Callable[[], datetime]) -> None:
+        super().__init__(settings, clock)
+        self._signing = Signing(settings, clock)
+
+    def check_key(self) -> None:
+        """See that what will be published can be signed, before hours are spent on making it.
+
+        Raises:
+            InvalidInput: the key that the settings name is none to sign with.
+        """
+        self._signing.check_key()
+
+    @asking
+    def sign(self, version: Version, root: Path) -> Version:
+        """Sign a version's files, as they were published, with this machine's key; it replaces the signature it had.
+
+        Args:
+            version: the version.
+            root: where fetched files are kept, as for `fetch`.
+
+        Raises:
+            InvalidInput: the files are not those that were published, or there is no key to sign with.
+        """
+        with self._signed(self._files(version, root)) as (key, signature):
+            self._client.log_artifact(version.run_id, str(signature), SIGNATURES)
+        signed = version.model_copy(update={"signed_by": key})
+        fields = signed.model_dump(mode="json", exclude={"version"})
+        self._client.set_model_version_tag(version.model, str(version.version), VERSION_TAG, json.dumps(fields))
+        return signed
+
+    def fetch(self, version: Version, root: Path) -> Path:
+        """The version's files in `root/<digest>`, downloaded once, verified each time; they appear whole or not at all.
+
+        Raises:
+            InvalidInput: the files are not those that were published, or nobody trusted here has signed them.
+        """
+        folder = self._files(version, root)
+        signature = None if version.signed_by is None else self._signature(version, root, version.signed_by)
+        try:
+            self._signing.verify(folder, signature, version.name)
+        except InvalidInput:
+            if signature is not None:
+                signature.unlink(missing_ok=True)  # another may be there meanwhile: it is asked for again
+            raise
+        return folder
+
+    @contextmanager
+    def _signed(self, folder: Path) -> Iterator[tuple[str, Path]]:
+        """(the key's name, the signature of a folder), the latter for as long as the block runs."""
+        with tempfile.TemporaryDirectory(prefix="tuneloop-sign-") as scratch:
+            signature = Path(scratch) / SIGNATURE
+            yield self._signing.sign(folder, signature), signature
+
+    def _signature(self, version: Version, root: Path, key: str) -> Path:
+        """The version's signature beside its fetched files; asks MLflow once."""
+        kept = root / f"{fetched_name(version)}.{key}.sig"
+        if not kept.is_file():
+            try:
+                with self.fetched_file(version.run_id, f"{SIGNATURES}/{SIGNATURE}") as found:
+                    write_atomically(kept, found.read_bytes())
+            except NotFound:
+                raise InvalidInput(
+                    f"{version.name} was signed by key {key}, and its signature is gone from MLflow; do not serve it: "
+                    "see who has written to the artifact store, then "
+                    f"`tuneloop sign {version.name} --by YOU --reason WHY`"
+                ) from None
+        return kept
+
+    def _files(self, version: Version, root: Path) -> Path:
+        target = root / fetched_name(version)
+        if target.is_dir():
+            if folder_digest(target) == version.artifact_digest:
+                return target
+            _log.warning("%s: %s is damaged; fetching it again", version.name, target)
+            shutil.rmtree(target)
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=root, prefix=".fetch-") as scratch:
+            try:
+                folder = self._download(version.run_id, ARTIFACT, scratch)
+            except (MlflowException, OSError) as error:
+                why = without_password(str(error))
+                raise Unavailable(f"{version.name}: its files cannot be fetched from MLflow: {why}") from error
+            check_publishable(folder)
+            if (found := folder_digest(folder)) != version.artifact_digest:
+                raise InvalidInput(
+                    f"{version.name}: fetched files have digest {found}, published was {version.artifact_digest}; "
+                    "do not serve it"
+                )
+            try:
+                folder.rename(target)
+            except OSError:
+                if not target.is_dir():  # otherwise another process was first, with the same verified content
+                    raise
+        return target
