@@ -301,4 +301,4 @@ def test_what_was_assigned_counts_not_what_served() -> None:
 )
 def test_limits_nothing_could_pass_are_refused(limits: dict[str, float]) -> None:
     with pytest.raises(ValidationError):
-        Limits(**limits)
+        Limits.model_validate(limits)

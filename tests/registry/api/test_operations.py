@@ -257,7 +257,7 @@ def test_what_is_read_is_what_the_registry_holds(shared_plane: Plane) -> None:
     assert shared_plane.get(f"{BOT}/route")["route"]["revision"] == 2
     assert shared_plane.get(f"{BOT}/route")["gateways"] == {"g1": 2}
     diff = shared_plane.get(f"{BOT}/route/diff?before=1&after=2")
-    assert diff["differences"][1] == {"what": "version 2", "before": "0", "after": "1000"}
+    assert diff["differences"][1] == {"what": "version 2", "before": None, "after": "1000"}
     assert (diff["moved_bp"], shared_plane.get(f"{BOT}/route/diff?before=1")) == (1_000, diff)
     assert shared_plane.get(f"{BOT}/rollout")["report"]["version"] == 2
     assert shared_plane.get("/v1/retraining/rt_1")["history"][0]["action"] == "retraining.file"
@@ -290,7 +290,7 @@ def test_what_is_read_is_what_the_registry_holds(shared_plane: Plane) -> None:
 
 def test_a_bandits_step_says_what_it_would_do_and_then_does_it_once(plane: Plane) -> None:
     path = path_of(plane, "/v1/experiments/DRAFT/step")
-    assert plane.ask("POST", path, json=WHY).status_code == 403, "only a running bandit moves its shares"
+    assert plane.ask("POST", path, json=WHY).status_code == 409, "only a running bandit moves its shares"
     let_learn(plane.registry)
     revision = plane.registry.routes.current("bot").revision
     proposed = plane.ask("POST", path, json={"propose": True} | WHY).json()

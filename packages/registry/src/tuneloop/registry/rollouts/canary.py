@@ -99,7 +99,7 @@ def judge(
     `step_answered` of the challenger's answers were given on the present step; those alone count as its samples.
     """
     enough: Verdict = "pass" if step_answered >= min_samples else "inconclusive"
-    checks = (
+    checks: tuple[Check, ...] = (
         Check(
             name="samples",
             verdict=enough,

@@ -30,7 +30,8 @@ def differences(before: Route, after: Route) -> RouteDiff:
     ]
     pairs.append(("champion", str(before.champion), str(after.champion)))
     pairs.append(("held out", _bp(before.holdout_bp), _bp(after.holdout_bp)))
-    pairs.append(("shadow", *(route.shadow.text if route.shadow else None for route in (before, after))))
+    stood, stands = (route.shadow.text if route.shadow else None for route in (before, after))
+    pairs.append(("shadow", stood, stands))
     for key in sorted({*before.overrides, *after.overrides}):
         old, new = (route.overrides.get(key) for route in (before, after))
         pairs.append((f"key {key}", None if old is None else str(old), None if new is None else str(new)))
