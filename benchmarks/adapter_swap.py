@@ -35,7 +35,7 @@ import numpy as np
 from engine import ROOT
 from through_vllm.asking import Answer, Asked, Target, ask, quantiles_ms, session
 from through_vllm.house import House, Others, machine
-from through_vllm.loading import FULL, Load, load, loaded, unload
+from through_vllm.loading import FULL, Load, load, loaded, unload, unloaded
 from tuneloop.registry.nouns import Version
 from tuneloop.registry.printing import table
 from tuneloop.registry.versions.adapters import SERVED_MODULES
@@ -127,7 +127,7 @@ async def swap(house: House, versions: Sequence[Version], *, quick: bool) -> dic
         await asyncio.to_thread(house.route, MODEL, {version.version: FULL})
         promoted.append(time.monotonic())
         loads.append(await loaded(house, version, asked))
-        await asyncio.to_thread(house.wait_for, f"unloaded {champion.name}")
+        await unloaded(house, champion)
         champion = version
     crowd.ended = True
     await running
