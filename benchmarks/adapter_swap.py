@@ -35,7 +35,7 @@ import numpy as np
 from engine import ROOT
 from through_vllm.asking import Answer, Asked, Target, ask, quantiles_ms, session
 from through_vllm.house import House, Others, machine
-from through_vllm.loading import FULL, Load, load, loaded, unload
+from through_vllm.loading import FULL, Load, load, loaded, unload, unloaded
 from tuneloop.registry.nouns import Version
 from tuneloop.registry.printing import table
 from tuneloop.registry.versions.adapters import SERVED_MODULES
@@ -44,7 +44,7 @@ RESULTS = ROOT / "benchmarks" / "results" / "adapter_swap.json"
 MODEL = "bot"
 USERS, QUESTIONS, TOKENS = 4, 3, 48  # users of each kind
 WARMING_S, BEFORE_S, BETWEEN_S = 12.0, 60.0, 3.0
-LOADS, SWAPS, REPEATS = 8, 3, 3
+LOADS, SWAPS, REPEATS = 5, 2, 2
 RANKS = (8, 16, 64)
 MODULES = {"q, v": ("q_proj", "v_proj"), "all linear": SERVED_MODULES}
 Window = tuple[float, float]
@@ -127,7 +127,7 @@ async def swap(house: House, versions: Sequence[Version], *, quick: bool) -> dic
         await asyncio.to_thread(house.route, MODEL, {version.version: FULL})
         promoted.append(time.monotonic())
         loads.append(await loaded(house, version, asked))
-        await asyncio.to_thread(house.wait_for, f"unloaded {champion.name}")
+        await unloaded(house, champion)
         champion = version
     crowd.ended = True
     await running

@@ -12,6 +12,7 @@ from tuneloop.registry.nouns import Version
 
 _TIMES = re.compile(r" in ([0-9.]+) s")
 FULL = 10_000
+UNLOADED_S = 150.0  # the agent waits a minute for its streams
 
 
 @dataclass(frozen=True)
@@ -65,4 +66,9 @@ async def loaded(house: House, version: Version, asked: float) -> Load:
 async def unload(house: House, version: Version, champion: Version) -> None:
     """Take it off the route again; wait until vLLM has been told to forget it."""
     await asyncio.to_thread(house.route, version.model, {champion.version: FULL})
-    await asyncio.to_thread(house.wait_for, f"unloaded {version.name}")
+    await unloaded(house, version)
+
+
+async def unloaded(house: House, version: Version) -> None:
+    """Until vLLM has been told to forget a version, which may be as long as streams of it last."""
+    await asyncio.to_thread(house.wait_for, f"unloaded {version.name}", UNLOADED_S)

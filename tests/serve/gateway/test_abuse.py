@@ -292,7 +292,7 @@ def test_a_flood_of_unknown_models_keys_and_paths_leaves_nothing_behind(stage: S
 
     def flood(first: int, count: int) -> None:
         for number in range(first, first + count):
-            name = f"model-{number}-{'x' * 200}"
+            name = f"model-{number}-{'x' * 2_000}"
             body = json.dumps(GOOD | {"model": name, "user": name})
             key = stage.gateway.key if number % 3 else name
             path = CHAT if number % 5 else f"/v1/models/{name}"
@@ -307,7 +307,7 @@ def test_a_flood_of_unknown_models_keys_and_paths_leaves_nothing_behind(stage: S
     flood(500, 2_000)
     connection.close()
     assert len(stage.gateway.call("/metrics").body.splitlines()) == series
-    assert stage.process.memory_info().rss - memory < 2_000 * 500, "it kept something of every request"
+    assert stage.process.memory_info().rss - memory < 2_000 * 1_000, "it kept names: each has 2,000 characters"
     assert len(stage.engine.seen) == asked
     assert stored_requests(stage) == records
 
