@@ -185,9 +185,8 @@ def is_of_serving(episode: AlertEpisode) -> str | None:
 
 
 def is_of_bias(episode: AlertEpisode) -> str | None:
-    """Why a person has to decide what is trained, when the likeliest cause is that people are treated unequally."""
-    causes = episode.evidence.get("causes") or []
-    return str(causes[0]["why"]) if causes and causes[0]["kind"] == "bias" else None
+    """Why a person has to decide what is trained, when people are treated unequally, whatever else may be the cause."""
+    return next((str(cause["why"]) for cause in episode.evidence.get("causes", []) if cause["kind"] == "bias"), None)
 
 
 def explained(episode: AlertEpisode, changes: Sequence[Change]) -> AlertEpisode:
