@@ -22,6 +22,8 @@ from quarter_parts.people import People, Told
 from quarter_parts.plan import START, Event, Plan
 from quarter_parts.texts import USUAL, answer, question, things
 from quarter_parts.traffic import GUARDS, MODEL, Traffic, World
+from tuneloop.monitor.canary_baseline import Baselines
+from tuneloop.monitor.canary_stream import CanaryStream
 from tuneloop.monitor.canary_watch import CanaryWatch
 from tuneloop.monitor.delivery.redacting import Redactor
 from tuneloop.monitor.delivery.rounds import Deliverer
@@ -66,6 +68,7 @@ class Quarter:
     engine: Engine
     url: str
     monitor: Monitor
+    baselines: Baselines | None  # of canaries; a thread of the process has them, here each hour has a round
     deliverer: Deliverer
     traffic: Traffic
     lines: list[Line] = field(default_factory=list)
@@ -136,6 +139,8 @@ class Quarter:
         self.registry.traffic.add_feedback(came.feedback)
         self.answered += [record.at for record in came.records if record.served_version is not None]
         self._beat()
+        if self.baselines is not None:
+            self.baselines.round()
         states = self.monitor.run_once()
         assert not any(state.failure for state in states), states
         self.deliverer.round(to_the_end=True)
@@ -202,7 +207,9 @@ def quarter_of(plan: Plan, home: Path, examples: int = 3) -> Iterator[Quarter]:
     ):
         settings = plan.settings
         scorer = Scorer(registry.fleet, client, concurrency=2, max_tokens=settings.scorer_max_tokens)
-        canaries = CanaryWatch(registry, settings, client, metrics, rng=random.Random(plan.seed))
+        watches = settings.canary_every_s > 0
+        stream = CanaryStream(registry, settings, client, metrics, rng=random.Random(plan.seed))
+        canaries, baselines = (CanaryWatch(stream), Baselines(stream)) if watches else (None, None)
         monitor = Monitor(registry, settings, scorer, metrics, canaries=canaries)
         rng = random.Random(plan.seed)
         deliverer = Deliverer(registry, settings, metrics, rng=rng, redact=Redactor())
@@ -211,7 +218,7 @@ def quarter_of(plan: Plan, home: Path, examples: int = 3) -> Iterator[Quarter]:
         registry.policies.set(MODEL, plan.policy, by="ada", reason="the quarter begins")
         registry.policies.set(MODEL, GUARDS, by="ada", reason="the quarter begins")
         traffic = Traffic(plan.seed, plan.per_day)
-        holder.append(Quarter(plan, registry, clock, engine, url, monitor, deliverer, traffic))
+        holder.append(Quarter(plan, registry, clock, engine, url, monitor, baselines, deliverer, traffic))
         try:
             yield holder[0]
         finally:
