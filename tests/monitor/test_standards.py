@@ -95,7 +95,7 @@ def test_a_bad_version_that_was_promoted_is_told_after_its_first_window_and_name
     scene.correct(scene.usual(20, answer=REFUSES, **answers))
     scene.watch(serves=("bot@1", "bot@2"))
     (episode,) = scene.registry.episodes.all("bot")
-    assert (episode.version, episode.signal) == (2, "refusals")
+    assert (episode.version, episode.signal, episode.severity) == (2, "refusals", "page")
     assert episode.evidence["causes"][0]["kind"] == "deploy"
     assert episode.evidence["reference"]["version"] == 1, "it has none of its own yet"
     (anchor,) = scene.scores("prompt_drift", version=2)
