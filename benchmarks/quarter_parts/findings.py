@@ -5,7 +5,6 @@ from __future__ import annotations
 from bisect import bisect_right
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from math import ceil
 
 from quarter_parts.people import Told
 from quarter_parts.plan import Event
@@ -90,7 +89,7 @@ def findings(quarter: Quarter) -> Findings:
     return Findings(
         rows=tuple(_row(quarter, event, of[event.name]) for event in quarter.plan.events),
         false=tuple(false),
-        budget=ceil(answers / quarter.plan.settings.mean_run_length),
+        budget=max(1, answers // quarter.plan.settings.mean_run_length),
         answers=answers,
         windows=len(scores),
     )
