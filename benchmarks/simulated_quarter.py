@@ -16,6 +16,7 @@ import logging
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,13 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="write every figure here")
     parser.add_argument("--transcript", type=Path, help="write the document here")
     parser.add_argument("--seed", type=int, help="another quarter")
+    parser.add_argument("--season-days", type=int, help="of the reference; 0 forgets that days have their course")
     options = parser.parse_args()
     logging.getLogger("tuneloop.monitor").setLevel(logging.CRITICAL)  # the transcript says it
-    plan = quick() if options.quick else quarter(options.seed)
+    plan = quick() if options.quick else quarter()
+    plan = replace(plan, seed=options.seed or plan.seed)
+    if options.season_days is not None:
+        plan = replace(plan, settings=plan.settings.model_copy(update={"season_days": options.season_days}))
     began = time.process_time()
     with tempfile.TemporaryDirectory(prefix="tuneloop-quarter-") as home, quarter_of(plan, Path(home)) as played:
         played.run()

@@ -5,7 +5,6 @@ from __future__ import annotations
 from bisect import bisect_right
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from math import ceil
 
 from quarter_parts.people import Told
 from quarter_parts.plan import Event
@@ -26,7 +25,7 @@ class Row:
     answers: int | None  # of the champion from when it was due until it was found; None: it was not
     named: str  # the likeliest cause on the first page
     opened: int  # deliveries that told of an episode of it
-    pages: int  # of its deliveries, those that get somebody up
+    pages: int  # how often somebody was got up: what opened and got worse in one pass is two messages of one minute
     requests: tuple[str, ...]
     held: str  # why no retraining was asked for, as the episode says
 
@@ -90,7 +89,7 @@ def findings(quarter: Quarter) -> Findings:
     return Findings(
         rows=tuple(_row(quarter, event, of[event.name]) for event in quarter.plan.events),
         false=tuple(false),
-        budget=ceil(answers / quarter.plan.settings.mean_run_length),
+        budget=max(1, answers // quarter.plan.settings.mean_run_length),
         answers=answers,
         windows=len(scores),
     )
@@ -124,7 +123,7 @@ def _row(quarter: Quarter, event: Event, episodes: list[AlertEpisode]) -> Row:
         answers=answers,
         named=_named(quarter, episodes),
         opened=sum(one.page["transition"] == "opened" for one in told),
-        pages=sum(one.page["transition"] in {"opened", "worse"} and one.page["severity"] == "page" for one in told),
+        pages=len({one.at.replace(second=0, microsecond=0) for one in told if _is_page(one)}),
         requests=tuple(f"{r.id} ({r.state})" for r in requests),
         held=held[-1].partition("no retraining yet: ")[2] if held else "",
     )
@@ -133,6 +132,10 @@ def _row(quarter: Quarter, event: Event, episodes: list[AlertEpisode]) -> Row:
 def _told(quarter: Quarter, episodes: list[AlertEpisode]) -> list[Told]:
     ids = {episode.id for episode in episodes}
     return [one for one in quarter.people.told if one.page["episode"] in ids]
+
+
+def _is_page(told: Told) -> bool:
+    return told.page["transition"] in {"opened", "worse"} and told.page["severity"] == "page"
 
 
 def _named(quarter: Quarter, episodes: list[AlertEpisode]) -> str:

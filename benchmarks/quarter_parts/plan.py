@@ -109,14 +109,13 @@ EVENTS = (
 )  # fmt: skip
 
 
-def quarter(seed: int | None = None) -> Plan:
+def quarter() -> Plan:
     """Thirteen weeks of about 10,000 questions; the budget is one false alarm in as many."""
     settings = MonitorSettings(
         window=40, reference=120, season_days=7, mean_run_length=10_000, latency_ms=4_000, canary_every_s=6 * 3_600
     )
     policy = RetrainingPolicy(min_rows=20, cooldown_s=3 * 86_400.0)
-    plan = Plan(days=91, per_day=140, events=EVENTS, settings=settings, policy=policy)
-    return plan if seed is None else replace(plan, seed=seed)
+    return Plan(days=91, per_day=140, events=EVENTS, settings=settings, policy=policy)
 
 
 def quick() -> Plan:
@@ -125,3 +124,14 @@ def quick() -> Plan:
     days = {"NumPy": 9 + 14 / 24, "slow engine": 22 + 9 / 24, "injections": 24 + 20 / 24}
     events = tuple(replace(by_name[name], day=day) for name, day in days.items())
     return replace(quarter(), days=28, events=events)
+
+
+def days() -> Plan:
+    """Four working days with an attack and a drift, in smaller windows: what a test has seconds for."""
+    by_name = {event.name: event for event in EVENTS}
+    begin = {"injections": 1 + 10 / 24, "NumPy": 2 + 9 / 24}
+    events = tuple(replace(by_name[name], day=day) for name, day in begin.items())
+    settings = MonitorSettings(
+        window=20, reference=60, season_days=1, mean_run_length=2_000, latency_ms=4_000, canary_every_s=0
+    )
+    return Plan(days=4, per_day=140, events=events, settings=settings, policy=RetrainingPolicy(min_rows=5))

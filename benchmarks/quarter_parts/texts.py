@@ -23,7 +23,7 @@ MODULES = {
     "study": (
         "ast", "bisect", "calendar", "collections", "copy", "datetime", "decimal", "difflib", "enum", "fractions",
         "functools", "heapq", "itertools", "math", "operator", "pprint", "random", "re", "statistics", "string",
-        "textwrap", "time", "timeit", "turtle", "types", "unicodedata", "weakref",
+        "textwrap", "time", "timeit", "tokenize", "types", "unicodedata", "weakref",
     ),
     "numpy": ("numpy", "numpy.linalg", "numpy.fft", "numpy.random", "numpy.ma", "numpy.polynomial", "numpy.strings"),
     "sqlalchemy": ("sqlalchemy", "sqlalchemy.orm", "sqlalchemy.sql", "sqlalchemy.types", "sqlalchemy.engine"),

@@ -68,7 +68,7 @@ class Quarter:
     engine: Engine
     url: str
     monitor: Monitor
-    baselines: Baselines
+    baselines: Baselines | None  # of canaries; a thread of the process has them, here each hour has a round
     deliverer: Deliverer
     traffic: Traffic
     lines: list[Line] = field(default_factory=list)
@@ -139,8 +139,9 @@ class Quarter:
         self.registry.traffic.add_feedback(came.feedback)
         self.answered += [record.at for record in came.records if record.served_version is not None]
         self._beat()
+        if self.baselines is not None:
+            self.baselines.round()
         states = self.monitor.run_once()
-        self.baselines.round()  # in the process it is a thread beside the passes
         assert not any(state.failure for state in states), states
         self.deliverer.round(to_the_end=True)
         self.people.act(self.clock.now)
@@ -206,8 +207,10 @@ def quarter_of(plan: Plan, home: Path, examples: int = 3) -> Iterator[Quarter]:
     ):
         settings = plan.settings
         scorer = Scorer(registry.fleet, client, concurrency=2, max_tokens=settings.scorer_max_tokens)
+        watches = settings.canary_every_s > 0
         stream = CanaryStream(registry, settings, client, metrics, rng=random.Random(plan.seed))
-        monitor = Monitor(registry, settings, scorer, metrics, canaries=CanaryWatch(stream))
+        canaries, baselines = (CanaryWatch(stream), Baselines(stream)) if watches else (None, None)
+        monitor = Monitor(registry, settings, scorer, metrics, canaries=canaries)
         rng = random.Random(plan.seed)
         deliverer = Deliverer(registry, settings, metrics, rng=rng, redact=Redactor())
         to = Webhook(kind="webhook", name="on-call", url=hook, secret_file=str(home / "key"), examples=examples)
@@ -215,7 +218,7 @@ def quarter_of(plan: Plan, home: Path, examples: int = 3) -> Iterator[Quarter]:
         registry.policies.set(MODEL, plan.policy, by="ada", reason="the quarter begins")
         registry.policies.set(MODEL, GUARDS, by="ada", reason="the quarter begins")
         traffic = Traffic(plan.seed, plan.per_day)
-        holder.append(Quarter(plan, registry, clock, engine, url, monitor, Baselines(stream), deliverer, traffic))
+        holder.append(Quarter(plan, registry, clock, engine, url, monitor, baselines, deliverer, traffic))
         try:
             yield holder[0]
         finally:

@@ -80,7 +80,7 @@ def test_without_a_guard_it_is_not_known_whether_there_are_attacks(scene: Scene)
     assert (score.verdict, score.detail["reason"]) == ("not enough data", "no guard of bot looks for injections")
 
 
-def test_a_steady_share_of_attacks_raises_no_more_alarms_than_the_level(scene: Scene) -> None:
+def test_a_steady_share_of_attacks_raises_no_more_alarms_than_the_level() -> None:
     """Windows end with an answer: stopped requests count up to so many answers, and Fisher's test is held to it."""
     rng = np.random.default_rng(41)
 
@@ -88,5 +88,5 @@ def test_a_steady_share_of_attacks_raises_no_more_alarms_than_the_level(scene: S
         stopped = int(rng.negative_binomial(answers, 0.95))
         return stopped, answers + stopped
 
-    alarms = sum(share_rise_test(side(120), side(40), 0.01).alarm for _ in range(1_000))
-    assert alarms <= 20, "binomial 1e-3 bound of 1,000 trials at 1 %"
+    alarms = sum(share_rise_test(side(120), side(40), 0.01).alarm for _ in range(500))
+    assert alarms <= 14, "binomial 1e-3 bound of 500 trials at 1 %"

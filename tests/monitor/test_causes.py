@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from monitor.questions import STDLIB, ask
 from monitor.scene import Scene
 from tests_support import alert_episode, beat_engine
 from tuneloop.monitor.causes import Change, causes_of, changes_before, explained, is_of_serving, slow_engine
@@ -16,6 +17,10 @@ from tuneloop.registry.policies import RetrainingPolicy
 NOON = datetime(2026, 11, 1, 12, 0, tzinfo=UTC)
 DEPLOY = Change((NOON - timedelta(hours=1)).isoformat(), "deploy", "11:00 route.set of bot by ada")
 CHANGED = Change(NOON.isoformat(), "served model", "ep_1: bot@1 is no longer the model it was")
+ATTACK = Change(NOON.isoformat(), "attack", "ep_2: bot@1 is attacked")
+BIAS = Change(
+    NOON.isoformat(), "bias", "answers refuse one group of people more than others: 5 of 8 that speak of women"
+)
 DOWN = Change(NOON.isoformat(), "engine", "12:00 engine e2 is down")
 
 
@@ -42,6 +47,13 @@ def evidence(*signals: str, reference_h: float = 2, **findings: Any) -> dict[str
         (("perplexity", "thumbs_down"), (CHANGED, DEPLOY), ["served model", "deploy", "drift"]),
         (("prompt_drift", "perplexity"), (CHANGED,), ["drift", "served model"]),
         (("prompt_drift",), (CHANGED,), ["drift"]),
+        (("injections",), (), ["attack"]),
+        (("prompt_drift", "refusals", "injections"), (), ["attack", "drift"]),
+        (("prompt_drift", "perplexity"), (ATTACK, DEPLOY), ["attack", "drift", "deploy"]),
+        (("latency",), (ATTACK,), ["load"]),
+        (("refusals", "answer_length"), (BIAS,), ["bias", "drift"]),
+        (("refusals",), (BIAS, DEPLOY), ["deploy", "bias", "drift"]),
+        (("prompt_drift", "refusals"), (BIAS,), ["drift", "bias"]),
     ],
 )
 def test_the_cause_that_explains_most_leads(
@@ -76,13 +88,56 @@ def test_which_engines_serve_another_model_is_said() -> None:
 
 
 def test_equally_slow_engines_are_seldom_told_apart() -> None:
-    """At most 1 in 1,000 by Fisher's exact test; over every way 20 slow answers can fall on two engines of 40."""
+    """At most 1 in 100 by Fisher's exact test; over every way 20 slow answers can fall on two engines of 40."""
     from scipy.stats import hypergeom
 
     wrong = sum(
         hypergeom.pmf(k, 80, 20, 40) for k in range(21) if slow_engine({"a": (k, 40), "b": (20 - k, 40)}) is not None
     )
-    assert 0 < wrong <= 0.001
+    assert 0 < wrong <= 0.01
+
+
+def test_a_slow_engine_shows_the_clearer_the_more_windows_tell_of_it(scene: Scene) -> None:
+    def window(slow: int) -> None:
+        scene.usual(slow, total_ms=900.0, engine="e2")
+        scene.usual(10 - slow, total_ms=100.0, engine="e2")
+        scene.usual(10, total_ms=100.0)
+
+    scene.usual(60, total_ms=100.0)
+    monitor = scene.monitor(latency_ms=500.0)
+    window(6)
+    scene.watch(monitor)
+    (episode,) = scene.registry.episodes.all("bot")
+    kinds = [cause["kind"] for cause in episode.evidence["causes"]]
+    assert "engine" not in kinds, "6 of 10 against 0 of 10 may be chance"
+    window(6)
+    scene.watch(monitor)
+    scene.watch()  # a second look at the window adds nothing
+    (episode,) = scene.registry.episodes.all("bot")
+    assert episode.evidence["signals"]["latency"]["engines"] == {"e1": [0, 20], "e2": [12, 20]}
+    assert episode.evidence["causes"][0] == {"kind": "engine", "why": "e2 alone is slow", "explains": ["latency"]}
+
+
+def test_whom_answers_refuse_is_named_and_a_person_decides_what_is_trained(scene: Scene) -> None:
+    policy = RetrainingPolicy(min_rows=5, signals=("refusals",))
+    scene.registry.policies.set("bot", policy, by="ada", reason="test")
+    refuses = "I'm sorry, but I can't help with that."
+
+    def asked(n: int, who: str, **changes: Any) -> None:
+        scene.correct(
+            scene.traffic([f"{question} My {who} asks." for question in ask(STDLIB, n, scene.rng)], **changes)
+        )
+
+    asked(30, "sister")
+    asked(30, "brother")
+    asked(10, "sister", answer=refuses)
+    asked(10, "brother")
+    scene.watch()
+    (episode,) = scene.registry.episodes.all("bot")
+    (found,) = [cause for cause in episode.evidence["causes"] if cause["kind"] == "bias"]
+    assert "a person" in episode.done[-1]
+    assert found["why"].endswith("10 of 10 that speak of women, 0 of 10 others")
+    assert scene.requests() == []
 
 
 def test_changes_are_those_of_the_model_newest_first_and_of_what_can_matter() -> None:

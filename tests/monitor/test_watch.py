@@ -288,7 +288,7 @@ def test_the_budget_counts_the_streams_that_are_watched(scene: Scene) -> None:
     scene.usual(80)
     scene.watch(scene.monitor(latency_ms=500.0))
     by_signal = {score.signal: score for score in scene.registry.episodes.scores("bot")}
-    qualities = {"thumbs_down", "refusals", "broken_answers", "answer_length"}
+    qualities = {"thumbs_down", "refusals", "broken_answers", "answer_length", "injections"}
     assert set(by_signal) == {"prompt_drift", "perplexity", "correction_perplexity", "latency", *qualities}
     assert {score.mean_run_length for score in by_signal.values()} == {2_000.0}
     levels = {signal: score.detail["alpha"] for signal, score in by_signal.items()}

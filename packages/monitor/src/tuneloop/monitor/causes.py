@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from tuneloop.monitor.parity import unequal_group
 from tuneloop.monitor.signals import (
+    BROKEN_ANSWERS,
     INJECTIONS,
     LATENCY,
     PERPLEXITIES,
@@ -24,6 +25,7 @@ from tuneloop.monitor.signals import (
     QUALITIES,
     REFUSALS,
     SERVED_MODEL_CHANGE,
+    THUMBS_DOWN,
 )
 from tuneloop.registry import Registry
 from tuneloop.registry.fleet import STALE_AFTER_S
@@ -39,6 +41,7 @@ _WINDOWS_OF_BIAS = 10  # read back for whom answers refuse: it may have grown to
 _MOST_CHANGES = 10
 _DEPLOYS = ("route.", "rollout.")
 _POLICIES = ("policy.", "gate.", "guard.")
+_WORSE = frozenset({THUMBS_DOWN, REFUSALS, BROKEN_ANSWERS})
 _OF_ANSWERS = (*PERPLEXITIES, *QUALITIES)  # what users ask makes these worse, and so does what answers them
 
 
@@ -185,20 +188,21 @@ def is_of_serving(episode: AlertEpisode) -> str | None:
 
 
 def is_of_bias(episode: AlertEpisode) -> str | None:
-    """Why a person has to decide what is trained, when the likeliest cause is that people are treated unequally."""
-    causes = episode.evidence.get("causes") or []
-    return str(causes[0]["why"]) if causes and causes[0]["kind"] == "bias" else None
+    """Why a person has to decide what is trained, when people are treated unequally, whatever else may be the cause."""
+    return next((str(cause["why"]) for cause in episode.evidence.get("causes", []) if cause["kind"] == "bias"), None)
 
 
 def explained(episode: AlertEpisode, changes: Sequence[Change]) -> AlertEpisode:
-    """The episode with its causes and with what changed before it."""
+    """The episode with its causes and with what changed before it; a page where a deploy has made answers worse, since
+    somebody can take that back at once."""
+    causes = causes_of(episode.evidence, changes)
     evidence = episode.evidence | {
-        "causes": [
-            asdict(cause) | {"explains": list(cause.explains)} for cause in causes_of(episode.evidence, changes)
-        ],
+        "causes": [asdict(cause) | {"explains": list(cause.explains)} for cause in causes],
         "changes": [asdict(change) for change in changes],
     }
-    return episode.model_copy(update={"evidence": evidence})
+    deployed = causes[0].kind == "deploy" and not _WORSE.isdisjoint(causes[0].explains)
+    severity = "page" if deployed else episode.severity
+    return episode.model_copy(update={"evidence": evidence, "severity": severity})
 
 
 def gather(registry: Registry, episode: AlertEpisode, before_s: float, until: datetime) -> list[Change]:

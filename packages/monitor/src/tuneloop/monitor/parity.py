@@ -26,7 +26,7 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
         "young people": ("teenager", "teenagers", "child", "children", "kid", "kids", "toddler"),
     },
 }  # fmt: skip
-ONE_GROUP_ALPHA = 0.01
+ONE_GROUP_ALPHA = 0.001
 _WORD = re.compile(r"[^\W\d_]+")
 _READ_CHARS = 4_000
 

@@ -106,12 +106,13 @@ def _held_by_policy(episode: AlertEpisode, policy: RetrainingPolicy) -> Hold | N
 
 def _held_by_cause(episode: AlertEpisode) -> Hold | None:
     """Training on what a bad deploy or a bad engine did would teach it."""
+    why = is_of_serving(episode)
+    if why is not None:
+        said = f"the likeliest cause is how the model is served ({why})"
+        return Hold("serving", f"{said}; put that right, no training does")
     if (bias := is_of_bias(episode)) is not None:
         return Hold("bias", f"{bias}; what is trained then is for a person to decide")
-    why = is_of_serving(episode)
-    if why is None:
-        return None
-    return Hold("serving", f"the likeliest cause is how the model is served ({why}); put that right, no training does")
+    return None
 
 
 def _held_by_past(

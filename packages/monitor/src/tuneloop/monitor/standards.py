@@ -21,6 +21,7 @@ from tuneloop.registry import Registry
 from tuneloop.registry.guard_policy import current_guards
 from tuneloop.registry.nouns import Route, WindowScore, version_name
 
+_EARLIER = 5  # champions looked back at for a reference; each costs a pass some reading
 _RECENT = 50  # scores read back for what an earlier monitor has read of a reference
 
 
@@ -72,11 +73,11 @@ class Standards:
 
     def lent(self, history: Sequence[Route], why: str) -> Standard | None:
         """The frozen reference of the champion before, or of the last one that has one."""
-        for version in dict.fromkeys(route.champion for route in history):
-            if version != history[0].champion:
-                found = self._reference(history, version)
-                if isinstance(found, Reference) and found.frozen:
-                    return Standard(replace(found, version=version), why)
+        earlier = [version for version in dict.fromkeys(r.champion for r in history) if version != history[0].champion]
+        for version in earlier[:_EARLIER]:
+            found = self._reference(history, version)
+            if isinstance(found, Reference) and found.frozen:
+                return Standard(replace(found, version=version), why)
         return None
 
     def compared(self, standard: Standard, window: Window) -> Reference:
