@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 
@@ -26,6 +26,22 @@ def test_a_replayed_batch_of_records_is_stored_once(registries: Registry) -> Non
     registries.traffic.add_requests(records)
     assert registries.traffic.window("bot") == records
     assert registries.traffic.request("req-3") == records[3]
+
+
+def test_a_batch_with_a_known_record_is_stored_as_one_without_to_the_last_byte(registries: Registry) -> None:
+    odd: dict[str, Any] = {"guards": {"secrets": "redact: é"}, "answer": None, "queue_ms": 0.1, "error": "'"}
+    records = [request_record(n, registries.clock(), key_hash="h", total_ms=1.5, **odd) for n in range(4)]
+    records[2] = records[2].model_copy(update={"messages": ()})
+    registries.traffic.add_requests(records[:2])
+    registries.traffic.add_requests([records[0], records[3]])  # in the other way
+    registries.traffic.add_requests([records[0], records[2]])
+    assert registries.traffic.window("bot") == records
+    if registries.database.is_sqlite:  # which keeps what it is given
+        with registries.database.reading() as connection:
+            given = connection.exec_driver_sql("SELECT at, guards, total_ms, stream, answer, error FROM requests").all()
+        assert len(set(map(tuple, given))) == 1
+    (used,) = registries.usage.month(registries.clock())
+    assert used.requests == 4
 
 
 def test_windows_are_cut_by_time_version_and_count(registries: Registry) -> None:

@@ -230,17 +230,18 @@ def _configure_sqlite(connection: Any, _record: Any) -> None:
 
 def row_of(noun: Noun, table: sa.Table) -> dict[str, Any]:
     """A noun as the row of its table; JSON columns get plain JSON."""
-    names, as_json = _columns(table)
-    row = noun.model_dump(include=names)
+    names, as_json = _columns(table, type(noun))
+    row = {name: getattr(noun, name) for name in names}
     row.update(noun.model_dump(mode="json", include=as_json))
     return row
 
 
 @cache
-def _columns(table: sa.Table) -> tuple[set[str], set[str]]:
-    """The names of a table's columns that are no JSON, and of those that are."""
-    as_json = {column.name for column in table.columns if column.type is Json}
-    return {column.name for column in table.columns} - as_json, as_json
+def _columns(table: sa.Table, kind: type[Noun]) -> tuple[tuple[str, ...], set[str]]:
+    """The names of a table's columns that a noun has and that are no JSON, and of those that are."""
+    shared = [column for column in table.columns if column.name in kind.model_fields]
+    as_json = {column.name for column in shared if column.type is Json}
+    return tuple(column.name for column in shared if column.name not in as_json), as_json
 
 
 def noun_of(kind: type[NounT], row: Mapping[str, Any] | RowMapping) -> NounT:

@@ -10,9 +10,10 @@ import sqlalchemy as sa
 from pydantic import AwareDatetime, FiniteFloat
 from sqlalchemy.engine import Connection
 
-from tuneloop.registry.access.usage import book
+from tuneloop.registry.access.usage import Booking
 from tuneloop.registry.database import Database, Rows, noun_of, readable, row_of
 from tuneloop.registry.errors import NotFound
+from tuneloop.registry.filing import Filing
 from tuneloop.registry.nouns import Feedback, Noun, RequestLine, RequestRecord
 from tuneloop.registry.paging import Ask, Page, page
 from tuneloop.registry.tables import feedback, requests, shadow_requests
@@ -94,6 +95,8 @@ class Traffic:
 
     def __init__(self, database: Database) -> None:
         self._db = database
+        self._booking = Booking(database)
+        self._filings = {table: Filing(database, table) for table in (requests, shadow_requests, feedback)}
 
     def add_requests(self, records: Sequence[RequestRecord]) -> None:
         """Store a batch in one transaction, and count what is new in it as its keys' usage.
@@ -104,7 +107,7 @@ class Traffic:
         with self._db.writing() as connection:
             stored = self._insert(connection, requests, asked)
             first = {record.id: record for record in reversed(asked)}
-            book(self._db, connection, (first[record_id] for record_id in stored))
+            self._booking.book(connection, (first[record_id] for record_id in stored))
             self._insert(connection, shadow_requests, [record for record in records if record.shadow_of is not None])
 
     def add_feedback(self, items: Sequence[Feedback]) -> None:
@@ -280,9 +283,14 @@ class Traffic:
         }
         return {request_id: texts[-1] for request_id, texts in given.items() if texts}
 
-    def _insert(self, connection: Connection, table: sa.Table, items: Sequence[Noun]) -> set[str]:
+    def _insert(self, connection: Connection, table: sa.Table, items: Sequence[RequestRecord | Feedback]) -> set[str]:
         """Store what is new; returns its ids."""
         if not items:
             return set()
+        if self._db.is_sqlite:  # asking for what was stored costs more than storing it, and as a rule it is everything
+            with connection.begin_nested() as attempt:
+                if self._filings[table].insert(connection, items) == len(items):
+                    return {item.id for item in items}
+                attempt.rollback()
         insert = self._db.insert(table).on_conflict_do_nothing(index_elements=["id"]).returning(table.c.id)
         return set(connection.execute(insert, [row_of(item, table) for item in items]).scalars())
