@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -10,6 +11,7 @@ from serve.gateway.faulty_engine import answer, text_of
 from serve.gateway.world import World, until
 from tuneloop.registry.nouns import RequestRecord
 from tuneloop.registry.routes.assignment import assign, key_hash
+from tuneloop.serve.gateway.exchange import new_request_id
 
 HELLO = [{"role": "user", "content": "Hello?"}]
 
@@ -19,6 +21,16 @@ def recorded(world: World, request_id: str) -> RequestRecord:
     return until(
         lambda: next((r for r in world.registry.traffic.window("bot") if r.id == request_id), None), what=request_id
     )
+
+
+def test_request_ids_lie_in_an_index_in_the_order_they_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for second in (1_764_460_800.9, 1_764_460_801.1):
+        monkeypatch.setattr("tuneloop.serve.gateway.exchange.time.time", lambda at=second: at)
+        found.append({new_request_id() for _ in range(1_000)})
+    assert [len(ids) for ids in found] == [1_000, 1_000]
+    assert max(found[0]) < min(found[1])
+    assert all(re.fullmatch(r"req_[0-9a-f]{24}", one) for ids in found for one in ids)
 
 
 def test_the_official_client_gets_whole_answers(world: World) -> None:

@@ -24,8 +24,7 @@ from tuneloop.serve.gateway.body import read
 from tuneloop.serve.gateway.errors import ApiError
 from tuneloop.serve.gateway.exchange import Exchange
 from tuneloop.serve.gateway.link import Link
-from tuneloop.serve.gateway.routing import Target
-from tuneloop.serve.gateway.snapshot import Snapshot
+from tuneloop.serve.gateway.snapshot import Snapshot, Target
 from tuneloop.serve.gateway.sse import Usage
 
 ASK = read(b'{"model":"bot","prompt":"hi","max_tokens":10}', "completion", BodyLimits(100, 100, 1))

@@ -25,10 +25,10 @@ from tuneloop.serve.gateway.link import Link
 from tuneloop.serve.gateway.load import Load
 from tuneloop.serve.gateway.metrics import Metrics
 from tuneloop.serve.gateway.records import Recorder
-from tuneloop.serve.gateway.routing import Plan, Target
+from tuneloop.serve.gateway.routing import Plan
 from tuneloop.serve.gateway.settings import GatewaySettings
 from tuneloop.serve.gateway.shadows import Shadows
-from tuneloop.serve.gateway.snapshot import Snapshot
+from tuneloop.serve.gateway.snapshot import Snapshot, Target
 
 AT = datetime(2026, 11, 1, 12, 0, tzinfo=UTC)
 ROUTE = Route(

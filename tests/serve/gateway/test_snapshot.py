@@ -17,8 +17,8 @@ from tuneloop.registry.nouns import AdapterState, ApiKey, Arm, EngineState, Rout
 from tuneloop.registry.routes.assignment import assign, held_out, key_hash
 from tuneloop.serve.gateway.errors import ApiError
 from tuneloop.serve.gateway.load import SET_ASIDE_S, Load, RetryBudget
-from tuneloop.serve.gateway.routing import Target, pick, plan
-from tuneloop.serve.gateway.snapshot import LAST_KNOWN_GOOD, Snapshot
+from tuneloop.serve.gateway.routing import pick, plan
+from tuneloop.serve.gateway.snapshot import LAST_KNOWN_GOOD, Snapshot, Target
 
 NOW = utc_now()
 READY, DRAINING, LOADING = AdapterState.READY, AdapterState.DRAINING, AdapterState.LOADING
@@ -209,4 +209,4 @@ def test_retries_stay_within_their_share() -> None:
 def test_what_requests_look_up_is_made_before_the_first_one_asks() -> None:
     found = view(engine("e1", v1=READY))
     found.build()
-    assert {"serving", "key_by_digest"} <= vars(found).keys()
+    assert {"targets", "orders", "key_by_digest"} <= vars(found).keys()

@@ -16,7 +16,8 @@ from tuneloop.registry.nouns import GatewayState, Route, utc_now
 from tuneloop.registry.settings import RegistrySettings
 from tuneloop.serve.gateway import rest
 from tuneloop.serve.gateway.admission.admission import Admission
-from tuneloop.serve.gateway.completions import PATHS, Completions
+from tuneloop.serve.gateway.body import PATHS
+from tuneloop.serve.gateway.completions import Completions
 from tuneloop.serve.gateway.errors import ApiError
 from tuneloop.serve.gateway.exchange import Exchange, new_request_id
 from tuneloop.serve.gateway.guarding import Guarding
@@ -32,7 +33,7 @@ from tuneloop.serve.gateway.snapshot import Snapshot
 
 log = logging.getLogger(__name__)
 REGISTRY_UP_WITHIN_S = 5.0
-GC_THRESHOLDS = (10_000, 20, 20)  # requests make few cycles: Python's own (700, 10, 10) cost 4 % of the CPU
+GC_THRESHOLDS = (50_000, 20, 20)  # requests make few cycles: Python's own (700, 10, 10) cost 4 % of the CPU
 
 
 class Gateway:

@@ -16,8 +16,8 @@ from tuneloop.serve.gateway.http import Send, send_part
 from tuneloop.serve.gateway.line import Line
 from tuneloop.serve.gateway.load import Load
 from tuneloop.serve.gateway.mask import Mask
-from tuneloop.serve.gateway.routing import Target
 from tuneloop.serve.gateway.settings import GatewaySettings
+from tuneloop.serve.gateway.snapshot import Target
 from tuneloop.serve.gateway.sse import EngineError, Relay, name_member, usage_of
 from tuneloop.serve.gateway.upstream import EngineFailure, Reply, Upstream, lost, refused, too_late
 
@@ -94,21 +94,17 @@ class Attempts:
         reply: Reply | None = None
         try:
             reply = await self._upstream.send(target.engine, target.url.rstrip("/") + path, body, headers, deadline)
-            opened = await self._first(exchange, ask, target, reply, deadline)
+            opened = await self._begun(exchange, ask, target, reply, deadline)
         except BaseException as error:
             if reply is not None:
                 reply.close()
             if isinstance(error, TimeoutError):
                 raise too_late(target.engine, self._first_byte_timeout_s) from None
+            if isinstance(error, ValueError) and reply is not None:
+                raise refused(target.engine, 200, EngineError(f"an answer that is no answer: {error}")) from error
             raise
         exchange.ttft_ms = exchange.elapsed_ms()
         return opened
-
-    async def _first(self, exchange: Exchange, ask: Ask, target: Target, reply: Reply, deadline: float) -> Opened:
-        try:
-            return await self._begun(exchange, ask, target, reply, deadline)
-        except ValueError as error:
-            raise refused(target.engine, 200, EngineError(f"an answer that is no answer: {error}")) from error
 
     async def _begun(self, exchange: Exchange, ask: Ask, target: Target, reply: Reply, deadline: float) -> Opened:
         if not ask.stream:
@@ -138,7 +134,7 @@ class Attempts:
         assert exchange.target is not None
         exchange.committed = True
         if opened.relay is None:
-            await line.answer(send, [_JSON, *exchange.headers()], opened.first)
+            await line.answer([_JSON, *exchange.headers()], opened.first)
             return
         relay = opened.relay
         exchange.answer = (opened.mask or relay).kept

@@ -8,8 +8,8 @@ fetch addresses, and texts no guard could read (token ids).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal, TypeVar
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, get_type_hints
 
 import msgspec
 
@@ -17,7 +17,7 @@ from tuneloop.serve.gateway.errors import ApiError, bad_request
 from tuneloop.serve.gateway.splice import DuplicateKey, Members, members
 
 Endpoint = Literal["chat", "completion"]
-T = TypeVar("T")
+PATHS: dict[str, Endpoint] = {"/v1/chat/completions": "chat", "/v1/completions": "completion"}
 
 REFUSED = {
     "prompt_logprobs": "it can exhaust an engine's memory on long prompts",
@@ -49,13 +49,49 @@ class _Message(msgspec.Struct):
     content: str | list[_Part] | None = None
 
 
-_MESSAGES = msgspec.json.Decoder(list[_Message])
-_PROMPT = msgspec.json.Decoder(str | list[str])
-_TEXT = msgspec.json.Decoder(str)
-_OPTIONAL_TEXT = msgspec.json.Decoder(str | None)
-_OPTIONAL_COUNT = msgspec.json.Decoder(int | None)
-_OPTIONAL_FLAG = msgspec.json.Decoder(bool | None)
-_OPTIONAL_OBJECT = msgspec.json.Decoder(dict[str, Any] | None)
+class _Said(msgspec.Struct, kw_only=True):
+    """The members this gateway decides by, whatever the endpoint."""
+
+    model: str
+    user: str | None = None
+    stream: bool | None = None
+    stream_options: dict[str, Any] | None = None
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+    n: int | None = None
+
+
+class _SaidChat(_Said):
+    messages: list[_Message]
+
+
+class _SaidCompletion(_Said):
+    prompt: str | list[str]
+    echo: bool | None = None
+
+
+_SAID: dict[Endpoint, type[_Said]] = {"chat": _SaidChat, "completion": _SaidCompletion}
+_AT_ONCE = {endpoint: msgspec.json.Decoder(kind) for endpoint, kind in _SAID.items()}
+_EACH = {name: msgspec.json.Decoder(kind) for said in _SAID.values() for name, kind in get_type_hints(said).items()}
+
+
+class _OneByOne:
+    """The same members, where one of them is wrong: each is decoded when it is asked for, so that it is named."""
+
+    def __init__(self, found: Members) -> None:
+        self._found = found
+
+    def __getattr__(self, name: str) -> Any:
+        raw = self._found.values.get(name)
+        if raw is None:
+            return None
+        try:
+            return _EACH[name].decode(raw)
+        except msgspec.ValidationError as error:
+            what, _, path = str(error).partition(" - at `$")
+            raise bad_request(f"{name}{path.rstrip('`')}: {what[:1].lower()}{what[1:]}", param=name) from None
+        except RecursionError:
+            raise bad_request(f"{name}: nested too deeply", param=name) from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +103,7 @@ class Limits:
     choices: int
 
 
-@dataclass(frozen=True, slots=True)
-class Ask:
+class Ask(msgspec.Struct, frozen=True):
     """One request, as far as the gateway understands it."""
 
     members: Members
@@ -93,22 +128,24 @@ def read(body: bytes, endpoint: Endpoint, limits: Limits) -> Ask:
         ApiError: 400, naming the member and what is wrong with it.
     """
     found = _members(body)
-    asked = _decode(found, "model", _TEXT)
+    said = _said(found, endpoint)
+    asked = said.model
     if asked is None:
         raise bad_request("model: missing; name a registered model", param="model", code="missing_required_parameter")
-    for name, why in REFUSED.items():
-        if name in found.values and bytes(found.values[name]) not in _OFF:
-            raise bad_request(f"{name} is not allowed here: {why}", param=name, code="unsupported_parameter")
-    messages = _messages(found, endpoint)
-    _check_lengths(found, endpoint, messages, limits)
-    stream = bool(_decode(found, "stream", _OPTIONAL_FLAG))
-    options = _decode(found, "stream_options", _OPTIONAL_OBJECT) or {}
+    if not found.values.keys().isdisjoint(REFUSED):
+        for name, why in REFUSED.items():
+            if name in found.values and bytes(found.values[name]) not in _OFF:
+                raise bad_request(f"{name} is not allowed here: {why}", param=name, code="unsupported_parameter")
+    messages = _messages(found, said, endpoint)
+    _check_lengths(said, endpoint, messages, limits)
+    stream = bool(said.stream)
+    options = said.stream_options or {}
     return Ask(
         members=found,
         asked=asked,
         stream=stream,
         wants_usage=options.get("include_usage") is True,
-        user=_decode(found, "user", _OPTIONAL_TEXT),
+        user=said.user,
         messages=messages,
     )
 
@@ -116,11 +153,19 @@ def read(body: bytes, endpoint: Endpoint, limits: Limits) -> Ask:
 def changed(ask: Ask, endpoint: Endpoint, changes: Mapping[str, bytes]) -> Ask:
     """The request with other values (key → JSON) of members it has, which are of the same shape."""
     found = members(ask.members.replaced(changes))
-    return replace(ask, members=found, messages=_messages(found, endpoint))
+    return msgspec.structs.replace(ask, members=found, messages=_messages(found, _said(found, endpoint), endpoint))
 
 
-def _messages(found: Members, endpoint: Endpoint) -> tuple[tuple[str, str], ...]:
-    return _chat(found) if endpoint == "chat" else _completion(found)
+def _said(found: Members, endpoint: Endpoint) -> Any:
+    """What the members say: a `_Said` of the endpoint, or what behaves like one."""
+    try:
+        return _AT_ONCE[endpoint].decode(found.text)
+    except (msgspec.ValidationError, RecursionError):
+        return _OneByOne(found)
+
+
+def _messages(found: Members, said: Any, endpoint: Endpoint) -> tuple[tuple[str, str], ...]:
+    return _chat(said.messages) if endpoint == "chat" else _completion(found, said)
 
 
 def _members(body: bytes) -> Members:
@@ -136,26 +181,12 @@ def _members(body: bytes) -> Members:
         raise bad_request(f"the request's body is not valid JSON: {error}", code="invalid_json") from None
 
 
-def _decode(found: Members, name: str, decoder: msgspec.json.Decoder[T]) -> T | None:
-    raw = found.values.get(name)
-    if raw is None:
-        return None
-    try:
-        return decoder.decode(raw)
-    except msgspec.ValidationError as error:
-        what, _, path = str(error).partition(" - at `$")
-        raise bad_request(f"{name}{path.rstrip('`')}: {what[:1].lower()}{what[1:]}", param=name) from None
-    except RecursionError:
-        raise bad_request(f"{name}: nested too deeply", param=name) from None
-
-
-def _chat(found: Members) -> tuple[tuple[str, str], ...]:
-    messages = _decode(found, "messages", _MESSAGES)
+def _chat(messages: list[_Message] | None) -> tuple[tuple[str, str], ...]:
     if not messages:
         raise bad_request(
             "messages: at least one message is needed", param="messages", code="missing_required_parameter"
         )
-    return tuple((message.role, _text(index, message)) for index, message in enumerate(messages))
+    return tuple([(message.role, _text(index, message)) for index, message in enumerate(messages)])
 
 
 def _text(index: int, message: _Message) -> str:
@@ -170,14 +201,14 @@ def _text(index: int, message: _Message) -> str:
     return "\n".join(part.text or part.refusal or "" for part in message.content)
 
 
-def _completion(found: Members) -> tuple[tuple[str, str], ...]:
+def _completion(found: Members, said: Any) -> tuple[tuple[str, str], ...]:
     raw = found.values.get("prompt")
     if raw is None or bytes(raw) == b"null":
         raise bad_request("prompt: missing; give a text", param="prompt", code="missing_required_parameter")
-    prompt = _decode(found, "prompt", _PROMPT)
+    prompt = said.prompt
     if not prompt:
         raise bad_request("prompt: empty; give a text", param="prompt")
-    if _decode(found, "echo", _OPTIONAL_FLAG) and bytes(found.values.get("logprobs", b"null")) not in _OFF:
+    if said.echo and bytes(found.values.get("logprobs", b"null")) not in _OFF:
         raise bad_request(
             f"echo with logprobs is not allowed here: {REFUSED['prompt_logprobs']}",
             param="echo",
@@ -186,8 +217,8 @@ def _completion(found: Members) -> tuple[tuple[str, str], ...]:
     return tuple(("prompt", text) for text in ([prompt] if isinstance(prompt, str) else prompt))
 
 
-def _check_lengths(found: Members, endpoint: Endpoint, messages: tuple[tuple[str, str], ...], limits: Limits) -> None:
-    chars = sum(len(text) for _, text in messages)
+def _check_lengths(said: Any, endpoint: Endpoint, messages: tuple[tuple[str, str], ...], limits: Limits) -> None:
+    chars = sum([len(text) for _, text in messages])
     param = "messages" if endpoint == "chat" else "prompt"
     if chars > limits.prompt_chars:
         raise bad_request(
@@ -195,12 +226,10 @@ def _check_lengths(found: Members, endpoint: Endpoint, messages: tuple[tuple[str
             param=param,
             code="context_length_exceeded",
         )
-    for name in ("max_tokens", "max_completion_tokens"):
-        tokens = _decode(found, name, _OPTIONAL_COUNT)
+    for name, tokens in (("max_tokens", said.max_tokens), ("max_completion_tokens", said.max_completion_tokens)):
         if tokens is not None and not 1 <= tokens <= limits.tokens:
             raise bad_request(f"{name}: {tokens} is not between 1 and {limits.tokens}", param=name)
-    n = _decode(found, "n", _OPTIONAL_COUNT)
-    n = 1 if n is None else n
+    n = 1 if said.n is None else said.n
     choices = n * (len(messages) if endpoint == "completion" else 1)
     if n < 1 or choices > limits.choices:
         raise bad_request(f"n: {choices} answers in one request are not between 1 and {limits.choices}", param="n")

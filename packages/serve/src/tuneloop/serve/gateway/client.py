@@ -53,11 +53,11 @@ class Answer(asyncio.Protocol):
         self._enough = False
         self._paused = False
         self._lost = False
+        self._parser = httptools.HttpResponseParser(self)  # for one answer after the other: it begins anew by itself
         self._begin()
         self._complete = True  # nothing is awaited yet
 
     def _begin(self) -> None:
-        self._parser = httptools.HttpResponseParser(self)
         self._parts: list[bytes] = []
         self._size = 0
         self._head = b""  # all that came up to and with its end
@@ -99,12 +99,16 @@ class Answer(asyncio.Protocol):
             if self._error is not None:
                 raise self._error
             await self._news(deadline)
-        data = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
-        self._parts.clear()
-        self._size = 0
+        data = self._taken()
         if self._paused:
             self._paused = False
             self._transport.resume_reading()
+        return data
+
+    def _taken(self) -> bytes:
+        data = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+        self._parts.clear()
+        self._size = 0
         return data
 
     async def pump(self, take: Callable[[bytes], bool], idle_s: float) -> bool:
@@ -186,9 +190,7 @@ class Answer(asyncio.Protocol):
         """Pass on what has come; the task that waits goes on only if there is something for it to do."""
         try:
             if self._parts:
-                data = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
-                self._parts.clear()
-                self._size = 0
+                data = self._taken()
                 self._deadline = self._client.loop.time() + self._idle_s
                 self._enough = not take(data)
         except Exception as error:  # noqa: BLE001 (it is raised in the task that waits)

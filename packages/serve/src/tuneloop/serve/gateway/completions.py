@@ -20,7 +20,7 @@ from functools import partial
 from tuneloop.registry.nouns import ApiKey, utc_now
 from tuneloop.serve.gateway.admission.admission import Admission
 from tuneloop.serve.gateway.attempts import Attempts
-from tuneloop.serve.gateway.body import Ask, Endpoint, Limits, read
+from tuneloop.serve.gateway.body import PATHS, Ask, Limits, read
 from tuneloop.serve.gateway.errors import CLIENT_CLOSED_REQUEST, ApiError, bad_request
 from tuneloop.serve.gateway.exchange import Exchange, KeySource
 from tuneloop.serve.gateway.guarding import Guarding
@@ -38,14 +38,13 @@ from tuneloop.serve.gateway.http import (
 )
 from tuneloop.serve.gateway.line import LINE, Line
 from tuneloop.serve.gateway.load import Load, RetryBudget
-from tuneloop.serve.gateway.routing import Target, pick, plan
+from tuneloop.serve.gateway.routing import pick, plan
 from tuneloop.serve.gateway.settings import GatewaySettings
 from tuneloop.serve.gateway.shadows import Shadows
-from tuneloop.serve.gateway.snapshot import Snapshot
+from tuneloop.serve.gateway.snapshot import Snapshot, Target
 from tuneloop.serve.gateway.upstream import EngineFailure
 
 log = logging.getLogger(__name__)
-PATHS: dict[str, Endpoint] = {"/v1/chat/completions": "chat", "/v1/completions": "completion"}
 MAX_UNIT_BYTES = 512
 _TRACEPARENT = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 

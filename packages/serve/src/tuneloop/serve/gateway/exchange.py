@@ -5,14 +5,16 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Literal
+
+import msgspec
 
 from tuneloop.registry.nouns import utc_now
 from tuneloop.registry.routes import assignment
 from tuneloop.serve.gateway.body import Endpoint
-from tuneloop.serve.gateway.routing import Plan, Target
+from tuneloop.serve.gateway.routing import Plan
+from tuneloop.serve.gateway.snapshot import Target
 from tuneloop.serve.gateway.sse import Usage
 
 if TYPE_CHECKING:
@@ -20,28 +22,25 @@ if TYPE_CHECKING:
     from tuneloop.serve.gateway.mask import Mask
 
 KeySource = Literal["header", "user", "api_key", "request"]
-_ID_BYTES = 12
-_ids: list[str] = []
+_RANDOM_BYTES = 8
+_random: list[str] = []
 
 
 def new_request_id() -> str:
-    """`req_…`, 96 random bits."""
-    try:
-        return _ids.pop()
-    except IndexError:  # many at a time: asking the system lets go of the interpreter, which costs more than the bits
-        drawn = secrets.token_hex(_ID_BYTES * 256)
-        _ids.extend(f"req_{drawn[at : at + 2 * _ID_BYTES]}" for at in range(0, len(drawn), 2 * _ID_BYTES))
-        return _ids.pop()
+    """`req_…`: the second in hex, so that an index of a million takes the next at its end, and 64 random bits."""
+    if not _random:  # many at a time: asking the system lets go of the interpreter, which costs more than the bits
+        drawn = secrets.token_hex(_RANDOM_BYTES * 256)
+        _random.extend(drawn[at : at + 2 * _RANDOM_BYTES] for at in range(0, len(drawn), 2 * _RANDOM_BYTES))
+    return f"req_{int(time.time()):08x}{_random.pop()}"
 
 
-@dataclass(slots=True)
-class Exchange:
+class Exchange(msgspec.Struct):
     """What is known about a request so far; becomes its record when it has ended."""
 
     endpoint: Endpoint
-    id: str = field(default_factory=new_request_id)
-    at: datetime = field(default_factory=utc_now)
-    started: float = field(default_factory=time.perf_counter)
+    id: str = msgspec.field(default_factory=new_request_id)
+    at: datetime = msgspec.field(default_factory=utc_now)
+    started: float = msgspec.field(default_factory=time.perf_counter)
     api_key: str | None = None
     unit: str = ""
     unit_source: KeySource = "request"
@@ -51,7 +50,7 @@ class Exchange:
     plan: Plan | None = None
     target: Target | None = None
     messages: tuple[tuple[str, str], ...] = ()
-    answer: list[bytes] = field(default_factory=list)  # the engine's events, or its one JSON body
+    answer: list[bytes] = []  # the engine's events, or its one JSON body
     usage: Usage | None = None
     queue_ms: float | None = None
     ttft_ms: float | None = None
@@ -61,7 +60,7 @@ class Exchange:
     committed: bool = False  # the response's status has been sent
     delivered: bool = False  # the client has been sent all of a stream: leaving now is no loss to it
     left: bool = False  # the client went away first
-    guards: dict[str, str] = field(default_factory=dict)  # guard → verdict
+    guards: dict[str, str] = {}  # guard → verdict
     mask: Callable[[int], Mask] | None = None  # makes what hides parts of the answer; takes how many bytes it may keep
     events: int = 0  # of a stream, that the client was sent
     taken: Taken | None = None  # what it has taken of its key's limits

@@ -52,14 +52,14 @@ async def read_body(scope: Scope, receive: Receive, *, limit: int, timeout_s: fl
         ApiError: 413 when it is longer than `limit` bytes, 408 when it does not arrive in time.
         ClientLeft: it never will.
     """
-    stated = header(scope, b"content-length")
-    if stated is not None and stated.isdigit() and int(stated) > limit:
-        raise too_large(limit)
     line: Line = scope[LINE]
-    if (here := line.body()) is not None:
+    if (here := line.whole_body()) is not None:
         if len(here) > limit:
             raise too_large(limit)
         return here
+    stated = header(scope, b"content-length")
+    if stated is not None and stated.isdigit() and int(stated) > limit:
+        raise too_large(limit)
     parts, size, more = [], 0, True
     try:
         async with asyncio.timeout(timeout_s):

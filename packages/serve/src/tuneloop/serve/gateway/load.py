@@ -6,10 +6,9 @@ Touched by the event loop alone; other threads get copies.
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable
 
-from tuneloop.serve.gateway.routing import Target
+from tuneloop.serve.gateway.snapshot import Target
 
 SET_ASIDE_S = 2.0
 RETRY_BURST = 10.0
@@ -20,25 +19,26 @@ class Load:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._slots: Counter[str] = Counter()
-        self._engines: Counter[str] = Counter()
+        self._slots: dict[str, int] = {}
+        self._engines: dict[str, int] = {}
         self._aside: dict[str, float] = {}
 
     def carry(self, target: Target) -> None:
         """Count one request more; `put_down` must follow."""
-        self._slots[target.slot] += 1
-        self._engines[target.engine] += 1
+        self._slots[target.slot] = self._slots.get(target.slot, 0) + 1
+        self._engines[target.engine] = self._engines.get(target.engine, 0) + 1
 
     def put_down(self, target: Target) -> None:
         """One request has ended."""
         for counter, key in ((self._slots, target.slot), (self._engines, target.engine)):
-            counter[key] -= 1
-            if not counter[key]:
+            if counter[key] > 1:
+                counter[key] -= 1
+            else:
                 del counter[key]
 
     def of(self, engine: str) -> int:
         """Requests in flight on an engine."""
-        return self._engines[engine]
+        return self._engines.get(engine, 0)
 
     def in_flight(self) -> dict[str, int]:
         """Slot → requests, as the heartbeat reports them."""

@@ -6,10 +6,8 @@ Label values are bounded: models and versions come from routes, keys are those t
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar, cast
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.metrics import MetricWrapperBase
 
 from tuneloop.serve.gateway.admission.admission import Admission
 from tuneloop.serve.gateway.admission.limits import Kind
@@ -17,9 +15,7 @@ from tuneloop.serve.gateway.admission.turns import Shed
 from tuneloop.serve.gateway.exchange import Exchange
 from tuneloop.serve.gateway.look import PARTS
 from tuneloop.serve.gateway.snapshot import Snapshot
-
-Metric = TypeVar("Metric", bound=MetricWrapperBase)
-_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
+from tuneloop.serve.gateway.tally import SECONDS, Tally
 
 
 class Metrics:
@@ -27,12 +23,9 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self._children: dict[tuple[MetricWrapperBase, tuple[str, ...]], MetricWrapperBase] = {}
-        which = ("model", "version")
-        self._requests = self._counter("requests", "requests by outcome; 499: the client left", (*which, "status"))
-        self._seconds = self._histogram("request_seconds", "arrival to the end of the answer")
-        self._first_token = self._histogram("time_to_first_token_seconds", "arrival to the first event of a stream")
-        self._tokens = self._counter("tokens", "tokens read and written", (*which, "kind"))
+        self._tally = Tally()
+        self.registry.register(self._tally)
+        self.finished = self._tally.finished  # counts one request
         self._retries = self._counter("retries", "second attempts", ("model",))
         self.records_spooled = self._counter(
             "records_spooled", "records and feedback put on disk: the database was away"
@@ -58,16 +51,18 @@ class Metrics:
         )
         self._guard_seconds = self._histogram("guard_seconds", "judging what comes in", ("model",))
         self._shadow_requests = self._counter(
-            "shadow_requests", "copies that a shadow was sent, by outcome", (*which, "status")
+            "shadow_requests", "copies that a shadow was sent, by outcome", ("model", "version", "status")
         )
-        self._shadow_seconds = self._histogram("shadow_seconds", "of a copy's engine, to the end of its answer")
+        self._shadow_seconds = self._histogram(
+            "shadow_seconds", "of a copy's engine, to the end of its answer", ("model", "version")
+        )
         self._shadow_dropped = self._counter(
             "shadow_dropped", "copies left out because they might have cost real traffic something", ("model", "reason")
         )
         self._limited = self._counter("limited_requests", "requests refused by a limit of their key", ("key", "limit"))
         self._shed = self._counter("shed_requests", "requests refused because too many waited", ("reason",))
         self._queue_seconds = Histogram(
-            "queue_seconds", "time of those that waited", namespace="tuneloop", registry=self.registry, buckets=_SECONDS
+            "queue_seconds", "time of those that waited", namespace="tuneloop", registry=self.registry, buckets=SECONDS
         )
         self._at_once = self._gauge("requests_in_flight", "requests that have their turn at the engines")
         self._waiting = self._gauge("requests_waiting", "requests that wait for their turn")
@@ -116,20 +111,6 @@ class Metrics:
         """Note how long a request waited for its turn."""
         self._queue_seconds.observe(seconds)
 
-    def finished(self, exchange: Exchange) -> None:
-        """Count one request."""
-        model = exchange.plan.route.model if exchange.plan else ""
-        version = str(exchange.target.version) if exchange.target else ""
-        self._of(self._requests, model, version, str(exchange.status)).inc()
-        if exchange.target is None:
-            return
-        self._of(self._seconds, model, version).observe(exchange.total_ms / 1e3)
-        if exchange.stream and exchange.ttft_ms is not None:
-            self._of(self._first_token, model, version).observe(exchange.ttft_ms / 1e3)
-        if exchange.usage is not None:
-            self._of(self._tokens, model, version, "prompt").inc(exchange.usage.prompt_tokens)
-            self._of(self._tokens, model, version, "completion").inc(exchange.usage.completion_tokens)
-
     def shadow_finished(self, exchange: Exchange) -> None:
         """Count one copy; it is none of the requests."""
         assert exchange.plan is not None
@@ -176,18 +157,11 @@ class Metrics:
         """The exposition."""
         return generate_latest(self.registry)
 
-    def _of(self, metric: Metric, *labels: str) -> Metric:
-        """A metric's child, remembered: finding it is the dearest part of counting."""
-        child = self._children.get((metric, labels))
-        if child is None:
-            child = self._children[metric, labels] = metric.labels(*labels)
-        return cast("Metric", child)
-
     def _counter(self, name: str, what: str, labels: tuple[str, ...] = ()) -> Counter:
         return Counter(name, what, labels, namespace="tuneloop", registry=self.registry)
 
     def _gauge(self, name: str, what: str, labels: tuple[str, ...] = ()) -> Gauge:
         return Gauge(name, what, labels, namespace="tuneloop", registry=self.registry)
 
-    def _histogram(self, name: str, what: str, labels: tuple[str, ...] = ("model", "version")) -> Histogram:
-        return Histogram(name, what, labels, namespace="tuneloop", registry=self.registry, buckets=_SECONDS)
+    def _histogram(self, name: str, what: str, labels: tuple[str, ...]) -> Histogram:
+        return Histogram(name, what, labels, namespace="tuneloop", registry=self.registry, buckets=SECONDS)

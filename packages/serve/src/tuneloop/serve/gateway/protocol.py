@@ -10,15 +10,23 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from typing import Any
+from urllib.parse import unquote
 
+import httptools
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from tuneloop.serve.gateway.body import PATHS
 from tuneloop.serve.gateway.errors import error_body
 from tuneloop.serve.gateway.line import LINE, Line
 
 MAX_HEAD_BYTES = 65_536  # request line and headers; what one read of the socket brings may come on top
 HEAD_TIMEOUT_S = 30.0  # from connecting, or from a later request's first byte, to the end of its head
 MAX_WAITING = 16  # requests of one connection behind the one that is being answered
+
+
+KNOWN = {path.encode(): path for path in PATHS}  # whose addresses need no parsing
 
 
 class TooManyWaiting(Exception):
@@ -31,9 +39,11 @@ class GatewayProtocol(HttpToolsProtocol):
     While an answer is being sent it answers nothing else: that would stand in the middle of it.
     """
 
+    cycle: Line  # of the newest request
     unread_timeout_s = 30.0  # until a client has read most of what waits for it
 
     _has_begun = False  # a head, and it is not all here
+    _idle_since = 0.0
     _head_bytes = 0  # since the last byte of a body: trailers behind one count too
     _head_due: asyncio.TimerHandle | None = None
     _unread_due: asyncio.TimerHandle | None = None
@@ -48,6 +58,8 @@ class GatewayProtocol(HttpToolsProtocol):
         """It is gone."""
         self._head_is_here()
         self._is_read()
+        if self.timeout_keep_alive_task is not None:
+            self.timeout_keep_alive_task.cancel()
         super().connection_lost(exc)
         for line in self._lines:
             line.left()
@@ -68,7 +80,7 @@ class GatewayProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """A request begins."""
         self._has_begun = True
-        super().on_message_begin()
+        self.url, self.headers, self.expect_100_continue = b"", [], False
 
     def on_headers_complete(self) -> None:
         """Its head is here."""
@@ -78,25 +90,56 @@ class GatewayProtocol(HttpToolsProtocol):
         if len(self.pipeline) >= MAX_WAITING:
             self.transport.close()  # so that the 400 uvicorn answers does not stand in the middle of a running answer
             raise TooManyWaiting  # the parser stops
-        super().on_headers_complete()
-        line = Line(self.cycle)
-        self.scope[LINE] = line  # type: ignore[literal-required]  # the application is ours
+        before, line = self.cycle, self._line()
+        self.cycle = line
         self._lines.append(line)
+        if before is None or before.response_complete:
+            self._start_asgi_task(line, self.app)
+        else:
+            self.flow.pause_reading()
+            self.pipeline.appendleft((line, self.app))
 
     def on_body(self, body: bytes) -> None:
         """A piece of its body; its reader bounds it."""
         self._head_bytes = 0
-        super().on_body(body)
+        if not self.cycle.response_complete:
+            self.cycle.arrived(body)
+            if len(self.cycle.body) > HIGH_WATER_LIMIT:
+                self.flow.pause_reading()
 
     def on_message_complete(self) -> None:
         """It is all here; what comes next belongs to another."""
         self._head_bytes = 0
-        super().on_message_complete()
+        if not self.cycle.response_complete:
+            self.cycle.arrived_whole()
 
     def on_response_complete(self) -> None:
         """A request is answered; they are in order."""
         self._lines.popleft()
-        super().on_response_complete()
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+            return
+        self._idle_since = self.loop.time()
+        if self.timeout_keep_alive_task is None:
+            self._keep_alive_for(self.timeout_keep_alive)
+
+    def _unset_keepalive_if_required(self) -> None:
+        """uvicorn stops the timer whenever a byte comes; here it goes on."""
+
+    def timeout_keep_alive_handler(self) -> None:
+        """The timer rings that outlives requests: one made for each would cost more than to look."""
+        self.timeout_keep_alive_task = None
+        if self._is_answering():
+            return  # the answer's end sets it again
+        rest_s = self._idle_since + self.timeout_keep_alive - self.loop.time()
+        if rest_s > 0 or self._has_begun:  # a head has a time of its own
+            self._keep_alive_for(rest_s if rest_s > 0 else HEAD_TIMEOUT_S)
+        else:
+            super().timeout_keep_alive_handler()
 
     def pause_writing(self) -> None:
         """The client reads more slowly than it is written to."""
@@ -119,6 +162,36 @@ class GatewayProtocol(HttpToolsProtocol):
         if self._unread_due is not None:
             self._unread_due.cancel()
             self._unread_due = None
+
+    def _keep_alive_for(self, seconds: float) -> None:
+        self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
+
+    def _line(self) -> Line:
+        """The request whose head is here, as ASGI and the hot path know it."""
+        version = self.parser.get_http_version()
+        scope: dict[str, Any] = {
+            "type": "http",
+            "method": self.parser.get_method().decode("ascii"),
+            "path": KNOWN.get(self.url),
+            "headers": self.headers,
+        }
+        if scope["path"] is None:  # else it is for the hot path, which asks for no more
+            parsed = httptools.parse_url(self.url)
+            scope |= {
+                "asgi": {"version": self.asgi_version, "spec_version": "2.3"},
+                "http_version": version,
+                "server": self.server,
+                "client": self.client,
+                "scheme": self.scheme,
+                "root_path": self.root_path,
+                "path": unquote(parsed.path.decode("ascii")),
+                "raw_path": parsed.path,
+                "query_string": parsed.query or b"",
+                "state": self.app_state.copy(),
+            }
+        line = Line(self, scope, keep_alive=version != "1.0" and self.parser.should_keep_alive())
+        scope[LINE] = line
+        return line
 
     def _await_head(self) -> None:
         if self._head_due is None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,7 +29,9 @@ from tuneloop.serve.gateway.transcript import answer_text
 
 log = logging.getLogger(__name__)
 PAUSE_S = 0.25
-BATCH = 200
+BATCH = 500
+AT_ONCE = 16  # records made in one go, 0.2 ms: the event loop cannot have the interpreter meanwhile
+BREATH_S = 0.000_2
 REDACT_TIMEOUT_S = 20.0
 _FEEDBACK_TEXTS = ("label", "comment", "correction")
 
@@ -107,7 +110,9 @@ class Recorder:
             return
         if self._redactor is None:
             exchange.forget_text()
-        elif self._bytes_in - self._bytes_out + exchange.text_bytes > self._settings.record_queue_bytes:
+            self._queue.append(exchange)
+            return
+        if self._bytes_in - self._bytes_out + exchange.text_bytes > self._settings.record_queue_bytes:
             exchange.forget_text()
             exchange.guards["redaction"] = "skipped"
             self._metrics.records_without_text.inc()
@@ -169,7 +174,11 @@ class Recorder:
                 log.exception("bringing in what is on disk failed; it stays there and is tried again")
 
     def _store(self, batch: Sequence[Exchange]) -> None:
-        records = [self._redacted(record_of(exchange, self._settings.record_text_chars)) for exchange in batch]
+        records: list[RequestRecord] = []
+        for exchange in batch:
+            if len(records) % AT_ONCE == AT_ONCE - 1 and not self._stopping:
+                time.sleep(BREATH_S)
+            records.append(self._redacted(record_of(exchange, self._settings.record_text_chars)))
         try:
             refused = self._requests.keep(records)
         except OSError as error:
@@ -180,10 +189,12 @@ class Recorder:
 
     def _redacted(self, record: RequestRecord) -> RequestRecord:
         """The record with its text redacted, or without text when that fails."""
+        if self._redactor is None:
+            return record
         texts = [
             storable(text) for text in (*(m.content for m in record.messages), record.answer, record.error) if text
         ]
-        if not texts or self._redactor is None:
+        if not texts:
             return record
         try:
             clean = iter(self._redactor.redact(texts, REDACT_TIMEOUT_S))

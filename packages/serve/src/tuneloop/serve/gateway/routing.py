@@ -8,38 +8,23 @@ staged and not yet approved. A pinned version has no stand-in.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+
+import msgspec
 
 from tuneloop.registry.errors import InvalidInput
-from tuneloop.registry.nouns import ApiKey, EngineState, Route, parse_version_name, version_name
+from tuneloop.registry.nouns import ApiKey, Route, parse_version_name
 from tuneloop.registry.routes.assignment import assign, held_out, key_hash, overridden
 from tuneloop.serve.gateway.errors import ApiError
-from tuneloop.serve.gateway.snapshot import Snapshot
+from tuneloop.serve.gateway.snapshot import Snapshot, Target
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(msgspec.Struct, frozen=True):
     """Which versions may answer, the preferred one first."""
 
     route: Route
     assigned: int | None  # None: the split had no say: a version is pinned, the key's own, or the key is held out
     versions: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """One version on one engine."""
-
-    version: int
-    name: str
-    engine: str
-    url: str
-
-    @property
-    def slot(self) -> str:
-        """The key of `GatewayState.in_flight`."""
-        return f"{self.engine}|{self.name}"
 
 
 def plan(snapshot: Snapshot, asked: str, key: ApiKey, unit: str) -> Plan:
@@ -62,13 +47,13 @@ def plan(snapshot: Snapshot, asked: str, key: ApiKey, unit: str) -> Plan:
     if route is None:
         raise unknown_model(f"the model {model[:100]!r} does not exist; GET /v1/models lists what there is")
     if pinned is None:
-        others = (route.champion, *(arm.version for arm in route.arms if arm.weight_bp))
+        orders = snapshot.orders[model]
         if (given := overridden(route, unit)) is not None:
-            return Plan(route, None, tuple(dict.fromkeys((given, *others))))
+            return Plan(route, None, orders[given])
         if route.holdout_bp and held_out(route, key_hash(unit)):
-            return Plan(route, None, tuple(dict.fromkeys((route.champion, *others))))
+            return Plan(route, None, orders[route.champion])
         assigned = assign(route, unit)
-        return Plan(route, assigned, tuple(dict.fromkeys((assigned, *others))))
+        return Plan(route, assigned, orders[assigned])
     if not key.may_pin:
         raise ApiError(
             403,
@@ -89,7 +74,7 @@ def unknown_model(message: str) -> ApiError:
 def pick(
     snapshot: Snapshot,
     model: str,
-    versions: Iterable[int],
+    versions: Sequence[int],
     load: Callable[[str], int],
     *,
     avoid: Collection[str] = (),
@@ -100,18 +85,14 @@ def pick(
     `load` gives the requests in flight on an engine; engines in `avoid` are taken only when there is no other way, the
     slot `never` not at all.
     """
-    versions = tuple(versions)
+    targets = snapshot.targets
     for shunned in (avoid, ()):
         for version in versions:
-            name = version_name(model, version)
-            able = [
-                engine
-                for engine in snapshot.serving.get(name, ())
-                if engine.id not in shunned and f"{engine.id}|{name}" != never
-            ]
+            able: Sequence[Target] = targets.get((model, version), ())
+            if shunned or never:
+                able = [target for target in able if target.engine not in shunned and target.slot != never]
             if able:
-                best: EngineState = min(able, key=lambda engine: load(engine.id))
-                return Target(version, name, best.id, best.url)
+                return able[0] if len(able) == 1 else min(able, key=lambda target: load(target.engine))
         if not avoid:
             break
     return None

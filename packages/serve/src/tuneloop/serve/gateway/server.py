@@ -21,7 +21,7 @@ from tuneloop.serve.gateway.protocol import GatewayProtocol
 from tuneloop.serve.gateway.settings import GatewaySettings
 
 log = logging.getLogger(__name__)
-SWITCH_INTERVAL_S = 0.000_5  # how long a request may wait for a thread that stores records; Python's own is 5 ms
+SWITCH_INTERVAL_S = 0.000_2  # how long a request may wait for a thread that stores records; Python's own is 5 ms
 KEEP_ALIVE_S = 75  # longer than clients keep idle connections, so that the client closes first
 
 

@@ -21,9 +21,9 @@ from tuneloop.serve.gateway.attempts import EVENT_BYTES_PER_CHAR
 from tuneloop.serve.gateway.body import Ask
 from tuneloop.serve.gateway.exchange import Exchange
 from tuneloop.serve.gateway.load import Load
-from tuneloop.serve.gateway.routing import Plan, Target, pick
+from tuneloop.serve.gateway.routing import Plan, pick
 from tuneloop.serve.gateway.settings import GatewaySettings
-from tuneloop.serve.gateway.snapshot import Snapshot
+from tuneloop.serve.gateway.snapshot import Snapshot, Target
 from tuneloop.serve.gateway.sse import Relay, usage_of
 from tuneloop.serve.gateway.upstream import EngineFailure, Reply, Upstream, lost
 

@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Self
 
+import msgspec
 from pydantic import ValidationError
 
 from tuneloop.registry.access.keys import key_digest
@@ -22,6 +23,20 @@ from tuneloop.registry.guard_policy import GuardPolicy
 from tuneloop.registry.nouns import AdapterState, ApiKey, EngineState, Noun, Route, version_name
 
 LAST_KNOWN_GOOD = "last-known-good.json"
+
+
+class Target(msgspec.Struct, frozen=True):
+    """One version on one engine."""
+
+    version: int
+    name: str
+    engine: str
+    url: str
+    slot: str = ""  # the key of `GatewayState.in_flight`
+
+    def __post_init__(self) -> None:
+        """Write out its slot, which every request asks for twice."""
+        msgspec.structs.force_setattr(self, "slot", f"{self.engine}|{self.name}")
 
 
 class Snapshot(Noun):
@@ -50,7 +65,7 @@ class Snapshot(Noun):
 
     def build(self) -> None:
         """Make what requests look up; otherwise the first one waits for it, and all that are under way with it."""
-        _ = self.key_by_digest, self.serving
+        _ = self.key_by_digest, self.targets, self.orders
 
     @cached_property
     def key_by_digest(self) -> dict[str, ApiKey]:
@@ -59,19 +74,36 @@ class Snapshot(Noun):
         return old | {key.digest: key for key in self.keys}
 
     @cached_property
-    def serving(self) -> dict[str, tuple[EngineState, ...]]:
-        """Version name → the engines that can serve it now; those about to unload it only when no other can."""
-        named = {version_name(route.model, arm.version) for route in self.routes.values() for arm in route.arms}
+    def orders(self) -> dict[str, dict[int, tuple[int, ...]]]:
+        """Model → the version that is preferred → those that may answer: it, the champion, whoever carries traffic."""
+        return {
+            model: {arm.version: tuple(dict.fromkeys((arm.version, route.champion, *carrying))) for arm in route.arms}
+            for model, route in self.routes.items()
+            for carrying in [[arm.version for arm in route.arms if arm.weight_bp]]
+        }
+
+    @cached_property
+    def targets(self) -> dict[tuple[str, int], tuple[Target, ...]]:
+        """Model and version → that version on the engines that can serve it now; on those about to unload it only when
+        no other can."""
+        named = {
+            version_name(route.model, arm.version): (route.model, arm.version)
+            for route in self.routes.values()
+            for arm in route.arms
+        }
         able: dict[str, list[EngineState]] = {name: [] for name in named}
         for engine in self.engines:
-            for name in engine.adapters.keys() & named:
+            for name in engine.adapters.keys() & named.keys():
                 if engine.serves(name):
                     able[name].append(engine)
         staying = {
             name: [engine for engine in engines if engine.adapters[name] is AdapterState.READY]
             for name, engines in able.items()
         }
-        return {name: tuple(staying[name] or engines) for name, engines in able.items()}
+        return {
+            which: tuple(Target(which[1], name, engine.id, engine.url) for engine in staying[name] or able[name])
+            for name, which in named.items()
+        }
 
     @property
     def applied(self) -> dict[str, int]:

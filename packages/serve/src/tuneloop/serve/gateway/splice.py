@@ -8,21 +8,20 @@ refused, because two readers of one text could then disagree on what it says.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import msgspec
 
 _MEMBERS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _KEY = msgspec.json.Decoder(str)
 _SPACE = b" \t\n\r"
+_A_SPACE, _COMMA, _OPEN = b" ,{"
 
 
 class DuplicateKey(ValueError):
     """A key stands twice at the top level."""
 
 
-@dataclass(frozen=True, slots=True)
-class Members:
+class Members(msgspec.Struct, frozen=True):
     """A JSON object's text with its top-level values and where they begin."""
 
     text: bytes
@@ -31,6 +30,10 @@ class Members:
 
     def replaced(self, changes: Mapping[str, bytes]) -> bytes:
         """The text with the values of `changes` (key → JSON) put in; keys it does not have yet are appended."""
+        if len(changes) == 1:  # as a rule: the model
+            ((key, value),) = changes.items()
+            if (start := self.starts.get(key)) is not None:
+                return b"%b%b%b" % (self.text[:start], value, self.text[start + len(self.values[key]) :])
         parts: list[bytes | memoryview] = []
         text, at = memoryview(self.text), 0
         for key in sorted(changes.keys() & self.starts.keys(), key=self.starts.__getitem__):
@@ -55,6 +58,37 @@ def members(text: bytes) -> Members:
     """
     str(text, "utf-8")  # msgspec does not look inside the strings it only passes over
     values = _MEMBERS.decode(text)
+    starts = _as_commonly_written(text, values)
+    return Members(text, values, _walked(text, values) if starts is None else starts)
+
+
+def _as_commonly_written(text: bytes, values: Mapping[str, msgspec.Raw]) -> dict[str, int] | None:
+    """Where the values begin if the object is written as JSON libraries write one, with plain keys and a space at most
+    after `:` and `,`; None: walk over it."""
+    if text[0] != _OPEN:
+        return None
+    starts: dict[str, int] = {}
+    at = 1
+    for key, raw in values.items():  # each in the place where its key stood first
+        written = b'"%s":' % key.encode() if key.isidentifier() else b"\n"
+        if not text.startswith(written, at):
+            return None
+        at += len(written)
+        if text[at] == _A_SPACE:
+            at += 1
+        if not text.startswith(raw, at):
+            return None  # it stands twice
+        starts[key] = at
+        at += len(raw)
+        if text.startswith(b", ", at):
+            at += 2
+        elif text[at] == _COMMA:
+            at += 1
+    return starts if text.startswith(b"}", at) and at == len(text) - 1 else None  # else there are more than it holds
+
+
+def _walked(text: bytes, values: Mapping[str, msgspec.Raw]) -> dict[str, int]:
+    """Where the values begin, however the object is written."""
     starts: dict[str, int] = {}
     at = _skip_space(text, text.index(b"{") + 1)
     while text[at] != ord("}"):
@@ -71,7 +105,7 @@ def members(text: bytes) -> Members:
             at = _skip_space(text, at + 1)
         elif text[at] != ord("}"):
             raise DuplicateKey(key)
-    return Members(text, values, starts)
+    return starts
 
 
 def _key(text: bytes, at: int) -> tuple[str, int]:
