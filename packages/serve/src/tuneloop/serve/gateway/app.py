@@ -33,7 +33,7 @@ from tuneloop.serve.gateway.snapshot import Snapshot
 
 log = logging.getLogger(__name__)
 REGISTRY_UP_WITHIN_S = 5.0
-GC_THRESHOLDS = (50_000, 20, 20)  # requests make few cycles: Python's own (700, 10, 10) cost 4 % of the CPU
+GC_THRESHOLDS = (10_000, 20, 20)  # requests make few cycles: Python's own (700, 10, 10) cost 4 % of the CPU
 
 
 class Gateway:
