@@ -19,6 +19,7 @@ from tuneloop.registry import Registry
 from tuneloop.registry.errors import InvalidInput
 from tuneloop.registry.nouns import Message, Version
 from tuneloop.registry.verbs.lineage import show
+from tuneloop.registry.versions.artifacts import tokenizer_digest
 from tuneloop.registry.versions.lineage import lineage_of
 from tuneloop.registry.versions.run_files import model_card
 from tuneloop.train.base import Base
@@ -57,6 +58,7 @@ def test_train_registers_a_version_with_its_whole_lineage(at_home: Path, tiny_re
     version = Version.model_validate(found["version"])
     assert (version.name, version.kind, version.rank) == ("bot@1", "adapter", 4)
     assert (version.base, version.base_digest, version.template_digest) == ("tiny", tiny.digest, tiny.template_digest)
+    assert version.tokenizer_digest == tokenizer_digest(tiny.folder) is not None
     rows = read_rows(tiny_recipe.with_name("train.jsonl")).rows
     assert (version.data_rows, version.data_digest) == (40, data_digest(rows))
     assert set(version.metrics) == {"perplexity.old", "nll.old", "bleu.old"}
