@@ -432,6 +432,7 @@ def test_on_postgresql_everything_is_read_and_written_too(postgres: Any, registr
                 "roll_back": "conflict",
                 "start_rollout": "refused",
                 "resume_rollout": "invalid",
+                "step_experiment": "refused",
                 "reject_retraining": "refused",
                 "retry_retraining": "refused",
             }
