@@ -15,7 +15,7 @@ from tuneloop.monitor.settings import MonitorSettings
 from tuneloop.monitor.slo import Slo
 from tuneloop.monitor.verbs_alert import alert
 from tuneloop.registry.errors import InvalidInput
-from tuneloop.serve.gateway.metrics import _SECONDS
+from tuneloop.serve.gateway.tally import SECONDS
 
 OURS = {
     "*": Slo(latency=0.9, latency_s=2.5),
@@ -101,7 +101,7 @@ def test_the_factors_and_windows_are_the_workbooks() -> None:
 
 
 def test_a_latency_can_be_promised_only_where_the_gateway_counts_it() -> None:
-    assert slo.LATENCY_BOUNDS_S == _SECONDS, "the gateway's histogram"
+    assert slo.LATENCY_BOUNDS_S == SECONDS, "the gateway's histogram"
     with pytest.raises(ValueError, match=r"3 s is no bound of the gateway's histogram; choose one of 0\.005"):
         Slo(latency=0.9, latency_s=3.0)
     with pytest.raises(ValueError, match="go together"):
