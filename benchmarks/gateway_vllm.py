@@ -66,7 +66,9 @@ class System:
     answers: list[Answer] = field(default_factory=list)
 
 
-async def measure(systems: Mapping[str, System], seconds: float, lengths: Sequence[int]) -> None:
+async def measure(
+    systems: Mapping[str, System], seconds: float, lengths: Sequence[int], warming: Sequence[int]
+) -> None:
     """Warm each, then round after round of answers of these lengths until the time is over."""
     number = iter(range(10_000, 100_000))  # always five digits: a question has as many tokens as any other
 
@@ -79,7 +81,7 @@ async def measure(systems: Mapping[str, System], seconds: float, lengths: Sequen
 
     async with session() as opened:
         for system in systems.values():
-            await together(opened, work(system, LENGTHS[:WARMING]), USERS)
+            await together(opened, work(system, warming), USERS)
         over = time.monotonic() + seconds
         for turn in count():
             if turn >= LEAST_ROUNDS and time.monotonic() > over:
@@ -192,9 +194,10 @@ def main() -> None:
             house = House(stack, Path(stack.enter_context(tempfile.TemporaryDirectory())))
             systems = systems_of(part, house)
             print("all is started", flush=True)
-            seconds, lengths = (0.0, LENGTHS[:USERS]) if given.quick else (MEASURE_S, LENGTHS)
+            few = LENGTHS[:4]
+            seconds, lengths, warming = (0.0, few, few) if given.quick else (MEASURE_S, LENGTHS, LENGTHS[:WARMING])
             others = Others()
-            asyncio.run(measure(systems, seconds, lengths))
+            asyncio.run(measure(systems, seconds, lengths, warming))
             where["others_share"] = others.share()
             dtype = house.wait_for("dtype:").text
         print(f"others took {where['others_share']:.0%} of the cores meanwhile")
