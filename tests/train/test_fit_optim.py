@@ -81,19 +81,11 @@ def test_an_optimizer_of_8_bits_learns_what_the_whole_one_does(optimizer: str, f
 
 
 @pytest.mark.filterwarnings("ignore")  # the tracer touches everything it meets, and is warned of half of it
-def test_compiled_steps_learn_what_plain_ones_do_and_are_compiled_once_for_every_length(
-    shallow: Base, tiny_recipe: Path, tmp_path: Path
-) -> None:
-    from torch._dynamo.utils import clear_compilation_metrics, get_compilation_metrics
-
+def test_compiled_steps_learn_what_plain_ones_do(shallow: Base, tiny_recipe: Path, tmp_path: Path) -> None:
     fits = Fits(shallow, tiny_recipe, tmp_path)
     rows = fits.labelled()
     assert len({len(row.ids) for row in rows[:12]}) > 1
     fits.fit(fits.recipe(), steps=3, rows=rows)
     plain = fits.losses
-    clear_compilation_metrics()
     fits.fit(fits.recipe(compile=True), steps=3, rows=rows)
     assert fits.losses == pytest.approx(plain, abs=1e-4)
-    compiled = get_compilation_metrics()
-    assert compiled
-    assert [one.recompile_reason for one in compiled if "size mismatch" in (one.recompile_reason or "")] == []
