@@ -1,8 +1,7 @@
 """What watches over a fit between steps: checkpoints by the clock, orderly stops, divergence, the random state.
 
 `Interruptible` goes before a Trainer in its bases (`class X(Interruptible, SFTTrainer)`), makes a checkpoint that
-cannot be written one clear error, and has a compiled step compiled once for batches of any length. `Guard` is the
-callback. With several processes rank 0 decides and the others hear.
+cannot be written one clear error. `Guard` is the callback. With several processes rank 0 decides and the others hear.
 """
 
 from __future__ import annotations
@@ -33,16 +32,6 @@ class Interruptible:
 
     def create_model_card(self, *_args: Any, **_values: Any) -> None:
         """TRL writes one with each checkpoint; a checkpoint is no model to share, and the card costs seconds."""
-
-    def _prepare_inputs(self, inputs: Any) -> Any:
-        """A compiler that is not told compiles for the first batch's length, and all of it again for the next."""
-        found = super()._prepare_inputs(inputs)  # type: ignore[misc]  # the Trainer that follows in the bases
-        trainer: Any = self
-        if trainer.args.torch_compile:
-            for value in found.values():
-                if isinstance(value, torch.Tensor) and value.dim() > 1:
-                    torch._dynamo.maybe_mark_dynamic(value, 1)
-        return found
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         trainer: Any = self
