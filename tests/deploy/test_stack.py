@@ -83,10 +83,10 @@ def export_monitor(stack: ExitStack) -> int:
 
 def provoke(gateway: Address, engines: Sequence[FaultyEngine], limited: str) -> None:
     """What counters count that an ordinary request does not touch: guards, the queue, limits; a second attempt next."""
+    until(lambda: gateway.chat().status == 200, 40, "the guards' worker is warm")
     for engine in engines:
         engine.fault, engine.faults_left = "never_answers", 1
     assert gateway.chat(logit_bias={"1": 1}).status == 400  # by a guard
-    until(lambda: gateway.chat(logit_bias={"1": 1}).status == 400, 20, "the guards' worker is warm")
     blocker = connect(gateway, stream=False)
     until(lambda: sum(engine.at_work for engine in engines) == 1)
     assert gateway.chat().error["code"] == "overloaded"
@@ -100,8 +100,10 @@ def test_prometheus_fills_every_rule_and_panel_from_real_exporters(tmp_path: Pat
     with ExitStack() as stack:
         world = make_world(RegistrySettings(home=tmp_path / "home"), stack)
         engines = [world.engine(name, "bot@1", "bot@2") for name in ("e1", "e2")]
-        world.route((2, 5_000), (1, 5_000))
+        world.engine("e3", "bot@3", "shadowed@1")
+        world.route((2, 5_000), (1, 5_000), (3, 0), shadow=3)
         world.route((1, 10_000), model="unserved")
+        world.route((1, 10_000), (2, 0), model="shadowed", shadow=2)  # which no engine serves
         guarded = GuardPolicy(banned_parameters=("logit_bias",))
         world.registry.policies.set("bot", guarded, by="test", reason="test")
         hurried = GuardPolicy(deadline_ms=10)  # too little for a long text
@@ -133,6 +135,7 @@ def test_prometheus_fills_every_rule_and_panel_from_real_exporters(tmp_path: Pat
         def traffic() -> None:
             for number in range(6):
                 assert gateway.chat(unit=f"user-{number}", stream=number % 2 == 0).status == 200
+            assert gateway.chat(model="shadowed").status == 200
             assert gateway.chat(model="unserved").status == 503
             assert gateway.chat(model="unserved", text=long).error["code"] == "guards_unavailable"
 

@@ -23,7 +23,7 @@ import uvicorn
 from serve.gateway.faulty_engine import FaultyEngine
 from tests_support import beat_engine
 from tuneloop.registry import Registry
-from tuneloop.registry.nouns import AdapterState, Arm, Route
+from tuneloop.registry.nouns import AdapterState, Arm, Route, Shadow
 from tuneloop.registry.settings import RegistrySettings
 from tuneloop.serve.gateway.server import config, listening
 from tuneloop.serve.gateway.settings import GatewaySettings
@@ -137,8 +137,8 @@ class World:
             adapters = dict.fromkeys(versions, AdapterState.READY)
             beat_engine(self.registry, id=engine.id, url=engine.url, adapters=adapters)
 
-    def route(self, *arms: tuple[int, int], model: str = "bot") -> Route:
-        """Write the next revision."""
+    def route(self, *arms: tuple[int, int], model: str = "bot", shadow: int | None = None) -> Route:
+        """Write the next revision; `shadow` is the version that is sent a copy of everything."""
         history = self.registry.routes.history(model, limit=1)
         return self.registry.routes.write(
             model,
@@ -146,6 +146,7 @@ class World:
             by="test",
             reason="test",
             expected_revision=history[0].revision if history else 0,
+            shadow=None if shadow is None else (Shadow(version=shadow, share_bp=10_000),),
         )
 
     def gateway(self, **settings: Any) -> Address:
