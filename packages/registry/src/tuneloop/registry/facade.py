@@ -38,10 +38,12 @@ if TYPE_CHECKING:
 class Registry:
     """Every store. Cheap to make; safe to share between threads, not between processes."""
 
-    def __init__(self, settings: RegistrySettings, clock: Callable[[], datetime] = utc_now) -> None:
+    def __init__(
+        self, settings: RegistrySettings, clock: Callable[[], datetime] = utc_now, *, begin: bool = True
+    ) -> None:
         self.settings = settings
         self.clock = clock
-        self.database = Database(settings.database)
+        self.database = Database(settings.database, begin=begin)
         self.audit = Audit(self.database)
         self.routes = Routes(self.database, clock)
         self.traffic = Traffic(self.database)
@@ -61,15 +63,24 @@ class Registry:
 
     @classmethod
     def open(
-        cls, settings: RegistrySettings | None = None, *, clock: Callable[[], datetime] = utc_now, upgrade: bool = True
+        cls,
+        settings: RegistrySettings | None = None,
+        *,
+        clock: Callable[[], datetime] = utc_now,
+        upgrade: bool = True,
+        begin: bool = False,
     ) -> Self:
         """The registry the settings name; `upgrade` brings its schema to the newest revision first.
 
+        Settings that are handed over say where a state is, or begins. Those that are found, in whatever folder somebody
+        stands, name one that is there, unless `begin` says that it may begin here.
+
         Raises:
             InvalidInput: the settings are wrong.
+            NotFound: there is no state where the settings that were found say, and it is not to begin there.
             Unavailable: the database does not answer.
         """
-        registry = cls(settings or RegistrySettings.load(), clock)
+        registry = cls(settings or RegistrySettings.load(), clock, begin=begin or settings is not None)
         if upgrade:
             registry.database.upgrade()
         return registry

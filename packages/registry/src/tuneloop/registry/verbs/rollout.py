@@ -181,7 +181,7 @@ def controller(*, once: bool, every_s: float | None) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, end)
     settings = ControllerSettings.load(every_s=every_s)
-    with Registry.open() as registry:
+    with Registry.open(begin=True) as registry:
         running = Controller(registry, settings)
         if once:
             running.turn()

@@ -40,7 +40,7 @@ def train(recipe: Path, begin: Literal["resume", "fresh"] | None, profile: bool,
     stop = StopFlag()
     screen = Screen(sys.stderr if as_json else sys.stdout)
     with (
-        Registry.open() as registry,
+        Registry.open(begin=True) as registry,
         stop_on_signals(stop),
         stop_on_notice(stop, settings.spot, screen.say, host=settings.spot_host),
     ):
@@ -97,7 +97,7 @@ def worker(once: bool, poll_s: float | None) -> None:
     settings, machine = WorkerSettings.load(poll_s=poll_s), TrainSettings.load()
     stop, screen = StopFlag(), Screen()
     with (
-        Registry.open() as registry,
+        Registry.open(begin=True) as registry,
         stop_on_signals(stop),
         stop_on_notice(stop, machine.spot, screen.say, host=machine.spot_host),
     ):
