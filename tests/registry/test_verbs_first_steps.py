@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from registry.verbs import Verb, verb_at
+from registry.verbs import WHO, Verb, verb_at
 from tuneloop.registry import Registry
+from tuneloop.registry.nouns import Check
+from tuneloop.registry.rollouts.steering import SAY_EVERY_S, _Told
+from tuneloop.registry.routes.promotion import Change, set_route
 
 
 @pytest.mark.parametrize(
@@ -38,3 +41,52 @@ def test_a_new_key_says_where_it_was_written_and_warns_of_a_model_that_nobody_ma
     code, out, err = verb_there("key", "new", "--owner", "a", "--model", "bott")
     assert (code, out[:3]) == (0, "tl-")
     assert "warning: no model named 'bott'; did you mean bot?" in err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("report", "bott"),
+        ("rollback", "bott", *WHO),
+        ("route", "show", "bott"),
+        ("route", "diff", "bott", "1"),
+        ("route", "holdout", "bott", "--share", "0", *WHO),
+        ("rollout", "start", "bott@1", *WHO),
+        ("rollout", "status", "bott"),
+        ("rollout", "abort", "bott", *WHO),
+    ],
+    ids=" ".join,
+)
+def test_a_misspelt_model_is_told_from_one_without_a_route(verb_there: Verb, arguments: tuple[str, ...]) -> None:
+    code, out, err = verb_there(*arguments)
+    assert (code, out) == (2, "")
+    assert "no model named 'bott'; did you mean bot? `tuneloop models` lists them" in err
+
+
+def test_aborting_where_no_rollout_is_open_leaves_a_share_that_a_person_gave(lived_in: Registry, verb: Verb) -> None:
+    lived_in.fleet.forget_gateway("g1")
+    assert verb("rollout", "abort", "bot", *WHO)[0] == 0
+    given = set_route(lived_in, "bot", {2: 500, 1: 9_500}, Change("ada", "by hand"))
+    code, out, err = verb("rollout", "abort", "bot", *WHO)
+    assert (code, out) == (2, "")
+    assert "no rollout of bot is open; `tuneloop rollback bot` takes a canary's share away" in err
+    assert lived_in.routes.current("bot") == given
+    lived_in.fleet.forget_engine("e1")
+    assert verb("rollback", "bot", *WHO)[0] == 0
+    code, out, err = verb("promote", "bot@1", *WHO)
+    assert (code, err) == (0, "bot@1 has everything already: nothing was written\n")
+    assert out == f"bot revision {given.revision + 1}: 2=0 1=10000 (by ada: test)\n"
+
+
+def test_a_rollout_in_the_foreground_says_every_half_minute_what_it_waits_for(shared: Registry) -> None:
+    lines: list[str] = []
+    at_s = [100.0]
+    told = _Told(lines.append, clock=lambda: at_s[0])
+    [declared] = shared.rollouts.all("bot")
+    few = Check(name="samples", verdict="inconclusive", detail="0 of 30 answered")
+    for _ in range(8):
+        told.wait(declared.model_copy(update={"checks": (few,)}), lambda: False)
+        at_s[0] += SAY_EVERY_S / 4
+    assert lines == [
+        "  waiting for samples: 0 of 30 answered; no engine is live: start one with `tuneloop engine` or `tuneloop up`"
+    ]

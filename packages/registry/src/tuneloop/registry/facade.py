@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime
 from functools import cached_property
 from types import TracebackType
@@ -18,11 +19,11 @@ from tuneloop.registry.database import Database
 from tuneloop.registry.deliveries.outbox import Outbox
 from tuneloop.registry.deliveries.silences import Silences
 from tuneloop.registry.episodes import Episodes
-from tuneloop.registry.errors import NotFound
+from tuneloop.registry.errors import NotFound, Unavailable
 from tuneloop.registry.experiments.store import Experiments
 from tuneloop.registry.fleet import Fleet
 from tuneloop.registry.gates.store import Gates
-from tuneloop.registry.nouns import utc_now
+from tuneloop.registry.nouns import Route, utc_now
 from tuneloop.registry.policies import Policies
 from tuneloop.registry.retraining.queue import RetrainingQueue
 from tuneloop.registry.rollouts.store import Rollouts
@@ -108,6 +109,19 @@ class Registry:
             close = difflib.get_close_matches(model, names, n=1)
             hint = f"did you mean {close[0]}? " if close else ""
             raise NotFound(f"no model named {model!r}; {hint}`tuneloop models` lists them")
+
+    def route(self, model: str) -> Route:
+        """The route in force.
+
+        Raises:
+            NotFound: there is no such model, or it has no route yet.
+        """
+        try:
+            return self.routes.current(model)
+        except NotFound:
+            with suppress(Unavailable):  # whether it has versions is not known then; that it has no route is
+                self.check_model(model)
+            raise
 
     def close(self) -> None:
         """Close the database's connections."""
