@@ -240,7 +240,8 @@ def report(registry: Registry, experiment_id: str) -> Report:
     until = found.stopped_at or registry.clock()
     evidence = gather(registry, found, until)
     analysed = analyse(found.declaration, evidence, started_s=found.started_at.timestamp(), until_s=until.timestamp())
-    return report_of(found, evidence, analysed, until)
+    stops = registry.audit.entries(found.id, limit=1, action="experiment.stop") if found.stopped_at else []
+    return report_of(found, evidence, analysed, until, stops[0].actor if stops else None)
 
 
 def _split(route: Route, shares: dict[int, int]) -> dict[int, int]:
