@@ -22,6 +22,7 @@ def api(host: str | None, port: int | None) -> None:
     from tuneloop.registry.settings import ApiSettings, RegistrySettings
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    logging.getLogger("alembic").setLevel(logging.WARNING)
     serve(ApiSettings.load(host=host, port=port), RegistrySettings.load())
 
 

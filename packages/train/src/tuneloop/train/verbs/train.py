@@ -30,10 +30,11 @@ def train(recipe: Path, begin: Literal["resume", "fresh"] | None, profile: bool,
     from tuneloop.registry import Registry
     from tuneloop.train.recipe import load_recipe
     from tuneloop.train.screen import Screen
-    from tuneloop.train.settings import TrainSettings, share_cores
+    from tuneloop.train.settings import TrainSettings, hush_libraries, share_cores
     from tuneloop.train.spot import stop_on_notice
     from tuneloop.train.stopping import StopFlag, stop_on_signals
 
+    hush_libraries()
     share_cores(with_an_engine=False)
     file = load_recipe(recipe)
     settings = TrainSettings.load()
@@ -89,10 +90,11 @@ def worker(once: bool, poll_s: float | None) -> None:
     from tuneloop.registry.nouns import RetrainingState
     from tuneloop.train.retraining.worker import Worker
     from tuneloop.train.screen import Screen
-    from tuneloop.train.settings import TrainSettings, WorkerSettings, share_cores
+    from tuneloop.train.settings import TrainSettings, WorkerSettings, hush_libraries, share_cores
     from tuneloop.train.spot import stop_on_notice
     from tuneloop.train.stopping import StopFlag, stop_on_signals
 
+    hush_libraries()
     share_cores(with_an_engine=True)
     settings, machine = WorkerSettings.load(poll_s=poll_s), TrainSettings.load()
     stop, screen = StopFlag(), Screen()
