@@ -74,5 +74,7 @@ def test_a_demo_outside_the_repository_says_so_and_makes_nothing(
     monkeypatch.setattr(sys, "argv", ["tuneloop", "demo"])
     with pytest.raises(SystemExit, match="2"):
         main()
-    assert "the demo trains what comes with tuneloop's repository; cd there" in " ".join(capsys.readouterr().err.split())
+    assert "the demo trains what comes with tuneloop's repository; cd there" in " ".join(
+        capsys.readouterr().err.split()
+    )
     assert list(tmp_path.iterdir()) == []
