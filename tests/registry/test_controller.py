@@ -285,7 +285,7 @@ def test_aborting_needs_no_controller_and_takes_the_share_away_at_once(
     over = now(registries)
     assert (over.state, over.outcome) == (S.ABORTED, "grace: knows better")
     assert registries.rollouts.open("bot") is None
-    with pytest.raises(InvalidInput, match="no canary of bot is running"):
+    with pytest.raises(InvalidInput, match="no rollout of bot is open; `tuneloop rollback bot`"):
         abort(registries, "bot", GRACE)
     Controller(registries).turn()
     assert splits(registries)[-1] == {2: 0, 1: 10_000}

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from registry.verbs import WHO, Verb, verb_at
+from tests_support import alert_episode
 from tuneloop.registry import Registry
 from tuneloop.registry.nouns import Check
 from tuneloop.registry.rollouts.steering import SAY_EVERY_S, _Told
@@ -90,3 +91,42 @@ def test_a_rollout_in_the_foreground_says_every_half_minute_what_it_waits_for(sh
     assert lines == [
         "  waiting for samples: 0 of 30 answered; no engine is live: start one with `tuneloop engine` or `tuneloop up`"
     ]
+
+
+def test_an_episode_that_says_no_more_than_its_summary_is_shown(shared: Registry, verb_there: Verb) -> None:
+    bare = {"summary": "bot@1 is asked other questions"}
+    shared.episodes.open(alert_episode(shared.clock(), id="ep_bare", version=3, signal="quality", evidence=bare))
+    code, out, err = verb_there("alert", "show", "ep_bare")
+    assert (code, err) == (0, "")
+    assert out.splitlines()[1] == bare["summary"]
+    assert "tuneloop alert ack ep_bare --by YOU" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("train", "lora"), "'lora' is a ready recipe; `tuneloop recipe new my.yaml --like lora`, then train that"),
+        (
+            ("train", "my.yaml"),
+            "cannot read my.yaml: No such file or directory; `tuneloop recipe new my.yaml` writes one",
+        ),
+        (
+            ("data", "check", "recipe.yaml"),
+            "recipe.yaml: this is a recipe, no rows; give the files",
+        ),
+        (("data", "check", "none.jsonl"), "cannot read none.jsonl: No such file or directory; give a file of rows"),
+        (
+            ("experiment", "new", "none.yaml", *WHO),
+            "cannot read none.yaml: No such file or directory; give a",
+        ),
+        (("gate", "bot", "--set", "none.yaml", *WHO), "cannot read none.yaml: No such file or directory; give --set"),
+        (("drift", "check", "--reference", "none.jsonl", "--window", "none.jsonl"), "cannot read none.jsonl: No such"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
+)
+def test_a_file_that_cannot_be_read_is_named_with_what_to_do_next(
+    verb_there: Verb, arguments: tuple[str, ...], message: str
+) -> None:
+    code, out, err = verb_there(*arguments)
+    assert (code, out) == (2, "")
+    assert message in err

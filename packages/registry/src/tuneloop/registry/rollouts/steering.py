@@ -117,7 +117,8 @@ def _abort(registry: Registry, model: str, change: Change) -> tuple[Rollout, Rou
     there, route = registry.rollouts.open(model), registry.route(model)
     if there is None:
         raise InvalidInput(
-            f"no rollout of {model} is open; `tuneloop rollback {model}` takes a canary's share away, or a promotion back"
+            f"no rollout of {model} is open; `tuneloop rollback {model}` takes a canary's share away, or a promotion "
+            "back"
         )
 
     def end(connection: Connection, written: Route) -> None:
