@@ -8,6 +8,7 @@ downloaded. The folder appears by a rename, whole or not at all.
 from __future__ import annotations
 
 import json
+import logging
 import re
 import shutil
 import tempfile
@@ -187,9 +188,8 @@ def asking_the_hub(hub_id: str) -> Iterator[None]:
         Unavailable: the hub does not answer, or has no such model.
     """
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError  # noqa: PLC0415 (only for a hub id)
-    from huggingface_hub.utils import logging as hub_logging  # noqa: PLC0415
 
-    hub_logging.set_verbosity_error()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:
         yield
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:

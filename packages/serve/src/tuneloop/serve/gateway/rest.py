@@ -18,7 +18,7 @@ from starlette.exceptions import HTTPException
 
 from tuneloop.registry.errors import InvalidInput, Unavailable
 from tuneloop.registry.nouns import ApiKey, Feedback, Route, utc_now
-from tuneloop.serve.gateway.completions import PATHS
+from tuneloop.serve.gateway.body import PATHS
 from tuneloop.serve.gateway.errors import CLIENT_CLOSED_REQUEST, ApiError, bad_request, error_body
 from tuneloop.serve.gateway.http import ClientLeft, Scope, read_body
 from tuneloop.serve.gateway.records import Recorder
