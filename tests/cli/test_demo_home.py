@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
+import sys
 from pathlib import Path
 
 import click
 import pytest
 
-from tuneloop.cli.demo.home import empty_home
+from tests_support import alert_episode
+from tuneloop.cli.demo.home import empty_home, look_again
+from tuneloop.cli.main import main
+from tuneloop.registry import Registry
 
 ROOT = Path(__file__).parents[2]
 
@@ -52,3 +57,24 @@ def test_make_clean_removes_the_demo_and_no_other_state() -> None:
     said = subprocess.run(["make", "-n", "clean"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
     assert ".tuneloop/demo" in said
     assert ".tuneloop" not in said
+
+
+def test_what_a_demo_says_last_shows_its_state_with_any_verb(registry: Registry) -> None:
+    registry.episodes.open(alert_episode(registry.clock(), id="ep_of_the_demo"))
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    line = look_again(registry.settings.home)
+    done = subprocess.run(["bash", "-c", line], env=environment, capture_output=True, text=True, check=True)
+    assert "ep_of_the_demo" in done.stdout
+
+
+def test_a_demo_outside_the_repository_says_so_and_makes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["tuneloop", "demo"])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert "the demo trains what comes with tuneloop's repository; cd there" in " ".join(
+        capsys.readouterr().err.split()
+    )
+    assert list(tmp_path.iterdir()) == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -15,6 +16,7 @@ import click
 import psutil
 import pytest
 
+from tests_support import free_port
 from tuneloop.cli import up
 from tuneloop.cli.processes import Ended, Processes, wait_until
 
@@ -120,10 +122,35 @@ def test_one_that_needs_longer_to_end_is_given_its_own_time(tmp_path: Path, said
     assert said == []
 
 
+def _a_base_and_free_ports(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "config.json").write_text("{}")
+    for name in ("ENGINE", "GATEWAY", "API"):
+        monkeypatch.setenv(f"TUNELOOP_{name}_PORT", str(free_port()))
+
+
+def test_up_tells_of_a_wrong_base_and_every_taken_port_before_it_starts_anything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _a_base_and_free_ports(tmp_path, monkeypatch)
+    monkeypatch.setattr(up, "supervise", lambda *_, **__: pytest.fail("it has started something"))
+    with socket.socket() as mine, socket.socket() as other:
+        for held, name in ((mine, "GATEWAY"), (other, "API")):
+            held.bind(("127.0.0.1", 0))
+            held.listen(1)
+            monkeypatch.setenv(f"TUNELOOP_{name}_PORT", str(held.getsockname()[1]))
+        with pytest.raises(click.ClickException) as refused:
+            up.run(tmp_path / "notbase", tmp_path)
+    base, gateway, api = refused.value.message.splitlines()
+    assert "notbase holds no config.json, so no base model; `tuneloop base RECIPE` makes one" in base
+    assert "or set TUNELOOP_GATEWAY_PORT (port under [gateway] in tuneloop.toml)" in gateway
+    assert "Address already in use; stop what listens there, or set TUNELOOP_API_PORT" in api
+
+
 def test_up_gives_gateway_and_engine_the_time_their_settings_say(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given: dict[str, float] = {}
+    _a_base_and_free_ports(tmp_path, monkeypatch)
     monkeypatch.setenv("TUNELOOP_GATEWAY_DRAIN_S", "40")
     monkeypatch.setattr(up, "supervise", lambda _commands, _logs, *, patience_s: given.update(patience_s))
     up.run(tmp_path, tmp_path)

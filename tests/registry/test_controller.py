@@ -281,11 +281,11 @@ def test_aborting_needs_no_controller_and_takes_the_share_away_at_once(
 ) -> None:
     declare(registries, "bot", 2, PLAN, CHANGE)
     Controller(registries).turn()
-    assert abort(registries, "bot", GRACE).split == {2: 0, 1: 10_000}
+    assert abort(registries, "bot", GRACE)[1].split == {2: 0, 1: 10_000}
     over = now(registries)
     assert (over.state, over.outcome) == (S.ABORTED, "grace: knows better")
     assert registries.rollouts.open("bot") is None
-    with pytest.raises(InvalidInput, match="no canary of bot is running"):
+    with pytest.raises(InvalidInput, match="no rollout of bot is open; `tuneloop rollback bot`"):
         abort(registries, "bot", GRACE)
     Controller(registries).turn()
     assert splits(registries)[-1] == {2: 0, 1: 10_000}
@@ -305,13 +305,13 @@ def test_aborting_comes_before_a_controller_that_goes_on_at_the_same_moment(
         return seen
 
     monkeypatch.setattr(registries.rollouts, "open", step_first)
-    assert abort(registries, "bot", GRACE).split == {2: 0, 1: 10_000}
+    assert abort(registries, "bot", GRACE)[1].split == {2: 0, 1: 10_000}
     assert now(registries).state is S.ABORTED
 
 
 def test_aborting_before_the_first_step_changes_no_route(registries: Registry, users: Users) -> None:
     declare(registries, "bot", 2, PLAN, CHANGE)
-    assert abort(registries, "bot", GRACE).revision == 1
+    assert abort(registries, "bot", GRACE)[1].revision == 1
     assert now(registries).state is S.ABORTED
     declare(registries, "bot", 2, PLAN, CHANGE)
 

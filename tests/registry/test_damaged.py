@@ -123,5 +123,6 @@ def test_the_verb_ends_it_and_says_what_was_wrong_and_what_stays(registry: Regis
     assert "the model's route is as it was" in out
     assert verb("db", "end", "route", "bot", *WHO)[0] == 2
     assert registry.routes.current("bot").split == {2: 1_000, 1: 9_000}
-    assert verb("rollout", "abort", "bot", *WHO)[0] == 0
+    assert verb("rollout", "abort", "bot", *WHO)[0] == 2, "none is open any more"
+    assert verb("rollback", "bot", *WHO)[0] == 0
     assert registry.routes.current("bot").split == {2: 0, 1: 10_000}, "what it had given is taken back as ever"

@@ -214,7 +214,7 @@ def test_one_rollout_at_a_time(registry: Registry, world: World, tmp_path: Path)
     publish_version(registry, tmp_path / "v3")
     registry.gates.approve("bot", 3, by="ada", reason="test")
     set_route(registry, "bot", {2: 1_000, 1: 9_000}, CHANGE)
-    with pytest.raises(Refused, match=r"bot@2 has a share.*rollout abort bot"):
+    with pytest.raises(Refused, match=r"bot@2 has a share.*tuneloop rollback bot"):
         run(registry, "bot", 3, PLAN, CHANGE, _quiet)
     with pytest.raises(Refused, match="bot@1 is the champion already"):
         run(registry, "bot", 1, PLAN, CHANGE, _quiet)

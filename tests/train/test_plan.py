@@ -336,6 +336,7 @@ def test_the_sample_of_rows_is_labelled_as_training_labels_it(tiny: Base, tiny_r
     facts = facts_of((Source(path=path.name),), Places(path.parent), tiny.folder, 96)
     assert facts.audit is not None
     assert (facts.rows, facts.longest, facts.mean) == (40, audit.longest, audit.tokens / audit.rows)
+    assert facts.source == "40 of 40 rows of train.jsonl, labelled", "each row once, also the longest"
     assert facts.audit.template_digest == audit.template_digest
     assert facts.padded_mean(1) == facts.mean < facts.padded_mean(4) <= facts.longest
     guessed = facts_of((Source(path=path.name),), Places(path.parent), None, 96)
@@ -360,7 +361,7 @@ def test_the_verb_says_everything_and_never_loads_torch(tiny_recipe: Path, tmp_p
     assert found["fits"] == "yes"
     assert found["hours"]["low"] <= found["hours"]["estimate"] <= found["hours"]["high"]
     assert found["servable"] == {"yes": True, "why_not": None}
-    assert found["label_audit"]["rows"] == 60
+    assert found["label_audit"]["rows"] == 40, "each row once, also the longest"
     assert {cost["provider"] for cost in found["costs"]} == {"aws"}
 
 

@@ -164,6 +164,27 @@ def test_a_body_that_cannot_be_used_changes_nothing(shared_plane: Plane, body: b
 
 
 @pytest.mark.parametrize(
+    ("body", "sent", "detail"),
+    [
+        (b'{"reason": "r"}', None, "a body is JSON: send content-type: application/json"),
+        (b'{"reason": "r"}', "text/plain", "a body is JSON: send content-type: application/json"),
+        (
+            b'{"reason": "r", "to_revison": 1}',
+            "application/json",
+            "body.to_revison: unknown key; did you mean 'to_revision'?",
+        ),
+    ],
+)
+def test_a_body_that_nearly_is_one_is_told_what_it_lacks(
+    shared_plane: Plane, body: bytes, sent: str | None, detail: str
+) -> None:
+    headers = {} if sent is None else {"content-type": sent}
+    answer = shared_plane.ask("POST", f"{BOT}/rollback", content=body, headers=headers)
+    assert is_problem(answer, "invalid")
+    assert answer.json()["detail"] == detail
+
+
+@pytest.mark.parametrize(
     ("method", "path", "body"),
     [
         ("PUT", f"{BOT}/gate-policy", {"policy": {"margins": {"a\x00": 0.1}}}),

@@ -114,6 +114,7 @@ def test_without_an_engine_the_answer_is_503_with_retry_after(world: World) -> N
     world.route((1, 10_000))
     got = world.gateway().chat()
     assert (got.status, got.error["code"]) == (503, "no_engine_ready")
+    assert got.error["message"] == "no engine is live; start one with `tuneloop engine` or `tuneloop up`"
     assert int(got.headers["retry-after"]) > 0
     record = recorded(world, got.headers["x-request-id"])
     assert (record.status, record.served_version, record.engine) == (503, None, None)

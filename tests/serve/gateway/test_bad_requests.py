@@ -67,6 +67,12 @@ def test_without_a_known_key_nobody_gets_in(gateway: Address, engine: FaultyEngi
     assert engine.seen == []
 
 
+def test_a_path_that_is_not_served_is_told_which_are(gateway: Address) -> None:
+    got = gateway.call("/v1/embeddings", GOOD)
+    assert got.status == 404
+    assert "this gateway serves /v1/chat/completions, /v1/completions, /v1/models, " in got.error["message"]
+
+
 def test_a_revoked_key_is_refused_within_two_seconds(world: World, gateway: Address) -> None:
     secret, key = world.registry.keys.new("leaver", by="test")
     until(lambda: gateway.call(CHAT, GOOD, key=secret).status == 200, 2)

@@ -30,7 +30,8 @@ def test_each_line_gets_a_verdict_and_keeps_its_other_keys(tmp_path: Path, stdin
     first, second = map(json.loads, done.stdout.splitlines())
     assert done.return_value == 0
     assert (first["action"], first["label"]) == ("block", 1)
-    assert set(first) == {"action", "reasons", "score", "ms", "label"}
+    assert (first["line"], second["line"]) == (1, 3)
+    assert set(first) == {"line", "action", "reasons", "score", "ms", "label"}
     assert (second["action"], second["id"], second["reasons"]) == ("allow", "é", [])
 
 

@@ -7,12 +7,14 @@ dies later is started again, with a pause that doubles up to half a minute.
 from __future__ import annotations
 
 import signal
+import socket
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import click
 
@@ -25,7 +27,14 @@ LONGEST_PAUSE_S = 30.0
 
 
 def run(base: Path, logs: Path) -> None:
-    """Run every process until SIGINT or SIGTERM; exits 1 when one cannot start."""
+    """Run every process until SIGINT or SIGTERM; exits 1 when one cannot start.
+
+    Raises:
+        click.ClickException: there is no base in that folder, or a port is taken; nothing was started.
+    """
+    known = sections()
+    if faults := [*_no_base(base), *_taken_ports(known)]:
+        raise click.ClickException("\n".join(faults))
     commands = {
         "engine": tuneloop_command("engine", "--base", str(base)),
         "gateway": tuneloop_command("gateway"),
@@ -34,7 +43,6 @@ def run(base: Path, logs: Path) -> None:
         "api": tuneloop_command("api"),
         "controller": tuneloop_command("controller"),
     }
-    known = sections()
     patience_s = {name: known[name].load().stop_timeout_s for name in commands if name in known}
     failure = supervise(commands, logs, patience_s=patience_s)
     if failure is not None:
@@ -42,6 +50,29 @@ def run(base: Path, logs: Path) -> None:
         click.echo(failure.tail, err=True)
         sys.exit(1)
     click.echo("all stopped")
+
+
+def _no_base(base: Path) -> Iterator[str]:
+    if not (base / "config.json").is_file():
+        yield f"--base {base} holds no config.json, so no base model; `tuneloop base RECIPE` makes one and prints where"
+
+
+def _taken_ports(known: Mapping[str, Any]) -> Iterator[str]:
+    """Found out before a minute of loading, all at once."""
+    for name in ("engine", "gateway", "api"):
+        if name not in known:
+            continue
+        section = known[name].load()
+        family = socket.AF_INET6 if ":" in section.host else socket.AF_INET
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((section.host, section.port))
+            except OSError as error:
+                yield (
+                    f"{name} cannot listen on {section.host}:{section.port}: {error.strerror or error}; stop what "
+                    f"listens there, or set {section.prefix()}PORT (port under [{name}] in tuneloop.toml)"
+                )
 
 
 def supervise(

@@ -51,7 +51,7 @@ def up(base: Path, logs: Path | None) -> None:
 @click.option("--quick", is_flag=True, help="Fewer steps and requests: the loop, not the quality.")
 @click.option(
     "--example",
-    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    type=click.Path(path_type=Path, file_okay=False),
     default=Path("examples/python-helper"),
     show_default=True,
 )
@@ -66,6 +66,11 @@ def demo(quick: bool, example: Path, home: Path) -> None:
     """Run the whole loop on this machine and write a report."""
     from tuneloop.cli.demo import run
 
+    if not (example / "recipe.yaml").is_file():
+        raise click.UsageError(
+            f"{example} holds no recipe.yaml: the demo trains what comes with tuneloop's repository; cd there, or name "
+            "that folder's examples/python-helper with --example"
+        )
     run(example, home, quick=quick)
 
 

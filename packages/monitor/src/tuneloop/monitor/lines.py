@@ -18,6 +18,7 @@ from typing import Any
 
 from tuneloop.monitor.features import READ_CHARS
 from tuneloop.registry.errors import InvalidInput
+from tuneloop.registry.files import cannot_read
 
 Scalar = str | bool | int | float
 
@@ -70,7 +71,7 @@ def _lines(path: Path) -> Iterator[Line]:
                 if raw.strip():
                     yield _line(path, number, raw)
     except (OSError, UnicodeDecodeError) as error:
-        raise InvalidInput(f"{path}: cannot be read: {error}") from None
+        raise cannot_read(path, error, 'give a file of {"text": …} lines') from None
 
 
 def _line(path: Path, number: int, raw: str) -> Line:

@@ -43,7 +43,10 @@ def run_monitor(settings: MonitorSettings, *, once: bool) -> list[ModelState]:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, end)
     # Engines are private addresses: a proxy from the environment must not stand between.
-    with Registry.open() as registry, httpx.Client(timeout=settings.scorer_timeout_s, trust_env=False) as client:
+    with (
+        Registry.open(begin=True) as registry,
+        httpx.Client(timeout=settings.scorer_timeout_s, trust_env=False) as client,
+    ):
         scorer = Scorer(
             registry.fleet,
             client,

@@ -16,19 +16,21 @@ def episode_lines(episode: AlertEpisode, state: str) -> Iterator[str]:
     """The episode, a line at a time: what, since when, how sure, examples, what was done, what to type next."""
     evidence = episode.evidence
     yield f"{episode.id}  {episode.severity}  {state}"
-    yield one_line(evidence["summary"])
+    yield one_line(evidence.get("summary", episode.signal))
     yield ""
-    yield f"since      {_when(evidence['since'])}, seen {_when(episode.opened_at.isoformat())}"
+    opened = episode.opened_at.isoformat()
+    yield f"since      {_when(evidence.get('since', opened))}, seen {_when(opened)}"
     if episode.resolved_at is not None:
         yield f"until      {_when(episode.resolved_at.isoformat())}"
-    reference = evidence["reference"]
-    whose = version_name(episode.model, reference.get("version", episode.version))
-    held = f"{reference['n']} {reference.get('what', 'records')} of {whose}"
-    yield f"held to    {held} from {_when(reference['from'])} to {_when(reference['to'])}"
-    yield f"how sure   one false alarm in {evidence['mean_run_length']} records or more, over all signals together"
+    if (reference := evidence.get("reference")) is not None:  # not every episode is the monitor's own
+        whose = version_name(episode.model, reference.get("version", episode.version))
+        held = f"{reference['n']} {reference.get('what', 'records')} of {whose}"
+        yield f"held to    {held} from {_when(reference['from'])} to {_when(reference['to'])}"
+    if "mean_run_length" in evidence:
+        yield f"how sure   one false alarm in {evidence['mean_run_length']} records or more, over all signals together"
     yield from (f"cause      {one_line(cause['kind'] + ': ' + cause['why'])}" for cause in evidence.get("causes", []))
     yield from (f"before     {one_line(change['what'])}" for change in evidence.get("changes", []))
-    for signal, finding in evidence["signals"].items():
+    for signal, finding in evidence.get("signals", {}).items():
         yield from _finding_lines(signal, finding)
     if episode.done:
         yield ""

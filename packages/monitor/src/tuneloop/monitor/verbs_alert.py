@@ -126,7 +126,7 @@ def receivers(*, path: Path | None, by: str | None, reason: str | None, as_json:
     from tuneloop.registry.deliveries.receivers import EVERY_MODEL, ReceiversPolicy
     from tuneloop.registry.verbs.policy import set_policy
 
-    with Registry.open() as registry:
+    with Registry.open(begin=path is not None) as registry:
         if path is not None:
             set_policy(registry, EVERY_MODEL, ReceiversPolicy, path, by, reason)
         found = registry.policies.get(EVERY_MODEL, ReceiversPolicy)

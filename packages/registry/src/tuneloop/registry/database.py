@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection, Engine, RowMapping, make_url
 
-from tuneloop.registry.errors import DatabaseAway, InvalidInput, Unavailable, Unreadable
+from tuneloop.registry.errors import DatabaseAway, InvalidInput, NotFound, Unavailable, Unreadable
 from tuneloop.registry.nouns import Noun
 from tuneloop.registry.settings import shown_url, without_password
 from tuneloop.registry.tables import Json
@@ -68,9 +68,19 @@ def newest_revision() -> str:
 class Database:
     """A connection pool with two kinds of transaction: `reading` and `writing`."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, begin: bool = True) -> None:
+        """`begin` makes an SQLite file that is not there.
+
+        Raises:
+            NotFound: it is not there, and is not to be begun.
+        """
         parsed = _parsed(url)
         self.is_sqlite = parsed.drivername == "sqlite"
+        if self.is_sqlite and parsed.database and not begin and not Path(parsed.database).exists():
+            raise NotFound(
+                f"no state in {Path(parsed.database).parent}: cd to where it was begun, or set TUNELOOP_HOME; "
+                "`tuneloop config` shows which folder is meant"
+            )
         if self.is_sqlite and parsed.database:
             try:
                 Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)

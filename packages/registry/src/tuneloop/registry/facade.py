@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime
 from functools import cached_property
 from types import TracebackType
@@ -18,11 +19,11 @@ from tuneloop.registry.database import Database
 from tuneloop.registry.deliveries.outbox import Outbox
 from tuneloop.registry.deliveries.silences import Silences
 from tuneloop.registry.episodes import Episodes
-from tuneloop.registry.errors import NotFound
+from tuneloop.registry.errors import NotFound, Unavailable
 from tuneloop.registry.experiments.store import Experiments
 from tuneloop.registry.fleet import Fleet
 from tuneloop.registry.gates.store import Gates
-from tuneloop.registry.nouns import utc_now
+from tuneloop.registry.nouns import Route, utc_now
 from tuneloop.registry.policies import Policies
 from tuneloop.registry.retraining.queue import RetrainingQueue
 from tuneloop.registry.rollouts.store import Rollouts
@@ -38,10 +39,12 @@ if TYPE_CHECKING:
 class Registry:
     """Every store. Cheap to make; safe to share between threads, not between processes."""
 
-    def __init__(self, settings: RegistrySettings, clock: Callable[[], datetime] = utc_now) -> None:
+    def __init__(
+        self, settings: RegistrySettings, clock: Callable[[], datetime] = utc_now, *, begin: bool = True
+    ) -> None:
         self.settings = settings
         self.clock = clock
-        self.database = Database(settings.database)
+        self.database = Database(settings.database, begin=begin)
         self.audit = Audit(self.database)
         self.routes = Routes(self.database, clock)
         self.traffic = Traffic(self.database)
@@ -61,15 +64,24 @@ class Registry:
 
     @classmethod
     def open(
-        cls, settings: RegistrySettings | None = None, *, clock: Callable[[], datetime] = utc_now, upgrade: bool = True
+        cls,
+        settings: RegistrySettings | None = None,
+        *,
+        clock: Callable[[], datetime] = utc_now,
+        upgrade: bool = True,
+        begin: bool = False,
     ) -> Self:
         """The registry the settings name; `upgrade` brings its schema to the newest revision first.
 
+        Settings that are handed over say where a state is, or begins. Those that are found, in whatever folder somebody
+        stands, name one that is there, unless `begin` says that it may begin here.
+
         Raises:
             InvalidInput: the settings are wrong.
+            NotFound: there is no state where the settings that were found say, and it is not to begin there.
             Unavailable: the database does not answer.
         """
-        registry = cls(settings or RegistrySettings.load(), clock)
+        registry = cls(settings or RegistrySettings.load(), clock, begin=begin or settings is not None)
         if upgrade:
             registry.database.upgrade()
         return registry
@@ -97,6 +109,19 @@ class Registry:
             close = difflib.get_close_matches(model, names, n=1)
             hint = f"did you mean {close[0]}? " if close else ""
             raise NotFound(f"no model named {model!r}; {hint}`tuneloop models` lists them")
+
+    def route(self, model: str) -> Route:
+        """The route in force.
+
+        Raises:
+            NotFound: there is no such model, or it has no route yet.
+        """
+        try:
+            return self.routes.current(model)
+        except NotFound:
+            with suppress(Unavailable):  # whether it has versions is not known then; that it has no route is
+                self.check_model(model)
+            raise
 
     def close(self) -> None:
         """Close the database's connections."""

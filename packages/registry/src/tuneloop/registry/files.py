@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from tuneloop.registry.errors import InvalidInput
+
 OWNER_ONLY = 0o600
 _AS_UMASK_SAYS = 0o666
 _MOST_TEXT = 2**20
@@ -65,6 +67,18 @@ def read_text(path: Path, *, most_bytes: int = _MOST_TEXT) -> str:
     if len(found) > most_bytes:
         raise OSError(errno.EFBIG, f"it is larger than {most_bytes} bytes", str(path))
     return found.decode("utf-8")
+
+
+def cannot_read(path: Path, error: Exception, then: str) -> InvalidInput:
+    """The one way to say that a file somebody named cannot be read: which, why, and what to do next."""
+    match error:
+        case UnicodeDecodeError():
+            reason = "it is not UTF-8 text"
+        case OSError():
+            reason = error.strerror or str(error)
+        case _:  # a ValueError: a NUL, or half a surrogate pair
+            reason = "no file can have that name"
+    return InvalidInput(f"cannot read {path}: {reason}; {then}")
 
 
 def is_file(path: Path) -> bool:

@@ -146,7 +146,7 @@ def route_now(registry: Registry, model: str) -> RouteNow:
     Raises:
         NotFound: it has none.
     """
-    route, gateways = registry.routes.current(model), registry.fleet.gateways()
+    route, gateways = registry.route(model), registry.fleet.gateways()
     applied = {gateway.id: gateway.applied.get(model) for gateway in gateways}
     shadow = shadow_report(registry, route)
     return RouteNow(route=route, gateways=applied, shadow=shadow, unreadable=gateways.unreadable)
@@ -164,7 +164,7 @@ def rollout_now(registry: Registry, model: str) -> RolloutNow:
     Raises:
         NotFound: the model has no route.
     """
-    route, there = registry.routes.current(model), registry.rollouts.open(model)
+    route, there = registry.route(model), registry.rollouts.open(model)
     number, report, own = canary_of(route), None, False
     if number is not None and there is not None and there.version == number and there.step is not None:
         report, own = judged_now(registry, there), True

@@ -11,7 +11,7 @@ import difflib
 import re
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
@@ -90,7 +90,7 @@ class PlainYaml:
     @staticmethod
     def place_of(error: ErrorDetails, model: type[BaseModel]) -> Place:
         """Where in a document one of pydantic's errors belongs."""
-        return _walk(model, tuple(part for part in error["loc"] if part != "[key]"))[0]
+        return walk(model, tuple(part for part in error["loc"] if part != "[key]"))[0]
 
     def complain(self, place: Place, message: str) -> None:
         """Add an error about the value at `place`."""
@@ -101,11 +101,9 @@ class PlainYaml:
 
     def add(self, error: ErrorDetails, model: type[BaseModel]) -> None:
         """Add one of pydantic's errors, in words, with the closest known key for an unknown one."""
-        place, known = _walk(model, tuple(part for part in error["loc"] if part != "[key]"))
+        place, known = walk(model, tuple(part for part in error["loc"] if part != "[key]"))
         if error["type"] == "extra_forbidden":
-            close = difflib.get_close_matches(str(place[-1]), known, n=1, cutoff=0.5)
-            hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}"
-            return self.complain(place, f"unknown key; {hint}")
+            return self.complain(place, unknown_key(str(place[-1]), known))
         if error["type"] == "union_tag_invalid":
             given = error["ctx"]
             key, tags = given["discriminator"].strip("_()"), given["expected_tags"].replace("'", "")
@@ -190,7 +188,13 @@ class PlainYaml:
         return values
 
 
-def _walk(model: type[BaseModel], loc: Place) -> tuple[Place, list[str]]:
+def unknown_key(key: str, known: Sequence[str]) -> str:
+    """What is said of a key that nothing reads."""
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    return f"unknown key; did you mean {close[0]!r}?" if close else f"unknown key; known keys: {', '.join(known)}"
+
+
+def walk(model: type[BaseModel], loc: Place) -> tuple[Place, list[str]]:
     """The place in the document of one of pydantic's errors, and the keys known beside it.
 
     Where a section has several shapes (`tuning.method`, `objective.kind`), pydantic names the shape as a part of the

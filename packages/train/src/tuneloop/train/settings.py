@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from decimal import Decimal
 from pathlib import Path
@@ -45,6 +46,14 @@ def share_cores(*, with_an_engine: bool) -> None:
     """
     name, value = ("OMP_WAIT_POLICY", "PASSIVE") if with_an_engine else ("GOMP_SPINCOUNT", "20000")
     os.environ.setdefault(name, value)
+
+
+def hush_libraries() -> None:
+    """Keep off the terminal what libraries miss and no run needs; call it before anything imports peft.
+
+    bitsandbytes warns at each import of a kernel for CPUs that the hub would have; it has its own.
+    """
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 SETTINGS: tuple[type[Section], ...] = (TrainSettings, WorkerSettings)

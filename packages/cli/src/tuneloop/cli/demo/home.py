@@ -6,6 +6,7 @@ model stays.
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from pathlib import Path
 
@@ -39,3 +40,8 @@ def empty_home(home: Path) -> None:
         raise click.ClickException(
             f"{error.filename or home} cannot be made or emptied ({error.strerror}); give --home a folder of yours"
         ) from None
+
+
+def look_again(home: Path) -> str:
+    """What to type to see with any verb what the demo left there."""
+    return f"export TUNELOOP_HOME={shlex.quote(str(home))}; tuneloop alerts --all"

@@ -26,7 +26,7 @@ import httpx
 import yaml
 
 from tuneloop.cli.demo.evidence import Gathered, build, failures
-from tuneloop.cli.demo.home import empty_home
+from tuneloop.cli.demo.home import empty_home, look_again
 from tuneloop.cli.demo.scale import FULL, QUICK, Scale
 from tuneloop.cli.demo.table import closing_table
 from tuneloop.cli.demo.traffic import Question, Traffic
@@ -279,6 +279,7 @@ class Demo:
         path.write_text(json.dumps(evidence, indent=2), encoding="utf-8")
         click.echo("\n" + closing_table(evidence))
         click.echo(f"\nreport    {self._home / 'report' / 'report.html'}\nevidence  {path}")
+        click.echo(f"state     {look_again(self._home)}")
         if wrong := failures(evidence):
             raise DemoError("not shown: " + "; ".join(wrong))
 

@@ -21,7 +21,7 @@ from tuneloop.monitor.bias.templates import Templates
 from tuneloop.monitor.reading import Token, read_texts
 from tuneloop.registry import Registry
 from tuneloop.registry.errors import InvalidInput, Unavailable, Unreadable
-from tuneloop.registry.files import write_atomically
+from tuneloop.registry.files import cannot_read, write_atomically
 from tuneloop.registry.nouns import Noun, Version
 from tuneloop.registry.versions.run_files import BIAS, kept_json
 
@@ -172,7 +172,7 @@ def read_templates(path: Path) -> Templates:
     try:
         return Templates.model_validate_json(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise InvalidInput(f"{path} cannot be read: {error}") from None
+        raise cannot_read(path, error, "give --templates a JSON file of sentences") from None
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))

@@ -34,10 +34,10 @@ def gather(registry: Registry, model: str) -> Figures:
     """Everything the report of a model shows.
 
     Raises:
-        NotFound: the model has no route yet.
+        NotFound: there is no such model, or it has no route yet.
         Unreadable: what a version in the route keeps of its check for bias is damaged.
     """
-    route = registry.routes.current(model)
+    route = registry.route(model)
     versions = sorted(registry.versions.all(model), key=lambda version: version.version)
     records = registry.traffic.window(model, newest=MOST_RECORDS)
     scores = registry.episodes.scores(model)

@@ -7,17 +7,18 @@ gate's refusal is 409 and not 403: the token may do it, the version may not.
 from __future__ import annotations
 
 import logging
-from typing import Literal
+from typing import Any, Literal
 
 import sqlalchemy as sa
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import Field
+from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
 from tuneloop.registry.errors import Conflict, InvalidInput, Late, NotFound, Refused, TuneloopError, Unavailable
 from tuneloop.registry.nouns import Noun
+from tuneloop.registry.plain_yaml import unknown_key, walk
 from tuneloop.registry.printing import one_line
 
 PROBLEM_JSON = "application/problem+json"
@@ -94,11 +95,23 @@ def _on_purpose(_request: Request, error: Exception) -> JSONResponse:
     return problem(kind, str(error))
 
 
-def _not_valid(_request: Request, error: Exception) -> JSONResponse:
+def _not_valid(request: Request, error: Exception) -> JSONResponse:
     """Every fault, without the values: they may be somebody's text."""
     assert isinstance(error, RequestValidationError)
-    faults = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()]
-    return problem("invalid", "; ".join(faults))
+    sent = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if error.body and not (sent == "application/json" or sent.endswith("+json")):
+        return problem("invalid", "a body is JSON: send content-type: application/json")
+    body = getattr(request.scope.get("route"), "body_field", None)
+    model = body.field_info.annotation if body is not None else None
+    return problem("invalid", "; ".join(_fault_of(fault, model) for fault in error.errors()))
+
+
+def _fault_of(fault: dict[str, Any], model: type[BaseModel] | None) -> str:
+    place, said = fault["loc"], fault["msg"]
+    if fault["type"] == "extra_forbidden" and model is not None and place[0] == "body":
+        _, known = walk(model, place[1:])
+        said = unknown_key(str(place[-1]), known)
+    return f"{'.'.join(map(str, place))}: {said}"
 
 
 def _http(_request: Request, error: Exception) -> JSONResponse:

@@ -170,7 +170,7 @@ def list_revisions(model: ModelPath, here: Here, ask: Asked) -> PageOf[Route]:
     """Every revision, the newest first."""
     found = here.registry.routes.page(model, ask)
     if not found.items and ask.cursor is None:
-        here.registry.routes.current(model)  # raises what to do when there is none
+        here.registry.route(model)  # raises what to do when there is none
     return PageOf[Route].of(found)
 
 
@@ -180,7 +180,7 @@ def diff_revisions(
 ) -> RouteDiff:
     """What differs between two revisions, and how many keys it moves; without `after`, against the route in force."""
     routes = here.registry.routes
-    now = routes.current(model) if after is None else routes.at(model, after)
+    now = here.registry.route(model) if after is None else routes.at(model, after)
     return differences(routes.at(model, before), now)
 
 
@@ -283,4 +283,6 @@ def resume_rollout(model: ModelPath, body: Resume, here: Here) -> Rollout:
 def abort_rollout(model: ModelPath, body: Abort, here: Here) -> Route:
     """End the open rollout and take the canary's share away."""
     with _taking_back():
-        return steering.abort(here.registry, model, here.change(body.reason), expected_revision=body.expected_revision)
+        change = here.change(body.reason)
+        _, route = steering.abort(here.registry, model, change, expected_revision=body.expected_revision)
+        return route

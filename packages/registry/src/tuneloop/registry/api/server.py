@@ -100,6 +100,6 @@ def listening(host: str, port: int) -> Iterator[socket.socket]:
             reason = os.strerror(error.errno or 0)
             raise Unavailable(
                 f"the control plane cannot listen on {host}:{port}: {reason}; stop what listens there or choose "
-                "another --port"
+                "another port: --port, TUNELOOP_API_PORT, or port under [api] in tuneloop.toml"
             ) from None
         yield listener

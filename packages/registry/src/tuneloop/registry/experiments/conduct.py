@@ -59,7 +59,7 @@ def settled(registry: Registry, declared: Declaration) -> Declaration:
         InvalidInput: no control is named, and the champion is none of the arms.
     """
     registry.check_model(declared.model)
-    route = registry.routes.current(declared.model)
+    route = registry.route(declared.model)
     for version in declared.arms:
         if version not in route.split:
             mlflow_within(registry, partial(registry.versions.get, declared.model, version), LOOKUP_TIMEOUT_S)
@@ -148,7 +148,7 @@ def start(registry: Registry, experiment_id: str, change: Change) -> tuple[Exper
             f"{rollout.name} is being rolled out ({rollout.id}), and an experiment would change its split: wait, "
             f"or end it with `tuneloop rollout abort {draft.model}`"
         )
-    route = registry.routes.current(draft.model)
+    route = registry.route(draft.model)
     if {arm.version: arm.weight_bp for arm in route.arms if arm.weight_bp > 0} != draft.declaration.arms:
         split = _split(route, draft.declaration.arms)
         action, noted = "experiment.split", {"experiment": draft.id}
@@ -170,7 +170,7 @@ def step(registry: Registry, experiment_id: str) -> tuple[Experiment, Route, Ban
         raise Refused(
             f"{running.id} is a {running.declaration.mode} and {running.state}; only a running bandit moves its shares"
         )
-    declared, now, route = running.declaration, registry.clock(), registry.routes.current(running.model)
+    declared, now, route = running.declaration, registry.clock(), registry.route(running.model)
     evidence = gather(registry, running, now)
     assert running.started_at is not None
     found = analyse(declared, evidence, started_s=running.started_at.timestamp(), until_s=now.timestamp())
@@ -240,7 +240,8 @@ def report(registry: Registry, experiment_id: str) -> Report:
     until = found.stopped_at or registry.clock()
     evidence = gather(registry, found, until)
     analysed = analyse(found.declaration, evidence, started_s=found.started_at.timestamp(), until_s=until.timestamp())
-    return report_of(found, evidence, analysed, until)
+    stops = registry.audit.entries(found.id, limit=1, action="experiment.stop") if found.stopped_at else []
+    return report_of(found, evidence, analysed, until, stops[0].actor if stops else None)
 
 
 def _split(route: Route, shares: dict[int, int]) -> dict[int, int]:

@@ -23,7 +23,7 @@ from pydantic import (
 )
 
 from tuneloop.registry.errors import InvalidInput
-from tuneloop.registry.files import read_text
+from tuneloop.registry.files import cannot_read, read_text
 from tuneloop.registry.nouns import FULL_SHARE_BP, ModelName, Noun, as_tuple
 from tuneloop.registry.plain_yaml import PlainYaml
 
@@ -231,7 +231,7 @@ def read_declaration(path: Path) -> Declaration:
     try:
         text = read_text(path)
     except (OSError, UnicodeDecodeError) as error:
-        raise InvalidInput(f"{path}: cannot be read as an experiment: {error}") from None
+        raise cannot_read(path, error, "give a YAML file that declares an experiment") from None
     document = PlainYaml(str(path), text, _SHAPE)
     try:
         declared = Declaration.model_validate(document.values)

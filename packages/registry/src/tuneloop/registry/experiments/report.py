@@ -64,6 +64,7 @@ class Report(Noun):
 
     experiment: Experiment
     at: AwareDatetime
+    stopped_by: str | None = None
     arms: tuple[ArmUnits, ...]
     strata: tuple[str, ...]  # the revisions of each and their shares
     units_with_metric: int
@@ -74,12 +75,15 @@ class Report(Noun):
     treatments: tuple[TreatmentResult, ...]
 
 
-def report_of(experiment: Experiment, evidence: Evidence, analysed: Analysis, at: datetime) -> Report:
+def report_of(
+    experiment: Experiment, evidence: Evidence, analysed: Analysis, at: datetime, stopped_by: str | None = None
+) -> Report:
     """The analysis as a report."""
     rows = zip(evidence.arms, analysed.units, analysed.expected, evidence.requests, strict=True)
     return Report(
         experiment=experiment,
         at=at,
+        stopped_by=stopped_by,
         arms=tuple(
             ArmUnits(
                 version=version,

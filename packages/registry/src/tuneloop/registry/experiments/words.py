@@ -23,6 +23,7 @@ _NAMES = {
 }
 _ONE_OF = {"asked": "request", "answered": "answered request", "rated": "rated answer"}
 _MINUS = "\u2212"
+_OPEN = frozenset({"not decided", "guardrails open"})
 
 
 def metric_name(metric: Metric) -> str:
@@ -65,10 +66,21 @@ def _in_percent(metric: Metric) -> bool:
 
 
 def verdict(report: Report) -> list[str]:
-    """One paragraph for the split, or one for each treatment."""
+    """One paragraph for the split, or one for each treatment; of a stopped experiment each begins with that."""
     if report.hidden:
-        return [_hidden(report)]
-    return [_treatment(report, treatment) for treatment in report.treatments]
+        return [_stopped(report, decided=False) + _hidden(report)]
+    return [
+        _stopped(report, decided=treatment.verdict not in _OPEN) + _treatment(report, treatment)
+        for treatment in report.treatments
+    ]
+
+
+def _stopped(report: Report, *, decided: bool) -> str:
+    at = report.experiment.stopped_at
+    if at is None:
+        return ""
+    who = f" by {report.stopped_by}" if report.stopped_by else ""
+    return f"Stopped {at:%Y-%m-%d %H:%M} UTC{who}{'' if decided else ', undecided'}. "
 
 
 def left_out(report: Report) -> list[str]:
@@ -94,7 +106,8 @@ def _hidden(report: Report) -> str:
 def _treatment(report: Report, treatment: TreatmentResult) -> str:
     metric, who = report.experiment.declaration.primary, f"Version {treatment.version}"
     if treatment.difference is None or treatment.control is None or treatment.treatment is None:
-        return f"{who}: not decided yet, there are too few units to compare{_more(treatment)}{_guarded(treatment)}."
+        few = "there were too few units" if report.experiment.stopped_at else "not decided yet, there are too few units"
+        return f"{who}: {few} to compare{_more(report, treatment)}{_guarded(treatment)}."
     numbers = (
         f"{value(metric, treatment.treatment)} against {value(metric, treatment.control)}, difference "
         f"{change(metric, treatment.difference.estimate)}, {_sure(metric, treatment.difference)}"
@@ -146,14 +159,18 @@ def _next(report: Report, treatment: TreatmentResult) -> str:
         "better": f"ship it: `tuneloop promote {name} --by YOU --reason WHY`",
         "worse": "do not ship it",
         "harmful": "do not ship it: a guardrail is worse by more than was allowed",
-        "guardrails open": f"wait until the guardrails are decided{_more(treatment)}",
+        "guardrails open": f"wait until the guardrails are decided{_more(report, treatment)}"
+        if report.experiment.stopped_at is None
+        else "its guardrails were not decided",
         "no difference": f"no difference of {effect} or more was found: keep what is simpler or cheaper",
-        "not decided": f"not decided yet{_more(treatment)}",
+        "not decided": f"not decided yet{_more(report, treatment)}"
+        if report.experiment.stopped_at is None
+        else "not decided when it was stopped",
     }[treatment.verdict]
 
 
-def _more(treatment: TreatmentResult) -> str:
-    if treatment.more_units is None:
+def _more(report: Report, treatment: TreatmentResult) -> str:
+    if treatment.more_units is None or report.experiment.stopped_at is not None:
         return ""
     if treatment.more_units == 0:
         return (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sqlalchemy.engine import Connection
 
@@ -12,7 +12,7 @@ from tuneloop.registry.errors import Conflict, InvalidInput, Refused, Unavailabl
 from tuneloop.registry.facade import Registry
 from tuneloop.registry.nouns import FULL_SHARE_BP, Arm, GateReport, Route, version_name
 from tuneloop.registry.rollouts.controller import LOOK_COST, Controller
-from tuneloop.registry.rollouts.rollout import Rollout, RolloutPlan, RolloutState, Taken, new_rollout_id
+from tuneloop.registry.rollouts.rollout import Rollout, RolloutPlan, RolloutState, Taken, new_rollout_id, worst
 from tuneloop.registry.routes.promotion import Change, rollback
 from tuneloop.registry.routes.staging import check_approved
 from tuneloop.registry.routes.store import lost_race
@@ -20,6 +20,7 @@ from tuneloop.registry.versions.deadline import LOOKUP_TIMEOUT_S, mlflow_within
 
 S = RolloutState
 LOOK_EVERY_S = 0.5
+SAY_EVERY_S = 30.0  # what a rollout waits for, where nothing else is to be said
 _TRIES = 5
 
 
@@ -34,16 +35,16 @@ def declare(registry: Registry, model: str, version: int, plan: RolloutPlan, cha
             model runs, or nobody approved it.
         Conflict: somebody declared another at the same moment.
     """
-    name, route = version_name(model, version), registry.routes.current(model)
+    name, route = version_name(model, version), registry.route(model)
     _expect_no_experiment(registry, model)
     if route.champion == version:
         raise Refused(f"{name} is the champion already")
+    there = registry.rollouts.open(model)
     if others := [version_name(model, a.version) for a in route.arms[:-1] if a.weight_bp > 0 and a.version != version]:
         raise Refused(
             f"{', '.join(others)} has a share of {model}'s traffic; one rollout at a time: finish it, or "
-            f"take its share away with `tuneloop rollout abort {model}`"
+            f"take its share away with `tuneloop {'rollback' if there is None else 'rollout abort'} {model}`"
         )
-    there = registry.rollouts.open(model)
     if there is not None and there.version != version and there.state is S.RUNNING:
         raise Refused(
             f"{there.name} is being rolled out ({there.id}, declared by {there.by}); one rollout at a time: wait for "
@@ -68,7 +69,7 @@ def resume(registry: Registry, model: str, change: Change) -> Rollout:
         what = f"{paused.id} of {paused.name} is running" if paused else f"no rollout of {model} is open"
         raise InvalidInput(f"{what}; only a paused one can be resumed: `tuneloop rollout list --model {model}`")
     _expect_no_experiment(registry, model)
-    route = registry.routes.current(model)
+    route = registry.route(model)
     if route.champion == paused.version:
         raise Refused(f"{paused.name} is the champion already; end its rollout: `tuneloop rollout abort {model}`")
     if any(arm.weight_bp > 0 and arm.version != paused.version for arm in route.arms[:-1]):
@@ -87,17 +88,22 @@ def _expect_no_experiment(registry: Registry, model: str) -> None:
         )
 
 
-def abort(registry: Registry, model: str, change: Change, *, expected_revision: int | None = None) -> Route:
+def abort(
+    registry: Registry, model: str, change: Change, *, expected_revision: int | None = None
+) -> tuple[Rollout, Route]:
     """End the open rollout of a model and take the canary's share away; needs no controller, and loads nothing.
 
     `expected_revision` is the route's as the caller saw it; None ends whatever is there.
 
+    Returns:
+        The rollout as it was when it was ended, and the route that stands now.
+
     Raises:
-        InvalidInput: no rollout is open and no canary has a share.
+        InvalidInput: no rollout is open; a share that none gave stays.
         Conflict, Unavailable: like `rollback`.
     """
     for _ in range(_TRIES - 1):
-        now = registry.routes.current(model)
+        now = registry.route(model)
         if expected_revision is not None and now.revision != expected_revision:
             raise lost_race(model, expected_revision, now)
         try:
@@ -107,21 +113,22 @@ def abort(registry: Registry, model: str, change: Change, *, expected_revision: 
     return _abort(registry, model, change)
 
 
-def _abort(registry: Registry, model: str, change: Change) -> Route:
-    there, route = registry.rollouts.open(model), registry.routes.current(model)
-    canary = any(arm.weight_bp > 0 for arm in route.arms[:-1])
-    if there is None and not canary:
-        raise InvalidInput(f"no canary of {model} is running; `tuneloop rollback {model}` undoes a promotion")
+def _abort(registry: Registry, model: str, change: Change) -> tuple[Rollout, Route]:
+    there, route = registry.rollouts.open(model), registry.route(model)
+    if there is None:
+        raise InvalidInput(
+            f"no rollout of {model} is open; `tuneloop rollback {model}` takes a canary's share away, or a promotion "
+            "back"
+        )
 
     def end(connection: Connection, written: Route) -> None:
-        if there is not None:
-            registry.rollouts.abort(connection, there, by=change.by, reason=change.reason, revision=written.revision)
+        registry.rollouts.abort(connection, there, by=change.by, reason=change.reason, revision=written.revision)
 
-    if canary:
-        return rollback(registry, model, change, expected_revision=route.revision, follow=end)
+    if any(arm.weight_bp > 0 for arm in route.arms[:-1]):
+        return there, rollback(registry, model, change, expected_revision=route.revision, follow=end)
     with registry.database.writing() as connection:
         end(connection, route)
-    return route
+    return there, route
 
 
 def _beginning(registry: Registry, route: Route, version: int, plan: RolloutPlan, change: Change) -> Rollout:
@@ -171,6 +178,7 @@ def drive(registry: Registry, rollout: Rollout, say: Callable[[str], None]) -> G
                 return _concluded(now, late)
             if late is not None:
                 say(f"  {late}")
+            told.wait(now, lambda: bool(registry.fleet.engines()))
             time.sleep(max(LOOK_EVERY_S, LOOK_COST * (time.monotonic() - looked)))
     except KeyboardInterrupt:
         say(
@@ -187,19 +195,33 @@ class _Told:
     """What of a rollout has been said."""
 
     say: Callable[[str], None]
+    clock: Callable[[], float] = time.monotonic
     shares: int = 0
     judged: int = 0
+    said_at_s: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.said_at_s = self.clock()
 
     def tell(self, now: Rollout) -> None:
         """Say the shares that are new, each followed by the judgement that it was left by."""
         for number, taken in enumerate(now.taken):
             if number >= self.shares:
                 self.say(_share_line(now, taken.weight_bp, taken.revision, found=taken.found))
-                self.shares = number + 1
+                self.shares, self.said_at_s = number + 1, self.clock()
             if number >= self.judged and taken.checks and number < len(now.taken) - 1:
                 said = "; ".join(f"{check.name}: {check.verdict} ({check.detail})" for check in taken.checks)
                 self.say(f"  {said}")
                 self.judged = number + 1
+
+    def wait(self, now: Rollout, any_engine: Callable[[], bool]) -> None:
+        """Every half a minute, say what the rollout waits for."""
+        if self.clock() - self.said_at_s < SAY_EVERY_S:
+            return
+        self.said_at_s = self.clock()
+        open_checks = worst(now.checks, "inconclusive") or "the step's least time"
+        nobody = "" if any_engine() else "; no engine is live: start one with `tuneloop engine` or `tuneloop up`"
+        self.say(f"  waiting for {open_checks}{nobody}")
 
 
 def _share_line(rollout: Rollout, share_bp: int, revision: int, *, found: bool) -> str:

@@ -19,7 +19,13 @@ from tuneloop.registry.errors import InvalidInput, Refused, TuneloopError, Unrea
 from tuneloop.registry.facade import Registry
 from tuneloop.registry.nouns import FULL_SHARE_BP, Arm, RetrainingState, Route, Shadow, version_name
 from tuneloop.registry.routes.assignment import key_hash
-from tuneloop.registry.routes.staging import check_approved, check_fits, check_kept, stage
+from tuneloop.registry.routes.staging import (
+    check_approved,
+    check_fits,
+    check_kept,
+    stage,
+    warn_if_nothing_serves,
+)
 from tuneloop.registry.routes.store import lost_race
 from tuneloop.registry.versions.deadline import LOOKUP_TIMEOUT_S, mlflow_within
 
@@ -80,6 +86,8 @@ def promote(
 ) -> Route:
     """Give a version everything; the former champion stays loaded at weight 0. Closes the request it answers.
 
+    What has everything already stays as it stands, and no revision is written.
+
     Raises:
         Like `set_route`.
     """
@@ -89,6 +97,8 @@ def promote(
         split[before.champion] = 0
     elif before is not None:  # a challenger is dropped, the version kept for rollback stays
         split |= {arm.version: 0 for arm in before.arms[:-1] if arm.weight_bp == 0}
+        if arrange(before, split) == before.arms and follow is None:
+            return before
     return _put(registry, model, before, arrange(before, split), change, "version.promote", noted, follow)
 
 
@@ -111,7 +121,7 @@ def override(
         Conflict: another writer was first.
         Unavailable: a gateway did not apply the revision in time (the route is changed).
     """
-    registry.routes.current(model)  # raises what to do when there is none
+    registry.route(model)  # raises what to do when there is none
     now = _current(registry, model, expected_revision)
     assert now is not None
     wanted = dict(now.overrides)
@@ -156,7 +166,7 @@ def hold_out(
     """
     if not 0 <= share_bp < FULL_SHARE_BP:
         raise InvalidInput(f"a holdout of {share_bp} is not from 0 to {FULL_SHARE_BP - 1} basis points")
-    registry.routes.current(model)  # raises what to do when there is none
+    registry.route(model)  # raises what to do when there is none
     now = _current(registry, model, expected_revision)
     assert now is not None
     route = registry.routes.write(
@@ -194,7 +204,7 @@ def rollback(
         Refused: there is nothing to go back to, or what would get a share back is not approved (and not forced).
         Conflict, Unavailable: like `set_route`.
     """
-    registry.routes.current(model)  # raises what to do when there is none
+    registry.route(model)  # raises what to do when there is none
     now = _current(registry, model, expected_revision)
     assert now is not None
     shadow: tuple[()] | tuple[Shadow] | None = None
@@ -309,6 +319,7 @@ def _put(
         check_approved(registry, model, before, arms)
     if newcomers:
         mlflow_within(registry, lambda: check_fits(registry, model, before, arms, newcomers), LOOKUP_TIMEOUT_S)
+    warn_if_nothing_serves(registry)
     expected_revision = 0 if before is None else stage(registry, before, arms, by=change.by, reason=change.reason)
 
     def closing(connection: Connection, written: Route) -> None:

@@ -70,7 +70,7 @@ def shadow(
     """
     if not 0 <= share_bp <= FULL_SHARE_BP:
         raise InvalidInput(f"a shadow's share of {share_bp} is not from 0 to {FULL_SHARE_BP} basis points")
-    now = registry.routes.current(model)
+    now = registry.route(model)
     if expected_revision is not None and expected_revision != now.revision:
         raise lost_race(model, expected_revision, now)
     name, arms = version_name(model, version), now.arms

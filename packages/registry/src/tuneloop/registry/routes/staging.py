@@ -149,6 +149,12 @@ def _staged(before: Route | None, arms: Sequence[Arm]) -> tuple[Arm, ...]:
     return (*kept, *new, before.arms[-1])
 
 
+def warn_if_nothing_serves(registry: Registry) -> None:
+    """Say that a route is written without anybody having loaded what it names."""
+    if not registry.fleet.engines():
+        _log.warning("no engine is live: nothing has shown that what this route names can be loaded")
+
+
 def stage(registry: Registry, before: Route, arms: Sequence[Arm], *, by: str, reason: str) -> int:
     """Have every arm that gets a share loaded before it gets it; the revision the next write must find as the newest.
 
@@ -160,7 +166,6 @@ def stage(registry: Registry, before: Route, arms: Sequence[Arm], *, by: str, re
         Unavailable: no engine serves a version in time; the route is as it was.
     """
     if not registry.fleet.engines():  # nothing serves anyway: the route says what the first engine will load
-        _log.warning("no engine is live: nothing has shown that what this route names can be loaded")
         return before.revision
     sharing = [arm.version for arm in arms if arm.weight_bp > 0 and arm.version != before.champion]
     missing = [version for version in sharing if not registry.fleet.serving(version_name(before.model, version))]

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from tuneloop.registry.access.limits import PRIORITIES, KeyLimits
 from tuneloop.registry.database import faults
-from tuneloop.registry.errors import InvalidInput
+from tuneloop.registry.errors import InvalidInput, NotFound, Unavailable
 from tuneloop.registry.facade import Registry
 from tuneloop.registry.nouns import ApiKey
 from tuneloop.registry.printing import by_user_option, emit, json_option, table, tell_unreadable
@@ -89,7 +89,7 @@ def key_new(
 ) -> None:
     """Make a key; the secret is printed once and not kept."""
     limits = _changed(KeyLimits(), given)
-    with Registry.open() as registry:
+    with Registry.open(begin=True) as registry:
         secret, made = registry.keys.new(
             owner,
             by=by,
@@ -98,7 +98,18 @@ def key_new(
             ttl_s=days * 86_400 if days is not None else None,
             limits=limits,
         )
+        click.echo(f"written to {registry.database.shown}: gateways on that database take it within 2 s", err=True)
+        for model in models:
+            _warn_of_a_stranger(registry, model)
         emit({"id": made.id, "secret": secret, "owner": owner}, as_json, secret)
+
+
+def _warn_of_a_stranger(registry: Registry, model: str) -> None:
+    """A key may be made before its model, so a name that nothing has yet is no error; a misspelt one is told here."""
+    try:
+        registry.check_model(model)
+    except (NotFound, Unavailable) as error:
+        click.echo(f"warning: {error}; the key is made all the same", err=True)
 
 
 @key.command("list")

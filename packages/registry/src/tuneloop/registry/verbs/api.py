@@ -22,6 +22,7 @@ def api(host: str | None, port: int | None) -> None:
     from tuneloop.registry.settings import ApiSettings, RegistrySettings
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    logging.getLogger("alembic").setLevel(logging.WARNING)
     serve(ApiSettings.load(host=host, port=port), RegistrySettings.load())
 
 
@@ -39,7 +40,7 @@ def token() -> None:
 @json_option
 def token_new(name: str, role: str, days: float | None, by: str, reason: str, as_json: bool) -> None:
     """Make a token; the secret is printed once and not kept."""
-    with Registry.open() as registry:
+    with Registry.open(begin=True) as registry:
         ttl_s = None if days is None else days * 86_400
         secret, made = registry.tokens.new(name, Role(role), by=by, reason=reason, ttl_s=ttl_s)
         emit({"name": made.name, "role": made.role, "secret": secret}, as_json, secret)

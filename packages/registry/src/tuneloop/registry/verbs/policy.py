@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from tuneloop.registry.errors import InvalidInput
 from tuneloop.registry.facade import Registry
-from tuneloop.registry.files import read_text
+from tuneloop.registry.files import cannot_read, read_text
 from tuneloop.registry.plain_yaml import PlainYaml
 from tuneloop.registry.policies import PolicyT
 from tuneloop.registry.printing import emit, table, who
@@ -68,7 +68,7 @@ def read_policy(path: Path, kind: type[PolicyT]) -> PolicyT:
     try:
         text = read_text(path)
     except (OSError, UnicodeDecodeError) as error:
-        raise InvalidInput(f"{path}: cannot be read as a policy: {error}") from None
+        raise cannot_read(path, error, "give --set a YAML file with the new policy") from None
     document = PlainYaml(str(path), text, "a policy: a mapping of keys (min_rows, …) to values")
     policy: PolicyT | None = None
     try:

@@ -45,7 +45,7 @@ def register(
     from tuneloop.registry.versions.registering import register as registered
 
     source = _source(folder, version, run_id, path)
-    with Registry.open() as registry:
+    with Registry.open(begin=True) as registry:
         made = registered(registry, model, source, base=base, by=by, reason=reason)
     text = (
         f"{made.name} is registered, {made.artifact_digest}, signed by key {made.signed_by}; "

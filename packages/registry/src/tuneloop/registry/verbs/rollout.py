@@ -26,7 +26,7 @@ from tuneloop.registry.rollouts.steering import abort, declare, drive, resume
 from tuneloop.registry.routes.promotion import Change
 from tuneloop.registry.settings import ControllerSettings
 from tuneloop.registry.verbs.policy import policy_options, set_policy, show_policy
-from tuneloop.registry.verbs.routes import route_line, show_route
+from tuneloop.registry.verbs.routes import route_line
 
 
 @click.group()
@@ -149,7 +149,9 @@ def rollout_list(model: str | None, as_json: bool) -> None:
 def rollout_abort(model: str, by: str, reason: str, as_json: bool) -> None:
     """End the rollout and take the canary's share away."""
     with Registry.open() as registry:
-        show_route(abort(registry, model, Change(by, reason)), as_json)
+        ended, now = abort(registry, model, Change(by, reason))
+        said = f"{ended.id} of {ended.name} is aborted\n{route_line(now)}"
+        emit(now.model_dump(mode="json") | {"rollout": ended.id}, as_json, said)
 
 
 @rollout.command("policy")
@@ -181,7 +183,7 @@ def controller(*, once: bool, every_s: float | None) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, end)
     settings = ControllerSettings.load(every_s=every_s)
-    with Registry.open() as registry:
+    with Registry.open(begin=True) as registry:
         running = Controller(registry, settings)
         if once:
             running.turn()

@@ -34,7 +34,11 @@ def promote(version: str, by: str, reason: str, force: bool, as_json: bool) -> N
     """
     model, number = parse_version_name(version)
     with Registry.open() as registry:
-        show_route(promote_version(registry, model, number, Change(by, reason, force)), as_json)
+        before = registry.routes.history(model, limit=1)
+        now = promote_version(registry, model, number, Change(by, reason, force))
+        if now in before:
+            click.echo(f"{version} has everything already: nothing was written", err=True)
+        show_route(now, as_json)
 
 
 @click.command()
@@ -87,7 +91,7 @@ def route_history(model: str, as_json: bool) -> None:
     with Registry.open() as registry:
         found = registry.routes.history(model)
         if not found and not found.unreadable:
-            registry.routes.current(model)  # raises what to do when there is none
+            registry.route(model)  # raises what to do when there is none
         tell_unreadable(found.unreadable)
         rows = [
             [
@@ -96,11 +100,11 @@ def route_history(model: str, as_json: bool) -> None:
                 _split_and_shadow(r),
                 r.by,
                 r.reason,
-                "forced" if r.forced else "",
+                "yes" if r.forced else "",
             ]
             for r in found
         ]
-        emit(found, as_json, table(["REVISION", "AT (UTC)", "SPLIT (BP)", "BY", "REASON", ""], rows))
+        emit(found, as_json, table(["REVISION", "AT (UTC)", "SPLIT (BP)", "BY", "REASON", "FORCED"], rows))
 
 
 @route.command("diff")
@@ -114,7 +118,7 @@ def route_diff(model: str, before: int, after: int | None, as_json: bool) -> Non
     Without a second one, the first is held against the route in force.
     """
     with Registry.open() as registry:
-        now = registry.routes.current(model) if after is None else registry.routes.at(model, after)
+        now = registry.route(model) if after is None else registry.routes.at(model, after)
         found = differences(registry.routes.at(model, before), now)
     rows = [[one.what, one.before, one.after] for one in found.differences]
     text = table(["", f"REVISION {found.before.revision}", f"REVISION {found.after.revision}"], rows)

@@ -189,6 +189,6 @@ def db_end(kind: str, name: str, by: str, reason: str) -> None:
 @db.command("upgrade")
 def db_upgrade() -> None:
     """Bring the schema to the newest revision; safe to repeat."""
-    with Registry.open(upgrade=False) as registry:
+    with Registry.open(upgrade=False, begin=True) as registry:
         registry.database.upgrade()
         click.echo(f"{registry.database.shown} is at the newest schema")

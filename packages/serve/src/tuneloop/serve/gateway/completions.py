@@ -183,6 +183,8 @@ class Completions:
         target = pick(self._view(), route.model, versions, self._load.of, avoid=avoid, never=never)
         if target is None:
             message = f"no engine serves {route.model} now; try again in a few seconds"
+            if not self._view().engines:
+                message = "no engine is live; start one with `tuneloop engine` or `tuneloop up`"
             raise ApiError(503, message, code="no_engine_ready", retry_after_s=2)
         return target
 

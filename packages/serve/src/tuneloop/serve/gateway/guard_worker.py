@@ -49,7 +49,7 @@ def work(pipe: Connection) -> None:
 
 def _warm() -> Callable[[object], object]:
     from tuneloop.registry.redaction import find  # noqa: PLC0415 (120 MB that only this process may pay)
-    from tuneloop.serve.guards.judge import Guards  # noqa: PLC0415
+    from tuneloop.serve.guards.judge import WARM_UP, Guards  # noqa: PLC0415
 
     @lru_cache(maxsize=64)
     def guards(policy: str) -> Guards:
@@ -65,5 +65,5 @@ def _warm() -> Callable[[object], object]:
             for text in question.texts
         ]
 
-    answer(Incoming(GuardPolicy().model_dump_json(), ("Warm up: write to ada@example.com, or +44 20 7946 0958.",)))
+    answer(Incoming(GuardPolicy().model_dump_json(), (WARM_UP,)))
     return answer

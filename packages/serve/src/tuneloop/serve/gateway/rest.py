@@ -11,12 +11,14 @@ from typing import Literal
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
+from fastapi.routing import APIRoute
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.exceptions import HTTPException
 
 from tuneloop.registry.errors import InvalidInput, Unavailable
 from tuneloop.registry.nouns import ApiKey, Feedback, Route, utc_now
+from tuneloop.serve.gateway.body import PATHS
 from tuneloop.serve.gateway.errors import CLIENT_CLOSED_REQUEST, ApiError, bad_request, error_body
 from tuneloop.serve.gateway.http import ClientLeft, Scope, read_body
 from tuneloop.serve.gateway.records import Recorder
@@ -151,6 +153,9 @@ def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:
         message = f"{request.method} {request.url.path}: {error.detail}"
+        if error.status_code == 404:
+            served = [*PATHS, *(route.path for route in app.routes if isinstance(route, APIRoute))]
+            message += f"; this gateway serves {', '.join(served)}"
         body = error_body(error.status_code, message, code=None)
         return Response(body, error.status_code, dict(error.headers or {}), "application/json")
 

@@ -89,7 +89,8 @@ def listening(host: str, port: int) -> Iterator[socket.socket]:
         except OSError as error:
             reason = os.strerror(error.errno or 0)
             raise Unavailable(
-                f"gateway cannot listen on {host}:{port}: {reason}; stop what listens there or choose another --port"
+                f"gateway cannot listen on {host}:{port}: {reason}; stop what listens there or choose another "
+                "port: --port, TUNELOOP_GATEWAY_PORT, or port under [gateway] in tuneloop.toml"
             ) from None
         yield listener
 

@@ -11,11 +11,11 @@ from typing import IO, Any
 import click
 
 from tuneloop.registry.printing import emit, one_line, table
-from tuneloop.serve.guards.judge import Guards
+from tuneloop.serve.guards.judge import WARM_UP, Guards, may_be_personal
 from tuneloop.serve.guards.verdict import Verdict
 
 _LONGEST_LINE = 64 * 1024 * 1024  # bytes
-_OURS = frozenset(Verdict.model_fields)
+_OURS = frozenset({"line", *Verdict.model_fields})
 
 
 @dataclass
@@ -50,7 +50,8 @@ class _BadLine(ValueError):
 
 def scan_lines(lines: IO[bytes], guards: Guards, *, show: bool) -> Scanned:
     """Judge every line and print its verdict with `show`; bad lines are named on standard error and counted."""
-    done = Scanned()
+    done, warm = Scanned(), False
+    guards.judge("")
     for number, line in enumerate(_bounded(lines), start=1):
         if not line.strip():
             continue
@@ -61,12 +62,16 @@ def scan_lines(lines: IO[bytes], guards: Guards, *, show: bool) -> Scanned:
             done.bad += 1
             click.echo(f"line {number}: {one_line(str(error))}", err=True)
             continue
-        verdict = guards.judge(row.pop("text"))
+        text = row.pop("text")
+        if not warm and may_be_personal(text):
+            guards.judge(WARM_UP)  # Presidio takes seconds to come, which are not this text's
+            warm = True
+        verdict = guards.judge(text)
         done.actions[verdict.action] += 1
         done.findings.update({f"{reason.guard}: {reason.kind.split(';')[0]}" for reason in verdict.reasons})
         if show:
             # ASCII: what a text holds may be meant to command the terminal it is shown on.
-            click.echo(json.dumps(row | verdict.model_dump(exclude_none=True)))
+            click.echo(json.dumps({"line": number} | row | verdict.model_dump(exclude_none=True)))
     if done.bad:
         click.echo(f"{done.bad} of {done.lines} lines could not be read", err=True)
     return done

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
 from tuneloop.registry.errors import InvalidInput
+from tuneloop.registry.files import cannot_read
 from tuneloop.train.data.formats import shown
 
 _LINE_LIMIT_BYTES = 64 * 2**20
@@ -41,6 +42,8 @@ def read_records(path: Path) -> Iterator[Record]:
     ending = path.suffix.lower()
     if ending in _PACKED:
         raise InvalidInput(f"{path}: {ending} is not read; give .jsonl, .parquet, .csv or .tsv")
+    if ending in {".yaml", ".yml"}:
+        raise InvalidInput(f"{path}: this is a recipe, no rows; give the files that its `data` names")
     try:
         if ending in {".parquet", ".pq"}:
             yield from _parquet(path)
@@ -50,7 +53,7 @@ def read_records(path: Path) -> Iterator[Record]:
             with path.open("rb") as file:
                 yield from _json_lines(path, file)
     except OSError as error:
-        raise InvalidInput(f"{path}: cannot be read: {error.strerror or error}") from None
+        raise cannot_read(path, error, "give a file of rows: .jsonl, .parquet, .csv or .tsv") from None
 
 
 def _json_lines(path: Path, file: BinaryIO) -> Iterator[Record]:

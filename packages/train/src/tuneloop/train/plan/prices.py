@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, ValidationError
 
 from tuneloop.registry.errors import InvalidInput, NotFound
+from tuneloop.registry.files import cannot_read
 from tuneloop.registry.plain_yaml import PlainYaml
 from tuneloop.train.recipe.part import Part
 
@@ -79,7 +80,7 @@ def load_prices(path: Path = TABLE) -> PriceTable:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise InvalidInput(f"{path}: cannot be read as a table of prices: {error}") from None
+        raise cannot_read(path, error, "give --prices a table of devices and prices") from None
     document = PlainYaml(str(path), text)
     values = dict(document.values)
     if isinstance(values.get("offers"), list):

@@ -73,15 +73,16 @@ def facts_of_rows(
         InvalidInput: a sampled row would teach nothing.
     """
     if folder is None:
-        lengths = tuple(min(max_length, int(_characters(row) / _CHARACTERS_A_TOKEN) + 8) for row in _spread(rows))
-        longest = min(max_length, int(max(map(_characters, rows)) / _CHARACTERS_A_TOKEN) + 8)
+        lengths = tuple(min(max_length, int(_characters(rows[i]) / _CHARACTERS_A_TOKEN) + 8) for i in _spread(rows))
+        most = min(max_length, int(max(map(_characters, rows)) / _CHARACTERS_A_TOKEN) + 8)
         share = sum(len(row.answer) for row in rows) / max(1, sum(map(_characters, rows)))
         guessed = f"guessed from characters: the tokenizer is not on this machine ({name})"
-        return RowFacts(len(rows), longest, statistics.fmean(lengths), lengths, share, guessed)
+        return RowFacts(len(rows), most, statistics.fmean(lengths), lengths, share, guessed)
     labeller = Labeller(LightTokenizer(folder), max_length, template)
     spread = _spread(rows)
-    longest_rows = sorted(rows, key=_characters)[-_LONGEST:]
-    labelled, audit = label_rows(labeller, [*spread, *longest_rows], template_digest(folder))
+    longest = sorted(range(len(rows)), key=lambda i: _characters(rows[i]))[-_LONGEST:]
+    sample = [*spread, *sorted(set(longest) - set(spread))]  # each row once
+    labelled, audit = label_rows(labeller, [rows[i] for i in sample], template_digest(folder))
     sampled: Sequence[LabelledRow] = labelled[: len(spread)]
     lengths = tuple(len(row.ids) for row in sampled)
     share = sum(row.trained for row in sampled) / sum(lengths)
@@ -98,6 +99,7 @@ def _characters(row: Row) -> int:
     return sum(len(message.content) for message in row.messages)
 
 
-def _spread(rows: Sequence[Row]) -> list[Row]:
+def _spread(rows: Sequence[Row]) -> list[int]:
+    """Which rows, evenly over the file."""
     count = min(SAMPLE, len(rows))
-    return [rows[i * len(rows) // count] for i in range(count)]
+    return [i * len(rows) // count for i in range(count)]

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tuneloop.registry.errors import InvalidInput, Unavailable
-from tuneloop.train.base import find_gguf, made_before
+from tuneloop.registry.errors import InvalidInput
+from tuneloop.train.base import asking_the_hub, find_gguf, made_before
 
 _LLAMA_LIKE = {"llama", "mistral", "qwen2", "qwen3", "smollm3"}
 _BIASED = {"qwen2": ("q_proj", "k_proj", "v_proj")}
@@ -189,17 +189,13 @@ def _in_folder(folder: Path) -> PlannedBase:
 
 def _hub_config(hub_id: str) -> dict[str, Any]:
     from huggingface_hub import hf_hub_download  # noqa: PLC0415 (only when a hub id is used)
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError  # noqa: PLC0415
+    from huggingface_hub.errors import HFValidationError  # noqa: PLC0415
 
     try:
-        path = hf_hub_download(hub_id, "config.json")
+        with asking_the_hub(hub_id):
+            path = hf_hub_download(hub_id, "config.json")
         return dict(json.loads(Path(path).read_text(encoding="utf-8")))
     except HFValidationError as error:
         raise InvalidInput(
             f"base.model {hub_id!r}: {error}; give a folder, a .gguf file, a hub id, or package:NAME"
         ) from None
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise Unavailable(
-            f"base.model {hub_id!r}: its config.json cannot be read from the hub: {error}; check the id and the "
-            "network, or give a folder or a .gguf file that is on this machine"
-        ) from error

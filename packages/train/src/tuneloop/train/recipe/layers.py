@@ -18,7 +18,7 @@ from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
 from tuneloop.registry.errors import InvalidInput
-from tuneloop.registry.files import is_file
+from tuneloop.registry.files import cannot_read, is_file
 from tuneloop.registry.plain_yaml import Place, PlainYaml
 from tuneloop.registry.versions.artifacts import text_digest
 
@@ -109,16 +109,16 @@ class Layers:
 def _read_text(path: Path, child: Path | None) -> str:
     try:
         return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        reason = "it is not UTF-8 text"
-    except OSError as error:
-        reason = error.strerror or str(error)
-    except ValueError:  # a NUL, or half a surrogate pair
-        reason = "no file can have that name"
-    if child is None:
-        raise InvalidInput(f"{path}: cannot be read: {reason}; `tuneloop recipe new {path}` writes one")
-    names = ", ".join(sorted(known.stem for known in READY.glob("*.yaml")))
-    raise InvalidInput(f"{child}: {EXTENDS}: {path} cannot be read: {reason}; give a path, or one of {names}")
+    except (OSError, ValueError) as error:
+        names = sorted(known.stem for known in READY.glob("*.yaml"))
+        if child is not None:
+            wrong = cannot_read(path, error, f"give a path, or one of {', '.join(names)}")
+            raise InvalidInput(f"{child}: {EXTENDS}: {wrong}") from None
+        if str(path) in names and isinstance(error, FileNotFoundError):
+            raise InvalidInput(
+                f"{str(path)!r} is a ready recipe; `tuneloop recipe new my.yaml --like {path}`, then train that"
+            ) from None
+        raise cannot_read(path, error, f"`tuneloop recipe new {path}` writes one") from None
 
 
 def _merged(far: dict[str, Any], near: dict[str, Any]) -> dict[str, Any]:

@@ -30,8 +30,9 @@ def export(version: str, to: Path, merge: bool, quantize: Literal["int8", "int4"
     from tuneloop.registry import Registry
     from tuneloop.registry.nouns import parse_version_name
     from tuneloop.train.screen import Screen
-    from tuneloop.train.settings import TrainSettings, share_cores
+    from tuneloop.train.settings import TrainSettings, hush_libraries, share_cores
 
+    hush_libraries()
     share_cores(with_an_engine=False)
     model, number = parse_version_name(version)
     threads = TrainSettings.load().threads

@@ -30,17 +30,18 @@ def train(recipe: Path, begin: Literal["resume", "fresh"] | None, profile: bool,
     from tuneloop.registry import Registry
     from tuneloop.train.recipe import load_recipe
     from tuneloop.train.screen import Screen
-    from tuneloop.train.settings import TrainSettings, share_cores
+    from tuneloop.train.settings import TrainSettings, hush_libraries, share_cores
     from tuneloop.train.spot import stop_on_notice
     from tuneloop.train.stopping import StopFlag, stop_on_signals
 
+    hush_libraries()
     share_cores(with_an_engine=False)
     file = load_recipe(recipe)
     settings = TrainSettings.load()
     stop = StopFlag()
     screen = Screen(sys.stderr if as_json else sys.stdout)
     with (
-        Registry.open() as registry,
+        Registry.open(begin=True) as registry,
         stop_on_signals(stop),
         stop_on_notice(stop, settings.spot, screen.say, host=settings.spot_host),
     ):
@@ -89,15 +90,16 @@ def worker(once: bool, poll_s: float | None) -> None:
     from tuneloop.registry.nouns import RetrainingState
     from tuneloop.train.retraining.worker import Worker
     from tuneloop.train.screen import Screen
-    from tuneloop.train.settings import TrainSettings, WorkerSettings, share_cores
+    from tuneloop.train.settings import TrainSettings, WorkerSettings, hush_libraries, share_cores
     from tuneloop.train.spot import stop_on_notice
     from tuneloop.train.stopping import StopFlag, stop_on_signals
 
+    hush_libraries()
     share_cores(with_an_engine=True)
     settings, machine = WorkerSettings.load(poll_s=poll_s), TrainSettings.load()
     stop, screen = StopFlag(), Screen()
     with (
-        Registry.open() as registry,
+        Registry.open(begin=True) as registry,
         stop_on_signals(stop),
         stop_on_notice(stop, machine.spot, screen.say, host=machine.spot_host),
     ):
