@@ -143,7 +143,7 @@ def _added(one: Mapping[str, Sequence[int]], other: Mapping[str, Sequence[int]])
     return {name: [sum(pair) for pair in both] for name, both in pairs.items()}
 
 
-def _moved(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+def _moved(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     """What each engine read when it was first found changed, else what it read last."""
     first = {name: reading for name, reading in one.items() if reading["alarm"]}
     return dict(sorted((one | other | first).items()))
