@@ -12,10 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+from tuneloop.monitor.comparison import Attacks
 from tuneloop.monitor.reference import Gathering, Reference, find_reference, held_reference, of_like_times
 from tuneloop.monitor.scorer import Scorer
 from tuneloop.monitor.settings import MonitorSettings
-from tuneloop.monitor.signals import ATTACK_GUARDS, PERPLEXITY, Attacks
+from tuneloop.monitor.signals import ATTACK_GUARDS, PERPLEXITY
 from tuneloop.monitor.windows import Window
 from tuneloop.registry import Registry
 from tuneloop.registry.guard_policy import current_guards

@@ -16,7 +16,9 @@ from datetime import datetime
 from tuneloop.monitor import alerts
 from tuneloop.monitor.canary_watch import CanaryWatch
 from tuneloop.monitor.causes import explained, gather
+from tuneloop.monitor.comparison import Comparison, unread, without_reference
 from tuneloop.monitor.filing import BY, pursue
+from tuneloop.monitor.judging import Judge
 from tuneloop.monitor.metrics import Metrics
 from tuneloop.monitor.quality import thumbs_of
 from tuneloop.monitor.reference import ANCHOR, Gathering
@@ -29,11 +31,7 @@ from tuneloop.monitor.signals import (
     QUALITIES,
     SERVED_MODEL_CHANGE,
     THUMBS_DOWN,
-    Comparison,
-    Judge,
-    unread,
     windowed,
-    without_reference,
 )
 from tuneloop.monitor.standards import Standard, Standards
 from tuneloop.monitor.standing import standing
