@@ -36,7 +36,8 @@ def main() -> int:
     options = parser.parse_args()
     logging.getLogger("tuneloop.monitor").setLevel(logging.CRITICAL)  # the transcript says it
     plan = quick() if options.quick else quarter()
-    plan = replace(plan, seed=options.seed or plan.seed)
+    if options.seed is not None:
+        plan = replace(plan, seed=options.seed)
     if options.season_days is not None:
         plan = replace(plan, settings=plan.settings.model_copy(update={"season_days": options.season_days}))
     began = time.process_time()

@@ -25,7 +25,7 @@ class Row:
     answers: int | None  # of the champion from when it was due until it was found; None: it was not
     named: str  # the likeliest cause on the first page
     opened: int  # deliveries that told of an episode of it
-    pages: int  # how often somebody was got up: what opened and got worse in one pass is two messages of one minute
+    pages: int  # how often somebody was got up
     requests: tuple[str, ...]
     held: str  # why no retraining was asked for, as the episode says
 
@@ -123,7 +123,7 @@ def _row(quarter: Quarter, event: Event, episodes: list[AlertEpisode]) -> Row:
         answers=answers,
         named=_named(quarter, episodes),
         opened=sum(one.page["transition"] == "opened" for one in told),
-        pages=len({one.at.replace(second=0, microsecond=0) for one in told if _is_page(one)}),
+        pages=sum(_is_page(one) for one in told),
         requests=tuple(f"{r.id} ({r.state})" for r in requests),
         held=held[-1].partition("no retraining yet: ")[2] if held else "",
     )

@@ -190,7 +190,7 @@ def test_the_baseline_is_frozen_once_and_a_quiet_check_costs_one_reading(watched
     assert first == frozen
     assert (check.verdict, check.detail["baseline"]) == ("none", frozen.id)
     assert len(read) <= (BASELINE_ROUNDS + 1 + FRESH_ROUNDS) * len(canaries())
-    assert check.detail["alpha"] == pytest.approx(20 / 2_000 * 0.25 / 4.25), "what twenty answers have earned"
+    assert check.detail["alpha"] == pytest.approx(20 / 2_000 * 0.25 / 4.5), "what twenty answers have earned"
 
 
 def test_a_baseline_is_kept_whole_or_not_at_all_and_the_first_of_two_stands(watched: Scene) -> None:
@@ -222,9 +222,9 @@ def test_a_budget_so_strict_that_a_check_needs_more_records_than_a_window_holds_
     scene, monitor = watched, watched.monitor(mean_run_length=40_000)
     scene.watch(monitor)
     served(scene, monitor, 30)
-    assert len(checks(scene)) == 1, "30 answers of 37 have earned nothing yet"
+    assert len(checks(scene)) == 1, "30 answers of 39 have earned nothing yet"
     served(scene, monitor, 10)
-    assert [check.n for check in checks(scene)] == [BASELINE_ROUNDS, 38]
+    assert [check.n for check in checks(scene)] == [BASELINE_ROUNDS, 40]
     assert checks(scene)[-1].detail["alpha"] >= 1 / SPLITS
 
 
@@ -319,6 +319,11 @@ def test_a_machine_of_another_kind_is_told_and_once_accepted_each_engine_is_held
         other.moved = 0.04
         moved = served_by_both().detail["engines"]
         assert {key: found["alarm"] for key, found in moved.items()} == {"e1": False, "e2": True}
+        scene.engine.moved, other.moved = 0.02, 0.02
+        moved = served_by_both().detail["engines"]
+        assert {key: found["alarm"] for key, found in moved.items()} == {"e1": True, "e2": False}
+        (episode,) = (episode for episode in of_canaries(scene) if episode.state == "open")
+        assert episode.evidence["causes"][0]["why"].startswith("all 2 engines"), "what was seen of one stays seen"
 
 
 def test_other_canary_texts_end_no_episode_since_what_moved_is_in_the_new_baseline(

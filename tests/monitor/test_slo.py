@@ -116,8 +116,8 @@ def test_objectives_come_from_the_settings(tmp_path: Path, monkeypatch: pytest.M
     settings = MonitorSettings.load()
     assert settings.slo == {"*": Slo(errors=0.995), "bot": Slo(latency=0.95, latency_s=5.0)}
     assert (settings.paging("bot"), settings.paging("kit")) == (
-        ("served_model_change",),
-        ("latency", "served_model_change"),
+        ("injections", "served_model_change"),
+        ("latency", "injections", "served_model_change"),
     )
     done = CliRunner().invoke(alert, ["rules", "--out", "rules.yml"], catch_exceptions=False)
     assert done.output == "rules.yml\n"

@@ -3,14 +3,19 @@ of the one before it."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from monitor.questions import STDLIB, ask
 from monitor.scene import Scene
 from tests_support import request_record
 from tuneloop.monitor.reference import of_like_times, reference_of
+from tuneloop.registry import Registry
 from tuneloop.registry.nouns import RequestRecord
 from tuneloop.registry.policies import RetrainingPolicy
 
@@ -83,6 +88,45 @@ def test_without_it_the_same_day_is_a_false_alarm(scene: Scene) -> None:
 def test_a_reference_of_days_is_not_judged_by_before_they_are_over(scene: Scene) -> None:
     scene.usual(120)
     assert scene.watch(scene.monitor(season_days=7)).waiting.startswith("the reference of bot@1 is gathered until")
+
+
+@contextmanager
+def reads_of(registry: Registry, table: str) -> Iterator[list[str]]:
+    """What the database is asked of a table meanwhile."""
+    asked: list[str] = []
+
+    def listen(_connection: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
+        if f"FROM {table}" in statement:
+            asked.append(statement)
+
+    sa.event.listen(registry.database.engine, "before_cursor_execute", listen)
+    yield asked
+    sa.event.remove(registry.database.engine, "before_cursor_execute", listen)
+
+
+def test_a_reference_that_lacks_records_for_weeks_costs_a_pass_one_look(scene: Scene) -> None:
+    monitor = scene.monitor(season_days=7)
+    scene.usual(20)
+    scene.clock.advance(30 * 86_400)
+    with reads_of(scene.registry, "requests") as asked:
+        state = scene.watch(monitor)
+    assert state.waiting == "the reference of bot@1 holds 20 of 60 answered records"
+    assert len(asked) <= 3, "not one for each of 720 hours"
+
+
+def test_an_earlier_champion_that_never_had_a_reference_is_asked_for_none_again(scene: Scene) -> None:
+    monitor = scene.monitor(season_days=7)
+    scene.usual(80)
+    scene.clock.advance(30 * 86_400)
+    scene.promote(2)
+    scene.usual(20, served_version=2, assigned_version=2)
+    with reads_of(scene.registry, "requests") as traffic, reads_of(scene.registry, "window_scores") as scores:
+        state = scene.watch(monitor, serves=("bot@1", "bot@2"))
+    assert state.waiting.startswith("the reference of bot@2 is gathered until")
+    assert (len(traffic), len(scores)) == (0, 2), "what was judged of either; the rest could change nothing"
+    with reads_of(scene.registry, "window_scores") as scores:
+        scene.watch(monitor, serves=("bot@1", "bot@2"))
+    assert len(scores) == 1, "only the newer one may have come by one since"
 
 
 def test_a_bad_version_that_was_promoted_is_told_after_its_first_window_and_named_as_the_deploy(scene: Scene) -> None:

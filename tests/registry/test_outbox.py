@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from tests_support import alert_episode
+from tests_support import Clock, alert_episode
 from tuneloop.registry import Registry, audit
 from tuneloop.registry.deliveries.outbox import delivery_id, transition_of
 from tuneloop.registry.deliveries.receivers import EVERY_MODEL, ReceiversPolicy
@@ -97,6 +97,21 @@ def test_only_one_of_two_senders_takes_a_row_until_its_lease_is_over(registries:
     assert (ended.state, ended.error) == ("sent", ""), "what has ended stays so"
     assert outbox.told("all") == {"ep1"}
     assert outbox.backlogs(["all"], now)["all"].failing_s == 0
+
+
+def test_that_it_got_worse_is_dropped_where_nobody_was_told_before(registries: Registry, clock: Clock) -> None:
+    tell(registries, chat("all"), chat("other"))
+    episode = registries.episodes.open(alert_episode(registries.clock(), severity="ticket"))
+    outbox, early = registries.outbox, registries.clock()
+    opened = {row.receiver: row for row in outbox.waiting()}
+    clock.advance(1)
+    changed(registries, episode, severity="page")
+    late = registries.clock()
+    assert not outbox.told_as_page(opened["all"].model_copy(update={"first_at": early}), late, late)
+    assert not outbox.told_as_page(opened["all"], early, late)
+    assert outbox.told_as_page(opened["all"], late, late)
+    states = {(row.receiver, row.transition): row.state for row in outbox.all("ep1")}
+    assert [key for key, state in states.items() if state == "dropped"] == [("all", "worse")]
 
 
 def test_receivers_that_cannot_be_read_stop_no_episode(registries: Registry, caplog: pytest.LogCaptureFixture) -> None:

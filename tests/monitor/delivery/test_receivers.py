@@ -45,6 +45,7 @@ def test_a_webhook_is_told_every_change_once_in_order_and_signed(
 ) -> None:
     tell(ours, webhook(hook, tmp_path))
     episode = open_episode(ours)
+    rounds(ours, clock)
     for change in (worsen, acknowledge, end):
         clock.advance(60)
         episode = change(ours, episode)

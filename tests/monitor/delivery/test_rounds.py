@@ -83,9 +83,36 @@ def test_a_receiver_comes_back_and_is_told_everything_in_order(
     rounds(ours, clock, 4, every_s=LONGEST_WAIT_S)
     assert [title.split(":")[0] for title in titles(hook)[tried:]] == [
         "[page] bot@1 is asked other questions than before",
-        "[page] got worse",
         "[page] resolved",
     ]
+
+
+def test_what_is_a_page_before_anybody_was_told_is_one_page(ours: Registry, clock: Clock, hook: HttpReceiver) -> None:
+    tell(ours, chat(hook))
+    worse = worsen(ours, open_episode(ours))
+    rounds(ours, clock, 2)
+    end(ours, worse)
+    rounds(ours, clock)
+    assert [title.split(":")[0] for title in titles(hook)] == [
+        "[page] bot@1 is asked other questions than before",
+        "[page] resolved",
+    ]
+    assert [(row.transition, row.state) for row in ours.outbox.all() if row.error] == [("worse", "dropped")]
+
+
+def test_a_ticket_that_may_have_arrived_is_followed_by_the_page(
+    ours: Registry, clock: Clock, hook: HttpReceiver
+) -> None:
+    """Who keeps keys takes the second attempt for the first one again."""
+    tell(ours, chat(hook))
+    hook.status = 503
+    episode = open_episode(ours)
+    rounds(ours, clock)
+    hook.status = 200
+    worsen(ours, episode)
+    rounds(ours, clock, 2, every_s=LONGEST_WAIT_S)
+    assert [title.split(":")[0] for title in titles(hook)][-1] == "[page] got worse"
+    assert {row.state for row in ours.outbox.all()} == {"sent"}
 
 
 def test_a_receiver_says_itself_when_it_may_be_tried_again(ours: Registry, clock: Clock, hook: HttpReceiver) -> None:

@@ -120,8 +120,9 @@ def joined(episode: AlertEpisode, score: WindowScore, at: datetime, pages: Seque
         return episode
     evidence = episode.evidence
     if agrees and "engines" in findings[score.signal]:
-        known = findings[score.signal]
-        finding = known | {"engines": _added(known["engines"], score.detail["engines"])}
+        known, newer = findings[score.signal], score.detail["engines"]
+        both = _moved if score.signal == SERVED_MODEL_CHANGE else _added
+        finding = known | {"engines": both(known["engines"], newer)}
         evidence = evidence | {"signals": findings | {score.signal: finding}}
     if not agrees:
         evidence = evidence | {
@@ -140,6 +141,12 @@ def _added(one: Mapping[str, Sequence[int]], other: Mapping[str, Sequence[int]])
     none = (0, 0)
     pairs = {name: zip(one.get(name, none), other.get(name, none), strict=True) for name in sorted({*one, *other})}
     return {name: [sum(pair) for pair in both] for name, both in pairs.items()}
+
+
+def _moved(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """What each engine read when it was first found changed, else what it read last."""
+    first = {name: reading for name, reading in one.items() if reading["alarm"]}
+    return dict(sorted((one | other | first).items()))
 
 
 def noted(episode: AlertEpisode, note: str, at: datetime, **evidence: Any) -> AlertEpisode:

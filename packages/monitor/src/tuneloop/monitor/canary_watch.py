@@ -119,8 +119,8 @@ class CanaryWatch:
                 log.warning("episode %s opened (%s): %s", opened.id, opened.severity, opened.evidence["summary"])
             return
         changed = alerts.joined(episode, score, now, pages)
-        if changed != episode:
-            self._registry.episodes.update(episode, changed, by=BY, action="episode.window")
+        if changed != episode:  # each check may tell of another engine
+            self._registry.episodes.update(episode, self._explained(changed, now), by=BY, action="episode.window")
 
     def _explained(self, episode: AlertEpisode, now: datetime) -> AlertEpisode:
         return explained(episode, gather(self._registry, episode, self._settings.changes_s, now))

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from hashlib import sha256
+from itertools import groupby, islice
 from typing import Any
 
 from tuneloop.registry import Registry
@@ -106,6 +107,15 @@ def find_reference(
     return _frozen(registry, first)
 
 
+def held_reference(registry: Registry, model: str, version: int) -> Reference | None:
+    """What a version's windows were held against of its own, if one was and all of its records are on record still."""
+    try:
+        found = _frozen(registry, _first_held(registry, model, version))
+    except NotFound:
+        return None
+    return found if isinstance(found, Reference) else None
+
+
 def _first_held(registry: Registry, model: str, version: int) -> WindowScore:
     """The first judgement of a window held against the version's own reference.
 
@@ -131,11 +141,20 @@ def _season(registry: Registry, history: Sequence[Route], version: int, size: in
     if now < until:
         return Gathering(f"the reference of {model}@{version} is gathered until {until:%Y-%m-%d %H:%M}Z")
     found: list[RequestRecord] = []
+    few = registry.traffic.window(model, since=since, version=version, oldest=size)
+    if len(few) + len(few.unreadable) < size:  # one look, not one for each hour since: it may stay so for long
+        by_hour = groupby(few, lambda record: -((since - record.at) // timedelta(hours=1)))
+        found += [record for _, hour in by_hour for record in islice(hour, _AN_HOUR) if judgeable(record)]
+        return _too_few(model, version, found, size)
     for start, end in _hours(since, now):
         if start >= until and len(found) >= size:
             return reference_of(found, frozen=False)
         served = registry.traffic.window(model, since=start, until=end, version=version, oldest=_AN_HOUR)
         found += [record for record in served if judgeable(record)]
+    return _too_few(model, version, found, size)
+
+
+def _too_few(model: str, version: int, found: Sequence[RequestRecord], size: int) -> Gathering:
     why = f"the reference of {model}@{version} holds {len(found)} of {size} answered records"
     return Gathering(why, tuple(found))
 
@@ -185,8 +204,7 @@ def _beginning(registry: Registry, history: Sequence[Route], version: int, size:
         return Gathering(
             f"{len(served)} answers of {model}@{version} are on record, all without text; prompts cannot be watched"
         )
-    why = f"the reference of {model}@{version} holds {len(usable)} of {size} answered records"
-    return Gathering(why, tuple(usable))
+    return _too_few(model, version, usable, size)
 
 
 def _frozen(registry: Registry, first: WindowScore) -> Reference | Gathering:

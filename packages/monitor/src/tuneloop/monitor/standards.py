@@ -12,10 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from tuneloop.monitor.reference import Gathering, Reference, find_reference, of_like_times
+from tuneloop.monitor.comparison import Attacks
+from tuneloop.monitor.reference import Gathering, Reference, find_reference, held_reference, of_like_times
 from tuneloop.monitor.scorer import Scorer
 from tuneloop.monitor.settings import MonitorSettings
-from tuneloop.monitor.signals import ATTACK_GUARDS, PERPLEXITY, Attacks
+from tuneloop.monitor.signals import ATTACK_GUARDS, PERPLEXITY
 from tuneloop.monitor.windows import Window
 from tuneloop.registry import Registry
 from tuneloop.registry.guard_policy import current_guards
@@ -55,6 +56,7 @@ class Standards:
         self._settings = settings
         self._scorer = scorer
         self._known: dict[tuple[str, int], Reference] = {}
+        self._without: dict[tuple[str, int], int] = {}  # with the route's revision then
         self._attacked: dict[tuple[str, str], tuple[int, int]] = {}
 
     def of(self, history: Sequence[Route]) -> Standard | Gathering:
@@ -75,8 +77,8 @@ class Standards:
         """The frozen reference of the champion before, or of the last one that has one."""
         earlier = [version for version in dict.fromkeys(r.champion for r in history) if version != history[0].champion]
         for version in earlier[:_EARLIER]:
-            found = self._reference(history, version)
-            if isinstance(found, Reference) and found.frozen:
+            found = self._held(history[0], version)
+            if found is not None:
                 return Standard(replace(found, version=version), why)
         return None
 
@@ -96,6 +98,19 @@ class Standards:
         if key not in self._attacked:  # a busy model is asked a million times while its reference is gathered
             self._attacked[key] = caught(since=reference.records[0].at, until=reference.records[-1].at)
         return Attacks(self._attacked[key], caught(since=window.start, until=window.end))
+
+    def _held(self, route: Route, version: int) -> Reference | None:
+        """The reference that an earlier champion was held to. One that had none will have none until the route changes:
+        no window of it is judged before it is champion again."""
+        key = (route.model, version)
+        if key not in self._known and self._without.get(key) != route.revision:
+            found = held_reference(self._registry, *key)
+            if found is None:
+                self._without[key] = route.revision
+                return None
+            self._recall_nats(*key, found)  # it may be champion again
+            self._known[key] = found
+        return self._known.get(key)
 
     def _reference(self, history: Sequence[Route], version: int) -> Reference | Gathering:
         key = (history[0].model, version)

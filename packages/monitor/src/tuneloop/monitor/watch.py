@@ -11,30 +11,18 @@ import logging
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
 
-from tuneloop.monitor import alerts
 from tuneloop.monitor.canary_watch import CanaryWatch
-from tuneloop.monitor.causes import explained, gather
-from tuneloop.monitor.filing import BY, pursue
+from tuneloop.monitor.comparison import Comparison, unread, without_reference
+from tuneloop.monitor.filing import BY
+from tuneloop.monitor.judging import Judge
+from tuneloop.monitor.keeping import Keeper
 from tuneloop.monitor.metrics import Metrics
 from tuneloop.monitor.quality import thumbs_of
 from tuneloop.monitor.reference import ANCHOR, Gathering
 from tuneloop.monitor.scorer import Scorer, Stopped
 from tuneloop.monitor.settings import MonitorSettings
-from tuneloop.monitor.signals import (
-    DETECTORS,
-    OWN_REFERENCE,
-    PERPLEXITIES,
-    QUALITIES,
-    SERVED_MODEL_CHANGE,
-    THUMBS_DOWN,
-    Comparison,
-    Judge,
-    unread,
-    windowed,
-    without_reference,
-)
+from tuneloop.monitor.signals import DETECTORS, OWN_REFERENCE, PERPLEXITIES, windowed
 from tuneloop.monitor.standards import Standard, Standards
 from tuneloop.monitor.standing import standing
 from tuneloop.monitor.windows import Window, judged_window, next_window, progress
@@ -46,7 +34,6 @@ from tuneloop.registry.rollouts.rollout import OPEN
 from tuneloop.registry.routes.store import CurrentRoutes
 
 log = logging.getLogger("tuneloop.monitor")
-_RECENT = 50  # scores of a stream read back to see whether it has gone quiet
 
 
 @dataclass(frozen=True)
@@ -85,6 +72,7 @@ class Monitor:
         self._stopping = stopping
         self._signals = windowed(settings)
         self._standards = Standards(registry, settings, scorer)
+        self._keeper = Keeper(registry, settings, watches_canaries=canaries is not None)
         self._said: dict[str, str] = {}
 
     def run(self, wait: Callable[[float], object]) -> None:
@@ -155,17 +143,17 @@ class Monitor:
         version = history[0].champion
         if self._canaries is not None:  # first: what a changed model does to the traffic is no drift of it
             self._canaries.watch(history[0])
-        self._end_replaced(history[0])
+        self._keeper.end_replaced(history[0])
         standard = self._standards.of(history)
         judged = alarms = 0
         if isinstance(standard, Gathering):
             waiting = standard.why
             self._read_ahead(model, version, standard.records)
-            self._pursue(model)
+            self._keeper.pursue(model)
         else:
             self._finish_last(history, version)
             while True:
-                self._pursue(model)  # after each window: a backlog of them may take engines minutes
+                self._keeper.pursue(model)  # after each window: a backlog of them may take engines minutes
                 done = progress(self._registry, history, version, standard.reference, self._settings.late_s)
                 window = next_window(self._registry, model, version, done, self._settings.window)
                 if isinstance(window, tuple) or self._stopping():
@@ -174,7 +162,7 @@ class Monitor:
                 standard = standard.held_to(window)
                 judged, alarms = judged + 1, alarms + sum(score.verdict == "drift" for score in scores)
             held = window if isinstance(window, tuple) else window.records
-            if self._heard(model) is None:
+            if self._keeper.heard(model) is None:
                 ahead = () if standard.reference.frozen or self._settings.season_days else standard.reference.records
                 self._read_ahead(model, version, (*ahead, *held))
             waiting = (
@@ -190,14 +178,6 @@ class Monitor:
         with suppress(Unavailable):  # said when the window is judged, if it lasts
             corrections = self._registry.traffic.corrections_for([record.id for record in records])
             self._scorer.score(version_name(model, version), records, corrections)
-
-    def _heard(self, model: str) -> AlertEpisode | None:
-        """The open episode that questions and a perplexity have raised already."""
-        for episode in self._open_episodes(model):
-            raised = episode.evidence["signals"]
-            if ANCHOR in raised and any(signal in raised for signal in PERPLEXITIES):
-                return episode
-        return None
 
     def _finish_last(self, history: Sequence[Route], version: int) -> None:
         """Complete the last judged window, in case a monitor was stopped in the midst of it."""
@@ -218,11 +198,11 @@ class Monitor:
         held = Comparison(model, version, reference, window, traffic.corrections_for(ids), thumbs, caught)
         scores: list[WindowScore] = []
         for signal in self._signals:  # each alarm is raised at once: scoring the next signal may take an engine minutes
-            spared = self._heard(model) if signal in PERPLEXITIES and scores[0].verdict == "drift" else None
+            spared = self._keeper.heard(model) if signal in PERPLEXITIES and scores[0].verdict == "drift" else None
             scores.append(score := self._score(signal, held, standard, spared))
             if score.verdict == "drift":
-                self._raise(score)
-        self._end_quiet(model, version)
+                self._keeper.take(score)
+        self._keeper.end_quiet(model, version)
         return scores
 
     def _score(self, signal: str, held: Comparison, standard: Standard, spared: AlertEpisode | None) -> WindowScore:
@@ -275,77 +255,6 @@ class Monitor:
         )
         return score
 
-    def _raise(self, score: WindowScore) -> None:
-        now = self._registry.clock()
-        pages = self._settings.paging(score.model)
-        still_open = self._registry.episodes.all(score.model, open_only=True).whole()
-        episode = alerts.taker(still_open, score, self._settings.group_s)
-        if episode is None:
-            past = self._registry.episodes.all(score.model, version=score.version)
-            for row in past.unreadable:
-                log.error("left out of what %s has been through: %s", version_name(score.model, score.version), row)
-            if not alerts.is_news(score, [e for e in past if alerts.takes(e, score, 0)]):
-                return
-            opened = self._registry.episodes.open(self._explained(alerts.opened(score, now, pages), now))
-            log.warning("episode %s opened (%s): %s", opened.id, opened.severity, opened.evidence["summary"])
-            return
-        changed = alerts.joined(episode, score, now, pages)
-        if changed != episode:  # each window may tell more of the cause
-            self._registry.episodes.update(episode, self._explained(changed, now), by=BY, action="episode.window")
-
-    def _explained(self, episode: AlertEpisode, now: datetime) -> AlertEpisode:
-        return explained(episode, gather(self._registry, episode, self._settings.changes_s, now))
-
-    def _end_quiet(self, model: str, version: int) -> None:
-        for episode in self._open_episodes(model):
-            if episode.signal == SERVED_MODEL_CHANGE and self._canaries is not None:  # `CanaryWatch` ends those
-                continue
-            clear_after = self._settings.clear_after
-            recent = {
-                signal: self._registry.episodes.scores(model, version=version, signal=signal, limit=_RECENT)
-                for signal in episode.evidence["signals"]
-                if signal in self._signals  # another setting may have ended the watch over one
-            }
-            if not recent:
-                self._end(episode, "none of its signals is watched any more")
-                continue
-            loud = [signal for signal, scores in recent.items() if not alerts.is_quiet(scores, clear_after)]
-            # Users stop correcting when the cause is gone: that holds up no all-clear that another signal gives.
-            silent = [signal for signal in loud if alerts.is_silent(recent[signal], clear_after)]
-            if loud == silent and len(silent) < len(recent):
-                note = f"{clear_after} windows in a row without an alarm"
-                note += "".join(f"; too little {_needs(signal)} since to judge {signal} by" for signal in silent)
-                self._end(episode, note)
-
-    def _end(self, episode: AlertEpisode, note: str) -> None:
-        over = alerts.resolved(episode, note, self._registry.clock())
-        self._registry.episodes.update(episode, over, by=BY, action="episode.resolve")
-        log.warning("episode %s resolved: %s", episode.id, note)
-
-    def _end_replaced(self, route: Route) -> None:
-        for episode in self._open_episodes(route.model):
-            if episode.version != route.champion and episode.signal != SERVED_MODEL_CHANGE:
-                before, after = version_name(route.model, episode.version), version_name(route.model, route.champion)
-                note = f"{after} took over from {before} with revision {route.revision} ({route.by}: {route.reason})"
-                over = alerts.resolved(episode, note, self._registry.clock())
-                over = over.model_copy(
-                    update={"evidence": over.evidence | {"champion": {"before": before, "after": after}}}
-                )
-                self._registry.episodes.update(episode, over, by=BY, action="episode.resolve")
-                log.warning("episode %s resolved: %s", episode.id, note)
-
-    def _pursue(self, model: str) -> None:
-        for episode in self._open_episodes(model):
-            pursue(self._registry, episode)
-
-    def _open_episodes(self, model: str) -> list[AlertEpisode]:
-        """Those this monitor answers for; others may have opened some of other signals."""
-        return [e for e in self._registry.episodes.all(model, open_only=True).whole() if e.signal in DETECTORS]
-
     @staticmethod
     def _of(score: WindowScore) -> str:
         return f"{score.model}@{score.version} {score.signal} window {score.detail['window']}"
-
-
-def _needs(signal: str) -> str:
-    return "text" if signal in QUALITIES and signal != THUMBS_DOWN else "feedback"

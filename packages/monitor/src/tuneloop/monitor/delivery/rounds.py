@@ -31,6 +31,8 @@ log = logging.getLogger("tuneloop.monitor.delivery")
 LEASE_S = 120.0  # past what one attempt may take
 RENEW_S = 300.0  # between repetitions for Alertmanager, which takes an alert as over after four that stay out
 _RECEIVERS = 16  # at once
+# As page: that its episode got worse was told with it. Away: the receiver did not take it, and is to be left alone.
+Became = Literal["ended", "ended as page", "waits", "away"]
 
 
 @dataclass
@@ -129,10 +131,7 @@ class Deliverer:
                 became = "away" if self._stopping() else self._deliver(receiver, standing, row, silences, told)
                 if became == "away":
                     return
-                # What waits holds up the rest of its episode: they go out in order.
-                left = [
-                    one for one in left if one is not row and (became == "ended" or one.episode_id != row.episode_id)
-                ]
+                left = [one for one in left if one is not row and not _done_with(one, row, became)]
         if isinstance(receiver, Alertmanager):
             self._renew(receiver, standing, silences)
 
@@ -143,8 +142,8 @@ class Deliverer:
         row: Delivery,
         silences: Sequence[Silence],
         told: set[str],
-    ) -> Literal["ended", "waits", "away"]:
-        """What becomes of one row; away: the receiver did not take it, and is to be left alone."""
+    ) -> Became:
+        """What becomes of one row."""
         outbox, now = self._registry.outbox, self._registry.clock()
         try:
             episode = self._registry.episodes.get(row.episode_id)
@@ -166,11 +165,13 @@ class Deliverer:
             log.exception("%s: %s could not be sent", receiver.name, row.id)
             self._failed(receiver, standing, row, NotTaken(f"a defect of the monitor: {type(error).__name__}"))
             return "away"
+        paged = row.transition == "opened" and episode.severity == "page" and not isinstance(receiver, Alertmanager)
+        as_page = paged and outbox.told_as_page(row, now, self._registry.clock())
         outbox.end(row.id, "sent", self._registry.clock())
         told.add(row.episode_id)
         standing.failures, standing.away_until = 0, None
         log.info("%s has %s of %s (%s)", receiver.name, row.transition, row.episode_id, row.id)
-        return "ended"
+        return "ended as page" if as_page else "ended"
 
     def _failed(self, receiver: AnyReceiver, standing: _Standing, row: Delivery, error: NotTaken) -> None:
         now, attempts = self._registry.clock(), row.attempts + 1
@@ -213,6 +214,13 @@ class Deliverer:
     def _page(self, receiver: AnyReceiver, row: Delivery, episode: AlertEpisode) -> Page:
         base = self._settings.runbook_base
         return page_of(row, episode, examples=receiver.examples, redact=self._redact, runbook_base=base)
+
+
+def _done_with(one: Delivery, row: Delivery, became: Became) -> bool:
+    """Whether another row is left out of this round after what became of one: what waits holds up the rest of its
+    episode, as they go out in order."""
+    told = became == "ended as page" and one.transition == "worse"
+    return one.episode_id == row.episode_id and (became == "waits" or told)
 
 
 def _repetition(episode: AlertEpisode, receiver: str, now: datetime) -> Delivery:

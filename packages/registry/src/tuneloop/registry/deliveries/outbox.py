@@ -180,6 +180,19 @@ class Outbox:
         """It waits no more."""
         self._write(delivery, state=state, ended_at=at, error=error[:500])
 
+    def told_as_page(self, opened: Delivery, read_at: datetime, at: datetime) -> bool:
+        """The episode was told as the page it had become: when it was one before anything was tried (else before it
+        was read), that it got worse is no news. A ticket may have gone out with an attempt that seemed to fail."""
+        worse = delivery_id(opened.episode_id, "worse", opened.receiver)
+        where = (
+            deliveries.c.id == worse,
+            deliveries.c.state == "waiting",
+            deliveries.c.created_at <= (opened.first_at or read_at),
+        )
+        values = {"state": "dropped", "ended_at": at, "error": "it was told as a page from the first"}
+        with self._db.writing() as connection:
+            return connection.execute(sa.update(deliveries).where(*where).values(**values)).rowcount == 1
+
     def backlogs(self, receivers: Sequence[str], at: datetime) -> dict[str, Backlog]:
         """By receiver: what fails, and what was given up."""
         oldest = sa.select(deliveries.c.receiver, sa.func.min(deliveries.c.first_at))

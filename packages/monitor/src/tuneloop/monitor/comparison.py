@@ -1,0 +1,60 @@
+"""What a window is judged by, and what is said of it: values, without a test of their own.
+
+A judgement without enough data says so with its reason; it is never a pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from tuneloop.monitor.detectors import Outcome
+from tuneloop.monitor.reference import Reference, score_id
+from tuneloop.monitor.windows import Window
+
+
+@dataclass(frozen=True)
+class Attacks:
+    """What guards caught on either side, and how many requests there were, those that were stopped among them."""
+
+    reference: tuple[int, int]
+    window: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A window of a champion's traffic, held against its reference."""
+
+    model: str
+    version: int
+    reference: Reference
+    window: Window
+    corrections: Mapping[str, str]  # request id → how the answer should have read, of both sides
+    thumbs: Mapping[str, bool]  # request id → whether the user's thumb points down, of both sides
+    attacks: Attacks | None = None  # None: no guard looks for them
+
+    def score_id(self, signal: str) -> str:
+        """The id of one signal's judgement."""
+        return score_id(self.model, self.version, signal, self.window.index)
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What one signal says of one window; `detail` is JSON."""
+
+    verdict: Literal["drift", "none", "not enough data"]
+    n: int
+    result: Outcome | None
+    detail: dict[str, Any]
+
+
+def without_reference(why: str) -> Judgement:
+    """Of what can only be held against the version's own reference, which is not complete."""
+    return Judgement("not enough data", 0, None, {"reason": why})
+
+
+def unread(episode: str) -> Judgement:
+    """Of a perplexity that no engine needs to read: whatever it were, the episode stays as it is."""
+    reason = f"not read: the questions alone keep {episode} open, which has a perplexity among its signals already"
+    return Judgement("not enough data", 0, None, {"reason": reason})

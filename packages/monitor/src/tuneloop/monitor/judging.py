@@ -1,0 +1,221 @@
+"""How one window of a signal is judged against its reference: which records each looks at, how many it needs, what its
+test says, and what is kept of that as evidence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from hashlib import sha256
+from typing import Any
+
+import numpy as np
+
+from tuneloop.monitor.comparison import Comparison, Judgement
+from tuneloop.monitor.detectors import mean_rise_test, window_alpha
+from tuneloop.monitor.features import new_words, witness
+from tuneloop.monitor.latency import engines_of, is_slow, percentiles, slow_share_test
+from tuneloop.monitor.parity import by_group
+from tuneloop.monitor.quality import is_broken, is_refusal, length_change_test, share_rise_test
+from tuneloop.monitor.scorer import Scored, Scorer
+from tuneloop.monitor.settings import MonitorSettings
+from tuneloop.monitor.signals import (
+    ANSWER_LENGTH,
+    ATTACK_GUARDS,
+    BROKEN_ANSWERS,
+    CORRECTION_PERPLEXITY,
+    INJECTIONS,
+    LATENCY,
+    PERPLEXITIES,
+    QUALITIES,
+    REFUSALS,
+    THUMBS_DOWN,
+    budget_share,
+)
+from tuneloop.monitor.textdrift import text_test
+from tuneloop.registry.errors import Unavailable
+from tuneloop.registry.nouns import RequestRecord, version_name
+
+ENOUGH_SCORED = (
+    0.8  # of a window's or reference's questions; a test on fewer would look at a chosen part of the traffic
+)
+ENOUGH_TEXT = 0.8  # likewise, of answers
+ENOUGH_CORRECTED = 10  # on either side
+ENOUGH_THUMBS = 10  # on either side
+_UNITS = {THUMBS_DOWN: "share of thumbs down", REFUSALS: "share of refusals", BROKEN_ANSWERS: "share of broken answers"}
+_EXAMPLES, _EXAMPLE_CHARS = 5, 300
+
+
+class Judge:
+    """Judges windows of one monitor; deterministic but for what engines answer."""
+
+    def __init__(self, settings: MonitorSettings, scorer: Scorer) -> None:
+        self._settings = settings
+        self._scorer = scorer
+
+    def alpha(self, signal: str) -> float:
+        """The level at which one window of a stream is tested."""
+        settings = self._settings
+        return window_alpha(settings.window, settings.mean_run_length, 1) * budget_share(signal, settings)
+
+    def judge(self, signal: str, held: Comparison) -> Judgement:
+        """One signal of one window."""
+        if signal == LATENCY:
+            return self._latency(held.window.records)
+        if signal == INJECTIONS:
+            return injections(held, self.alpha(signal))
+        seed = int(sha256(held.score_id(signal).encode()).hexdigest()[:16], 16)
+        rng = np.random.default_rng(seed)
+        if signal in PERPLEXITIES:
+            return self._perplexity(signal, held, rng)
+        if signal in QUALITIES:
+            return quality(signal, held, self.alpha(signal), rng)
+        return prompt_drift(held.reference.records, held.window.records, self.alpha(signal), rng)
+
+    def _perplexity(self, signal: str, held: Comparison, rng: np.random.Generator) -> Judgement:
+        of_corrections = signal == CORRECTION_PERPLEXITY
+        sides = {"reference": held.reference.records, "window": held.window.records}
+        if of_corrections:
+            sides = {what: tuple(r for r in records if r.id in held.corrections) for what, records in sides.items()}
+            for what, records in sides.items():
+                if len(records) < ENOUGH_CORRECTED:
+                    reason = f"{len(records)} answers of the {what} were corrected; {ENOUGH_CORRECTED} are needed"
+                    said = {"reason": reason, "too_few_corrections": True}
+                    return Judgement("not enough data", len(sides["window"]), None, said)
+        nats: dict[str, dict[str, float]] = {}
+        for what, records in sides.items():
+            try:
+                scored = self._scorer.score(version_name(held.model, held.version), records, held.corrections)
+            except Unavailable as error:
+                return Judgement("not enough data", 0, None, {"reason": str(error)})
+            values = {i: s.correction_nats if of_corrections else s.nats for i, s in scored.items()}
+            nats[what] = {i: round(value, 5) for i, value in values.items() if value is not None}
+            if len(nats[what]) < ENOUGH_SCORED * len(records):
+                return Judgement("not enough data", len(nats[what]), None, {"reason": _unscored(what, scored, signal)})
+        before, now = (np.array(list(nats[what].values()), dtype=np.float64) for what in sides)
+        result = mean_rise_test(before, now, self.alpha(signal), rng)
+        detail = {
+            "unit": f"nats per token of the {'correction' if of_corrections else 'question'}, above the reference",
+            "nats": {"reference": round(float(before.mean()), 5), "window": round(float(now.mean()), 5)},
+            "window_nats": nats["window"],
+            "reference_nats": nats["reference"],
+            "examples": _examples(sides["window"], [nats["window"].get(r.id, -1.0) for r in sides["window"]]),
+        }
+        return Judgement("drift" if result.alarm else "none", len(now), result, detail)
+
+    def _latency(self, records: Sequence[RequestRecord]) -> Judgement:
+        settings = self._settings
+        slow = [record for record in records if is_slow(record, settings.latency_ms, settings.ttft_ms)]
+        result = slow_share_test(len(slow), len(records), self.alpha(LATENCY))
+        ttft = [record.ttft_ms for record in records if record.ttft_ms is not None]
+        detail = {
+            "unit": "share of answers over the objective",
+            "objective_ms": {"total": settings.latency_ms, "ttft": settings.ttft_ms},
+            "total_ms": percentiles([record.total_ms for record in records]),
+            "ttft_ms": percentiles(ttft),
+            "engines": engines_of(records, slow),
+            "examples": _examples(slow, [record.total_ms for record in slow]),
+        }
+        return Judgement("drift" if result.alarm else "none", len(records), result, detail)
+
+
+def injections(held: Comparison, alpha: float) -> Judgement:
+    """Whether more of what was asked is an attack, as guards have found.
+
+    What a guard stops is served by no version and so in no window: all requests between the first and the last record
+    of either side are counted.
+    """
+    caught = held.attacks
+    if caught is None:
+        return Judgement("not enough data", 0, None, {"reason": f"no guard of {held.model} looks for injections"})
+    (had, of), (has, among) = caught.reference, caught.window
+    result = share_rise_test((had, of), (has, among), alpha)
+    detail: dict[str, Any] = {
+        "unit": "share of requests",
+        "shares": {"reference": round(had / of, 4), "window": round(has / among, 4)},
+        "requests": {"reference": of, "window": among},
+    }
+    if result.alarm:
+        through = [record for record in held.window.records if any(g in record.guards for g in ATTACK_GUARDS)]
+        detail["examples"] = _examples(through, [1.0] * len(through))
+    return Judgement("drift" if result.alarm else "none", among, result, detail)
+
+
+def prompt_drift(
+    reference: Sequence[RequestRecord], window: Sequence[RequestRecord], alpha: float, rng: np.random.Generator
+) -> Judgement:
+    """Whether the window's questions are other questions than the reference's."""
+    before, now = [record.question for record in reference], [record.question for record in window]
+    found = text_test(before + now, len(before), alpha, rng)
+    result = found.outcome
+    detail: dict[str, Any] = {"unit": "standard deviations", "looks": found.looks}
+    if result.alarm:
+        detail["words"] = [vars(word) for word in new_words(before, now)]
+        detail["examples"] = _examples(window, list(witness(found.kernel, len(before))))
+    return Judgement("drift" if result.alarm else "none", len(now), result, detail)
+
+
+def quality(signal: str, held: Comparison, alpha: float, rng: np.random.Generator) -> Judgement:
+    """Whether answers are worse than the reference's, or other, by one of the signals in `QUALITIES`."""
+    before, now = held.reference.records, held.window.records
+    if signal == THUMBS_DOWN:
+        before, now = (tuple(r for r in side if r.id in held.thumbs) for side in (before, now))
+        for what, side in (("reference", before), ("window", now)):
+            if len(side) < ENOUGH_THUMBS:
+                reason = f"{len(side)} answers of the {what} have a thumb; {ENOUGH_THUMBS} are needed"
+                return Judgement("not enough data", len(now), None, {"reason": reason, "too_few_thumbs": True})
+    else:
+        all_of = {"reference": before, "window": now}
+        before, now = (tuple(r for r in side if r.answer is not None) for side in (before, now))
+        for (what, records), side in zip(all_of.items(), (before, now), strict=True):
+            if len(side) < ENOUGH_TEXT * len(records):
+                missing = len(records) - len(side)
+                reason = f"{missing} of the {what}'s {len(records)} answers are on record without their text"
+                return Judgement("not enough data", len(now), None, {"reason": reason, "too_little_text": True})
+    if signal == ANSWER_LENGTH:
+        result = length_change_test(before, now, alpha, rng)
+        lengths = [len(record.answer or "") for record in now]
+        usual = float(np.median([len(record.answer or "") for record in before]))
+        detail: dict[str, Any] = {
+            "unit": "difference of mean log lengths",
+            "characters": {"reference": usual, "window": float(np.median(lengths))},
+        }
+        if result.alarm:
+            detail["examples"] = _examples(now, [abs(np.log1p(n) - np.log1p(usual)) for n in lengths])
+        return Judgement("drift" if result.alarm else "none", len(now), result, detail)
+    hits = [[_has(signal, record, held.thumbs) for record in side] for side in (before, now)]
+    (had, of), (has, among) = ((sum(side), len(side)) for side in hits)
+    result = share_rise_test((had, of), (has, among), alpha)
+    detail = {"unit": _UNITS[signal], "shares": {"reference": round(had / of, 4), "window": round(has / among, 4)}}
+    if signal == REFUSALS:
+        detail["groups"] = by_group([record.question for record in now], hits[1])
+    if result.alarm:
+        detail["examples"] = _examples([r for r, hit in zip(now, hits[1], strict=True) if hit], [1.0] * has)
+    return Judgement("drift" if result.alarm else "none", among, result, detail)
+
+
+def _has(signal: str, record: RequestRecord, thumbs: Mapping[str, bool]) -> bool:
+    if signal == THUMBS_DOWN:
+        return thumbs[record.id]
+    return (is_refusal if signal == REFUSALS else is_broken)(record.answer or "")
+
+
+def _examples(records: Sequence[RequestRecord], weights: Sequence[float]) -> list[dict[str, Any]]:
+    """The records of most weight, as evidence."""
+    order = sorted(range(len(records)), key=lambda index: -weights[index])[:_EXAMPLES]
+    return [
+        {
+            "request_id": records[index].id,
+            "question": records[index].question[:_EXAMPLE_CHARS],
+            "weight": round(float(weights[index]), 4),
+        }
+        for index in order
+    ]
+
+
+def _unscored(what: str, scored: Mapping[str, Scored], signal: str) -> str:
+    if signal == CORRECTION_PERPLEXITY:
+        missing = sum(s.correction_nats is None for s in scored.values())
+        return (
+            f"{missing} of the {what}'s {len(scored)} corrections cannot be scored: too long, or refused by the engine"
+        )
+    reasons = [s.reason for s in scored.values() if s.nats is None]
+    return f"{len(reasons)} of the {what}'s {len(scored)} questions cannot be scored, for example: {reasons[0]}"

@@ -1,0 +1,113 @@
+"""The episodes of a model as one monitor keeps them: alarms open them or join them, further windows tell more of their
+causes, the policy acts on them, and they end when they have gone quiet or their version was replaced.
+"""
+
+from __future__ import annotations
+
+import logging
+from datetime import datetime
+
+from tuneloop.monitor import alerts
+from tuneloop.monitor.causes import explained, gather
+from tuneloop.monitor.filing import BY, pursue
+from tuneloop.monitor.reference import ANCHOR
+from tuneloop.monitor.settings import MonitorSettings
+from tuneloop.monitor.signals import DETECTORS, PERPLEXITIES, QUALITIES, SERVED_MODEL_CHANGE, THUMBS_DOWN, windowed
+from tuneloop.registry import Registry
+from tuneloop.registry.nouns import AlertEpisode, Route, WindowScore, version_name
+
+log = logging.getLogger("tuneloop.monitor")
+_RECENT = 50  # scores of a stream read back to see whether it has gone quiet
+
+
+class Keeper:
+    """Keeps the episodes of signals that are judged window by window."""
+
+    def __init__(self, registry: Registry, settings: MonitorSettings, *, watches_canaries: bool) -> None:
+        self._registry = registry
+        self._settings = settings
+        self._watches_canaries = watches_canaries
+        self._signals = windowed(settings)
+
+    def take(self, score: WindowScore) -> None:
+        """An alarm opens an episode or joins an open one, unless one that is over has dealt with its window."""
+        now = self._registry.clock()
+        pages = self._settings.paging(score.model)
+        still_open = self._registry.episodes.all(score.model, open_only=True).whole()
+        episode = alerts.taker(still_open, score, self._settings.group_s)
+        if episode is None:
+            past = self._registry.episodes.all(score.model, version=score.version)
+            for row in past.unreadable:
+                log.error("left out of what %s has been through: %s", version_name(score.model, score.version), row)
+            if not alerts.is_news(score, [e for e in past if alerts.takes(e, score, 0)]):
+                return
+            opened = self._registry.episodes.open(self._explained(alerts.opened(score, now, pages), now))
+            log.warning("episode %s opened (%s): %s", opened.id, opened.severity, opened.evidence["summary"])
+            return
+        changed = alerts.joined(episode, score, now, pages)
+        if changed != episode:  # each window may tell more of the cause
+            self._registry.episodes.update(episode, self._explained(changed, now), by=BY, action="episode.window")
+
+    def _explained(self, episode: AlertEpisode, now: datetime) -> AlertEpisode:
+        return explained(episode, gather(self._registry, episode, self._settings.changes_s, now))
+
+    def end_quiet(self, model: str, version: int) -> None:
+        """End those whose signals have raised nothing for long enough."""
+        for episode in self._open_episodes(model):
+            if episode.signal == SERVED_MODEL_CHANGE and self._watches_canaries:  # `CanaryWatch` ends those
+                continue
+            clear_after = self._settings.clear_after
+            recent = {
+                signal: self._registry.episodes.scores(model, version=version, signal=signal, limit=_RECENT)
+                for signal in episode.evidence["signals"]
+                if signal in self._signals  # another setting may have ended the watch over one
+            }
+            if not recent:
+                self._end(episode, "none of its signals is watched any more")
+                continue
+            loud = [signal for signal, scores in recent.items() if not alerts.is_quiet(scores, clear_after)]
+            # Users stop correcting when the cause is gone: that holds up no all-clear that another signal gives.
+            silent = [signal for signal in loud if alerts.is_silent(recent[signal], clear_after)]
+            if loud == silent and len(silent) < len(recent):
+                note = f"{clear_after} windows in a row without an alarm"
+                note += "".join(f"; too little {_needs(signal)} since to judge {signal} by" for signal in silent)
+                self._end(episode, note)
+
+    def _end(self, episode: AlertEpisode, note: str) -> None:
+        over = alerts.resolved(episode, note, self._registry.clock())
+        self._registry.episodes.update(episode, over, by=BY, action="episode.resolve")
+        log.warning("episode %s resolved: %s", episode.id, note)
+
+    def end_replaced(self, route: Route) -> None:
+        """End those of versions that the champion has replaced; `CanaryWatch` ends a served model that changed."""
+        for episode in self._open_episodes(route.model):
+            if episode.version != route.champion and episode.signal != SERVED_MODEL_CHANGE:
+                before, after = version_name(route.model, episode.version), version_name(route.model, route.champion)
+                note = f"{after} took over from {before} with revision {route.revision} ({route.by}: {route.reason})"
+                over = alerts.resolved(episode, note, self._registry.clock())
+                over = over.model_copy(
+                    update={"evidence": over.evidence | {"champion": {"before": before, "after": after}}}
+                )
+                self._registry.episodes.update(episode, over, by=BY, action="episode.resolve")
+                log.warning("episode %s resolved: %s", episode.id, note)
+
+    def pursue(self, model: str) -> None:
+        """Do for each open one what the policy says."""
+        for episode in self._open_episodes(model):
+            pursue(self._registry, episode)
+
+    def _open_episodes(self, model: str) -> list[AlertEpisode]:
+        """Those this monitor answers for; others may have opened some of other signals."""
+        return [e for e in self._registry.episodes.all(model, open_only=True).whole() if e.signal in DETECTORS]
+
+    def heard(self, model: str) -> AlertEpisode | None:
+        """The open episode that questions and a perplexity have raised already."""
+        for episode in self._open_episodes(model):
+            raised = episode.evidence["signals"]
+            if ANCHOR in raised and any(signal in raised for signal in PERPLEXITIES):
+                return episode
+        return None
+
+
+def _needs(signal: str) -> str:
+    return "text" if signal in QUALITIES and signal != THUMBS_DOWN else "feedback"
