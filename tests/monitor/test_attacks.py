@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from monitor.scene import Scene
 from tests_support import Clock, request_record
 from tuneloop.monitor.quality import share_rise_test
 from tuneloop.registry import Registry
-from tuneloop.registry.guard_policy import GuardPolicy
+from tuneloop.registry.guard_policy import GuardPolicy, injections_looked_for
 from tuneloop.registry.policies import RetrainingPolicy
 
 BLOCKED: dict[str, Any] = {"status": 400, "served_version": None, "guards": {"injection": "block: instructions"}}
@@ -77,7 +77,37 @@ def test_without_a_guard_it_is_not_known_whether_there_are_attacks(scene: Scene)
     scene.usual(80)
     scene.watch()
     (score,) = scene.scores("injections")
-    assert (score.verdict, score.detail["reason"]) == ("not enough data", "no guard of bot looks for injections")
+    assert score.verdict == "not enough data"
+    assert score.detail["reason"] == "no guard of bot looked for injections, in the reference or now"
+
+
+def test_a_guard_younger_than_the_reference_makes_no_attack_of_what_it_finds(scene: Scene) -> None:
+    scene.usual(80)
+    scene.watch()
+    scene.registry.policies.set("bot", GuardPolicy(), by="ada", reason="test")
+    for _ in range(20):
+        scene.usual(1, **FLAGGED)
+    scene.watch()
+    assert [score.verdict for score in scene.scores("injections")] == ["not enough data"] * 2
+    assert scene.registry.episodes.all("bot") == []
+
+
+def test_attacks_are_counted_from_when_on_a_guard_looked_for_them(scene: Scene) -> None:
+    def looked(since: int, until: int) -> datetime | None:
+        return injections_looked_for(scene.registry.database, "bot", since=at[since], until=at[until])
+
+    def setting(policy: GuardPolicy) -> datetime:
+        scene.clock.advance(10)
+        scene.registry.policies.set("bot", policy, by="ada", reason="test")
+        return scene.clock.now
+
+    policies = (
+        *(GuardPolicy(enabled=False), GuardPolicy(), GuardPolicy(injection="flag"), GuardPolicy(injection="off")),
+        GuardPolicy(),
+    )
+    at = [setting(policy) for policy in policies]
+    assert [looked(0, until) for until in range(5)] == [None, at[1], at[1], None, at[4]]
+    assert (looked(2, 2), looked(3, 4), looked(4, 4)) == (at[2], at[4], at[4])
 
 
 def test_a_steady_share_of_attacks_raises_no_more_alarms_than_the_level() -> None:

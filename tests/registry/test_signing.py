@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from mlflow.tracking import MlflowClient
 
@@ -216,6 +216,7 @@ WRONG_KEYS = {
     "none": None,
     "no key": b"no key",
     "rsa": private(rsa.generate_private_key(65537, 2048)),
+    "a curve of coins": private(ec.generate_private_key(ec.SECP256K1())),
     "ed25519": private(ed25519.Ed25519PrivateKey.generate()),
 }
 

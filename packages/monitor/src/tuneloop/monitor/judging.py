@@ -125,7 +125,8 @@ def injections(held: Comparison, alpha: float) -> Judgement:
     """
     caught = held.attacks
     if caught is None:
-        return Judgement("not enough data", 0, None, {"reason": f"no guard of {held.model} looks for injections"})
+        reason = f"no guard of {held.model} looked for injections, in the reference or now"
+        return Judgement("not enough data", 0, None, {"reason": reason})
     (had, of), (has, among) = caught.reference, caught.window
     result = share_rise_test((had, of), (has, among), alpha)
     detail: dict[str, Any] = {

@@ -19,7 +19,7 @@ from tuneloop.monitor.settings import MonitorSettings
 from tuneloop.monitor.signals import ATTACK_GUARDS, PERPLEXITY
 from tuneloop.monitor.windows import Window
 from tuneloop.registry import Registry
-from tuneloop.registry.guard_policy import current_guards
+from tuneloop.registry.guard_policy import injections_looked_for
 from tuneloop.registry.nouns import Route, WindowScore, version_name
 
 _EARLIER = 5  # champions looked back at for a reference; each costs a pass some reading
@@ -89,15 +89,17 @@ class Standards:
         return of_like_times(standard.reference, window.records, self._settings.reference)
 
     def attacks(self, model: str, standard: Standard, window: Window) -> Attacks | None:
-        """What guards caught; None where nobody has asked them to, or it is not known whether."""
-        policy = current_guards(self._registry.database).get(model)
-        if policy is None or not policy.enabled or policy.injection == "off":
+        """What guards caught on either side, from when on they looked; None where they did not: what nobody looks for
+        is not rarer."""
+        looked, reference = partial(injections_looked_for, self._registry.database, model), standard.reference
+        first, last = reference.records[0].at, reference.records[-1].at
+        had, have = looked(since=first, until=last), looked(since=window.start, until=window.end)
+        if had is None or have is None:
             return None
-        caught, reference = partial(self._registry.traffic.caught, model, ATTACK_GUARDS), standard.reference
-        key = (model, reference.digest)
+        caught, key = partial(self._registry.traffic.caught, model, ATTACK_GUARDS), (model, reference.digest)
         if key not in self._attacked:  # a busy model is asked a million times while its reference is gathered
-            self._attacked[key] = caught(since=reference.records[0].at, until=reference.records[-1].at)
-        return Attacks(self._attacked[key], caught(since=window.start, until=window.end))
+            self._attacked[key] = caught(since=had, until=last)
+        return Attacks(self._attacked[key], caught(since=have, until=window.end))
 
     def _held(self, route: Route, version: int) -> Reference | None:
         """The reference that an earlier champion was held to. One that had none will have none until the route changes:

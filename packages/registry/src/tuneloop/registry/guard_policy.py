@@ -7,6 +7,7 @@ business. A model without a policy, or with one that is not `enabled`, is not gu
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Annotated, Any, Literal
 
 import sqlalchemy as sa
@@ -160,3 +161,31 @@ def current_guards(database: Database) -> CurrentGuards:
                 f"`tuneloop guard policy {model} --set FILE --by YOU --reason WHY`"
             )
     return found
+
+
+def injections_looked_for(database: Database, model: str, *, since: datetime, until: datetime) -> datetime | None:
+    """From when on a model's guards looked for injections without a break up to `until`, `since` at the earliest; None
+    where they did not at `until`. A policy that cannot be read counts as none.
+
+    Raises:
+        Unavailable: the database does not answer.
+    """
+    query = sa.select(policies.c.at, policies.c.body).where(policies.c.model == model, policies.c.kind == KIND)
+    with database.reading() as connection:
+        rows = connection.execute(query.where(policies.c.at <= until).order_by(policies.c.id.desc())).all()
+    looked = None
+    for at, body in rows:
+        if not _looks_for_injections(body):
+            return looked
+        if at <= since:
+            return since
+        looked = at
+    return looked
+
+
+def _looks_for_injections(body: object) -> bool:
+    try:
+        policy = GuardPolicy.model_validate(body)
+    except ValidationError:
+        return False
+    return policy.enabled and policy.injection != "off"

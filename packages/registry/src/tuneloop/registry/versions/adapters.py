@@ -17,6 +17,7 @@ from typing import Any
 from tuneloop.registry.errors import InvalidInput
 from tuneloop.registry.nouns import Version
 from tuneloop.registry.versions.artifacts import PUBLISHABLE
+from tuneloop.registry.versions.bounded import entries, object_in, quoted, shown, some
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 SERVED_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -37,6 +38,8 @@ _BYTES = {
 }
 _MAX_ALPHA = 1e6  # of any adapter that was ever trained; NaN is not below it
 _MAX_HEADER_BYTES = 100_000_000
+_MOST_DIMENSIONS, _LARGEST_DIMENSION = 8, 2**63  # a product of more, or of larger ones, takes seconds
+_AS_WRITTEN = "publish the folder that PEFT's save_pretrained wrote"
 _TENSOR = re.compile(r"^base_model\.model\.(?P<layer>.+)\.lora_(?P<side>[AB])\.weight$")
 # Features that change what an adapter means and that vLLM does not have; each with what it asks of the trainer.
 _UNSERVED = {
@@ -93,19 +96,14 @@ def reasons(folder: Path, version: Version, limits: Limits) -> list[str]:
 def unservable(folder: Path, limits: Limits) -> list[str]:
     """What is wrong with the files alone; empty when nothing is."""
     found = []
-    foreign = sorted(path.name for path in folder.rglob("*") if path.is_file() and path.suffix not in PUBLISHABLE)
-    if foreign:
-        found.append(
-            f"{', '.join(foreign)}: only safetensors and text are loaded, never pickles; save it as safetensors"
-        )
     try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        return [*found, f"{CONFIG} cannot be read ({error}); publish the folder that PEFT's save_pretrained wrote"]
-    if not isinstance(config, dict):
-        return [*found, f"{CONFIG} is no JSON object; publish the folder that PEFT's save_pretrained wrote"]
-    found += _config_reasons(config, limits)
-    try:
+        foreign = [path.name for path in entries(folder) if path.is_file() and path.suffix not in PUBLISHABLE]
+        if foreign:
+            found.append(
+                f"{some(foreign)}: only safetensors and text are loaded, never pickles; save it as safetensors"
+            )
+        config = object_in(folder / CONFIG, _AS_WRITTEN)
+        found += _config_reasons(config, limits)
         shapes = header_shapes(folder / WEIGHTS)
     except InvalidInput as error:
         return [*found, str(error)]
@@ -145,8 +143,11 @@ def header_shapes(path: Path) -> dict[str, Shape]:
         tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
         end = 0
         for first, last in sorted(entry["data_offsets"] for entry in tensors.values()):
-            if first != end or last < first:
-                raise InvalidInput(f"{path.name}: its tensors overlap or leave gaps at byte {first}; publish it again")
+            if {type(first), type(last)} != {int} or first != end or not first <= last <= size:
+                raise InvalidInput(
+                    f"{path.name}: its tensors overlap, leave gaps or pass its end at byte {quoted(first)}; publish it "
+                    "again"
+                )
             end = last
         if 8 + length + end != size:
             raise InvalidInput(
@@ -154,19 +155,19 @@ def header_shapes(path: Path) -> dict[str, Shape]:
             )
         for name, entry in tensors.items():
             first, last = entry["data_offsets"]
-            if not all(type(size) is int and size >= 0 for size in entry["shape"]):
-                raise InvalidInput(f"{path.name}: tensor {name} has the shape {entry['shape']}; publish it again")
-            if last - first != prod(entry["shape"]) * _BYTES[entry["dtype"]]:
-                raise InvalidInput(
-                    f"{path.name}: tensor {name} does not fill its shape {entry['shape']}; publish it again"
-                )
+            shape, called = entry["shape"], f"{path.name}: tensor {shown(name)}"
+            known = isinstance(shape, list) and len(shape) <= _MOST_DIMENSIONS
+            if not known or not all(type(each) is int and 0 <= each < _LARGEST_DIMENSION for each in shape):
+                raise InvalidInput(f"{called} has the shape {quoted(shape)}; publish it again")
+            if last - first != prod(shape) * _BYTES[entry["dtype"]]:
+                raise InvalidInput(f"{called} does not fill its shape {quoted(shape)}; publish it again")
         return {name: tuple(entry["shape"]) for name, entry in tensors.items()}
     except OSError as error:
         raise InvalidInput(f"{path.name} cannot be read ({error.strerror})") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         if isinstance(error, InvalidInput):
             raise
-        raise InvalidInput(f"{path.name} has a broken header ({error}); publish it again") from None
+        raise InvalidInput(f"{path.name} has a broken header ({shown(error)}); publish it again") from None
 
 
 def base_shapes(base: Path) -> dict[str, Shape]:
@@ -177,21 +178,25 @@ def base_shapes(base: Path) -> dict[str, Shape]:
 def _config_reasons(config: Mapping[str, Any], limits: Limits) -> list[str]:
     found = []
     if (kind := config.get("peft_type")) != "LORA":
-        found.append(f"{CONFIG}: peft_type is {kind}; only LORA is served as an adapter, merge it into a base instead")
+        found.append(
+            f"{CONFIG}: peft_type is {shown(kind)}; only LORA is served as an adapter, merge it into a base instead"
+        )
     found += _scale_reasons(config, limits)
     for key, what in _UNSERVED.items():
         if config.get(key):
             found.append(f"{CONFIG}: {what} ({key}) is not served by vLLM; train without it")
     if config.get("bias", "none") != "none":
-        found.append(f"{CONFIG}: bias {config['bias']!r} is not served by vLLM; train with bias none")
+        found.append(f"{CONFIG}: bias {quoted(config['bias'])} is not served by vLLM; train with bias none")
     if str(config.get("init_lora_weights")).lower().startswith(_BASE_CHANGING_INITS):
         found.append(
-            f"{CONFIG}: init_lora_weights {config['init_lora_weights']!r} changed the base; convert it with PEFT's "
-            "path_initial_model_for_weight_conversion"
+            f"{CONFIG}: init_lora_weights {quoted(config['init_lora_weights'])} changed the base; convert it with "
+            "PEFT's path_initial_model_for_weight_conversion"
         )
     targets = config.get("target_modules")
     if not isinstance(targets, list) or not targets:
-        found.append(f"{CONFIG}: target_modules is {targets!r}, not a list of module names; save it with a recent PEFT")
+        found.append(
+            f"{CONFIG}: target_modules is {quoted(targets)}, not a list of module names; save it with a recent PEFT"
+        )
     else:
         found += _target_reasons((str(target).rpartition(".")[2] for target in targets), limits)
     return found
@@ -201,13 +206,15 @@ def _scale_reasons(config: Mapping[str, Any], limits: Limits) -> list[str]:
     """What is wrong with its ranks, and with the numbers that say how strongly it acts."""
     for key in ("rank_pattern", "alpha_pattern"):
         if not isinstance(config.get(key) or {}, dict):
-            return [f"{CONFIG}: {key} is {config[key]!r}, not a mapping; save it with PEFT's save_pretrained"]
+            return [f"{CONFIG}: {key} is {quoted(config[key])}, not a mapping; save it with PEFT's save_pretrained"]
     found = []
     ranks = _ranks(config)
     if not all(type(rank) is int and rank > 0 for rank in ranks):
-        found.append(f"{CONFIG}: r is {config.get('r')!r}, not a positive number")
+        found.append(f"{CONFIG}: r is {quoted(config.get('r'))}, not a positive number")
     elif max(ranks) > LARGEST_RANK:
-        found.append(f"{CONFIG}: rank {max(ranks)} is above {LARGEST_RANK}, the most that vLLM serves; lower lora.rank")
+        found.append(
+            f"{CONFIG}: rank {quoted(max(ranks))} is above {LARGEST_RANK}, the most that vLLM serves; lower lora.rank"
+        )
     elif max(ranks) > limits.max_lora_rank:
         found.append(
             f"{CONFIG}: rank {max(ranks)} exceeds the engine's max_lora_rank {limits.max_lora_rank}; lower lora.rank, "
@@ -215,9 +222,11 @@ def _scale_reasons(config: Mapping[str, Any], limits: Limits) -> list[str]:
         )
     alphas = [config.get("lora_alpha"), *(config.get("alpha_pattern") or {}).values()]
     if not all(type(alpha) in {int, float} and 0 < alpha <= _MAX_ALPHA for alpha in alphas):
-        found.append(f"{CONFIG}: lora_alpha is {config.get('lora_alpha')!r}, with the patterns no positive number each")
+        found.append(
+            f"{CONFIG}: lora_alpha is {quoted(config.get('lora_alpha'))}, with the patterns no positive number each"
+        )
     if type(config.get("use_rslora", False)) is not bool:
-        found.append(f"{CONFIG}: use_rslora is {config['use_rslora']!r}; it is true or false")
+        found.append(f"{CONFIG}: use_rslora is {quoted(config['use_rslora'])}; it is true or false")
     return found
 
 
@@ -231,7 +240,7 @@ def _target_reasons(modules: Iterable[str], limits: Limits) -> list[str]:
     if not strange:
         return []
     return [
-        f"{CONFIG}: target_modules {', '.join(strange)} would be ignored in silence: the engine serves "
+        f"{CONFIG}: target_modules {some(strange)} would be ignored in silence: the engine serves "
         f"{', '.join(limits.modules)}; train on those"
     ]
 
@@ -243,13 +252,16 @@ def _tensor_reasons(shapes: Mapping[str, Shape], limits: Limits, ranks: Collecti
     for name, shape in shapes.items():
         match = _TENSOR.match(name)
         if match is None or len(shape) != 2:
-            return [f"{WEIGHTS}: {name} {list(shape)} is not the A or B of a LoRA; save it with PEFT's save_pretrained"]
+            return [
+                f"{WEIGHTS}: {shown(name)} {list(shape)} is not the A or B of a LoRA; save it with PEFT's "
+                "save_pretrained"
+            ]
         pairs.setdefault(match["layer"], {})[match["side"]] = shape
     for layer, pair in pairs.items():
         if pair.keys() != {"A", "B"}:
-            return [f"{WEIGHTS}: {layer}: has only its lora_{next(iter(pair))}; publish it again"]
+            return [f"{WEIGHTS}: {shown(layer)}: has only its lora_{next(iter(pair))}; publish it again"]
         if wrong := _pair_reason(layer, pair, limits, ranks):
-            return [f"{WEIGHTS}: {layer}: {wrong}"]
+            return [f"{WEIGHTS}: {shown(layer)}: {wrong}"]
     return []
 
 
@@ -259,9 +271,7 @@ def _pair_reason(layer: str, pair: Mapping[str, Shape], limits: Limits, ranks: C
     if rank_a != rank_b or rank_a > limits.max_lora_rank:
         return f"A is {list(pair['A'])} and B is {list(pair['B'])}: ranks differ or exceed {limits.max_lora_rank}"
     if rank_a not in ranks:
-        return (
-            f"has rank {rank_a}, and {CONFIG} knows only {', '.join(map(str, ranks))}; publish what was saved together"
-        )
+        return f"has rank {rank_a}, and {CONFIG} knows only {some(map(str, ranks))}; publish what was saved together"
     if layer.rpartition(".")[2] not in limits.modules:
         return f"is not among the served modules {', '.join(limits.modules)}; train on those"
     weight = limits.base_shapes.get(f"{layer}.weight")

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from tuneloop.registry.errors import InvalidInput
 from tuneloop.registry.nouns import Version
+from tuneloop.registry.versions.bounded import entries, object_in, shown, some, text_in
 
 PUBLISHABLE = frozenset({".safetensors", ".json", ".jsonl", ".txt", ".md", ".jinja", ".model"})
 _BASE_PATTERNS = (
@@ -27,6 +28,9 @@ _BASE_PATTERNS = (
 )
 _TOKENIZER_PARTS = ("model", "added_tokens", "normalizer", "pre_tokenizer", "post_processor", "decoder")
 _OLDER_TOKENIZERS = ("*.model", "vocab.json", "merges.txt")
+_BACK = "bring the file back that was there"
+_MOST_TEMPLATE_BYTES = 2**20
+_MOST_NAMES = 10  # in a message
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
@@ -46,7 +50,7 @@ def file_digest(path: Path) -> str:
 
 def folder_digest(folder: Path) -> str:
     """The digest of every file below the folder, by relative name and content."""
-    return _digest_of(folder, (path for path in folder.rglob("*") if path.is_file()))
+    return _digest_of(folder, (path for path in entries(folder) if path.is_file()))
 
 
 def base_digest(folder: Path) -> str:
@@ -67,7 +71,7 @@ def template_digest(folder: Path) -> str:
     """The digest of a base's chat template: what turns messages into the tokens it is trained and served on.
 
     Raises:
-        InvalidInput: the folder has no chat template.
+        InvalidInput: the folder has no chat template, or what is there is damaged.
     """
     if (template := _template(folder)) is None:
         raise InvalidInput(
@@ -92,27 +96,33 @@ def tokenizer_digest(folder: Path) -> str | None:
     if not (path := folder / "tokenizer.json").is_file():
         files = [path for pattern in _OLDER_TOKENIZERS for path in folder.glob(pattern)]
         return _digest_of(folder, files) if files else None
+    said = object_in(path, _BACK)
     try:
-        said = json.loads(path.read_text(encoding="utf-8"))
         parts = {name: said.get(name) for name in _TOKENIZER_PARTS}
         if isinstance(merges := (parts["model"] or {}).get("merges"), list):  # older ones write "a b" for ["a", "b"]
             parts["model"] |= {"merges": [" ".join(pair) if isinstance(pair, list) else pair for pair in merges]}
+        return text_digest(json.dumps(parts, sort_keys=True))
     except (ValueError, AttributeError, TypeError, RecursionError) as error:
-        raise InvalidInput(f"{path.name} cannot be read: {error}; bring the file back that was there") from None
-    return text_digest(json.dumps(parts, sort_keys=True))
+        raise InvalidInput(f"{path.name} cannot be read ({shown(error)}); {_BACK}") from None
 
 
 def _template(folder: Path) -> str | None:
     path = folder / "chat_template.jinja"
+    if path.is_file():
+        text = text_in(path, _BACK, most_bytes=_MOST_TEMPLATE_BYTES)
+        return text.replace("\r\n", "\n").replace("\r", "\n")  # however its lines end, it is the same template
+    if not (path := folder / "tokenizer_config.json").is_file():
+        return None
+    template = object_in(path, _BACK).get("chat_template")
+    if not isinstance(template, str):
+        return None
     try:
-        if path.is_file():
-            return path.read_text(encoding="utf-8")
-        if (path := folder / "tokenizer_config.json").is_file():
-            template = json.loads(path.read_text(encoding="utf-8")).get("chat_template")
-            return template if isinstance(template, str) else None
-    except (ValueError, AttributeError, RecursionError) as error:
-        raise InvalidInput(f"{path} cannot be read: {error}; bring the file back that was there") from None
-    return None
+        size = len(template.encode())
+    except UnicodeEncodeError as error:
+        raise InvalidInput(f"{path.name}: its chat_template is no text ({shown(error)}); {_BACK}") from None
+    if size > _MOST_TEMPLATE_BYTES:
+        raise InvalidInput(f"{path.name}: its chat_template is larger than {_MOST_TEMPLATE_BYTES} bytes; {_BACK}")
+    return template
 
 
 def check_publishable(folder: Path, called: str | None = None) -> None:
@@ -123,18 +133,18 @@ def check_publishable(folder: Path, called: str | None = None) -> None:
         called: how messages call it; by default its path.
 
     Raises:
-        InvalidInput: names every file that may not be published.
+        InvalidInput: names the first files that may not be published, or says that folders are nested too deep.
     """
     bad = [
         f"{path.relative_to(folder)} ({_kind(path)})"
-        for path in sorted(folder.rglob("*"))
+        for path in entries(folder, called)
         if path.is_symlink()
         or path.name.startswith(".git")  # what signatures leave out
         or not (path.is_dir() or (path.is_file() and path.suffix in PUBLISHABLE))
     ]
     if bad:
         raise InvalidInput(
-            f"{called or folder}: only safetensors, JSON and text are published; remove {', '.join(bad)}"
+            f"{called or folder}: only safetensors, JSON and text are published; remove {some(bad, _MOST_NAMES)}"
         )
     if not any(folder.glob("*.safetensors")):
         raise InvalidInput(f"{called or folder} holds no *.safetensors; nothing to publish")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import logging
 import os
 import shutil
 import stat
@@ -18,11 +19,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tuneloop.registry.errors import InvalidInput, Unavailable
+from tuneloop.registry.versions.bounded import DEEPEST, entries
 
+_log = logging.getLogger(__name__)
 _ROOT = "registering"
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK  # a pipe in a file's place would be waited for
 _PIECE = 1 << 24
+_CLONE = 0x40049409  # Linux's FICLONE: a file of the same blocks
+_MARGIN_BYTES = 1 << 28  # that the database, on the same disk, goes on with
 _CHANGED = (errno.ELOOP, errno.ENOTDIR, errno.ENOENT)  # what was there a moment ago is something else now
 
 
@@ -43,8 +48,10 @@ def private_folder(home: Path) -> Iterator[Path]:
     try:
         yield made
     finally:
-        shutil.rmtree(made)
-        os.close(held)
+        try:
+            _remove(made)
+        finally:
+            os.close(held)
 
 
 def copied(folder: Path, into: Path, *, below: Path | None, called: str) -> Path:
@@ -63,11 +70,14 @@ def copied(folder: Path, into: Path, *, below: Path | None, called: str) -> Path
     target = into / (folder.name or "files")
     target.mkdir()
     try:
+        _expect_room(folder, into, called)
         opened = _opened(folder, below or folder)
         try:
             _copy(opened, target)
         finally:
             os.close(opened)
+    except Unavailable:
+        raise
     except OSError as error:
         if error.errno in _CHANGED:
             raise InvalidInput(
@@ -77,6 +87,55 @@ def copied(folder: Path, into: Path, *, below: Path | None, called: str) -> Path
             f"{called} cannot be copied into {into.parent}: {error}; see whether it can be read, and there is room"
         ) from error
     return target
+
+
+def _expect_room(folder: Path, into: Path, called: str) -> None:
+    """Refuse what would fill the disk before the first byte of it is copied.
+
+    Raises:
+        Unavailable: there is no room for a copy.
+    """
+    sizes = {path: found.st_size for path in entries(folder, called) if stat.S_ISREG((found := path.lstat()).st_mode)}
+    wanted, free = sum(sizes.values()) + _MARGIN_BYTES, shutil.disk_usage(into).free
+    if sizes and wanted > free and not _shares_blocks(max(sizes, key=sizes.__getitem__), into):
+        raise Unavailable(
+            f"{called}: a copy, and what the home needs beside it, take {wanted} bytes, and {into.parent} has {free}; "
+            "make room there, or set home to a folder on a larger disk"
+        )
+
+
+def _shares_blocks(file: Path, into: Path) -> bool:
+    """Whether a copy takes no room."""
+    source = os.open(file, _FILE)
+    try:
+        with tempfile.TemporaryFile(dir=into) as probe:
+            fcntl.ioctl(probe, _CLONE, source)
+            return True
+    except OSError:  # not on these file systems
+        return False
+    finally:
+        os.close(source)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder, however deep its folders are nested: they are all brought to its top first.
+
+    What cannot be removed is left to the next registration: the work that is done, or the error, is not lost over it.
+    """
+    try:
+        with os.scandir(folder) as found:
+            waiting = [entry.path for entry in found if entry.is_dir(follow_symlinks=False)]
+        while waiting:
+            with os.scandir(waiting.pop()) as found:
+                inner = [entry.path for entry in found if entry.is_dir(follow_symlinks=False)]
+            for path in inner:
+                waiting.append(tempfile.mkdtemp(dir=folder))
+                Path(path).replace(waiting[-1])
+        shutil.rmtree(folder)
+    except FileNotFoundError:
+        return  # its owner is just doing so
+    except OSError as error:
+        _log.warning("%s cannot be removed: %s; the next registration tries again", folder, error)
 
 
 def _opened(folder: Path, below: Path) -> int:
@@ -91,14 +150,14 @@ def _opened(folder: Path, below: Path) -> int:
     return here
 
 
-def _copy(folder: int, target: Path) -> None:
+def _copy(folder: int, target: Path, deeper: int = DEEPEST) -> None:
     for name in sorted(os.listdir(folder)):
         mode = os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode
-        if stat.S_ISDIR(mode):
+        if stat.S_ISDIR(mode) and deeper:
             opened = os.open(name, _FOLDER, dir_fd=folder)
             try:
                 (target / name).mkdir()
-                _copy(opened, target / name)
+                _copy(opened, target / name, deeper - 1)
             finally:
                 os.close(opened)
             continue
@@ -158,6 +217,6 @@ def _remove_unheld(folder: Path) -> None:
     except BlockingIOError:
         return
     else:
-        shutil.rmtree(folder, ignore_errors=True)  # or its owner is just doing so
+        _remove(folder)
     finally:
         os.close(descriptor)

@@ -17,6 +17,7 @@ from tuneloop.registry.errors import NotFound, Unavailable
 from tuneloop.registry.settings import without_password
 from tuneloop.registry.versions.connected import Connected, asking
 
+_EXISTS = "RESOURCE_ALREADY_EXISTS"
 _log = logging.getLogger(__name__)
 
 
@@ -26,15 +27,7 @@ class Runs(Connected):
     @asking
     def start_run(self, model: str, *, name: str, params: Mapping[str, str | int | float | bool]) -> str:
         """Begin an MLflow run in the experiment named after the model; returns its id."""
-        experiment = self._client.get_experiment_by_name(model)
-        where = self._settings.artifacts
-        location = f"{where}/{model}" if where else None
-        experiment_id = (
-            experiment.experiment_id
-            if experiment
-            else self._client.create_experiment(model, artifact_location=location)
-        )
-        run = self._client.create_run(experiment_id, run_name=name)
+        run = self._client.create_run(self._experiment(model), run_name=name)
         for key, value in params.items():
             self._client.log_param(run.info.run_id, key, value)
         return str(run.info.run_id)
@@ -105,6 +98,19 @@ class Runs(Connected):
             return path not in {kept.path for kept in self._client.list_artifacts(run_id, folder)}
         except OSError:
             return False
+
+    def _experiment(self, model: str) -> str:
+        """The id of the experiment named after a model; made where there is none."""
+        if found := self._client.get_experiment_by_name(model):
+            return str(found.experiment_id)
+        where = self._settings.artifacts
+        try:
+            return str(self._client.create_experiment(model, artifact_location=f"{where}/{model}" if where else None))
+        except MlflowException as error:
+            found = self._client.get_experiment_by_name(model) if error.error_code == _EXISTS else None
+            if found is None:
+                raise
+            return str(found.experiment_id)  # somebody else was first
 
     def _download(self, run_id: str, path: str, into: str) -> Path:
         return Path(

@@ -6,9 +6,8 @@ all. Reads headers and JSON only, no weights.
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,13 @@ from tuneloop.registry.errors import InvalidInput
 from tuneloop.registry.versions.adapters import CONFIG as ADAPTER_CONFIG
 from tuneloop.registry.versions.adapters import Shape, base_shapes, header_shapes
 from tuneloop.registry.versions.artifacts import tokenizer_digest
+from tuneloop.registry.versions.bounded import entries, object_in, quoted, shown, some
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 _SHARD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*\.safetensors")  # a name in this folder, and nothing else
-_LAYER = re.compile(r"\.layers\.(\d+)\.")
-_MOST_JSON_BYTES = 2**26
-_TOLD = 3  # names in a message
+_LAYER = re.compile(r"\.layers\.([0-9]+)\.")
+_MOST_DIGITS = 6  # of a layer's number
+_AGAIN = "save the model again"
 _HEAD, _EMBEDDING = "lm_head.weight", "embed_tokens.weight"
 # What, in the base's configuration, makes the same tensors compute something else.
 _MEANING = (
@@ -56,7 +56,7 @@ def unloadable(folder: Path, base: Path | None) -> list[str]:
         base: that of the model it was trained from; None: nobody said.
     """
     try:
-        config = _json(folder / CONFIG)
+        config = object_in(folder / CONFIG, _AGAIN)
         shapes = _shapes(folder)
         own_tokenizer = tokenizer_digest(folder)
     except InvalidInput as error:
@@ -74,53 +74,34 @@ def unloadable(folder: Path, base: Path | None) -> list[str]:
     return found
 
 
-def _json(path: Path) -> dict[str, Any]:
-    """A JSON object.
-
-    Raises:
-        InvalidInput: the file holds none.
-    """
-    try:
-        if path.stat().st_size > _MOST_JSON_BYTES:
-            raise InvalidInput(f"{path.name} is larger than {_MOST_JSON_BYTES} bytes; save the model again")
-        loaded = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        if isinstance(error, InvalidInput):
-            raise
-        raise InvalidInput(f"{path.name} cannot be read ({error}); save the model again") from None
-    if not isinstance(loaded, dict):
-        raise InvalidInput(f"{path.name} is no JSON object; save the model again")
-    return loaded
-
-
 def _shapes(folder: Path) -> dict[str, Shape]:
     """Tensor name → shape over all shards.
 
     Raises:
         InvalidInput: the shards are not those that the index names, no more and no fewer, each with its tensors.
     """
-    there = {path.relative_to(folder).as_posix() for path in folder.rglob("*.safetensors")}
+    there = {path.relative_to(folder).as_posix() for path in entries(folder) if path.suffix == ".safetensors"}
     if not (folder / INDEX).is_file():
         if there != {WEIGHTS}:
             raise InvalidInput(
-                f"without {INDEX} only {WEIGHTS} is loaded, and there is {_told(there)}; save it with save_pretrained"
+                f"without {INDEX} only {WEIGHTS} is loaded, and there is {some(there)}; save it with save_pretrained"
             )
         return header_shapes(folder / WEIGHTS)
-    named = _json(folder / INDEX).get("weight_map")
+    named = object_in(folder / INDEX, _AGAIN).get("weight_map")
     if not isinstance(named, dict) or not named or not all(isinstance(shard, str) for shard in named.values()):
         raise InvalidInput(f"{INDEX}: weight_map does not name a file for each tensor; save it with save_pretrained")
     shards = set(named.values())
     if strange := [shard for shard in shards if not _SHARD.fullmatch(shard)]:
-        raise InvalidInput(f"{INDEX}: {_told(map(repr, strange))} is no name of a file in this folder; do not load it")
+        raise InvalidInput(f"{INDEX}: {some(map(repr, strange))} is no name of a file in this folder; do not load it")
     if missing := shards - there:
-        raise InvalidInput(f"{INDEX} names {_told(missing)}, which is not there; bring all shards")
+        raise InvalidInput(f"{INDEX} names {some(missing)}, which is not there; bring all shards")
     if extra := there - shards:
-        raise InvalidInput(f"{_told(extra)}: {INDEX} does not name it, so nothing would load it; remove it")
+        raise InvalidInput(f"{some(extra)}: {INDEX} does not name it, so nothing would load it; remove it")
     held = {shard: header_shapes(folder / shard) for shard in sorted(shards)}
     if lost := [name for name, shard in named.items() if name not in held[shard]]:
-        raise InvalidInput(f"{INDEX}: {_told(lost)} is not in the shard it names; save the model again")
+        raise InvalidInput(f"{INDEX}: {some(lost)} is not in the shard it names; save the model again")
     if hidden := [name for shard, shapes in held.items() for name in shapes if named.get(name) != shard]:
-        raise InvalidInput(f"{INDEX} does not say that {_told(hidden)} is where it is; save the model again")
+        raise InvalidInput(f"{INDEX} does not say that {some(hidden)} is where it is; save the model again")
     return {name: shape for shapes in held.values() for name, shape in shapes.items()}
 
 
@@ -128,13 +109,13 @@ def _config_reasons(folder: Path, config: Mapping[str, Any]) -> list[str]:
     found = []
     architectures = config.get("architectures")
     if not isinstance(architectures, list) or not architectures or not all(isinstance(a, str) for a in architectures):
-        found.append(f"{CONFIG}: architectures is {architectures!r}, not what kind of model it is")
+        found.append(f"{CONFIG}: architectures is {quoted(architectures)}, not what kind of model it is")
     if not isinstance(config.get("model_type"), str):
-        found.append(f"{CONFIG}: model_type is {config.get('model_type')!r}, not what kind of model it is")
+        found.append(f"{CONFIG}: model_type is {quoted(config.get('model_type'))}, not what kind of model it is")
     for name in (CONFIG, "tokenizer_config.json"):
         if (folder / name).is_file():
             try:
-                own_code = _json(folder / name).get("auto_map")
+                own_code = object_in(folder / name, _AGAIN).get("auto_map")
             except InvalidInput as error:
                 found.append(str(error))
                 continue
@@ -153,24 +134,32 @@ def _layout_reasons(config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> l
     if not shapes:
         return ["it holds no tensors; save the model again"]
     found = []
-    layers = {int(match[1]) for name in shapes if (match := _LAYER.search(name))}
+    numbers = {match[1]: name for name in shapes if (match := _LAYER.search(name))}
+    if beyond := [name for number, name in numbers.items() if len(number) > _MOST_DIGITS]:
+        return [f"{some(beyond)}: no model has a layer of that number; {_AGAIN}"]
+    layers = {int(number) for number in numbers}
     told = config.get("num_hidden_layers")
-    if layers and type(told) is int and layers != set(range(told)):
-        found.append(f"{CONFIG} speaks of {told} layers, the weights have {len(layers)} (the last is {max(layers)})")
+    if layers and type(told) is int and (len(layers) != told or max(layers) != told - 1):
+        found.append(
+            f"{CONFIG} speaks of {quoted(told)} layers, the weights have {len(layers)} (the last is {max(layers)})"
+        )
     for name, shape in shapes.items():
         if not name.endswith((_EMBEDDING, _HEAD)) or len(shape) != 2:
             continue
         wanted = (config.get("vocab_size"), config.get("hidden_size"))
         if all(type(size) is int for size in wanted) and shape != wanted:
-            found.append(f"{name} is {list(shape)}, and {CONFIG} says vocab_size {wanted[0]}, hidden_size {wanted[1]}")
+            vocabulary, width = map(quoted, wanted)
+            found.append(
+                f"{shown(name)} is {list(shape)}, and {CONFIG} says vocab_size {vocabulary}, hidden_size {width}"
+            )
     return found
 
 
 def _base_reasons(config: Mapping[str, Any], shapes: Mapping[str, Shape], base: Path) -> list[str]:
     """What is other than in the model it is said to have been trained from."""
-    theirs, their_shapes = _json(base / CONFIG), base_shapes(base)
+    theirs, their_shapes = object_in(base / CONFIG, _AGAIN), base_shapes(base)
     found = [
-        f"{CONFIG}: {key} is {config[key]!r}, that of {base.name} is {theirs[key]!r}"
+        f"{CONFIG}: {key} is {quoted(config[key])}, that of {base.name} is {quoted(theirs[key])}"
         for key in _MEANING
         if key in config and key in theirs and config[key] != theirs[key]
     ]
@@ -179,16 +168,9 @@ def _base_reasons(config: Mapping[str, Any], shapes: Mapping[str, Shape], base: 
         other = {name for name in other if not name.endswith(_HEAD)}  # saved or not, it is the embedding
     if other:
         tell = (f"{name} ({_size(shapes.get(name))}, there {_size(their_shapes.get(name))})" for name in other)
-        found.append(f"its tensors are not those of {base.name}: {_told(tell)}")
+        found.append(f"its tensors are not those of {base.name}: {some(tell)}")
     return found and [*found, "give the base it was trained from, or leave --base out"]
 
 
 def _size(shape: Shape | None) -> str:
-    return "missing" if shape is None else str(list(shape))
-
-
-def _told(names: Iterable[str]) -> str:
-    """The first few of some names."""
-    known = sorted(names)
-    more = f" and {len(known) - _TOLD} more" if len(known) > _TOLD else ""
-    return (", ".join(known[:_TOLD]) or "nothing") + more
+    return "missing" if shape is None else quoted(list(shape))

@@ -18,7 +18,8 @@ from tuneloop.registry.files import OWNER_ONLY, sync, write_atomically
 from tuneloop.registry.settings import RegistrySettings
 from tuneloop.registry.versions.signing.bundle import Claim, name_of, short, signer, verifier
 
-_KEY = "it must be a PEM file of an elliptic curve's private key, without a passphrase"
+_CURVES = {"secp256r1": "P-256", "secp384r1": "P-384", "secp521r1": "P-521"}  # that model-signing takes
+_KEY = f"it must be a PEM file of an elliptic curve's private key ({', '.join(_CURVES.values())}), no passphrase"
 _log = logging.getLogger(__name__)
 
 
@@ -37,6 +38,8 @@ def private_key(path: Path) -> Any:
         raise InvalidInput(f"signing_key {path} cannot be used: {short(error)}; {_KEY}") from None
     if not isinstance(key, EllipticCurvePrivateKey):
         raise InvalidInput(f"signing_key {path} is a {type(key).__name__.removeprefix('_')}; {_KEY}")
+    if key.curve.name not in _CURVES:
+        raise InvalidInput(f"signing_key {path} lies on the curve {key.curve.name}; {_KEY}")
     return key
 
 
