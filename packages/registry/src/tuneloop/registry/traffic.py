@@ -13,7 +13,7 @@ from sqlalchemy.engine import Connection
 from tuneloop.registry.access.usage import Booking
 from tuneloop.registry.database import Database, Rows, noun_of, readable, row_of
 from tuneloop.registry.errors import NotFound
-from tuneloop.registry.filing import Filing
+from tuneloop.registry.inserting import Inserting
 from tuneloop.registry.nouns import Feedback, Noun, RequestLine, RequestRecord
 from tuneloop.registry.paging import Ask, Page, page
 from tuneloop.registry.tables import feedback, requests, shadow_requests
@@ -96,7 +96,7 @@ class Traffic:
     def __init__(self, database: Database) -> None:
         self._db = database
         self._booking = Booking(database)
-        self._filings = {table: Filing(database, table) for table in (requests, shadow_requests, feedback)}
+        self._inserting = {table: Inserting(database, table) for table in (requests, shadow_requests, feedback)}
 
     def add_requests(self, records: Sequence[RequestRecord]) -> None:
         """Store a batch in one transaction, and count what is new in it as its keys' usage.
@@ -289,7 +289,7 @@ class Traffic:
             return set()
         if self._db.is_sqlite:  # asking for what was stored costs more than storing it, and as a rule it is everything
             with connection.begin_nested() as attempt:
-                if self._filings[table].insert(connection, items) == len(items):
+                if self._inserting[table].insert(connection, items) == len(items):
                     return {item.id for item in items}
                 attempt.rollback()
         insert = self._db.insert(table).on_conflict_do_nothing(index_elements=["id"]).returning(table.c.id)
