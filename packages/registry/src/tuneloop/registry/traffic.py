@@ -238,9 +238,9 @@ class Traffic:
         with self._db.reading() as connection:
             return frozenset(connection.execute(query).scalars())
 
-    def pairs(self, model: str, version: int, *, since: datetime, newest: int) -> Rows[Pair]:
-        """The newest copies that a version answered as a shadow, each beside what it was a copy of, where both are on
-        record."""
+    def pairs(self, model: str, version: int, *, since: datetime, first: int) -> Rows[Pair]:
+        """The first copies since then that a version answered as a shadow, each beside what it was a copy of, where
+        both are on record."""
         copies = shadow_requests
         both = [
             column.label(f"{prefix}{name}")
@@ -253,7 +253,7 @@ class Traffic:
         here = sa.and_(copies.c.model == model, copies.c.served_version == version, copies.c.at > since)
         query = sa.select(*both).join_from(copies, requests, requests.c.id == copies.c.shadow_of).where(here)
         with self._db.reading() as connection:
-            found = readable(Pair, connection.execute(query.order_by(copies.c.at.desc()).limit(newest)).mappings())
+            found = readable(Pair, connection.execute(query.order_by(copies.c.at).limit(first)).mappings())
         self._db.tell(found.unreadable)
         return found
 
