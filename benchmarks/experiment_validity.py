@@ -1,12 +1,12 @@
 """How often an experiment claims a difference that is not there, and how soon it finds one that is.
 
-    .venv/bin/python benchmarks/experiment_validity.py [--quick]
+    .venv/bin/python benchmarks/experiment_validity.py [--quick | --draw-split]
 
 Simulated tests go through the code that judges live ones (`tuneloop.registry.experiments`): 10,000 for each row, seeds
 fixed. A/A tests are looked at from 100 units an arm on, up to 197 times; beside them stands the t-test at each look,
 as a dashboard shows it. A/B tests have a fixed test of the same power beside them. Writes
-`benchmarks/results/experiment_validity.json` and three pictures. Takes seven minutes of one processor (`--quick`: 500
-tests, half a minute, writes nothing).
+`benchmarks/results/experiment_validity.json` and four pictures. Takes seven minutes of one processor (`--quick`: 500
+tests, half a minute, writes nothing; `--draw-split`: draws the split check's picture anew from what the file holds).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from scipy.stats import norm
+from scipy.stats import chi2, ncx2, norm
 
 from tuneloop.registry.experiments.analysis import Compared, analyse
 from tuneloop.registry.experiments.conduct import proposed
@@ -42,6 +42,12 @@ from tuneloop.registry.experiments.split_check import MISMATCH, mismatch_p_value
 ALPHA, POWER, CHUNK = 0.05, 0.8, 250
 ARM = 5_000  # units of each arm at the last look
 LOOKS: Indices = np.arange(100, ARM + 1, 25)
+SPLIT_UNITS = 100_000
+SPLITS = {
+    "none": 0.5,
+    "1 % relative (50.5 : 49.5)": 0.505,
+    "1 point (51 : 49)": 0.51,
+}  # how far it is off: one arm's share
 RESULTS = Path(__file__).parent / "results"
 Draw = Callable[[np.random.Generator, int], tuple[Floats, Floats]]  # (numerators, denominators): tests × units
 
@@ -242,11 +248,16 @@ def ab(tests: int, *, base: float = 0.10, effect: float = 0.02) -> list[Found]:
     return rows
 
 
-def split_mismatch(tests: int, units: int = 100_000) -> dict[str, float]:
+def split_power(share: float, units: int = SPLIT_UNITS) -> float:
+    """The computed power of the split check where one of two equal arms gets this share: χ² off its centre."""
+    off_centre = units * (2 * share - 1) ** 2
+    return float(ncx2.sf(chi2.isf(MISMATCH, 1), 1, off_centre) if off_centre else MISMATCH)
+
+
+def split_mismatch(tests: int, units: int = SPLIT_UNITS) -> dict[str, float]:
     """How often a split that is off is found among 100,000 units, and a true one is taken for off."""
     found = {}
-    cases = (("none", 0.5), ("1 % relative (50.5 : 49.5)", 0.505), ("1 point (51 : 49)", 0.51))
-    for number, (name, share) in enumerate(cases):
+    for number, (name, share) in enumerate(SPLITS.items()):
         first = np.random.default_rng([5, number]).binomial(units, share, tests)
         found[name] = (
             sum(mismatch_p_value([[n, units - n]], [[5_000, 5_000]]) < MISMATCH for n in first.tolist()) / tests
@@ -401,11 +412,43 @@ def draw(false_positives: list[FalsePositives], found: list[Found], regret: list
         figure.savefig(RESULTS / "experiment_validity_bandit.png")
 
 
+def draw_split(mismatch: dict[str, float]) -> None:
+    """How often the split check hides results, simulated on the computed curve."""
+    import matplotlib as mpl  # noqa: PLC0415
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
+    style = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#e6e8eb"}
+    with mpl.rc_context(style | {"legend.frameon": False, "font.size": 9}):
+        figure = Figure(figsize=(8, 3.2), layout="constrained", dpi=110)
+        axes = figure.subplots()
+        off = np.linspace(0, 0.012, 121)
+        for units, colour in ((10_000, "#56B4E9"), (SPLIT_UNITS, "#0072B2"), (1_000_000, "#009E73")):
+            curve = [split_power(0.5 + float(points), units) for points in off]
+            axes.plot(100 * off, curve, color=colour, lw=1.8, label=f"{units:,} units, computed")
+        seen = [(100 * (SPLITS[name] - 0.5), share) for name, share in mismatch.items()]
+        axes.plot(
+            *zip(*seen, strict=True), "o", color="#D55E00", label=f"{SPLIT_UNITS:,} units, simulated", clip_on=False
+        )
+        axes.set(
+            xlabel="points by which one arm's share is off 50 %",
+            ylabel="results hidden",
+            ylim=(0, 1.03),
+            xlim=(0, None),
+        )
+        axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
+        figure.savefig(RESULTS / "experiment_validity_split.png")
+
+
 def main() -> None:
     """Measure and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="500 tests instead of 10,000; writes nothing")
-    quick = parser.parse_args().quick
+    parser.add_argument("--draw-split", action="store_true", help="draw the split check from the kept results only")
+    options = parser.parse_args()
+    quick = options.quick
+    if options.draw_split:
+        draw_split(json.loads((RESULTS / "experiment_validity.json").read_text(encoding="utf-8"))["split_mismatch"])
+        return
     tests, runs = (500, 10) if quick else (10_000, 200)
 
     print(f"A/A: share of {tests:,} tests that ever claimed a difference (at most 5 % is the promise)")
@@ -439,7 +482,7 @@ def main() -> None:
     mismatch = split_mismatch(tests)
     print("\nSplit check at 100,000 units, p < 0.001: how often results are hidden, by how far the split is off")
     for name, share in mismatch.items():
-        print(f"  {name:30}{share:8.2%}")
+        print(f"  {name:30}{share:8.2%}   computed {split_power(SPLITS[name]):8.2%}")
 
     gains = covariate_gain(tests)
     print("\nCovariate: variance left and false positives of one look, by its correlation with the metric")
@@ -455,11 +498,13 @@ def main() -> None:
     if quick:
         return
     draw(rows, found, regret)
+    draw_split(mismatch)
     results = {
         "false_positives": [asdict(row) | {"naive_curve": None, "sequence_curve": None} for row in rows],
         "found": [asdict(one) for one in found],
         "same_as_live": live,
         "split_mismatch": mismatch,
+        "split_power_computed": {name: split_power(share) for name, share in SPLITS.items()},
         "covariate": gains,
         "bandit": [asdict(one) | {"curve": None} for one in regret],
         "bandit_without_difference": [asdict(one) | {"curve": None} for one in same],

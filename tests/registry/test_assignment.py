@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -15,6 +16,7 @@ from tuneloop.registry.routes.assignment import assign, bucket, held_out, key_ha
 from tuneloop.registry.routes.changes import differences
 from tuneloop.registry.routes.promotion import arrange
 
+PAGE = Path(__file__).parents[2] / "docs" / "assignment.md"
 weights = st.integers(min_value=0, max_value=10_000)
 
 
@@ -51,46 +53,35 @@ def test_a_key_stays_in_its_arm(key: str, share: int) -> None:
     assert assign(_route(share), key) == assign(_route(share), key)
 
 
-@pytest.mark.parametrize(
-    ("salt", "model", "key", "place"),
-    # Computed with `b2sum -l 64`: printf '00ff\0support-bot\0user-1' | b2sum -l 64, read as a big-endian integer mod
-    # 10,000.
-    [
-        ("00ff", "support-bot", "user-1", 7313),
-        ("00ff", "support-bot", "user-2", 9773),
-        ("", "m", "", 4680),
-        ("s", "bot", "zoë", 1343),
-    ],
-)
-def test_buckets_are_the_published_ones(salt: str, model: str, key: str, place: int) -> None:
-    assert bucket(salt, model, key) == place
+def published(section: str) -> list[list[str]]:
+    """The rows of the table of a section of the page that other languages are written by."""
+    text = PAGE.read_text(encoding="utf-8").partition(f"\n## {section}\n")[2].partition("\n## ")[0]
+    rows = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("|")]
+    return [[cell.strip().strip("`").replace("(empty)", "") for cell in row] for row in rows[2:]]
 
 
-@pytest.mark.parametrize(
-    ("salt", "model", "key", "place"),
-    # h=$(printf user-1 | sha256sum | cut -c1-32); { printf '00ff/holdout\0support-bot\0'; printf $h; } | b2sum -l 64
-    [("00ff", "support-bot", "user-1", 880), ("00ff", "support-bot", "user-2", 4585), ("s", "bot", "zoë", 6521)],
-)
-def test_who_is_held_out_is_as_published(salt: str, model: str, key: str, place: int) -> None:
-    def held(holdout_bp: int) -> bool:
-        route = _route(0, salt, holdout_bp).model_copy(update={"model": model})
-        return held_out(route, key_hash(key))
+@pytest.mark.parametrize(("salt", "model", "key", "place", "hashed", "holdout", "shadow"), published("Places"))
+def test_places_are_the_published_ones(
+    salt: str, model: str, key: str, place: str, hashed: str, holdout: str, shadow: str
+) -> None:
+    def of(holdout_bp: int, share_bp: int) -> Route:
+        copied = Shadow(version=2, share_bp=share_bp)
+        return _route(0, salt, holdout_bp).model_copy(update={"model": model, "shadow": copied})
 
-    assert (held(place), held(place + 1)) == (False, True)
+    assert (bucket(salt, model, key), key_hash(key)) == (int(place), hashed)
+    held, share = int(holdout), int(shadow)
+    assert (held_out(of(held, 1), hashed), held_out(of(held + 1, 1), hashed)) == (False, True)
+    assert (shadowed(of(0, share), hashed), shadowed(of(0, share + 1), hashed)) == (False, True)
 
 
-@pytest.mark.parametrize(
-    ("salt", "model", "key", "place"),
-    # h=$(printf user-1 | sha256sum | cut -c1-32); { printf '00ff/shadow\0support-bot\0'; printf $h; } | b2sum -l 64
-    [("00ff", "support-bot", "user-1", 6190), ("00ff", "support-bot", "user-2", 6726), ("s", "bot", "zoë", 8472)],
-)
-def test_whose_requests_are_copied_is_as_published(salt: str, model: str, key: str, place: int) -> None:
-    def copied(share_bp: int) -> bool:
-        shadow = Shadow(version=2, share_bp=share_bp)
-        route = _route(0, salt).model_copy(update={"model": model, "shadow": shadow})
-        return shadowed(route, key_hash(key))
-
-    assert (copied(place), copied(place + 1)) == (False, True)
+@pytest.mark.parametrize(("salt", "model", "arms", "holdout_bp", "key", "version"), published("Versions"))
+def test_versions_are_the_published_ones(
+    salt: str, model: str, arms: str, holdout_bp: str, key: str, version: str
+) -> None:
+    shares = [arm.split("=") for arm in arms.split()]
+    made = tuple(Arm(version=int(number), weight_bp=int(weight_bp)) for number, weight_bp in shares)
+    route = _route(0, salt, int(holdout_bp)).model_copy(update={"model": model, "arms": made})
+    assert assign(route, key) == int(version)
 
 
 @settings(max_examples=30)

@@ -13,9 +13,14 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from tests_support import request_record, window_score
-from tuneloop.registry.nouns import WindowScore
+from tuneloop.registry import Registry
+from tuneloop.registry.errors import Refused
+from tuneloop.registry.nouns import Arm, WindowScore
 from tuneloop.registry.rollouts.canary import ArmSample, Limits, always_valid_difference, judge
+from tuneloop.registry.rollouts.rollout import RolloutPlan
 from tuneloop.registry.rollouts.signals import quality
+from tuneloop.registry.rollouts.steering import declare
+from tuneloop.registry.routes.promotion import Change
 from tuneloop.registry.traffic import Opinion, Outcome
 
 AT = datetime(2026, 11, 1, 12, 0, tzinfo=UTC)
@@ -82,11 +87,14 @@ def _judged(version: int, signal: str, verdict: str, minute: int, **changes: obj
     [
         ([("perplexity", "none", 5)], [], (), "pass"),
         ([("perplexity", "drift", 5)], [("perplexity", "none", 5)], (), "fail"),
-        ([("perplexity", "drift", 5)], [], (), "fail"),
+        ([("perplexity", "drift", 5)], [], (), "inconclusive"),
+        ([("perplexity", "drift", 5)], [("perplexity", "not enough data", 6)], (), "inconclusive"),
+        ([("served_model_change", "drift", 5)], [], (), "fail"),
+        ([("served_model_change", "drift", 5)], [("served_model_change", "drift", 6)], (), "inconclusive"),
         ([("perplexity", "drift", 5)], [("perplexity", "drift", 6)], (), "inconclusive"),
-        ([("perplexity", "drift", 5)], [("refusals", "drift", 6)], (), "fail"),
+        ([("perplexity", "drift", 5)], [("refusals", "none", 6)], (), "inconclusive"),
         ([("perplexity", "drift", 5), ("perplexity", "none", 6)], [], (), "pass"),
-        ([("served_model_change", "none", 5), ("refusals", "drift", 6)], [], (), "fail"),
+        ([("served_model_change", "none", 5), ("refusals", "drift", 6)], [("refusals", "none", 6)], (), "fail"),
         ([("perplexity", "not enough data", 5)], [], ("perplexity",), "inconclusive"),
         ([("refusals", "none", 5)], [], ("perplexity",), "inconclusive"),
         ([], [], ("perplexity",), "inconclusive"),
@@ -297,8 +305,21 @@ def test_what_was_assigned_counts_not_what_served() -> None:
         {"error_margin": 1.5},
         {"latency_ratio": 1.0},
         {"alpha": 0.0},
+        {"signals": ["perplexity"]},  # windows are the champion's alone
+        {"signals": ["injections"]},
     ],
 )
-def test_limits_nothing_could_pass_are_refused(limits: dict[str, float]) -> None:
+def test_limits_nothing_could_pass_are_refused(limits: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         Limits.model_validate(limits)
+
+
+def test_a_rollout_may_wait_for_a_signal_only_where_a_monitor_judges_it(registries: Registry) -> None:
+    arms = [Arm(version=2, weight_bp=0), Arm(version=1, weight_bp=10_000)]
+    registries.routes.write("bot", arms, by="a", reason="r", expected_revision=0)
+    registries.gates.approve("bot", 2, by="a", reason="r")
+    plan = RolloutPlan(limits=Limits(signals=("served_model_change",)))
+    with pytest.raises(Refused, match=r"has not judged served_model_change of bot@1.*canary_every_s above 0"):
+        declare(registries, "bot", 2, plan, Change("ada", "test"))
+    registries.episodes.add_score(_judged(1, "served_model_change", "none", 5, detail={"rounds": [[0.0]]}))
+    assert declare(registries, "bot", 2, plan, Change("ada", "test")).plan == plan

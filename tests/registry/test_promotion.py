@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from mlflow.tracking import MlflowClient
 from tests_support import beat_engine, beat_gateway, publish_version, retraining_request
 from tuneloop.registry import Registry, audit
 from tuneloop.registry.errors import Conflict, InvalidInput, NotFound, Refused, Unavailable, Unreadable
-from tuneloop.registry.nouns import RetrainingState
+from tuneloop.registry.nouns import Arm, RetrainingState
 from tuneloop.registry.routes import promotion, staging
 from tuneloop.registry.routes.assignment import assign, key_hash, overridden
 from tuneloop.registry.routes.promotion import Change, hold_out, override, promote, rollback, set_route
@@ -326,6 +327,30 @@ def test_an_adapter_of_another_base_or_template_is_refused_before_it_is_written(
     with pytest.raises(Refused, match=r"bot@4 was trained with the chat template sha256:chatml"):
         promote(two_versions, "bot", 4, force)
     assert two_versions.routes.current("bot").revision == 1
+
+
+def test_of_other_models_only_what_an_engine_may_come_to_hold_is_asked_of_mlflow_and_what_is_gone_blocks_nobody(
+    two_versions: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def route(model: str, at: datetime) -> None:
+        monkeypatch.setattr(two_versions.routes, "_clock", lambda: at)
+        arms = [Arm(version=2, weight_bp=0), Arm(version=1, weight_bp=10_000)]
+        two_versions.routes.write(model, arms, by="ada", reason="r", expected_revision=0)
+
+    now = two_versions.clock()
+    for model, seen in [("elsewhere", False), ("held", False), ("gone", True)]:
+        route(model, now if seen else now - timedelta(minutes=5))
+    monkeypatch.setattr(two_versions.routes, "_clock", lambda: now)
+    asked: list[str] = []
+    get = two_versions.versions.get
+    monkeypatch.setattr(two_versions.versions, "get", lambda m, n: (asked.append(f"{m}@{n}"), get(m, n))[1])
+    wanted = {2: 1_000, 1: 9_000}
+    beat_engine(two_versions, "bot@1", "held@1", "held@2", max_loras=4)
+    with pytest.raises(Refused, match="holds 3 adapters, the routes would name 4"):
+        set_route(two_versions, "bot", wanted, CHANGE)
+    assert {name for name in asked if not name.startswith("bot@")} == {"gone@1", "gone@2"}
+    beat_engine(two_versions, "bot@1", "bot@2", "held@1", "held@2", max_loras=5)
+    assert set_route(two_versions, "bot", wanted, CHANGE).split == wanted
 
 
 def test_an_adapter_no_engine_can_hold_is_refused_before_it_is_written(two_versions: Registry, tmp_path: Path) -> None:

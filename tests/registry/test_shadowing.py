@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import re
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from registry.verbs import WHO, Verb
 from tests_support import Clock, beat_engine, publish_version, request_record
 from tuneloop.registry import Registry
 from tuneloop.registry.errors import Conflict, InvalidInput, NotFound, Refused, Unavailable
 from tuneloop.registry.nouns import Arm, Feedback, Shadow
-from tuneloop.registry.overview import route_now
+from tuneloop.registry.overview import shadow_now
 from tuneloop.registry.rollouts.canary import Limits
 from tuneloop.registry.rollouts.judging import judgement, trial_of
 from tuneloop.registry.rollouts.rollout import who_gets_what
 from tuneloop.registry.routes import staging
 from tuneloop.registry.routes.promotion import Change, hold_out, override, promote, rollback, set_route
-from tuneloop.registry.routes.shadowing import compared, shadow, shadow_report
+from tuneloop.registry.routes.shadowing import compared, shadow
+from tuneloop.registry.routes.shadowing import shadow_now as shadow_of
+from tuneloop.registry.tables import routes
 from tuneloop.registry.trace import trace
 from tuneloop.registry.traffic import Pair
 
@@ -150,12 +154,12 @@ def test_what_a_shadow_answered_is_nobodys_request(registries: Registry, clock: 
     [usage] = registries.usage.month(clock())
     assert (usage.requests, usage.prompt_tokens, usage.completion_tokens) == (3, 9, 12)
     assert [step.kind for step in trace(registries, "req-1")][:2] == ["request", "shadow"]
-    found = route_now(registries, "bot").shadow
+    found = shadow_now(registries, "bot").report
     assert found is not None
     assert (found.version, found.since, found.pairs) == (2, route.at, 3)
     assert found.length is not None
     assert found.length.estimate == 1.0
-    assert shadow_report(registries, route.model_copy(update={"shadow": None})) is None
+    assert shadow_of(registries, route.model_copy(update={"shadow": None})).report is None
     arms = [Arm(version=2, weight_bp=5_000), Arm(version=1, weight_bp=5_000)]
     registries.routes.write("bot", arms, by="a", reason="r", expected_revision=2)
     clock.advance(1)
@@ -163,11 +167,41 @@ def test_what_a_shadow_answered_is_nobodys_request(registries: Registry, clock: 
     assert samples.detail.startswith("0 answered")
 
 
+def test_a_shadow_is_compared_as_it_was_read_though_it_has_ended_since_or_an_earlier_revision_is_damaged(
+    registries: Registry, clock: Clock
+) -> None:
+    arms, made = [Arm(version=2, weight_bp=0), Arm(version=1, weight_bp=10_000)], []
+    for number, share_bp in enumerate((0, 100, 200, 300)):
+        shadows = (Shadow(version=2, share_bp=share_bp),) if share_bp else ()
+        made.append(registries.routes.write("bot", arms, by="a", reason="r", expected_revision=number, shadow=shadows))
+        clock.advance(1)
+    registries.routes.write("bot", arms, by="a", reason="r", expected_revision=4, shadow=())
+    ended = shadow_of(registries, made[-1])
+    assert ended.report is not None, "somebody ended it between two readings"
+    assert (ended.report.since, ended.unreadable) == (made[1].at, ())
+    with registries.database.writing() as connection:
+        connection.execute(sa.update(routes).where(routes.c.revision == 2).values(arms="{"))
+    damaged = shadow_of(registries, made[-1])
+    assert damaged.report is not None
+    assert damaged.report.since == made[2].at, "from the one after that on"
+    assert re.search(r"bot.*2|2.*bot", damaged.unreadable[0])
+
+
+def test_what_is_compared_is_the_first_of_a_shadow_and_not_a_window_that_slides(registries: Registry) -> None:
+    start = registries.clock()
+    for number in (3, 1, 2, 4):
+        at, copy = start + timedelta(seconds=number), {"served_version": 2, "shadow_of": f"req-{number}"}
+        registries.traffic.add_requests([request_record(number, at)])
+        registries.traffic.add_requests([request_record(number + 10, at, total_ms=float(number), **copy)])
+    pairs = registries.traffic.pairs("bot", 2, since=start, first=2)
+    assert [pair.shadow_total_ms for pair in pairs] == [1.0, 2.0]
+
+
 def test_the_verb_sets_shows_and_ends_a_shadow(lived_in: Registry, verb: Verb) -> None:
     lived_in.fleet.forget_gateway("g1")
     code, out, _ = verb("route", "shadow", "bot", "3=500", *WHO)
     assert (code, out) == (0, "bot revision 3: 2=1000 3=0 1=9000, shadow 3=500 (by ada: test)\n")
-    shown = verb("route", "show", "bot")[1]
+    shown = verb("route", "shadow", "bot")[1]
     assert "bot@3 shadows 5 % of the keys since" in shown
     assert "nothing compared yet" in shown
     now = lived_in.clock()
@@ -177,14 +211,18 @@ def test_the_verb_sets_shows_and_ends_a_shadow(lived_in: Registry, verb: Verb) -
         for n in range(100, 110)
     ]
     lived_in.traffic.add_requests([*asked, *copies])
-    shown = verb("route", "show", "bot")[1]
+    shown = verb("route", "shadow", "bot")[1]
     assert "failed                   0 of 10, live 0 (+0.00 points" in shown
     assert "time to first token      -" in shown
     assert "shadow 3=500" in verb("route", "history", "bot")[1]
+    assert json.loads(verb("route", "shadow", "bot", "--json")[1])["report"]["pairs"] == 10
     assert verb("route", "shadow", "bot", "3", *WHO)[0] == 2
+    assert "needs --by and --reason" in verb("route", "shadow", "bot", "3=100")[2]
+    assert "are for VERSION=BASIS_POINTS" in verb("route", "shadow", "bot", *WHO)[2]
     shown = verb("route", "diff", "bot", "2")[1]
     assert re.search(r"version 3 +- +0\n *shadow +- +3=500\nanother version answers 0 % of the keys\n", shown)
     assert verb("route", "diff", "bot", "3")[1] == "they are alike\n"
     assert "10 % of the keys" in verb("route", "diff", "bot", "1", "2")[1]
     code, out, _ = verb("route", "shadow", "bot", "3=0", *WHO)
     assert (code, out) == (0, "bot revision 4: 2=1000 3=0 1=9000 (by ada: test)\n")
+    assert verb("route", "shadow", "bot")[1] == "bot has no shadow\n"

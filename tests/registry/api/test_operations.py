@@ -166,6 +166,7 @@ READS = (
     f"{BOT}/gate-policy",
     f"{BOT}/versions/1/approvals",
     f"{BOT}/route",
+    f"{BOT}/route/shadow",
     f"{BOT}/route/revisions",
     f"{BOT}/route/diff?before=1",
     f"{BOT}/rollout",

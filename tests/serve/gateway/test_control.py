@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import ExitStack
 
 import pytest
 import sqlalchemy as sa
 
-from serve.gateway.world import World, until
+from serve.gateway.world import Address, World, until, wait_ready
 from tests_support import free_port
+from tuneloop.registry import Registry
 from tuneloop.registry.nouns import utc_now
+from tuneloop.registry.routes import promotion
+from tuneloop.registry.routes.promotion import Change, rollback
 from tuneloop.serve.gateway.snapshot import LAST_KNOWN_GOOD
 
 
@@ -24,6 +28,49 @@ def test_a_new_revision_is_applied_and_reported_within_two_seconds(world: World)
         for gateway in gateways:
             assert gateway.chat().headers["x-tuneloop-version"] == f"bot@{version}"
             assert gateway.metric('tuneloop_route_revision{model="bot"}') == written.revision
+
+
+def test_an_emergency_rollback_reaches_all_gateways_within_two_seconds_and_loads_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The verb's own code, MLflow away, against gateways of processes of their own; by what each says it applies."""
+    monkeypatch.setattr(promotion, "MIRROR_TIMEOUT_S", 0.1)  # the aliases follow when MLflow is there again
+    engine = world.engine("e1", "bot@1", "bot@2")
+    world.route((1, 0), (2, 10_000))
+    world.route((2, 0), (1, 10_000))
+    away = world.registry.settings.model_copy(update={"mlflow_uri": "http://127.0.0.1:9"})
+    ports = free_port(), free_port()
+    reached: dict[int, float] = {}
+
+    def applied(gateway: Address) -> float:
+        return gateway.metric('tuneloop_route_revision{model="bot"}')
+
+    with Registry(away) as registry, ExitStack() as running:
+        _ = registry.versions  # importing MLflow takes seconds, and is not what is measured
+        gateways = [
+            running.enter_context(world.process(port, ready=False, TUNELOOP_GATEWAY_ID=f"g{port}")).address
+            for port in ports
+        ]
+        for gateway in gateways:
+            wait_ready(gateway)
+            until(lambda gateway=gateway: applied(gateway) == 2)  # type: ignore[misc]
+        until(lambda: len(registry.fleet.gateways()) == 2)
+
+        def watch(number: int) -> None:
+            until(lambda: applied(gateways[number]) == 3, 10)
+            reached[number] = time.monotonic() - began
+
+        watchers = [threading.Thread(target=watch, args=(number,)) for number in range(2)]
+        began = time.monotonic()
+        for watcher in watchers:
+            watcher.start()
+        back = rollback(registry, "bot", Change("ada", "it answers in riddles"))
+        for watcher in watchers:
+            watcher.join()
+        assert (back.revision, back.split) == (3, {1: 0, 2: 10_000})
+        assert max(reached[number] for number in range(2)) < 2.0, reached
+        assert {gateway.chat().headers["x-tuneloop-version"] for gateway in gateways} == {"bot@2"}
+    assert len(engine.seen) == 2, "nothing was asked of the engine but the two questions"
 
 
 def test_raising_a_canary_never_moves_a_user_back_and_breaks_no_stream(world: World) -> None:

@@ -17,8 +17,9 @@ from serve.gateway.world import Address, Got, World, until
 from tuneloop.registry.guard_policy import GuardPolicy, OutputGuards
 from tuneloop.registry.nouns import AdapterState, Arm, EngineState, RequestRecord, Route, Shadow
 from tuneloop.registry.routes.assignment import key_hash, shadowed
-from tuneloop.registry.routes.shadowing import shadow_report
+from tuneloop.registry.routes.shadowing import shadow_now
 from tuneloop.registry.settings import RegistrySettings
+from tuneloop.serve.gateway.app import Gateway
 from tuneloop.serve.gateway.body import Limits, read
 from tuneloop.serve.gateway.exchange import Exchange
 from tuneloop.serve.gateway.link import Link
@@ -96,7 +97,7 @@ def test_the_client_is_answered_by_its_arm_and_the_copy_is_recorded_apart(world:
     assert (usage.requests, int(got.headers["x-ratelimit-remaining-requests"])) == (2, 0)
     assert gateway.metric('tuneloop_shadow_requests_total{model="bot",status="200",version="2"}') == 2
     assert gateway.metric('tuneloop_requests_total{model="bot",status="200",version="2"}') == 0
-    report = shadow_report(world.registry, route)
+    report = shadow_now(world.registry, route).report
     assert report is not None
     assert (report.pairs, report.failed, report.live_failed) == (2, 0, 0)
     # What guards would hide is not kept of an answer that nobody judges.
@@ -237,6 +238,38 @@ def test_copies_wait_in_a_short_queue_until_their_deadline_and_the_rest_is_dropp
     asyncio.run(run())
 
 
+def test_copies_steer_no_request_though_the_engine_keeps_what_they_use(slow: FaultyEngine) -> None:
+    async def run() -> None:
+        shadows, load, _, _, _ = await unit_world(slow)
+        shadows.copy(original(), ASK)
+        await ended(lambda: len(slow.seen) == 1)
+        assert (load.of("e1"), load.in_flight()) == (0, {"e1|bot@2": 1})
+        await shadows.stop()
+        assert load.in_flight() == {}
+
+    asyncio.run(run())
+
+
+def test_a_copy_that_cannot_be_recorded_is_counted_as_a_defect() -> None:
+    async def run(engine: FaultyEngine) -> None:
+        shadows, _, _, why, _ = await unit_world(engine)
+
+        def full(_: Exchange) -> None:
+            raise OSError("no space left on device")
+
+        shadows._finished = full
+        shadows.copy(original(), ASK)
+        await ended(lambda: why == ["defect"])
+        await shadows.stop()
+
+    engine = FaultyEngine("e1")
+    engine.start()
+    try:
+        asyncio.run(run(engine))
+    finally:
+        engine.stop()
+
+
 def test_copies_lose_their_place_among_the_records_before_requests_do(registry_home: Path, tmp_path: Path) -> None:
     settings = GatewaySettings(record_queue=4, record_queue_bytes=1_000)
     link = Link(RegistrySettings(home=registry_home))
@@ -250,6 +283,14 @@ def test_copies_lose_their_place_among_the_records_before_requests_do(registry_h
     said.messages = (("user", "x" * 501),)
     by_text.add(said)
     assert by_text.is_half_full
+    gateway = Gateway(settings, RegistrySettings(home=registry_home))
+    copy = original()
+    copy.target, copy.queue_ms = Target(2, "bot@2", "e1", "http://127.0.0.1:9"), 0.0
+    for _ in range(3):
+        gateway._shadow_finished(copy)
+    text = gateway._metrics.text().decode()
+    assert 'tuneloop_shadow_requests_total{model="bot",status="200",version="2"} 2.0' in text
+    assert 'tuneloop_shadow_dropped_total{model="bot",reason="records"} 1.0' in text, "each is counted once"
     link.close()
 
 

@@ -30,6 +30,9 @@ Signal = Literal[  # those a retraining policy may name
     "latency",
 ]
 ServingSignal = Literal["served_model_change", "injections"]  # what training cannot repair
+ChallengerSignal = Literal[
+    "served_model_change"
+]  # what is judged of a challenger too; windows are the champion's alone
 Verdict = Literal["pass", "fail", "inconclusive"]  # of a check, and of a report of checks
 ModelName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
 _VERSION_NAME = re.compile(r"([a-z0-9][a-z0-9._-]{0,62})@([1-9][0-9]{0,8})")

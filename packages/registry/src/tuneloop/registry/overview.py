@@ -21,7 +21,8 @@ from tuneloop.registry.policies import RolloutPolicy
 from tuneloop.registry.rollouts.advancing import judged as judged_now
 from tuneloop.registry.rollouts.judging import judgement, trial_of
 from tuneloop.registry.rollouts.rollout import OPEN, Rollout
-from tuneloop.registry.routes.shadowing import ShadowReport, shadow_report
+from tuneloop.registry.routes.shadowing import ShadowNow
+from tuneloop.registry.routes.shadowing import shadow_now as shadow_of
 from tuneloop.registry.versions.deadline import LOOKUP_TIMEOUT_S, mlflow_within
 
 _MODELS = "models"
@@ -50,7 +51,6 @@ class RouteNow(Noun):
 
     route: Route
     gateways: dict[str, int | None]
-    shadow: ShadowReport | None  # None: it has none
     unreadable: tuple[str, ...]
 
 
@@ -148,8 +148,16 @@ def route_now(registry: Registry, model: str) -> RouteNow:
     """
     route, gateways = registry.route(model), registry.fleet.gateways()
     applied = {gateway.id: gateway.applied.get(model) for gateway in gateways}
-    shadow = shadow_report(registry, route)
-    return RouteNow(route=route, gateways=applied, shadow=shadow, unreadable=gateways.unreadable)
+    return RouteNow(route=route, gateways=applied, unreadable=gateways.unreadable)
+
+
+def shadow_now(registry: Registry, model: str) -> ShadowNow:
+    """A model's shadow beside the live answers to the same requests; reads thousands of records.
+
+    Raises:
+        NotFound: it has no route.
+    """
+    return shadow_of(registry, registry.routes.current(model))
 
 
 def canary_of(route: Route) -> int | None:

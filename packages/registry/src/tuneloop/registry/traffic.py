@@ -13,7 +13,7 @@ from sqlalchemy.engine import Connection
 from tuneloop.registry.access.usage import Booking
 from tuneloop.registry.database import Database, Rows, noun_of, readable, row_of
 from tuneloop.registry.errors import NotFound
-from tuneloop.registry.filing import Filing
+from tuneloop.registry.inserting import Inserting
 from tuneloop.registry.nouns import Feedback, Noun, RequestLine, RequestRecord
 from tuneloop.registry.paging import Ask, Page, page
 from tuneloop.registry.tables import feedback, requests, shadow_requests
@@ -96,7 +96,7 @@ class Traffic:
     def __init__(self, database: Database) -> None:
         self._db = database
         self._booking = Booking(database)
-        self._filings = {table: Filing(database, table) for table in (requests, shadow_requests, feedback)}
+        self._inserting = {table: Inserting(database, table) for table in (requests, shadow_requests, feedback)}
 
     def add_requests(self, records: Sequence[RequestRecord]) -> None:
         """Store a batch in one transaction, and count what is new in it as its keys' usage.
@@ -238,9 +238,9 @@ class Traffic:
         with self._db.reading() as connection:
             return frozenset(connection.execute(query).scalars())
 
-    def pairs(self, model: str, version: int, *, since: datetime, newest: int) -> Rows[Pair]:
-        """The newest copies that a version answered as a shadow, each beside what it was a copy of, where both are on
-        record."""
+    def pairs(self, model: str, version: int, *, since: datetime, first: int) -> Rows[Pair]:
+        """The first copies since then that a version answered as a shadow, each beside what it was a copy of, where
+        both are on record."""
         copies = shadow_requests
         both = [
             column.label(f"{prefix}{name}")
@@ -253,7 +253,7 @@ class Traffic:
         here = sa.and_(copies.c.model == model, copies.c.served_version == version, copies.c.at > since)
         query = sa.select(*both).join_from(copies, requests, requests.c.id == copies.c.shadow_of).where(here)
         with self._db.reading() as connection:
-            found = readable(Pair, connection.execute(query.order_by(copies.c.at.desc()).limit(newest)).mappings())
+            found = readable(Pair, connection.execute(query.order_by(copies.c.at).limit(first)).mappings())
         self._db.tell(found.unreadable)
         return found
 
@@ -289,7 +289,7 @@ class Traffic:
             return set()
         if self._db.is_sqlite:  # asking for what was stored costs more than storing it, and as a rule it is everything
             with connection.begin_nested() as attempt:
-                if self._filings[table].insert(connection, items) == len(items):
+                if self._inserting[table].insert(connection, items) == len(items):
                     return {item.id for item in items}
                 attempt.rollback()
         insert = self._db.insert(table).on_conflict_do_nothing(index_elements=["id"]).returning(table.c.id)

@@ -38,7 +38,7 @@ from tuneloop.registry.rollouts import steering
 from tuneloop.registry.rollouts.rollout import Rollout, RolloutPlan
 from tuneloop.registry.routes.changes import RouteDiff, differences
 from tuneloop.registry.routes.promotion import hold_out, override, promote, rollback, set_route
-from tuneloop.registry.routes.shadowing import shadow
+from tuneloop.registry.routes.shadowing import ShadowNow, shadow
 
 router = APIRouter()
 # A change waits for gateways, and for an engine to load what is new, up to two minutes: so many may, reads go on.
@@ -161,8 +161,15 @@ class Abort(Body):
 
 @router.get("/models/{model}/route", tags=["routes"], dependencies=READ)
 def get_route(model: ModelPath, here: Here) -> RouteNow:
-    """The route in force, which gateways apply it, and its shadow beside the live answers."""
+    """The route in force, and which gateways apply it."""
     return overview.route_now(here.registry, model)
+
+
+@router.get("/models/{model}/route/shadow", tags=["routes"], dependencies=READ)
+def get_shadow(model: ModelPath, here: Here) -> ShadowNow:
+    """The route's shadow beside the live answers to the same requests."""
+    with reading_much():
+        return overview.shadow_now(here.registry, model)
 
 
 @router.get("/models/{model}/route/revisions", tags=["routes"], dependencies=READ)

@@ -18,7 +18,7 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, ConfigDict, Field
 
-from tuneloop.registry.nouns import Check, Interval, Noun, ServingSignal, Signal, Verdict, as_tuple
+from tuneloop.registry.nouns import ChallengerSignal, Check, Interval, Noun, Verdict, as_tuple
 from tuneloop.registry.statistics.sequences import drawn_variance, radius, stratum_shares
 from tuneloop.registry.traffic import Opinion, Outcome
 
@@ -39,7 +39,7 @@ class Limits(Noun):
     # Of the share of answers that users corrected; None: not looked at.
     correction_margin: float | None = Field(default=None, gt=0, le=1)
     # Of the monitor, which must have found them quiet on the trial; others count where it has judged them.
-    signals: Annotated[tuple[Signal | ServingSignal, ...], BeforeValidator(as_tuple)] = ()
+    signals: Annotated[tuple[ChallengerSignal, ...], BeforeValidator(as_tuple)] = ()
     alpha: float = Field(default=0.05, gt=0, lt=1)  # of each check, over all looks
 
 

@@ -32,7 +32,7 @@ def declare(registry: Registry, model: str, version: int, plan: RolloutPlan, cha
     Raises:
         NotFound: there is no route, or no such version.
         Refused: it is the champion already, another version has a share or a running rollout, an experiment of the
-            model runs, or nobody approved it.
+            model runs, nobody approved it, or it names a signal that no monitor judges.
         Conflict: somebody declared another at the same moment.
     """
     name, route = version_name(model, version), registry.route(model)
@@ -53,6 +53,7 @@ def declare(registry: Registry, model: str, version: int, plan: RolloutPlan, cha
     if version not in route.split:
         mlflow_within(registry, lambda: registry.versions.get(model, version), LOOKUP_TIMEOUT_S)
     check_approved(registry, model, route, (Arm(version=version, weight_bp=plan.steps[0].weight_bp),))
+    _expect_judged(registry, route, plan)
     return registry.rollouts.declare(_beginning(registry, route, version, plan, change), instead_of=there)
 
 
@@ -76,6 +77,17 @@ def resume(registry: Registry, model: str, change: Change) -> Rollout:
         raise Refused(f"another version has a share of {model} ({route.split_text}); take it away, then resume")
     at = _beginning(registry, route, paused.version, paused.plan, change)
     return registry.rollouts.resume(paused, at, by=change.by, reason=change.reason)
+
+
+def _expect_judged(registry: Registry, route: Route, plan: RolloutPlan) -> None:
+    """What no monitor reads of the champion it reads of no challenger either: such a rollout could only be paused."""
+    for signal in plan.limits.signals:
+        if not registry.episodes.scores(route.model, version=route.champion, signal=signal, limit=1):
+            raise Refused(
+                f"limits.signals: the monitor has not judged {signal} of {version_name(route.model, route.champion)}, "
+                "so it would not of a challenger; let a monitor run with canary_every_s above 0 until it has, or leave "
+                "the signal out"
+            )
 
 
 def _expect_no_experiment(registry: Registry, model: str) -> None:

@@ -3,19 +3,23 @@
 Its version is an arm of the route without a share, so engines load it, and count it among what they hold, as they do
 any arm. What it answered is compared request by request with what the client was given; a copy has its engine's time
 alone compared, since it waits in a queue of its own. The comparison is pure.
+
+It is of the first `FIRST` pairs since the shadow began and then stands: intervals hold at every look at what only
+grows, not at a window that slides on. Requests count as independent, also those of one key; where few keys ask most of
+what is copied, the intervals are too narrow.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from itertools import dropwhile
 from statistics import fmean
 
 from pydantic import AwareDatetime
 
-from tuneloop.registry.errors import InvalidInput
+from tuneloop.registry.errors import InvalidInput, Unreadable
 from tuneloop.registry.facade import Registry
 from tuneloop.registry.nouns import FULL_SHARE_BP, Arm, Interval, Noun, Route, Shadow, version_name
 from tuneloop.registry.routes.promotion import APPLY_TIMEOUT_S, Change
@@ -25,7 +29,7 @@ from tuneloop.registry.statistics.sequences import drawn_variance, radius
 from tuneloop.registry.traffic import CLIENT_FAULT, SERVER_FAULT, Pair
 from tuneloop.registry.versions.deadline import LOOKUP_TIMEOUT_S, mlflow_within
 
-NEWEST = 2_000  # pairs that are compared
+FIRST = 2_000  # pairs that are compared; whoever wants others ends the shadow and begins anew
 ALPHA = 0.05
 _RATIO = math.log(1.1)  # ratios and shares of failures one cares about: where intervals are narrowest
 _FAILURES = 0.01
@@ -37,7 +41,7 @@ class ShadowReport(Noun):
     version: int
     share_bp: int
     since: AwareDatetime
-    pairs: int  # the newest of them, but for those that the client spoilt or left
+    pairs: int  # the first of them, but for those that the client spoilt or left
     failed: int  # of the shadow's
     live_failed: int
     failures: Interval | None  # the shadow's share less the live one's
@@ -45,6 +49,13 @@ class ShadowReport(Noun):
     first_token: Interval | None
     tokens: Interval | None
     length: Interval | None  # of the answers' characters, where text is kept
+
+
+class ShadowNow(Noun):
+    """A model's shadow as it compares now."""
+
+    report: ShadowReport | None  # None: the route has no shadow
+    unreadable: tuple[str, ...]  # a revision since it began: it is compared from the one after that on
 
 
 def shadow(
@@ -105,26 +116,28 @@ def _check_newcomer(registry: Registry, now: Route, arms: Sequence[Arm], version
     mlflow_within(registry, partial(check_fits, registry, now.model, now, arms, [found]), LOOKUP_TIMEOUT_S)
 
 
-def shadow_report(registry: Registry, route: Route) -> ShadowReport | None:
-    """The shadow of a route beside the live answers since it became one; None where there is none.
-
-    Raises:
-        Unreadable: a revision since then cannot be read.
-    """
+def shadow_now(registry: Registry, route: Route) -> ShadowNow:
+    """The shadow of a route revision beside the live answers since it became one."""
     there = route.shadow
     if there is None:
-        return None
-
-    def is_same(one: Route) -> bool:
-        return one.shadow is not None and one.shadow.version == there.version
-
-    since = list(itertools.takewhile(is_same, registry.routes.back(route.model)))[-1].at
-    pairs = registry.traffic.pairs(route.model, there.version, since=since, newest=NEWEST)
-    return compared(there, since, pairs)
+        return ShadowNow(report=None, unreadable=())
+    since, unreadable = route.at, list[str]()
+    try:
+        for one in dropwhile(lambda newer: newer.revision > route.revision, registry.routes.back(route.model)):
+            if one.shadow is None or one.shadow.version != there.version:
+                break
+            since = one.at
+    except Unreadable as error:
+        unreadable.append(str(error))
+    pairs = registry.traffic.pairs(route.model, there.version, since=since, first=FIRST)
+    return ShadowNow(report=compared(there, since, pairs), unreadable=(*unreadable, *pairs.unreadable))
 
 
 def compared(shadow: Shadow, since: AwareDatetime, pairs: Iterable[Pair]) -> ShadowReport:
-    """What these pairs show; intervals hold at every look. A time or length counts where both were answered."""
+    """What these pairs show; intervals hold at every look while pairs are only added, were requests independent.
+
+    A time or length counts where both were answered.
+    """
     fair = [pair for pair in pairs if not (_spoilt(pair.status) or _spoilt(pair.shadow_status))]
     answered = [pair for pair in fair if not (_live_failed(pair) or _failed(pair))]
 

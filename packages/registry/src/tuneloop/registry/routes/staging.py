@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from datetime import timedelta
 from functools import partial
 
 from tuneloop.registry.errors import Conflict, NotFound, Refused, Unavailable
@@ -16,6 +17,7 @@ from tuneloop.registry.nouns import FULL_SHARE_BP, Arm, EngineState, Route, Vers
 from tuneloop.registry.versions.deadline import mlflow_within
 
 LOAD_TIMEOUT_S = 120.0
+_LOOK_WITHIN = timedelta(seconds=30)  # after it is written, every engine that beats knows a route
 KEPT_TIMEOUT_S = 5.0  # that what is loaded already waits for MLflow to say whether it has it still
 _log = logging.getLogger(__name__)
 
@@ -97,22 +99,57 @@ def check_fits(
     for version in newcomers:
         _check_servable(version, engines, serving=before is not None)
     staying = [arm.version for arm in _staged(before, arms) if arm.version not in {v.version for v in newcomers}]
-    mine = [*newcomers, *(registry.versions.get(model, number) for number in staying)]
-    others = [
-        registry.versions.get(route.model, arm.version)
-        for route in registry.routes.current_all().values()
-        if route.model != model
-        for arm in route.arms
-    ]
+    mine = [*newcomers, *_there(registry, [(model, number) for number in staying])]
+    others = [route for route in registry.routes.current_all().values() if route.model != model]
+    arms_there = [(model, number) for number in staying] + [(r.model, arm.version) for r in others for arm in r.arms]
+    named = {version_name(*arm) for arm in arms_there}
+    asked = _there(registry, _unknown(registry, others, engines))
     for engine in engines:
-        here = [v for v in mine if v.kind == "adapter" and v.base_digest == engine.base_digest]
-        count = len(here) + sum(v.kind == "adapter" and v.base_digest == engine.base_digest for v in others)
+        here = [v.name for v in mine if _loads(engine, v)]
+        count = len({*here, *(v.name for v in asked if _loads(engine, v)), *(named & engine.adapters.keys())})
         if here and count > engine.max_loras - 1:
             raise Refused(
                 f"engine {engine.id} holds {engine.max_loras - 1} adapters, the routes would name {count} (of {model}, "
-                f"on the way there: {', '.join(v.name for v in here)}); take a version out of a route or start it with "
+                f"on the way there: {', '.join(here)}); take a version out of a route or start it with "
                 f"--max-loras {count + 1}"
             )
+
+
+def _unknown(registry: Registry, routes: Sequence[Route], engines: Sequence[EngineState]) -> list[tuple[str, int]]:
+    """The arms of these routes of which only MLflow says whether an engine is to hold them.
+
+    An engine's heartbeat names the adapters of its base that routes name. So one that names no arm of a route, and has
+    looked since that was written, has another base. Engines that start name nothing yet: then a champion tells.
+    """
+    held = {name for engine in engines for name in engine.adapters}
+    all_ready = all(engine.state == "ready" for engine in engines)
+    looked = min(engine.at for engine in engines) - _LOOK_WITHIN if all_ready else None
+    wanted: list[tuple[str, int]] = []
+    for route in routes:
+        names = {version_name(route.model, arm.version): arm.version for arm in route.arms}
+        if held.isdisjoint(names):
+            if looked is not None and route.at < looked:
+                continue
+            champion = _there(registry, [(route.model, route.champion)])
+            if champion and not any(_loads(engine, champion[0]) for engine in engines):
+                continue
+        wanted += [(route.model, number) for name, number in names.items() if name not in held]
+    return wanted
+
+
+def _there(registry: Registry, wanted: Sequence[tuple[str, int]]) -> list[Version]:
+    """Those of these versions that there are: what is gone from MLflow no engine will load."""
+    found: list[Version] = []
+    for model, number in wanted:
+        try:
+            found.append(registry.versions.get(model, number))
+        except NotFound as error:
+            _log.warning("a route names %s, which is gone from MLflow: %s", version_name(model, number), error)
+    return found
+
+
+def _loads(engine: EngineState, version: Version) -> bool:
+    return version.kind == "adapter" and version.base_digest == engine.base_digest
 
 
 def _check_servable(version: Version, engines: Sequence[EngineState], *, serving: bool) -> None:

@@ -10,7 +10,7 @@ from tuneloop.registry import overview
 from tuneloop.registry.errors import InvalidInput
 from tuneloop.registry.facade import Registry
 from tuneloop.registry.nouns import Interval, Route, parse_version_name, version_name
-from tuneloop.registry.printing import by_option, emit, json_option, reason_option, table, tell_unreadable
+from tuneloop.registry.printing import by_option, emit, json_option, reason_option, table, tell_unreadable, who
 from tuneloop.registry.routes.changes import differences
 from tuneloop.registry.routes.promotion import Change, hold_out, override, set_route
 from tuneloop.registry.routes.promotion import promote as promote_version
@@ -77,9 +77,6 @@ def route_show(model: str, as_json: bool) -> None:
             ", ".join(f"{g} applies {r}" for g, r in applied.items()) or "none is live"
         )
         shown = found.model_dump(mode="json") | {"gateways": applied}
-        if now.shadow is not None:
-            text += f"\n{shadow_text(found.model, now.shadow)}"
-            shown["shadow_report"] = now.shadow.model_dump(mode="json")
         emit(shown, as_json, text)
 
 
@@ -190,20 +187,32 @@ def route_holdout(model: str, share_bp: int, expect: int | None, by: str, reason
 
 @route.command("shadow")
 @click.argument("model")
-@click.argument("shadow_share", metavar="VERSION=BASIS_POINTS")
+@click.argument("shadow_share", metavar="[VERSION=BASIS_POINTS]", required=False)
 @click.option("--expect", type=int, help="Fail if the newest revision is not this one.")
-@by_option
-@reason_option
+@click.option("--by", callback=who, help="Who sets it.")
+@click.option("--reason", help="Why; kept for ever.")
 @json_option
-def route_shadow(model: str, shadow_share: str, expect: int | None, by: str, reason: str, as_json: bool) -> None:
+def route_shadow(
+    model: str, shadow_share: str | None, expect: int | None, by: str | None, reason: str | None, as_json: bool
+) -> None:
     """Send a version copies of what a share of the keys asks, for example `8=500`.
 
-    Nobody is given its answers; `route show` compares them with those that were given. 8=0 ends it.
+    Nobody is given its answers; without a share they are compared with those that were given. 8=0 ends it.
     """
+    if shadow_share is None:
+        if by is not None or reason is not None or expect is not None:
+            raise InvalidInput("--by, --reason and --expect are for VERSION=BASIS_POINTS, for example 8=500")
+        with Registry.open() as registry:
+            now = overview.shadow_now(registry, model)
+        tell_unreadable(now.unreadable)
+        emit(now, as_json, shadow_text(model, now.report) if now.report else f"{model} has no shadow")
+        return
+    if not (by or "").strip() or not (reason or "").strip():
+        raise InvalidInput("setting a shadow needs --by and --reason")
     said = _SHARE.fullmatch(shadow_share)
     if said is None:
         raise InvalidInput(f"{shadow_share!r} is not VERSION=BASIS_POINTS, for example 8=500")
-    version, share_bp, change = int(said[1]), int(said[2]), Change(by, reason)
+    version, share_bp, change = int(said[1]), int(said[2]), Change(by or "", reason or "")
     with Registry.open() as registry:
         show_route(shadow(registry, model, version, share_bp, change, expected_revision=expect), as_json)
 

@@ -146,11 +146,11 @@ class Gateway:
         self._recorder.add(exchange)
 
     def _shadow_finished(self, exchange: Exchange) -> None:
-        self._metrics.shadow_finished(exchange)
         if self._recorder.is_half_full:
             self._metrics.shadow_dropped(exchange.plan.route.model if exchange.plan else "", "records")
         else:
             self._recorder.add(exchange)
+            self._metrics.shadow_finished(exchange)
 
     def _applies(self, snapshot: Snapshot) -> None:
         self._guarding.applies(snapshot)

@@ -15,7 +15,11 @@ RETRY_BURST = 10.0
 
 
 class Load:
-    """Requests in flight, by slot and by engine, and the engines that did not answer lately."""
+    """Requests in flight, by slot and by engine, and the engines that did not answer lately.
+
+    A shadow's copies are in flight on a slot, which an engine must not unload meanwhile, and count for no engine: what
+    steers requests is requests.
+    """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -25,23 +29,28 @@ class Load:
 
     def carry(self, target: Target) -> None:
         """Count one request more; `put_down` must follow."""
-        self._slots[target.slot] = self._slots.get(target.slot, 0) + 1
+        self.carry_copy(target)
         self._engines[target.engine] = self._engines.get(target.engine, 0) + 1
 
     def put_down(self, target: Target) -> None:
         """One request has ended."""
-        for counter, key in ((self._slots, target.slot), (self._engines, target.engine)):
-            if counter[key] > 1:
-                counter[key] -= 1
-            else:
-                del counter[key]
+        self.put_down_copy(target)
+        _less(self._engines, target.engine)
+
+    def carry_copy(self, target: Target) -> None:
+        """Count one copy more; `put_down_copy` must follow."""
+        self._slots[target.slot] = self._slots.get(target.slot, 0) + 1
+
+    def put_down_copy(self, target: Target) -> None:
+        """One copy has ended."""
+        _less(self._slots, target.slot)
 
     def of(self, engine: str) -> int:
-        """Requests in flight on an engine."""
+        """Requests in flight on an engine, copies apart."""
         return self._engines.get(engine, 0)
 
     def in_flight(self) -> dict[str, int]:
-        """Slot → requests, as the heartbeat reports them."""
+        """Slot → requests and copies, as the heartbeat reports them."""
         return dict(self._slots)
 
     def set_aside(self, engine: str) -> None:
@@ -58,6 +67,13 @@ class Load:
         now = self._clock()
         self._aside = {engine: until for engine, until in self._aside.items() if until > now}
         return frozenset(self._aside)
+
+
+def _less(counter: dict[str, int], key: str) -> None:
+    if counter[key] > 1:
+        counter[key] -= 1
+    else:
+        del counter[key]
 
 
 class RetryBudget:

@@ -51,13 +51,17 @@ class Metrics:
         )
         self._guard_seconds = self._histogram("guard_seconds", "judging what comes in", ("model",))
         self._shadow_requests = self._counter(
-            "shadow_requests", "copies that a shadow was sent, by outcome", ("model", "version", "status")
+            "shadow_requests",
+            "copies that a shadow was sent and that were recorded, by outcome",
+            ("model", "version", "status"),
         )
         self._shadow_seconds = self._histogram(
             "shadow_seconds", "of a copy's engine, to the end of its answer", ("model", "version")
         )
         self._shadow_dropped = self._counter(
-            "shadow_dropped", "copies left out because they might have cost real traffic something", ("model", "reason")
+            "shadow_dropped",
+            "copies that were not sent or not recorded, so as to stay behind requests",
+            ("model", "reason"),
         )
         self._limited = self._counter("limited_requests", "requests refused by a limit of their key", ("key", "limit"))
         self._shed = self._counter("shed_requests", "requests refused because too many waited", ("reason",))

@@ -1,9 +1,10 @@
 """Copies of requests for a route's shadow, off every client's path: recorded apart, and given to nobody.
 
-A copy may never cost real traffic anything. It waits in a short queue and is dropped, and counted, when that is full,
-when requests wait for their turn, when its engine has much to do, or when records pile up; it is tried once, takes
-nothing of a key's limits or of the retries, sets no engine aside, and is cancelled at its deadline. A route without a
-shadow costs a request one look at an attribute.
+Copies come after requests. A copy waits in a short queue and is dropped, and counted, when that is full, when requests
+wait for their turn, when its engine has much to do of this gateway's requests, or when records pile up; it is tried
+once, takes nothing of a key's limits or of the retries, steers no request and sets no engine aside, and is cancelled at
+its deadline. What it does take is engine time: at most `shadow_in_flight` copies of each gateway at once, which share
+their engine's batches with what runs there. A route without a shadow costs a request one look at an attribute.
 """
 
 from __future__ import annotations
@@ -138,22 +139,20 @@ class Shadows:
         exchange = copy.exchange
         try:
             await self._send(copy)
+            exchange.total_ms = exchange.elapsed_ms()
+            self._finished(exchange)
         except _Dropped as dropped:
             self._drop(exchange, dropped.why)
-            return
         except Exception:
             log.exception("a copy of request %s", exchange.shadow_of)
             self._drop(exchange, "defect")
-            return
-        exchange.total_ms = exchange.elapsed_ms()
-        self._finished(exchange)
 
     async def _send(self, copy: _Copy) -> None:
         exchange = copy.exchange
         if asyncio.get_running_loop().time() >= copy.until:
             raise _Dropped("deadline")
         exchange.target = target = self._target(exchange)
-        self._load.carry(target)
+        self._load.carry_copy(target)
         self._mine[target.engine] = self._mine.get(target.engine, 0) + 1
         try:
             async with asyncio.timeout_at(copy.until):
@@ -169,7 +168,7 @@ class Shadows:
             exchange.failed(502, f"engine {target.engine}: an answer that is no answer: {error}")
         finally:
             self._mine[target.engine] -= 1
-            self._load.put_down(target)
+            self._load.put_down_copy(target)
 
     def _target(self, exchange: Exchange) -> Target:
         assert exchange.plan is not None
@@ -177,13 +176,15 @@ class Shadows:
         if snapshot is None:
             raise _Dropped("no_engine")
         aside = self._load.aside()
-        target = pick(snapshot, exchange.plan.route.model, exchange.plan.versions, self._load.of, avoid=aside)
+        target = pick(snapshot, exchange.plan.route.model, exchange.plan.versions, self._with_mine, avoid=aside)
         if target is None or target.engine in aside:
             raise _Dropped("no_engine")
-        others = self._load.of(target.engine) - self._mine.get(target.engine, 0)
-        if self._waiting() or others > self._settings.shadow_engine_load:
+        if self._waiting() or self._load.of(target.engine) > self._settings.shadow_engine_load:
             raise _Dropped("busy")
         return target
+
+    def _with_mine(self, engine: str) -> int:
+        return self._load.of(engine) + self._mine.get(engine, 0)
 
     async def _ask(self, exchange: Exchange, ask: Ask, target: Target, deadline: float) -> None:
         path = "/v1/chat/completions" if exchange.endpoint == "chat" else "/v1/completions"

@@ -20,7 +20,7 @@ from tuneloop.registry.tables import Json
 _EMPTY: dict[type, str] = {tuple: "[]", dict: "{}"}  # what most JSON columns of a record hold
 
 
-class Filing:
+class Inserting:
     """Inserts nouns of one kind whose `id` is new; each has a field for every column of the table."""
 
     def __init__(self, database: Database, table: sa.Table) -> None:
