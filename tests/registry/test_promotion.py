@@ -19,7 +19,7 @@ from mlflow.tracking import MlflowClient
 from tests_support import beat_engine, beat_gateway, publish_version, retraining_request
 from tuneloop.registry import Registry, audit
 from tuneloop.registry.errors import Conflict, InvalidInput, NotFound, Refused, Unavailable, Unreadable
-from tuneloop.registry.nouns import Arm, RetrainingState
+from tuneloop.registry.nouns import Arm, RetrainingState, Version, version_name
 from tuneloop.registry.routes import promotion, staging
 from tuneloop.registry.routes.assignment import assign, key_hash, overridden
 from tuneloop.registry.routes.promotion import Change, hold_out, override, promote, rollback, set_route
@@ -343,7 +343,12 @@ def test_of_other_models_only_what_an_engine_may_come_to_hold_is_asked_of_mlflow
     monkeypatch.setattr(two_versions.routes, "_clock", lambda: now)
     asked: list[str] = []
     get = two_versions.versions.get
-    monkeypatch.setattr(two_versions.versions, "get", lambda m, n: (asked.append(f"{m}@{n}"), get(m, n))[1])
+
+    def noted(model: str, number: int) -> Version:
+        asked.append(version_name(model, number))
+        return get(model, number)
+
+    monkeypatch.setattr(two_versions.versions, "get", noted)
     wanted = {2: 1_000, 1: 9_000}
     beat_engine(two_versions, "bot@1", "held@1", "held@2", max_loras=4)
     with pytest.raises(Refused, match="holds 3 adapters, the routes would name 4"):

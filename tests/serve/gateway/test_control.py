@@ -45,12 +45,13 @@ def test_an_emergency_rollback_reaches_all_gateways_within_two_seconds_and_loads
     def applied(gateway: Address) -> float:
         return gateway.metric('tuneloop_route_revision{model="bot"}')
 
+    world.registry.gates.approve("bot", 2, by="ada", reason="test")
     with Registry(away) as registry, ExitStack() as running:
-        _ = registry.versions  # importing MLflow takes seconds, and is not what is measured
         gateways = [
             running.enter_context(world.process(port, ready=False, TUNELOOP_GATEWAY_ID=f"g{port}")).address
             for port in ports
         ]
+        _ = registry.versions  # importing MLflow takes seconds, and is not what is measured
         for gateway in gateways:
             wait_ready(gateway)
             until(lambda gateway=gateway: applied(gateway) == 2)  # type: ignore[misc]
