@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import mlflow
+from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from tuneloop.registry.errors import InvalidInput, NotFound, Unavailable

@@ -75,7 +75,7 @@ def register(
 ) -> Version:
     """Register an adapter, or whole weights, as the next version of a model.
 
-    Where an earlier call was killed after MLflow had the version, what is missing is added and that version is returned.
+    Where an earlier call was killed after MLflow had the version, what is missing is added, and it is returned.
 
     Args:
         registry: where.
@@ -248,9 +248,9 @@ def _undone(registry: Registry, model: str, run_id: str | None, by: str, detail:
     try:
         if run_id is not None:
             registry.versions.end_run(run_id, "FAILED")
-    except Exception:
+    except Exception:  # noqa: BLE001 (whatever it is, the first error is the one to tell)
         _log.exception("run %s could not be ended, the next registration of these files ends it", run_id)
     try:
         note(registry, by, UNDONE, model, detail)
-    except Exception:
+    except Exception:  # noqa: BLE001 (whatever it is, the first error is the one to tell)
         _log.exception("that %s got no version could not be put on record, the next registration does", model)
