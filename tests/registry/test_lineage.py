@@ -136,3 +136,27 @@ def test_the_card_is_what_was_published(registry: Registry, tmp_path: Path, verb
     publish_version(registry, folder)
     assert verb("card", "bot@1")[1] == "# bot\n\nIt answers.\n"
     assert json.loads(verb("card", "bot@1", "--json")[1]) == {"version": "bot@1", "card": "# bot\n\nIt answers.\n"}
+
+
+def test_what_a_check_for_bias_found_and_the_intervals_are_shown_and_compared(
+    registry: Registry, tmp_path: Path, verb: Verb
+) -> None:
+    made = [publish_version(registry, tmp_path / f"v{n}", metrics={"loss": float(n)}) for n in (1, 2)]
+    registry.versions.log_metrics(made[1].run_id, {"loss.low": 1.5, "loss.high": 2.5})
+    keep(registry, made[1].run_id, tmp_path, "environment.json", '{"python": "3.12.1", "packages": {"torch": "2.9"}}')
+    found = {"attribute": "gender", "readings": 96, "alone": {"verdict": "more"}, "champion": {"verdict": "no more"}}
+    (tmp_path / "bias.json").write_text(
+        json.dumps({"at": "2026-11-30T00:00:00Z", "champion": "bot@1", "why_alone": "", "attributes": [found]})
+    )
+    registry.versions.log_file(made[1].run_id, tmp_path / "bias.json", "bias")
+    said = "more, than the champion's: no more (96 readings)"
+    shown = verb("show", "bot@2")[1]
+    assert f"bias, checked 2026-11-30 00:00 against bot@1\n  gender: {said}" in shown
+    lines = {line.split("  ")[0]: line for line in verb("compare", "bot@1", "bot@2")[1].splitlines()}
+    assert lines["bias, gender"].endswith(said)
+    assert lines["loss"].endswith("2 [1.5, 2.5]")
+    assert "Python 3.12.1, torch 2.9" in lines["environment"]
+    assert lines["files"].count("MB") == 2
+    before, after = json.loads(verb("compare", "bot@1", "bot@2", "--json")[1])
+    assert (before["bias"]["at"], after["bias"]["attributes"][0]["champion"]["verdict"]) == (None, "no more")
+    assert (after["version"], after["measures"][0]["low"]) == (2, 1.5)

@@ -19,6 +19,7 @@ from tuneloop.registry.access.roles import Role
 from tuneloop.registry.api import registering
 from tuneloop.registry.settings import RegistrySettings
 from tuneloop.registry.versions.artifacts import base_digest, folder_digest
+from tuneloop.registry.versions.foreign import is_own
 
 WHY = {"reason": "test"}
 NEW = "/v1/models/new/versions"
@@ -77,7 +78,14 @@ def test_an_adapter_in_mlflow_becomes_a_version_on_a_base_of_the_control_planes_
         ({"source": {"run_id": "RUN", "path": "../out"}}, "leads out of the run"),
         ({"source": {"run_id": "RUN", "path": "/etc"}}, "leads out of the run"),
         ({"source": {"run_id": "THEIRS"}}, "outside .*artifacts, and whoever writes to MLflow could name any folder"),
-        ({"source": {"run_id": "ELSEWHERE"}}, "whoever writes to MLflow could name any host"),
+        *(
+            ({"source": {"run_id": "ELSEWHERE"}, "store": f"{scheme}127.0.0.1:1/store"}, "could name any host")
+            for scheme in ("http://", "https://", "ftp://", "sftp://", "mlflow-artifacts://", "mlflow-artifacts:/")
+        ),
+        *(
+            ({"source": {"run_id": "ELSEWHERE"}, "store": f"{scheme}://elsewhere/store"}, "could name any host")
+            for scheme in ("hdfs", "viewfs", "s3", "gs", "b2", "r2", "oss", "wasbs", "abfss", "dbfs", "runs")
+        ),
     ],
 )
 def test_no_path_of_the_machine_and_no_host_is_read_that_a_client_names(
@@ -85,11 +93,16 @@ def test_no_path_of_the_machine_and_no_host_is_read_that_a_client_names(
 ) -> None:
     client = client_of(empty)
     whole = make_whole(tmp_path / "whole")
-    elsewhere = client.create_experiment(f"e{tmp_path.name}", "http://127.0.0.1:1/store")
+    body = dict(body)
+    store = body.pop("store", None)
+
+    def elsewhere() -> str:
+        return str(client.create_run(client.create_experiment(f"e{tmp_path.name}", str(store))).info.run_id)
+
     runs: dict[str, Callable[[], str]] = {
         "RUN": lambda: own_run(empty, whole),
         "THEIRS": lambda: their_run(client, whole),
-        "ELSEWHERE": lambda: str(client.create_run(elsewhere).info.run_id),
+        "ELSEWHERE": elsewhere,
     }
     source = dict(body["source"])  # type: ignore[call-overload]
     if make := runs.get(source.get("run_id", "")):
@@ -99,6 +112,21 @@ def test_no_path_of_the_machine_and_no_host_is_read_that_a_client_names(
     assert answer.status_code == 422
     assert re.search(told, answer.json()["detail"]), answer.text
     assert len(empty.registry.audit.entries(limit=500)) == before
+
+
+def test_of_other_machines_only_the_tracking_server_and_its_own_store_are_asked() -> None:
+    server = "https://mlflow.example:5000"
+    assert is_own("mlflow-artifacts:/3/run/artifacts", server, "mlflow-artifacts:/0")
+    assert is_own("mlflow-artifacts:/3/run/artifacts", server, None)
+    assert not is_own("mlflow-artifacts:/3/run/artifacts", "sqlite:///mlflow.db", None), "nobody hands them on"
+    roots = ("s3://ours/0", "gs://ours/0", "hdfs://name:8020/0", "abfss://c@ours.example/0", "https://ours:1/0")
+    for root in roots:
+        assert is_own(f"{root.removesuffix('0')}3/run/artifacts", server, root)
+        for other in ("s3://theirs/0", "http://ours:1/0", "https://ours:2/0", "https://me@ours:1/0", *roots):
+            assert other == root or not is_own(other, server, root)
+        for host in ("mlflow.example:5000", "elsewhere", "ours:1"):
+            assert not is_own(f"mlflow-artifacts://{host}/0", server, root)
+        assert not is_own(root, server, None)
 
 
 def test_a_base_a_run_or_a_folder_that_is_not_there_is_said_not_to_be(empty: Plane, tmp_path: Path) -> None:

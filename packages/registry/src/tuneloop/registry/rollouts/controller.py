@@ -1,4 +1,5 @@
-"""The controller: goes on with every open rollout and watches MLflow's aliases. Start as many as you like, anywhere.
+"""The controller: goes on with every open rollout, watches MLflow's aliases, and takes out of the routes what a change
+that was killed has left staged. Start as many as you like, anywhere.
 
 One controller at a time holds a rollout's lease, and whatever it writes stands behind the lease's fencing token: killed
 at any point, the next one finds each step written once or not at all. A look at a rollout reads the records since its
@@ -26,6 +27,7 @@ from tuneloop.registry.errors import Conflict, TuneloopError, Unavailable
 from tuneloop.registry.facade import Registry
 from tuneloop.registry.rollouts.advancing import go_on
 from tuneloop.registry.rollouts.rollout import Rollout, RolloutState
+from tuneloop.registry.routes.abandoned import Abandoned
 from tuneloop.registry.settings import ControllerSettings
 
 LEASE_S = 15.0  # a controller that dies holds its rollouts up for so long
@@ -46,6 +48,7 @@ class Controller:
         self._settings = settings or ControllerSettings()
         self._lease_s = lease_s
         self._watch = AliasWatch(registry)
+        self._abandoned = Abandoned(registry)
         self._told: dict[str, str] = {}  # what was looked at → what was last logged of it
         self._held: dict[str, Rollout] = {}
 
@@ -66,6 +69,7 @@ class Controller:
         for rollout in self._running():
             self._guarded(rollout.id, partial(self.look, rollout.id))
         self._guarded("aliases", self._watch.turn)
+        self._guarded("staged", self._abandoned.turn)
 
     def look(self, rollout_id: str) -> None:
         """Go on with one rollout if it runs and nobody else holds it: at most one change of the route.
@@ -121,6 +125,7 @@ class Controller:
     def _watching(self, stop: threading.Event) -> None:
         while not stop.is_set():
             self._guarded("aliases", self._watch.turn)
+            self._guarded("staged", self._abandoned.turn)
             stop.wait(self._watch.pause_s(self._settings.aliases_every_s))
 
     def _guarded(self, what: str, act: Callable[[], None]) -> None:

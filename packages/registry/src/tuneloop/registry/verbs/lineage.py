@@ -8,7 +8,7 @@ from tuneloop.registry.facade import Registry
 from tuneloop.registry.nouns import parse_version_name, version_name
 from tuneloop.registry.printing import emit, json_option, table, tell_unreadable
 from tuneloop.registry.versions.deadline import LOOKUP_TIMEOUT_S, mlflow_within
-from tuneloop.registry.versions.lineage import Lineage, lineage_of
+from tuneloop.registry.versions.lineage import KeptEnvironment, Lineage, lineage_of
 from tuneloop.registry.versions.run_files import model_card
 
 _SHOWN_PACKAGES = ("torch", "transformers", "peft", "trl")
@@ -49,6 +49,10 @@ def _text(found: Lineage) -> str:
             for m in found.measures
         ]
         parts.append(table(["MEASURE", "VALUE", "95% INTERVAL"], rows))
+    if (bias := found.bias).at is not None:
+        against = f"against {bias.champion}" if bias.champion else f"against nothing: {bias.why_alone}"
+        lines = "\n".join(f"  {one.text}" for one in bias.attributes)
+        parts.append(f"bias, checked {bias.at:%Y-%m-%d %H:%M} {against}\n{lines}")
     if found.gate is not None:
         checks = [[check.name, check.verdict, check.detail] for check in found.gate.checks]
         champion = "nothing" if found.gate.champion is None else version_name(found.gate.model, found.gate.champion)
@@ -77,7 +81,7 @@ def _made_of(found: Lineage) -> list[list[object]]:
         *_data_rows(found),
         ["recipe", version.recipe_digest],
         ["code", version.code_commit],
-        ["environment", _environment(found)],
+        ["environment", environment_text(found.environment)],
         ["parent", version_name(version.model, version.parent) if version.parent else None],
         ["retraining", _retraining(found)],
         ["run", version.run_id],
@@ -95,12 +99,13 @@ def _data_rows(found: Lineage) -> list[list[object]]:
     return rows
 
 
-def _environment(found: Lineage) -> str | None:
-    packages = found.environment.packages
+def environment_text(environment: KeptEnvironment) -> str | None:
+    """For people: what is most asked for of it."""
+    packages = environment.packages
     if not packages:
         return None
     shown = [f"{name} {packages[name]}" for name in _SHOWN_PACKAGES if name in packages]
-    return ", ".join([f"Python {found.environment.python}", *shown, f"{len(packages)} packages in all"])
+    return ", ".join([f"Python {environment.python}", *shown, f"{len(packages)} packages in all"])
 
 
 def _may(found: Lineage) -> str:

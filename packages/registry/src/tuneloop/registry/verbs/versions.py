@@ -12,7 +12,26 @@ from tuneloop.registry.gates.declared import judge_again
 from tuneloop.registry.nouns import Version, parse_version_name, version_name
 from tuneloop.registry.policies import GatePolicy
 from tuneloop.registry.printing import by_option, emit, json_option, reason_option, table, tell_unreadable
+from tuneloop.registry.verbs.lineage import environment_text
 from tuneloop.registry.verbs.policy import policy_options, set_policy, show_policy
+from tuneloop.registry.versions.lineage import MeasuredMetric, run_kept
+
+_COMPARED = (
+    "kind",
+    "base",
+    "base_digest",
+    "template_digest",
+    "tokenizer_digest",
+    "data_digest",
+    "data_rows",
+    "recipe_digest",
+    "code_commit",
+    "rank",
+    "parent",
+    "request_id",
+    "trained_by",
+    "signed_by",
+)
 
 
 @click.command()
@@ -57,31 +76,29 @@ def versions(model: str, newest: int | None, as_json: bool) -> None:
 @click.argument("after")
 @json_option
 def compare(before: str, after: str, as_json: bool) -> None:
-    """Hold two versions side by side: lineage and metrics."""
+    """Hold two versions side by side: what they were made of, figures with their intervals, and bias."""
     with Registry.open() as registry:
-        pair = [registry.versions.get(*parse_version_name(name)) for name in (before, after)]
-        fields = [
-            "kind",
-            "base",
-            "base_digest",
-            "template_digest",
-            "tokenizer_digest",
-            "data_digest",
-            "data_rows",
-            "recipe_digest",
-            "code_commit",
-            "rank",
-            "parent",
-            "request_id",
-            "trained_by",
-            "signed_by",
-        ]
-        rows: list[list[object]] = [[name, *(_short(getattr(v, name)) for v in pair)] for name in fields]
-        rows += [
-            [metric, *(f"{v.metrics[metric]:.4g}" if metric in v.metrics else None for v in pair)]
-            for metric in sorted(set(pair[0].metrics) | set(pair[1].metrics))
-        ]
-        emit(pair, as_json, table(["", pair[0].name, pair[1].name], rows))
+        sides = [run_kept(registry, *parse_version_name(name)) for name in (before, after)]
+    pair = [side.version for side in sides]
+    rows: list[list[object]] = [[name, *(_short(getattr(v, name)) for v in pair)] for name in _COMPARED]
+    rows.append(["files", *(f"{v.artifact_bytes / 1e6:.2f} MB" for v in pair)])
+    rows.append(["environment", *(environment_text(side.environment) for side in sides)])
+    measures = [{measure.name: measure for measure in side.measures} for side in sides]
+    rows += [[name, *(_measure(of.get(name)) for of in measures)] for name in sorted({*measures[0], *measures[1]})]
+    bias = [{one.attribute: one for one in side.bias.attributes} for side in sides]
+    rows += [
+        [f"bias, {name}", *(of[name].text.removeprefix(f"{name}: ") if name in of else None for of in bias)]
+        for name in sorted({*bias[0], *bias[1]})
+    ]
+    told = [side.version.model_dump(mode="json") | side.model_dump(mode="json", exclude={"version"}) for side in sides]
+    emit(told, as_json, table(["", pair[0].name, pair[1].name], rows))
+    tell_unreadable([f"{side.version.name}: {why}" for side in sides for why in side.not_known])
+
+
+def _measure(found: MeasuredMetric | None) -> str | None:
+    if found is None or found.low is None or found.high is None:
+        return f"{found.value:.4g}" if found else None
+    return f"{found.value:.4g} [{found.low:.4g}, {found.high:.4g}]"
 
 
 @click.command()

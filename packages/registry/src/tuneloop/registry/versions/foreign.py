@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import mlflow
+from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from tuneloop.registry.errors import InvalidInput, NotFound, Unavailable
@@ -19,7 +20,8 @@ from tuneloop.registry.settings import without_password
 from tuneloop.registry.versions.sources import MlflowRun, MlflowVersion, on_this_machine
 from tuneloop.registry.versions.tag import VERSION_TAG
 
-_OF_ANY_HOST = frozenset({"http", "https", "ftp", "sftp"})
+_PROXIED = "mlflow-artifacts"  # the tracking server itself hands such files on; of a host, where one is named
+_FIRST_EXPERIMENT = "0"  # made with the server itself, below its artifact root; no client can move it
 _COMMIT_TAG = "mlflow.source.git.commit"
 
 
@@ -40,8 +42,8 @@ def brought(client: MlflowClient, source: MlflowRun | MlflowVersion, into: Path,
         client: of the MLflow that has it.
         source: what is meant.
         into: an empty folder; what another machine keeps is fetched there.
-        within: outside it nothing on this machine is read, and no host is asked that only the run names; None: it is
-            read wherever its run says that it is.
+        within: outside it nothing on this machine is read, and no host is asked but the tracking server
+            and its own artifact store; None: it is read wherever its run says that it is.
 
     Raises:
         InvalidInput: its files, or the path, lie outside the run that is named, or outside `within`.
@@ -73,10 +75,11 @@ def brought(client: MlflowClient, source: MlflowRun | MlflowVersion, into: Path,
             f"{source.name}: its files lie in {without_password(uri)}, outside the run that it names; bring them here, "
             "look at them, and register them with --folder"
         )
-    if within is not None and urlsplit(uri).scheme in _OF_ANY_HOST:
+    if within is not None and on_this_machine(uri) is None and not is_own(uri, str(client.tracking_uri), _root(client)):
         raise InvalidInput(
-            f"{source.name}: its files lie at {without_password(uri)}, and whoever writes to MLflow could name any "
-            "host; register it with the verb"
+            f"{source.name}: its files lie at {without_password(uri)}, which is not MLflow's own artifact store, and "
+            "whoever writes to MLflow could name any host; log them to the tracking server's store, or register it "
+            "with the verb"
         )
     folder, below = _found(client, uri, root, into)
     if below is not None and within is not None and not folder.is_relative_to(within.resolve()):
@@ -89,6 +92,30 @@ def brought(client: MlflowClient, source: MlflowRun | MlflowVersion, into: Path,
     data = run.data if run else None
     metrics = {str(name): float(value) for name, value in data.metrics.items()} if data else {}
     return Foreign(folder, below, data.tags.get(_COMMIT_TAG) if data else None, metrics)
+
+
+def is_own(uri: str, tracking: str, root: str | None) -> bool:
+    """Whether a URI of artifacts leads to where the tracking server keeps its own, and to no other host.
+
+    Args:
+        uri: what a run or a version names.
+        tracking: of the server.
+        root: its artifact root; None: it is not known, so only what the server hands on itself is its own.
+    """
+    named = urlsplit(uri)
+    if named.scheme == _PROXIED and not named.netloc:
+        return urlsplit(tracking).scheme in {"http", "https"}
+    own = urlsplit(root or "")
+    return bool(own.scheme) and (named.scheme, named.netloc) == (own.scheme, own.netloc)
+
+
+def _root(client: MlflowClient) -> str | None:
+    try:
+        return str(client.get_experiment(_FIRST_EXPERIMENT).artifact_location)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
 
 
 def _artifacts(run: Any) -> str:

@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
-from pydantic import ConfigDict, ValidationError
+from pydantic import AwareDatetime, ConfigDict, ValidationError
 
 from tuneloop.registry.database import faults
 from tuneloop.registry.errors import NotFound, Unavailable, Unreadable
 from tuneloop.registry.facade import Registry
 from tuneloop.registry.nouns import Approval, AuditEntry, GateReport, Noun, RetrainingRequest, Version
 from tuneloop.registry.versions.deadline import LOOKUP_TIMEOUT_S, mlflow_within
-from tuneloop.registry.versions.run_files import DATA, ENVIRONMENT, kept_json
+from tuneloop.registry.versions.run_files import BIAS, DATA, ENVIRONMENT, kept_json
 
 T = TypeVar("T")
 
@@ -70,16 +70,54 @@ class KeptEnvironment(Kept):
     packages: dict[str, str] = {}  # distribution → its version
 
 
+class KeptFinding(Kept):
+    """What was concluded of one attribute."""
+
+    verdict: str
+    reason: str = ""
+
+
+class KeptBias(Kept):
+    """One attribute of a check for bias."""
+
+    attribute: str
+    readings: int
+    alone: KeptFinding  # the version's own gap against none
+    champion: KeptFinding | None = None  # its gap less the champion's
+
+    @property
+    def text(self) -> str:
+        """For people."""
+        than = f", than the champion's: {self.champion.verdict}" if self.champion else ""
+        return f"{self.attribute}: {self.alone.verdict}{than} ({self.readings} readings)"
+
+
+class KeptCheck(Kept):
+    """What `tuneloop bias check` last found of a version."""
+
+    at: AwareDatetime | None = None  # None: it was not checked
+    champion: str | None = None
+    why_alone: str = ""
+    attributes: tuple[KeptBias, ...] = ()
+
+
 KeptT = TypeVar("KeptT", bound=Kept)
 
 
-class Lineage(Noun):
-    """One version, looked at from every side."""
+class RunKept(Noun):
+    """One version, and what its run keeps of it that says how two differ."""
 
     version: Version
     measures: tuple[MeasuredMetric, ...]
-    data: KeptData
     environment: KeptEnvironment
+    bias: KeptCheck
+    not_known: tuple[str, ...]
+
+
+class Lineage(RunKept):
+    """One version, looked at from every side."""
+
+    data: KeptData
     request: RetrainingRequest | None
     request_approved_by: str | None
     gate: GateReport | None
@@ -88,7 +126,6 @@ class Lineage(Noun):
     why_not: str | None  # None with no approver: not known
     routed: bool | None  # whether the route in force names it; None: not known
     serving: Serving | None
-    not_known: tuple[str, ...]
 
 
 class _Asked:
@@ -124,10 +161,9 @@ def lineage_of(registry: Registry, model: str, number: int) -> Lineage:
     """
     version = mlflow_within(registry, lambda: registry.versions.get(model, number), LOOKUP_TIMEOUT_S)
     asked = _Asked(registry)
-    no_figures: dict[str, float] = {}
     nobody: tuple[str | None, str | None] = (None, None)
     nowhere: tuple[bool | None, Serving | None] = (None, None)
-    logged = asked.mlflow("intervals", lambda: registry.versions.run_metrics(version.run_id), no_figures)
+    kept = _run_kept(registry, version, asked)
     request = asked.database("retraining request", lambda: _request(registry, version), None)
     decisions = registry.gates.decisions(model, number)
     asked.missing += decisions.unreadable
@@ -135,11 +171,10 @@ def lineage_of(registry: Registry, model: str, number: int) -> Lineage:
     approver, why_not = asked.database("whether it may get a share", lambda: _let_in(registry, version), nobody)
     return Lineage(
         version=version,
-        measures=tuple(_measures(version, logged)),
+        measures=kept.measures,
+        environment=kept.environment,
+        bias=kept.bias,
         data=asked.mlflow("data", lambda: _kept(registry, version, DATA, KeptData), KeptData()),
-        environment=asked.mlflow(
-            "environment", lambda: _kept(registry, version, ENVIRONMENT, KeptEnvironment), KeptEnvironment()
-        ),
         request=request,
         request_approved_by=_approved_by(registry, request),
         gate=asked.database("gate", lambda: registry.gates.latest(model, number), None),
@@ -152,12 +187,40 @@ def lineage_of(registry: Registry, model: str, number: int) -> Lineage:
     )
 
 
+def run_kept(registry: Registry, model: str, number: int) -> RunKept:
+    """A version beside another: what its run keeps, as far as MLflow tells it now.
+
+    Raises:
+        NotFound: there is no such version.
+        Unavailable: MLflow does not answer at all.
+    """
+    version = mlflow_within(registry, lambda: registry.versions.get(model, number), LOOKUP_TIMEOUT_S)
+    return _run_kept(registry, version, _Asked(registry))
+
+
+def _run_kept(registry: Registry, version: Version, asked: _Asked) -> RunKept:
+    no_figures: dict[str, float] = {}
+    logged = asked.mlflow("intervals", lambda: registry.versions.run_metrics(version.run_id), no_figures)
+    environment = asked.mlflow(
+        "environment", lambda: _kept(registry, version, ENVIRONMENT, KeptEnvironment), KeptEnvironment()
+    )
+    bias = asked.mlflow("bias", lambda: _kept(registry, version, BIAS, KeptCheck), KeptCheck())
+    return RunKept(
+        version=version,
+        measures=tuple(_measures(version, logged)),
+        environment=environment,
+        bias=bias,
+        not_known=tuple(asked.missing),
+    )
+
+
 def _kept(registry: Registry, version: Version, name: str, kind: type[KeptT]) -> KeptT:
     try:
         return kind.model_validate(kept_json(registry, version, name))
     except ValidationError as error:
+        writer = "`tuneloop bias check`" if name == BIAS else "training"
         raise Unreadable(
-            f"MLflow run {version.run_id}: {name} is not what training writes: {faults(error)}; it was changed by hand"
+            f"MLflow run {version.run_id}: {name} is not what {writer} writes: {faults(error)}; it was changed by hand"
         ) from None
 
 

@@ -2,12 +2,14 @@
 
 Everything that speaks against it is found before anything is written, so what is refused leaves nothing behind. It is
 looked at in a copy that nobody else can write to, so that what was looked at is what is registered. What is accepted is
-digested and signed as a training's result is, and waits for a person's approval like any other.
+digested and signed as a training's result is, and waits for a person's approval like any other. Files are registered by
+one at a time; who was killed at it has left what the next one ends (see `left_behind`).
 """
 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,9 +17,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from tuneloop.registry import audit
 from tuneloop.registry.database import faults
-from tuneloop.registry.errors import Conflict, InvalidInput
+from tuneloop.registry.errors import Conflict, InvalidInput, NotFound
+from tuneloop.registry.exclusive import alone
 from tuneloop.registry.facade import Registry
 from tuneloop.registry.nouns import EngineState, Version
 from tuneloop.registry.versions.adapters import CONFIG, LARGEST_RANK, Base, Limits, base_shapes, unservable
@@ -30,12 +32,14 @@ from tuneloop.registry.versions.artifacts import (
     tokenizer_digest,
 )
 from tuneloop.registry.versions.foreign import Foreign
+from tuneloop.registry.versions.left_behind import BEGUN, DONE, UNDONE, note, settle
 from tuneloop.registry.versions.private import copied, private_folder
 from tuneloop.registry.versions.sources import Folder, Source
 from tuneloop.registry.versions.store import VersionDraft
 from tuneloop.registry.versions.weights import is_whole, unloadable
 
 _UNKNOWN = "unknown"  # what nobody told
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,8 @@ def register(
 ) -> Version:
     """Register an adapter, or whole weights, as the next version of a model.
 
+    Where an earlier call was killed after MLflow had the version, what is missing is added, and it is returned.
+
     Args:
         registry: where.
         model: its name; a new one is as good as one that has versions.
@@ -82,7 +88,7 @@ def register(
 
     Raises:
         InvalidInput: names everything that speaks against it.
-        Conflict: the model has a version of these very files.
+        Conflict: the model has a version of these very files, or somebody registers them just now.
         NotFound, Unavailable: there is no such source, MLflow does not answer, or there is no room for a copy.
     """
     on = None if base is None else Base(base.resolve().name, base_digest(base), template_digest(base))
@@ -90,13 +96,16 @@ def register(
         offer = _Offer(model, source.name, _brought(registry, source, ours, within), base, on, by)
         draft = _whole(registry, offer) if is_whole(offer.folder) else _adapter(registry, offer)
         digest = folder_digest(offer.folder)
-        _expect_new(registry, model, digest)
-        registry.versions.check_key()
-        detail = {"source": source.name, "digest": digest, "base_digest": draft.base_digest, "reason": reason}
-        _note(registry, by, "version.register", model, detail)  # first: nothing is ever brought in by nobody
-        made = _published(registry, draft, offer.folder, source)
-        _note(registry, by, "version.registered", made.name, detail)
-        return made
+        with alone(registry.database, f"register {model} {digest}") as mine:
+            if not mine:
+                raise Conflict(f"{offer.called}: somebody registers these very files as {model} just now")
+            if (completed := settle(registry, model, digest, by=by)) is not None:
+                return completed
+            registry.versions.expect_new(model, digest)
+            registry.versions.check_key()
+            detail = {"source": source.name, "digest": digest, "base_digest": draft.base_digest, "reason": reason}
+            note(registry, by, BEGUN, model, detail)  # first: nothing is ever brought in by nobody
+            return _published(registry, draft, offer, detail)
 
 
 def _brought(registry: Registry, source: Source, ours: Path, within: Path | None) -> Foreign:
@@ -174,10 +183,13 @@ def _other_base(registry: Registry, model: str, on: Base, engines: list[EngineSt
 
 
 def _standing(registry: Registry, model: str) -> Version | None:
-    """The version that others of the model are held against: its champion, or its newest one."""
+    """The version that others of the model are held against: its champion, or the newest one that MLflow has."""
     route = registry.routes.current_all().get(model)
     if route is not None:
-        return registry.versions.get(model, route.champion)
+        try:
+            return registry.versions.get(model, route.champion)
+        except NotFound as error:  # deleted: to register it again must not need it
+            _log.warning("%s: its champion is gone, the newest version stands for it: %s", model, error)
     return next(iter(registry.versions.all(model, newest=1)), None)
 
 
@@ -194,12 +206,6 @@ def _own_template(folder: Path, on: Base) -> list[str]:
         f"it was saved with the chat template {own[:19]}…, and {on.name} has {on.template_digest[:19]}…: it would be "
         "asked in a form it never saw; give the base with its own template"
     ]
-
-
-def _expect_new(registry: Registry, model: str, digest: str) -> None:
-    for version in registry.versions.all(model):
-        if version.artifact_digest == digest:
-            raise Conflict(f"{version.name} holds these very files already; nothing is registered")
 
 
 def _draft(offer: _Offer, on: Base, own: Mapping[str, Any]) -> VersionDraft:
@@ -221,18 +227,30 @@ def _draft(offer: _Offer, on: Base, own: Mapping[str, Any]) -> VersionDraft:
         raise InvalidInput(f"{offer.model!r} cannot be registered: {faults(error)}") from None
 
 
-def _published(registry: Registry, draft: VersionDraft, folder: Path, source: Source) -> Version:
-    versions = registry.versions
-    run_id = versions.start_run(draft.model, name="register", params={"source": source.name})
+def _published(registry: Registry, draft: VersionDraft, offer: _Offer, detail: dict[str, str]) -> Version:
+    versions, run_id, made = registry.versions, None, None
     try:
-        made = versions.publish(draft, run_id=run_id, folder=folder)
-    except BaseException:
-        versions.end_run(run_id, "FAILED")
+        run_id = versions.start_run(
+            draft.model, name="register", params={"source": offer.called}, registers=detail["digest"]
+        )
+        made = versions.publish(draft, run_id=run_id, folder=offer.folder, only_new=True)
+        note(registry, offer.by, DONE, made.name, detail)
+        versions.end_run(run_id, "FINISHED")
+    except BaseException as error:
+        if made is None:  # else it is there, and the next call adds what is missing
+            _undone(registry, draft.model, run_id, offer.by, detail | {"why": str(error) or type(error).__name__})
         raise
-    versions.end_run(run_id, "FINISHED")
     return made
 
 
-def _note(registry: Registry, by: str, action: str, subject: str, detail: dict[str, str]) -> None:
-    with registry.database.writing() as connection:
-        audit.record(connection, at=registry.clock(), actor=by, action=action, subject=subject, detail=detail)
+def _undone(registry: Registry, model: str, run_id: str | None, by: str, detail: dict[str, str]) -> None:
+    """Say that it came to nothing; what fails at that is left to the next call, and hides nothing of why it came so."""
+    try:
+        if run_id is not None:
+            registry.versions.end_run(run_id, "FAILED")
+    except Exception:  # noqa: BLE001 (whatever it is, the first error is the one to tell)
+        _log.exception("run %s could not be ended, the next registration of these files ends it", run_id)
+    try:
+        note(registry, by, UNDONE, model, detail)
+    except Exception:  # noqa: BLE001 (whatever it is, the first error is the one to tell)
+        _log.exception("that %s got no version could not be put on record, the next registration does", model)

@@ -18,6 +18,7 @@ from tuneloop.registry.settings import without_password
 from tuneloop.registry.versions.connected import Connected, asking
 
 _EXISTS = "RESOURCE_ALREADY_EXISTS"
+_REGISTERS_TAG = "tuneloop.registers"
 _log = logging.getLogger(__name__)
 
 
@@ -25,12 +26,31 @@ class Runs(Connected):
     """Begins and ends runs, and reads and writes what they keep."""
 
     @asking
-    def start_run(self, model: str, *, name: str, params: Mapping[str, str | int | float | bool]) -> str:
-        """Begin an MLflow run in the experiment named after the model; returns its id."""
-        run = self._client.create_run(self._experiment(model), run_name=name)
+    def start_run(
+        self, model: str, *, name: str, params: Mapping[str, str | int | float | bool], registers: str | None = None
+    ) -> str:
+        """Begin an MLflow run in the experiment named after the model; returns its id.
+
+        Args:
+            model: its name.
+            name: of the run.
+            params: what it is started with.
+            registers: the digest of the files that it registers, by which `registrations` finds it.
+        """
+        tags = None if registers is None else {_REGISTERS_TAG: registers}
+        run = self._client.create_run(self._experiment(model), run_name=name, tags=tags)
         for key, value in params.items():
             self._client.log_param(run.info.run_id, key, value)
         return str(run.info.run_id)
+
+    @asking
+    def registrations(self, model: str, digest: str) -> dict[str, str]:
+        """The runs that were begun to register files of this digest, and MLflow's word for how far each is."""
+        experiment = self._client.get_experiment_by_name(model)
+        if experiment is None:
+            return {}
+        found = self._client.search_runs([experiment.experiment_id], f"tags.`{_REGISTERS_TAG}` = '{digest}'")
+        return {str(run.info.run_id): str(run.info.status) for run in found}
 
     @asking
     def log_metrics(self, run_id: str, metrics: Mapping[str, float], step: int = 0) -> None:

@@ -56,12 +56,18 @@ class Versions(SignedFiles, Mirroring):
     """Runs and versions over MLflow's own client; a tracking server works like the default SQLite file."""
 
     @asking
-    def publish(self, draft: VersionDraft, *, run_id: str, folder: Path) -> Version:
+    def publish(self, draft: VersionDraft, *, run_id: str, folder: Path, only_new: bool = False) -> Version:
         """Store a folder as the next version of its model, with its lineage.
+
+        Args:
+            draft: what to say of it.
+            run_id: of the run that made it, which keeps the files.
+            folder: the files.
+            only_new: refuse what the model has a version of already.
 
         Raises:
             InvalidInput: the folder holds something that may not be published.
-            Conflict: the retraining request already has a version.
+            Conflict: the retraining request already has a version, or the files have.
         """
         check_publishable(folder)
         self._expect_first(draft)
@@ -86,6 +92,8 @@ class Versions(SignedFiles, Mirroring):
         tags = {VERSION_TAG: json.dumps(fields)} | ({_REQUEST_TAG: draft.request_id} if draft.request_id else {})
         source = f"{self._client.get_run(run_id).info.artifact_uri}/{ARTIFACT}"
         self._expect_first(draft)  # storing takes its time: whose lease ran out meanwhile comes second
+        if only_new:
+            self.expect_new(draft.model, digest)
         made = self._client.create_model_version(draft.model, source=source, run_id=run_id, tags=tags)
         return version_of(made)
 
@@ -145,6 +153,20 @@ class Versions(SignedFiles, Mirroring):
     def for_request(self, request_id: str) -> Version | None:
         """The version a retraining request made, if it made one."""
         return next(iter(self._search(f"tags.`{_REQUEST_TAG}` = '{_safe(request_id)}'")), None)
+
+    @asking
+    def holding(self, model: str, digest: str) -> Version | None:
+        """The newest version of a model with files of this digest."""
+        return next((version for version in self.all(model) if version.artifact_digest == digest), None)
+
+    def expect_new(self, model: str, digest: str) -> None:
+        """See that no version of a model has files of this digest.
+
+        Raises:
+            Conflict: one has.
+        """
+        if (there := self.holding(model, digest)) is not None:
+            raise Conflict(f"{there.name} holds these very files already; nothing is registered")
 
     @asking
     def foreign(self, source: MlflowRun | MlflowVersion, into: Path, within: Path | None = None) -> Foreign:
