@@ -84,7 +84,7 @@ def test_an_adapter_in_mlflow_becomes_a_version_on_a_base_of_the_control_planes_
         ),
         *(
             ({"source": {"run_id": "ELSEWHERE"}, "store": f"{scheme}://elsewhere/store"}, "could name any host")
-            for scheme in ("hdfs", "viewfs", "s3", "gs", "b2", "r2", "oss", "wasbs", "abfss", "dbfs", "runs")
+            for scheme in ("hdfs", "viewfs", "s3", "gs", "b2", "r2", "oss", "wasbs", "abfss", "dbfs")
         ),
     ],
 )
