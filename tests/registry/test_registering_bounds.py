@@ -218,7 +218,8 @@ def test_of_two_first_registrations_at_once_both_find_the_experiment(
     registry: Registry, client: MlflowClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The other one makes it between our look and our making it."""
-    look, made = MlflowClient.get_experiment_by_name, []
+    look = MlflowClient.get_experiment_by_name
+    made: list[str] = []
 
     def too_early(asked: MlflowClient, name: str) -> object:
         if made:
