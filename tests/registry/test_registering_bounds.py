@@ -218,7 +218,8 @@ def test_of_two_first_registrations_at_once_both_find_the_experiment(
     registry: Registry, client: MlflowClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The other one makes it between our look and our making it."""
-    look, made = MlflowClient.get_experiment_by_name, []
+    look = MlflowClient.get_experiment_by_name
+    made: list[str] = []
 
     def too_early(asked: MlflowClient, name: str) -> object:
         if made:
@@ -229,6 +230,16 @@ def test_of_two_first_registrations_at_once_both_find_the_experiment(
     monkeypatch.setattr(MlflowClient, "get_experiment_by_name", too_early)
     run = registry.versions.start_run("bot", name="register", params={})
     assert client.get_run(run).info.experiment_id == made[0]
+
+
+def test_a_new_model_is_made_and_marked_in_one_step(
+    registry: Registry, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two first registrations at once would otherwise mark it at once, which MLflow's database refuses to one."""
+    marked: list[str] = []
+    monkeypatch.setattr(MlflowClient, "set_registered_model_tag", lambda _, name, *__: marked.append(name))
+    brought(registry, Folder(whole), None)
+    assert (registry.versions.models(), marked) == (["bot"], [])
 
 
 def test_a_template_is_the_same_however_its_lines_end(whole: Path) -> None:

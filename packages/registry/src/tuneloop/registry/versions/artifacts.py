@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 from tuneloop.registry.errors import InvalidInput
 from tuneloop.registry.nouns import Version
@@ -98,7 +99,7 @@ def tokenizer_digest(folder: Path) -> str | None:
         return _digest_of(folder, files) if files else None
     said = object_in(path, _BACK)
     try:
-        parts = {name: said.get(name) for name in _TOKENIZER_PARTS}
+        parts: dict[str, Any] = {name: said.get(name) for name in _TOKENIZER_PARTS}
         if isinstance(merges := (parts["model"] or {}).get("merges"), list):  # older ones write "a b" for ["a", "b"]
             parts["model"] |= {"merges": [" ".join(pair) if isinstance(pair, list) else pair for pair in merges]}
         return text_digest(json.dumps(parts, sort_keys=True))

@@ -77,11 +77,11 @@ class Versions(SignedFiles, Mirroring):
             self._client.log_artifacts(run_id, str(folder), ARTIFACT)
             self._client.log_artifact(run_id, str(signature), SIGNATURES)
         try:
-            self._client.create_registered_model(draft.model)
+            self._client.create_registered_model(draft.model, {_MODEL_TAG: "1"})
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-        self._client.set_registered_model_tag(draft.model, _MODEL_TAG, "1")
+            self._client.set_registered_model_tag(draft.model, _MODEL_TAG, "1")  # it may be somebody else's
         fields = draft.model_dump(mode="json") | {
             "run_id": run_id,
             "artifact_digest": digest,
