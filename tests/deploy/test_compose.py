@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from deploy.deployed import DEPLOY, ROOT, compose, python_tool, run
+from tests_support import free_port
 from tuneloop.cli import main as front_door
 from tuneloop.cli import up
 from tuneloop.cli.sections import sections
@@ -55,6 +56,9 @@ def test_the_gpu_file_changes_services_that_exist() -> None:
 def test_the_same_processes_run_as_with_tuneloop_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     commands: dict[str, list[str]] = {}
     monkeypatch.setattr(up, "supervise", lambda found, _logs, **_: commands.update(found))
+    for name in ("ENGINE", "GATEWAY", "API"):
+        monkeypatch.setenv(f"TUNELOOP_{name}_PORT", str(free_port()))
+    (tmp_path / "config.json").write_text("{}")  # a base, as far as is looked at before anything starts
     up.run(tmp_path, tmp_path)
     assert PROCESSES.keys() == commands.keys()
 

@@ -75,10 +75,12 @@ def test_up_that_cannot_start_says_why_and_leaves_nothing(registry_home: Path, s
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        with _up(registry_home, smollm2, taken.getsockname()[1]) as process:
+        port = taken.getsockname()[1]
+        with _up(registry_home, smollm2, port) as process:
             said, _ = process.communicate(timeout=90)
     assert process.returncode == 1
-    assert "gateway could not start" in said
+    assert f"gateway cannot listen on 127.0.0.1:{port}" in said
+    assert "TUNELOOP_GATEWAY_PORT" in said
     assert _left(registry_home) == []
     with Registry.open(RegistrySettings(home=registry_home)) as registry:
         assert registry.fleet.gateways() == []

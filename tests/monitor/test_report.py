@@ -191,7 +191,7 @@ def test_the_page_loads_nothing_and_runs_nothing(story: Scene, tmp_path: Path) -
 def test_a_model_without_anything_yet_still_has_a_page(scene: Scene, tmp_path: Path) -> None:
     page, _ = write_report(scene.registry, "bot", tmp_path / "out")
     assert page.read_text().count("No data yet.") == len(PICTURES)
-    with pytest.raises(NotFound, match="nobody has no route yet"):
+    with pytest.raises(NotFound, match="no model named 'nobody'"):
         write_report(scene.registry, "nobody", tmp_path / "out")
 
 
