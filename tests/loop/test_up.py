@@ -78,7 +78,7 @@ def test_up_that_cannot_start_says_why_and_leaves_nothing(registry_home: Path, s
         port = taken.getsockname()[1]
         with _up(registry_home, smollm2, port) as process:
             said, _ = process.communicate(timeout=90)
-    assert process.returncode == 1
+    assert process.returncode == 2  # it is told to listen where it cannot
     assert f"gateway cannot listen on 127.0.0.1:{port}" in said
     assert "TUNELOOP_GATEWAY_PORT" in said
     assert _left(registry_home) == []

@@ -136,5 +136,5 @@ def test_huge_and_empty_files_are_clear_errors_or_answers(usual: Path, tmp_path:
     assert check_files(usual, empty).reason.endswith(
         "empty.jsonl: 0 texts; 10 are needed on each side: of fewer no change can be told from chance"
     )
-    with pytest.raises(InvalidInput, match="cannot read .*: Is a directory; give a file"):
+    with pytest.raises(InvalidInput, match=r"cannot read .*: Is a directory; give a file"):
         check_files(usual, tmp_path)
