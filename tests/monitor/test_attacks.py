@@ -51,7 +51,7 @@ def test_a_campaign_is_an_attack_and_not_a_drift_and_its_corrections_train_nothi
     assert [cause["kind"] for cause in episode.evidence["causes"]][:2] == ["attack", "drift"]
     assert "guards caught 49% of what was asked, 0% before" in episode.evidence["causes"][0]["why"]
     assert episode.severity == "page"
-    assert "is under attack (it says so): training would learn from it" in episode.done[-1]
+    assert "is under attack (this episode says so): training would learn from it" in episode.done[-1]
     assert guarded.requests() == []
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from monitor.delivery.post import acknowledge, deliverer, end, open_episode, rounds, tell, worsen
+from monitor.delivery.post import EVIDENCE, acknowledge, deliverer, end, open_episode, rounds, tell, worsen
 from monitor.delivery.servers import HttpReceiver, MailReceiver, http_receiver, mail_receiver
 from tests_support import Clock
 from tuneloop.monitor.delivery.redacting import NOT_SHOWN, Redactor
@@ -82,6 +82,17 @@ def test_a_page_says_what_since_when_how_sure_why_and_what_to_do(
     assert body["runbook"] == "https://wiki.example.com/docs/runbooks/prompt_drift.md"
     assert body["next"] == ["tuneloop alert show ep1", "tuneloop retraining list", "tuneloop alert ack ep1 --by YOU"]
     assert len(body["examples"]) == 5, "of seven"
+
+
+def test_a_page_asks_nobody_to_take_what_somebody_has_taken_and_leads_bias_to_its_check(
+    ours: Registry, clock: Clock, hook: HttpReceiver, tmp_path: Path
+) -> None:
+    tell(ours, webhook(hook, tmp_path))
+    bias = [{"kind": "bias", "why": "it refuses one group more", "explains": ["refusals"]}]
+    taken = acknowledge(ours, open_episode(ours, evidence=EVIDENCE | {"causes": bias}))
+    worsen(ours, taken)
+    rounds(ours, clock)
+    assert json.loads(hook.told[-1].body)["next"] == ["tuneloop alert show ep1", "tuneloop bias check bot@1"]
 
 
 def test_examples_leave_redacted_or_not_at_all(

@@ -87,11 +87,11 @@ def _signals(episode: AlertEpisode, policy: RetrainingPolicy) -> list[str]:
 def _held_by_others(episode: AlertEpisode, serving: AlertEpisode | None, attack: AlertEpisode | None) -> Hold | None:
     """What is open may be none of training's business, in this episode or beside it."""
     if serving is not None:
-        what = "it" if serving.id == episode.id else serving.id
+        what = "this episode" if serving.id == episode.id else serving.id
         why = f"what engines serve is not the version any more ({what} says so): that is repaired in serving"
         return Hold("serving", f"{why}, not by training")
     if attack is not None:
-        what = "it" if attack.id == episode.id else attack.id
+        what = "this episode" if attack.id == episode.id else attack.id
         return Hold("attack", f"{episode.model} is under attack ({what} says so): training would learn from it")
     return None
 

@@ -98,9 +98,12 @@ def next_commands(episode: AlertEpisode) -> Iterable[str]:
         yield "tuneloop status"
     elif kind == "attack":
         yield f"tuneloop guard policy {episode.model}"
+    elif kind == "bias":
+        yield f"tuneloop bias check {version_name(episode.model, episode.version)}"
     else:
         yield "tuneloop retraining list"
-    yield f"tuneloop alert ack {episode.id} --by YOU"
+    if episode.state == "open":
+        yield f"tuneloop alert ack {episode.id} --by YOU"
 
 
 def text_lines(page: Page) -> Iterable[str]:
