@@ -101,7 +101,7 @@ def test_finds_of_the_guards_in_answers_and_what_the_monitor_says_are_judged_whe
         for number in range(600)
     ]
     registries.traffic.add_requests(records)
-    registries.episodes.add_score(window_score(clock(), version=2, signal="perplexity", verdict="drift"))
+    registries.episodes.add_score(window_score(clock(), version=2, signal="served_model_change", verdict="drift"))
 
     def names() -> dict[str, str]:
         found = judgement(registries, "bot", 2, Limits(), trial_of(registries, "bot", 2))
@@ -111,7 +111,7 @@ def test_finds_of_the_guards_in_answers_and_what_the_monitor_says_are_judged_whe
     assert "guards" not in names(), "nothing looks at answers"
     registries.policies.set("bot", GuardPolicy(output=OutputGuards()), by="ada", reason="r")
     assert names()["guards"] == "fail: 100 of 300 had a find of the guards, champion 0 of 300"
-    assert names()["quality"].startswith("fail: perplexity: drifts")
+    assert names()["quality"].startswith("fail: served_model_change: drifts")
     registries.policies.set("bot", GuardPolicy(enabled=False, output=OutputGuards()), by="ada", reason="r")
     assert "guards" not in names()
 

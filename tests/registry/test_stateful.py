@@ -239,6 +239,11 @@ def test_the_queue_in_any_order(registries: Registry, clock: Clock) -> None:
     run_state_machine_as_test(machine, settings=many(25, 30))
 
 
+def served(route: Route) -> dict[int, int]:
+    """The versions that anybody gets, with their shares."""
+    return {version: share for version, share in route.split.items() if share}
+
+
 class Routes(RuleBasedStateMachine):
     """A model's route under people who set, promote, roll back, approve and revoke, with and without force."""
 
@@ -339,6 +344,8 @@ class Routes(RuleBasedStateMachine):
             for arm in route.arms
             if arm.weight_bp > 0 and (before is None or arm.version != before.champion)
         }
+        if before is not None and served(route) == served(before):
+            gained = set()  # a shadow, say, or who is staged: what was forced before stays as it is
         stood = before.shadow if before is not None else None
         kept = stood if stood is not None and route.split.get(stood.version) == 0 else None
         assert route.shadow in (kept, *self.shadows), "it stays while its version is an arm without a share"

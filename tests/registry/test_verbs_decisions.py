@@ -52,7 +52,7 @@ def test_a_share_of_the_keys_is_held_out_and_given_back(lived_in: Registry, verb
             ":1: recipe: the tag !!python/object:os.system is not read",
         ),
         ("recipe: 2026-13-45\n", ":1: recipe: 2026-13-45 is read as a date; put it in quotes"),
-        ("recipe: caf\xe9\n", "codec can't decode"),
+        ("recipe: caf\xe9\n", "it is not UTF-8 text; give --set a YAML file"),
         ("[" * 5_000, ":1: is nested more than 20 levels deep"),
         ("- 5\n", ":1: is not a policy: a mapping of keys"),
         ("", ":1: is not a policy: a mapping of keys"),
