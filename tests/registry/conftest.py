@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from mlflow.tracking import MlflowClient
 
 from registry.verbs import Verb, let_live, verb_at
 from registry.world import World, publish, set_up
@@ -19,6 +20,13 @@ from tuneloop.registry.settings import RegistrySettings
 def verb(registry_home: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Verb:
     """Runs `tuneloop …` on this test's registry, in this process: (exit code, stdout, stderr)."""
     return verb_at(registry_home, monkeypatch, capfd)
+
+
+@pytest.fixture
+def client(registry_home: Path) -> MlflowClient:
+    """MLflow as somebody else sees it, beside ours."""
+    uri = RegistrySettings(home=registry_home).mlflow
+    return MlflowClient(uri, uri)
 
 
 @pytest.fixture

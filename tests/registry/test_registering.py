@@ -18,7 +18,6 @@ from tests_support import beat_engine
 from tuneloop.registry import Registry
 from tuneloop.registry.errors import Conflict, InvalidInput, NotFound, TuneloopError, Unavailable
 from tuneloop.registry.routes.promotion import Change, promote
-from tuneloop.registry.settings import RegistrySettings
 from tuneloop.registry.versions.adapters import SERVED_MODULES
 from tuneloop.registry.versions.artifacts import base_digest, folder_digest, template_digest
 from tuneloop.registry.versions.sources import Folder, MlflowRun, MlflowVersion, Source
@@ -32,13 +31,6 @@ def base(tmp_path: Path) -> Path:
 @pytest.fixture
 def adapter(tmp_path: Path, base: Path) -> Path:
     return write_adapter(tmp_path / "adapter", base, seed=0)
-
-
-@pytest.fixture
-def client(registry_home: Path) -> MlflowClient:
-    """MLflow as somebody else uses it."""
-    uri = RegistrySettings(home=registry_home).mlflow
-    return MlflowClient(uri, uri)
 
 
 def test_a_folder_becomes_a_version_as_a_trainings_result_does(registry: Registry, base: Path, adapter: Path) -> None:

@@ -19,7 +19,6 @@ from safetensors.numpy import load_file, save_file
 from registry.offered import brought, change_json, left, make_whole
 from tuneloop.registry import Registry
 from tuneloop.registry.errors import InvalidInput, Unavailable
-from tuneloop.registry.settings import RegistrySettings
 from tuneloop.registry.versions.artifacts import template_digest
 from tuneloop.registry.versions.private import copied, private_folder
 from tuneloop.registry.versions.sources import Folder
@@ -32,12 +31,6 @@ MOST_TOLD = 1_500
 @pytest.fixture
 def whole(tmp_path: Path) -> Path:
     return make_whole(tmp_path / "tuned", seed=2, shards=2)
-
-
-@pytest.fixture
-def client(registry_home: Path) -> MlflowClient:
-    uri = RegistrySettings(home=registry_home).mlflow
-    return MlflowClient(uri, uri)
 
 
 def layers_beyond_number(folder: Path) -> None:

@@ -17,7 +17,6 @@ from tuneloop.registry.database import Database
 from tuneloop.registry.errors import Conflict, Unavailable
 from tuneloop.registry.exclusive import alone
 from tuneloop.registry.routes.promotion import Change, promote
-from tuneloop.registry.settings import RegistrySettings
 from tuneloop.registry.versions.left_behind import BEGUN, DONE, UNDONE, note, settle
 from tuneloop.registry.versions.sources import Folder
 
@@ -45,12 +44,6 @@ def base(tmp_path: Path) -> Path:
 @pytest.fixture
 def adapter(tmp_path: Path, base: Path) -> Path:
     return write_adapter(tmp_path / "adapter", base, seed=0)
-
-
-@pytest.fixture
-def client(registry_home: Path) -> MlflowClient:
-    uri = RegistrySettings(home=registry_home).mlflow
-    return MlflowClient(uri, uri)
 
 
 def steps(registry: Registry) -> list[str]:

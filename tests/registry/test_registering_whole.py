@@ -53,12 +53,6 @@ def whole(tmp_path: Path) -> Path:
     return make_whole(tmp_path / "tuned", seed=2, shards=2)
 
 
-@pytest.fixture
-def client(registry_home: Path) -> MlflowClient:
-    uri = RegistrySettings(home=registry_home).mlflow
-    return MlflowClient(uri, uri)
-
-
 def test_whole_weights_become_a_version_that_is_signed_and_fetched_like_any_other(
     registry: Registry, base: Path, whole: Path
 ) -> None:

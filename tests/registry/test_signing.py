@@ -27,12 +27,6 @@ TAG = "tuneloop.version"
 
 
 @pytest.fixture
-def client(registry_home: Path) -> MlflowClient:
-    uri = RegistrySettings(home=registry_home).mlflow
-    return MlflowClient(uri, uri)
-
-
-@pytest.fixture
 def published(registry: Registry, tmp_path: Path) -> Version:
     return publish_version(registry, tmp_path / "v1")
 

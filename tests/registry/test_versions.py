@@ -31,13 +31,6 @@ DRAFT = VersionDraft(
 )
 
 
-@pytest.fixture
-def client(registry_home: Path) -> MlflowClient:
-    """MLflow as somebody else sees it, beside ours."""
-    uri = RegistrySettings(home=registry_home).mlflow
-    return MlflowClient(uri, uri)
-
-
 def _artifact(registry_home: Path, name: str) -> Path:
     [found] = (registry_home / "artifacts").rglob(name)
     return found

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, replace
 
-from tuneloop.serve.gateway.body import Ask
+from tuneloop.serve.gateway.body import PATH_OF, Ask
 from tuneloop.serve.gateway.errors import ApiError
 from tuneloop.serve.gateway.exchange import Exchange
 from tuneloop.serve.gateway.http import Send, send_part
@@ -87,7 +87,7 @@ class Attempts:
     async def _open(self, exchange: Exchange, ask: Ask, target: Target) -> Opened:
         """Send the request to an engine and wait until there is something for the client."""
         headers = {"x-request-id": exchange.id} | ({"traceparent": exchange.trace} if exchange.trace else {})
-        path = "/v1/chat/completions" if exchange.endpoint == "chat" else "/v1/completions"
+        path = PATH_OF[exchange.endpoint]
         body = ask.for_engine(target.name)
         exchange.queue_ms = exchange.elapsed_ms()
         deadline = self._loop.time() + self._first_byte_timeout_s

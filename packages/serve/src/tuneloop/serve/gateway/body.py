@@ -18,6 +18,7 @@ from tuneloop.serve.gateway.splice import DuplicateKey, Members, members
 
 Endpoint = Literal["chat", "completion"]
 PATHS: dict[str, Endpoint] = {"/v1/chat/completions": "chat", "/v1/completions": "completion"}
+PATH_OF = {endpoint: path for path, endpoint in PATHS.items()}
 
 REFUSED = {
     "prompt_logprobs": "it can exhaust an engine's memory on long prompts",

@@ -19,7 +19,7 @@ from typing import Literal
 
 from tuneloop.registry.routes.assignment import shadowed
 from tuneloop.serve.gateway.attempts import EVENT_BYTES_PER_CHAR
-from tuneloop.serve.gateway.body import Ask
+from tuneloop.serve.gateway.body import PATH_OF, Ask
 from tuneloop.serve.gateway.exchange import Exchange
 from tuneloop.serve.gateway.load import Load
 from tuneloop.serve.gateway.routing import Plan, pick
@@ -187,7 +187,7 @@ class Shadows:
         return self._load.of(engine) + self._mine.get(engine, 0)
 
     async def _ask(self, exchange: Exchange, ask: Ask, target: Target, deadline: float) -> None:
-        path = "/v1/chat/completions" if exchange.endpoint == "chat" else "/v1/completions"
+        path = PATH_OF[exchange.endpoint]
         body = ask.for_engine(target.name)
         exchange.queue_ms = exchange.elapsed_ms()
         headers = {"x-request-id": exchange.id}
