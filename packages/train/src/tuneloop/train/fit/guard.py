@@ -1,6 +1,6 @@
 """What watches over a fit between steps: checkpoints by the clock, orderly stops, divergence, the random state.
 
-`Interruptible` goes before a Trainer in its bases (`class X(Interruptible, SFTTrainer)`), makes a checkpoint that
+`Interruptible` goes before a Trainer in its bases (`class X(Interruptible, SFTTrainer)`) and makes a checkpoint that
 cannot be written one clear error. `Guard` is the callback. With several processes rank 0 decides and the others hear.
 """
 
