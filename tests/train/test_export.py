@@ -19,7 +19,8 @@ from tuneloop.registry.versions.artifacts import check_publishable, file_digest,
 from tuneloop.train.base import Base, base_of, read_base
 from tuneloop.train.export.quantise import save_quantised, scales
 from tuneloop.train.export.run import MANIFEST, export_version
-from tuneloop.train.job import job_from_recipe, run_job
+from tuneloop.train.job.begin import job_from_recipe
+from tuneloop.train.job.run import run_job
 from tuneloop.train.publishing.lineage import Lineage
 from tuneloop.train.recipe import load_recipe
 from tuneloop.train.screen import Screen

@@ -31,7 +31,8 @@ ANSWER_TOKENS = 12
 def merged(registry: Registry, smollm2: Path, tmp_path: Path, offline: None) -> Path:
     """The merged export of a few float32 steps at a rate that changes what the model says."""
     from tuneloop.train.export.run import export_version
-    from tuneloop.train.job import job_from_recipe, run_job
+    from tuneloop.train.job.begin import job_from_recipe
+    from tuneloop.train.job.run import run_job
     from tuneloop.train.recipe import load_recipe
     from tuneloop.train.stopping import StopFlag
 

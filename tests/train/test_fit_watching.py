@@ -21,7 +21,8 @@ from tuneloop.train.fit.profiling import Profile, read_timeline
 from tuneloop.train.fit.speed import flops_per_token, peak_of
 from tuneloop.train.fit.summary import diagnose, is_flat
 from tuneloop.train.fit.trackers import check_trackers
-from tuneloop.train.job import job_from_recipe, run_job
+from tuneloop.train.job.begin import job_from_recipe
+from tuneloop.train.job.run import run_job
 from tuneloop.train.recipe import load_recipe
 from tuneloop.train.recipe.run import EarlyStopping, RunSection
 from tuneloop.train.screen import Screen

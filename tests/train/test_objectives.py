@@ -15,7 +15,8 @@ from tuneloop.registry.errors import InvalidInput
 from tuneloop.registry.versions.artifacts import template_digest, text_digest
 from tuneloop.train.data.templates import INSTRUCTION
 from tuneloop.train.export.run import export_version
-from tuneloop.train.job import job_from_recipe, run_job
+from tuneloop.train.job.begin import job_from_recipe
+from tuneloop.train.job.run import run_job
 from tuneloop.train.recipe import load_recipe
 from tuneloop.train.recipe.named import named_recipes
 from tuneloop.train.screen import Screen

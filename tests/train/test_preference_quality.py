@@ -17,12 +17,12 @@ from click.testing import CliRunner
 from small_base import make_small_base
 from tuneloop.registry.errors import InvalidInput, Refused
 from tuneloop.train.data.check import check_files
+from tuneloop.train.data.material import Loaded, load_material
 from tuneloop.train.data.preference import PreferenceRow, PromptRow
 from tuneloop.train.data.quality.bias import wilson
 from tuneloop.train.data.quality.page import render
 from tuneloop.train.data.quality.report import QualityReport
 from tuneloop.train.data.rows import data_digest
-from tuneloop.train.examples import Loaded, load_material
 from tuneloop.train.recipe import load_recipe
 from tuneloop.train.recipe.data import QualitySection
 from tuneloop.train.verbs.data import data as data_verb

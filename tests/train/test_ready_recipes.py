@@ -16,7 +16,8 @@ from small_base import WORDS, make_small_base
 from tuneloop.registry import Registry
 from tuneloop.registry.nouns import Version
 from tuneloop.registry.settings import RegistrySettings
-from tuneloop.train.job import job_from_recipe, run_job
+from tuneloop.train.job.begin import job_from_recipe
+from tuneloop.train.job.run import run_job
 from tuneloop.train.recipe import load_recipe
 from tuneloop.train.recipe.named import named_recipes
 from tuneloop.train.screen import Screen

@@ -18,7 +18,9 @@ from tuneloop.train.fit.reward import (
     load_reward_model,
     padding_token,
 )
-from tuneloop.train.job import Outcome, job_from_recipe, run_job
+from tuneloop.train.job.begin import job_from_recipe
+from tuneloop.train.job.outcome import Outcome
+from tuneloop.train.job.run import run_job
 from tuneloop.train.recipe import load_recipe
 from tuneloop.train.screen import Screen
 from tuneloop.train.stopping import StopFlag

@@ -10,7 +10,7 @@ import pytest
 from tuneloop.registry import Registry
 from tuneloop.registry.errors import Unavailable
 from tuneloop.train.fit.runs import RunFolder, RunRecord, held_run
-from tuneloop.train.job import job_from_recipe
+from tuneloop.train.job.begin import job_from_recipe
 from tuneloop.train.job.run import _tracked
 from tuneloop.train.recipe import load_recipe
 

@@ -29,7 +29,8 @@ from tuneloop.train.evaluation.bleu import bleu_of
 from tuneloop.train.evaluation.measure import Answer, greedy_answers, pad_token_id, score_rows
 from tuneloop.train.fit.progress import Watch
 from tuneloop.train.fit.run import fit
-from tuneloop.train.job import job_from_recipe, run_job
+from tuneloop.train.job.begin import job_from_recipe
+from tuneloop.train.job.run import run_job
 from tuneloop.train.publishing.lineage import Lineage
 from tuneloop.train.recipe import load_recipe
 from tuneloop.train.screen import Screen

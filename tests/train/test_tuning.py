@@ -20,7 +20,9 @@ from tuneloop.train.data.labels import LabelledRow, Labeller, label_rows
 from tuneloop.train.data.rows import read_rows
 from tuneloop.train.evaluation.measure import pad_token_id, score_rows
 from tuneloop.train.evaluation.statistics import RowScore, perplexity
-from tuneloop.train.job import Outcome, job_from_recipe, run_job
+from tuneloop.train.job.begin import job_from_recipe
+from tuneloop.train.job.outcome import Outcome
+from tuneloop.train.job.run import run_job
 from tuneloop.train.recipe import load_recipe
 from tuneloop.train.recipe.tuning import BottleneckTuning, FullTuning, Ia3Tuning, LoraTuning, QloraTuning
 from tuneloop.train.screen import Screen

@@ -37,7 +37,9 @@ from tuneloop.registry.settings import RegistrySettings
 from tuneloop.train.base import base_of
 from tuneloop.train.data.near import normal
 from tuneloop.train.data.rows import Row
-from tuneloop.train.job import job_from_recipe, kept, run, run_job
+from tuneloop.train.job import kept, run
+from tuneloop.train.job.begin import job_from_recipe
+from tuneloop.train.job.run import run_job
 from tuneloop.train.publishing.lineage import Lineage
 from tuneloop.train.recipe import load_recipe
 from tuneloop.train.retraining.estimate import Here, estimate

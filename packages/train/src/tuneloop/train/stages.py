@@ -9,19 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tuneloop.registry import Registry
 from tuneloop.registry.errors import InvalidInput
 from tuneloop.registry.nouns import Version
 from tuneloop.train.data.rows import data_digest
 from tuneloop.train.fit.runs import Begin
-from tuneloop.train.job import Job, Outcome, job_from_recipe, run_job
+from tuneloop.train.job.begin import Job, job_from_recipe
 from tuneloop.train.recipe import RecipeFile
 from tuneloop.train.recipe.stages import Stage
 from tuneloop.train.rewards import find_rewards
 from tuneloop.train.screen import Screen
 from tuneloop.train.stopping import StopFlag
+
+if TYPE_CHECKING:
+    from tuneloop.train.job.outcome import Outcome
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,8 @@ def run_stages(
     for stage in file.stages:  # whatever is wrong with the last stage is said before the first one runs
         job_from_recipe(_resolved(file, stage, done), registry.settings.home, registry)
         find_rewards(getattr(stage.recipe.objective, "rewards", ()))
+    from tuneloop.train.job.run import run_job  # noqa: PLC0415 (seconds of torch, once nothing is wrong)
+
     for number, stage in enumerate(file.stages, start=1):
         screen.say(f"stage {number} of {len(file.stages)}: {stage.name} ({stage.recipe.objective.kind})")
         job = job_from_recipe(_resolved(file, stage, done), registry.settings.home, registry, screen)

@@ -1,9 +1,4 @@
-"""One training run, from a recipe's rows to a registered version; `tuneloop train` and the worker share it."""
+"""One training run, from a recipe's rows to a registered version; `tuneloop train` and the worker share it.
 
-from __future__ import annotations
-
-from tuneloop.train.job.begin import Job, job_from_recipe
-from tuneloop.train.job.outcome import Outcome
-from tuneloop.train.job.run import run_job
-
-__all__ = ["Job", "Outcome", "job_from_recipe", "run_job"]
+`begin` says what a run is told and needs no torch; `run` is the run.
+"""

@@ -1,29 +1,29 @@
-"""What a run is told: its recipe, base and rows, and where it starts from. All that can be refused is refused here."""
+"""What a run is told: its recipe, rows and base. All that can be refused is refused here, the quickest first.
+
+Nothing here needs torch unless a base is converted.
+"""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from tuneloop.registry import Registry
-from tuneloop.registry.errors import InvalidInput
-from tuneloop.registry.nouns import Version, parse_version_name
-from tuneloop.train.base import Base, prepare_base
-from tuneloop.train.data.load import load_data
+from tuneloop.registry.nouns import Version
+from tuneloop.train.base import Base, prepare_base, require_source
+from tuneloop.train.data.load import Data, load_data
+from tuneloop.train.data.material import Material, load_material
 from tuneloop.train.data.rows import Row, data_digest
 from tuneloop.train.data.templates import templated
 from tuneloop.train.evaluation.metrics import GROUP as METRIC_GROUP
 from tuneloop.train.evaluation.metrics import Metric, find_metrics
-from tuneloop.train.examples import Material, load_material
 from tuneloop.train.fit.runs import run_key
-from tuneloop.train.publishing.lineage import Lineage
 from tuneloop.train.recipe import RecipeFile
 from tuneloop.train.recipe.objective import SftObjective
 from tuneloop.train.screen import Screen
-from tuneloop.train.tuning.going_on import cannot_go_on
 
 
 @dataclass(frozen=True)
@@ -78,42 +78,15 @@ def job_from_recipe(
         InvalidInput: the base or a data file cannot be used.
         Refused: the recipe's quality section refuses what was found in the data.
     """
-    base = templated(
-        prepare_base(file.recipe.base.model, home / "bases", relative_to=file.folder), file.recipe.objective.template
-    )
-    if not isinstance(file.recipe.objective, SftObjective):
-        material = load_material(file, registry)
-        for line in material.said:
-            (screen or Screen(sys.stderr)).say(line)
-        return Job(file, base, material.train, material.sets, origin=material.origin)
-    data = load_data(file, registry)
+    source = file.recipe.base.model
+    require_source(source, relative_to=file.folder)
+    sft = isinstance(file.recipe.objective, SftObjective)
+    data = load_data(file, registry) if sft else load_material(file, registry)
     for line in data.said:
         (screen or Screen(sys.stderr)).say(line)
-    return Job(file, base, data.train, data.sets, validation=data.validation, origin=data.origin)
-
-
-def going_on(job: Job, registry: Registry) -> Job:
-    """The job with the version it starts from: a recipe may name one, a retraining knows its parent already.
-
-    Raises:
-        InvalidInput: the weights of that version cannot be gone on from with this recipe.
-    """
-    named = job.recipe.recipe.base.adapter
-    if named is not None and job.parent is None:
-        job = replace(job, parent=registry.versions.get(*parse_version_name(named)), start="parent")
-    if job.parent is None or job.start == "base":
-        return job
-    parent, wanted = job.parent, (job.base.digest, job.base.template_digest)
-    if (parent.base_digest, parent.template_digest) != wanted:
-        raise InvalidInput(
-            f"the run cannot start from {parent.name}: it was trained on {parent.base} ({parent.base_digest[:19]}…, "
-            f"template {parent.template_digest[:19]}…), this run's base is {wanted[0][:19]}…, "
-            f"template {wanted[1][:19]}…"
-        )
-    trained = Lineage(registry.versions, parent).recipe().recipe.tuning
-    if (reason := cannot_go_on(trained, job.recipe.recipe.tuning)) is not None:
-        raise InvalidInput(f"the run cannot start from {parent.name}: {reason}")
-    return job
+    base = templated(prepare_base(source, home / "bases", relative_to=file.folder), file.recipe.objective.template)
+    validation = data.validation if isinstance(data, Data) else ()
+    return Job(file, base, data.train, data.sets, validation=validation, origin=data.origin)
 
 
 def metrics_of(job: Job, screen: Screen) -> tuple[Metric, ...]:

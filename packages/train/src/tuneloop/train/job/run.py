@@ -31,10 +31,11 @@ from tuneloop.train.fit.run import fit
 from tuneloop.train.fit.runs import Begin, RunFolder, RunRecord, held_run
 from tuneloop.train.fit.trackers import check_trackers, tracked_too
 from tuneloop.train.fit.zero import check_launch
-from tuneloop.train.job.begin import Job, going_on, metrics_of
+from tuneloop.train.job.begin import Job, metrics_of
 from tuneloop.train.job.kept import conditions, kept_scores
 from tuneloop.train.job.measure import Measurer
 from tuneloop.train.job.outcome import Outcome
+from tuneloop.train.job.parent import going_on
 from tuneloop.train.job.publish import Publisher
 from tuneloop.train.publishing.lineage import Keeper, Lineage
 from tuneloop.train.recipe.objective import RewardObjective, unservable

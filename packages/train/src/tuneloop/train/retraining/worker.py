@@ -134,7 +134,8 @@ class Worker:
 
     def _train(self, request: RetrainingRequest, stop: StopFlag) -> Version | None:
         """The version it makes; None where a budget holds the request."""
-        from tuneloop.train.job import Job, run_job  # noqa: PLC0415 (an idle worker carries no torch)
+        from tuneloop.train.job.begin import Job  # noqa: PLC0415 (an idle worker carries no torch)
+        from tuneloop.train.job.run import run_job  # noqa: PLC0415
 
         registry = self._registry
         registry.policies.get(request.model, GatePolicy)  # one that cannot be read is noticed now, not after hours

@@ -45,7 +45,7 @@ def train(recipe: Path, begin: Literal["resume", "fresh"] | None, profile: bool,
         stop_on_signals(stop),
         stop_on_notice(stop, settings.spot, screen.say, host=settings.spot_host),
     ):
-        from tuneloop.train.job import job_from_recipe, run_job
+        from tuneloop.train.job.begin import job_from_recipe
         from tuneloop.train.stages import run_stages
 
         if file.stages:
@@ -54,8 +54,11 @@ def train(recipe: Path, begin: Literal["resume", "fresh"] | None, profile: bool,
             )
             emit({"stages": {name: one.as_json() for name, one in done.items()}}, as_json, _stages_text(done))
             return
+        job = replace(job_from_recipe(file, registry.settings.home, registry, screen), by=by)
+        from tuneloop.train.job.run import run_job  # seconds of torch, once nothing is wrong with recipe and data
+
         outcome = run_job(
-            replace(job_from_recipe(file, registry.settings.home, registry, screen), by=by),
+            job,
             registry,
             screen=screen,
             stop=stop,
