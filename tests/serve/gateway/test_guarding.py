@@ -13,7 +13,7 @@ import pytest
 import sqlalchemy as sa
 
 from serve.gateway.world import Address, Got, World, until
-from tuneloop.registry.guard_policy import GuardPolicy, KeyGuards, OutputGuards
+from tuneloop.registry.guard_policy import GuardPolicy, KeyGuards, OutputGuards, Topics
 from tuneloop.registry.nouns import RequestRecord
 from tuneloop.registry.tables import policies
 from tuneloop.serve.gateway.guard_worker import Finding
@@ -131,6 +131,26 @@ def test_length_and_parameters_are_refused_or_flagged_and_a_key_may_differ(world
     assert unrecorded.chat(n=2).status == 400
     guard(world, unrecorded, enabled=False)
     assert unrecorded.chat(text=ATTACK).status == 200
+
+
+def test_topics_are_kept_to_by_conversations_as_a_whole(world: World, unrecorded: Address) -> None:
+    topics = Topics(deny={"law": ("lawsuit*",)}, allow={"cooking": ("recipe*", "oven")}, least_words=5)
+    guard(world, unrecorded, injection="off", hidden="off", secrets="off", personal="off", topics=topics)
+    off, on = "Who will win the next election in France?", "Which recipes need no oven at all?"
+
+    def status(*turns: tuple[str, str]) -> int:
+        return unrecorded.chat(messages=[{"role": role, "content": text} for role, text in turns]).status
+
+    assert status(("user", on)) == status(("user", "Hello!")) == 200
+    assert status(("user", off)) == 400
+    assert status(("user", on), ("assistant", off), ("user", off)) == 200, "it was on topic"
+    assert status(("user", "Hello!"), ("assistant", on), ("user", off)) == 400, "what the model says is not the user's"
+    assert status(("user", on), ("assistant", "It is no lawsuit."), ("user", "Thanks")) == 200
+    blocked = unrecorded.chat(text=f"{on} And what of a lawsuit?")
+    assert (blocked.status, blocked.error["code"]) == (400, "guard_blocked")
+    assert "topics: law" in blocked.error["message"]
+    assert unrecorded.metric(findings("input", "topics", "block")) == 3
+    assert unrecorded.metric(findings("input", "topics", "flag")) == 1
 
 
 def test_answers_are_masked_streamed_and_whole(world: World, guarded: Address) -> None:

@@ -13,6 +13,7 @@ import time
 import urllib.parse
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -20,6 +21,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from tuneloop.registry.errors import InvalidInput, Unreadable
+from tuneloop.registry.guard_policy import Topics
 from tuneloop.registry.verbs.policy import read_policy
 from tuneloop.serve.guards import GuardPolicy, Guards
 from tuneloop.serve.guards import classifier as classifiers
@@ -274,6 +276,39 @@ def test_each_guard_does_what_its_policy_says() -> None:
 def test_decoding_can_be_left_out() -> None:
     wrapped = base64.b64encode(ATTACKS[0].encode()).decode()
     assert Guards(GuardPolicy(decode=False, secrets="off")).judge(wrapped).action == "allow"
+
+
+def test_topics_are_seen_by_their_words_however_they_are_wrapped() -> None:
+    law = {"law": ("lawsuit", "sue my*", "attorney*"), "medicine": ("diagnos*", "诊断")}
+    guards = Guards(GuardPolicy(injection="off", hidden="off", personal="off", topics=Topics(deny=law)))
+
+    def kinds(text: str) -> list[str]:
+        return [reason.kind for reason in guards.judge(text).reasons]
+
+    assert kinds("Can I SUE\nmyself, or need I attorneys for the diagnosis?") == ["law", "medicine"]
+    assert kinds("May I sue? My lawsuits pursue a diagnos.") == ["law", "medicine"], "sue? My: blanks and marks alike"
+    assert kinds("Please issue my invoice; no attorn, no lawsuits.") == []
+    assert kinds("医生的诊断") == ["medicine"]
+    assert kinds("a l\u0430wsuit") == ["law"], "a Cyrillic letter"
+    hidden = guards.judge(base64.b64encode(b"how do I file a lawsuit").decode()).reasons
+    assert [(one.guard, one.kind, one.action, one.view) for one in hidden] == [("topics", "law", "block", "base64")]
+
+
+def test_what_speaks_of_no_allowed_topic_is_off_topic_unless_it_is_short() -> None:
+    allowed = Topics(allow={"cooking": ("recipe*", "oven")}, action="flag")
+    guards = Guards(GuardPolicy(topics=allowed))
+    assert guards.judge("Thanks, and what about the weather?").action == "allow", "six words"
+    assert guards.judge("Which recipes need no oven and take less than an hour?").action == "allow"
+    off = guards.judge("Who will win the next election in France, and why?")
+    assert [(one.guard, one.kind, one.action) for one in off.reasons] == [("topics", "off topic", "flag")]
+    wrapped = base64.b64encode(b"the oven").decode()
+    assert guards.judge(f"Who will win the next election in France, and why? {wrapped}").action == "flag"
+
+
+@pytest.mark.parametrize("topics", [{}, {"deny": {"law": ()}}, {"deny": {"law": ("*",)}}, {"allow": {"": ("a",)}}])
+def test_topics_that_say_nothing_are_refused(topics: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        Topics(**topics)
 
 
 def test_secrets_and_personal_data_are_redacted_in_place() -> None:

@@ -8,10 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import sqlalchemy as sa
-from pydantic import BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError, field_validator
+from pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from tuneloop.registry.database import Database, faults
 from tuneloop.registry.nouns import Noun, as_tuple
@@ -40,6 +48,11 @@ Cleaned = Annotated[GuardAction, BeforeValidator(_off)]
 Masked = Annotated[Literal["redact", "flag", "off"], BeforeValidator(_off)]
 Entities = Annotated[tuple[Entity, ...], BeforeValidator(as_tuple), Field(min_length=1)]
 Parameter = Annotated[str, StringConstraints(min_length=1, max_length=64)]
+TopicName = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=64)]
+# A word of each holds a letter or digit, and its `*`, if any, stands behind it.
+Phrase = Annotated[str, StringConstraints(max_length=100, pattern=r"^\s*[^\W_][^*]*(?:\*(?:\s[^*]*)?)*$")]
+Phrases = Annotated[tuple[Phrase, ...], BeforeValidator(as_tuple), Field(min_length=1)]
+_MOST_PHRASES = 5_000
 # Without these there is no request; and whether it streams changes nothing a guard could mind.
 _NO_PARAMETERS = {"model", "messages", "prompt", "stream"}
 
@@ -60,6 +73,28 @@ class OutputGuards(Noun):
         return self.secrets != "off" or self.personal != "off"
 
 
+class Topics(Noun):
+    """What is to be spoken of and what not: topics by the words and phrases that give them away.
+
+    A `*` ends a word that may go on (`diagnos*`). What is matched is folded as everything guards look at.
+    """
+
+    model_config = ConfigDict(strict=True)
+
+    deny: dict[TopicName, Phrases] = {}
+    allow: dict[TopicName, Phrases] = {}  # where there are any, a request whose user speaks of none is off topic
+    least_words: int = Field(default=8, ge=1, le=1_000)  # what a user says in fewer words is never off topic
+    action: Judged = "block"
+
+    @model_validator(mode="after")
+    def _is_few(self) -> Self:
+        if not self.deny and not self.allow:
+            raise ValueError("give deny or allow, each a name with its words; or leave topics out")
+        if (count := sum(len(phrases) for phrases in (*self.deny.values(), *self.allow.values()))) > _MOST_PHRASES:
+            raise ValueError(f"holds {count} phrases; {_MOST_PHRASES} at most")
+        return self
+
+
 class KeyGuards(Noun):
     """What is otherwise for the requests of one API key; what is left out is as for everybody."""
 
@@ -71,7 +106,8 @@ class KeyGuards(Noun):
     hidden: Judged | None = None
     secrets: Cleaned | None = None
     personal: Cleaned | None = None
-    output: OutputGuards | None = None  # instead of everybody's, as a whole
+    topics: Topics | None = None  # these two are instead of everybody's, as a whole
+    output: OutputGuards | None = None
 
 
 class GuardPolicy(Noun):
@@ -93,6 +129,7 @@ class GuardPolicy(Noun):
     secrets: Cleaned = "redact"
     personal: Cleaned = "redact"
     entities: Entities = EVERY_ENTITY
+    topics: Topics | None = None
     trusted_roles: Annotated[tuple[Parameter, ...], BeforeValidator(as_tuple)] = ("system", "developer")  # not judged
     output: OutputGuards | None = None  # answers pass as they are
     deadline_ms: int = Field(default=1_000, ge=10, le=60_000)  # within which a request is judged
@@ -117,7 +154,8 @@ class GuardPolicy(Noun):
     @property
     def looks(self) -> bool:
         """Whether any text that comes in is looked at."""
-        return {self.injection, self.hidden, self.secrets, self.personal} != {"off"}
+        topics = "off" if self.topics is None else self.topics.action
+        return {self.injection, self.hidden, self.secrets, self.personal, topics} != {"off"}
 
     @property
     def looks_at_answers(self) -> bool:

@@ -31,6 +31,7 @@ from tuneloop.serve.gateway.outgoing import Looker
 from tuneloop.serve.gateway.pool import Pool, QueueFull, TooLate
 from tuneloop.serve.gateway.settings import GatewaySettings
 from tuneloop.serve.gateway.snapshot import Snapshot
+from tuneloop.serve.guards.topics import OFF_TOPIC, words_of
 
 _REMEMBERED = 20_000  # verdicts; a hundred bytes or two for each finding
 _MOST_FINDINGS = 16  # of a verdict that is remembered
@@ -102,6 +103,7 @@ class Guard:
             secrets=policy.secrets,
             personal=policy.personal,
             entities=policy.entities,
+            topics=policy.topics,
         )
         self._judged = judged.model_dump_json()
         self._digest = blake2b(self._judged.encode(), digest_size=16).digest()
@@ -154,6 +156,7 @@ class Guard:
             message = f"the guards of {self._model} cannot judge this request now; try again"
             raise ApiError(503, message, code="guards_unavailable", retry_after_s=1) from None
         self._shared.metrics.guard_took(self._model, time.perf_counter() - began)
+        self._only_off_topic_as_a_whole(incoming.texts)
         found = [(text.where, one) for text in incoming.texts for one in text.found]
         self._tell(exchange, found)
         engine = [cleaned(text.text, text.found, only_redact=True) for text in incoming.texts]
@@ -191,6 +194,23 @@ class Guard:
             for text in same:
                 text.found = self._of_role(text.role, found)
 
+    def _only_off_topic_as_a_whole(self, texts: Sequence[Text]) -> None:
+        """A request is off topic where nothing its user says at some length is on it: a conversation that was on topic
+        may go on in any words.
+        """
+        topics = self._policy.topics
+        if topics is None or topics.action == "off" or not topics.allow:
+            return
+
+        def off(text: Text) -> bool:
+            return any(one.guard == "topics" and one.kind == OFF_TOPIC for one in text.found)
+
+        said = [text for text in texts if text.role == "user"]
+        on_topic = any(not off(text) and words_of(text.text) >= topics.least_words for text in said)
+        for text in texts:
+            if on_topic or text.role != "user":
+                text.found = [one for one in text.found if (one.guard, one.kind) != ("topics", OFF_TOPIC)]
+
     @staticmethod
     def _of_role(role: str, found: Sequence[Finding]) -> Sequence[Finding]:
         """What an assistant has said is mostly the model's own: it may be quoting an attack, and is flagged at most."""
@@ -198,7 +218,7 @@ class Guard:
             return found
         return [
             Finding(one.guard, one.kind, "flag", one.start, one.end)
-            if one.guard in {"injection", "hidden"} and one.action == "block"
+            if one.guard in {"injection", "hidden", "topics"} and one.action == "block"
             else one
             for one in found
         ]

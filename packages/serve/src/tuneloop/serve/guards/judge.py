@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from tuneloop.registry.guard_policy import GuardAction, GuardPolicy
 from tuneloop.serve.guards import classifier, rules, secrets
 from tuneloop.serve.guards.concepts import sentences
+from tuneloop.serve.guards.topics import OFF_TOPIC, Topics, words_of
 from tuneloop.serve.guards.verdict import Outcome, Reason, Verdict
 from tuneloop.serve.guards.views import Reading, readings
 
@@ -35,16 +36,22 @@ class Guards:
         self.policy = policy or GuardPolicy()
         self._clock = clock
         self._classifier = classifier.load()
+        topics = self.policy.topics if self.policy.topics and self.policy.topics.action != "off" else None
+        self._topics = None if topics is None else (topics, Topics(topics.deny), Topics(topics.allow))
 
     def judge(self, text: str) -> Verdict:
         """What is to be done with a text of a user, a document or a tool."""
         began, policy = self._clock(), self.policy
         looked_at = text[: policy.max_characters]
         found = list(self._length(text))
-        score, attacks = self._injection(looked_at)
+        read: Iterable[Reading] = readings(looked_at, decode=policy.decode)
+        if self._topics is not None:
+            read = list(read)  # looked through twice
+        score, attacks = self._injection(looked_at, read)
         found += attacks
         found += self._secrets(looked_at)
         found += self._personal(looked_at)
+        found += self._spoken_of(looked_at, read)
         kept = tuple(reason for reason in found if reason.action != "off")
         action = max((_outcome(reason.action) for reason in kept), key=_ORDER.index, default="allow")
         redacted = _redacted(text, kept) if action == "redact" else None
@@ -53,7 +60,8 @@ class Guards:
 
     def score(self, text: str) -> float:
         """The score alone: 0–1, how likely the text is an attack."""
-        return self._injection(text[: self.policy.max_characters])[0]
+        looked_at = text[: self.policy.max_characters]
+        return self._injection(looked_at, readings(looked_at, decode=self.policy.decode))[0]
 
     def _length(self, text: str) -> Iterator[Reason]:
         most = self.policy.max_characters
@@ -61,11 +69,11 @@ class Guards:
             kind = f"{len(text)} characters; {most} are looked at"
             yield Reason(guard="length", kind=kind, action=self.policy.length, score=1, start=most, end=len(text))
 
-    def _injection(self, text: str) -> tuple[float, list[Reason]]:
+    def _injection(self, text: str, read: Iterable[Reading]) -> tuple[float, list[Reason]]:
         if self.policy.injection == "off" and self.policy.hidden == "off":
             return 0.0, []
         score, found = 0.0, []
-        for reading in readings(text, decode=self.policy.decode):
+        for reading in read:
             if reading.hidden:
                 reason = Reason(
                     guard="hidden", kind=reading.name, action=self.policy.hidden, score=1, view=reading.name
@@ -124,6 +132,20 @@ class Guards:
                 start=one.start,
                 end=one.end,
             )
+
+    def _spoken_of(self, text: str, read: Iterable[Reading]) -> Iterator[Reason]:
+        if self._topics is None:
+            return
+        topics, denied, allowed = self._topics
+        told, on_topic = set[str](), not topics.allow or words_of(text) < topics.least_words
+        for reading in read:
+            for topic in denied.spoken_of(reading.text):
+                if topic not in told:
+                    told.add(topic)
+                    yield Reason(guard="topics", kind=topic, action=topics.action, score=1, view=reading.name)
+            on_topic = on_topic or (reading.name == "text" and bool(allowed.spoken_of(reading.text)))
+        if not on_topic:
+            yield Reason(guard="topics", kind=OFF_TOPIC, action=topics.action, score=1)
 
 
 def may_be_personal(text: str) -> bool:

@@ -13,8 +13,8 @@ Outcome = Literal["allow", "flag", "redact", "block"]
 class Reason(Noun):
     """One finding: which guard, what it found, where, and what its policy asks for."""
 
-    guard: Literal["injection", "hidden", "secrets", "personal", "length"]
-    kind: str  # a rule's name, `classifier`, a kind of secret, a Presidio entity
+    guard: Literal["injection", "hidden", "secrets", "personal", "topics", "length"]
+    kind: str  # a rule's name, `classifier`, a kind of secret, a Presidio entity, a topic
     action: GuardAction
     score: float  # 0–1: how sure
     view: str = "text"  # the reading in which it was found: `text`, `folded`, or a chain such as `base64`
