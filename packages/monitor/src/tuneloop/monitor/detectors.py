@@ -34,6 +34,7 @@ from numpy.typing import NDArray
 Statistic = Callable[[NDArray[np.float64]], NDArray[np.float64]]  # labellings (B, N), ones in the window → values (B,)
 
 _CHUNK_CELLS = 131_072  # of labellings at once: they, and the counts made of them, stay in the cache
+_DEALS = 1_999  # for a share that is told, and no level of a test
 _TIE = 1e-12  # sums of the same numbers in another order differ by rounding; count them as equal, on the safe side
 _TIE_OF_SCORES = 1e-7  # of sums over their spread, which may be small: the rounding is divided by it too
 
@@ -74,7 +75,7 @@ def mmd_test(kernel: NDArray[np.float64], n_reference: int, alpha: float, rng: n
         rng: source of the permutations.
     """
     points = len(kernel)
-    return _permutation_test(
+    return permutation_test(
         mmd_statistic(kernel, points - n_reference), points, points - n_reference, alpha=alpha, rng=rng
     )
 
@@ -111,7 +112,7 @@ def mean_rise_test(
         result: NDArray[np.float64] = inside / len(window) - (total - inside) / len(reference)
         return result
 
-    return _permutation_test(statistic, len(pooled), len(window), alpha=alpha, rng=rng)
+    return permutation_test(statistic, len(pooled), len(window), alpha=alpha, rng=rng)
 
 
 def mean_change_test(
@@ -126,7 +127,7 @@ def mean_change_test(
         result: NDArray[np.float64] = np.abs(inside / len(window) - (total - inside) / len(reference))
         return result
 
-    return _permutation_test(statistic, len(pooled), len(window), alpha=alpha, rng=rng)
+    return permutation_test(statistic, len(pooled), len(window), alpha=alpha, rng=rng)
 
 
 def strongest_test(
@@ -149,12 +150,20 @@ def strongest_test(
     return outcome, {name: float(score) for name, score in zip(statistics, scores[:, 0], strict=True)}
 
 
-def _permutation_test(
+def permutation_test(
     statistic: Statistic, points: int, window: int, *, alpha: float, rng: np.random.Generator
 ) -> Outcome:
+    """Whether the last `window` of `points` rows differ from the others, by a statistic that grows with it."""
     labellings = _labellings(permutations_for(alpha), points, window, rng)
     values = np.concatenate([statistic(chunk) for chunk in labellings])
     return _ranked(float(values[0]), values[1:], alpha)
+
+
+def share_above(value: float, statistic: Statistic, points: int, window: int, rng: np.random.Generator) -> float:
+    """How often a statistic is above a value where nothing differs."""
+    labellings = _labellings(_DEALS, points, window, rng)
+    next(labellings)  # the observed one
+    return float(np.mean(np.concatenate([statistic(chunk) for chunk in labellings]) > value))
 
 
 def _ranked(observed: float, permuted: NDArray[np.float64], alpha: float, tie: float = _TIE) -> Outcome:

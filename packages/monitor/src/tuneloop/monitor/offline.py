@@ -7,7 +7,7 @@ MOST_REFERENCE and MOST_WINDOW a sample is judged, which no alarm rate depends o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from tuneloop.monitor.cusum import Cusum
 from tuneloop.monitor.detectors import window_alpha
+from tuneloop.monitor.distributions import RULE_OF_THUMB, Measure, compare
 from tuneloop.monitor.features import new_words, witness
 from tuneloop.monitor.lines import Line, Sample, read_sample
 from tuneloop.monitor.slices import driving
@@ -51,18 +52,25 @@ class DriftCheck:
     examples: tuple[dict[str, Any], ...] = ()  # the window's texts that drive the statistic most
     slices: tuple[dict[str, Any], ...] = ()  # the fields' values that drive a drift
     streams: tuple[dict[str, Any], ...] = ()  # the numbers that were watched too
+    columns: tuple[dict[str, Any], ...] = ()  # the fields that were compared too
 
 
 def check_files(
-    reference: Path, window: Path, mean_run_length: int | None = None, streams: Sequence[str] = ()
+    reference: Path,
+    window: Path,
+    mean_run_length: int | None = None,
+    streams: Sequence[str] = (),
+    columns: Sequence[str] = (),
+    measure: Measure = "ks",
 ) -> DriftCheck:
     """Hold the texts of one file against those of another, and numbers of their lines where `streams` names some.
 
     Args:
         reference: what is normal, as `{"text": …}` lines. window: what is new. mean_run_length: texts between false
-        alarms over the texts and all streams together; by default 10,000, or a hundred windows where that is more.
+        alarms over the texts, all streams and all columns together; by default 10,000, or a hundred windows where that
+        is more.
         streams: numeric fields of every line, each watched by a CUSUM in the order of the lines (of `at`, if all have
-        it).
+        it). columns: fields of every line whose values are compared by `measure`, whatever their order.
 
     Raises:
         InvalidInput: a file cannot be read as such lines; names file and line.
@@ -72,7 +80,9 @@ def check_files(
     numbers = {
         name: (_numbers(reference, before, name), _numbers(window, now, name)) for name in dict.fromkeys(streams)
     }
-    alpha = window_alpha(now.total, run_length, streams=1 + len(numbers))
+    compared = {name: (_values(reference, before, name), _values(window, now, name)) for name in dict.fromkeys(columns)}
+    watched_together = 1 + len(numbers) + len(compared)
+    alpha = window_alpha(now.total, run_length, streams=watched_together)
     about: dict[str, Any] = {
         "alpha": alpha,
         "mean_run_length": run_length,
@@ -87,17 +97,20 @@ def check_files(
         )
         return DriftCheck("not enough data", 0.0, 0.0, None, permutations=0, reason=reason, **about)
     if alpha > 0.5:
-        least = 2 * now.total * (1 + len(numbers))
+        least = 2 * now.total * watched_together
         raise InvalidInput(f"--gamma {run_length} is too small for a window of {now.total} texts; give {least} or more")
     texts = before.texts + now.texts
     digest = sha256("\0".join([*before.texts, "", *now.texts]).encode()).hexdigest()
     rng = np.random.default_rng(int(digest[:16], 16))
     found = text_test(texts, len(before.lines), alpha, rng)
     watched = [
-        _watched(name, (was, held), run_length * (1 + len(numbers)), now.lines, rng)
+        _watched(name, (was, held), run_length * watched_together, now.lines, rng)
         for name, (was, held) in numbers.items()
     ]
-    drifted = found.outcome.alarm or any(stream["alarms"] for stream in watched)
+    held_apart = [compare(name, was, held, measure, alpha, rng) for name, (was, held) in compared.items()]
+    drifted = (
+        found.outcome.alarm or any(stream["alarms"] for stream in watched) or any(column.alarm for column in held_apart)
+    )
     pull = witness(found.kernel, len(before.lines))
     order = np.argsort(-pull, kind="stable")[:_EXAMPLES]
     return DriftCheck(
@@ -113,6 +126,7 @@ def check_files(
             vars(part) for part in (driving(before.lines, now.lines, found.kernel, rng) if found.outcome.alarm else ())
         ),
         streams=tuple(watched),
+        columns=tuple(vars(column) for column in held_apart),
         **about,
     )
 
@@ -136,6 +150,8 @@ def check_lines(found: DriftCheck) -> Iterator[str]:
         yield f"number     {stream['field']}: {held}"
         for alarm in stream["alarms"]:
             yield f"           {alarm['direction']} since line {alarm['since_line']}, sure at line {alarm['line']}"
+    for column in found.columns:
+        yield from _column_lines(column)
     for part in found.slices:
         what = "came more or less often" if part["how"] == "share" else "its own texts changed"
         counts = f"{part['reference']} in the reference, {part['window']} in the window"
@@ -145,6 +161,19 @@ def check_lines(found: DriftCheck) -> Iterator[str]:
         yield f"word       {word['word']}: {shares}"
     for example in found.examples:
         yield f"line {example['line']:<5} {example['text'][:110]}"
+
+
+def _column_lines(column: Mapping[str, Any]) -> Iterator[str]:
+    differs = "differs" if column["alarm"] else "does not differ"
+    held = f"{column['measure'].upper()} {column['statistic']:.3f}, threshold {column['threshold']:.3f}"
+    yield f"column     {column['field']}: {differs} ({held}; p {column['p_value']:.2g})"
+    for part in sorted(column["bins"], key=lambda part: -abs(part["window"] - part["reference"]))[:_EXAMPLES]:
+        if column["alarm"] and part["window"] != part["reference"]:
+            shares = f"{part['reference']:.0%} of the reference, {part['window']:.0%} of the window"
+            yield f"           {part['values']}: {shares}"
+    if column["by_rule_of_thumb"] is not None:
+        rule = RULE_OF_THUMB[column["measure"]]
+        yield f"           the usual {rule:g} would cry wolf in {column['by_rule_of_thumb']:.0%} of such windows"
 
 
 def _example(line: Line, pull: float) -> dict[str, Any]:
@@ -160,6 +189,19 @@ def _numbers(path: Path, sample: Sample, name: str) -> NDArray[np.float64]:
             raise InvalidInput(f"{path}:{line.number}: --stream {name} needs a number {name!r} on every line")
         values.append(float(value))
     return np.array(values)
+
+
+def _values(path: Path, sample: Sample, name: str) -> list[str | float]:
+    """A field of every line: numbers, or words."""
+    values: list[str | float] = []
+    for line in sample.lines:
+        value = line.fields.get(name)
+        if value is None:
+            raise InvalidInput(f"{path}:{line.number}: --column {name} needs {name!r} on every line")
+        if isinstance(value, bool):
+            value = str(value).lower()
+        values.append(value if isinstance(value, str) else float(value))
+    return values
 
 
 def _in_order(lines: Sequence[Line]) -> list[Line]:

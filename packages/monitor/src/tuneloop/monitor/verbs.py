@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 import click
 
@@ -14,6 +14,9 @@ from tuneloop.monitor.verbs_alert import alert
 from tuneloop.registry.errors import TuneloopError
 from tuneloop.registry.nouns import ServingSignal, Signal
 from tuneloop.registry.printing import emit, json_option, plain, table, tell_unreadable
+
+if TYPE_CHECKING:
+    from tuneloop.monitor.distributions import Measure
 
 DEFAULT_REPORT = Path("report")
 
@@ -91,12 +94,23 @@ def drift() -> None:
     help="Texts per false alarm.",
 )
 @click.option("--stream", "streams", multiple=True, help="A number of each line to watch too; may be given again.")
+@click.option("--column", "columns", multiple=True, help="A field of each line to compare too; may be given again.")
+@click.option("--by", type=click.Choice(["ks", "psi", "js"]), default="ks", show_default=True, help="How columns are.")
 @json_option
-def check(*, reference: Path, window: Path, gamma: int | None, streams: tuple[str, ...], as_json: bool) -> None:
+def check(
+    *,
+    reference: Path,
+    window: Path,
+    gamma: int | None,
+    streams: tuple[str, ...],
+    columns: tuple[str, ...],
+    by: Measure,
+    as_json: bool,
+) -> None:
     """Hold one file of texts against another: statistic, threshold, p, verdict, slices, examples."""
     from tuneloop.monitor.offline import check_files, check_lines
 
-    found = check_files(reference, window, gamma, streams)
+    found = check_files(reference, window, gamma, streams, columns, by)
     emit(vars(found), as_json, "\n".join(check_lines(found)))
 
 
