@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import random
 from collections.abc import MutableMapping
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from tuneloop.serve.gateway.refresh import Refresh
 from tuneloop.serve.gateway.settings import GatewaySettings
 from tuneloop.serve.gateway.shadows import Shadows
 from tuneloop.serve.gateway.snapshot import Snapshot
+from tuneloop.serve.gateway.tracing import Tracing
 
 log = logging.getLogger(__name__)
 REGISTRY_UP_WITHIN_S = 5.0
@@ -48,6 +50,7 @@ class Gateway:
         self._load = Load()
         self._guarding = Guarding(settings, self._metrics)
         self._recorder = Recorder(settings, self._link, self.folder / "spool", self._metrics)
+        self._tracing = Tracing(settings, self._metrics.spans_dropped.inc, random.Random())
         self._refresh = Refresh(
             self._link, self.folder, settings.poll_s, self._beat, self._applies, self._metrics.part_failed
         )
@@ -75,6 +78,7 @@ class Gateway:
             self._guarding,
             self._admission,
             self._shadows,
+            self._tracing,
             self._finished,
             self._metrics.retried,
         )
@@ -124,6 +128,7 @@ class Gateway:
         self._refresh.start(asyncio.get_running_loop())
         self._admission.sharing.start(asyncio.get_running_loop())
         self._recorder.start()
+        self._tracing.start()
         gc.collect()
         gc.freeze()
         gc.set_threshold(*GC_THRESHOLDS)
@@ -132,6 +137,7 @@ class Gateway:
         """Store every record, leave the registry's list, close every connection."""
         await self._shadows.stop()
         await asyncio.to_thread(self._recorder.stop, self.settings.drain_s)
+        await asyncio.to_thread(self._tracing.stop)
         await asyncio.to_thread(self._admission.sharing.stop)
         await asyncio.to_thread(self._refresh.stop)
         await self._completions.stop()
@@ -143,6 +149,7 @@ class Gateway:
 
     def _finished(self, exchange: Exchange) -> None:
         self._metrics.finished(exchange)
+        self._tracing.finished(exchange)
         self._recorder.add(exchange)
 
     def _shadow_finished(self, exchange: Exchange) -> None:

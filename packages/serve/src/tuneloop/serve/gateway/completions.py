@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 from collections.abc import Callable, Collection
 from functools import partial
 
@@ -42,11 +41,11 @@ from tuneloop.serve.gateway.routing import pick, plan
 from tuneloop.serve.gateway.settings import GatewaySettings
 from tuneloop.serve.gateway.shadows import Shadows
 from tuneloop.serve.gateway.snapshot import Snapshot, Target
+from tuneloop.serve.gateway.tracing import Tracing
 from tuneloop.serve.gateway.upstream import EngineFailure
 
 log = logging.getLogger(__name__)
 MAX_UNIT_BYTES = 512
-_TRACEPARENT = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
 class Completions:
@@ -60,6 +59,7 @@ class Completions:
         guarding: Guarding,
         admission: Admission,
         shadows: Shadows,
+        tracing: Tracing,
         finished: Callable[[Exchange], None],
         retried: Callable[[str], None],
     ) -> None:
@@ -69,6 +69,7 @@ class Completions:
         self._guarding = guarding
         self._admission = admission
         self._shadows = shadows
+        self._tracing = tracing
         self._finished = finished
         self._retried = retried
         self._limits = Limits(settings.max_prompt_chars, settings.max_tokens, settings.max_choices)
@@ -156,7 +157,7 @@ class Completions:
         ask = read(body, exchange.endpoint, self._limits)
         exchange.asked, exchange.stream, exchange.messages = ask.asked, ask.stream, ask.messages
         exchange.unit, exchange.unit_source = _unit(scope, ask, key)
-        exchange.trace = _trace(scope)
+        self._tracing.begin(exchange, header(scope, b"traceparent"))
         planned = plan(self._view(), ask.asked, key, exchange.unit)
         await self._admission.enter(exchange, key, ask, planned.route.model)
         exchange.plan = planned  # from here on it is recorded
@@ -238,9 +239,3 @@ def _unit(scope: Scope, ask: Ask, key: ApiKey) -> tuple[str, KeySource]:
         except UnicodeDecodeError:  # older HTTP clients write headers in Latin-1
             return sent.decode("latin-1"), "header"
     return (ask.user, "user") if ask.user else (key.id, "api_key")
-
-
-def _trace(scope: Scope) -> str:
-    """The client's W3C traceparent; what is none begins no trace, as the standard has it, and reaches no engine."""
-    sent = header(scope, b"traceparent")
-    return sent.decode("ascii") if sent is not None and _TRACEPARENT.fullmatch(sent) else ""

@@ -20,6 +20,7 @@ from tuneloop.serve.gateway.sse import Usage
 if TYPE_CHECKING:
     from tuneloop.serve.gateway.admission.limits import Taken
     from tuneloop.serve.gateway.mask import Mask
+    from tuneloop.serve.gateway.tracing import Traced
 
 KeySource = Literal["header", "user", "api_key", "request"]
 _RANDOM_BYTES = 8
@@ -46,7 +47,8 @@ class Exchange(msgspec.Struct):
     unit_source: KeySource = "request"
     asked: str = ""
     stream: bool = False
-    trace: str = ""  # the client's W3C traceparent, for the engine
+    trace: str = ""  # the W3C traceparent for the engine
+    traced: Traced | None = None  # None: no spans are made of it
     plan: Plan | None = None
     target: Target | None = None
     messages: tuple[tuple[str, str], ...] = ()

@@ -27,6 +27,7 @@ class Metrics:
         self.registry.register(self._tally)
         self.finished = self._tally.finished  # counts one request
         self._retries = self._counter("retries", "second attempts", ("model",))
+        self.spans_dropped = self._counter("spans_dropped", "requests whose spans the collector did not take")
         self.records_spooled = self._counter(
             "records_spooled", "records and feedback put on disk: the database was away"
         )

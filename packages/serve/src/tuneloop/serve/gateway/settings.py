@@ -54,6 +54,11 @@ class GatewaySettings(Section):
     shadow_engine_load: int = Field(default=8, ge=1)  # none to an engine with more requests of this gateway than these
     shadow_timeout_s: float = Field(default=120.0, gt=0)  # from the request's arrival on; then a copy is cancelled
 
+    otlp_endpoint: str = Field(
+        default="", pattern=r"^(https?://\S+)?$"
+    )  # where spans go, such as http://collector:4318
+    trace_share: float = Field(default=1.0, ge=0, le=1)  # of the requests that come without a traceparent
+
     body_timeout_s: float = Field(default=30.0, gt=0)  # a client must have sent its whole request by then
     connect_timeout_s: float = Field(default=2.0, gt=0)  # to an engine
     first_byte_timeout_s: float = Field(default=120.0, gt=0)  # to an engine's first event, or its whole answer
