@@ -6,6 +6,8 @@ The keeper talks HTTP to a server that answers as vLLM does; what a real vLLM do
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -20,6 +22,7 @@ from tuneloop.registry import Registry
 from tuneloop.registry.errors import Unavailable
 from tuneloop.registry.nouns import AdapterState, Version
 from tuneloop.registry.versions.adapters import Base, Limits
+from tuneloop.serve.engine.background import STEPS_BACK
 from tuneloop.serve.engine.client import EngineClient
 from tuneloop.serve.engine.keeper import Keeper
 from tuneloop.serve.engine.reconcile import Held
@@ -210,3 +213,42 @@ def test_a_vllm_that_dies_of_something_else_gives_no_adapter_up(tmp_path: Path) 
             assert {held.state for held in keeper.held.values()} == {AdapterState.READY}
 
     asyncio.run(act())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="priorities of single threads are Linux's")
+def test_fetching_and_checking_come_after_whatever_else_wants_the_cores_and_the_agent_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vllm, seen = FakeVllm(), dict[str, int]()
+
+    def note(who: str) -> None:
+        seen[who] = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    async def act() -> None:
+        async with vllm.serving() as url, EngineClient(url) as client:
+            keeper = keeper_of(client, tmp_path, [])
+            keeper.held = {}
+
+            def fetched(_: Version) -> Path:
+                note("fetching")
+                hashing = threading.Thread(target=note, args=("a thread of the fetch",))
+                hashing.start()
+                hashing.join()
+                return tmp_path
+
+            monkeypatch.setattr(keeper, "_fetch_and_check", fetched)
+            keeper.prepare()
+            await keeper.step(SIGHT)
+            await asyncio.gather(*keeper._fetches.values())
+            note("the agent")
+            await asyncio.to_thread(note, "another thread of the agent")
+
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    asyncio.run(act())
+    behind = min(19, before + STEPS_BACK)
+    assert seen == {
+        "fetching": behind,
+        "a thread of the fetch": behind,
+        "the agent": before,
+        "another thread of the agent": before,
+    }

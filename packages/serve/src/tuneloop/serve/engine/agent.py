@@ -66,6 +66,7 @@ class Agent:
         except InvalidInput as error:
             self._say(str(error))
         self._keeper.collect(self._sight)
+        self._keeper.prepare()
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)

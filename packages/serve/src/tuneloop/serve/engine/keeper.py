@@ -20,6 +20,8 @@ from pathlib import Path
 from tuneloop.registry.errors import InvalidInput, Unavailable
 from tuneloop.registry.nouns import AdapterState, Version
 from tuneloop.registry.versions import adapters
+from tuneloop.registry.versions.signing.bundle import verifier
+from tuneloop.serve.engine.background import step_back
 from tuneloop.serve.engine.client import EngineClient
 from tuneloop.serve.engine.launch import check_room
 from tuneloop.serve.engine.reconcile import Action, Held, Step, View, plan, settled
@@ -57,11 +59,16 @@ class Keeper:
         self.changed = asyncio.Event()  # set at every change of `held` or `ready`
         self.due = asyncio.Event()  # set when a step need not wait: a fetch has ended
         self._fetches: dict[str, asyncio.Task[None]] = {}
-        self._threads = ThreadPoolExecutor(_FETCHES, "fetch")  # of its own: a fetch may hang for minutes
+        # Of its own: a fetch may hang for minutes, and vLLM's tokens come first.
+        self._threads = ThreadPoolExecutor(_FETCHES, "fetch", initializer=step_back)
         self._at_work = ""  # the adapter being loaded or warmed: the one to blame if vLLM dies now
         self._deaths: Counter[str] = Counter()  # version name → lives of vLLM that ended with its loading
         self.held: dict[str, Held] = {}
         self.ready = False
+
+    def prepare(self) -> None:
+        """Import what verifies signatures (half a second of a core) before anybody streams."""
+        self._threads.submit(verifier)
 
     def reborn(self) -> None:
         """A new vLLM has started, with nothing loaded: bring everything in again before `ready` is said."""
