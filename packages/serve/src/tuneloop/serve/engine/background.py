@@ -17,7 +17,7 @@ _LOWEST = 19
 
 
 def step_back() -> None:
-    """Let others go before the calling thread and those that it starts from now on; where that is not Linux, nothing."""
+    """Let others go before the calling thread and those that it starts from now on; elsewhere than on Linux, nothing."""
     if sys.platform == "linux":
         thread = threading.get_native_id()
         os.setpriority(os.PRIO_PROCESS, thread, min(_LOWEST, os.getpriority(os.PRIO_PROCESS, thread) + STEPS_BACK))
