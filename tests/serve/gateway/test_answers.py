@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import re
 
@@ -12,6 +13,7 @@ from serve.gateway.world import World, until
 from tuneloop.registry.nouns import RequestRecord
 from tuneloop.registry.routes.assignment import assign, key_hash
 from tuneloop.serve.gateway.exchange import new_request_id
+from tuneloop.serve.gateway.line import Line
 
 HELLO = [{"role": "user", "content": "Hello?"}]
 
@@ -198,3 +200,18 @@ def test_a_whole_answer_is_the_engines_own_but_for_the_model(world: World) -> No
     got = world.gateway().chat()
     sent = json.dumps(answer(engine.seen[0], 5), separators=(",", ":"), ensure_ascii=False)
     assert got.body.decode() == sent.replace('"model":"bot@1"', '"model":"bot"', 1)
+
+
+def test_an_answered_request_leaves_nothing_that_only_the_garbage_collector_would_find(world: World) -> None:
+    world.engine("e1", "bot@1")
+    world.route((1, 10_000))
+    gateway = world.gateway()
+    gc.collect()
+    gc.disable()
+    try:
+        for stream in (False, True, False):
+            assert gateway.chat(stream=stream).status == 200
+        assert gateway.call("/v1/models").status == 200
+        until(lambda: not any(isinstance(found, Line) for found in gc.get_objects()), what="no request is kept")
+    finally:
+        gc.enable()

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 if TYPE_CHECKING:
+    from uvicorn._types import ASGI3Application
     from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 Header: TypeAlias = tuple[bytes, bytes]
@@ -43,6 +44,11 @@ class Line(RequestResponseCycle):
         self.expected_content_length = 0
         self.on_left: Callable[[], None] | None = None  # called when the client goes before its answer is complete
         self.why_left = "the client left"
+
+    async def run_asgi(self, app: ASGI3Application) -> None:
+        """Let the application answer, then let go of what names itself, or the garbage collector must find each."""
+        await super().run_asgi(app)
+        del self.scope[LINE]
 
     @cached_property
     def message_event(self) -> asyncio.Event:  # type: ignore[override]  # uvicorn sets it for every request
