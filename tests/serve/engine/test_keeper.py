@@ -22,9 +22,8 @@ from tuneloop.registry import Registry
 from tuneloop.registry.errors import Unavailable
 from tuneloop.registry.nouns import AdapterState, Version
 from tuneloop.registry.versions.adapters import Base, Limits
-from tuneloop.serve.engine.background import STEPS_BACK
 from tuneloop.serve.engine.client import EngineClient
-from tuneloop.serve.engine.keeper import Keeper
+from tuneloop.serve.engine.keeper import STEPS_BACK, Keeper
 from tuneloop.serve.engine.reconcile import Held
 from tuneloop.serve.engine.settings import EngineSettings
 from tuneloop.serve.engine.wanted import RegistryWatch, Sight

@@ -21,7 +21,7 @@ from tuneloop.registry.errors import InvalidInput, Unavailable
 from tuneloop.registry.nouns import AdapterState, Version
 from tuneloop.registry.versions import adapters
 from tuneloop.registry.versions.signing.bundle import verifier
-from tuneloop.serve.engine.background import step_back
+from tuneloop.serve.background import step_back
 from tuneloop.serve.engine.client import EngineClient
 from tuneloop.serve.engine.launch import check_room
 from tuneloop.serve.engine.reconcile import Action, Held, Step, View, plan, settled
@@ -32,6 +32,7 @@ _WARM_S = 60.0
 _LONGEST_RETRY_S = 300.0
 _LONGEST_REFETCH_S = 20.0  # what a person can mend without this engine's help, by signing a version for example
 _FETCHES = 4  # at a time
+STEPS_BACK = 10  # that fetching and checking come after vLLM
 _DEATHS = 2  # of vLLM at one adapter's loading, before that adapter is given up
 
 
@@ -60,7 +61,7 @@ class Keeper:
         self.due = asyncio.Event()  # set when a step need not wait: a fetch has ended
         self._fetches: dict[str, asyncio.Task[None]] = {}
         # Of its own: a fetch may hang for minutes, and vLLM's tokens come first.
-        self._threads = ThreadPoolExecutor(_FETCHES, "fetch", initializer=step_back)
+        self._threads = ThreadPoolExecutor(_FETCHES, "fetch", initializer=step_back, initargs=(STEPS_BACK,))
         self._at_work = ""  # the adapter being loaded or warmed: the one to blame if vLLM dies now
         self._deaths: Counter[str] = Counter()  # version name → lives of vLLM that ended with its loading
         self.held: dict[str, Held] = {}

@@ -16,6 +16,7 @@ import uvicorn
 
 from tuneloop.registry.errors import InvalidInput, Unavailable
 from tuneloop.registry.settings import RegistrySettings
+from tuneloop.serve.background import take_short_turns
 from tuneloop.serve.gateway.app import Gateway, gateway_folder
 from tuneloop.serve.gateway.protocol import GatewayProtocol
 from tuneloop.serve.gateway.settings import GatewaySettings
@@ -42,6 +43,7 @@ def serve(settings: GatewaySettings, registry: RegistrySettings) -> None:
             ):  # uvicorn raises them again when it has ended; that is no failure
                 signal.signal(number, lambda *_: None)
             sys.setswitchinterval(SWITCH_INTERVAL_S)
+            take_short_turns()
             log.info("gateway %s listens on %s", settings.effective_id, settings.url)
             server.run(sockets=[listener])
             log.info("gateway %s has ended", settings.effective_id)

@@ -1,0 +1,63 @@
+"""Which threads go first; what that is worth under load, benchmarks/gateway_overhead.py and adapter_swap.py measure."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import struct
+import sys
+import threading
+
+import pytest
+
+from tuneloop.serve.background import SLICE_NS, step_back, take_short_turns
+
+_GET = {"x86_64": 315, "aarch64": 275}  # the number of the call sched_getattr
+_ATTRIBUTES = struct.Struct("=IIQiIQQQ")
+_ON_LINUX = pytest.mark.skipif(
+    sys.platform != "linux" or platform.machine() not in _GET, reason="priorities of single threads are Linux's"
+)
+
+
+def slice_ns(thread: int) -> int:
+    """How long a thread's turns are; 0 where this Linux gives every thread the same."""
+    found = ctypes.create_string_buffer(_ATTRIBUTES.size)
+    assert ctypes.CDLL(None).syscall(_GET[platform.machine()], thread, found, len(found.raw), 0) == 0
+    return int(_ATTRIBUTES.unpack(found.raw)[5])
+
+
+def on_a_thread(seen: dict[str, int], who: str) -> None:
+    thread = threading.get_native_id()
+    seen[f"{who}'s turns"], seen[f"{who}'s steps"] = slice_ns(thread), os.getpriority(os.PRIO_PROCESS, thread)
+
+
+@_ON_LINUX
+def test_short_turns_are_for_one_thread_and_stepping_back_is_for_those_it_starts_too() -> None:
+    seen = dict[str, int]()
+    on_a_thread(seen, "anybody")
+
+    def work() -> None:
+        take_short_turns()
+        on_a_thread(seen, "a short one")
+        start("its child")
+        step_back(5)
+        on_a_thread(seen, "one behind")
+        start("its child behind")
+
+    def start(who: str) -> None:
+        thread = threading.Thread(target=on_a_thread, args=(seen, who))
+        thread.start()
+        thread.join()
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    worker.join()
+    usual, steps = seen["anybody's turns"], seen["anybody's steps"]
+    assert seen["a short one's turns"] == (SLICE_NS if usual else 0), "0: a Linux before 6.12"
+    assert seen["its child's turns"] == usual
+    assert (seen["a short one's steps"], seen["its child's steps"]) == (steps, steps)
+    behind = min(19, steps + 5)
+    assert (seen["one behind's steps"], seen["its child behind's steps"]) == (behind, behind)
+    on_a_thread(seen, "anybody later")
+    assert (seen["anybody later's turns"], seen["anybody later's steps"]) == (usual, steps)
