@@ -48,7 +48,7 @@ class Line(RequestResponseCycle):
     async def run_asgi(self, app: ASGI3Application) -> None:
         """Let the application answer, then let go of what names itself, or the garbage collector must find each."""
         await super().run_asgi(app)
-        del self.scope[LINE]
+        del self.scope[LINE]  # type: ignore[misc]  # a key of ours, which uvicorn's type does not know
 
     @cached_property
     def message_event(self) -> asyncio.Event:  # type: ignore[override]  # uvicorn sets it for every request
