@@ -105,6 +105,7 @@ def serving(base: Path, python: Path, *, plugin: bool = True, binding: str = "",
         launch = build(
             settings,
             base=base,
+            served_as=base.name,
             python=python,
             device="cpu",
             cores=len(os.sched_getaffinity(0)),

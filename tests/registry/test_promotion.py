@@ -158,14 +158,15 @@ def test_nothing_unapproved_serves_unless_forced_on_record(two_versions: Registr
     assert two_versions.audit.entries("bot")[0].detail["forced"] is True
 
 
-def test_whole_weights_get_no_share_since_no_gateway_could_route_to_them(
-    two_versions: Registry, tmp_path: Path
-) -> None:
+def test_whole_weights_get_a_share_once_an_engine_was_started_for_them(two_versions: Registry, tmp_path: Path) -> None:
     publish_version(two_versions, tmp_path / "v3", kind="full")
     two_versions.gates.approve("bot", 3, by="ada", reason="test")
-    with pytest.raises(Refused, match="bot@3: whole weights, and the gateway routes to adapters only"):
+    beat_engine(two_versions, "bot@1")
+    with pytest.raises(Refused, match=r"bot@3 is whole weights.*`tuneloop engine --version bot@3`"):
         promote(two_versions, "bot", 3, CHANGE)
     assert two_versions.routes.current("bot").revision == 1
+    beat_engine(two_versions, "bot@3", id="whole", max_loras=0)
+    assert promote(two_versions, "bot", 3, CHANGE).champion == 3
 
 
 def test_promotion_keeps_the_former_champion_loaded_and_rollback_returns_to_it(two_versions: Registry) -> None:

@@ -16,6 +16,7 @@ from safetensors.numpy import save_file
 from registry.offered import brought, change_json, left, make_whole, their_run
 from registry.verbs import Verb
 from serve.engine_support import write_adapter
+from tests_support import beat_engine
 from tuneloop.registry import Registry
 from tuneloop.registry.errors import InvalidInput, TuneloopError
 from tuneloop.registry.nouns import utc_now
@@ -72,7 +73,7 @@ def test_without_a_base_they_stand_for_themselves(registry: Registry, client: Ml
     assert made.template_digest == template_digest(whole)
 
 
-def test_whole_weights_are_shown_listed_and_compared_for_what_they_are_and_get_no_route(
+def test_whole_weights_are_shown_listed_and_compared_for_what_they_are_and_routed_to_engines_of_their_own(
     registry: Registry, verb: Verb, base: Path, whole: Path, tmp_path: Path
 ) -> None:
     said = ("--by", "ada", "--reason", "test")
@@ -86,7 +87,8 @@ def test_whole_weights_are_shown_listed_and_compared_for_what_they_are_and_get_n
     assert compared[1].split() == ["kind", "full", "full"]
     assert ["base", "tiny", "unknown"] in [line.split() for line in compared]
     registry.gates.approve("bot", 1, by="bob", reason="looked at")
-    with pytest.raises(TuneloopError, match="bot@1: whole weights, and the gateway routes to adapters only"):
+    beat_engine(registry, "other@1")
+    with pytest.raises(TuneloopError, match=r"bot@1 is whole weights.*`tuneloop engine --version bot@1`"):
         promote(registry, "bot", 1, Change("bob", "now"))
     assert verb("register", "bot", "--folder", str(write_adapter(tmp_path / "a", base, seed=0)), *said)[0] == 2
 

@@ -87,8 +87,10 @@ def publish_adapter(registry: Registry, folder: Path, base: Path, **changes: Any
 class EngineAgent:
     """`tuneloop engine` as a process on a registry, in float32 so that tokens can be compared."""
 
-    def __init__(self, registry: Registry, base: Path, home: Path, port: int) -> None:
+    def __init__(self, registry: Registry, base: Path, home: Path, port: int, *, version: str = "") -> None:
+        """With `version`, those whole weights are served instead of the base."""
         self.registry = registry
+        self.version = version
         self.base = base
         self.home = home
         self.id = "engine-under-test"
@@ -105,7 +107,8 @@ class EngineAgent:
 
     def start(self) -> None:
         """Start the agent; returns before vLLM is up."""
-        options = {"base": self.base, "id": self.id, "port": self.port, "dtype": "float32"}
+        served = {"version": self.version} if self.version else {"base": self.base}
+        options = served | {"id": self.id, "port": self.port, "dtype": "float32"}
         command = [*ENGINE]
         for name, value in options.items():
             command += [f"--{name}", str(value)]

@@ -1,4 +1,5 @@
-"""A merged export is a base like any other to vLLM: its greedy tokens are those of the same folder in transformers.
+"""A merged export, registered as whole weights, is served by an engine started for it: its greedy tokens are those of
+the same folder in transformers, and users get them by the model's name.
 
 In float32, where equal means equal. That merging keeps the logits is held in test_export; written in the base's own
 bfloat16 the weights are rounded, which turns near ties, so the unmerged adapter is not compared with here. One engine
@@ -10,14 +11,19 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from serve.engine_support import EngineAgent
+from serve.gateway.world import World, until
 from tests_support import free_port
 from tuneloop.registry import Registry
 from tuneloop.registry.nouns import Message
+from tuneloop.registry.routes.promotion import Change, promote
+from tuneloop.registry.versions.registering import register
+from tuneloop.registry.versions.sources import Folder
 from tuneloop.train.data.labels import Labeller
 from tuneloop.train.data.rows import Row
 from tuneloop.train.screen import Screen
@@ -58,8 +64,9 @@ publish: {{model: bot}}
 
 
 @pytest.fixture
-def engine(registry: Registry, merged: Path) -> Iterator[EngineAgent]:
-    agent = EngineAgent(registry, merged, registry.settings.home, free_port())
+def engine(registry: Registry, merged: Path, smollm2: Path) -> Iterator[EngineAgent]:
+    made = register(registry, "whole", Folder(merged), base=smollm2, by="ada", reason="test")
+    agent = EngineAgent(registry, merged, registry.settings.home, free_port(), version=made.name)
     agent.start()
     try:
         agent.wait_ready()
@@ -68,13 +75,23 @@ def engine(registry: Registry, merged: Path) -> Iterator[EngineAgent]:
         agent.stop()
 
 
-def test_a_merged_dora_adapter_answers_from_vllm_as_the_same_folder_does_in_transformers(
-    engine: EngineAgent, merged: Path, smollm2: Path
+def test_a_merged_dora_adapter_is_served_as_whole_weights_and_answers_as_its_folder_does_in_transformers(
+    engine: EngineAgent, merged: Path, smollm2: Path, registry: Registry
 ) -> None:
+    assert "no route names it" in engine.wait_until(lambda state: bool(state.detail)).detail
+    registry.gates.approve("whole", 1, by="bob", reason="test")
+    promote(registry, "whole", 1, Change("bob", "test"))
+    with ExitStack() as stack:
+        secret, _ = registry.keys.new("test", by="test")
+        gateway = World(registry, stack, key=secret).gateway()
+        until(lambda: gateway.metric(f'tuneloop_engine_ready{{engine="{engine.id}"}}') == 1)
+        answer = gateway.chat(model="whole", text=QUESTIONS[0], temperature=0, max_tokens=ANSWER_TOKENS)
+        assert (answer.status, answer.headers["x-tuneloop-version"]) == (200, "whole@1")
+        assert "harbour" in answer.json["choices"][0]["message"]["content"]
     prompts = prompts_of(smollm2)
     asked = [
         {
-            "model": engine.base.name,
+            "model": engine.version,
             "prompt": prompt,
             "temperature": 0,
             "max_tokens": ANSWER_TOKENS,

@@ -20,6 +20,7 @@ def launch(
     return build(
         EngineSettings.load(**changes),
         base=Path("/bases/small"),
+        served_as="small",
         python=Path("/env/bin/python"),
         device=device,
         cores=cores,

@@ -48,7 +48,7 @@ def test_every_arm_of_this_base_is_wanted_the_busiest_first(registry: Registry, 
     sight = watch_of(registry, tmp_path).look()
     assert names(sight) == ["bot@2", "bot@1"]
     assert "start an engine with that base" in sight.strange["bot@3"]
-    assert "full set of weights" in sight.strange["bot@4"]
+    assert "`tuneloop engine --version bot@4`" in sight.strange["bot@4"]
     assert "bot@9 does not exist" in sight.strange["bot@9"]
 
 

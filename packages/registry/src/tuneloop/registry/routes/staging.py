@@ -77,13 +77,8 @@ def check_fits(
     loaded.
 
     Raises:
-        Refused: names the version, the engine and how to start it instead; or a version no engine serves as an adapter.
+        Refused: names the version, the engine and how to start it instead.
     """
-    if whole := [version.name for version in newcomers if version.kind != "adapter"]:
-        raise Refused(
-            f"{', '.join(whole)}: whole weights, and the gateway routes to adapters only; train an adapter, or serve "
-            "the weights by vLLM alone with `tuneloop engine --base FOLDER`"
-        )
     for version in newcomers:
         if version.signed_by is None and registry.settings.unsigned_versions == "refuse":
             raise Refused(
@@ -91,6 +86,13 @@ def check_fits(
                 f"`tuneloop sign {version.name} --by YOU --reason WHY`"
             )
     live = registry.fleet.engines()
+    for version in newcomers:
+        if version.kind == "full" and live and not any(version.name in engine.adapters for engine in live):
+            raise Refused(
+                f"{version.name} is whole weights, and no live engine was started for it; start one and try again once "
+                f"it is ready: `tuneloop engine --version {version.name}`"
+            )
+    newcomers = [version for version in newcomers if version.kind == "adapter"]
     engines = [engine for engine in live if engine.max_loras]
     if live and newcomers and not engines:
         raise Refused("every live engine serves its base alone (--max-loras 0); start one that takes adapters")

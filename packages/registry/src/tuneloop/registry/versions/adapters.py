@@ -113,7 +113,7 @@ def unservable(folder: Path, limits: Limits) -> list[str]:
 def wrong_base(version: Version, base: Base) -> list[str]:
     """Why a version does not belong on an engine with this base; empty when it does."""
     if version.kind != "adapter":
-        return ["it is a full set of weights, not an adapter; start an engine with it as --base"]
+        return [f"it is whole weights; they have an engine of their own: `tuneloop engine --version {version.name}`"]
     if version.base_digest != base.digest:
         return [
             f"it was trained on base {version.base} ({version.base_digest[:19]}…) and this engine serves "

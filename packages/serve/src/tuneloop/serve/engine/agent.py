@@ -23,6 +23,7 @@ from tuneloop.serve.engine.keeper import Keeper
 from tuneloop.serve.engine.settings import EngineSettings
 from tuneloop.serve.engine.supervisor import Supervisor
 from tuneloop.serve.engine.wanted import RegistryWatch, Sight
+from tuneloop.serve.engine.whole import WholeKeeper, WholeWatch
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -38,8 +39,8 @@ class Agent:
         settings: EngineSettings,
         base: Base,
         supervisor: Supervisor,
-        keeper: Keeper,
-        watch: RegistryWatch,
+        keeper: Keeper | WholeKeeper,
+        watch: RegistryWatch | WholeWatch,
         *,
         say: Callable[[str], None],
     ) -> None:

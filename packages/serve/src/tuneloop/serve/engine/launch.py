@@ -62,6 +62,7 @@ def build(
     settings: EngineSettings,
     *,
     base: Path,
+    served_as: str,
     python: Path,
     device: Device,
     cores: int,
@@ -71,12 +72,13 @@ def build(
     """The launch of an engine for `base`; without a GPU vLLM finds our guard in `plugins`.
 
     Args:
+        served_as: the model's name in requests.
         cores: of this machine that the engine may use; counts only without a GPU.
         environment: that of the agent; what vLLM must not see of it is left out, what it sets for vLLM stands.
     """
     command = [
         *(str(python), "-m", "vllm.entrypoints.openai.api_server"),
-        *("--model", str(base), "--served-model-name", base.name),
+        *("--model", str(base), "--served-model-name", served_as),
         *("--host", settings.host, "--port", str(settings.port)),
         *("--dtype", settings.dtype, "--max-model-len", str(settings.max_model_len)),
         *("--max-num-seqs", str(settings.max_num_seqs)),

@@ -11,6 +11,7 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from tuneloop.registry.errors import InvalidInput
+from tuneloop.registry.nouns import parse_version_name
 from tuneloop.registry.settings import Section
 from tuneloop.serve.urls import http_url
 
@@ -30,6 +31,7 @@ class EngineSettings(Section):
 
     id: str = ""  # default: <host name>-<port>
     base: str = ""  # folder of the base model
+    version: str = ""  # instead of a base: a registered version of whole weights, MODEL@N
     host: str = "127.0.0.1"  # vLLM has no authentication of its own: keep it on a private address
     port: int = Field(default=8101, ge=1, le=65_535)
     advertise_url: str = ""  # what gateways call; default: http://<host>:<port>
@@ -49,6 +51,10 @@ class EngineSettings(Section):
 
     @model_validator(mode="after")
     def _hangs_together(self) -> Self:
+        if self.version:
+            if self.base:
+                raise ValueError(f"give base, for adapters, or version, for the whole weights of {self.version}")
+            parse_version_name(self.version)
         if 0 < self.max_loras <= RESERVED_SLOTS:
             raise ValueError(f"max_loras {self.max_loras} leaves no slot, one stays reserved; give 2, or 0 for none")
         if self.max_cpu_loras < self.max_loras:
@@ -91,7 +97,10 @@ class EngineSettings(Section):
             InvalidInput: none was given, or it does not exist.
         """
         if not self.base:
-            raise InvalidInput("an engine needs a base model: `tuneloop engine --base FOLDER`, or base in [engine]")
+            raise InvalidInput(
+                "an engine needs a base model: `tuneloop engine --base FOLDER`, or base in [engine]; or, for whole "
+                "weights, `tuneloop engine --version MODEL@N`"
+            )
         folder = Path(self.base).expanduser().resolve()
         if not folder.is_dir():
             raise InvalidInput(f"base {folder} is not a folder; `tuneloop base RECIPE` makes one")

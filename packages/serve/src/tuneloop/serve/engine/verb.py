@@ -10,6 +10,7 @@ import click
 
 @click.command()
 @click.option("--base", type=click.Path(path_type=str), help="Folder of the base model.")
+@click.option("--version", help="A version of whole weights, MODEL@N, instead of a base with adapters.")
 @click.option("--id", "id_", help="Name of this engine; default: host name and port.")
 @click.option("--host", help="Address vLLM listens on (127.0.0.1); it has no authentication, keep it private.")
 @click.option("--port", type=int, help="Port vLLM listens on (8101).")

@@ -61,7 +61,7 @@ def serving_notes(tuning: TuningSection, max_lora_rank: int = 16) -> list[str]:
     if (reason := servable(tuning, max_lora_rank)) is not None:
         notes.append(f"warning: this version cannot be served as it is: {reason}")
     if isinstance(tuning, FullTuning):
-        notes.append("serving: whole weights need an engine of their own, with the published folder as its --base")
+        notes.append("serving: whole weights need an engine of their own: `tuneloop engine --version MODEL@N`")
     if isinstance(tuning, QloraTuning):
         notes.append(
             f"warning: trained on a base of {tuning.bits} bits, the adapter is served on the unquantised one; "

@@ -1,0 +1,161 @@
+"""An engine for one version of whole weights: what `tuneloop engine --version` serves, instead of a base with adapters.
+
+The version is fetched and verified before vLLM starts, and vLLM serves it under its name, so that a gateway sees no
+difference between it and an adapter. What was fetched is remembered: such an engine starts again while the registry is
+away. Nothing is loaded or unloaded while it runs; who wants it no more ends it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from tuneloop.registry import Registry
+from tuneloop.registry.errors import InvalidInput, Unavailable
+from tuneloop.registry.files import OWNER_ONLY, write_atomically
+from tuneloop.registry.nouns import AdapterState, EngineState, Version, parse_version_name
+from tuneloop.registry.versions.artifacts import fetched_name, folder_digest
+from tuneloop.serve.engine.client import EngineClient
+from tuneloop.serve.engine.reconcile import Held
+from tuneloop.serve.engine.wanted import Sight
+
+MEMORY = "version.json"
+_WARM_S = 60.0
+
+
+def fetch_whole(
+    name: str, open_registry: Callable[[], Registry], home: Path, *, say: Callable[[str], None]
+) -> tuple[Version, Path]:
+    """The version and its verified folder; of the last start's, where the registry is away and the files are unchanged.
+
+    Raises:
+        InvalidInput: there is no such version of whole weights, or its files are not those that were published.
+        Unavailable: the registry is away, and no earlier start has left the version here.
+    """
+    model, number = parse_version_name(name)
+    root = home / "versions"
+    try:
+        with open_registry() as registry:
+            version = registry.versions.get(model, number)
+            if version.kind != "full":
+                raise InvalidInput(
+                    f"{name} is an adapter; start an engine with its base, `tuneloop engine --base FOLDER`, and it is "
+                    "loaded when a route names it"
+                )
+            folder = registry.versions.fetch(version, root).resolve()
+    except Unavailable as error:
+        kept = _remembered(name, home, root)
+        if kept is None:
+            raise
+        say(f"the registry is away, serving what was fetched before: {error}")
+        return kept
+    write_atomically(home / MEMORY, version.model_dump_json().encode(), mode=OWNER_ONLY)
+    return version, folder
+
+
+def _remembered(name: str, home: Path, root: Path) -> tuple[Version, Path] | None:
+    try:
+        version = Version.model_validate_json((home / MEMORY).read_bytes())
+        folder = (root / fetched_name(version)).resolve()
+        same = version.name == name and folder.is_dir() and folder_digest(folder) == version.artifact_digest
+    except (OSError, ValidationError, InvalidInput):
+        return None
+    return (version, folder) if same else None
+
+
+class WholeKeeper:
+    """What the agent asks its keeper, of an engine that holds one version for good."""
+
+    def __init__(self, version: str, client: EngineClient, *, say: Callable[[str], None]) -> None:
+        self._version = version
+        self._client = client
+        self._say = say
+        self.changed = asyncio.Event()
+        self.due = asyncio.Event()
+        self.held = {version: Held(AdapterState.LOADING)}
+        self.ready = False
+
+    def prepare(self) -> None:
+        """Nothing: it is verified already."""
+
+    def collect(self, _: Sight | None) -> None:
+        """Nothing: what lies here is served."""
+
+    def reborn(self) -> None:
+        """A new vLLM has started: it is warmed before `ready` is said."""
+        self.ready = False
+        self.held = {self._version: Held(AdapterState.LOADING)}
+        self.changed.set()
+
+    async def step(self, _: Sight) -> None:
+        """Warm what vLLM has loaded at its start.
+
+        Raises:
+            Unavailable: vLLM does not answer.
+        """
+        if self.ready:
+            return
+        began = time.monotonic()
+        try:
+            await self._client.one_token(self._version, _WARM_S)
+        except InvalidInput as error:
+            self.held = {self._version: Held(AdapterState.FAILED, reason=str(error))}
+        else:
+            self.held = {self._version: Held(AdapterState.READY, since_s=time.monotonic())}
+            self.ready = True
+            self._say(f"ready with {self._version}, warmed in {time.monotonic() - began:.3f} s")
+        self.changed.set()
+
+    async def close(self) -> None:
+        """Nothing is under way."""
+
+
+class WholeWatch:
+    """What the agent asks the registry, of an engine whose version no route can change: to be on the fleet's list."""
+
+    def __init__(self, open_registry: Callable[[], Registry], *, engine_id: str, version: Version) -> None:
+        self._open = open_registry
+        self._opened: Registry | None = None
+        self._engine_id = engine_id
+        self._version = version
+
+    @property
+    def registry(self) -> Registry:
+        """The open registry.
+
+        Raises:
+            Unavailable: the database does not answer.
+        """
+        if self._opened is None:
+            self._opened = self._open()
+        return self._opened
+
+    def remembered(self) -> Sight:
+        """Nothing is wanted but what is there."""
+        return Sight(())
+
+    def look(self) -> Sight:
+        """Whether a route names the version, which on call may want to know.
+
+        Raises:
+            Unavailable: the database does not answer.
+        """
+        route = self.registry.routes.current_all().get(self._version.model)
+        named = route is not None and any(arm.version == self._version.version for arm in route.arms)
+        return Sight((), {} if named else {self._version.name: "no route names it"})
+
+    def beat(self, state: EngineState) -> None:
+        """Store the engine's heartbeat."""
+        self.registry.fleet.beat_engine(state)
+
+    def leave(self) -> None:
+        """Take the engine off the fleet's list and close the registry."""
+        if self._opened is not None:
+            try:
+                self._opened.fleet.forget_engine(self._engine_id)
+            finally:
+                self._opened.close()
