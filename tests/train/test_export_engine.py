@@ -85,9 +85,11 @@ def test_a_merged_dora_adapter_is_served_as_whole_weights_and_answers_as_its_fol
         secret, _ = registry.keys.new("test", by="test")
         gateway = World(registry, stack, key=secret).gateway()
         until(lambda: gateway.metric(f'tuneloop_engine_ready{{engine="{engine.id}"}}') == 1)
-        answer = gateway.chat(model="whole", text=QUESTIONS[0], temperature=0, max_tokens=ANSWER_TOKENS)
+        body = {"temperature": 0, "max_tokens": ANSWER_TOKENS, "messages": [{"role": "user", "content": QUESTIONS[0]}]}
+        answer = gateway.call("/v1/chat/completions", {"model": "whole"} | body)
         assert (answer.status, answer.headers["x-tuneloop-version"]) == (200, "whole@1")
-        assert "harbour" in answer.json["choices"][0]["message"]["content"]
+        direct = engine.complete([{"model": engine.version} | body], path="/v1/chat/completions")[0]
+        assert answer.json["choices"][0]["message"] == direct["choices"][0]["message"]
     prompts = prompts_of(smollm2)
     asked = [
         {
