@@ -59,22 +59,6 @@ def test_a_schema_that_is_not_behind_is_known_without_alembic(
     registries.database.upgrade()
 
 
-def test_migrations_go_down_and_up_again(registries: Registry) -> None:
-    database = registries.database
-    config = Config()
-    config.set_main_option("script_location", str(Path(migrations_home.__file__).parent / "migrations"))
-    with database.writing() as connection:
-        config.attributes["connection"] = connection
-        command.downgrade(config, "base")
-    with database.reading() as connection:
-        assert sa.inspect(connection).get_table_names() == ["alembic_version"]
-    database.upgrade()
-    with database.reading() as connection:
-        assert compare_metadata(MigrationContext.configure(connection), metadata) == []
-    registries.traffic.add_requests([request_record(1, registries.clock())])
-    assert len(registries.traffic.window("bot")) == 1
-
-
 def test_approvals_go_to_the_older_schema_and_back(registries: Registry) -> None:
     """An older tuneloop knows only approvals without an end: whatever else was decided must not become one."""
     gates, database = registries.gates, registries.database

@@ -135,23 +135,29 @@ def test_the_card_is_what_was_published(registry: Registry, tmp_path: Path, verb
     (folder / "README.md").write_text("# bot\n\nIt answers.\n")
     publish_version(registry, folder)
     assert verb("card", "bot@1")[1] == "# bot\n\nIt answers.\n"
-    assert json.loads(verb("card", "bot@1", "--json")[1]) == {"version": "bot@1", "card": "# bot\n\nIt answers.\n"}
+    assert json.loads(verb("card", "bot@1", "--json")[1])["card"] == "# bot\n\nIt answers.\n"
 
 
 def test_what_a_check_for_bias_found_and_the_intervals_are_shown_and_compared(
     registry: Registry, tmp_path: Path, verb: Verb
 ) -> None:
+    (tmp_path / "v2").mkdir()
+    (tmp_path / "v2" / "README.md").write_text("# bot\n")
     made = [publish_version(registry, tmp_path / f"v{n}", metrics={"loss": float(n)}) for n in (1, 2)]
     registry.versions.log_metrics(made[1].run_id, {"loss.low": 1.5, "loss.high": 2.5})
     keep(registry, made[1].run_id, tmp_path, "environment.json", '{"python": "3.12.1", "packages": {"torch": "2.9"}}')
-    found = {"attribute": "gender", "readings": 96, "alone": {"verdict": "more"}, "champion": {"verdict": "no more"}}
+    gap = {"estimate": 0.25, "low": 0.125, "high": 0.5}
+    alone, champion = {"verdict": "more", "gap": gap}, {"verdict": "no more", "gap": None}
+    found = {"attribute": "gender", "readings": 96, "alone": alone, "champion": champion}
     (tmp_path / "bias.json").write_text(
         json.dumps({"at": "2026-11-30T00:00:00Z", "champion": "bot@1", "why_alone": "", "attributes": [found]})
     )
     registry.versions.log_file(made[1].run_id, tmp_path / "bias.json", "bias")
-    said = "more, than the champion's: no more (96 readings)"
+    said = "more (+0.250 [+0.125, +0.500] nats per token); than the champion's: no more; 96 readings"
     shown = verb("show", "bot@2")[1]
     assert f"bias, checked 2026-11-30 00:00 against bot@1\n  gender: {said}" in shown
+    told = f"# bot\n\n## Bias\n\nChecked 2026-11-30 00:00 against bot@1.\n\n- gender: {said}\n"
+    assert verb("card", "bot@2")[1] == told
     lines = {line.split("  ")[0]: line for line in verb("compare", "bot@1", "bot@2")[1].splitlines()}
     assert lines["bias, gender"].endswith(said)
     assert lines["loss"].endswith("2 [1.5, 2.5]")

@@ -46,6 +46,8 @@ def verb_at(home: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFi
 def let_live(registry: Registry, folder: Path) -> Registry:
     """Let everything there is to list happen once."""
     now = registry.clock()
+    (folder / "v1").mkdir(parents=True, exist_ok=True)
+    (folder / "v1" / "README.md").write_text("# bot\n\nIt answers.\n")
     for number in (1, 2, 3):
         publish_version(registry, folder / f"v{number}", metrics={"perplexity.stdlib": 10.0 / number, "loss": 1.0})
     for number in (1, 2):

@@ -31,7 +31,8 @@ MEANINGS: dict[Permission, str] = {
     Permission.ROUTE: "set routes, overrides, holdouts and shadows, promote, roll back, start, resume and abort "
     "rollouts, declare, start, step and stop experiments",
     Permission.CANCEL: "cancel a retraining request",
-    Permission.APPROVE: "approve and revoke versions, approve, reject and retry retraining requests",
+    Permission.APPROVE: "approve and revoke versions, have them judged again, approve, reject and retry retraining "
+    "requests",
     Permission.REGISTER: "register versions from what MLflow holds",
     Permission.SIGN: "sign versions anew, so that engines load them",
     Permission.FORCE: "serve what nobody approved (`force`)",

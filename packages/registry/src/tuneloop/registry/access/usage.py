@@ -17,6 +17,7 @@ from sqlalchemy.sql.compiler import SQLCompiler
 
 from tuneloop.registry.database import Database, Rows, readable
 from tuneloop.registry.nouns import KeyUsage, RequestRecord
+from tuneloop.registry.paging import Ask, Page, page
 from tuneloop.registry.tables import key_usage
 
 _KEY = ("month", "api_key", "model")
@@ -81,3 +82,10 @@ class Usage:
         with self._db.reading() as connection:
             rows = connection.execute(query.order_by(key_usage.c.api_key, key_usage.c.model)).mappings().all()
         return readable(KeyUsage, rows)
+
+    def page(self, month: str, ask: Ask, key: str | None = None) -> Page[KeyUsage]:
+        """The same of a month by its name, page by page."""
+        query = sa.select(key_usage).where(key_usage.c.month == month)
+        if key is not None:
+            query = query.where(key_usage.c.api_key == key)
+        return page(self._db, KeyUsage, query, (key_usage.c.api_key, key_usage.c.model), ask, newest_first=False)

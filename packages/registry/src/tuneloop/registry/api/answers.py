@@ -9,9 +9,11 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 from tuneloop.registry.access.limits import KeyLimits
 from tuneloop.registry.access.roles import Permission
 from tuneloop.registry.access.tokens import Token
-from tuneloop.registry.nouns import ApiKey, Approval, Noun, Version
+from tuneloop.registry.nouns import ApiKey, Approval, Noun
 from tuneloop.registry.overview import Status
 from tuneloop.registry.paging import MOST_PER_PAGE, Page
+from tuneloop.registry.retraining.history import Outcomes, RequestTook
+from tuneloop.registry.versions.lineage import ComparedVersion
 
 T = TypeVar("T")
 
@@ -31,11 +33,19 @@ class PageOf(BaseModel, Generic[T]):
         return cls(items=tuple(page.items), next=page.next, unreadable=page.unreadable)
 
 
+class RetrainingHistory(Outcomes):
+    """One page of requests with what they took, the newest first, and what became of all of them."""
+
+    items: tuple[RequestTook, ...]
+    next: str | None = Field(description="Give it as `cursor` to get the next page; null: this is the last.")
+    unreadable: tuple[str, ...] = Field((), description="What is wrong with rows that cannot be read and are left out.")
+
+
 class Comparison(Noun):
     """Two versions of a model, side by side."""
 
-    before: Version
-    after: Version
+    before: ComparedVersion
+    after: ComparedVersion
 
 
 class Revocation(Noun):

@@ -8,9 +8,21 @@ from pydantic import Field
 from tuneloop.registry.access.limits import KeyLimits
 from tuneloop.registry.access.roles import Permission, Role
 from tuneloop.registry.access.tokens import NAME_PATTERN, Token
+from tuneloop.registry.access.usage import month_name
 from tuneloop.registry.api.answers import KeyAnswer, NewKey, NewToken, PageOf
-from tuneloop.registry.api.fields import Asked, Body, Days, Here, KeyPath, Name, TokenPath, needs
-from tuneloop.registry.nouns import ModelName
+from tuneloop.registry.api.fields import (
+    Asked,
+    Body,
+    Days,
+    Here,
+    KeyPath,
+    KeyQuery,
+    MonthQuery,
+    Name,
+    TokenPath,
+    needs,
+)
+from tuneloop.registry.nouns import KeyUsage, ModelName
 from tuneloop.registry.paging import Page
 
 router = APIRouter()
@@ -55,6 +67,13 @@ def list_keys(here: Here, ask: Asked) -> PageOf[KeyAnswer]:
     """API keys of the gateway, the newest first; never their secrets."""
     found = here.registry.keys.page(ask)
     return PageOf[KeyAnswer].of(Page([KeyAnswer.of(key) for key in found.items], found.next, found.unreadable))
+
+
+@router.get("/key-usage", tags=["keys"], dependencies=needs(Permission.READ))
+def list_usage(here: Here, ask: Asked, month: MonthQuery = None, key: KeyQuery = None) -> PageOf[KeyUsage]:
+    """What keys used in a month, by key and model, as far as it is on record."""
+    wanted = month or month_name(here.registry.clock())
+    return PageOf[KeyUsage].of(here.registry.usage.page(wanted, ask, key))
 
 
 @router.post("/keys", tags=["keys"], status_code=201, dependencies=needs(Permission.KEYS))

@@ -33,6 +33,15 @@ RetrainingPath = Annotated[str, Path(pattern=ID_PATTERN, description="The retrai
 KeyPath = Annotated[str, Path(pattern=ID_PATTERN, description="The key's id.", examples=["key_0123456789ab"])]
 TokenPath = Annotated[str, Path(pattern=NAME_PATTERN, description="The token's name.", examples=["ada"])]
 ModelQuery = Annotated[str | None, Query(pattern=_MODEL, description="Only of this model.")]
+KeyQuery = Annotated[str | None, Query(pattern=ID_PATTERN, description="Only of this key.")]
+MonthQuery = Annotated[
+    str | None,
+    Query(
+        pattern=r"^[1-9][0-9]{3}-(0[1-9]|1[0-2])$",
+        description="The month, of UTC; not said: this one.",
+        examples=["2026-11"],
+    ),
+]
 SubjectQuery = Annotated[
     str | None,
     Query(pattern=_SUBJECT, description="Only of this model, version, request, episode, experiment, key or token."),

@@ -77,7 +77,7 @@ def document(app: FastAPI, routers: Routers) -> dict[str, Any]:
     found["servers"] = [{"url": "/"}]
     for method, path, route in operations(routers):
         _complete(found["paths"][path][method], path, route)
-    for name in ("Version", "Interval"):
+    for name in ("Version", "ComparedVersion", "MeasuredMetric", "Interval"):
         _nullable_numbers(schemas.get(name, {}))
     return found
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from tuneloop.registry.access.roles import MEANINGS, ROLES, Permission, Role
 from tuneloop.registry.api.app import ROUTERS, routed
 from tuneloop.registry.api.openapi import operations, permission_of
+from tuneloop.registry.api.parity import NOT_SERVED, SERVED
 from tuneloop.registry.api.problems import STATUS
 from tuneloop.registry.files import write_atomically
 
@@ -37,8 +38,15 @@ def roles() -> list[str]:
     return lines
 
 
+def verbs() -> list[str]:
+    """Which operation serves which verb, as the lines of a Markdown table."""
+    lines = ["| verb | operations |", "|---|---|"]
+    lines += [f"| `{verb}` | {', '.join(f'`{name}`' for name in names)} |" for verb, names in SERVED.items()]
+    return lines + [f"| `{verb}` | none: {why} |" for verb, why in NOT_SERVED.items()]
+
+
 def page() -> str:
-    """Roles, operations and problems as Markdown."""
+    """Roles, operations, verbs and problems as Markdown."""
     listed = ["| operation | | needs | |", "|---|---|---|---|"]
     for method, path, route in operations(ROUTERS):
         needed = permission_of(route)
@@ -46,7 +54,7 @@ def page() -> str:
         listed.append(f"| `{route.name}` | `{method.upper()} {path}` | {f'`{needed}`' if needed else ''} | {said} |")
     problems = ["| `type` ends with | status | |", "|---|---|---|"]
     problems += [f"| `{kind}` | {status} | {title} |" for kind, (status, title) in STATUS.items()]
-    parts = [("Roles", roles()), ("Operations", listed), ("Problems", problems)]
+    parts = [("Roles", roles()), ("Operations", listed), ("Verbs", verbs()), ("Problems", problems)]
     return _HEAD + "".join(f"\n## {title}\n\n" + "\n".join(lines) + "\n" for title, lines in parts)
 
 

@@ -8,11 +8,12 @@ from fastapi import APIRouter, Query
 
 from tuneloop.registry import actions, overview
 from tuneloop.registry.access.roles import Permission
-from tuneloop.registry.api.answers import PageOf
+from tuneloop.registry.api.answers import PageOf, RetrainingHistory
 from tuneloop.registry.api.fields import Asked, Body, Here, ModelPath, ModelQuery, RetrainingPath, needs
 from tuneloop.registry.nouns import RetrainingRequest
 from tuneloop.registry.overview import RequestHistory
 from tuneloop.registry.policies import RetrainingPolicy
+from tuneloop.registry.retraining.history import RequestTook, history_of, outcomes_of
 
 router = APIRouter(tags=["retraining"])
 READ = needs(Permission.READ)
@@ -40,6 +41,23 @@ def list_retraining(
     if model is not None and not found.items and ask.cursor is None:
         here.registry.check_model(model)
     return PageOf[RetrainingRequest].of(found)
+
+
+@router.get("/retraining-history", dependencies=READ)
+def get_retraining_history(here: Here, ask: Asked, model: ModelQuery = None) -> RetrainingHistory:
+    """What became of requests, what they took and cost, and the share that shipped of all."""
+    queue = here.registry.retraining
+    found = queue.page(ask, model)
+    if model is not None and not found.items and ask.cursor is None:
+        here.registry.check_model(model)
+    runs = queue.runs(requests=[request.id for request in found.items])
+    took = history_of(found.items, runs, here.registry.clock()).requests
+    return RetrainingHistory(
+        items=tuple(RequestTook.of(one) for one in took),
+        next=found.next,
+        unreadable=(*found.unreadable, *runs.unreadable),
+        **dict(outcomes_of(queue.counts(model))),
+    )
 
 
 @router.get("/retraining/{request_id}", dependencies=READ)

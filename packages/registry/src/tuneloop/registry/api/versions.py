@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 from fastapi import APIRouter
 
 from tuneloop.registry import actions, overview
@@ -17,12 +19,16 @@ from tuneloop.registry.api.fields import (
     VersionQuery,
     needs,
 )
+from tuneloop.registry.api.routing import one_of_few
+from tuneloop.registry.gates.declared import judge_again
 from tuneloop.registry.nouns import Approval, Version
 from tuneloop.registry.overview import Judged, ModelLine
 from tuneloop.registry.policies import GatePolicy
+from tuneloop.registry.versions.lineage import Card, ComparedVersion, Lineage, card_of, lineage_of, run_kept
 
 router = APIRouter()
 READ = needs(Permission.READ)
+_judging = threading.BoundedSemaphore(2)  # each reads files of MLflow, and thousands of records
 
 
 class Grant(Body):
@@ -33,6 +39,10 @@ class Grant(Body):
 
 class Revoke(Body):
     """An approval to be taken back."""
+
+
+class Judging(Body):
+    """Why a version is judged again."""
 
 
 class GatePolicyChange(Body):
@@ -59,10 +69,22 @@ def get_version(model: ModelPath, version: VersionPath, here: Here) -> Version:
     return overview.version(here.registry, model, version)
 
 
+@router.get("/models/{model}/versions/{version}/lineage", tags=["versions"], dependencies=READ)
+def show_version(model: ModelPath, version: VersionPath, here: Here) -> Lineage:
+    """What a version was made of, by whom, what it reached, who let it in and where it serves."""
+    return lineage_of(here.registry, model, version)
+
+
+@router.get("/models/{model}/versions/{version}/card", tags=["versions"], dependencies=READ)
+def get_card(model: ModelPath, version: VersionPath, here: Here) -> Card:
+    """The model card that was published with a version, and what was found of bias since."""
+    return card_of(here.registry, model, version)
+
+
 @router.get("/models/{model}/compare", tags=["versions"], dependencies=READ)
 def compare_versions(model: ModelPath, before: VersionQuery, after: VersionQuery, here: Here) -> Comparison:
-    """Two versions side by side."""
-    pair = [overview.version(here.registry, model, number) for number in (before, after)]
+    """Two versions side by side: what they were made of, figures with their intervals, and bias."""
+    pair = [ComparedVersion.of(run_kept(here.registry, model, number)) for number in (before, after)]
     return Comparison(before=pair[0], after=pair[1])
 
 
@@ -70,6 +92,15 @@ def compare_versions(model: ModelPath, before: VersionQuery, after: VersionQuery
 def get_gate(model: ModelPath, version: VersionPath, here: Here) -> Judged:
     """The newest gate report of a version, and whether it may get a share."""
     return overview.judged(here.registry, model, version)
+
+
+@router.post("/models/{model}/versions/{version}/gate", tags=["gates"], dependencies=needs(Permission.APPROVE))
+def judge_version(model: ModelPath, version: VersionPath, body: Judging, here: Here) -> Judged:
+    """Judge a version again by its latency, data, bias and signature; what its training has shown stands."""
+    with one_of_few(_judging):
+        found = overview.version(here.registry, model, version)
+        judge_again(here.registry, found, by=here.actor, reason=body.reason)
+        return overview.judged(here.registry, model, version)
 
 
 @router.get("/models/{model}/gate-policy", tags=["gates"], dependencies=READ)

@@ -14,6 +14,7 @@ from tuneloop.registry.facade import Registry
 from tuneloop.registry.nouns import Check, GateReport, Interval, Noun, Version, version_name
 from tuneloop.registry.policies import GatePolicy
 from tuneloop.registry.statistics.intervals import quantile_interval
+from tuneloop.registry.versions.kept import verdict_text
 from tuneloop.registry.versions.run_files import BIAS, DATA, kept_json
 
 LATENCY, LEAKAGE, SIGNED, COMPARED = "latency p95", "leakage", "signed", "compared with a champion"
@@ -41,9 +42,7 @@ class Held(Noun):
     @property
     def text(self) -> str:
         """For people."""
-        if self.gap is None:
-            return self.verdict
-        return f"{self.verdict} ({self.gap.estimate:+.3f} [{self.gap.low:+.3f}, {self.gap.high:+.3f}] nats per token)"
+        return verdict_text(self.verdict, self.gap)
 
 
 class Attribute(Noun):
@@ -76,7 +75,7 @@ def judge_declared(registry: Registry, version: Version, policy: GatePolicy) -> 
     return tuple(checks)
 
 
-def judge_again(registry: Registry, version: Version) -> GateReport:
+def judge_again(registry: Registry, version: Version, *, by: str = "gate", reason: str | None = None) -> GateReport:
     """Judge what the policy declares anew, and record that with what the version's training has shown.
 
     Raises:
@@ -96,7 +95,7 @@ def judge_again(registry: Registry, version: Version) -> GateReport:
         at=registry.clock(),
         checks=(*kept, *declared),
     )
-    registry.gates.record(report)
+    registry.gates.record(report, by=by, reason=reason)
     return report
 
 

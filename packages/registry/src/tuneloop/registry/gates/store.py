@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import datetime
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -26,13 +27,14 @@ class Gates:
         self._clock = clock
         self._policies = policies
 
-    def record(self, report: GateReport) -> None:
-        """Store a judgement."""
+    def record(self, report: GateReport, *, by: str = "gate", reason: str | None = None) -> None:
+        """Store a judgement; `by` and `reason` are those of who had it judged, where somebody did."""
         name = version_name(report.model, report.version)
         with self._db.writing() as connection:
             connection.execute(sa.insert(gate_reports).values(**row_of(report, gate_reports), verdict=report.verdict))
-            detail = {"verdict": report.verdict, "champion": report.champion}
-            audit.record(connection, at=report.at, actor="gate", action="gate.judge", subject=name, detail=detail)
+            detail: dict[str, Any] = {"verdict": report.verdict, "champion": report.champion}
+            detail |= {} if reason is None else {"reason": reason}
+            audit.record(connection, at=report.at, actor=by, action="gate.judge", subject=name, detail=detail)
 
     def latest(self, model: str, version: int) -> GateReport | None:
         """The newest judgement of a version; None when it was never judged."""

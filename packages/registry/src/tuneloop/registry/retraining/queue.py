@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import datetime, timedelta
 from hashlib import sha256
 from typing import Any
@@ -103,10 +103,25 @@ class RetrainingQueue:
         keys = (retraining.c.created_at, retraining.c.id)
         return page(self._db, RetrainingRequest, _requests(model, open_only=open_only), keys, ask)
 
-    def runs(self, model: str | None = None, *, request_id: str | None = None) -> Rows[RetrainingRun]:
-        """What has trained, of one model, of one request, or all, the newest first."""
+    def counts(self, model: str | None = None) -> dict[RetrainingState, int]:
+        """How many requests are in which state; what is in none that is known is not counted."""
+        query = sa.select(retraining.c.state, sa.func.count()).group_by(retraining.c.state)
+        if model is not None:
+            query = query.where(retraining.c.model == model)
         with self._db.reading() as connection:
-            return runs_of(connection, model, request_id=request_id)
+            found = connection.execute(query).all()
+        return {S(state): count for state, count in found if state in set(S)}
+
+    def runs(
+        self,
+        model: str | None = None,
+        *,
+        request_id: str | None = None,
+        requests: Collection[str] | None = None,
+    ) -> Rows[RetrainingRun]:
+        """What has trained, of one model, of one request, of several, or all, the newest first."""
+        with self._db.reading() as connection:
+            return runs_of(connection, model, request_id=request_id, requests=requests)
 
     def approve(self, request_id: str, *, by: str, reason: str) -> RetrainingRequest:
         """Let a proposed request run: proposed → approved → queued, on record.

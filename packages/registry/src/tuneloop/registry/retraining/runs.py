@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from datetime import datetime
 
 import sqlalchemy as sa
@@ -20,14 +21,17 @@ def runs_of(
     model: str | None = None,
     *,
     request_id: str | None = None,
+    requests: Collection[str] | None = None,
     since: datetime | None = None,
 ) -> Rows[RetrainingRun]:
-    """Runs of one model, of one request, that started at `since` or later; the newest first."""
+    """Runs of one model, of one request or several, that started at `since` or later; the newest first."""
     query = sa.select(retraining_runs).order_by(retraining_runs.c.started_at.desc())
     if model is not None:
         query = query.where(retraining_runs.c.model == model)
     if request_id is not None:
         query = query.where(retraining_runs.c.request_id == request_id)
+    if requests is not None:
+        query = query.where(retraining_runs.c.request_id.in_(requests))
     if since is not None:
         query = query.where(retraining_runs.c.started_at >= since)
     return readable(RetrainingRun, connection.execute(query).mappings())

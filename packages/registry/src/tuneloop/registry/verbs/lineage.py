@@ -7,9 +7,8 @@ import click
 from tuneloop.registry.facade import Registry
 from tuneloop.registry.nouns import parse_version_name, version_name
 from tuneloop.registry.printing import emit, json_option, table, tell_unreadable
-from tuneloop.registry.versions.deadline import LOOKUP_TIMEOUT_S, mlflow_within
-from tuneloop.registry.versions.lineage import KeptEnvironment, Lineage, lineage_of
-from tuneloop.registry.versions.run_files import model_card
+from tuneloop.registry.versions.kept import KeptEnvironment
+from tuneloop.registry.versions.lineage import Lineage, card_of, lineage_of
 
 _SHOWN_PACKAGES = ("torch", "transformers", "peft", "trl")
 
@@ -30,15 +29,12 @@ def show(version: str, as_json: bool) -> None:
 @click.argument("version")
 @json_option
 def card(version: str, as_json: bool) -> None:
-    """Print the model card that was published with a version."""
+    """Print the model card that was published with a version, and what was found of bias since."""
     model, number = parse_version_name(version)
     with Registry.open() as registry:
-
-        def asked() -> str:
-            return model_card(registry, registry.versions.get(model, number))
-
-        text = mlflow_within(registry, asked, LOOKUP_TIMEOUT_S)
-        emit({"version": version, "card": text}, as_json, text.rstrip("\n"))
+        found = card_of(registry, model, number)
+        emit(found, as_json, found.text.rstrip("\n"))
+        tell_unreadable(found.not_known)
 
 
 def _text(found: Lineage) -> str:
@@ -50,9 +46,8 @@ def _text(found: Lineage) -> str:
         ]
         parts.append(table(["MEASURE", "VALUE", "95% INTERVAL"], rows))
     if (bias := found.bias).at is not None:
-        against = f"against {bias.champion}" if bias.champion else f"against nothing: {bias.why_alone}"
         lines = "\n".join(f"  {one.text}" for one in bias.attributes)
-        parts.append(f"bias, checked {bias.at:%Y-%m-%d %H:%M} {against}\n{lines}")
+        parts.append(f"bias, {bias.against}\n{lines}")
     if found.gate is not None:
         checks = [[check.name, check.verdict, check.detail] for check in found.gate.checks]
         champion = "nothing" if found.gate.champion is None else version_name(found.gate.model, found.gate.champion)

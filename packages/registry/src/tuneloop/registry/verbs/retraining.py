@@ -15,7 +15,7 @@ from tuneloop.registry.nouns import RetrainingRun
 from tuneloop.registry.policies import RetrainingPolicy
 from tuneloop.registry.printing import by_option, emit, json_option, reason_option, table, tell_unreadable
 from tuneloop.registry.retraining.budgets import cost_of
-from tuneloop.registry.retraining.history import History, Took, history_of
+from tuneloop.registry.retraining.history import History, RequestTook, history_of
 from tuneloop.registry.verbs.policy import policy_options, set_policy, show_policy
 
 
@@ -102,7 +102,7 @@ def retraining_history(model: str | None, as_json: bool) -> None:
         history = history_of(found, runs, registry.clock())
         emit(
             {
-                "requests": [_took_json(one) for one in history.requests],
+                "requests": [RequestTook.of(one) for one in history.requests],
                 "by_state": dict(history.by_state),
                 "ended": history.ended,
                 "shipped_share": history.shipped,
@@ -110,13 +110,6 @@ def retraining_history(model: str | None, as_json: bool) -> None:
             as_json,
             _history_text(history),
         )
-
-
-def _took_json(one: Took) -> dict[str, object]:
-    figures = ("runs", "waited_s", "hours", "device_hours", "planned_hours", "cost_usd")
-    values = {name: getattr(one, name) for name in figures}
-    values["cost_usd"] = None if one.cost_usd is None else str(one.cost_usd)
-    return {**one.request.model_dump(mode="json"), **values}
 
 
 def _history_text(history: History) -> str:

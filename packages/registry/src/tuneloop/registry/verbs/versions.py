@@ -14,7 +14,7 @@ from tuneloop.registry.policies import GatePolicy
 from tuneloop.registry.printing import by_option, emit, json_option, reason_option, table, tell_unreadable
 from tuneloop.registry.verbs.lineage import environment_text
 from tuneloop.registry.verbs.policy import policy_options, set_policy, show_policy
-from tuneloop.registry.versions.lineage import MeasuredMetric, run_kept
+from tuneloop.registry.versions.lineage import ComparedVersion, MeasuredMetric, run_kept
 
 _COMPARED = (
     "kind",
@@ -90,8 +90,7 @@ def compare(before: str, after: str, as_json: bool) -> None:
         [f"bias, {name}", *(of[name].text.removeprefix(f"{name}: ") if name in of else None for of in bias)]
         for name in sorted({*bias[0], *bias[1]})
     ]
-    told = [side.version.model_dump(mode="json") | side.model_dump(mode="json", exclude={"version"}) for side in sides]
-    emit(told, as_json, table(["", pair[0].name, pair[1].name], rows))
+    emit([ComparedVersion.of(side) for side in sides], as_json, table(["", pair[0].name, pair[1].name], rows))
     tell_unreadable([f"{side.version.name}: {why}" for side in sides for why in side.not_known])
 
 

@@ -7,18 +7,20 @@ What MLflow cannot tell now, and what cannot be read, is named and left out; the
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from typing import Self, TypeVar
 
-from pydantic import AwareDatetime, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from tuneloop.registry.database import faults
 from tuneloop.registry.errors import NotFound, Unavailable, Unreadable
 from tuneloop.registry.facade import Registry
 from tuneloop.registry.nouns import Approval, AuditEntry, GateReport, Noun, RetrainingRequest, Version
 from tuneloop.registry.versions.deadline import LOOKUP_TIMEOUT_S, mlflow_within
-from tuneloop.registry.versions.run_files import BIAS, DATA, ENVIRONMENT, kept_json
+from tuneloop.registry.versions.kept import Kept, KeptCheck, KeptData, KeptEnvironment
+from tuneloop.registry.versions.run_files import BIAS, DATA, ENVIRONMENT, kept_json, model_card
 
 T = TypeVar("T")
+KeptT = TypeVar("KeptT", bound=Kept)
 
 
 class MeasuredMetric(Noun):
@@ -41,69 +43,6 @@ class Serving(Noun):
     gateways: tuple[str, ...]  # live gateways that apply this revision
 
 
-class Kept(Noun):
-    """A file that a run keeps: what is read here, and all else that is in it as it is."""
-
-    model_config = ConfigDict(extra="allow")
-
-
-class KeptSet(Kept):
-    """A held-out set, as the run noted it."""
-
-    rows: int
-    digest: str
-
-
-class KeptData(Kept):
-    """What a run says of its data."""
-
-    sets: dict[str, KeptSet] = {}
-    fresh_rows: int | None = None  # a retraining's
-    replayed_rows: int | None = None
-    dropped: dict[str, int] = {}  # why → how many rows
-
-
-class KeptEnvironment(Kept):
-    """What a run was made with."""
-
-    python: str | None = None
-    packages: dict[str, str] = {}  # distribution → its version
-
-
-class KeptFinding(Kept):
-    """What was concluded of one attribute."""
-
-    verdict: str
-    reason: str = ""
-
-
-class KeptBias(Kept):
-    """One attribute of a check for bias."""
-
-    attribute: str
-    readings: int
-    alone: KeptFinding  # the version's own gap against none
-    champion: KeptFinding | None = None  # its gap less the champion's
-
-    @property
-    def text(self) -> str:
-        """For people."""
-        than = f", than the champion's: {self.champion.verdict}" if self.champion else ""
-        return f"{self.attribute}: {self.alone.verdict}{than} ({self.readings} readings)"
-
-
-class KeptCheck(Kept):
-    """What `tuneloop bias check` last found of a version."""
-
-    at: AwareDatetime | None = None  # None: it was not checked
-    champion: str | None = None
-    why_alone: str = ""
-    attributes: tuple[KeptBias, ...] = ()
-
-
-KeptT = TypeVar("KeptT", bound=Kept)
-
-
 class RunKept(Noun):
     """One version, and what its run keeps of it that says how two differ."""
 
@@ -112,6 +51,38 @@ class RunKept(Noun):
     environment: KeptEnvironment
     bias: KeptCheck
     not_known: tuple[str, ...]
+
+
+class ComparedVersion(Version):
+    """One side of a comparison: a version, with what its run keeps that says how it differs."""
+
+    measures: tuple[MeasuredMetric, ...]
+    environment: KeptEnvironment
+    bias: KeptCheck
+    not_known: tuple[str, ...]
+
+    @classmethod
+    def of(cls, kept: RunKept) -> Self:
+        """The same, flat."""
+        beside = {name: getattr(kept, name) for name in RunKept.model_fields if name != "version"}
+        return cls(**dict(kept.version), **beside)
+
+
+class Card(Noun):
+    """The model card as it was published, and what was found of bias since."""
+
+    version: str
+    card: str
+    bias: KeptCheck
+    not_known: tuple[str, ...]
+
+    @property
+    def text(self) -> str:
+        """As Markdown."""
+        if self.bias.at is None:
+            return self.card
+        found = "\n".join(f"- {one.text}" for one in self.bias.attributes)
+        return f"{self.card.rstrip()}\n\n## Bias\n\nC{self.bias.against[1:]}.\n\n{found}\n"
 
 
 class Lineage(RunKept):
@@ -196,6 +167,25 @@ def run_kept(registry: Registry, model: str, number: int) -> RunKept:
     """
     version = mlflow_within(registry, lambda: registry.versions.get(model, number), LOOKUP_TIMEOUT_S)
     return _run_kept(registry, version, _Asked(registry))
+
+
+def card_of(registry: Registry, model: str, number: int) -> Card:
+    """A version's card.
+
+    Raises:
+        NotFound: there is no such version, or it was published without a card.
+        Unavailable: MLflow does not answer.
+        Unreadable: the card is no text.
+    """
+
+    def ask() -> tuple[Version, str]:
+        version = registry.versions.get(model, number)
+        return version, model_card(registry, version)
+
+    version, published = mlflow_within(registry, ask, LOOKUP_TIMEOUT_S)
+    asked = _Asked(registry)
+    bias = asked.mlflow("bias", lambda: _kept(registry, version, BIAS, KeptCheck), KeptCheck())
+    return Card(version=version.name, card=published, bias=bias, not_known=tuple(asked.missing))
 
 
 def _run_kept(registry: Registry, version: Version, asked: _Asked) -> RunKept:

@@ -28,7 +28,7 @@ def kept_json(registry: Registry, version: Version, name: str) -> dict[str, Any]
     """
     try:
         with registry.versions.fetched_file(version.run_id, name) as path:
-            loaded: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            loaded: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda _: None)
     except NotFound:
         return {}
     except ValueError as error:
