@@ -12,8 +12,8 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from quarter_parts.traffic import MODEL
-from tuneloop.monitor.alerts import noted
 from tuneloop.registry import Registry
+from tuneloop.registry.episodes import noted
 from tuneloop.registry.nouns import Arm, RetrainingRequest, RetrainingState
 
 WAKES_S, TRAINS_S = 3_600.0, 20 * 3_600.0  # a page is read within the hour; a run and its gate take a working day

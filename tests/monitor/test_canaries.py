@@ -18,7 +18,6 @@ from monitor.engine import fake_engine
 from monitor.scene import Scene
 from small_base import make_small_base
 from tests_support import beat_engine
-from tuneloop.monitor.alerts import resolved
 from tuneloop.monitor.canaries import (
     BASELINE_ROUNDS,
     FRESH_ROUNDS,
@@ -33,6 +32,7 @@ from tuneloop.monitor.canary_stream import CanaryStream
 from tuneloop.monitor.metrics import Metrics
 from tuneloop.monitor.reading import read_texts
 from tuneloop.monitor.watch import Monitor
+from tuneloop.registry.episodes import resolved
 from tuneloop.registry.nouns import AlertEpisode, Arm, WindowScore
 from tuneloop.registry.policies import RetrainingPolicy
 

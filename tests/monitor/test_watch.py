@@ -13,10 +13,11 @@ from prometheus_client import generate_latest
 from monitor.engine import FakeEngine
 from monitor.scene import Scene
 from tests_support import Clock, alert_episode, beat_engine, window_score
-from tuneloop.monitor.alerts import resolved, takes
+from tuneloop.monitor.alerts import takes
 from tuneloop.monitor.slo import Slo
 from tuneloop.monitor.watch import Monitor
 from tuneloop.registry import Registry
+from tuneloop.registry.episodes import resolved
 from tuneloop.registry.nouns import AlertEpisode, Arm
 
 

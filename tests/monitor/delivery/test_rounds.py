@@ -14,10 +14,10 @@ from prometheus_client import generate_latest
 from monitor.delivery.post import deliverer, end, open_episode, rounds, tell, worsen
 from monitor.delivery.servers import HttpReceiver, Told, http_receiver
 from tests_support import Clock
-from tuneloop.monitor.alerts import shown_state
 from tuneloop.monitor.delivery.deciding import FIRST_WAIT_S, LONGEST_WAIT_S, wait_s
 from tuneloop.monitor.metrics import Metrics
 from tuneloop.registry import Registry
+from tuneloop.registry.episodes import shown_state
 from tuneloop.registry.errors import InvalidInput, NotFound, Refused
 
 DEAD = "http://127.0.0.1:9/hook"  # the discard port: nobody listens

@@ -145,6 +145,18 @@ WRITES = (
         "policy.retraining",
         "bot",
     ),
+    Write("acknowledge_alert", "POST", "/v1/alerts/ep1/acknowledge", {}, "episode.ack", "ep1"),
+    Write("resolve_alert", "POST", "/v1/alerts/ep1/resolve", {}, "episode.resolve", "ep1"),
+    Write("silence_alerts", "POST", "/v1/silences", {"model": "bot", "for_s": 60}, "silence.new", "", 201),
+    Write("end_silence", "POST", "/v1/silences/SILENCE/revoke", {}, "silence.revoke", ""),
+    Write(
+        "set_guard_policy",
+        "PUT",
+        f"{BOT}/guard-policy",
+        {"policy": {"injection": "flag", "topics": {"deny": {"law": ["lawsuit*"]}}}},
+        "policy.guard",
+        "bot",
+    ),
     Write("new_key", "POST", "/v1/keys", {"owner": "team-b", "models": ["bot"]}, "key.new", "", 201),
     Write("limit_key", "PUT", "/v1/keys/KEY/limits", {"limits": {"streams": 2}}, "key.limit", ""),
     Write("rotate_key", "POST", "/v1/keys/KEY/rotate", {"grace_days": 2}, "key.rotate", ""),
@@ -176,6 +188,11 @@ READS = (
     "/v1/retraining/rt_1",
     "/v1/retraining-history?model=bot",
     f"{BOT}/retraining-policy",
+    "/v1/alerts?model=bot&ended=true",
+    "/v1/alerts/ep1",
+    "/v1/silences?ended=true",
+    "/v1/deliveries?episode=ep1",
+    f"{BOT}/guard-policy",
     f"{BOT}/requests",
     "/v1/requests/req-1/trace",
     "/v1/requests/req-1/feedback",
@@ -195,4 +212,6 @@ def path_of(plane: Plane, path: str) -> str:
     oldest = plane.registry.experiments.all()[::-1]
     over = next(one.id for one in oldest if one.state == "stopped")
     other = min((one for one in oldest if one.state != "stopped"), key=lambda one: one.state == "draft").id
+    if "SILENCE" in path:
+        path = path.replace("SILENCE", plane.registry.silences.all()[0].id)
     return path.replace("KEY", plane.registry.keys.all()[0].id).replace("OVER", over).replace("DRAFT", other)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from registry.api.plane import Plane, following, let_experiment, running
+from registry.api.plane import Plane, following, let_experiment, let_silence, running
 from registry.verbs import let_live
 from tuneloop.registry import Registry
 from tuneloop.registry.nouns import Feedback
@@ -26,6 +26,7 @@ def lived_in_home(tmp_path_factory: pytest.TempPathFactory, empty_mlflow: Path) 
         said = Feedback(id="f1", request_id="req-1", at=registry.clock(), thumb="down", correction="It raises.")
         registry.traffic.add_feedback([said])
         let_experiment(registry)
+        let_silence(registry)
     return home
 
 

@@ -82,6 +82,11 @@ def let_experiment(registry: Registry) -> None:
     registry.experiments.stop(over.id, by="ada", reason="r")
 
 
+def let_silence(registry: Registry) -> None:
+    """Somebody on call wants no more of one signal today."""
+    registry.silences.add("bot", 86_400, by="ada", reason="r", signal="latency")
+
+
 @contextmanager
 def following(registry: Registry) -> Iterator[None]:
     """An engine that serves what the routes name and a gateway that applies them, for as long as the block runs."""

@@ -15,13 +15,15 @@ from registry.api.asked import BOT
 from registry.api.plane import Plane
 from registry.verbs import verb_at
 from tests_support import request_record, retraining_request
+from tuneloop.monitor.verbs import VERBS as WATCHING
 from tuneloop.registry.access.roles import Role
 from tuneloop.registry.api.app import ROUTERS
 from tuneloop.registry.api.openapi import operations
-from tuneloop.registry.api.parity import NOT_SERVED, OF_ITSELF, SERVED
+from tuneloop.registry.api.parity import NOT_SERVED, OF_ITSELF, OF_OTHERS, SERVED
 from tuneloop.registry.nouns import RetrainingState
 from tuneloop.registry.retraining.budgets import Estimate
 from tuneloop.registry.verbs import VERBS
+from tuneloop.serve.verbs import VERBS as SERVING
 
 
 def commands(command: click.Command, name: str) -> Iterator[tuple[str, click.Command]]:
@@ -42,9 +44,14 @@ def test_every_verb_of_the_registry_is_served_or_it_is_said_why_not() -> None:
         assert option in {said for parameter in verbs[verb].params for said in parameter.opts}
 
 
+def test_what_is_served_of_other_packages_verbs_are_verbs_of_theirs() -> None:
+    theirs = {name for verb in (*SERVING, *WATCHING) for name, _ in commands(verb, verb.name or "")}
+    assert theirs >= OF_OTHERS.keys()
+
+
 def test_every_operation_does_what_some_verb_does() -> None:
     known = [route.name for _, _, route in operations(ROUTERS)]
-    assert sorted([*OF_ITSELF, *(name for names in SERVED.values() for name in names)]) == sorted(known)
+    assert sorted([*OF_ITSELF, *(name for names in (SERVED | OF_OTHERS).values() for name in names)]) == sorted(known)
 
 
 def test_a_version_is_told_like_by_its_verbs_with_what_was_found_of_bias(

@@ -27,7 +27,6 @@ from tuneloop.monitor.signals import (
     THUMBS_DOWN,
     problem_of,
 )
-from tuneloop.registry.deliveries.silences import Silence, silenced
 from tuneloop.registry.nouns import AlertEpisode, WindowScore, version_name
 
 MAX_WINDOWS = 50  # an episode keeps the first windows that raised it; later ones are found by time
@@ -96,16 +95,6 @@ def taker(episodes: Iterable[AlertEpisode], score: WindowScore, group_s: float) 
     return next((e for e in found if takes(e, score, 0)), found[0] if found else None)
 
 
-def shown_state(episode: AlertEpisode, silences: Iterable[Silence], at: datetime) -> str:
-    """open, ongoing (further windows raised it), acknowledged, silenced or resolved, as people read it."""
-    if episode.state == "resolved":
-        return "resolved"
-    if silenced(episode, silences, at) is not None:
-        return "silenced"
-    goes_on = len(episode.windows) > max(1, len(episode.evidence.get("signals", {})))
-    return "ongoing" if episode.state == "open" and goes_on else episode.state
-
-
 def joined(episode: AlertEpisode, score: WindowScore, at: datetime, pages: Sequence[str] = PAGES) -> AlertEpisode:
     """The episode with one more window of evidence; the same episode when it has that window or enough of them.
 
@@ -146,17 +135,6 @@ def _moved(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     """What each engine read when it was first found changed, else what it read last."""
     first = {name: reading for name, reading in one.items() if reading["alarm"]}
     return dict(sorted((one | other | first).items()))
-
-
-def noted(episode: AlertEpisode, note: str, at: datetime, **evidence: Any) -> AlertEpisode:
-    """The episode with one more line of what was done about it."""
-    done = (*episode.done, f"{at:%Y-%m-%d %H:%M:%S}Z {note}")
-    return episode.model_copy(update={"done": done, "evidence": episode.evidence | evidence, "updated_at": at})
-
-
-def resolved(episode: AlertEpisode, note: str, at: datetime) -> AlertEpisode:
-    """The episode, over."""
-    return noted(episode, f"resolved: {note}", at).model_copy(update={"state": "resolved", "resolved_at": at})
 
 
 def is_quiet(scores: Sequence[WindowScore], clear_after: int) -> bool:

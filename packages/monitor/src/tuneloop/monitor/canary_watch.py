@@ -26,6 +26,7 @@ from tuneloop.monitor.causes import explained, gather
 from tuneloop.monitor.detectors import Outcome, window_alpha
 from tuneloop.monitor.filing import BY
 from tuneloop.monitor.signals import SERVED_MODEL_CHANGE, budget_share
+from tuneloop.registry.episodes import resolved
 from tuneloop.registry.errors import NotFound, Unavailable
 from tuneloop.registry.nouns import AlertEpisode, EngineState, Route, WindowScore, version_name
 
@@ -141,7 +142,7 @@ class CanaryWatch:
                 self._end(episode, f"{clear_after} checks in a row read what was read at first")
 
     def _end(self, episode: AlertEpisode, note: str) -> None:
-        over = alerts.resolved(episode, note, self._registry.clock())
+        over = resolved(episode, note, self._registry.clock())
         over = over.model_copy(update={"evidence": over.evidence | {"cleared": True}})
         self._registry.episodes.update(episode, over, by=BY, action="episode.resolve")
         log.warning("episode %s resolved: %s", episode.id, note)

@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 
-from tuneloop.monitor.alerts import noted
 from tuneloop.monitor.causes import is_attack
 from tuneloop.monitor.policy import File, Hold, decide
 from tuneloop.monitor.reference import JUST_BEFORE
 from tuneloop.monitor.signals import SERVED_MODEL_CHANGE
 from tuneloop.registry import Registry
+from tuneloop.registry.episodes import noted
 from tuneloop.registry.nouns import AlertEpisode, RetrainingRequest, RetrainingState
 from tuneloop.registry.policies import RetrainingPolicy
 from tuneloop.registry.retraining.queue import ENDED, new_request_id

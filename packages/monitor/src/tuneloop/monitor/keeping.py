@@ -14,6 +14,7 @@ from tuneloop.monitor.reference import ANCHOR
 from tuneloop.monitor.settings import MonitorSettings
 from tuneloop.monitor.signals import DETECTORS, PERPLEXITIES, QUALITIES, SERVED_MODEL_CHANGE, THUMBS_DOWN, windowed
 from tuneloop.registry import Registry
+from tuneloop.registry.episodes import resolved
 from tuneloop.registry.nouns import AlertEpisode, Route, WindowScore, version_name
 
 log = logging.getLogger("tuneloop.monitor")
@@ -74,7 +75,7 @@ class Keeper:
                 self._end(episode, note)
 
     def _end(self, episode: AlertEpisode, note: str) -> None:
-        over = alerts.resolved(episode, note, self._registry.clock())
+        over = resolved(episode, note, self._registry.clock())
         self._registry.episodes.update(episode, over, by=BY, action="episode.resolve")
         log.warning("episode %s resolved: %s", episode.id, note)
 
@@ -84,7 +85,7 @@ class Keeper:
             if episode.version != route.champion and episode.signal != SERVED_MODEL_CHANGE:
                 before, after = version_name(route.model, episode.version), version_name(route.model, route.champion)
                 note = f"{after} took over from {before} with revision {route.revision} ({route.by}: {route.reason})"
-                over = alerts.resolved(episode, note, self._registry.clock())
+                over = resolved(episode, note, self._registry.clock())
                 over = over.model_copy(
                     update={"evidence": over.evidence | {"champion": {"before": before, "after": after}}}
                 )

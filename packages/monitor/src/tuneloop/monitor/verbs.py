@@ -46,8 +46,8 @@ def monitor(*, once: bool, every_s: float | None, metrics_port: int | None) -> N
 @json_option
 def alerts(*, model: str | None, ended: bool, as_json: bool) -> None:
     """What is wrong now: one line per alert episode."""
-    from tuneloop.monitor.alerts import shown_state
     from tuneloop.registry import Registry
+    from tuneloop.registry.episodes import shown_state
 
     with Registry.open() as registry:
         found = registry.episodes.all(model, open_only=not ended)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 import click
 
 from tuneloop.monitor.durations import seconds
-from tuneloop.registry.errors import InvalidInput, Refused
-from tuneloop.registry.nouns import AlertEpisode, ServingSignal, Signal
+from tuneloop.registry.nouns import ServingSignal, Signal
 from tuneloop.registry.printing import by_option, emit, json_option, reason_option, table, tell_unreadable, who
 
 
@@ -23,9 +22,9 @@ def alert() -> None:
 @json_option
 def show(episode_id: str, *, as_json: bool) -> None:
     """What happened, how sure, which examples, what to do next."""
-    from tuneloop.monitor.alerts import shown_state
     from tuneloop.monitor.show import episode_lines
     from tuneloop.registry import Registry
+    from tuneloop.registry.episodes import shown_state
 
     with Registry.open() as registry:
         episode = registry.episodes.get(episode_id)
@@ -39,8 +38,10 @@ def show(episode_id: str, *, as_json: bool) -> None:
 @click.option("--note", default="", help="What you are doing about it.")
 def ack(episode_id: str, *, by: str, note: str) -> None:
     """Say that you are on it."""
-    episode = _change(episode_id, "acknowledged", by, f"acknowledged by {by}" + (f": {note}" if note else ""))
-    click.echo(f"{episode.id} is acknowledged")
+    from tuneloop.registry import Registry
+
+    with Registry.open() as registry:
+        click.echo(f"{registry.episodes.acknowledge(episode_id, by=by, note=note).id} is acknowledged")
 
 
 @alert.command()
@@ -49,8 +50,10 @@ def ack(episode_id: str, *, by: str, note: str) -> None:
 @reason_option
 def resolve(episode_id: str, *, by: str, reason: str) -> None:
     """End an episode by hand; a new alarm opens a new one."""
-    episode = _change(episode_id, "resolved", by, f"{reason} (by {by})")
-    click.echo(f"{episode.id} is resolved")
+    from tuneloop.registry import Registry
+
+    with Registry.open() as registry:
+        click.echo(f"{registry.episodes.resolve(episode_id, by=by, reason=reason).id} is resolved")
 
 
 @alert.command()
@@ -68,20 +71,11 @@ def silence(
     episode_id: str | None, *, model: str | None, signal: str | None, for_s: float, by: str, reason: str
 ) -> None:
     """Have nothing delivered for a while; it is recorded all the same, and told afterwards if it is still open."""
-    from tuneloop.registry import Registry
+    from tuneloop.registry import Registry, actions
 
-    if (episode_id is None) == (model is None) or (signal is not None and model is None):
-        raise InvalidInput("name one EPISODE, or --model M with or without --signal S")
     with Registry.open() as registry:
-        if episode_id is not None:
-            episode = registry.episodes.get(episode_id)
-            if episode.state == "resolved":
-                raise Refused(f"{episode_id} is resolved already; there is nothing to silence")
-            model = episode.model
-        elif model is not None:
-            registry.check_model(model)
-        made = registry.silences.add(str(model), for_s, by=by, reason=reason, episode_id=episode_id, signal=signal)
-    what = episode_id or (f"{signal} of {model}" if signal else f"everything of {model}")
+        made = actions.silence(registry, for_s, by=by, reason=reason, model=model, episode_id=episode_id, signal=signal)
+    what = episode_id or (f"{signal} of {made.model}" if signal else f"everything of {made.model}")
     click.echo(f"{made.id}: {what} is silenced until {made.until:%Y-%m-%d %H:%M:%S}Z")
 
 
@@ -180,22 +174,3 @@ def rules(*, out: Path | None) -> None:
     else:
         write_atomically(out, text.encode())
         click.echo(str(out))
-
-
-def _change(episode_id: str, state: Literal["acknowledged", "resolved"], by: str, note: str) -> AlertEpisode:
-    from tuneloop.monitor.alerts import noted, resolved
-    from tuneloop.registry import Registry
-
-    with Registry.open() as registry:
-        episode = registry.episodes.get(episode_id)
-        if episode.state == "resolved":
-            raise Refused(f"{episode_id} is resolved already; `tuneloop alert show {episode_id}` says how")
-        now = registry.clock()
-        if state == "resolved":
-            changed = resolved(episode, note, now)
-        else:
-            changed = noted(episode, note, now).model_copy(update={"state": state})
-        registry.episodes.update(
-            episode, changed, by=by, action=f"episode.{'resolve' if state == 'resolved' else 'ack'}"
-        )
-    return changed

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from tuneloop.registry import audit
 from tuneloop.registry.access.roles import Role
-from tuneloop.registry.errors import InvalidInput, Unavailable
+from tuneloop.registry.deliveries.silences import Silence
+from tuneloop.registry.errors import InvalidInput, Refused, Unavailable
 from tuneloop.registry.facade import Registry
 from tuneloop.registry.files import is_file
 from tuneloop.registry.nouns import Approval, Route, Version, parse_version_name
@@ -111,3 +112,32 @@ def _still_served(route: Route, number: int) -> tuple[str, ...]:
     still = f"it still serves {share_bp / 100:g} %: `tuneloop rollback {route.model}` takes that back"
     pinned = f"keys that may pin it, or were given it, still reach it while the route of {route.model} names it"
     return (still, pinned) if share_bp > 0 else (pinned,)
+
+
+def silence(
+    registry: Registry,
+    for_s: float,
+    *,
+    by: str,
+    reason: str,
+    model: str | None = None,
+    episode_id: str | None = None,
+    signal: str | None = None,
+) -> Silence:
+    """Have nothing delivered for a while of one episode, or of a model with or without one signal.
+
+    Raises:
+        InvalidInput: neither or both are named, or no possible time.
+        NotFound: there is no such episode or model.
+        Refused: the episode is resolved already.
+    """
+    if (episode_id is None) == (model is None) or (signal is not None and model is None):
+        raise InvalidInput("name one EPISODE, or --model M with or without --signal S")
+    if episode_id is not None:
+        episode = registry.episodes.get(episode_id)
+        if episode.state == "resolved":
+            raise Refused(f"{episode_id} is resolved already; there is nothing to silence")
+        model = episode.model
+    elif model is not None:
+        registry.check_model(model)
+    return registry.silences.add(str(model), for_s, by=by, reason=reason, episode_id=episode_id, signal=signal)

@@ -5,21 +5,47 @@ What people are to be told of a change is written to the outbox in the change's 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import datetime
+from typing import Any, Literal
 
 import sqlalchemy as sa
 
 from tuneloop.registry import audit
 from tuneloop.registry.database import Database, Rows, noun_of, readable, row_of
 from tuneloop.registry.deliveries.outbox import enqueue
-from tuneloop.registry.errors import Conflict, NotFound
+from tuneloop.registry.deliveries.silences import Silence, silenced
+from tuneloop.registry.errors import Conflict, NotFound, Refused
 from tuneloop.registry.nouns import AlertEpisode, WindowScore
+from tuneloop.registry.paging import Ask, Page, page
 from tuneloop.registry.tables import episodes, window_scores
+
+ShownState = Literal["open", "ongoing", "acknowledged", "silenced", "resolved"]
+
+
+def shown_state(episode: AlertEpisode, silences: Iterable[Silence], at: datetime) -> ShownState:
+    """open, ongoing (further windows raised it), acknowledged, silenced or resolved, as people read it."""
+    if episode.state == "resolved":
+        return "resolved"
+    if silenced(episode, silences, at) is not None:
+        return "silenced"
+    goes_on = len(episode.windows) > max(1, len(episode.evidence.get("signals", {})))
+    return "ongoing" if episode.state == "open" and goes_on else episode.state
+
+
+def noted(episode: AlertEpisode, note: str, at: datetime, **evidence: Any) -> AlertEpisode:
+    """The episode with one more line of what was done about it."""
+    done = (*episode.done, f"{at:%Y-%m-%d %H:%M:%S}Z {note}")
+    return episode.model_copy(update={"done": done, "evidence": episode.evidence | evidence, "updated_at": at})
+
+
+def resolved(episode: AlertEpisode, note: str, at: datetime) -> AlertEpisode:
+    """The episode, over."""
+    return noted(episode, f"resolved: {note}", at).model_copy(update={"state": "resolved", "resolved_at": at})
 
 
 class Episodes:
-    """What the monitor saw and what it made of it. The monitor decides; this only remembers."""
+    """What the monitor saw, what it made of it, and what people did about it."""
 
     def __init__(self, database: Database, clock: Callable[[], datetime]) -> None:
         self._db = database
@@ -92,7 +118,7 @@ class Episodes:
             )
         return episode
 
-    def update(self, before: AlertEpisode, episode: AlertEpisode, *, by: str, action: str) -> None:
+    def update(self, before: AlertEpisode, episode: AlertEpisode, *, by: str, action: str, reason: str = "") -> None:
         """Replace an episode with its next state, on record.
 
         Args:
@@ -100,6 +126,7 @@ class Episodes:
             episode: its next state.
             by: who.
             action: what, for the audit log.
+            reason: why, for the audit log.
 
         Raises:
             NotFound: there is no such episode.
@@ -126,8 +153,50 @@ class Episodes:
                 actor=by,
                 action=action,
                 subject=episode.id,
-                detail={"state": episode.state},
+                detail={"state": episode.state} | ({"reason": reason} if reason else {}),
             )
+
+    def acknowledge(self, episode_id: str, *, by: str, note: str = "") -> AlertEpisode:
+        """Say that somebody is on it.
+
+        Raises:
+            NotFound: there is no such episode.
+            Refused: it is resolved already.
+            Conflict: it changed at the same moment.
+        """
+        episode = self._not_over(episode_id)
+        said = f"acknowledged by {by}" + (f": {note}" if note else "")
+        changed = noted(episode, said, self._clock()).model_copy(update={"state": "acknowledged"})
+        self.update(episode, changed, by=by, action="episode.ack", reason=note)
+        return changed
+
+    def resolve(self, episode_id: str, *, by: str, reason: str) -> AlertEpisode:
+        """End one by hand; a new alarm opens a new one.
+
+        Raises:
+            NotFound: there is no such episode.
+            Refused: it is resolved already.
+            Conflict: it changed at the same moment.
+        """
+        episode = self._not_over(episode_id)
+        changed = resolved(episode, f"{reason} (by {by})", self._clock())
+        self.update(episode, changed, by=by, action="episode.resolve", reason=reason)
+        return changed
+
+    def _not_over(self, episode_id: str) -> AlertEpisode:
+        episode = self.get(episode_id)
+        if episode.state == "resolved":
+            raise Refused(f"{episode_id} is resolved already; `tuneloop alert show {episode_id}` says how")
+        return episode
+
+    def page(self, ask: Ask, model: str | None = None, *, open_only: bool = False) -> Page[AlertEpisode]:
+        """Episodes page by page, the newest first."""
+        query = sa.select(episodes)
+        if model is not None:
+            query = query.where(episodes.c.model == model)
+        if open_only:
+            query = query.where(episodes.c.state != "resolved")
+        return page(self._db, AlertEpisode, query, (episodes.c.opened_at, episodes.c.id), ask)
 
     def get(self, episode_id: str) -> AlertEpisode:
         """One episode.

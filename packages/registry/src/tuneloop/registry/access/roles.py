@@ -21,6 +21,7 @@ class Permission(StrEnum):
     REGISTER = "register"
     SIGN = "sign"
     FORCE = "force"
+    ALERTS = "alerts"
     POLICY = "policy"
     KEYS = "keys"
     TOKENS = "tokens"
@@ -36,7 +37,8 @@ MEANINGS: dict[Permission, str] = {
     Permission.REGISTER: "register versions from what MLflow holds",
     Permission.SIGN: "sign versions anew, so that engines load them",
     Permission.FORCE: "serve what nobody approved (`force`)",
-    Permission.POLICY: "set the gate, retraining and rollout policies",
+    Permission.ALERTS: "acknowledge, resolve and silence alert episodes",
+    Permission.POLICY: "set the gate, retraining, rollout and guard policies",
     Permission.KEYS: "make, limit, rotate and revoke API keys of the gateway",
     Permission.TOKENS: "list, make and revoke tokens of the control plane",
 }
@@ -51,10 +53,11 @@ class Role(StrEnum):
     ADMIN = "admin"
 
 
+_DAILY = frozenset({Permission.READ, Permission.CANCEL, Permission.ALERTS})
 ROLES: dict[Role, frozenset[Permission]] = {
     Role.VIEWER: frozenset({Permission.READ}),
-    Role.PROMOTER: frozenset({Permission.READ, Permission.CANCEL, Permission.ROUTE, Permission.REGISTER}),
-    Role.APPROVER: frozenset({Permission.READ, Permission.CANCEL, Permission.APPROVE, Permission.SIGN}),
+    Role.PROMOTER: _DAILY | {Permission.ROUTE, Permission.REGISTER},
+    Role.APPROVER: _DAILY | {Permission.APPROVE, Permission.SIGN},
     Role.ADMIN: frozenset(Permission),
 }
 

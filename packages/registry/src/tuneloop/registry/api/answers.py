@@ -9,7 +9,8 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 from tuneloop.registry.access.limits import KeyLimits
 from tuneloop.registry.access.roles import Permission
 from tuneloop.registry.access.tokens import Token
-from tuneloop.registry.nouns import ApiKey, Approval, Noun
+from tuneloop.registry.episodes import ShownState
+from tuneloop.registry.nouns import AlertEpisode, ApiKey, Approval, Noun
 from tuneloop.registry.overview import Status
 from tuneloop.registry.paging import MOST_PER_PAGE, Page
 from tuneloop.registry.retraining.history import Outcomes, RequestTook
@@ -39,6 +40,12 @@ class RetrainingHistory(Outcomes):
     items: tuple[RequestTook, ...]
     next: str | None = Field(description="Give it as `cursor` to get the next page; null: this is the last.")
     unreadable: tuple[str, ...] = Field((), description="What is wrong with rows that cannot be read and are left out.")
+
+
+class Episode(AlertEpisode):
+    """An alert episode, and its state as people read it: whether it goes on, and whether it is silenced."""
+
+    shown_as: ShownState
 
 
 class Comparison(Noun):

@@ -11,8 +11,10 @@ from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import JSONResponse
 
 from tuneloop.registry.api import (
+    alerts,
     credentials,
     experiments,
+    guards,
     health,
     openapi,
     records,
@@ -30,7 +32,7 @@ from tuneloop.registry.settings import ApiSettings
 
 # Each may hold two of the pool's 15 connections (a write that checks an approval): with more, all could wait for all.
 THREADS = 12
-MODULES = (versions, registering, routing, experiments, retraining, records, credentials)
+MODULES = (versions, registering, routing, experiments, retraining, alerts, guards, records, credentials)
 ROUTERS: tuple[tuple[str, APIRouter], ...] = (
     *((PREFIX, module.router) for module in MODULES),
     ("", health.router),

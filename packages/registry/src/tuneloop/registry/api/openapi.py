@@ -19,7 +19,8 @@ from tuneloop.registry.api.problems import PROBLEM_JSON, STATUS, Kind, Problem
 TITLE = "tuneloop control plane"
 VERSION = "1"
 _DESCRIPTION = """\
-The registry's verbs over HTTP: versions, gates, approvals, routes, experiments, retraining, traffic, audit, keys.
+The registry's verbs over HTTP: versions, gates, approvals, routes, experiments, retraining, alerts, guards,
+traffic, audit, keys.
 
 Every request carries `Authorization: Bearer TOKEN`. Lists answer one page: at most `limit` items and `next`, which is
 given as `cursor` to get the following page. Every write has a `reason`, and is kept in the audit log under the
@@ -34,6 +35,8 @@ TAGS = {
     "rollouts": "The running canary.",
     "experiments": "Versions compared on live traffic, declared before they start.",
     "retraining": "Retraining requests and their policy.",
+    "alerts": "What is wrong, who is on it, what is silenced, and who was told.",
+    "guards": "What is looked for in requests and answers.",
     "traffic": "Requests, where answers came from, and what users said.",
     "audit": "Who did what.",
     "status": "What is alive, and what is open.",
@@ -43,6 +46,7 @@ TAGS = {
 }
 _ALWAYS: tuple[Kind, ...] = ("unauthenticated", "timeout", "too-large", "invalid", "rate-limited", "unavailable")
 Routers = Sequence[tuple[str, APIRouter]]
+_LOOKED_UP = {"model", "episode"}  # parameters whose thing has to be there
 _METHODS = ("get", "put", "post", "patch", "delete")
 
 
@@ -104,7 +108,7 @@ def _complete(operation: dict[str, Any], path: str, route: APIRoute) -> None:
         operation["description"] += f"\n\nNeeds the permission `{needed}` ({MEANINGS[needed]}): {roles}."
         kinds.append("forbidden")
         writes = (route.methods or set()) != {"GET"}
-        if "{" in path or writes or any(p["name"] == "model" for p in operation.get("parameters", ())):
+        if "{" in path or writes or any(p["name"] in _LOOKED_UP for p in operation.get("parameters", ())):
             kinds.append("not-found")
         if writes or route.name in {"verify_audit", "report_experiment"}:
             kinds += ["refused", "conflict"]

@@ -59,6 +59,18 @@ SERVED: dict[str, tuple[str, ...]] = {
     "token list": ("list_tokens",),
     "token revoke": ("revoke_token",),
 }
+# Verbs of the packages above the registry whose work is the registry's.
+OF_OTHERS: dict[str, tuple[str, ...]] = {
+    "alerts": ("list_alerts",),
+    "alert show": ("get_alert",),
+    "alert ack": ("acknowledge_alert",),
+    "alert resolve": ("resolve_alert",),
+    "alert silence": ("silence_alerts",),
+    "alert silences": ("list_silences",),
+    "alert unsilence": ("end_silence",),
+    "alert deliveries": ("list_deliveries",),
+    "guard policy": ("get_guard_policy", "set_guard_policy"),
+}
 NOT_SERVED: dict[str, str] = {
     "api": "it is the process that serves",
     "controller": "a process; it goes on with what `start_rollout` declares",

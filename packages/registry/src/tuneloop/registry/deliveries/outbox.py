@@ -21,6 +21,7 @@ from sqlalchemy.engine import Connection
 from tuneloop.registry.database import Database, Rows, faults, readable
 from tuneloop.registry.deliveries.receivers import EVERY_MODEL, ReceiversPolicy
 from tuneloop.registry.nouns import AlertEpisode, Noun
+from tuneloop.registry.paging import Ask, Page, page
 from tuneloop.registry.tables import deliveries, policies
 
 Transition = Literal["opened", "worse", "acknowledged", "resolved"]
@@ -140,6 +141,13 @@ class Outbox:
             query = query.where(deliveries.c.episode_id == episode_id)
         with self._db.reading() as connection:
             return readable(Delivery, connection.execute(query.limit(limit)).mappings())
+
+    def page(self, ask: Ask, episode_id: str | None = None) -> Page[Delivery]:
+        """The same page by page."""
+        query = sa.select(deliveries)
+        if episode_id is not None:
+            query = query.where(deliveries.c.episode_id == episode_id)
+        return page(self._db, Delivery, query, (deliveries.c.created_at, deliveries.c.id), ask)
 
     def waiting(self) -> Rows[Delivery]:
         """Everything nobody has taken yet, in the order to try it in."""

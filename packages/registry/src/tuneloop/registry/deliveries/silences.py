@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
+from typing import Any
 
 import sqlalchemy as sa
 from pydantic import AwareDatetime
@@ -13,6 +14,7 @@ from tuneloop.registry import audit
 from tuneloop.registry.database import Database, Rows, noun_of, readable, row_of
 from tuneloop.registry.errors import InvalidInput, NotFound, Refused
 from tuneloop.registry.nouns import AlertEpisode, Noun
+from tuneloop.registry.paging import Ask, Page, page
 from tuneloop.registry.tables import silences
 
 LONGEST_S = 90 * 86_400.0  # what nobody wants to hear of for longer is a rule to change
@@ -117,10 +119,18 @@ class Silences:
             audit.record(connection, at=now, actor=by, action="silence.revoke", subject=silence_id, detail=detail)
         return found.model_copy(update={"revoked_at": now, "revoked_by": by})
 
-    def all(self, *, active_only: bool = False) -> Rows[Silence]:
-        """Silences, the newest first, less rows that cannot be read."""
-        query = sa.select(silences).order_by(silences.c.created_at.desc(), silences.c.id)
+    def page(self, ask: Ask, *, active_only: bool = False) -> Page[Silence]:
+        """Silences page by page, the newest first."""
+        return page(self._db, Silence, self._chosen(active_only), (silences.c.created_at, silences.c.id), ask)
+
+    def _chosen(self, active_only: bool) -> sa.Select[Any]:
+        query = sa.select(silences)
         if active_only:
             query = query.where(silences.c.until > self._clock(), silences.c.revoked_at.is_(None))
+        return query
+
+    def all(self, *, active_only: bool = False) -> Rows[Silence]:
+        """Silences, the newest first, less rows that cannot be read."""
+        query = self._chosen(active_only).order_by(silences.c.created_at.desc(), silences.c.id)
         with self._db.reading() as connection:
             return readable(Silence, connection.execute(query).mappings())
