@@ -114,7 +114,9 @@ class Schemas:
         with self.database.reading() as connection:
             found = sa.inspect(connection)
             shapes = {
-                "columns": _each(found.get_multi_columns(), lambda c: (c["name"], str(c["type"]), c["nullable"])),
+                "columns": _each(
+                    found.get_multi_columns(), lambda c: (c["name"], type(c["type"]).__name__, c["nullable"])
+                ),
                 "unique": _each(found.get_multi_unique_constraints(), lambda u: u["column_names"]),
                 "indexes": _each(
                     found.get_multi_indexes(), lambda i: (i["name"], i["column_names"], i["unique"], str(_where(i)))

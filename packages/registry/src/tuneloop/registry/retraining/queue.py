@@ -8,212 +8,44 @@ refused. A failed request that is tried again stays the same request, so that it
 from __future__ import annotations
 
 import logging
-import secrets
-from collections.abc import Callable, Collection
-from datetime import datetime, timedelta
-from hashlib import sha256
-from typing import Any
+from datetime import timedelta
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from tuneloop.registry import audit
-from tuneloop.registry.database import Database, Rows, noun_of, readable, row_of
-from tuneloop.registry.errors import Conflict, NotFound, Refused, Unreadable
-from tuneloop.registry.nouns import RetrainingRequest, RetrainingRun, RetrainingState
-from tuneloop.registry.paging import Ask, Page, page
-from tuneloop.registry.policies import Policies, RetrainingPolicy
+from tuneloop.registry.database import noun_of
+from tuneloop.registry.errors import Conflict, Refused, Unreadable
+from tuneloop.registry.nouns import RetrainingRequest, RetrainingState
+from tuneloop.registry.policies import RetrainingPolicy
 from tuneloop.registry.retraining.budgets import Estimate
-from tuneloop.registry.retraining.runs import begin_run, end_run, held_back, runs_of
+from tuneloop.registry.retraining.deciding import Decisions
+from tuneloop.registry.retraining.kept import expect, locked
+from tuneloop.registry.retraining.runs import begin_run, end_run, held_back
+from tuneloop.registry.retraining.states import (
+    ENDED,
+    MAX_ATTEMPTS,
+    NEXT_STATES,
+    RESULTS,
+    S,
+    idempotency_key,
+    new_request_id,
+)
 from tuneloop.registry.tables import retraining
 
-S = RetrainingState
-NEXT_STATES: dict[RetrainingState, frozenset[RetrainingState]] = {
-    S.PROPOSED: frozenset({S.APPROVED, S.REJECTED, S.CANCELLED, S.EXPIRED}),
-    S.APPROVED: frozenset({S.QUEUED, S.REJECTED, S.CANCELLED, S.EXPIRED}),
-    S.QUEUED: frozenset({S.RUNNING, S.CANCELLED}),
-    # queued: put back, or held until the day is over; proposed: above a budget, for a person to decide.
-    S.RUNNING: frozenset({S.RUNNING, S.QUEUED, S.PROPOSED, S.GATED, S.REJECTED, S.FAILED, S.CANCELLED}),
-    S.GATED: frozenset({S.SHIPPED, S.REJECTED, S.CANCELLED}),
-    S.SHIPPED: frozenset(),
-    S.REJECTED: frozenset(),
-    S.FAILED: frozenset({S.APPROVED}),  # tried again because a person says so
-    S.CANCELLED: frozenset(),
-    S.EXPIRED: frozenset(),
-}
-ENDED = frozenset({S.SHIPPED, S.REJECTED, S.FAILED, S.CANCELLED, S.EXPIRED})  # nothing more happens by itself
-RESULTS = frozenset({S.GATED, S.SHIPPED, S.REJECTED, S.FAILED})  # what `finish` may say of a request
-_UNDECIDED = (S.PROPOSED, S.APPROVED)
-MAX_ATTEMPTS = 3
+__all__ = [
+    "ENDED",
+    "MAX_ATTEMPTS",
+    "NEXT_STATES",
+    "RESULTS",
+    "RetrainingQueue",
+    "idempotency_key",
+    "new_request_id",
+]
 _log = logging.getLogger(__name__)
 
 
-def idempotency_key(*parts: object) -> str:
-    """Hash of (model, base version, episode, data-window digest, recipe digest): twice filed is the same request."""
-    return sha256("\0".join(map(str, parts)).encode()).hexdigest()
-
-
-class RetrainingQueue:
+class RetrainingQueue(Decisions):
     """Filing, approving, claiming and finishing retraining requests."""
-
-    def __init__(self, database: Database, clock: Callable[[], datetime], policies: Policies) -> None:
-        self._db = database
-        self._clock = clock
-        self._policies = policies
-
-    def file(self, request: RetrainingRequest, *, by: str) -> RetrainingRequest:
-        """Store a proposed request; the same idempotency key returns the request that is already there."""
-        try:
-            with self._db.writing() as connection:
-                connection.execute(sa.insert(retraining).values(**row_of(request, retraining)))
-                detail = {
-                    "model": request.model,
-                    "episode": request.episode_id,
-                    "rows": request.rows,
-                    "reason": request.reason,
-                }
-                audit.record(
-                    connection,
-                    at=request.created_at,
-                    actor=by,
-                    action="retraining.file",
-                    subject=request.id,
-                    detail=detail,
-                )
-        except sa.exc.IntegrityError:
-            return self._one(retraining.c.idempotency_key == request.idempotency_key, request.idempotency_key)
-        return request
-
-    def get(self, request_id: str) -> RetrainingRequest:
-        """One request.
-
-        Raises:
-            NotFound: there is none of that id.
-        """
-        return self._one(retraining.c.id == request_id, request_id)
-
-    def all(self, model: str | None = None, *, open_only: bool = False) -> Rows[RetrainingRequest]:
-        """Requests, the newest first."""
-        query = _requests(model, open_only=open_only).order_by(retraining.c.created_at.desc(), retraining.c.id.desc())
-        with self._db.reading() as connection:
-            return readable(RetrainingRequest, connection.execute(query).mappings())
-
-    def page(self, ask: Ask, model: str | None = None, *, open_only: bool = False) -> Page[RetrainingRequest]:
-        """The same, page by page."""
-        keys = (retraining.c.created_at, retraining.c.id)
-        return page(self._db, RetrainingRequest, _requests(model, open_only=open_only), keys, ask)
-
-    def counts(self, model: str | None = None) -> dict[RetrainingState, int]:
-        """How many requests are in which state; what is in none that is known is not counted."""
-        query = sa.select(retraining.c.state, sa.func.count()).group_by(retraining.c.state)
-        if model is not None:
-            query = query.where(retraining.c.model == model)
-        with self._db.reading() as connection:
-            found = connection.execute(query).all()
-        return {S(state): count for state, count in found if state in set(S)}
-
-    def runs(
-        self,
-        model: str | None = None,
-        *,
-        request_id: str | None = None,
-        requests: Collection[str] | None = None,
-    ) -> Rows[RetrainingRun]:
-        """What has trained, of one model, of one request, of several, or all, the newest first."""
-        with self._db.reading() as connection:
-            return runs_of(connection, model, request_id=request_id, requests=requests)
-
-    def approve(self, request_id: str, *, by: str, reason: str) -> RetrainingRequest:
-        """Let a proposed request run: proposed → approved → queued, on record.
-
-        One that a budget sent back to be decided is let past every budget.
-
-        Raises:
-            Refused: it is not waiting for approval.
-        """
-        with self._db.writing() as connection:
-            row = _known(connection, request_id)
-            if row["state"] == S.FAILED:
-                raise Refused(
-                    f"retraining {request_id} has failed ({row['outcome']}); "
-                    f"`tuneloop retraining retry {request_id} --by YOU --reason WHY` gives it another try"
-                )
-            waived = {"budget_waived_by": by} if row["held"] else {}
-            self._move(connection, request_id, S.APPROVED, by=by, note=reason, held="", **waived)
-            return self._move(connection, request_id, S.QUEUED, by=by, note=reason)
-
-    def reject(self, request_id: str, *, by: str, reason: str) -> RetrainingRequest:
-        """Say no to a request that waits to be decided, on record; the monitor asks no more for its episode.
-
-        Raises:
-            Refused: it does not wait to be decided.
-        """
-        with self._db.writing() as connection:
-            _expect(_known(connection, request_id), *_UNDECIDED)
-            return self._move(connection, request_id, S.REJECTED, by=by, note=reason, outcome=reason)
-
-    def retry(self, request_id: str, *, by: str, reason: str) -> RetrainingRequest:
-        """Give a failed request all its attempts again: failed → approved → queued, on record.
-
-        It stays the same request: whatever it has made by now is found, and it makes one version at most.
-
-        Raises:
-            Refused: it has not failed.
-        """
-        with self._db.writing() as connection:
-            row = _known(connection, request_id)
-            _expect(row, S.FAILED)
-            again = {"attempts": 0, "outcome": "", "fencing_token": row["fencing_token"] + 1}
-            self._move(connection, request_id, S.APPROVED, by=by, note=reason, **again)
-            return self._move(connection, request_id, S.QUEUED, by=by, note=reason)
-
-    def expire(self, *, by: str) -> None:
-        """End every request that nobody has decided about for as long as its model's policy waits.
-
-        Raises:
-            Unavailable: the database does not answer.
-        """
-        query = sa.select(retraining.c.id, retraining.c.model).where(retraining.c.state.in_(_UNDECIDED))
-        with self._db.reading() as connection:
-            waiting = connection.execute(query).all()
-        for request_id, model in waiting:
-            try:
-                limit_s = self._policies.get(model, RetrainingPolicy).expires_s
-            except Unreadable as error:  # what it says is not known; its requests wait on
-                self._db.tell([str(error)])
-                continue
-            self._expire(request_id, timedelta(seconds=limit_s), by)
-
-    def _expire(self, request_id: str, limit: timedelta, by: str) -> None:
-        now = self._clock()
-        overdue = sa.and_(retraining.c.state.in_(_UNDECIDED), retraining.c.updated_at <= now - limit)
-        query = sa.select(retraining.c.id).where(retraining.c.id == request_id, overdue)
-        with self._db.reading() as connection:  # nearly always: nobody has to wait for that
-            if connection.execute(query).first() is None:
-                return
-        with self._db.writing() as connection:
-            if connection.execute(query.with_for_update()).first() is not None:
-                outcome = f"nobody decided within {limit.total_seconds() / 86_400:g} days"
-                self._move(connection, request_id, S.EXPIRED, by=by, note=outcome, outcome=outcome)
-
-    def cancel(self, request_id: str, *, by: str, reason: str) -> RetrainingRequest:
-        """Stop a request that has not ended; a worker that runs it finds its lease gone.
-
-        Raises:
-            Refused: it has ended already.
-        """
-        with self._db.writing() as connection:
-            return self._move(
-                connection,
-                request_id,
-                S.CANCELLED,
-                by=by,
-                note=reason,
-                outcome=reason,
-                lease_owner=None,
-                lease_until=None,
-                fencing_token=retraining.c.fencing_token + 1,
-            )
 
     def claim(self, owner: str, lease_s: float) -> RetrainingRequest | None:
         """Take the queued request that waits longest, or one whose worker let its lease run out; None where none is.
@@ -271,7 +103,7 @@ class RetrainingQueue:
         """
         with self._db.writing() as connection:
             row = self._held(connection, request)
-            _expect(row, S.RUNNING)
+            expect(row, S.RUNNING)
             return self._move(
                 connection,
                 request.id,
@@ -354,7 +186,7 @@ class RetrainingQueue:
             raise Refused(f"retraining {request.id}: {state} is no result of a run ({', '.join(sorted(RESULTS))})")
         with self._db.writing() as connection:
             row = self._held(connection, request)
-            _expect(row, S.RUNNING, S.GATED)
+            expect(row, S.RUNNING, S.GATED)
             version = result_version if result_version is not None else row["result_version"]
             return self._move(
                 connection,
@@ -379,79 +211,9 @@ class RetrainingQueue:
             self._set(connection, request_id, state, by=by, note=outcome, outcome=outcome)
 
     def _held(self, connection: Connection, request: RetrainingRequest) -> sa.RowMapping:
-        row = _locked(connection, request.id)
+        row = locked(connection, request.id)
         if row is None or row["fencing_token"] != request.fencing_token:
             ends = {str(S.CANCELLED): "it was cancelled", str(S.FAILED): "it was given up"}
             what = ends.get(str(row["state"]) if row else "", "another worker took it over")
             raise Conflict(f"retraining {request.id}: {what}; this run's result is not recorded")
         return row
-
-    def _one(self, condition: sa.ColumnElement[bool], shown: str) -> RetrainingRequest:
-        with self._db.reading() as connection:
-            row = connection.execute(sa.select(retraining).where(condition)).mappings().first()
-        if row is None:
-            raise NotFound(f"no retraining request {shown!r}; `tuneloop retraining list` shows them")
-        return noun_of(RetrainingRequest, row)
-
-    def _move(
-        self, connection: Connection, request_id: str, state: RetrainingState, *, by: str, note: str, **values: object
-    ) -> RetrainingRequest:
-        self._set(connection, request_id, state, by=by, note=note, **values)
-        return noun_of(
-            RetrainingRequest,
-            connection.execute(sa.select(retraining).where(retraining.c.id == request_id)).mappings().one(),
-        )
-
-    def _set(
-        self, connection: Connection, request_id: str, state: RetrainingState, *, by: str, note: str, **values: object
-    ) -> None:
-        before = RetrainingState(_known(connection, request_id)["state"])
-        if state not in NEXT_STATES[before]:
-            allowed = ", ".join(sorted(NEXT_STATES[before])) or "nothing: it has ended"
-            raise Refused(f"retraining {request_id} is {before}; it cannot become {state} (only {allowed})")
-        now = self._clock()
-        if state in ENDED:  # nothing holds it any more
-            values |= {"held": "", "held_until": None}
-        connection.execute(
-            sa.update(retraining).where(retraining.c.id == request_id).values(state=state, updated_at=now, **values)
-        )
-        if before is S.RUNNING is not state:
-            end_run(connection, request_id, at=now, end=state)
-        audit.record(
-            connection,
-            at=now,
-            actor=by,
-            action=f"retraining.{state}",
-            subject=request_id,
-            detail={"before": before, "note": note},
-        )
-
-
-def _requests(model: str | None, *, open_only: bool) -> sa.Select[Any]:
-    query = sa.select(retraining)
-    if model is not None:
-        query = query.where(retraining.c.model == model)
-    return query.where(retraining.c.state.not_in(ENDED)) if open_only else query
-
-
-def _known(connection: Connection, request_id: str) -> sa.RowMapping:
-    row = _locked(connection, request_id)
-    if row is None:
-        raise NotFound(f"no retraining request {request_id!r}; `tuneloop retraining list` shows them")
-    return row
-
-
-def _expect(row: sa.RowMapping, *states: RetrainingState) -> None:
-    if row["state"] not in states:
-        raise Refused(f"retraining {row['id']} is {row['state']}; this is for one that is {' or '.join(states)}")
-
-
-def _locked(connection: Connection, request_id: str) -> sa.RowMapping | None:
-    """The row, held until the transaction ends: what was read is still true when it is written (PostgreSQL)."""
-    query = sa.select(retraining).where(retraining.c.id == request_id).with_for_update()
-    return connection.execute(query).mappings().first()
-
-
-def new_request_id() -> str:
-    """A fresh id, `rt_…`."""
-    return f"rt_{secrets.token_hex(6)}"

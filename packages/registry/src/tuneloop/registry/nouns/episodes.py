@@ -1,0 +1,63 @@
+"""Signals, windows as the monitor judged them, and alert episodes."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import AwareDatetime
+
+from tuneloop.registry.nouns.base import Noun
+
+Signal = Literal[  # those a retraining policy may name
+    "prompt_drift",
+    "perplexity",
+    "correction_perplexity",
+    "thumbs_down",
+    "refusals",
+    "broken_answers",
+    "answer_length",
+    "latency",
+]
+ServingSignal = Literal["served_model_change", "injections"]  # what training cannot repair
+ChallengerSignal = Literal[
+    "served_model_change"
+]  # what is judged of a challenger too; windows are the champion's alone
+
+
+class WindowScore(Noun):
+    """One signal of one version over one window, as the monitor judged it."""
+
+    id: str
+    at: AwareDatetime
+    model: str
+    version: int
+    signal: str  # a `Signal` or a `ServingSignal`
+    window_start: AwareDatetime
+    window_end: AwareDatetime
+    n: int
+    statistic: float
+    threshold: float
+    p_value: float | None
+    mean_run_length: float  # the budget: records between false alarms over all streams of the model, at least
+    verdict: Literal["drift", "none", "not enough data"]
+    detail: dict[str, Any] = {}
+    request_ids: tuple[str, ...] = ()
+
+
+class AlertEpisode(Noun):
+    """One problem from first sight to all-clear."""
+
+    id: str
+    model: str
+    version: int
+    signal: str
+    detector: str
+    severity: Literal["page", "ticket"]
+    state: Literal["open", "acknowledged", "resolved"]
+    opened_at: AwareDatetime
+    updated_at: AwareDatetime
+    resolved_at: AwareDatetime | None = None
+    windows: tuple[str, ...]  # ids of the window scores that belong to it, the first one opened it
+    evidence: dict[str, Any]
+    runbook: str
+    done: tuple[str, ...] = ()  # what was done about it, in order

@@ -1,0 +1,81 @@
+"""Routes and their arms."""
+
+from __future__ import annotations
+
+from typing import Self
+
+from pydantic import AwareDatetime, Field, model_validator
+
+from tuneloop.registry.nouns.base import FULL_SHARE_BP, ModelName, Noun
+
+
+class Arm(Noun):
+    """One version's share of a route. A weight of 0 keeps it loaded without traffic (staged, or ready for rollback)."""
+
+    version: int = Field(ge=1)
+    weight_bp: int = Field(ge=0, le=FULL_SHARE_BP)
+
+
+class Shadow(Noun):
+    """A version that is sent copies of requests and answers nobody; of which keys, says `assignment.shadowed`."""
+
+    version: int = Field(ge=1)
+    share_bp: int = Field(ge=1, le=FULL_SHARE_BP)  # of the keys
+
+    @property
+    def text(self) -> str:
+        """`8=500`, as `tuneloop route shadow` takes it."""
+        return f"{self.version}={self.share_bp}"
+
+
+class Route(Noun):
+    """Which versions of a model get which share; append-only, one row per revision.
+
+    Challengers own the buckets from 0 upwards in the order of `arms`; the champion is the last arm and owns the rest.
+    """
+
+    model: ModelName
+    revision: int = Field(ge=1)
+    arms: tuple[Arm, ...]
+    salt: str
+    by: str
+    reason: str
+    at: AwareDatetime
+    forced: bool = False
+    overrides: dict[str, int] = {}  # hash of a sticky key → the version it gets, whatever the split says
+    holdout_bp: int = Field(
+        default=0, ge=0, lt=FULL_SHARE_BP
+    )  # share of the keys that get the champion, whatever it says
+    shadow: Shadow | None = None  # an arm without a share, which is sent copies
+
+    @model_validator(mode="after")
+    def _arms_make_a_whole(self) -> Self:
+        versions = [arm.version for arm in self.arms]
+        if len(set(versions)) != len(versions):
+            raise ValueError(f"a version stands twice in the split {self.split_text}")
+        total = sum(arm.weight_bp for arm in self.arms)
+        if total != FULL_SHARE_BP:
+            raise ValueError(
+                f"weights sum to {total}, not {FULL_SHARE_BP} basis points ({self.split_text}); "
+                f"add {FULL_SHARE_BP - total} to one arm"
+            )
+        if strangers := set(self.overrides.values()) - set(versions):
+            raise ValueError(f"keys are overridden to versions {sorted(strangers)}, which are no arms of the route")
+        if self.shadow is not None and self.split.get(self.shadow.version) != 0:
+            raise ValueError(f"the shadow {self.shadow.version} is no arm without a share ({self.split_text})")
+        return self
+
+    @property
+    def champion(self) -> int:
+        """The stable arm: what serves when the assigned version cannot."""
+        return self.arms[-1].version
+
+    @property
+    def split(self) -> dict[int, int]:
+        """Version → basis points."""
+        return {arm.version: arm.weight_bp for arm in self.arms}
+
+    @property
+    def split_text(self) -> str:
+        """`2=1000 1=9000`, as `tuneloop route set` takes it."""
+        return " ".join(f"{arm.version}={arm.weight_bp}" for arm in self.arms)

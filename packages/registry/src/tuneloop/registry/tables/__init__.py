@@ -1,0 +1,45 @@
+"""The tables of the one database, in SQLAlchemy Core; `migrations/` makes them, this package names them.
+
+Each room holds those of some nouns; `metadata` has them all once this is imported.
+"""
+
+from tuneloop.registry.tables.access import api_keys, key_usage, limit_leases, tokens
+from tuneloop.registry.tables.alerts import deliveries, episodes, silences, window_scores
+from tuneloop.registry.tables.audit_log import audit, audit_head
+from tuneloop.registry.tables.columns import Json, Money, UtcDateTime, metadata
+from tuneloop.registry.tables.fleet import engines, gateways
+from tuneloop.registry.tables.judgements import approvals, gate_reports, policies
+from tuneloop.registry.tables.retrainings import retraining, retraining_runs
+from tuneloop.registry.tables.routing import aliases, experiments, rollouts, routes
+from tuneloop.registry.tables.traffic import feedback, requests, shadow_requests
+
+__all__ = [
+    "Json",
+    "Money",
+    "UtcDateTime",
+    "aliases",
+    "api_keys",
+    "approvals",
+    "audit",
+    "audit_head",
+    "deliveries",
+    "engines",
+    "episodes",
+    "experiments",
+    "feedback",
+    "gate_reports",
+    "gateways",
+    "key_usage",
+    "limit_leases",
+    "metadata",
+    "policies",
+    "requests",
+    "retraining",
+    "retraining_runs",
+    "rollouts",
+    "routes",
+    "shadow_requests",
+    "silences",
+    "tokens",
+    "window_scores",
+]

@@ -1,0 +1,88 @@
+"""Windows as the monitor judged them, alert episodes, and who is to hear of them or not."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+
+from tuneloop.registry.tables.columns import id_column, integer_column, json_column, metadata, text_column, time_column
+
+window_scores = sa.Table(
+    "window_scores",
+    metadata,
+    id_column(),
+    time_column("at"),
+    text_column("model"),
+    integer_column("version"),
+    text_column("signal"),
+    time_column("window_start"),
+    time_column("window_end"),
+    integer_column("n"),
+    sa.Column("statistic", sa.Float, nullable=False),
+    sa.Column("threshold", sa.Float, nullable=False),
+    sa.Column("p_value", sa.Float),
+    sa.Column("mean_run_length", sa.Float, nullable=False),
+    text_column("verdict"),
+    json_column("detail"),
+    json_column("request_ids"),
+    sa.Index("window_scores_by_stream", "model", "version", "signal", "at"),
+)
+episodes = sa.Table(
+    "episodes",
+    metadata,
+    id_column(),
+    text_column("model", index=True),
+    integer_column("version"),
+    text_column("signal"),
+    text_column("detector"),
+    text_column("severity"),
+    text_column("state"),
+    time_column("opened_at"),
+    time_column("updated_at"),
+    time_column("resolved_at", nullable=True),
+    json_column("windows"),
+    json_column("evidence"),
+    text_column("runbook"),
+    json_column("done"),
+)
+# One open episode per problem, whatever runs twice: the database itself refuses the second.
+sa.Index(
+    "episodes_one_open",
+    episodes.c.model,
+    episodes.c.version,
+    episodes.c.signal,
+    unique=True,
+    sqlite_where=episodes.c.state != "resolved",
+    postgresql_where=episodes.c.state != "resolved",
+)
+deliveries = sa.Table(
+    "deliveries",
+    metadata,
+    id_column(),
+    text_column("episode_id", index=True),
+    text_column("receiver"),
+    text_column("transition"),
+    integer_column("sequence"),
+    time_column("created_at"),
+    text_column("state"),
+    integer_column("attempts"),
+    time_column("first_at", nullable=True),
+    time_column("next_at"),
+    time_column("ended_at", nullable=True),
+    text_column("error"),
+    sa.Index("deliveries_by_state", "state", "next_at"),
+    sa.Index("deliveries_by_receiver", "receiver", "state"),
+)
+silences = sa.Table(
+    "silences",
+    metadata,
+    id_column(),
+    text_column("model"),
+    text_column("episode_id", nullable=True),
+    text_column("signal", nullable=True),
+    time_column("created_at"),
+    time_column("until", index=True),
+    text_column("by"),
+    text_column("reason"),
+    time_column("revoked_at", nullable=True),
+    text_column("revoked_by", nullable=True),
+)
