@@ -19,7 +19,7 @@ from tests_support import Clock, beat_engine, request_record
 from tuneloop.registry import Registry
 from tuneloop.registry.errors import Conflict, NotFound, Refused
 from tuneloop.registry.experiments import conduct, words
-from tuneloop.registry.experiments.analysis import parts_at
+from tuneloop.registry.experiments.contributed import parts_at
 from tuneloop.registry.experiments.declaration import Experiment
 from tuneloop.registry.experiments.effect import difference
 from tuneloop.registry.experiments.gather import gather

@@ -13,8 +13,9 @@ from functools import partial
 import numpy as np
 
 from tuneloop.registry.errors import InvalidInput, Refused
-from tuneloop.registry.experiments.analysis import LEAST_UNITS, analyse, arrivals_of, parts_at
+from tuneloop.registry.experiments.analysis import LEAST_UNITS, analyse
 from tuneloop.registry.experiments.bandit import best_chances, shares_bp
+from tuneloop.registry.experiments.contributed import arrivals_of, parts_at
 from tuneloop.registry.experiments.declaration import Declaration, Experiment, ExperimentPlan, ExperimentState
 from tuneloop.registry.experiments.effect import Part, difference, quantile_part, ratio_part
 from tuneloop.registry.experiments.gather import Evidence, Stream, arms_of, gather, stream_of
