@@ -6,6 +6,7 @@ on. A bandit's step is one compare-and-swap of the route; whoever changed it mea
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -28,7 +29,7 @@ from tuneloop.registry.experiments.planning import (
 )
 from tuneloop.registry.experiments.report import Report, report_of
 from tuneloop.registry.experiments.spending import inflation
-from tuneloop.registry.experiments.store import another_runs
+from tuneloop.registry.experiments.store import STEP, another_runs
 from tuneloop.registry.facade import Registry
 from tuneloop.registry.nouns import Route, version_name
 from tuneloop.registry.rollouts.rollout import RolloutState
@@ -208,21 +209,29 @@ def proposed(declared: Declaration, evidence: Evidence, until_s: float, *, seed:
     )
 
 
-def move(registry: Registry, experiment: Experiment, route: Route, wanted: BanditStep, change: Change) -> Route:
-    """Write a step's shares as the revision after `route`.
+def move(
+    registry: Registry,
+    experiment: Experiment,
+    route: Route,
+    wanted: BanditStep,
+    change: Change,
+    *,
+    noted: Mapping[str, object] | None = None,
+) -> Route:
+    """Write a step's shares as the revision after `route`; `noted` goes with them into the audit log.
 
     Raises:
         Conflict, Refused, Unavailable: like `set_route`.
     """
-    noted = {"experiment": experiment.id, "chances": {str(v): round(c, 4) for v, c in wanted.chances.items()}}
+    chances = {str(version): round(chance, 4) for version, chance in wanted.chances.items()}
     return set_route(
         registry,
         experiment.model,
         _split(route, wanted.split),
         change,
         expected_revision=route.revision,
-        action="experiment.step",
-        noted=noted,
+        action=STEP,
+        noted={"experiment": experiment.id, "chances": chances, **(noted or {})},
     )
 
 

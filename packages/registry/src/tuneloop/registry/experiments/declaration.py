@@ -35,6 +35,7 @@ FLAGS, AMOUNTS, COUNTS = (frozenset(get_args(kind)) for kind in (Flag, Amount, C
 Mode = Literal["test", "bandit"]
 _OF_KIND = {"binary": FLAGS, "mean": AMOUNTS, "ratio": FLAGS | AMOUNTS | COUNTS, "quantile": AMOUNTS - {"score"}}
 _LEAST_PER_LOOK = 150
+_LATER_KEYS = ("step_every_s",)
 _LEAST, _MOST = 1e-9, 1e12  # of an effect or a margin
 _MOST_VERSION = 2**31 - 1
 _SHAPE = "an experiment: a mapping of keys (model, hypothesis, arms, …) to values"
@@ -129,6 +130,8 @@ class Declaration(Noun):
     looks: int = Field(default=5, ge=1, le=20)  # with max_units: at equal parts of them
     mode: Mode = "test"
     floor_bp: int = Field(default=1_000, ge=100, le=5_000)  # of a bandit: the least share of each arm
+    # Of a bandit: how often a controller moves the shares; None: whenever somebody asks for a step, and then alone.
+    step_every_s: float | None = Field(default=None, ge=60, le=365 * 86_400.0, allow_inf_nan=False)
 
     @field_validator("arms")
     @classmethod
@@ -154,6 +157,8 @@ class Declaration(Noun):
             raise ValueError(
                 "max_units: a bandit moves the shares meanwhile and is judged by the always-valid sequence"
             )
+        if self.mode != "bandit" and self.step_every_s is not None:
+            raise ValueError("step_every_s: only a bandit moves its shares; mode: bandit makes it one")
         if self.mode == "bandit" and self.primary.kind == "quantile":
             raise ValueError("primary: a bandit needs a binary, mean or ratio metric")
         if self.mode == "bandit" and self.floor_bp * len(self.arms) > FULL_SHARE_BP:
@@ -181,8 +186,13 @@ class Declaration(Noun):
 
     @property
     def digest(self) -> str:
-        """SHA-256 of its canonical JSON (RFC 8785): what the audit log keeps of it when it starts."""
-        return hashlib.sha256(rfc8785.dumps(self.model_dump(mode="json"))).hexdigest()
+        """SHA-256 of its canonical JSON (RFC 8785): what the audit log keeps of it when it starts.
+
+        Keys that declarations have got since are left out where nothing was declared by them, so that an experiment
+        which started before still has the digest it started with.
+        """
+        without = {key for key in _LATER_KEYS if getattr(self, key) is None}
+        return hashlib.sha256(rfc8785.dumps(self.model_dump(mode="json", exclude=without))).hexdigest()
 
 
 class ExperimentPlan(Noun):

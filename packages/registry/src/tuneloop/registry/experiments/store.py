@@ -22,6 +22,7 @@ from tuneloop.registry.paging import Ask, Page, page
 from tuneloop.registry.tables import experiments, routes
 
 _START = "experiment.start"
+STEP = "experiment.step"  # of the route, by a bandit
 
 
 class Experiments:
@@ -102,6 +103,12 @@ class Experiments:
         """The same, page by page."""
         query = sa.select(experiments) if model is None else sa.select(experiments).where(experiments.c.model == model)
         return page(self._db, Experiment, query, (experiments.c.created_at, experiments.c.id), ask)
+
+    def all_running(self) -> Rows[Experiment]:
+        """Those that run, of every model."""
+        query = sa.select(experiments).where(experiments.c.state == ExperimentState.RUNNING)
+        with self._db.reading() as connection:
+            return readable(Experiment, connection.execute(query.order_by(experiments.c.id)).mappings())
 
     def running(self, model: str) -> Experiment | None:
         """The one that runs."""
