@@ -104,6 +104,21 @@ def test_a_failed_check_takes_the_version_back(registries: Registry, users: User
     assert (verdict.detail["outcome"], verdict.detail["verdict"]) == ("rolled back", "fail")
 
 
+def test_a_step_is_judged_by_the_checks_it_names_and_the_next_by_every_one(
+    registries: Registry, users: Users, clock: Clock
+) -> None:
+    users.score = {1: 0.9, 2: 0.1}
+    first = PLAN.steps[0].model_copy(update={"checks": {"errors": 0.5, "latency": None}})
+    declare(registries, "bot", 2, PLAN.model_copy(update={"steps": (first, PLAN.steps[1])}), CHANGE)
+    controller = Controller(registries)
+    controller.turn()
+    pass_time(registries, users, clock, controller)
+    assert (now(registries).state, now(registries).step) == (S.RUNNING, 1), "feedback is not asked for there"
+    assert [check.name for check in now(registries).taken[0].checks] == ["samples", "errors", "latency"]
+    pass_time(registries, users, clock, controller)
+    assert (now(registries).state, now(registries).outcome[:15]) == (S.ROLLED_BACK, "feedback: score")
+
+
 def test_a_version_in_whose_answers_guards_find_more_is_taken_back(
     registries: Registry, users: Users, clock: Clock
 ) -> None:
