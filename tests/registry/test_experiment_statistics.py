@@ -99,6 +99,31 @@ def test_two_looks_are_as_alike_as_their_units_values_make_them() -> None:
     assert pulls @ pulls == pytest.approx(float(found.spread), rel=1e-2)
 
 
+@pytest.mark.parametrize("more", [0, 8])
+def test_planned_looks_are_wider_where_units_come_back(more: int) -> None:
+    rng, units = np.random.default_rng(13), 3_000
+    begins = np.sort(rng.random(units))
+    unit = np.concatenate([np.arange(units), np.repeat(np.arange(units), more)])
+    at_s = np.concatenate([begins, rng.uniform(np.repeat(begins, more), 1.0)])
+    order = np.argsort(at_s)
+    stream = Stream(at_s[order], unit[order], rng.normal(size=len(unit)), np.ones(len(unit)))
+    arm = rng.integers(0, 2, units)
+    evidence = Evidence(
+        (1, 2), (Stratum((1,), (5_000, 5_000)),), arm, 0 * arm, np.zeros(units), (0, 0), (stream,), LeftOut()
+    )
+    metric = Primary(kind="mean", measure="total_ms", goal="lower", minimum_effect=0.1)
+    shares = {1: 5_000, 2: 5_000}
+    plan = Declaration(model="bot", hypothesis="h", arms=shares, control=1, primary=metric, max_units=units)
+    [compared] = analyse(plan, evidence, started_s=0.0, until_s=1.0).compared
+    reach = [(look.high - look.low) / 2 / math.sqrt(float(look.found.spread)) for look in compared.looks]
+    once = boundaries(FIVE, SPENDABLE * 0.05)
+    assert reach[:1] == pytest.approx(once[:1])
+    if more:
+        assert [wide - z > 0.03 for wide, z in zip(reach[2:], once[2:], strict=True)] == [True] * 3
+    else:
+        assert reach == pytest.approx(once, abs=0.02)
+
+
 def test_a_small_arm_of_skewed_values_beside_a_large_one_is_not_wrong_too_often() -> None:
     """Low by chance, its mean has a variance that is low with it: Welch's test is wrong in nearly twice 5 %."""
     rng, bounds = np.random.default_rng(12), np.array(boundaries(FIVE, SPENDABLE * 0.05))

@@ -79,7 +79,7 @@ def plan(registry: Registry, declared: Declaration) -> ExperimentPlan:
     """How many units the experiment needs and how long they take, from the model's recent traffic."""
     now = registry.clock()
     outcomes, opinions = registry.traffic.outcomes(declared.model, since=now - timedelta(days=PLAN_DAYS), until=now)
-    sticky = [o for o in outcomes if o.key_source != "request" and o.assigned_version is not None]
+    sticky = [o for o in outcomes if declared.counts(o.key_source) and o.assigned_version is not None]
     if not sticky:
         return ExperimentPlan(days_seen=0.0, units_seen=0)
     units: dict[str, int] = {}

@@ -32,6 +32,9 @@ Amount = Literal["score", "total_ms", "ttft_ms", "queue_ms", "prompt_tokens", "c
 Count = Literal["asked", "answered", "rated"]
 Measure = Literal[Flag, Amount, Count]
 FLAGS, AMOUNTS, COUNTS = (frozenset(get_args(kind)) for kind in (Flag, Amount, Count))
+# What is given a version as a whole: a sticky key, whatever gave it, or only one that the header `x-tuneloop-unit`, the
+# body's `user`, or the API key gave; requests with a key from elsewhere then do not count.
+Unit = Literal["key", "header", "user", "api_key"]
 Mode = Literal["test", "bandit"]
 _OF_KIND = {"binary": FLAGS, "mean": AMOUNTS, "ratio": FLAGS | AMOUNTS | COUNTS, "quantile": AMOUNTS - {"score"}}
 _LEAST_PER_LOOK = 150
@@ -43,6 +46,15 @@ _SHAPE = "an experiment: a mapping of keys (model, hypothesis, arms, …) to val
 
 def _as_number(value: Any) -> Any:
     return int(value) if isinstance(value, str) and value.isascii() and value.isdigit() else value  # keys are text
+
+
+def _no_request(value: Any) -> Any:
+    if value == "request":
+        raise ValueError(
+            "versions are given to keys; where every request is to be drawn by itself, send a fresh x-tuneloop-unit "
+            "with each and declare unit: header"
+        )
+    return value
 
 
 class Metric(Noun):
@@ -115,7 +127,7 @@ class Declaration(Noun):
 
     model: ModelName
     hypothesis: str = Field(min_length=1, max_length=2_000)
-    unit: Literal["key"] = "key"  # the sticky key of a request: `x-tuneloop-unit`, the user, or the API key
+    unit: Annotated[Unit, BeforeValidator(_no_request)] = "key"
     arms: dict[
         Annotated[int, BeforeValidator(_as_number), Field(ge=1, le=_MOST_VERSION)], Annotated[int, Field(ge=1)]
     ]  # version → share
@@ -168,6 +180,10 @@ class Declaration(Noun):
     @property
     def _smallest_look(self) -> float:
         return (self.max_units or 0) * min(self.arms.values()) / FULL_SHARE_BP / self.looks
+
+    def counts(self, key_source: str) -> bool:
+        """Whether a request whose sticky key came from there is one of a unit."""
+        return key_source != "request" and self.unit in {"key", key_source}
 
     @property
     def treatments(self) -> tuple[int, ...]:
