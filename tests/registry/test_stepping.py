@@ -12,7 +12,7 @@ from registry.experiment_traffic import CHANGE, DECLARED, NO_PLAN, Users, declar
 from registry.world import set_up, splits
 from tests_support import Clock, beat_engine
 from tuneloop.registry import Registry
-from tuneloop.registry.errors import Conflict, InvalidInput
+from tuneloop.registry.errors import Conflict, InvalidInput, Refused
 from tuneloop.registry.experiments import conduct
 from tuneloop.registry.experiments.declaration import Experiment
 from tuneloop.registry.experiments.stepping import Stepping
@@ -68,7 +68,7 @@ def test_a_bandit_steps_on_its_cadence_with_nobody_asking(
     assert entry.detail["reason"] == "a step every 86400 s was declared"
     assert registries.audit.verify().faults == ()
     users.down = {1: 0.2, 2: 0.7}  # it was not, after all
-    users.ask(range(400, 2_400), each=1)
+    users.ask(range(400, 1_400), each=1)
     clock.advance(3 * DAY_S)
     beat_engine(registries, "bot@1", "bot@2")
     Controller(registries).turn()  # a restarted one
@@ -112,6 +112,18 @@ def test_a_step_by_hand_is_the_spans_step(registries: Registry, bandit: Experime
     a_day_later(registries, clock)
     Controller(registries).turn()
     assert splits(registries)[-1] == {1: 1_500, 2: 8_500}
+
+
+def test_a_bandit_that_is_stopped_while_a_step_is_computed_moves_nobody(
+    registries: Registry, bandit: Experiment, users: Users, clock: Clock
+) -> None:
+    a_day_later(registries, clock)
+    running, route, wanted = conduct.step(registries, bandit.id)
+    registries.experiments.stop(bandit.id, by="grace", reason="enough")
+    entries = len(registries.audit.entries())
+    with pytest.raises(Refused, match="was stopped meanwhile: the shares stay as they are"):
+        conduct.move(registries, running, route, wanted, CHANGE)
+    assert (len(splits(registries)), len(registries.audit.entries())) == (2, entries)
 
 
 def test_what_a_person_took_away_is_not_given_back(

@@ -12,6 +12,7 @@ from datetime import timedelta
 from functools import partial
 
 import numpy as np
+from sqlalchemy.engine import Connection
 
 from tuneloop.registry.errors import InvalidInput, Refused
 from tuneloop.registry.experiments.analysis import LEAST_UNITS, analyse
@@ -221,8 +222,13 @@ def move(
     """Write a step's shares as the revision after `route`; `noted` goes with them into the audit log.
 
     Raises:
+        Refused: the experiment was stopped meanwhile.
         Conflict, Refused, Unavailable: like `set_route`.
     """
+
+    def follow(connection: Connection, _written: Route) -> None:
+        registry.experiments.expect_running(connection, experiment.id)
+
     chances = {str(version): round(chance, 4) for version, chance in wanted.chances.items()}
     return set_route(
         registry,
@@ -232,6 +238,7 @@ def move(
         expected_revision=route.revision,
         action=STEP,
         noted={"experiment": experiment.id, "chances": chances, **(noted or {})},
+        follow=follow,
     )
 
 

@@ -160,6 +160,15 @@ class Experiments:
             self._on_record(connection, stopped, "experiment.stop", by, reason)
         return stopped
 
+    def expect_running(self, connection: Connection, experiment_id: str) -> None:
+        """For what is written in its name, in that transaction.
+
+        Raises:
+            Refused: somebody has stopped it.
+        """
+        if self._row(connection, experiment_id).state is not ExperimentState.RUNNING:
+            raise Refused(f"{experiment_id} was stopped meanwhile: the shares stay as they are")
+
     def _row(self, connection: Connection, experiment_id: str, *, lock: bool = False) -> Experiment:
         query = sa.select(experiments).where(experiments.c.id == experiment_id)
         row = connection.execute(query.with_for_update() if lock else query).mappings().first()
