@@ -1,7 +1,7 @@
 """Controllers at work on both databases: one at a time goes on with a rollout, and writes each step once.
 
-No engine and no gateway lives here, so nothing waits for one; with both it is test_rollout and test_controller_kills. Who steps in is
-test_controller_people.
+No engine and no gateway lives here, so nothing waits for one; with both it is test_rollout and test_controller_kills.
+People who step in are in test_controller_people.
 """
 
 from __future__ import annotations
