@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -46,6 +46,7 @@ def test_the_boundaries_are_the_published_ones(fractions: list[float], published
     assert boundaries(fractions, 0.05) == pytest.approx(published, abs=1e-3)
 
 
+@settings(deadline=None)  # a busy machine takes its time
 @given(st.lists(st.floats(0.05, 0.95), max_size=5, unique=True), st.sampled_from([0.01, 0.05, 0.1]))
 def test_looks_spend_exactly_alpha(inner: list[float], alpha: float) -> None:
     fractions = [f for f, g in pairwise([*sorted(inner), 1.0]) if g - f > 0.02] + [1.0]
