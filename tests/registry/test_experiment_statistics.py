@@ -7,12 +7,13 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
 from tuneloop.registry.experiments.analysis import analyse, holm
 from tuneloop.registry.experiments.bandit import best_chances, shares_bp
+from tuneloop.registry.experiments.contributed import parts_at, pulls_at
 from tuneloop.registry.experiments.declaration import Declaration, Primary
 from tuneloop.registry.experiments.effect import Floats, Part, difference, quantile_part, radii, ratio_part
 from tuneloop.registry.experiments.gather import Evidence, LeftOut, Stratum, Stream
@@ -24,7 +25,7 @@ from tuneloop.registry.experiments.planning import (
     spans_until,
     unit_spread,
 )
-from tuneloop.registry.experiments.spending import boundaries, crossings, inflation, spent
+from tuneloop.registry.experiments.spending import SPENDABLE, boundaries, crossings, inflation, spent
 from tuneloop.registry.experiments.split_check import MISMATCH, mismatch_p_value
 from tuneloop.registry.statistics.sequences import p_value, radius, stratum_shares
 
@@ -45,6 +46,7 @@ def test_the_boundaries_are_the_published_ones(fractions: list[float], published
     assert boundaries(fractions, 0.05) == pytest.approx(published, abs=1e-3)
 
 
+@settings(deadline=None)  # a busy machine takes its time
 @given(st.lists(st.floats(0.05, 0.95), max_size=5, unique=True), st.sampled_from([0.01, 0.05, 0.1]))
 def test_looks_spend_exactly_alpha(inner: list[float], alpha: float) -> None:
     fractions = [f for f, g in pairwise([*sorted(inner), 1.0]) if g - f > 0.02] + [1.0]
@@ -55,13 +57,87 @@ def test_looks_spend_exactly_alpha(inner: list[float], alpha: float) -> None:
 
 
 def test_simulated_looks_cross_as_often_as_computed() -> None:
-    bounds, rng = boundaries(FIVE, 0.05), np.random.default_rng(1)
+    bounds, rng = boundaries(FIVE, SPENDABLE * 0.05), np.random.default_rng(1)
     with_power = math.sqrt(inflation(FIVE, 0.05, 0.8)) * (stats.norm.isf(0.025) + stats.norm.isf(0.2))
     assert sum(crossings(FIVE, bounds, with_power)) == pytest.approx(0.8, abs=1e-6)
     for drift in (0.0, with_power):
         sums = rng.normal(drift / 5, math.sqrt(0.2), (200_000, 5)).cumsum(1)
         crossed = (abs(sums) / np.sqrt(FIVE) >= bounds).any(1).mean()
         assert crossed == pytest.approx(sum(crossings(FIVE, bounds, drift)), abs=3e-3)
+
+
+def test_looks_that_have_little_in_common_spend_exactly_alpha_too() -> None:
+    """Where units come back, a later look is less like the one before than its number of units says."""
+    alike, rng = [0.3, 0.1, 0.4, 0.2], np.random.default_rng(10)
+    bounds = boundaries(FIVE, 0.05, alike)
+    z = [rng.normal(size=400_000)]
+    for squared in alike:
+        z.append(math.sqrt(squared) * z[-1] + math.sqrt(1 - squared) * rng.normal(size=400_000))
+    assert (abs(np.array(z)) >= np.array(bounds)[:, None]).any(0).mean() == pytest.approx(0.05, abs=1.2e-3)
+    assert (abs(np.array(z)) >= np.array(boundaries(FIVE, 0.05))[:, None]).any(0).mean() > 0.06
+    assert boundaries(FIVE, 0.05, [0.5, 2 / 3, 0.75, 0.8]) == pytest.approx(boundaries(FIVE, 0.05), abs=1e-9)
+
+
+def test_two_looks_are_as_alike_as_their_units_values_make_them() -> None:
+    """A unit's one answer against the mean of its five: cov² / (var · var) = (1/5)² / (1 · 1/5)."""
+    rng, units = np.random.default_rng(11), 20_000
+    unit, at_s = np.tile(np.arange(units), 5), np.repeat(np.arange(5.0), units)
+    stream = Stream(at_s=at_s, unit=unit, value=rng.normal(size=len(unit)), count=np.ones(len(unit)))
+    arm = rng.integers(0, 2, units)
+    evidence = Evidence(
+        (1, 2), (Stratum((1,), (5_000, 5_000)),), arm, 0 * arm, np.zeros(units), (0, 0), (stream,), LeftOut()
+    )
+    mean = Primary(kind="mean", measure="total_ms", goal="lower", minimum_effect=0.1)
+    ratio = Primary(kind="ratio", measure="total_ms", per="asked", goal="lower", minimum_effect=0.1)
+    median = Primary(kind="quantile", measure="total_ms", q=0.5, goal="lower", minimum_effect=0.1)
+    for metric in (mean, ratio, median):
+        first, last = (pulls_at(metric, stream, evidence, 1, until_s, 0.0) for until_s in (0.0, 4.0))
+        assert (first @ last) ** 2 / ((first @ first) * (last @ last)) == pytest.approx(0.2, abs=0.02)
+        assert first.sum() == pytest.approx(0.0, abs=1e-3)
+    [(control, treatment)] = parts_at(mean, stream, evidence, 1, 4.0, adjusted=False)
+    found = difference([(control, treatment)], share=False)
+    pulls = pulls_at(mean, stream, evidence, 1, 4.0, 0.0)
+    assert pulls @ pulls == pytest.approx(float(found.spread), rel=1e-2)
+
+
+@pytest.mark.parametrize("more", [0, 8])
+def test_planned_looks_are_wider_where_units_come_back(more: int) -> None:
+    rng, units = np.random.default_rng(13), 3_000
+    begins = np.sort(rng.random(units))
+    unit = np.concatenate([np.arange(units), np.repeat(np.arange(units), more)])
+    at_s = np.concatenate([begins, rng.uniform(np.repeat(begins, more), 1.0)])
+    order = np.argsort(at_s)
+    stream = Stream(at_s[order], unit[order], rng.normal(size=len(unit)), np.ones(len(unit)))
+    arm = rng.integers(0, 2, units)
+    evidence = Evidence(
+        (1, 2), (Stratum((1,), (5_000, 5_000)),), arm, 0 * arm, np.zeros(units), (0, 0), (stream,), LeftOut()
+    )
+    metric = Primary(kind="mean", measure="total_ms", goal="lower", minimum_effect=0.1)
+    shares = {1: 5_000, 2: 5_000}
+    plan = Declaration(model="bot", hypothesis="h", arms=shares, control=1, primary=metric, max_units=units)
+    [compared] = analyse(plan, evidence, started_s=0.0, until_s=1.0).compared
+    reach = [(look.high - look.low) / 2 / math.sqrt(float(look.found.spread)) for look in compared.looks]
+    once = boundaries(FIVE, SPENDABLE * 0.05)
+    assert reach[:1] == pytest.approx(once[:1])
+    if more:
+        assert [wide - z > 0.03 for wide, z in zip(reach[3:], once[3:], strict=True)] == [True] * 2
+    else:
+        assert reach == pytest.approx(once, abs=0.02)
+
+
+def test_a_small_arm_of_skewed_values_beside_a_large_one_is_not_wrong_too_often() -> None:
+    """Low by chance, its mean has a variance that is low with it: Welch's test is wrong in nearly twice 5 %."""
+    rng, bounds = np.random.default_rng(12), np.array(boundaries(FIVE, SPENDABLE * 0.05))
+    draws = [rng.lognormal(0, 1.5, (600, units)) for units in (6_750, 750)]
+    looks = [[_mean(draw[:, : draw.shape[1] * look // 5]) for draw in draws] for look in range(1, 6)]
+    wrong, welchs = np.zeros((2, 600), dtype=bool)
+    for bound, (control, treatment) in zip(bounds, looks, strict=True):
+        found = difference([(control, treatment)], share=False)
+        welch = found.variance_control / control.n + found.variance_treatment / treatment.n
+        wrong |= abs(found.estimate) > bound * np.sqrt(found.spread)
+        welchs |= abs(found.estimate) > bound * np.sqrt(welch)
+    assert wrong.mean() < 0.04
+    assert welchs.mean() > 0.06
 
 
 def test_units_of_a_fixed_test_are_the_textbooks() -> None:
@@ -101,12 +177,18 @@ def _mean(values: Floats, covariates: Floats | None = None) -> Part:
 
 
 @given(st.lists(UNIT, min_size=3, max_size=30), st.lists(UNIT, min_size=3, max_size=30))
-def test_without_strata_and_covariate_it_is_welchs_difference(before: list[float], after: list[float]) -> None:
+def test_without_strata_and_covariate_it_is_welchs_difference_or_the_pooled_one(
+    before: list[float], after: list[float]
+) -> None:
     control, treatment = np.array(before), np.array(after)
     found = difference([(_mean(control), _mean(treatment))], share=False)
     assert float(found.estimate) == pytest.approx(treatment.mean() - control.mean(), abs=1e-9)
     welch = control.var(ddof=1) / len(control) + treatment.var(ddof=1) / len(treatment)
-    assert float(found.spread) == pytest.approx(welch, rel=1e-6, abs=1e-12)
+    squares = control.var() * len(control) + treatment.var() * len(treatment)
+    pooled = squares / (len(before) + len(after) - 2) * (1 / len(before) + 1 / len(after))
+    assert float(found.spread) == pytest.approx(max(welch, pooled), rel=1e-6, abs=1e-12)
+    if len(before) == len(after):
+        assert pooled == pytest.approx(welch, rel=1e-6, abs=1e-12)
 
 
 def test_a_ratios_error_is_that_of_many_repetitions() -> None:

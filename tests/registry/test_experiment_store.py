@@ -59,6 +59,10 @@ alpha: 0.5
         (("model: bot", "model: bot\nalpha: 1.0e-300"), "alpha: input should be greater than or equal to"),
         (("per: asked, ", ""), "a ratio needs per"),
         (("goal: lower\n  min", "goal: lower\n  per: rated\n  min"), "a ratio needs per, and nothing else has it"),
+        (
+            ("model: bot", "model: bot\nunit: request"),
+            "send a fresh x-tuneloop-unit with each and declare unit: header",
+        ),
         (("model: bot", "model: bot\nmax_units: 900"), "gives the smallest arm 90 units a look, under 150"),
         (("model: bot", "model: bot\nmode: bandit\nmax_units: 9000"), "judged by the always-valid sequence"),
         (("model: bot", "model: bot\nmode: bandit\nfloor_bp: 5000\narms: {1: 1, 2: 1}"), "arms: stands twice"),

@@ -19,11 +19,11 @@ from tests_support import Clock, beat_engine, request_record
 from tuneloop.registry import Registry
 from tuneloop.registry.errors import Conflict, NotFound, Refused
 from tuneloop.registry.experiments import conduct, words
-from tuneloop.registry.experiments.analysis import parts_at
+from tuneloop.registry.experiments.contributed import parts_at
 from tuneloop.registry.experiments.declaration import Experiment
 from tuneloop.registry.experiments.effect import difference
 from tuneloop.registry.experiments.gather import gather
-from tuneloop.registry.experiments.page import write_page
+from tuneloop.registry.experiments.page import render, write_page
 from tuneloop.registry.rollouts.rollout import RolloutPlan
 from tuneloop.registry.rollouts.steering import declare
 from tuneloop.registry.routes.assignment import held_out, key_hash
@@ -174,6 +174,23 @@ def test_what_does_not_count_is_counted(world: Registry, tmp_path: Path, clock: 
     assert report.other_revisions == ("4 (2=2000 1=8000, by eve)",)
     assert sum(arm.units for arm in report.arms) == 398 + 200
     assert any(line.startswith("compared within each of these") for line in words.left_out(report))
+
+
+def test_a_unit_may_be_what_one_source_gave(world: Registry, tmp_path: Path, clock: Clock) -> None:
+    """A client that forgets the header falls back to its API key: one large unit among users, which does not count."""
+    users = Users(world, clock, {1: 0.3, 2: 0.3})
+    users.ask(range(60), each=1, key_source="header")
+    users.ask([60], each=30, key_source="api_key")
+    experiment = started(world, tmp_path, f"{DECLARED}unit: header\n")
+    assert experiment.plan.units_seen == 60
+    users.ask(range(100, 200), each=1, key_source="header")
+    users.ask([60], each=40, key_source="api_key")
+    users.ask(range(100, 110), each=1, key_source="user")
+    report = conduct.report(world, experiment.id)
+    assert sum(arm.units for arm in report.arms) == 100
+    assert report.left_out["requests whose key something else gave than the declared unit"] == 50
+    assert "not counted: 50 requests whose key something else gave than the declared unit" in words.left_out(report)
+    assert "A unit is one value of x-tuneloop-unit." in render(report)
 
 
 def test_a_key_that_is_held_out_is_no_pin(world: Registry, tmp_path: Path, clock: Clock) -> None:

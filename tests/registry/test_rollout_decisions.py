@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from tuneloop.registry.nouns import Arm, Check, GateReport, Route, Verdict
+from tuneloop.registry.rollouts.canary import CheckName, Limits
+from tuneloop.registry.rollouts.judging import named_alone
 from tuneloop.registry.rollouts.rollout import (
     Action,
     Hold,
@@ -47,7 +49,7 @@ reports = st.none() | st.tuples(*[st.sampled_from(VERDICTS)] * 4).map(lambda ver
 def report(*verdicts: Verdict) -> GateReport:
     checks = tuple(
         Check(name=name, verdict=verdict, detail=f"{name} said so")
-        for name, verdict in zip(NAMES, verdicts, strict=True)
+        for name, verdict in zip(NAMES, verdicts, strict=False)
     )
     return GateReport(model="bot", version=2, champion=1, at=AT, checks=checks)
 
@@ -62,6 +64,52 @@ def test_a_step_before_the_last_asks_for_its_time_its_samples_and_no_failure() -
     assert after(9.9, 0, enough) == Hold()
     assert after(10, 0, enough) == Raise(1)
     assert after(10, 0, report("inconclusive", "pass", "pass", "pass")) == Hold()
+
+
+def test_a_step_that_names_its_checks_asks_for_those_to_pass() -> None:
+    steps = (RolloutStep(weight_bp=1_000, hold_s=10, checks={"errors": None}), PLAN.steps[1])
+    plan = RolloutPlan(steps=steps, give_up_s=100)
+    named = report("pass", "inconclusive")  # judged by these two alone
+    assert after(10, 0, named, plan) == Hold()
+    assert isinstance(after(101, 0, named, plan), Pause)
+    assert after(10, 0, report("pass", "pass"), plan) == Raise(1)
+    assert isinstance(after(0, 0, report("pass", "fail"), plan), TakeBack)
+
+
+def test_what_nothing_looks_at_does_not_pass_where_a_step_asks_for_it() -> None:
+    checks = report("pass", "pass", "pass", "fail").checks
+    assert named_alone(checks, ["errors"]) == checks[:2]
+    samples, guards, quality = named_alone(checks, ["guards", "quality"])
+    assert (samples.verdict, guards.verdict, quality.verdict) == ("pass", "inconclusive", "inconclusive")
+    assert guards.detail == "this step asks for it, and the model's guard policy looks at no answers"
+
+
+def test_a_steps_own_limit_holds_there_and_the_plans_elsewhere() -> None:
+    step = RolloutStep(weight_bp=1_000, checks={"errors": 0.5, "tokens": None, "latency": 3.0})
+    plan = RolloutPlan(steps=(step, RolloutStep(weight_bp=5_000)), limits=Limits(token_ratio=2.0, error_margin=0.1))
+    assert plan.steps[0].limits(plan.limits) == Limits(token_ratio=2.0, error_margin=0.5, latency_ratio=3.0)
+    assert plan.steps[1].limits(plan.limits) == plan.limits
+    assert RolloutPlan.model_validate(plan.model_dump(mode="json")) == plan
+
+
+def test_a_plan_that_was_stored_before_steps_had_checks_reads_as_it_did() -> None:
+    stored = {"steps": [{"weight_bp": 1_000, "hold_s": 60.0, "min_samples": 30}], "limits": {}, "give_up_s": 3600.0}
+    assert RolloutPlan.model_validate(stored).steps == (RolloutStep(weight_bp=1_000),)
+
+
+@pytest.mark.parametrize(
+    ("checks", "said"),
+    [
+        ({"errors": 0}, r"checks\.errors: input should be greater than 0 \(given: 0\)"),
+        ({"latency": 0.9}, r"checks\.latency: input should be greater than 1 \(given: 0\.9\)"),
+        ({"quality": 0.5}, r"checks\.quality takes no limit"),
+        ({"tokens": None}, r"steps\.0\.checks\.tokens has no limit: give it one there, or limits\.token_ratio"),
+        ({}, "at least 1 item"),
+    ],
+)
+def test_checks_that_cannot_be_judged_are_refused(checks: dict[CheckName, float | None], said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        RolloutPlan(steps=(RolloutStep(weight_bp=1_000, checks=checks),))
 
 
 def test_the_last_step_asks_for_every_check() -> None:

@@ -36,6 +36,28 @@ def ready(registry: Registry) -> Registry:
     return registry
 
 
+def test_a_steps_own_checks_are_shown_and_a_misspelt_one_is_told_with_its_line(
+    ready: Registry, verb: Verb, tmp_path: Path
+) -> None:
+    policy = tmp_path / "rollout.yaml"
+    policy.write_text("steps:\n  - {weight_bp: 1000, checks: {errors: 0.02, latency}}\n  - {weight_bp: 5000}\n")
+    assert verb("rollout", "policy", "bot", "--set", str(policy), *WHO)[0] == 0
+    assert verb("rollout", "start", "bot@2", "--detach", *WHO)[0] == 0
+    _, out, _ = verb("rollout", "status", "bot")
+    shown = [line.split() for line in out.splitlines() if line.startswith(("STEP", "1  ", "2  "))]
+    assert shown[0] == ["STEP", "SHARE", "AT", "LEAST", "SAMPLES", "CHECKS", "VERDICT"]
+    assert shown[1][6:-1] == ["errors", "0.02,", "latency"]
+    assert shown[2][6:-1] == ["every", "one"]
+    policy.write_text("steps:\n  - weight_bp: 1000\n    checks:\n      latncy: 1.2\n      errors: 2\n")
+    code, _, err = verb("rollout", "policy", "bot", "--set", str(policy), *WHO)
+    assert code == 2
+    assert "rollout.yaml:4: steps.0.checks.latncy: " in err
+    assert "did you mean 'latency'?" in err
+    policy.write_text("steps:\n  - weight_bp: 1000\n    checks:\n      errors: 2\n")
+    _, _, err = verb("rollout", "policy", "bot", "--set", str(policy), *WHO)
+    assert "rollout.yaml:2: steps.0: checks.errors: input should be less than or equal to 1 (given: 2)" in err
+
+
 def test_a_declared_rollout_in_verbs_from_detaching_to_aborting(ready: Registry, verb: Verb) -> None:
     code, out, _ = verb("rollout", "start", "bot@2", "--detach", *WHO)
     assert (code, out.split(" ", 1)[1]) == (0, "of bot@2 is declared; a controller goes on with it\n")

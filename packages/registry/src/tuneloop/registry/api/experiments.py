@@ -1,7 +1,7 @@
 """Experiments: declared, started, stopped and reported as the verbs do it.
 
 A report, and a bandit's step, reads every request since the start, so few are made at a time. Nothing here steps by
-itself: whoever keeps the schedule asks for each.
+itself: a controller does where a bandit declares how often, whoever asks for a step does otherwise.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 By default every look's interval belongs to one always-valid sequence, so anybody may look whenever they like. With a
 declared `max_units` there are that many planned looks (O'Brien–Fleming spending), each made of exactly the traffic up
-to the unit that completes it: computed again from the records, so that asking twice costs nothing.
+to the unit that completes it: computed again from the records, so that asking twice costs nothing. How alike two
+looks are is computed with them.
 """
 
 from __future__ import annotations
@@ -13,16 +14,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tuneloop.registry.experiments.contributed import arrivals_of, parts_at, pulls_at
 from tuneloop.registry.experiments.declaration import Declaration, Metric
-from tuneloop.registry.experiments.effect import Difference, Floats, Part, difference, quantile_part, ratio_part
+from tuneloop.registry.experiments.effect import Difference, Floats, difference
 from tuneloop.registry.experiments.gather import Evidence, Stream
 from tuneloop.registry.experiments.planning import sequence_units, spans_until, unit_spread
-from tuneloop.registry.experiments.spending import boundaries
+from tuneloop.registry.experiments.spending import SPENDABLE, boundaries
 from tuneloop.registry.experiments.split_check import MISMATCH, mismatch_p_value
 from tuneloop.registry.statistics.sequences import p_value, radius
 
 LEAST_UNITS = 100  # of each arm; with fewer, a skewed metric's mean is not yet normal
-_LEAST_IN_STRATUM = 20  # of each arm; a stratum with fewer shows no difference
 _LOOKS = 40  # of a sequence's curve
 _SPANS = 24  # that the time since the start is cut into, for the pace of units
 
@@ -121,37 +122,6 @@ def analyse(declared: Declaration, evidence: Evidence, *, started_s: float, unti
     )
 
 
-def arrivals_of(stream: Stream) -> Floats:
-    """When each unit first had the metric, in order of time."""
-    _, first = np.unique(stream.unit, return_index=True)
-    return np.sort(stream.at_s[first])
-
-
-def parts_at(
-    metric: Metric, stream: Stream, evidence: Evidence, arm: int, until_s: float, *, adjusted: bool
-) -> list[tuple[Part, Part]]:
-    """(control, treatment) of each stratum that has enough units of both, from what was known by then."""
-    known = int(np.searchsorted(stream.at_s, until_s, side="right"))
-    unit, value, count = stream.unit[:known], stream.value[:known], stream.count[:known]
-    units = len(evidence.arm)
-    there = np.bincount(unit, minlength=units) > 0
-    y, x = (np.bincount(unit, sums, minlength=units).astype(np.float64) for sums in (value, count))
-    if metric.kind != "ratio":
-        y, x = np.divide(y, x, out=np.zeros(units), where=x > 0), np.ones(units)
-    found: list[tuple[Part, Part]] = []
-    for stratum in range(len(evidence.strata)):
-        sides = [there & (evidence.stratum == stratum) & (evidence.arm == one) for one in (0, arm)]
-        if min(int(side.sum()) for side in sides) < _LEAST_IN_STRATUM or any(x[side].sum() <= 0 for side in sides):
-            continue
-        if metric.q is not None:
-            before, after = (quantile_part(value[side[unit]], unit[side[unit]], metric.q) for side in sides)
-        else:
-            covariate = evidence.covariate if adjusted else np.zeros(units)
-            before, after = (ratio_part(y[side], x[side], covariate[side]) for side in sides)
-        found.append((before, after))
-    return found
-
-
 def _seen(
     metric: Metric, stream: Stream, evidence: Evidence, arm: int, until_s: float, *, adjusted: bool
 ) -> Difference | None:
@@ -208,17 +178,28 @@ def _sequence(declared: Declaration, evidence: Evidence, arm: int, arrivals: Flo
 def _planned_looks(declared: Declaration, evidence: Evidence, arm: int, arrivals: Floats) -> list[Look]:
     """The planned looks that are complete, with repeated confidence intervals (Jennison and Turnbull, 1989)."""
     assert declared.max_units is not None
-    looks: list[Look] = []
-    bounds = boundaries([(k + 1) / declared.looks for k in range(declared.looks)], 1 - declared.level)
-    for number, bound in enumerate(bounds, start=1):
+    metric, stream = declared.primary, evidence.streams[0]
+    seen: list[tuple[int, int, float, Difference]] = []
+    alike: list[float] = []
+    before: Floats | None = None
+    for number in range(1, declared.looks + 1):
         needed = math.ceil(number * declared.max_units / declared.looks)
         if needed > len(arrivals):
             break
         at_s = float(arrivals[needed - 1])
-        found = _seen(declared.primary, evidence.streams[0], evidence, arm, at_s, adjusted=True)
-        if found is not None:
-            looks.append(_look(found, bound * math.sqrt(float(found.spread)), at_s, needed, number))
-    return looks
+        found = _seen(metric, stream, evidence, arm, at_s, adjusted=True)
+        if found is None:
+            continue
+        seen.append((number, needed, at_s, found))
+        pulls = pulls_at(metric, stream, evidence, arm, at_s, float(found.slope))
+        if before is not None:
+            alike.append(float((before @ pulls) ** 2 / ((before @ before) * (pulls @ pulls))))
+        before = pulls
+    bounds = boundaries([number / declared.looks for number, _, _, _ in seen], SPENDABLE * (1 - declared.level), alike)
+    return [
+        _look(found, bound * math.sqrt(float(found.spread)), at_s, needed, number)
+        for bound, (number, needed, at_s, found) in zip(bounds, seen, strict=True)
+    ]
 
 
 def _guardrails(declared: Declaration, evidence: Evidence, arm: int, until_s: float) -> tuple[Guarded, ...]:

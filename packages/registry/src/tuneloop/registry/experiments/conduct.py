@@ -6,15 +6,18 @@ on. A bandit's step is one compare-and-swap of the route; whoever changed it mea
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 
 import numpy as np
+from sqlalchemy.engine import Connection
 
 from tuneloop.registry.errors import InvalidInput, Refused
-from tuneloop.registry.experiments.analysis import LEAST_UNITS, analyse, arrivals_of, parts_at
+from tuneloop.registry.experiments.analysis import LEAST_UNITS, analyse
 from tuneloop.registry.experiments.bandit import best_chances, shares_bp
+from tuneloop.registry.experiments.contributed import arrivals_of, parts_at
 from tuneloop.registry.experiments.declaration import Declaration, Experiment, ExperimentPlan, ExperimentState
 from tuneloop.registry.experiments.effect import Part, difference, quantile_part, ratio_part
 from tuneloop.registry.experiments.gather import Evidence, Stream, arms_of, gather, stream_of
@@ -27,7 +30,7 @@ from tuneloop.registry.experiments.planning import (
 )
 from tuneloop.registry.experiments.report import Report, report_of
 from tuneloop.registry.experiments.spending import inflation
-from tuneloop.registry.experiments.store import another_runs
+from tuneloop.registry.experiments.store import STEP, another_runs
 from tuneloop.registry.facade import Registry
 from tuneloop.registry.nouns import Route, version_name
 from tuneloop.registry.rollouts.rollout import RolloutState
@@ -77,7 +80,7 @@ def plan(registry: Registry, declared: Declaration) -> ExperimentPlan:
     """How many units the experiment needs and how long they take, from the model's recent traffic."""
     now = registry.clock()
     outcomes, opinions = registry.traffic.outcomes(declared.model, since=now - timedelta(days=PLAN_DAYS), until=now)
-    sticky = [o for o in outcomes if o.key_source != "request" and o.assigned_version is not None]
+    sticky = [o for o in outcomes if declared.counts(o.key_source) and o.assigned_version is not None]
     if not sticky:
         return ExperimentPlan(days_seen=0.0, units_seen=0)
     units: dict[str, int] = {}
@@ -207,21 +210,35 @@ def proposed(declared: Declaration, evidence: Evidence, until_s: float, *, seed:
     )
 
 
-def move(registry: Registry, experiment: Experiment, route: Route, wanted: BanditStep, change: Change) -> Route:
-    """Write a step's shares as the revision after `route`.
+def move(
+    registry: Registry,
+    experiment: Experiment,
+    route: Route,
+    wanted: BanditStep,
+    change: Change,
+    *,
+    noted: Mapping[str, object] | None = None,
+) -> Route:
+    """Write a step's shares as the revision after `route`; `noted` goes with them into the audit log.
 
     Raises:
+        Refused: the experiment was stopped meanwhile.
         Conflict, Refused, Unavailable: like `set_route`.
     """
-    noted = {"experiment": experiment.id, "chances": {str(v): round(c, 4) for v, c in wanted.chances.items()}}
+
+    def follow(connection: Connection, _written: Route) -> None:
+        registry.experiments.expect_running(connection, experiment.id)
+
+    chances = {str(version): round(chance, 4) for version, chance in wanted.chances.items()}
     return set_route(
         registry,
         experiment.model,
         _split(route, wanted.split),
         change,
         expected_revision=route.revision,
-        action="experiment.step",
-        noted=noted,
+        action=STEP,
+        noted={"experiment": experiment.id, "chances": chances, **(noted or {})},
+        follow=follow,
     )
 
 

@@ -32,9 +32,13 @@ Amount = Literal["score", "total_ms", "ttft_ms", "queue_ms", "prompt_tokens", "c
 Count = Literal["asked", "answered", "rated"]
 Measure = Literal[Flag, Amount, Count]
 FLAGS, AMOUNTS, COUNTS = (frozenset(get_args(kind)) for kind in (Flag, Amount, Count))
+# What is given a version as a whole: a sticky key, whatever gave it, or only one that the header `x-tuneloop-unit`, the
+# body's `user`, or the API key gave; requests with a key from elsewhere then do not count.
+Unit = Literal["key", "header", "user", "api_key"]
 Mode = Literal["test", "bandit"]
 _OF_KIND = {"binary": FLAGS, "mean": AMOUNTS, "ratio": FLAGS | AMOUNTS | COUNTS, "quantile": AMOUNTS - {"score"}}
 _LEAST_PER_LOOK = 150
+_LATER_KEYS = ("step_every_s",)
 _LEAST, _MOST = 1e-9, 1e12  # of an effect or a margin
 _MOST_VERSION = 2**31 - 1
 _SHAPE = "an experiment: a mapping of keys (model, hypothesis, arms, …) to values"
@@ -42,6 +46,15 @@ _SHAPE = "an experiment: a mapping of keys (model, hypothesis, arms, …) to val
 
 def _as_number(value: Any) -> Any:
     return int(value) if isinstance(value, str) and value.isascii() and value.isdigit() else value  # keys are text
+
+
+def _no_request(value: Any) -> Any:
+    if value == "request":
+        raise ValueError(
+            "versions are given to keys; where every request is to be drawn by itself, send a fresh x-tuneloop-unit "
+            "with each and declare unit: header"
+        )
+    return value
 
 
 class Metric(Noun):
@@ -114,7 +127,7 @@ class Declaration(Noun):
 
     model: ModelName
     hypothesis: str = Field(min_length=1, max_length=2_000)
-    unit: Literal["key"] = "key"  # the sticky key of a request: `x-tuneloop-unit`, the user, or the API key
+    unit: Annotated[Unit, BeforeValidator(_no_request)] = "key"
     arms: dict[
         Annotated[int, BeforeValidator(_as_number), Field(ge=1, le=_MOST_VERSION)], Annotated[int, Field(ge=1)]
     ]  # version → share
@@ -129,6 +142,8 @@ class Declaration(Noun):
     looks: int = Field(default=5, ge=1, le=20)  # with max_units: at equal parts of them
     mode: Mode = "test"
     floor_bp: int = Field(default=1_000, ge=100, le=5_000)  # of a bandit: the least share of each arm
+    # Of a bandit: how often a controller moves the shares; None: whenever somebody asks for a step, and then alone.
+    step_every_s: float | None = Field(default=None, ge=60, le=365 * 86_400.0, allow_inf_nan=False)
 
     @field_validator("arms")
     @classmethod
@@ -154,6 +169,8 @@ class Declaration(Noun):
             raise ValueError(
                 "max_units: a bandit moves the shares meanwhile and is judged by the always-valid sequence"
             )
+        if self.mode != "bandit" and self.step_every_s is not None:
+            raise ValueError("step_every_s: only a bandit moves its shares; mode: bandit makes it one")
         if self.mode == "bandit" and self.primary.kind == "quantile":
             raise ValueError("primary: a bandit needs a binary, mean or ratio metric")
         if self.mode == "bandit" and self.floor_bp * len(self.arms) > FULL_SHARE_BP:
@@ -163,6 +180,10 @@ class Declaration(Noun):
     @property
     def _smallest_look(self) -> float:
         return (self.max_units or 0) * min(self.arms.values()) / FULL_SHARE_BP / self.looks
+
+    def counts(self, key_source: str) -> bool:
+        """Whether a request whose sticky key came from there is one of a unit."""
+        return key_source != "request" and self.unit in {"key", key_source}
 
     @property
     def treatments(self) -> tuple[int, ...]:
@@ -181,8 +202,13 @@ class Declaration(Noun):
 
     @property
     def digest(self) -> str:
-        """SHA-256 of its canonical JSON (RFC 8785): what the audit log keeps of it when it starts."""
-        return hashlib.sha256(rfc8785.dumps(self.model_dump(mode="json"))).hexdigest()
+        """SHA-256 of its canonical JSON (RFC 8785): what the audit log keeps of it when it starts.
+
+        Keys that declarations have got since are left out where nothing was declared by them, so that an experiment
+        which started before still has the digest it started with.
+        """
+        without = {key for key in _LATER_KEYS if getattr(self, key) is None}
+        return hashlib.sha256(rfc8785.dumps(self.model_dump(mode="json", exclude=without))).hexdigest()
 
 
 class ExperimentPlan(Noun):

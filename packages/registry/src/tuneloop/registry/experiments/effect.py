@@ -133,6 +133,10 @@ def difference(strata: Sequence[tuple[Part, Part]], *, share: bool) -> Differenc
     The covariate is CUPED (Deng, Xu, Kohavi and Walker, 2013): what the values' regression on it explains is taken
     out, with one slope over all arms and strata. It must be known before an arm could change it.
 
+    The spread is the larger of Welch's and the pooled one. In a small arm of skewed values, or of rare ones, a mean
+    that is low by chance has a variance that is low with it, and Welch's alone claims a difference too often beside a
+    large arm; with arms of one size the two are the same.
+
     Args:
         strata: (control, treatment) of each; both have units.
         share: values lie in [0, 1], where the variance of a few may be near nothing by chance.
@@ -148,13 +152,18 @@ def difference(strata: Sequence[tuple[Part, Part]], *, share: bool) -> Differenc
         _sum([w * (p.value - slope * (p.covariate - c)) for w, p, c in zip(weights, side, together, strict=True)])
         for side in (controls, treatments)
     )
-    spread = _sum(
-        [
-            weight**2 * (variance0 / before.n + variance1 / after.n)
-            for weight, before, after in zip(weights, controls, treatments, strict=True)
-        ]
+    pooled = _variance([*controls, *treatments], slope, share=share)
+    welch, alike = (
+        _sum([w**2 * (v0 / a.n + v1 / b.n) for w, a, b in zip(weights, controls, treatments, strict=True)])
+        for v0, v1 in ((variance0, variance1), (pooled, pooled))
     )
-    return Difference(value0, value1, spread, slope, variance0, variance1)
+    return Difference(value0, value1, np.maximum(welch, alike), slope, variance0, variance1)
+
+
+def influences(values: Floats, weights: Floats, covariates: Floats, slope: float) -> Floats:
+    """What each unit of one arm moves a ratio's value by, beside the covariate; 0 together."""
+    about = values - values.sum() / weights.sum() * weights
+    return np.asarray(about / weights.sum() - slope * (covariates - covariates.mean()) / len(values))
 
 
 def _variance(parts: Sequence[Part], slope: Floats, *, share: bool) -> Floats:

@@ -48,6 +48,7 @@ class LeftOut:
     """What does not count, and why."""
 
     without_identity: int = 0  # requests that no sticky key holds together
+    other_source: int = 0  # requests whose key something else gave than the declared unit
     pinned: int = 0  # requests that named their version: the split had no say
     held_out: int = 0  # requests of keys that the route keeps with the champion
     overridden_units: int = 0  # that were given a version by name
@@ -129,6 +130,7 @@ class _Sorting:
 
     def __init__(self, declared: Declaration, strata: Sequence[Stratum], history: Sequence[Route]) -> None:
         self.arms = arms_of(declared)
+        self._declared = declared
         self._routes = {route.revision: route for route in history}
         self.unit: dict[str, int] = {}  # key hash → number
         self.arm: list[int] = []
@@ -139,13 +141,15 @@ class _Sorting:
         self._seen_overridden: set[str] = set()
         self._moved: set[int] = set()
         self._elsewhere: dict[str, set[int]] = {}
-        self._without_identity = self._pinned = self._held_out = self._other_split = 0
+        self._without_identity = self._other_source = self._pinned = self._held_out = self._other_split = 0
 
     def counts(self, outcome: Outcome) -> bool:
         """Whether a request counts; its unit is known from then on."""
         key, version = outcome.key_hash, outcome.assigned_version
         if outcome.key_source == "request":
             self._without_identity += 1
+        elif not self._declared.counts(outcome.key_source):
+            self._other_source += 1
         elif key in self._overridden:
             self._seen_overridden.add(key)
         elif version is None:
@@ -179,6 +183,7 @@ class _Sorting:
         )
         return LeftOut(
             without_identity=self._without_identity,
+            other_source=self._other_source,
             pinned=self._pinned,
             held_out=self._held_out,
             overridden_units=len(self._seen_overridden),

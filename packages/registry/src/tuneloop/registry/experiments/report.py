@@ -113,6 +113,7 @@ def report_of(
 def _counted(left: LeftOut) -> dict[str, int]:
     return {
         "requests without a sticky identity": left.without_identity,
+        "requests whose key something else gave than the declared unit": left.other_source,
         "requests that pinned their version": left.pinned,
         "requests of keys that are held out": left.held_out,
         "units that were given a version by name": left.overridden_units,

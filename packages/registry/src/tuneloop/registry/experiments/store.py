@@ -22,6 +22,7 @@ from tuneloop.registry.paging import Ask, Page, page
 from tuneloop.registry.tables import experiments, routes
 
 _START = "experiment.start"
+STEP = "experiment.step"  # of the route, by a bandit
 
 
 class Experiments:
@@ -103,6 +104,12 @@ class Experiments:
         query = sa.select(experiments) if model is None else sa.select(experiments).where(experiments.c.model == model)
         return page(self._db, Experiment, query, (experiments.c.created_at, experiments.c.id), ask)
 
+    def all_running(self) -> Rows[Experiment]:
+        """Those that run, of every model."""
+        query = sa.select(experiments).where(experiments.c.state == ExperimentState.RUNNING)
+        with self._db.reading() as connection:
+            return readable(Experiment, connection.execute(query.order_by(experiments.c.id)).mappings())
+
     def running(self, model: str) -> Experiment | None:
         """The one that runs."""
         query = sa.select(experiments).where(
@@ -152,6 +159,15 @@ class Experiments:
             self._replace(connection, stopped)
             self._on_record(connection, stopped, "experiment.stop", by, reason)
         return stopped
+
+    def expect_running(self, connection: Connection, experiment_id: str) -> None:
+        """For what is written in its name, in that transaction.
+
+        Raises:
+            Refused: somebody has stopped it.
+        """
+        if self._row(connection, experiment_id).state is not ExperimentState.RUNNING:
+            raise Refused(f"{experiment_id} was stopped meanwhile: the shares stay as they are")
 
     def _row(self, connection: Connection, experiment_id: str, *, lock: bool = False) -> Experiment:
         query = sa.select(experiments).where(experiments.c.id == experiment_id)

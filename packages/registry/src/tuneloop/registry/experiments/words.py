@@ -22,6 +22,12 @@ _NAMES = {
     "rated": "rated answers",
 }
 _ONE_OF = {"asked": "request", "answered": "answered request", "rated": "rated answer"}
+UNITS = {
+    "key": "one sticky key",
+    "header": "one value of x-tuneloop-unit",
+    "user": "one user, as requests name it",
+    "api_key": "one API key, of requests that name neither x-tuneloop-unit nor a user",
+}
 _MINUS = "\u2212"
 _OPEN = frozenset({"not decided", "guardrails open"})
 

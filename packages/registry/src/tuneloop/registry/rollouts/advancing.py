@@ -71,7 +71,8 @@ def judged(registry: Registry, rollout: Rollout) -> GateReport | None:
         return None
     trial = trial_of(registry, rollout.model, rollout.version)
     step = rollout.plan.steps[rollout.step]
-    return judgement(registry, rollout.model, rollout.version, rollout.plan.limits, trial, min_samples=step.min_samples)
+    limits, named = step.limits(rollout.plan.limits), None if step.checks is None else tuple(step.checks)
+    return judgement(registry, rollout.model, rollout.version, limits, trial, min_samples=step.min_samples, named=named)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field
 
@@ -41,6 +41,18 @@ class Limits(Noun):
     # Of the monitor, which must have found them quiet on the trial; others count where it has judged them.
     signals: Annotated[tuple[ChallengerSignal, ...], BeforeValidator(as_tuple)] = ()
     alpha: float = Field(default=0.05, gt=0, lt=1)  # of each check, over all looks
+
+
+# What a step of a plan may name to be judged by it, and which limit it then may give instead of the plan's.
+CheckName = Literal["errors", "latency", "feedback", "tokens", "guards", "corrections", "quality"]
+LIMIT_OF: dict[CheckName, str] = {
+    "errors": "error_margin",
+    "latency": "latency_ratio",
+    "feedback": "feedback_margin",
+    "tokens": "token_ratio",
+    "guards": "guard_margin",
+    "corrections": "correction_margin",
+}
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,5 @@
-"""The controller: goes on with every open rollout, watches MLflow's aliases, and takes out of the routes what a change
-that was killed has left staged. Start as many as you like, anywhere.
+"""The controller: goes on with every open rollout, takes the steps of bandits that declared how often, watches MLflow's
+aliases, and takes out of the routes what a change that was killed has left staged. Start as many as you like, anywhere.
 
 One controller at a time holds a rollout's lease, and whatever it writes stands behind the lease's fencing token: killed
 at any point, the next one finds each step written once or not at all. A look at a rollout reads the records since its
@@ -24,6 +24,7 @@ import sqlalchemy.orm  # noqa: F401
 
 from tuneloop.registry.aliases.watch import AliasWatch
 from tuneloop.registry.errors import Conflict, TuneloopError, Unavailable
+from tuneloop.registry.experiments.stepping import Stepping
 from tuneloop.registry.facade import Registry
 from tuneloop.registry.rollouts.advancing import go_on
 from tuneloop.registry.rollouts.rollout import Rollout, RolloutState
@@ -38,7 +39,7 @@ _log = logging.getLogger(__name__)
 
 
 class Controller:
-    """Drives rollouts under leases, and the alias watch."""
+    """Drives rollouts under leases, bandits and the alias watch."""
 
     def __init__(
         self, registry: Registry, settings: ControllerSettings | None = None, *, lease_s: float = LEASE_S
@@ -49,6 +50,7 @@ class Controller:
         self._lease_s = lease_s
         self._watch = AliasWatch(registry)
         self._abandoned = Abandoned(registry)
+        self._stepping = Stepping(registry, self.owner)
         self._told: dict[str, str] = {}  # what was looked at → what was last logged of it
         self._held: dict[str, Rollout] = {}
 
@@ -68,6 +70,7 @@ class Controller:
         """One look at everything, in this thread."""
         for rollout in self._running():
             self._guarded(rollout.id, partial(self.look, rollout.id))
+        self._step_bandits()
         self._guarded("aliases", self._watch.turn)
         self._guarded("staged", self._abandoned.turn)
 
@@ -93,9 +96,11 @@ class Controller:
         self._held.clear()
 
     def _start_missing(self, drivers: dict[str, threading.Thread], stop: threading.Event) -> None:
-        """A thread for the aliases and for each running rollout that has none, or whose last one an error ended."""
-        if "aliases" not in drivers:
-            drivers["aliases"] = self._driver("aliases", partial(self._watching, stop))
+        """A thread for the aliases, for bandits and for each running rollout that has none, or whose last one an error
+        ended."""
+        for what, watching in (("aliases", self._watching), ("bandits", self._stepping_bandits)):
+            if what not in drivers:
+                drivers[what] = self._driver(what, partial(watching, stop))
         for rollout in self._running():
             if rollout.id not in drivers:
                 drivers[rollout.id] = self._driver(rollout.id, partial(self._driving, rollout.id, stop))
@@ -120,6 +125,18 @@ class Controller:
             self._guarded(rollout_id, partial(self.look, rollout_id))
             if rollout_id not in self._held:  # over, paused or another's: `run` starts anew when there is work
                 return
+            stop.wait(max(self._settings.every_s, LOOK_COST * (time.monotonic() - looked)))
+
+    def _step_bandits(self) -> None:
+        found: list[str] = []
+        self._guarded("bandits", lambda: found.extend(self._stepping.stepping()))
+        for experiment_id in found:
+            self._guarded(experiment_id, partial(self._stepping.look, experiment_id))
+
+    def _stepping_bandits(self, stop: threading.Event) -> None:
+        while not stop.is_set():
+            looked = time.monotonic()
+            self._step_bandits()
             stop.wait(max(self._settings.every_s, LOOK_COST * (time.monotonic() - looked)))
 
     def _watching(self, stop: threading.Event) -> None:

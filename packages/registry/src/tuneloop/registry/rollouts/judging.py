@@ -7,17 +7,22 @@ third which answers output guards found something in, where the model has any; a
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 from tuneloop.registry.errors import Refused
 from tuneloop.registry.facade import Registry
 from tuneloop.registry.guard_policy import GuardPolicy
-from tuneloop.registry.nouns import GateReport, version_name
-from tuneloop.registry.rollouts.canary import ArmSample, Limits, judge
+from tuneloop.registry.nouns import Check, GateReport, version_name
+from tuneloop.registry.rollouts.canary import ArmSample, CheckName, Limits, judge
 from tuneloop.registry.rollouts.signals import quality
 from tuneloop.registry.traffic import Outcome
 
+_MISSING: dict[str, str] = {
+    "guards": "the model's guard policy looks at no answers",
+    "quality": "the monitor has judged no signal of the challenger on this trial",
+}
 _SCORES = 500  # the monitor's newest verdicts of a version: all signals of many windows
 
 
@@ -30,12 +35,19 @@ class Trial:
 
 
 def judgement(
-    registry: Registry, model: str, version: int, limits: Limits, trial: Trial, *, min_samples: int = 30
+    registry: Registry,
+    model: str,
+    version: int,
+    limits: Limits,
+    trial: Trial,
+    *,
+    min_samples: int = 30,
+    named: Sequence[CheckName] | None = None,
 ) -> GateReport:
     """The challenger against the champion over what the split gave both in the trial, as it stands now.
 
     All of the trial is compared, revision by revision, but a step needs samples of its own: one without traffic shows
-    nothing about its load.
+    nothing about its load. Where checks are `named`, those and the samples are all that is judged.
     """
     champion, now = registry.routes.current(model).champion, registry.clock()
     outcomes, opinions = registry.traffic.outcomes(model, since=trial.since, until=now)
@@ -55,7 +67,20 @@ def judgement(
     )
     if (said := quality(own, theirs, since=trial.since, wanted=limits.signals)) is not None:
         checks = (*checks, said)
+    if named is not None:
+        checks = named_alone(checks, named)
     return GateReport(model=model, version=version, champion=champion, at=now, checks=checks)
+
+
+def named_alone(checks: Sequence[Check], named: Sequence[CheckName]) -> tuple[Check, ...]:
+    """The samples and the checks that are named; one that nothing looks at decides nothing, so it does not pass."""
+    found = {check.name: check for check in checks}
+    nothing = (
+        Check(name=name, verdict="inconclusive", detail=f"this step asks for it, and {_MISSING[name]}")
+        for name in named
+        if name not in found
+    )
+    return (*(check for check in checks if check.name in {"samples", *named}), *nothing)
 
 
 def trial_of(registry: Registry, model: str, version: int) -> Trial:

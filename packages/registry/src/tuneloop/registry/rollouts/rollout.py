@@ -1,8 +1,8 @@
 """What a rollout is and what it does next: its declared plan, where it stands, and the decision; pure.
 
 A step goes on once it was held for its time, has its samples and no check failed; the last one, to everything, needs
-every check to pass. A failed check takes the version back at any time. What nothing decides in time is paused, for a
-person to look at.
+every check to pass. A step that names checks of its own is judged by those alone, and needs them to pass. A failed
+check takes the version back at any time. What nothing decides in time is paused, for a person to look at.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Self
 
-from pydantic import AwareDatetime, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AwareDatetime, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from tuneloop.registry.nouns import FULL_SHARE_BP, Check, GateReport, Noun, Route, as_tuple, version_name
-from tuneloop.registry.rollouts.canary import Limits
+from tuneloop.registry.rollouts.canary import LIMIT_OF, CheckName, Limits
 
 _LONGEST_S = 365 * 86_400.0
 
@@ -30,6 +30,27 @@ class RolloutStep(Noun):
     weight_bp: int = Field(gt=0, lt=FULL_SHARE_BP)
     hold_s: float = Field(default=60.0, ge=0, le=_LONGEST_S, allow_inf_nan=False)  # least time
     min_samples: int = Field(default=30, ge=1, le=1_000_000_000)  # answered requests of the version, on this step
+    # What alone is judged while this step is held, and must pass before it is left; each with a limit of its own, or
+    # null for the plan's. None: as every step is judged.
+    checks: dict[CheckName, float | None] | None = Field(default=None, min_length=1)
+
+    @model_validator(mode="after")
+    def _limits_are_possible(self) -> Self:
+        given = {name: limit for name, limit in (self.checks or {}).items() if limit is not None}
+        for name, limit in given.items():
+            if name not in LIMIT_OF:
+                raise ValueError(f"checks.{name} takes no limit: limits.signals says which signals it asks for")
+            try:
+                Limits.model_validate({LIMIT_OF[name]: limit})
+            except ValidationError as error:
+                said = error.errors()[0]["msg"]
+                raise ValueError(f"checks.{name}: {said[0].lower()}{said[1:]} (given: {limit:g})") from None
+        return self
+
+    def limits(self, plan: Limits) -> Limits:
+        """The plan's limits, but for those that this step gives itself."""
+        given = {LIMIT_OF[name]: limit for name, limit in (self.checks or {}).items() if limit is not None}
+        return plan.model_copy(update=given)
 
 
 class RolloutPlan(Noun):
@@ -50,6 +71,13 @@ class RolloutPlan(Noun):
             raise ValueError("a rollout needs a step to judge on; `tuneloop promote` goes straight to everything")
         if weights != sorted(set(weights)):
             raise ValueError(f"the steps {weights} must rise")
+        for number, step in enumerate(self.steps):
+            limits = step.limits(self.limits)
+            for name in step.checks or ():
+                if name in LIMIT_OF and getattr(limits, LIMIT_OF[name]) is None:
+                    raise ValueError(
+                        f"steps.{number}.checks.{name} has no limit: give it one there, or limits.{LIMIT_OF[name]}"
+                    )
         if self.give_up_s < (longest_s := max(step.hold_s for step in self.steps)):
             raise ValueError(
                 f"give_up_s {self.give_up_s:g} is under hold_s {longest_s:g}: a step could never be decided; raise it"
@@ -182,7 +210,11 @@ def decide(plan: RolloutPlan, at: Position, report: GateReport | None, now: date
     if failed := worst(checks, "fail"):
         return TakeBack(failed)
     last = at.step == len(plan.steps) - 1
-    counted = checks if last else tuple(check for check in checks if check.name == "samples")
+    counted = (
+        checks
+        if last or plan.steps[at.step].checks is not None
+        else tuple(check for check in checks if check.name == "samples")
+    )
     held_s = (now - at.since).total_seconds()
     if held_s >= plan.steps[at.step].hold_s and counted and all(check.verdict == "pass" for check in counted):
         return Ship() if last else Raise(at.step + 1)

@@ -96,10 +96,12 @@ def experiment_start(experiment_id: str, by: str, reason: str, force: bool, as_j
 
     with Registry.open() as registry:
         started, route = conduct.start(registry, experiment_id, Change(by, reason, force))
+        every_s = started.declaration.step_every_s
+        moved = "" if every_s is None else f"a controller moves the shares every {every_s:g} s\n"
         emit(
             started,
             as_json,
-            f"{started.id} runs under revision {route.revision} of {route.model}: {route.split_text}\n"
+            f"{started.id} runs under revision {route.revision} of {route.model}: {route.split_text}\n{moved}"
             f"next: `tuneloop experiment report {started.id}`, as often as you like",
         )
 

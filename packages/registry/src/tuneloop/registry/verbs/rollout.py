@@ -21,7 +21,7 @@ from tuneloop.registry.policies import RolloutPolicy
 from tuneloop.registry.printing import by_option, emit, json_option, reason_option, table, tell_unreadable
 from tuneloop.registry.rollouts.canary import Limits
 from tuneloop.registry.rollouts.controller import Controller
-from tuneloop.registry.rollouts.rollout import OPEN, Rollout, RolloutPlan
+from tuneloop.registry.rollouts.rollout import OPEN, Rollout, RolloutPlan, RolloutStep
 from tuneloop.registry.rollouts.steering import abort, declare, drive, resume
 from tuneloop.registry.routes.promotion import Change
 from tuneloop.registry.settings import ControllerSettings
@@ -253,17 +253,26 @@ def _rollout_lines(there: Rollout | None) -> list[str]:
     who = there.lease_owner or "no controller yet"
     lines = [f"{there.id} of {there.name} is {there.state}{why}"] if there.state in OPEN else []
     lines += [f"step {_step(there)} since {since}, declared by {there.by} ({there.reason}), gone on with by {who}"]
+    own = any(step.checks is not None for step in there.plan.steps)
     rows = [
         [
             number,
             f"{step.weight_bp / 100:g} %",
             f"{step.hold_s:g} s",
             step.min_samples,
+            *([_named(step)] if own else []),
             _verdict(there, number - 1),
         ]
         for number, step in enumerate(there.plan.steps, start=1)
     ]
-    return [*lines, table(["STEP", "SHARE", "AT LEAST", "SAMPLES", "VERDICT"], rows)]
+    return [*lines, table(["STEP", "SHARE", "AT LEAST", "SAMPLES", *(["CHECKS"] if own else []), "VERDICT"], rows)]
+
+
+def _named(step: RolloutStep) -> str:
+    """What a step is judged by: `errors 0.02, latency` where it names its own, with the limits that it gives them."""
+    if step.checks is None:
+        return "every one"
+    return ", ".join(name if limit is None else f"{name} {limit:g}" for name, limit in step.checks.items())
 
 
 def _step(rollout: Rollout) -> str:
