@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import http.client
-import os
-import sys
 import threading
 import time
 from pathlib import Path
@@ -13,7 +11,6 @@ import pytest
 
 from serve.gateway.world import Address, World, until
 from tests_support import free_port
-from tuneloop.serve.background import BEHIND
 
 
 def test_a_second_gateway_on_a_taken_port_gets_one_clear_error(world: World) -> None:
@@ -32,22 +29,6 @@ def test_wrong_settings_are_named_all_at_once(world: World) -> None:
     assert code == 2
     assert "[gateway] poll_s" in errors
     assert "[gateway] record_text" in errors
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="priorities of single threads are Linux's")
-def test_what_nobody_waits_for_comes_after_the_requests(world: World) -> None:
-    mine = os.getpriority(os.PRIO_PROCESS, 0)
-    with world.process(free_port()) as process:
-
-        def steps() -> dict[int, int]:
-            threads = [int(path.name) for path in Path(f"/proc/{process.pid}/task").iterdir()]
-            return {thread: os.getpriority(os.PRIO_PROCESS, thread) - mine for thread in threads}
-
-        def behind() -> bool:  # reading the registry, the heartbeat, records, and the shares of limits
-            return list(steps().values()).count(min(19 - mine, BEHIND)) == 4
-
-        until(behind, what="four threads have stepped back")
-        assert steps()[process.pid] == 0
 
 
 def ask_and_be_cut_off(gateway: Address) -> None:

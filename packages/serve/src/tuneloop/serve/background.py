@@ -1,10 +1,11 @@
-"""Who goes first where cores are few: whoever a user waits for, then the threads that do what nobody waits for.
+"""Who goes first where cores are few: what a user waits for, before what nobody waits for.
 
 Linux has a priority and a time slice for each thread. A thread that steps back gets less of a core that others want
 too; those it starts (MLflow's copying, the hashing of signatures) step back with it, on the disk as well, since the
 kernel derives the one from the other. Never to the lowest there is: a thread that holds the interpreter and gets no
-core holds up the others of its process. A thread with short turns gets no more of a core than before, but gets it at
-once when it has something to do (Linux 6.12 and later; older ones take it and change nothing).
+core holds up the others of its process, on a crowded machine for long. So threads that share the interpreter with an
+event loop do not step back. They take short turns with it: nobody gets more of a core than before, but has it soon
+(Linux 6.12 and later; older ones take it and change nothing).
 """
 
 from __future__ import annotations
@@ -17,13 +18,11 @@ import struct
 import sys
 import threading
 
-BEHIND = 5  # steps by which a process's own chores come after what its users wait for
 SLICE_NS = 100_000  # the shortest that Linux gives; its own is 0.7 to 3 ms, by the number of cores
 _LOWEST = 19
 _SET = {"x86_64": 314, "aarch64": 274}  # the number of the call sched_setattr, for which Python has no name
 # Size, policy, flags, niceness, priority, slice, and two that are real time's: struct sched_attr in its first form.
 _ATTRIBUTES = struct.Struct("=IIQiIQQQ")
-_RESET_ON_FORK = 1  # what is started later has turns of the usual length
 _log = logging.getLogger(__name__)
 
 
@@ -39,12 +38,12 @@ def step_back(steps: int) -> None:
 
 
 def take_short_turns() -> None:
-    """Let the calling thread have a core as soon as it can use it, in turns of 0.1 ms; not those that it starts."""
+    """Let the calling thread and what it starts have a core soon when they can use it, in turns of 0.1 ms."""
     if sys.platform != "linux" or (call := _SET.get(platform.machine())) is None:
         return
     thread = threading.get_native_id()
     nice = os.getpriority(os.PRIO_PROCESS, thread)
-    wanted = _ATTRIBUTES.pack(_ATTRIBUTES.size, os.SCHED_OTHER, _RESET_ON_FORK, nice, 0, SLICE_NS, 0, 0)
+    wanted = _ATTRIBUTES.pack(_ATTRIBUTES.size, os.SCHED_OTHER, 0, nice, 0, SLICE_NS, 0, 0)
     system = ctypes.CDLL(None, use_errno=True)
     if system.syscall(call, thread, wanted, 0) != 0:
         why = os.strerror(ctypes.get_errno())

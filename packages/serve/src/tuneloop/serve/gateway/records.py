@@ -17,7 +17,6 @@ from pathlib import Path
 
 from tuneloop.registry.errors import InvalidInput, Unavailable
 from tuneloop.registry.nouns import Feedback, Message, RequestRecord
-from tuneloop.serve.background import BEHIND, step_back
 from tuneloop.serve.gateway.body import ROLES
 from tuneloop.serve.gateway.exchange import Exchange
 from tuneloop.serve.gateway.link import Link
@@ -148,7 +147,6 @@ class Recorder:
         return feedback.model_copy(update=dict(zip(texts, clean, strict=True)))
 
     def _run(self) -> None:
-        step_back(BEHIND)
         while True:
             batch = [self._queue.popleft() for _ in range(min(BATCH, len(self._queue)))]
             self._storing = len(batch)

@@ -20,7 +20,6 @@ from typing import TypeVar
 from tuneloop.registry.errors import InvalidInput, Unavailable
 from tuneloop.registry.fleet import STALE_AFTER_S
 from tuneloop.registry.nouns import GatewayState, utc_now
-from tuneloop.serve.background import BEHIND, step_back
 from tuneloop.serve.gateway.link import Link, cause_of
 from tuneloop.serve.gateway.look import PARTS, follow, look
 from tuneloop.serve.gateway.on_loop import on_loop
@@ -98,7 +97,6 @@ class Refresh:
         return not self.trouble and time.monotonic() - self._read_at <= within_s
 
     def _keep_reading(self) -> None:
-        step_back(BEHIND)
         while not self._stopping.is_set():
             try:
                 self._read()
@@ -158,7 +156,6 @@ class Refresh:
             self._saved, self.unsaved = True, ""
 
     def _keep_beating(self) -> None:
-        step_back(BEHIND)
         state: GatewayState | None = None
         while not self._stopping.is_set():
             try:

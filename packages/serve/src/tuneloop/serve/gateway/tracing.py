@@ -18,7 +18,6 @@ from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from tuneloop.serve.background import BEHIND, step_back
 from tuneloop.serve.gateway.settings import GatewaySettings
 
 if TYPE_CHECKING:
@@ -124,7 +123,6 @@ class Tracing:
         )
 
     def _run(self) -> None:
-        step_back(BEHIND)
         spans = _Spans(self._settings)
         while True:
             batch = [self._ended.popleft() for _ in range(min(BATCH, len(self._ended)))]

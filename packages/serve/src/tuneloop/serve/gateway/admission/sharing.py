@@ -21,7 +21,6 @@ from tuneloop.registry import Registry
 from tuneloop.registry.access.leases import Holder, Need
 from tuneloop.registry.errors import Unavailable
 from tuneloop.registry.nouns import utc_now
-from tuneloop.serve.background import BEHIND, step_back
 from tuneloop.serve.gateway.admission.limits import Limits
 from tuneloop.serve.gateway.admission.prices import Price
 from tuneloop.serve.gateway.link import Link
@@ -130,7 +129,6 @@ class Sharing:
         return spent
 
     def _run(self) -> None:
-        step_back(BEHIND)
         while not self._stopping.is_set():
             try:
                 self.step(self._call)

@@ -8,9 +8,12 @@ import platform
 import struct
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
+from serve.gateway.world import World
+from tests_support import free_port
 from tuneloop.serve.background import SLICE_NS, step_back, take_short_turns
 
 _GET = {"x86_64": 315, "aarch64": 275}  # the number of the call sched_getattr
@@ -33,7 +36,7 @@ def on_a_thread(seen: dict[str, int], who: str) -> None:
 
 
 @_ON_LINUX
-def test_short_turns_are_for_one_thread_and_stepping_back_is_for_those_it_starts_too() -> None:
+def test_short_turns_and_stepping_back_are_for_a_thread_and_those_it_starts() -> None:
     seen = dict[str, int]()
     on_a_thread(seen, "anybody")
 
@@ -54,10 +57,18 @@ def test_short_turns_are_for_one_thread_and_stepping_back_is_for_those_it_starts
     worker.start()
     worker.join()
     usual, steps = seen["anybody's turns"], seen["anybody's steps"]
-    assert seen["a short one's turns"] == (SLICE_NS if usual else 0), "0: a Linux before 6.12"
-    assert seen["its child's turns"] == usual
+    short = SLICE_NS if usual else 0  # a Linux before 6.12
+    assert (seen["a short one's turns"], seen["its child's turns"]) == (short, short)
     assert (seen["a short one's steps"], seen["its child's steps"]) == (steps, steps)
     behind = min(19, steps + 5)
     assert (seen["one behind's steps"], seen["its child behind's steps"]) == (behind, behind)
     on_a_thread(seen, "anybody later")
     assert (seen["anybody later's turns"], seen["anybody later's steps"]) == (usual, steps)
+
+
+@_ON_LINUX
+def test_every_thread_of_a_gateway_takes_short_turns(world: World) -> None:
+    with world.process(free_port()) as process:
+        threads = [int(path.name) for path in Path(f"/proc/{process.pid}/task").iterdir()]
+        assert len(threads) > 4
+        assert {slice_ns(thread) for thread in threads} == {SLICE_NS if slice_ns(0) else 0}
