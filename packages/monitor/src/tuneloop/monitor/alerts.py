@@ -12,6 +12,7 @@ from datetime import datetime, timedelta
 from hashlib import sha256
 from typing import Any
 
+from tuneloop.monitor.evidence import findings_of, summary_of
 from tuneloop.monitor.signals import (
     ANSWER_LENGTH,
     BROKEN_ANSWERS,
@@ -79,7 +80,7 @@ def takes(episode: AlertEpisode, score: WindowScore, group_s: float) -> bool:
     """
     if SERVED_MODEL_CHANGE in (episode.signal, score.signal):
         return episode.signal == score.signal and episode.version == score.version
-    findings = episode.evidence.get("signals", {})
+    findings = findings_of(episode)
     if {episode.signal, *findings} & set(problem_of(score.signal)):
         return True
     margin = timedelta(seconds=group_s)
@@ -87,6 +88,7 @@ def takes(episode: AlertEpisode, score: WindowScore, group_s: float) -> bool:
         score.window_start <= datetime.fromisoformat(finding["window_end"]) + margin
         and score.window_end >= datetime.fromisoformat(finding["window_start"]) - margin
         for finding in findings.values()
+        if {"window_start", "window_end"} <= finding.keys()
     )
 
 
@@ -102,7 +104,7 @@ def shown_state(episode: AlertEpisode, silences: Iterable[Silence], at: datetime
         return "resolved"
     if silenced(episode, silences, at) is not None:
         return "silenced"
-    goes_on = len(episode.windows) > max(1, len(episode.evidence.get("signals", {})))
+    goes_on = len(episode.windows) > max(1, len(findings_of(episode)))
     return "ongoing" if episode.state == "open" and goes_on else episode.state
 
 
@@ -113,7 +115,7 @@ def joined(episode: AlertEpisode, score: WindowScore, at: datetime, pages: Seque
     answers have changed too, users are likely hurt: the ticket becomes a page. So it does when a signal joins that
     pages by itself.
     """
-    findings = episode.evidence["signals"]
+    findings = findings_of(episode)
     agrees = score.signal in findings
     if score.id in episode.windows or (agrees and len(episode.windows) >= MAX_WINDOWS):
         return episode
@@ -125,10 +127,10 @@ def joined(episode: AlertEpisode, score: WindowScore, at: datetime, pages: Seque
         evidence = evidence | {"signals": findings | {score.signal: finding}}
     if not agrees:
         evidence = evidence | {
-            "summary": f"{evidence['summary']}; {summary(score)}",
+            "summary": f"{summary_of(episode)}; {summary(score)}",
             "signals": findings | {score.signal: _finding(score)},
         }
-    raised = set(evidence["signals"])
+    raised = {*findings, score.signal}
     hurt = (PROMPT_DRIFT in raised and raised & set(PERPLEXITIES)) or (THUMBS_DOWN in raised and len(raised) > 1)
     severity = "page" if hurt or score.signal in pages else episode.severity
     windows = (*episode.windows, score.id)

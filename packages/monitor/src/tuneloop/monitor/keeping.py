@@ -9,6 +9,7 @@ from datetime import datetime
 
 from tuneloop.monitor import alerts
 from tuneloop.monitor.causes import explained, gather
+from tuneloop.monitor.evidence import findings_of, summary_of
 from tuneloop.monitor.filing import BY, pursue
 from tuneloop.monitor.reference import ANCHOR
 from tuneloop.monitor.settings import MonitorSettings
@@ -42,7 +43,7 @@ class Keeper:
             if not alerts.is_news(score, [e for e in past if alerts.takes(e, score, 0)]):
                 return
             opened = self._registry.episodes.open(self._explained(alerts.opened(score, now, pages), now))
-            log.warning("episode %s opened (%s): %s", opened.id, opened.severity, opened.evidence["summary"])
+            log.warning("episode %s opened (%s): %s", opened.id, opened.severity, summary_of(opened))
             return
         changed = alerts.joined(episode, score, now, pages)
         if changed != episode:  # each window may tell more of the cause
@@ -59,7 +60,7 @@ class Keeper:
             clear_after = self._settings.clear_after
             recent = {
                 signal: self._registry.episodes.scores(model, version=version, signal=signal, limit=_RECENT)
-                for signal in episode.evidence["signals"]
+                for signal in findings_of(episode) or (episode.signal,)
                 if signal in self._signals  # another setting may have ended the watch over one
             }
             if not recent:
@@ -103,7 +104,7 @@ class Keeper:
     def heard(self, model: str) -> AlertEpisode | None:
         """The open episode that questions and a perplexity have raised already."""
         for episode in self._open_episodes(model):
-            raised = episode.evidence["signals"]
+            raised = findings_of(episode)
             if ANCHOR in raised and any(signal in raised for signal in PERPLEXITIES):
                 return episode
         return None
