@@ -144,7 +144,7 @@ def test_an_episode_that_somebody_else_wrote_is_kept_like_any_other_whatever_it_
     scene.drifted(20)
     assert scene.watch().failure == ""
     assert "numpy" in str(episode_of(scene).evidence["signals"] | {"said": episode_of(scene).evidence.get("summary")})
-    scene.usual(40)
+    scene.usual(80)
     assert scene.watch().failure == ""
     assert episode_of(scene).state == "resolved"
     assert len(scene.registry.episodes.all("bot")) == 1

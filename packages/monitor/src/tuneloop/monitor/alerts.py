@@ -1,5 +1,5 @@
-"""The life of an alert episode, as pure steps: opened by a window, joined by signals that agree, cleared with
-hysteresis.
+"""The life of an alert episode, as pure steps: opened by a window, joined by signals that agree, resolved. When it is
+over says `clearing`.
 
 One problem is one episode: while it is open, further windows and related signals add evidence to it and open
 nothing.
@@ -34,8 +34,6 @@ from tuneloop.registry.nouns import AlertEpisode, WindowScore, version_name
 MAX_WINDOWS = 50  # an episode keeps the first windows that raised it; later ones are found by time
 RUNBOOKS = {signal: f"docs/runbooks/{'answer_quality' if signal in QUALITIES else signal}.md" for signal in DETECTORS}
 _KEPT = ("words", "examples", "nats", "total_ms", "ttft_ms", "shares", "characters", "engines", "requests")
-_TOO_LITTLE = {"too_few_corrections", "too_few_thumbs", "too_little_text"}
-CLEAR_LEVEL = 0.05  # of what the last windows show together
 PAGES = (LATENCY, INJECTIONS, SERVED_MODEL_CHANGE)  # users are hurt, whatever else is seen
 _SHARES = {
     THUMBS_DOWN: "gives more answers that users dislike",
@@ -159,36 +157,6 @@ def noted(episode: AlertEpisode, note: str, at: datetime, **evidence: Any) -> Al
 def resolved(episode: AlertEpisode, note: str, at: datetime) -> AlertEpisode:
     """The episode, over."""
     return noted(episode, f"resolved: {note}", at).model_copy(update={"state": "resolved", "resolved_at": at})
-
-
-def is_quiet(scores: Sequence[WindowScore], clear_after: int) -> bool:
-    """Whether the last `clear_after` windows that could be judged raised nothing, nor together come near it; `scores`
-    of one stream.
-
-    What is too weak for an alarm in every window would else be over after some, and news again after the next: one
-    problem, told over and over. So their p-values together (Fisher's method) must be none of the smallest 5 %.
-    """
-    in_order = sorted(scores, key=lambda score: int(score.detail["window"]))
-    judged = [score for score in in_order if score.verdict != "not enough data"][-clear_after:]
-    if len(judged) < clear_after or any(score.verdict == "drift" for score in judged):
-        return False
-    return _combined([score.p_value for score in judged if score.p_value is not None]) >= CLEAR_LEVEL
-
-
-def _combined(p_values: Sequence[float]) -> float:
-    from scipy.stats import combine_pvalues  # noqa: PLC0415 (half a second; `tuneloop alerts` needs none)
-
-    return float(combine_pvalues(p_values, method="fisher").pvalue) if p_values else 1.0
-
-
-def is_silent(scores: Sequence[WindowScore], clear_after: int) -> bool:
-    """Whether there was too little to judge by in the last `clear_after` windows, of what users said or of answers on
-    record with their text; `scores` of one stream.
-
-    An engine that is away is no such silence: what it would have said is not known.
-    """
-    in_order = sorted(scores, key=lambda score: int(score.detail["window"]))
-    return len(in_order) >= clear_after and all(_TOO_LITTLE & s.detail.keys() for s in in_order[-clear_after:])
 
 
 def is_news(score: WindowScore, past: Sequence[AlertEpisode]) -> bool:
