@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from tuneloop.monitor.canary_watch import CanaryWatch
+from tuneloop.monitor.challengers import Challengers
 from tuneloop.monitor.comparison import Comparison, unread, without_reference
 from tuneloop.monitor.filing import BY
 from tuneloop.monitor.judging import Judge
@@ -68,6 +69,7 @@ class Monitor:
         self._scorer = scorer
         self._canaries = canaries
         self._judge = Judge(settings, scorer)
+        self._challengers = Challengers(registry, settings, scorer, metrics, stopping)
         self._metrics = metrics
         self._stopping = stopping
         self._signals = windowed(settings)
@@ -144,6 +146,7 @@ class Monitor:
         if self._canaries is not None:  # first: what a changed model does to the traffic is no drift of it
             self._canaries.watch(history[0])
         self._keeper.end_replaced(history[0])
+        self._challengers.watch(history)
         standard = self._standards.of(history)
         judged = alarms = 0
         if isinstance(standard, Gathering):

@@ -30,9 +30,13 @@ Signal = Literal[  # those a retraining policy may name
     "latency",
 ]
 ServingSignal = Literal["served_model_change", "injections"]  # what training cannot repair
-ChallengerSignal = Literal[
-    "served_model_change"
-]  # what is judged of a challenger too; windows are the champion's alone
+TrialSignal = Literal[  # what the monitor judges of a challenger against its champion at the same time
+    "trial_refusals",
+    "trial_broken_answers",
+    "trial_answer_perplexity",
+    "trial_correction_perplexity",
+]
+ChallengerSignal = Literal["served_model_change", TrialSignal]  # everything that it judges of a challenger
 Verdict = Literal["pass", "fail", "inconclusive"]  # of a check, and of a report of checks
 ModelName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
 _VERSION_NAME = re.compile(r"([a-z0-9][a-z0-9._-]{0,62})@([1-9][0-9]{0,8})")
