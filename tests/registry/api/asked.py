@@ -177,6 +177,7 @@ READS = (
     "/v1/retraining-history?model=bot",
     f"{BOT}/retraining-policy",
     f"{BOT}/requests",
+    f"{BOT}/feedback",
     "/v1/requests/req-1/trace",
     "/v1/requests/req-1/feedback",
     "/v1/audit?subject=bot",

@@ -185,6 +185,12 @@ class Traffic:
         query = sa.select(feedback).where(feedback.c.request_id == request_id)
         return page(self._db, Feedback, query, (feedback.c.at, feedback.c.id), ask, newest_first=False)
 
+    def feedback_of(self, model: str, ask: Ask) -> Page[Feedback]:
+        """What users said of a model's answers, the newest first, page by page; not what names no request on record."""
+        mine = sa.and_(requests.c.id == feedback.c.request_id, requests.c.model == model)
+        query = sa.select(feedback).join(requests, mine)
+        return page(self._db, Feedback, query, (feedback.c.at, feedback.c.id), ask)
+
     def answered_ms(self, model: str, version: int, *, newest: int) -> list[float]:
         """Total times of the newest answers that a version gave, whoever asked and however it was chosen."""
         gave = sa.and_(
