@@ -146,7 +146,6 @@ class Monitor:
         if self._canaries is not None:  # first: what a changed model does to the traffic is no drift of it
             self._canaries.watch(history[0])
         self._keeper.end_replaced(history[0])
-        self._challengers.watch(history)
         standard = self._standards.of(history)
         judged = alarms = 0
         if isinstance(standard, Gathering):
@@ -171,6 +170,7 @@ class Monitor:
             waiting = (
                 f"window {done.next_index} of {model}@{version} holds {len(held)} of {self._settings.window} records"
             )
+        self._challengers.watch(history)  # last: a backlog of theirs keeps no champion waiting
         if self._said.get(model) != waiting:
             self._said[model] = waiting
             log.info("%s", waiting)
