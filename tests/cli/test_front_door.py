@@ -30,7 +30,7 @@ VERBS = {
         "rollout",
         "retraining",
     ),
-    *("train", "recipe", "data", "key", "token"),
+    *("train", "recipe", "data", "key", "token", "feedback"),
     *("config", "engine", "gateway", "monitor", "worker", "controller", "api", "audit", "db"),
 }
 HEAVY = [

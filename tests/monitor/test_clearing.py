@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Sequence
+
 import pytest
 
-from tests_support import Clock, window_score
-from tuneloop.monitor.alerts import is_quiet
+from monitor.questions import NUMPY, STDLIB, ask
+from tests_support import Clock, request_record, window_score
+from tuneloop.monitor.clearing import LATEST, LONGER, MOST_TEXTS, is_quiet, longer_look, since_alarm, spread
 from tuneloop.monitor.parity import by_group, groups_of, unequal_group
-from tuneloop.registry.nouns import WindowScore
+from tuneloop.registry.nouns import Message, RequestRecord, WindowScore
 
 AT = Clock().now
 
@@ -42,6 +46,50 @@ def test_an_episode_is_over_when_its_last_windows_together_are_nothing_either(
     p_values: tuple[float | None, ...], over: bool
 ) -> None:
     assert is_quiet(scores(*p_values), 3) is over
+
+
+def records(questions: Sequence[str]) -> tuple[RequestRecord, ...]:
+    return tuple(
+        request_record(n, AT, messages=(Message(role="user", content=text),)) for n, text in enumerate(questions)
+    )
+
+
+def test_the_windows_since_the_last_alarm_are_those_after_it_that_could_be_judged() -> None:
+    found = since_alarm(scores(0.5, 0.0001, 0.4, None, 0.3))
+    assert [score.p_value for score in found] == [0.4, 0.3]
+    assert len(since_alarm(scores(0.5, 0.4))) == 2
+
+
+@pytest.mark.parametrize(
+    ("drifted", "windows", "over", "said"),
+    [
+        (0, LONGER * 2, True, "are like the reference's"),
+        (8, LONGER * 2, False, "are not yet like the reference's"),
+        (8, LATEST * 2 - 1, False, "are not yet like the reference's"),
+        (8, LATEST * 2, True, "differ still"),
+    ],
+)
+def test_a_tenth_of_the_questions_holds_the_all_clear_back_and_none_of_them_for_ever(
+    drifted: int, windows: int, over: bool, said: str
+) -> None:
+    rng = random.Random(5)
+    reference = records(ask(STDLIB, 120, rng))
+    pool = records(ask(STDLIB, 80 - drifted, rng) + ask(NUMPY, drifted, rng))
+    look = longer_look(since_alarm(scores(0.0001, *[0.5] * windows)), 2, reference, pool)
+    assert (look.over, said in look.why) == (over, True), look.why
+    assert f"{windows} windows in a row" in look.why
+
+
+def test_records_that_retention_took_hold_no_episode_open() -> None:
+    look = longer_look(since_alarm(scores(0.0001, *[0.5] * 4)), 2, records(["what?"] * 20), ())
+    assert (look.over, "not held any more" in look.why) == (True, True)
+
+
+def test_a_longer_look_reads_a_bounded_number_of_texts_over_all_of_their_time() -> None:
+    many = records([str(n) for n in range(3 * MOST_TEXTS)])
+    few = spread(many)
+    assert [record.question for record in few] == [str(3 * n) for n in range(MOST_TEXTS)]
+    assert spread(many[:MOST_TEXTS]) == many[:MOST_TEXTS]
 
 
 def test_a_question_speaks_of_a_group_by_its_words_and_of_neither_where_it_names_two() -> None:

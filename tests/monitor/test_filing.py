@@ -8,6 +8,7 @@ from decimal import Decimal
 import pytest
 
 from monitor.scene import Scene
+from tests_support import alert_episode
 from tuneloop.registry.nouns import AlertEpisode, RetrainingState
 from tuneloop.registry.policies import RetrainingPolicy
 from tuneloop.registry.retraining.budgets import Estimate
@@ -126,3 +127,24 @@ def test_what_nobody_decides_about_expires_at_the_monitors_turn(drifting: Scene)
     drifting.watch()
     (request,) = drifting.requests()
     assert request.state == RetrainingState.EXPIRED
+
+
+@pytest.mark.parametrize(
+    ("written", "rows"), [({}, []), ({"since": "this morning", "signals": {"prompt_drift": {}}}, [10])]
+)
+def test_an_episode_that_somebody_else_wrote_is_kept_like_any_other_whatever_it_says_of_itself(
+    scene: Scene, written: dict[str, object], rows: list[int]
+) -> None:
+    set_policy(scene, min_rows=1)
+    scene.correct(scene.usual(70)[60:])  # before anybody saw it
+    scene.registry.episodes.open(alert_episode(scene.clock(), evidence=written))
+    scene.correct(scene.usual(10))
+    assert scene.watch().failure == ""
+    assert [request.rows for request in scene.requests()] == rows  # without a signal it asks for none
+    scene.drifted(20)
+    assert scene.watch().failure == ""
+    assert "numpy" in str(episode_of(scene).evidence["signals"] | {"said": episode_of(scene).evidence.get("summary")})
+    scene.usual(80)
+    assert scene.watch().failure == ""
+    assert episode_of(scene).state == "resolved"
+    assert len(scene.registry.episodes.all("bot")) == 1

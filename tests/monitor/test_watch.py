@@ -14,11 +14,16 @@ from monitor.engine import FakeEngine
 from monitor.scene import Scene
 from tests_support import Clock, alert_episode, beat_engine, window_score
 from tuneloop.monitor.alerts import takes
+from tuneloop.monitor.clearing import is_quiet
 from tuneloop.monitor.slo import Slo
 from tuneloop.monitor.watch import Monitor
 from tuneloop.registry import Registry
+from tuneloop.registry.deliveries.outbox import Outbox
+from tuneloop.registry.deliveries.receivers import EVERY_MODEL, ReceiversPolicy, Webhook
 from tuneloop.registry.episodes import resolved
 from tuneloop.registry.nouns import AlertEpisode, Arm
+
+TOLD = ReceiversPolicy(receivers=(Webhook(kind="webhook", name="ops", url="http://127.0.0.1:9", secret_file="/key"),))
 
 
 def the_episode(scene: Scene) -> AlertEpisode:
@@ -134,15 +139,40 @@ def test_an_episode_clears_only_after_enough_quiet_windows(scene: Scene) -> None
     scene.usual(60)
     scene.drifted(20)
     scene.watch(monitor)
-    assert the_episode(scene).state == "open"
-    scene.usual(20)
-    scene.watch(monitor)
-    assert the_episode(scene).state == "open"
+    for _ in range(3):
+        scene.usual(20)
+        scene.watch(monitor)
+        assert the_episode(scene).state == "open"
     scene.usual(20)
     scene.watch(monitor)
     episode = the_episode(scene)
     assert episode.state == "resolved"
-    assert "2 windows in a row" in episode.done[-1]
+    assert "4 windows in a row without an alarm; the newest 80 questions together are like" in episode.done[-1]
+
+
+def test_a_drift_that_windows_come_to_miss_and_see_again_is_one_episode_and_told_once(scene: Scene) -> None:
+    scene.registry.policies.set(EVERY_MODEL, TOLD, by="ada", reason="test")
+    monitor = scene.monitor(window=30, reference=120, mean_run_length=3_000)
+    scene.usual(120)
+    scene.drifted(30)
+    for _ in range(4):  # a tenth of it: less than one window shows
+        scene.drifted(3)
+        scene.usual(27)
+    scene.watch(monitor, serves=())  # questions alone: no engine reads any
+    quiet = scene.scores()[1:]
+    assert [score.verdict for score in quiet] == ["none"] * 4
+    assert is_quiet(quiet, scene.settings.clear_after)
+    episode = the_episode(scene)
+    assert episode.state == "open"
+    (said,) = [line for line in episode.done if "not over" in line]
+    assert "4 windows in a row without an alarm, but the newest 120 questions together are not yet like" in said
+    scene.drifted(30)
+    scene.watch(monitor, serves=())
+    assert scene.scores()[-1].verdict == "drift"
+    assert the_episode(scene).windows[-1] == scene.scores()[-1].id
+    told = [delivery.transition for delivery in Outbox(scene.registry.database).all()]
+    assert told.count("opened") == 1
+    assert "resolved" not in told
 
 
 def test_windows_without_enough_data_clear_nothing(scene: Scene) -> None:
@@ -173,7 +203,7 @@ def test_users_who_stop_correcting_hold_up_no_all_clear_that_another_signal_give
     scene.drifted(20)
     scene.watch(monitor)
     assert "prompt_drift" in the_episode(scene).evidence["signals"]
-    scene.usual(20)
+    scene.usual(60)
     scene.watch(monitor)
     assert the_episode(scene).state == "open"
     scene.usual(20)
@@ -212,9 +242,9 @@ def test_a_signal_that_is_no_longer_watched_holds_up_no_all_clear(scene: Scene) 
     scene.drifted(20, total_ms=900.0)
     scene.watch(scene.monitor(latency_ms=500.0))
     assert "latency" in the_episode(scene).evidence["signals"]
-    scene.usual(40)
+    scene.usual(80)
     scene.watch()
-    assert "2 windows in a row" in the_episode(scene).done[-1]
+    assert "4 windows in a row" in the_episode(scene).done[-1]
 
 
 def test_answers_no_longer_kept_hold_up_no_all_clear_that_another_signal_gives(scene: Scene) -> None:
@@ -223,7 +253,7 @@ def test_answers_no_longer_kept_hold_up_no_all_clear_that_another_signal_gives(s
     scene.drifted(20, answer="")
     scene.watch(monitor)
     assert "broken_answers" in the_episode(scene).evidence["signals"]
-    scene.usual(40, answer=None)
+    scene.usual(80, answer=None)
     scene.watch(monitor)
     assert the_episode(scene).state == "resolved"
     assert "too little text since to judge broken_answers by" in the_episode(scene).done[-1]

@@ -7,8 +7,8 @@ from datetime import timedelta
 import pytest
 
 from monitor.scene import Scene
-from tests_support import request_record
-from tuneloop.monitor.reference import score_id
+from tests_support import request_record, statements
+from tuneloop.monitor.reference import find_reference, score_id
 from tuneloop.registry.nouns import WindowScore
 
 
@@ -41,7 +41,9 @@ def test_the_reference_is_the_first_records_and_stays_so_whatever_arrives_late(s
 
 
 def test_a_reference_that_lost_records_is_said_not_replaced(scene: Scene) -> None:
-    scene.usual(80)
+    scene.usual(30)
+    scene.clock.advance(5 * 3_600)
+    scene.usual(50)
     scene.watch()
     with scene.registry.database.writing() as connection:
         connection.exec_driver_sql("DELETE FROM requests WHERE id = 'req-5'")
@@ -49,6 +51,9 @@ def test_a_reference_that_lost_records_is_said_not_replaced(scene: Scene) -> Non
     state = scene.watch()
     assert state.judged == 0
     assert "lost 1 of its 60 records" in state.waiting
+    with statements(scene.registry) as asked:
+        find_reference(scene.registry, scene.registry.routes.history("bot"), 1, 60)
+    assert sum("FROM requests" in statement for statement in asked) == 1, "not one for each hour of it"
 
 
 def test_refused_cut_off_and_textless_requests_are_no_part_of_it(scene: Scene) -> None:

@@ -91,6 +91,9 @@ def _judged(version: int, signal: str, verdict: str, minute: int, **changes: obj
         ([("perplexity", "drift", 5)], [("perplexity", "not enough data", 6)], (), "inconclusive"),
         ([("served_model_change", "drift", 5)], [], (), "fail"),
         ([("served_model_change", "drift", 5)], [("served_model_change", "drift", 6)], (), "inconclusive"),
+        ([("trial_refusals", "drift", 5)], [], (), "fail"),
+        ([("trial_refusals", "none", 5)], [], ("trial_refusals",), "pass"),
+        ([("trial_refusals", "not enough data", 5)], [], ("trial_refusals",), "inconclusive"),
         ([("perplexity", "drift", 5)], [("perplexity", "drift", 6)], (), "inconclusive"),
         ([("perplexity", "drift", 5)], [("refusals", "none", 6)], (), "inconclusive"),
         ([("perplexity", "drift", 5), ("perplexity", "none", 6)], [], (), "pass"),
@@ -318,6 +321,11 @@ def test_a_rollout_may_wait_for_a_signal_only_where_a_monitor_judges_it(registri
     arms = [Arm(version=2, weight_bp=0), Arm(version=1, weight_bp=10_000)]
     registries.routes.write("bot", arms, by="a", reason="r", expected_revision=0)
     registries.gates.approve("bot", 2, by="a", reason="r")
+    beside = RolloutPlan(limits=Limits(signals=("trial_refusals",)))
+    with pytest.raises(Refused, match="no monitor has judged anything of bot, so none would judge trial_refusals"):
+        declare(registries, "bot", 2, beside, Change("ada", "test"))
+    registries.episodes.add_score(_judged(1, "prompt_drift", "none", 4))
+    assert declare(registries, "bot", 2, beside, Change("ada", "test")).plan == beside
     plan = RolloutPlan(limits=Limits(signals=("served_model_change",)))
     with pytest.raises(Refused, match=r"has not judged served_model_change of bot@1.*canary_every_s above 0"):
         declare(registries, "bot", 2, plan, Change("ada", "test"))

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
-from tests_support import Clock, request_record, window_score
+from tests_support import Clock, request_record, statements, window_score
 from tuneloop.registry import Registry
 from tuneloop.registry.errors import Unreadable
 from tuneloop.registry.guard_policy import GuardPolicy, OutputGuards
@@ -26,19 +23,6 @@ def share(registry: Registry, share_bp: int, *, version: int = 2) -> Route:
     newest = max((route.revision for route in registry.routes.history("bot", limit=1)), default=0)
     arms = [Arm(version=version, weight_bp=share_bp), Arm(version=1, weight_bp=10_000 - share_bp)]
     return registry.routes.write("bot", arms, by="ada", reason="r", expected_revision=newest)
-
-
-@contextmanager
-def statements(registry: Registry) -> Iterator[list[str]]:
-    """What the database is asked meanwhile."""
-    asked: list[str] = []
-
-    def listen(_connection: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
-        asked.append(statement)
-
-    sa.event.listen(registry.database.engine, "before_cursor_execute", listen)
-    yield asked
-    sa.event.remove(registry.database.engine, "before_cursor_execute", listen)
 
 
 def test_a_look_reads_no_text_and_as_many_statements_whatever_the_traffic(registries: Registry, clock: Clock) -> None:

@@ -15,6 +15,7 @@ from tuneloop.registry import Registry
 from tuneloop.registry.access.keys import key_digest
 from tuneloop.registry.errors import Conflict, InvalidInput, NotFound, Unavailable
 from tuneloop.registry.nouns import Check, Feedback, GateReport
+from tuneloop.registry.paging import Ask
 from tuneloop.registry.policies import RetrainingPolicy
 
 T = TypeVar("T")
@@ -51,6 +52,28 @@ def test_windows_are_cut_by_time_version_and_count(registries: Registry) -> None
     assert [r.id for r in registries.traffic.window("bot", since=start + timedelta(seconds=7))] == ["req-8", "req-9"]
     assert [r.id for r in registries.traffic.window("bot", version=2, newest=2)] == ["req-7", "req-9"]
     assert [r.id for r in registries.traffic.window("bot", oldest=1)] == ["req-0"]
+
+
+def test_records_are_found_by_name_however_many_and_in_order_of_time(registries: Registry) -> None:
+    records = [request_record(i, registries.clock() + timedelta(seconds=i)) for i in range(600)]
+    registries.traffic.add_requests(records)
+    wanted = [record.id for record in reversed(records)]
+    assert registries.traffic.held([*wanted, "gone"]) == records
+    assert registries.traffic.held([]) == []
+
+
+def test_what_users_said_of_a_model_is_listed_newest_first_page_by_page(registries: Registry) -> None:
+    now = registries.clock()
+    registries.traffic.add_requests([request_record(1, now), request_record(2, now, model="other")])
+    said = [
+        Feedback(id=f"f{n}", request_id=f"req-{1 + (n == 2)}", at=now + timedelta(seconds=n), thumb="up")
+        for n in range(4)
+    ]
+    registries.traffic.add_feedback([*said, Feedback(id="f9", request_id="never", at=now, thumb="up")])
+    first = registries.traffic.feedback_of("bot", Ask(2))
+    second = registries.traffic.feedback_of("bot", Ask(2, first.next))
+    assert [[item.id for item in page.items] for page in (first, second)] == [["f3", "f1"], ["f0"]]
+    assert second.next is None
 
 
 def test_feedback_joins_its_request(registries: Registry) -> None:

@@ -19,7 +19,7 @@ from tests_support import (
 )
 from tuneloop.cli.main import main
 from tuneloop.registry import Registry
-from tuneloop.registry.nouns import Check, GateReport
+from tuneloop.registry.nouns import Check, Feedback, GateReport
 from tuneloop.registry.rollouts.rollout import RolloutPlan
 from tuneloop.registry.rollouts.steering import declare
 from tuneloop.registry.routes.promotion import Change, promote, set_route
@@ -63,5 +63,7 @@ def let_live(registry: Registry, folder: Path) -> Registry:
     registry.episodes.open(alert_episode(now))
     registry.retraining.file(retraining_request(now, id="rt_1", episode_id="ep1"), by="monitor")
     registry.traffic.add_requests([request_record(1, now, revision=2)])
+    said = Feedback(id="f1", request_id="req-1", at=now, thumb="down", correction="It raises.")
+    registry.traffic.add_feedback([said])
     registry.keys.new("team-a", by="test")
     return registry

@@ -194,6 +194,7 @@ READS = (
     "/v1/deliveries?episode=ep1",
     f"{BOT}/guard-policy",
     f"{BOT}/requests",
+    f"{BOT}/feedback",
     "/v1/requests/req-1/trace",
     "/v1/requests/req-1/feedback",
     "/v1/audit?subject=bot",

@@ -12,7 +12,6 @@ import pytest
 from registry.api.plane import Plane, following, let_experiment, let_silence, running
 from registry.verbs import let_live
 from tuneloop.registry import Registry
-from tuneloop.registry.nouns import Feedback
 from tuneloop.registry.settings import RegistrySettings
 
 
@@ -23,8 +22,6 @@ def lived_in_home(tmp_path_factory: pytest.TempPathFactory, empty_mlflow: Path) 
     shutil.copy(empty_mlflow, home)
     with Registry.open(RegistrySettings(home=home)) as registry:
         let_live(registry, home)
-        said = Feedback(id="f1", request_id="req-1", at=registry.clock(), thumb="down", correction="It raises.")
-        registry.traffic.add_feedback([said])
         let_experiment(registry)
         let_silence(registry)
     return home

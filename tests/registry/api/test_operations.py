@@ -91,7 +91,8 @@ def test_what_is_read_is_what_the_registry_holds(shared_plane: Plane) -> None:
         "route",
         "version",
     ]
-    assert shared_plane.get("/v1/requests/req-1/feedback")["items"][0]["correction"] == "It raises."
+    for said in ("/v1/requests/req-1/feedback", f"{BOT}/feedback"):
+        assert shared_plane.get(said)["items"][0]["correction"] == "It raises."
     over = shared_plane.get(path_of(shared_plane, "/v1/experiments/OVER/report"))
     assert (over["report"]["experiment"]["state"], over["report"]["treatments"][0]["verdict"]) == (
         "stopped",
@@ -217,6 +218,7 @@ def test_pages_follow_each_other_by_their_cursor(plane: Plane) -> None:
         "/v1/models/none/route/revisions",
         "/v1/models/none/gate-policy",
         "/v1/models/none/requests",
+        "/v1/models/none/feedback",
         "/v1/retraining/none",
         "/v1/experiments?model=none",
         "/v1/experiments/none",

@@ -17,7 +17,7 @@ import click
 
 # The order in which people meet the verbs.
 ORDER = [
-    *("demo", "up", "status", "trace", "requests", "report", "alerts", "alert"),
+    *("demo", "up", "status", "trace", "requests", "feedback", "report", "alerts", "alert"),
     *("models", "versions", "show", "card", "compare", "register", "gate", "approve", "sign"),
     *("promote", "rollback", "route", "rollout", "experiment", "retraining"),
     *("recipe", "data", "plan", "train", "export", "base", "drift", "bias", "guard"),

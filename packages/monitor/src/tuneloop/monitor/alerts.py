@@ -1,5 +1,5 @@
-"""The life of an alert episode, as pure steps: opened by a window, joined by signals that agree, cleared with
-hysteresis.
+"""The life of an alert episode, as pure steps: opened by a window, joined by signals that agree, resolved. When it is
+over says `clearing`.
 
 One problem is one episode: while it is open, further windows and related signals add evidence to it and open
 nothing.
@@ -12,6 +12,7 @@ from datetime import datetime, timedelta
 from hashlib import sha256
 from typing import Any
 
+from tuneloop.monitor.evidence import findings_of, summary_of
 from tuneloop.monitor.signals import (
     ANSWER_LENGTH,
     BROKEN_ANSWERS,
@@ -32,8 +33,6 @@ from tuneloop.registry.nouns import AlertEpisode, WindowScore, version_name
 MAX_WINDOWS = 50  # an episode keeps the first windows that raised it; later ones are found by time
 RUNBOOKS = {signal: f"docs/runbooks/{'answer_quality' if signal in QUALITIES else signal}.md" for signal in DETECTORS}
 _KEPT = ("words", "examples", "nats", "total_ms", "ttft_ms", "shares", "characters", "engines", "requests")
-_TOO_LITTLE = {"too_few_corrections", "too_few_thumbs", "too_little_text"}
-CLEAR_LEVEL = 0.05  # of what the last windows show together
 PAGES = (LATENCY, INJECTIONS, SERVED_MODEL_CHANGE)  # users are hurt, whatever else is seen
 _SHARES = {
     THUMBS_DOWN: "gives more answers that users dislike",
@@ -78,7 +77,7 @@ def takes(episode: AlertEpisode, score: WindowScore, group_s: float) -> bool:
     """
     if SERVED_MODEL_CHANGE in (episode.signal, score.signal):
         return episode.signal == score.signal and episode.version == score.version
-    findings = episode.evidence.get("signals", {})
+    findings = findings_of(episode)
     if {episode.signal, *findings} & set(problem_of(score.signal)):
         return True
     margin = timedelta(seconds=group_s)
@@ -86,6 +85,7 @@ def takes(episode: AlertEpisode, score: WindowScore, group_s: float) -> bool:
         score.window_start <= datetime.fromisoformat(finding["window_end"]) + margin
         and score.window_end >= datetime.fromisoformat(finding["window_start"]) - margin
         for finding in findings.values()
+        if {"window_start", "window_end"} <= finding.keys()
     )
 
 
@@ -102,7 +102,7 @@ def joined(episode: AlertEpisode, score: WindowScore, at: datetime, pages: Seque
     answers have changed too, users are likely hurt: the ticket becomes a page. So it does when a signal joins that
     pages by itself.
     """
-    findings = episode.evidence["signals"]
+    findings = findings_of(episode)
     agrees = score.signal in findings
     if score.id in episode.windows or (agrees and len(episode.windows) >= MAX_WINDOWS):
         return episode
@@ -114,10 +114,10 @@ def joined(episode: AlertEpisode, score: WindowScore, at: datetime, pages: Seque
         evidence = evidence | {"signals": findings | {score.signal: finding}}
     if not agrees:
         evidence = evidence | {
-            "summary": f"{evidence['summary']}; {summary(score)}",
+            "summary": f"{summary_of(episode)}; {summary(score)}",
             "signals": findings | {score.signal: _finding(score)},
         }
-    raised = set(evidence["signals"])
+    raised = {*findings, score.signal}
     hurt = (PROMPT_DRIFT in raised and raised & set(PERPLEXITIES)) or (THUMBS_DOWN in raised and len(raised) > 1)
     severity = "page" if hurt or score.signal in pages else episode.severity
     windows = (*episode.windows, score.id)
@@ -135,36 +135,6 @@ def _moved(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     """What each engine read when it was first found changed, else what it read last."""
     first = {name: reading for name, reading in one.items() if reading["alarm"]}
     return dict(sorted((one | other | first).items()))
-
-
-def is_quiet(scores: Sequence[WindowScore], clear_after: int) -> bool:
-    """Whether the last `clear_after` windows that could be judged raised nothing, nor together come near it; `scores`
-    of one stream.
-
-    What is too weak for an alarm in every window would else be over after some, and news again after the next: one
-    problem, told over and over. So their p-values together (Fisher's method) must be none of the smallest 5 %.
-    """
-    in_order = sorted(scores, key=lambda score: int(score.detail["window"]))
-    judged = [score for score in in_order if score.verdict != "not enough data"][-clear_after:]
-    if len(judged) < clear_after or any(score.verdict == "drift" for score in judged):
-        return False
-    return _combined([score.p_value for score in judged if score.p_value is not None]) >= CLEAR_LEVEL
-
-
-def _combined(p_values: Sequence[float]) -> float:
-    from scipy.stats import combine_pvalues  # noqa: PLC0415 (half a second; `tuneloop alerts` needs none)
-
-    return float(combine_pvalues(p_values, method="fisher").pvalue) if p_values else 1.0
-
-
-def is_silent(scores: Sequence[WindowScore], clear_after: int) -> bool:
-    """Whether there was too little to judge by in the last `clear_after` windows, of what users said or of answers on
-    record with their text; `scores` of one stream.
-
-    An engine that is away is no such silence: what it would have said is not known.
-    """
-    in_order = sorted(scores, key=lambda score: int(score.detail["window"]))
-    return len(in_order) >= clear_after and all(_TOO_LITTLE & s.detail.keys() for s in in_order[-clear_after:])
 
 
 def is_news(score: WindowScore, past: Sequence[AlertEpisode]) -> bool:

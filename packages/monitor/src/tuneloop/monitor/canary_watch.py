@@ -23,6 +23,7 @@ from tuneloop.monitor import alerts
 from tuneloop.monitor.canaries import FRESH_ROUNDS, SPLITS, Baseline, changed_test, looks_moved, quiet
 from tuneloop.monitor.canary_stream import CanaryStream
 from tuneloop.monitor.causes import explained, gather
+from tuneloop.monitor.clearing import is_quiet
 from tuneloop.monitor.detectors import Outcome, window_alpha
 from tuneloop.monitor.filing import BY
 from tuneloop.monitor.signals import SERVED_MODEL_CHANGE, budget_share
@@ -138,7 +139,7 @@ class CanaryWatch:
             return
         for episode in self._open(model):
             mine = episode.version == version and episode.opened_at > frozen_at
-            if mine and alerts.is_quiet(scores, clear_after):
+            if mine and is_quiet(scores, clear_after):
                 self._end(episode, f"{clear_after} checks in a row read what was read at first")
 
     def _end(self, episode: AlertEpisode, note: str) -> None:

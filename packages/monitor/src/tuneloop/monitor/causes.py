@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
+from tuneloop.monitor.evidence import findings_of, since_of, summary_of
 from tuneloop.monitor.parity import unequal_group
 from tuneloop.monitor.signals import (
     BROKEN_ANSWERS,
@@ -95,7 +96,7 @@ def changes_before(
 def served_changes(model: str, version: int, episodes: Iterable[AlertEpisode]) -> list[Change]:
     """The open episodes that say that this version's served model changed."""
     return [
-        Change(episode.evidence["since"], "served model", f"{episode.id}: {episode.evidence['summary']}")
+        Change(since_of(episode).isoformat(), "served model", f"{episode.id}: {summary_of(episode)}")
         for episode in episodes
         if (episode.model, episode.version, episode.signal) == (model, version, SERVED_MODEL_CHANGE)
         and episode.state != "resolved"
@@ -105,7 +106,7 @@ def served_changes(model: str, version: int, episodes: Iterable[AlertEpisode]) -
 def attacks_on(model: str, episodes: Iterable[AlertEpisode]) -> list[Change]:
     """The open episodes that say that guards catch more attacks on this model than they did."""
     return [
-        Change(episode.evidence["since"], "attack", f"{episode.id}: {episode.evidence['summary']}")
+        Change(since_of(episode).isoformat(), "attack", f"{episode.id}: {summary_of(episode)}")
         for episode in episodes
         if episode.model == model and is_attack(episode) and episode.state != "resolved"
     ]
@@ -113,7 +114,7 @@ def attacks_on(model: str, episodes: Iterable[AlertEpisode]) -> list[Change]:
 
 def is_attack(episode: AlertEpisode) -> bool:
     """Whether guards have caught more attacks than before in it."""
-    return INJECTIONS in episode.evidence.get("signals", {})
+    return INJECTIONS in findings_of(episode)
 
 
 def causes_of(evidence: Mapping[str, Any], changes: Sequence[Change]) -> list[Cause]:
@@ -207,9 +208,9 @@ def explained(episode: AlertEpisode, changes: Sequence[Change]) -> AlertEpisode:
 
 def gather(registry: Registry, episode: AlertEpisode, before_s: float, until: datetime) -> list[Change]:
     """What changed in the time before the episode began and until its newest window ended."""
-    since = datetime.fromisoformat(episode.evidence["since"]) - timedelta(seconds=before_s)
-    entries = registry.audit.about_model(episode.model, _DEPLOYS + _POLICIES, since=since, until=until)
-    engines = [engine for engine in registry.fleet.engines(live_only=False) if engine.at >= since]
+    begin = since_of(episode) - timedelta(seconds=before_s)
+    entries = registry.audit.about_model(episode.model, _DEPLOYS + _POLICIES, since=begin, until=until)
+    engines = [engine for engine in registry.fleet.engines(live_only=False) if engine.at >= begin]
     still_open = registry.episodes.all(episode.model, open_only=True).whole()
     known = served_changes(episode.model, episode.version, still_open)
     known += attacks_on(episode.model, (other for other in still_open if other.id != episode.id))

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from tuneloop.monitor.causes import is_attack
+from tuneloop.monitor.evidence import since_of
 from tuneloop.monitor.policy import File, Hold, decide
 from tuneloop.monitor.reference import JUST_BEFORE
 from tuneloop.monitor.signals import SERVED_MODEL_CHANGE
@@ -27,7 +28,7 @@ def pursue(registry: Registry, episode: AlertEpisode) -> AlertEpisode:
     """Do what the policy asks for this open episode; returns the episode as it stands then."""
     policy = registry.policies.get(episode.model, RetrainingPolicy)
     now = registry.clock()
-    since = datetime.fromisoformat(episode.evidence["since"]) - JUST_BEFORE
+    since = since_of(episode) - JUST_BEFORE
     requests = registry.retraining.all(episode.model).whole()
     under_way = any(request.state not in ENDED for request in requests)
     rows = 0 if under_way else corrections(registry, episode.model, since, now)  # reads every record since the drift

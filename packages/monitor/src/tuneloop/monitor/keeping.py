@@ -5,20 +5,35 @@ causes, the policy acts on them, and they end when they have gone quiet or their
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from datetime import datetime
 
 from tuneloop.monitor import alerts
 from tuneloop.monitor.causes import explained, gather
+from tuneloop.monitor.clearing import (
+    LATEST,
+    LONGER,
+    MOST_TEXTS,
+    Look,
+    is_quiet,
+    is_silent,
+    longer_look,
+    since_alarm,
+    spread,
+)
+from tuneloop.monitor.evidence import findings_of, summary_of
 from tuneloop.monitor.filing import BY, pursue
 from tuneloop.monitor.reference import ANCHOR
 from tuneloop.monitor.settings import MonitorSettings
 from tuneloop.monitor.signals import DETECTORS, PERPLEXITIES, QUALITIES, SERVED_MODEL_CHANGE, THUMBS_DOWN, windowed
+from tuneloop.monitor.standards import Standard, compared
+from tuneloop.monitor.windows import records_of
 from tuneloop.registry import Registry
-from tuneloop.registry.episodes import resolved
+from tuneloop.registry.episodes import noted, resolved
 from tuneloop.registry.nouns import AlertEpisode, Route, WindowScore, version_name
 
 log = logging.getLogger("tuneloop.monitor")
-_RECENT = 50  # scores of a stream read back to see whether it has gone quiet
+_RECENT = 50  # more scores of a stream read back than may have to be quiet: some windows cannot be judged
 
 
 class Keeper:
@@ -43,7 +58,7 @@ class Keeper:
             if not alerts.is_news(score, [e for e in past if alerts.takes(e, score, 0)]):
                 return
             opened = self._registry.episodes.open(self._explained(alerts.opened(score, now, pages), now))
-            log.warning("episode %s opened (%s): %s", opened.id, opened.severity, opened.evidence["summary"])
+            log.warning("episode %s opened (%s): %s", opened.id, opened.severity, summary_of(opened))
             return
         changed = alerts.joined(episode, score, now, pages)
         if changed != episode:  # each window may tell more of the cause
@@ -52,27 +67,50 @@ class Keeper:
     def _explained(self, episode: AlertEpisode, now: datetime) -> AlertEpisode:
         return explained(episode, gather(self._registry, episode, self._settings.changes_s, now))
 
-    def end_quiet(self, model: str, version: int) -> None:
+    def end_quiet(self, model: str, version: int, standard: Standard) -> None:
         """End those whose signals have raised nothing for long enough."""
         for episode in self._open_episodes(model):
             if episode.signal == SERVED_MODEL_CHANGE and self._watches_canaries:  # `CanaryWatch` ends those
                 continue
             clear_after = self._settings.clear_after
+            most = LATEST * clear_after + _RECENT
             recent = {
-                signal: self._registry.episodes.scores(model, version=version, signal=signal, limit=_RECENT)
-                for signal in episode.evidence["signals"]
+                signal: self._registry.episodes.scores(model, version=version, signal=signal, limit=most)
+                for signal in findings_of(episode) or (episode.signal,)
                 if signal in self._signals  # another setting may have ended the watch over one
             }
             if not recent:
                 self._end(episode, "none of its signals is watched any more")
                 continue
-            loud = [signal for signal, scores in recent.items() if not alerts.is_quiet(scores, clear_after)]
+            loud = [signal for signal, scores in recent.items() if not is_quiet(scores, clear_after)]
             # Users stop correcting when the cause is gone: that holds up no all-clear that another signal gives.
-            silent = [signal for signal in loud if alerts.is_silent(recent[signal], clear_after)]
+            silent = [signal for signal in loud if is_silent(recent[signal], clear_after)]
             if loud == silent and len(silent) < len(recent):
-                note = f"{clear_after} windows in a row without an alarm"
-                note += "".join(f"; too little {_needs(signal)} since to judge {signal} by" for signal in silent)
-                self._end(episode, note)
+                look = self._look_longer(recent.get(ANCHOR, ()), standard)
+                if look is None or look.over:
+                    note = look.why if look else f"{clear_after} windows in a row without an alarm"
+                    note += "".join(f"; too little {_needs(signal)} since to judge {signal} by" for signal in silent)
+                    self._end(episode, note)
+                else:
+                    self._linger(episode, since_alarm(recent[ANCHOR])[0], look)
+
+    def _look_longer(self, questions: Sequence[WindowScore], standard: Standard) -> Look | None:
+        """What the windows of questions since the last alarm say together; None where they raised none."""
+        if not questions:
+            return None
+        quiet, clear_after = since_alarm(questions), self._settings.clear_after
+        newest = quiet[-LONGER * clear_after :]
+        if len(newest) < LONGER * clear_after:
+            return Look(False, "")
+        pool = spread(records_of(self._registry, newest))
+        size = min(self._settings.reference * len(newest), MOST_TEXTS)
+        return longer_look(quiet, clear_after, compared(standard, pool, self._settings, size).records, pool)
+
+    def _linger(self, episode: AlertEpisode, first: WindowScore, look: Look) -> None:
+        """Say once in a row of quiet windows why they are no all-clear."""
+        if look.why and episode.evidence.get("lingers") != first.id:
+            changed = noted(episode, f"not over: {look.why}", self._registry.clock(), lingers=first.id)
+            self._registry.episodes.update(episode, changed, by=BY, action="episode.linger")
 
     def _end(self, episode: AlertEpisode, note: str) -> None:
         over = resolved(episode, note, self._registry.clock())
@@ -104,7 +142,7 @@ class Keeper:
     def heard(self, model: str) -> AlertEpisode | None:
         """The open episode that questions and a perplexity have raised already."""
         for episode in self._open_episodes(model):
-            raised = episode.evidence["signals"]
+            raised = findings_of(episode)
             if ANCHOR in raised and any(signal in raised for signal in PERPLEXITIES):
                 return episode
         return None

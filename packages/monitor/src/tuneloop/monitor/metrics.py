@@ -10,7 +10,7 @@ from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_server
 
-from tuneloop.monitor.signals import SERVED_MODEL_CHANGE
+from tuneloop.monitor.signals import DETECTORS_OF_TRIALS, SERVED_MODEL_CHANGE
 from tuneloop.monitor.standing import Standing
 from tuneloop.registry.deliveries.outbox import Backlog
 from tuneloop.registry.errors import Unavailable
@@ -87,6 +87,11 @@ class Metrics:
         if score.request_ids:  # canaries judge no records
             self._lag.labels(score.model).set((now - score.window_end).total_seconds())
 
+    def compared(self, score: WindowScore) -> None:
+        """A challenger's window was held against its champion's."""
+        self._judged.labels(score.model, str(score.version), score.signal, score.verdict).inc()
+        self.newest(score)
+
     def newest(self, score: WindowScore) -> None:
         """The newest window of a stream, judged now or by an earlier process."""
         if score.verdict != "not enough data":
@@ -95,13 +100,13 @@ class Metrics:
             self._threshold.labels(*stream).set(score.threshold)
 
     def only(self, champions: Mapping[str, int], routed: Mapping[str, Collection[int]]) -> None:
-        """Drop the streams of versions that are champions no more, and those of canaries of what left its route."""
+        """Drop the streams of versions that are champions no more; of canaries and trials, of what left its route."""
         for gauge in (self._statistic, self._threshold):
             for sample in next(iter(gauge.collect())).samples:
                 labels = sample.labels
                 model, version = labels["model"], int(labels["version"])
-                canaries = labels["signal"] == SERVED_MODEL_CHANGE
-                if version not in routed.get(model, ()) if canaries else champions.get(model) != version:
+                of_any_arm = labels["signal"] in (SERVED_MODEL_CHANGE, *DETECTORS_OF_TRIALS)
+                if version not in routed.get(model, ()) if of_any_arm else champions.get(model) != version:
                     gauge.remove(*(labels[name] for name in _STREAM))
 
     def open_episodes(self, episodes: Sequence[AlertEpisode]) -> None:

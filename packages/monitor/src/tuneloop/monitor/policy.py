@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from tuneloop.monitor.causes import is_of_bias, is_of_serving
+from tuneloop.monitor.evidence import findings_of, since_of, summary_of
 from tuneloop.registry.nouns import AlertEpisode, RetrainingRequest, RetrainingState, version_name
 from tuneloop.registry.policies import RetrainingPolicy
 from tuneloop.registry.retraining.queue import ENDED, idempotency_key
@@ -71,17 +72,16 @@ def decide(
     if held is not None:
         return held
     if rows < policy.min_rows:
-        return Hold("rows", f"{rows} of {policy.min_rows} corrections since {episode.evidence['since'][:19]}Z")
+        return Hold("rows", f"{rows} of {policy.min_rows} corrections since {since_of(episode):%Y-%m-%dT%H:%M:%S}Z")
     recipe = policy.recipe or version_name(episode.model, episode.version)
-    window = (
-        f"{episode.evidence['window_digest']}/{len(mine)}"  # the attempt counts: a failed run may be asked for again
-    )
+    data = episode.evidence.get("window_digest", episode.id)
+    window = f"{data}/{len(mine)}"  # the attempt counts: a failed run may be asked for again
     key = idempotency_key(episode.model, episode.version, episode.id, window, recipe)
-    return File(key, recipe, f"{' and '.join(_signals(episode, policy))}: {episode.evidence['summary']}")
+    return File(key, recipe, f"{' and '.join(_signals(episode, policy))}: {summary_of(episode)}")
 
 
 def _signals(episode: AlertEpisode, policy: RetrainingPolicy) -> list[str]:
-    return [signal for signal in episode.evidence["signals"] if signal in policy.signals]
+    return [signal for signal in findings_of(episode) if signal in policy.signals]
 
 
 def _held_by_others(episode: AlertEpisode, serving: AlertEpisode | None, attack: AlertEpisode | None) -> Hold | None:

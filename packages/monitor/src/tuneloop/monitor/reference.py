@@ -208,13 +208,8 @@ def _beginning(registry: Registry, history: Sequence[Route], version: int, size:
 
 
 def _frozen(registry: Registry, first: WindowScore) -> Reference | Gathering:
-    wanted = set(first.detail["reference_ids"])
-    summary = first.detail["reference"]
-    since, until = (datetime.fromisoformat(summary[name]) for name in ("from", "to"))
-    found: list[RequestRecord] = []
-    for start, end in _hours(since - JUST_BEFORE, until):  # there may be far more than it holds
-        held = registry.traffic.window(first.model, since=start, until=end, version=first.version)
-        found += [record for record in held if record.id in wanted]
+    wanted = first.detail["reference_ids"]
+    found = registry.traffic.held(wanted)  # by name: in its time there may be far more than it holds
     if len(found) < len(wanted):
         return Gathering(
             f"the reference of {first.model}@{first.version} lost {len(wanted) - len(found)} of its {len(wanted)} "

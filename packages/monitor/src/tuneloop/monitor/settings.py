@@ -31,6 +31,10 @@ class MonitorSettings(Section):
     canary_every_s: float = Field(
         default=300.0, ge=0
     )  # between readings of the canaries of a version that serves; 0: the served model is not watched
+    trial_share_margin: float = Field(
+        default=0.1, gt=0, le=1
+    )  # how much larger a challenger's share of refusals, or of broken answers, may be than its champion's
+    trial_nats_margin: float = Field(default=0.5, gt=0)  # and how much its nats per token
     late_s: float = Field(default=900.0, ge=0)  # how late a record may arrive and still be judged
     scorer_concurrency: int = Field(
         default=2, ge=1, le=8

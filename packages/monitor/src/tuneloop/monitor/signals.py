@@ -31,6 +31,17 @@ DETECTORS = {
     LATENCY: "share of slow answers, exact binomial test",
     SERVED_MODEL_CHANGE: "log-probabilities of fixed texts, exact permutation test of rounds",
 }
+# Of a challenger with a share, held against its champion at the same time (`challengers`); no part of the budget of
+# false alarms, since they raise none.
+TRIAL_REFUSALS, TRIAL_BROKEN_ANSWERS = "trial_refusals", "trial_broken_answers"
+TRIAL_ANSWER_PERPLEXITY, TRIAL_CORRECTION_PERPLEXITY = "trial_answer_perplexity", "trial_correction_perplexity"
+DETECTORS_OF_TRIALS = {  # the anchor, by whose scores windows are counted, is judged last
+    TRIAL_ANSWER_PERPLEXITY: "mean nats of its own answers, always-valid sequence",
+    TRIAL_CORRECTION_PERPLEXITY: "mean nats of corrections of its answers, always-valid sequence",
+    TRIAL_BROKEN_ANSWERS: "share of answers that are empty or repeat themselves, always-valid sequence",
+    TRIAL_REFUSALS: "share of answers that refuse, always-valid sequence",
+}
+TRIAL_ANCHOR = TRIAL_REFUSALS
 ATTACK_GUARDS = ("injection", "hidden")  # as the gateway notes them in a record
 _LIGHT = 0.25  # of the weight of a signal of drift
 

@@ -20,7 +20,7 @@ from tuneloop.monitor.signals import ATTACK_GUARDS, PERPLEXITY
 from tuneloop.monitor.windows import Window
 from tuneloop.registry import Registry
 from tuneloop.registry.guard_policy import injections_looked_for
-from tuneloop.registry.nouns import Route, WindowScore, version_name
+from tuneloop.registry.nouns import RequestRecord, Route, WindowScore, version_name
 
 _EARLIER = 5  # champions looked back at for a reference; each costs a pass some reading
 _RECENT = 50  # scores read back for what an earlier monitor has read of a reference
@@ -46,6 +46,13 @@ class Standard:
         if self.reference.frozen:
             return {"reference_window": self.reference.window}
         return {"reference_ids": list(self.reference.ids)}
+
+
+def compared(standard: Standard, records: Sequence[RequestRecord], settings: MonitorSettings, size: int) -> Reference:
+    """Those `size` of a standard's records that these are compared with."""
+    if not settings.season_days or not records:
+        return standard.reference
+    return of_like_times(standard.reference, records, size)
 
 
 class Standards:
@@ -81,12 +88,6 @@ class Standards:
             if found is not None:
                 return Standard(replace(found, version=version), why)
         return None
-
-    def compared(self, standard: Standard, window: Window) -> Reference:
-        """Those of its records that this window is compared with."""
-        if not self._settings.season_days:
-            return standard.reference
-        return of_like_times(standard.reference, window.records, self._settings.reference)
 
     def attacks(self, model: str, standard: Standard, window: Window) -> Attacks | None:
         """What guards caught on either side, from when on they looked; None where they did not: what nobody looks for

@@ -12,7 +12,7 @@ from tuneloop.monitor.bias.verb import bias
 from tuneloop.monitor.settings import MAX_RUN_LENGTH
 from tuneloop.monitor.verbs_alert import alert
 from tuneloop.registry.errors import TuneloopError
-from tuneloop.registry.nouns import ServingSignal, Signal
+from tuneloop.registry.nouns import ChallengerSignal, ServingSignal, Signal
 from tuneloop.registry.printing import emit, json_option, plain, table, tell_unreadable
 
 if TYPE_CHECKING:
@@ -116,7 +116,11 @@ def check(
 
 @drift.command()
 @click.argument("model")
-@click.option("--signal", type=click.Choice([*get_args(Signal), *get_args(ServingSignal)]), help="Of one signal only.")
+@click.option(
+    "--signal",
+    type=click.Choice(list(dict.fromkeys((*get_args(Signal), *get_args(ServingSignal), *get_args(ChallengerSignal))))),
+    help="Of one signal only.",
+)
 @json_option
 def windows(model: str, *, signal: str | None, as_json: bool) -> None:
     """Every window that was judged: statistic, threshold, verdict."""

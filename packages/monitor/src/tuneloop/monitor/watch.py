@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from tuneloop.monitor.canary_watch import CanaryWatch
+from tuneloop.monitor.challengers import Challengers
 from tuneloop.monitor.comparison import Comparison, unread, without_reference
 from tuneloop.monitor.filing import BY
 from tuneloop.monitor.judging import Judge
@@ -23,7 +24,7 @@ from tuneloop.monitor.reference import ANCHOR, Gathering
 from tuneloop.monitor.scorer import Scorer, Stopped
 from tuneloop.monitor.settings import MonitorSettings
 from tuneloop.monitor.signals import DETECTORS, OWN_REFERENCE, PERPLEXITIES, windowed
-from tuneloop.monitor.standards import Standard, Standards
+from tuneloop.monitor.standards import Standard, Standards, compared
 from tuneloop.monitor.standing import standing
 from tuneloop.monitor.windows import Window, judged_window, next_window, progress
 from tuneloop.registry import Registry
@@ -68,6 +69,7 @@ class Monitor:
         self._scorer = scorer
         self._canaries = canaries
         self._judge = Judge(settings, scorer)
+        self._challengers = Challengers(registry, settings, scorer, metrics, stopping)
         self._metrics = metrics
         self._stopping = stopping
         self._signals = windowed(settings)
@@ -168,6 +170,7 @@ class Monitor:
             waiting = (
                 f"window {done.next_index} of {model}@{version} holds {len(held)} of {self._settings.window} records"
             )
+        self._challengers.watch(history)  # last: a backlog of theirs keeps no champion waiting
         if self._said.get(model) != waiting:
             self._said[model] = waiting
             log.info("%s", waiting)
@@ -190,7 +193,7 @@ class Monitor:
                 self._judge_window(model, version, standard, window)
 
     def _judge_window(self, model: str, version: int, standard: Standard, window: Window) -> list[WindowScore]:
-        reference = self._standards.compared(standard, window)
+        reference = compared(standard, window.records, self._settings, self._settings.reference)
         ids = [record.id for record in (*reference.records, *window.records)]
         traffic = self._registry.traffic
         thumbs = thumbs_of(traffic.feedback_for(ids))
@@ -202,7 +205,7 @@ class Monitor:
             scores.append(score := self._score(signal, held, standard, spared))
             if score.verdict == "drift":
                 self._keeper.take(score)
-        self._keeper.end_quiet(model, version)
+        self._keeper.end_quiet(model, version, standard)
         return scores
 
     def _score(self, signal: str, held: Comparison, standard: Standard, spared: AlertEpisode | None) -> WindowScore:

@@ -20,6 +20,7 @@ from tuneloop.registry.tables import feedback, requests, shadow_requests
 
 CLIENT_FAULT = 400
 SERVER_FAULT = 500
+_IDS_AT_ONCE = 500  # in one query; databases bound how many they take
 # What came with another API key than the request's does not count: nobody speaks for other people's users. The request
 # may not be on record yet.
 _THEIRS = sa.or_(feedback.c.api_key.is_(None), requests.c.id.is_(None), feedback.c.api_key == requests.c.api_key)
@@ -129,6 +130,19 @@ class Traffic:
             )
         return noun_of(RequestRecord, row)
 
+    def held(self, request_ids: Sequence[str]) -> Rows[RequestRecord]:
+        """Those of these requests that are on record still, in order of time; what cannot be read is logged."""
+        found: Rows[RequestRecord] = Rows()
+        with self._db.reading() as connection:
+            for start in range(0, len(request_ids), _IDS_AT_ONCE):
+                some = requests.c.id.in_(request_ids[start : start + _IDS_AT_ONCE])
+                rows = readable(RequestRecord, connection.execute(sa.select(requests).where(some)).mappings())
+                found += rows
+                found.unreadable += rows.unreadable
+        found.sort(key=lambda record: (record.at, record.id))
+        self._db.tell(found.unreadable)
+        return found
+
     def window(
         self,
         model: str,
@@ -171,6 +185,12 @@ class Traffic:
         query = sa.select(feedback).where(feedback.c.request_id == request_id)
         return page(self._db, Feedback, query, (feedback.c.at, feedback.c.id), ask, newest_first=False)
 
+    def feedback_of(self, model: str, ask: Ask) -> Page[Feedback]:
+        """What users said of a model's answers, the newest first, page by page; not what names no request on record."""
+        mine = sa.and_(requests.c.id == feedback.c.request_id, requests.c.model == model)
+        query = sa.select(feedback).join(requests, mine)
+        return page(self._db, Feedback, query, (feedback.c.at, feedback.c.id), ask)
+
     def answered_ms(self, model: str, version: int, *, newest: int) -> list[float]:
         """Total times of the newest answers that a version gave, whoever asked and however it was chosen."""
         gave = sa.and_(
@@ -190,11 +210,11 @@ class Traffic:
         """
         found: dict[str, list[Feedback]] = {}
         with self._db.reading() as connection:
-            for start in range(0, len(request_ids), 500):
+            for start in range(0, len(request_ids), _IDS_AT_ONCE):
                 query = (
                     sa.select(feedback)
                     .outerjoin(requests, requests.c.id == feedback.c.request_id)
-                    .where(feedback.c.request_id.in_(request_ids[start : start + 500]), _THEIRS)
+                    .where(feedback.c.request_id.in_(request_ids[start : start + _IDS_AT_ONCE]), _THEIRS)
                     .order_by(feedback.c.at)
                 )
                 items = readable(Feedback, connection.execute(query).mappings())

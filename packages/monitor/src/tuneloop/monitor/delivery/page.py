@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from tuneloop.monitor.evidence import since_of, summary_of
 from tuneloop.registry.deliveries.outbox import Delivery
 from tuneloop.registry.nouns import AlertEpisode, version_name
 from tuneloop.registry.printing import one_line
@@ -57,7 +58,7 @@ def page_of(
 ) -> Page:
     """The page of one delivery, of the episode as it stands."""
     evidence = episode.evidence
-    what = one_line(str(evidence.get("summary", episode.signal)))
+    what = one_line(summary_of(episode))
     budget = evidence.get("mean_run_length")
     texts = redact(found) if (found := _questions(evidence, examples)) else []
     sure = f"one false alarm in {budget} records or more, over all signals of a model together" if budget else ""
@@ -73,7 +74,7 @@ def page_of(
         state=episode.state,
         title=f"[{episode.severity}] {_SAID[delivery.transition]}{what}"[:300],
         what=what,
-        since=_time(evidence.get("since")) or episode.opened_at,
+        since=since_of(episode),
         opened_at=episode.opened_at,
         resolved_at=episode.resolved_at,
         sure=sure,
@@ -138,7 +139,3 @@ def _questions(evidence: dict[str, Any], most: int) -> list[str]:
     for place in range(max((len(texts) for texts in lists), default=0)):
         found += [texts[place] for texts in lists if place < len(texts) and texts[place] not in found]
     return found[:most]
-
-
-def _time(text: str | None) -> datetime | None:
-    return datetime.fromisoformat(text) if text else None

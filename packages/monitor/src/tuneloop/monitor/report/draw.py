@@ -18,7 +18,8 @@ from matplotlib.dates import AutoDateLocator, ConciseDateFormatter, date2num
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
-from tuneloop.monitor.report.figures import Figures, Spread, WindowPoint, episode_start
+from tuneloop.monitor.evidence import since_of
+from tuneloop.monitor.report.figures import Figures, Spread, WindowPoint
 from tuneloop.monitor.signals import QUALITIES, SERVED_MODEL_CHANGE
 from tuneloop.registry.nouns import version_name
 
@@ -190,7 +191,7 @@ def _streams(figures: Figures, signals: Sequence[str]) -> Figure | None:
         ):
             end = episode.resolved_at or figures.made_at
             label = "episode" if number == 0 else None
-            axes.axvspan(_day(episode_start(episode)), _day(end), color=ALARM, alpha=0.10, lw=0, label=label)
+            axes.axvspan(_day(since_of(episode)), _day(end), color=ALARM, alpha=0.10, lw=0, label=label)
         axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=9)
     _time_axis(rows[-1])
     return figure

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from decimal import Decimal
 
 from pydantic import AwareDatetime
@@ -118,9 +117,3 @@ class Figures(Noun):
         """The metrics the table of versions has a column for."""
         keys = {key for version in self.versions for key in version.metrics}
         return sorted(key for key in keys if key.startswith(("perplexity.", "bleu.")))
-
-
-def episode_start(episode: AlertEpisode) -> datetime:
-    """When the problem began as far as windows tell."""
-    since = episode.evidence.get("since")
-    return datetime.fromisoformat(since) if since else episode.opened_at

@@ -60,7 +60,7 @@ def gather(registry: Registry, model: str) -> Figures:
         ),
         traffic=traffic_over_time(model, records),
         drift={signal: points for signal in DETECTORS if (points := _points(scores, signal))},
-        mean_run_length=scores[-1].detail.get("mean_run_length") if scores else None,
+        mean_run_length=_budget(scores),
         latency={
             name: spread
             for name, spread in (
@@ -78,6 +78,11 @@ def gather(registry: Registry, model: str) -> Figures:
         ),
         rollout=registry.rollouts.open(model),
     )
+
+
+def _budget(scores: Sequence[WindowScore]) -> int | None:
+    """The newest window's; those of a trial have none."""
+    return next((s.detail["mean_run_length"] for s in reversed(scores) if "mean_run_length" in s.detail), None)
 
 
 def traffic_over_time(model: str, records: Sequence[RequestRecord]) -> TrafficOverTime | None:

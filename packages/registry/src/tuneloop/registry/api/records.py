@@ -29,6 +29,15 @@ def list_requests(model: ModelPath, here: Here, ask: Asked) -> PageOf[RequestLin
     return PageOf[RequestLine].of(found)
 
 
+@router.get("/models/{model}/feedback", tags=["traffic"], dependencies=READ)
+def list_feedback_of_model(model: ModelPath, here: Here, ask: Asked) -> PageOf[Feedback]:
+    """What users said of a model's answers, the newest first; their words are redacted before they are stored."""
+    found = here.registry.traffic.feedback_of(model, ask)
+    if not found.items and ask.cursor is None:
+        here.registry.check_model(model)
+    return PageOf[Feedback].of(found)
+
+
 @router.get("/requests/{request_id}/trace", tags=["traffic"], dependencies=READ)
 def trace_request(request_id: RequestPath, here: Here) -> tuple[TraceStep, ...]:
     """From one answer back to the version, run, data, retraining and alert behind it."""

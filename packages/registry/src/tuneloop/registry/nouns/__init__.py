@@ -17,7 +17,14 @@ from tuneloop.registry.nouns.base import (
     utc_now,
     version_name,
 )
-from tuneloop.registry.nouns.episodes import AlertEpisode, ChallengerSignal, ServingSignal, Signal, WindowScore
+from tuneloop.registry.nouns.episodes import (
+    AlertEpisode,
+    ChallengerSignal,
+    ServingSignal,
+    Signal,
+    TrialSignal,
+    WindowScore,
+)
 from tuneloop.registry.nouns.fleet import AdapterState, EngineState, GatewayState
 from tuneloop.registry.nouns.gates import Approval, Check, GateReport
 from tuneloop.registry.nouns.retraining import RetrainingRequest, RetrainingRun, RetrainingState
@@ -54,6 +61,7 @@ __all__ = [
     "ServingSignal",
     "Shadow",
     "Signal",
+    "TrialSignal",
     "Verdict",
     "Version",
     "WindowScore",

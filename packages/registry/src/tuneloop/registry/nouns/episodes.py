@@ -19,9 +19,13 @@ Signal = Literal[  # those a retraining policy may name
     "latency",
 ]
 ServingSignal = Literal["served_model_change", "injections"]  # what training cannot repair
-ChallengerSignal = Literal[
-    "served_model_change"
-]  # what is judged of a challenger too; windows are the champion's alone
+TrialSignal = Literal[  # what the monitor judges of a challenger against its champion at the same time
+    "trial_refusals",
+    "trial_broken_answers",
+    "trial_answer_perplexity",
+    "trial_correction_perplexity",
+]
+ChallengerSignal = Literal["served_model_change", TrialSignal]  # everything that it judges of a challenger
 
 
 class WindowScore(Noun):

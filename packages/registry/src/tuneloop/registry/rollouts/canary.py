@@ -125,10 +125,10 @@ def judge(
         checks = (*checks, _tokens(revisions, limits.token_ratio, limits.alpha))
     if has_guards:
         found = [((c.guarded, c.answered), (h.guarded, h.answered)) for c, h in revisions]
-        checks = (*checks, _share("guards", "had a find of the guards", found, limits.guard_margin, limits.alpha))
+        checks = (*checks, share_check("guards", "had a find of the guards", found, limits.guard_margin, limits.alpha))
     if limits.correction_margin is not None:
         said = [((c.corrected, c.answered), (h.corrected, h.answered)) for c, h in revisions]
-        checks = (*checks, _share("corrections", "were corrected", said, limits.correction_margin, limits.alpha))
+        checks = (*checks, share_check("corrections", "were corrected", said, limits.correction_margin, limits.alpha))
     return checks
 
 
@@ -176,10 +176,10 @@ def _variance(revisions: Sequence[Sequence[float]]) -> float:
 
 def _errors(revisions: Sequence[Arms], limits: Limits) -> Check:
     failed = [((c.failed, c.asked), (h.failed, h.asked)) for c, h in revisions]
-    return _share("errors", "failed", failed, limits.error_margin, limits.alpha)
+    return share_check("errors", "failed", failed, limits.error_margin, limits.alpha)
 
 
-def _share(name: str, what: str, revisions: Sequence[tuple[Count, Count]], margin: float, alpha: float) -> Check:
+def share_check(name: str, what: str, revisions: Sequence[tuple[Count, Count]], margin: float, alpha: float) -> Check:
     """How much larger the challenger's share of `what` is than the champion's."""
     compared = [counts for counts in revisions if all(among for _, among in counts)]
     if not compared:
@@ -196,7 +196,7 @@ def _share(name: str, what: str, revisions: Sequence[tuple[Count, Count]], margi
         f"{sum(some for some, _ in arm)} of {sum(among for _, among in arm)}" for arm in zip(*compared, strict=True)
     )
     detail = f"{challenger} {what}, champion {champion}"
-    return Check(name=name, verdict=_not_above(interval, margin), detail=detail, interval=interval)
+    return Check(name=name, verdict=not_above(interval, margin), detail=detail, interval=interval)
 
 
 def _latency(revisions: Sequence[Arms], limits: Limits) -> Check:
@@ -223,7 +223,7 @@ def _ratio(
         level=difference.level,
     )
     detail = f"{what} {ratio.estimate:.2f} × the champion's (geometric mean)"
-    return Check(name=name, verdict=_not_above(ratio, limit), detail=detail, interval=ratio)
+    return Check(name=name, verdict=not_above(ratio, limit), detail=detail, interval=ratio)
 
 
 def _feedback(revisions: Sequence[Arms], limits: Limits) -> Check:
@@ -235,14 +235,15 @@ def _feedback(revisions: Sequence[Arms], limits: Limits) -> Check:
     span = f"[{interval.low:+.3f}, {interval.high:+.3f}]"
     counts = f"{sum(len(after) for _, after in scores)} scores against {sum(len(before) for before, _ in scores)}"
     detail = f"score {interval.estimate:+.3f} {span}, {counts}, margin {limits.feedback_margin}"
-    return Check(name="feedback", verdict=_not_above(worse, limits.feedback_margin), detail=detail, interval=interval)
+    return Check(name="feedback", verdict=not_above(worse, limits.feedback_margin), detail=detail, interval=interval)
 
 
 def _logs(values: Sequence[float]) -> list[float]:
     return [math.log(max(value, 0.1)) for value in values]
 
 
-def _not_above(interval: Interval, limit: float) -> Verdict:
+def not_above(interval: Interval, limit: float) -> Verdict:
+    """Whether what the interval is of lies under the limit for sure, over it for sure, or neither."""
     if interval.high < limit:
         return "pass"
     return "fail" if interval.low > limit else "inconclusive"

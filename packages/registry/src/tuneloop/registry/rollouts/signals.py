@@ -1,20 +1,22 @@
 """What the monitor says of a challenger while it is tried, as one check of a rollout; pure.
 
-The monitor compares a version with what it was, not with another version. So a signal that drifts under the challenger
+Most signals compare a version with what it was, not with another version. So one that drifts under the challenger
 counts against it only while the same signal was judged quiet under the champion at the same time: where both drift, or
 the monitor has too little to say of either, the rollout cannot tell. What an engine serves under the challenger's name
-is no matter of traffic: that it changed (`served_model_change`) counts without a verdict about the champion.
+is no matter of traffic (`served_model_change`), and signals of a trial (`trial_…`) are differences from the concurrent
+champion already: those count without a verdict about it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime
+from typing import get_args
 
 from tuneloop.registry.nouns import ChallengerSignal, Check, Verdict, WindowScore
 
 _GRAVER: tuple[Verdict, ...] = ("pass", "inconclusive", "fail")
-_OF_NO_TRAFFIC: ChallengerSignal = "served_model_change"
+_BY_ITSELF: tuple[ChallengerSignal, ...] = get_args(ChallengerSignal)
 _NOTHING = "the monitor has not said anything of it on this trial"
 
 
@@ -61,6 +63,6 @@ def _verdict(own: WindowScore | None, champion: WindowScore | None, wanted: bool
     theirs = "not enough data" if champion is None else champion.verdict
     if champion is not None and theirs == "drift":
         return "inconclusive", f"drifts ({seen}), and so does the champion's ({champion.statistic:.4g})"
-    if theirs == "none" or own.signal == _OF_NO_TRAFFIC:
+    if theirs == "none" or own.signal in _BY_ITSELF:
         return "fail", f"drifts ({seen})" + (", the champion's does not" if theirs == "none" else "")
     return "inconclusive", f"drifts ({seen}), and the monitor has not judged the champion's on this trial"

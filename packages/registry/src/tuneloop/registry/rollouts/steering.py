@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import get_args
 
 from sqlalchemy.engine import Connection
 
 from tuneloop.registry.errors import Conflict, InvalidInput, Refused, Unavailable
 from tuneloop.registry.facade import Registry
-from tuneloop.registry.nouns import FULL_SHARE_BP, Arm, GateReport, Route, version_name
+from tuneloop.registry.nouns import FULL_SHARE_BP, Arm, GateReport, Route, TrialSignal, version_name
 from tuneloop.registry.rollouts.controller import LOOK_COST, Controller
 from tuneloop.registry.rollouts.rollout import Rollout, RolloutPlan, RolloutState, Taken, new_rollout_id, worst
 from tuneloop.registry.routes.promotion import Change, rollback
@@ -82,7 +83,15 @@ def resume(registry: Registry, model: str, change: Change) -> Rollout:
 def _expect_judged(registry: Registry, route: Route, plan: RolloutPlan) -> None:
     """What no monitor reads of the champion it reads of no challenger either: such a rollout could only be paused."""
     for signal in plan.limits.signals:
-        if not registry.episodes.scores(route.model, version=route.champion, signal=signal, limit=1):
+        if signal in get_args(
+            TrialSignal
+        ):  # only challengers have those; any judgement shows that a monitor watches the model
+            if not registry.episodes.scores(route.model, limit=1):
+                raise Refused(
+                    f"limits.signals: no monitor has judged anything of {route.model}, so none would judge {signal}; "
+                    "let `tuneloop monitor` run until it has (`tuneloop drift windows`), or leave the signal out"
+                )
+        elif not registry.episodes.scores(route.model, version=route.champion, signal=signal, limit=1):
             raise Refused(
                 f"limits.signals: the monitor has not judged {signal} of {version_name(route.model, route.champion)}, "
                 "so it would not of a challenger; let a monitor run with canary_every_s above 0 until it has, or leave "

@@ -10,7 +10,7 @@ from tuneloop.registry.verbs.register import register
 from tuneloop.registry.verbs.retraining import retraining
 from tuneloop.registry.verbs.rollout import controller, rollout
 from tuneloop.registry.verbs.routes import promote, rollback, route
-from tuneloop.registry.verbs.state import audit, db, requests, status, trace
+from tuneloop.registry.verbs.state import audit, db, feedback, requests, status, trace
 from tuneloop.registry.verbs.versions import approve, compare, gate, models, sign, versions
 
 VERBS = (
@@ -32,6 +32,7 @@ VERBS = (
     status,
     trace,
     requests,
+    feedback,
     audit,
     key,
     controller,

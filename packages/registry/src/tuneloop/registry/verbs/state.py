@@ -1,4 +1,4 @@
-"""`tuneloop status · trace · requests · audit · db upgrade·end`."""
+"""`tuneloop status · trace · requests · feedback · audit · db upgrade·end`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from tuneloop.registry import overview
 from tuneloop.registry.database import DAMAGED
 from tuneloop.registry.errors import Unreadable
 from tuneloop.registry.facade import Registry
+from tuneloop.registry.paging import MOST_PER_PAGE, Ask
 from tuneloop.registry.printing import by_option, emit, json_option, reason_option, table, tell_unreadable
 from tuneloop.registry.trace import trace as trace_back
 
@@ -102,6 +103,34 @@ def requests(model: str, newest: int | None, as_json: bool) -> None:
         shown = [r.model_dump(mode="json", exclude={"messages", "answer"}) for r in found]
         headers = ["REQUEST", "AT (UTC)", "REVISION", "ASSIGNED", "SERVED", "STATUS", "MS", "ERROR"]
         emit(shown, as_json, table(headers, rows))
+
+
+@click.command()
+@click.argument("model")
+@click.option("--newest", type=click.IntRange(1, MOST_PER_PAGE), default=50, show_default=True, help="So many.")
+@json_option
+def feedback(model: str, newest: int, as_json: bool) -> None:
+    """List what users said of a model's answers, the newest first."""
+    with Registry.open() as registry:
+        page = registry.traffic.feedback_of(model, Ask(newest))
+        tell_unreadable(page.unreadable)
+        found = page.items
+        if not found:
+            registry.check_model(model)
+        rows = [
+            [
+                f.request_id,
+                f"{f.at:%Y-%m-%d %H:%M:%S}",
+                f.score,
+                f.thumb,
+                f.label,
+                (f.correction or f.comment or "")[:80],
+            ]
+            for f in found
+        ]
+        headers = ["REQUEST", "AT (UTC)", "SCORE", "THUMB", "LABEL", "CORRECTION OR COMMENT"]
+        none = f"nobody has said anything of {model}'s answers yet; `POST /v1/feedback` does"
+        emit(list(found), as_json, table(headers, rows) if found else none)
 
 
 @click.command()

@@ -1,0 +1,202 @@
+"""Challengers beside their champion: what a version that is tried on some traffic does worse than the champion does at
+the same time.
+
+A challenger's traffic is cut into windows of its own. Each is held against what the champion answered in that time, not
+against a frozen reference: what users ask, and the hour, are the same for both. The windows of a trial are strata of
+one always-valid comparison (`statistics.sequences`, as everything a rollout is judged by), so that a verdict may be
+read after every window. Nobody is alerted and no policy asked: the scores are written, and a rollout's judgement reads
+them.
+
+Cost: of a window, at most as many texts of the champion as of the challenger are read on an engine, and at most
+`reference` of its records from the database; a trial ends after MOST_WINDOWS of them with its last verdict.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from hashlib import sha256
+from typing import Any
+
+from tuneloop.monitor.metrics import Metrics
+from tuneloop.monitor.reference import JUST_BEFORE, judgeable
+from tuneloop.monitor.scorer import Scorer
+from tuneloop.monitor.settings import MonitorSettings
+from tuneloop.monitor.signals import DETECTORS_OF_TRIALS, TRIAL_ANCHOR
+from tuneloop.monitor.trials import Arms, Measured, Read, Said, measured, said_of
+from tuneloop.registry import Registry
+from tuneloop.registry.errors import Unavailable
+from tuneloop.registry.nouns import RequestRecord, Route, WindowScore, version_name
+
+log = logging.getLogger("tuneloop.monitor")
+MOST_WINDOWS = 200  # of a trial
+_SETTLED_S = 10.0  # gateways write records a second after they answer; a window is cut once they have
+_SLICES = 8  # of a window's time: from each as many of the champion's records
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A challenger with a share beside one champion."""
+
+    model: str
+    version: int
+    champion: int
+    since: datetime  # the first revision in a row that gave it a share beside this champion
+
+    def score_id(self, signal: str, window: int) -> str:
+        """The id of one judgement; a second monitor, or a restarted one, arrives at the same."""
+        parts = (self.model, self.version, self.champion, self.since.isoformat(), signal, window)
+        return "ws_" + sha256("\0".join(map(str, parts)).encode()).hexdigest()[:24]
+
+    def named(self) -> dict[str, object]:
+        """What its scores say of it: a version may be tried more than once."""
+        return {"champion": self.champion, "since": self.since.isoformat()}
+
+
+def trials_of(history: Sequence[Route]) -> list[Trial]:
+    """The trials that are on; `history` the newest first."""
+    route = history[0]
+    found = []
+    for arm in route.arms:
+        if arm.version == route.champion or arm.weight_bp == 0:
+            continue
+        since = route.at
+        for earlier in history:
+            if earlier.champion != route.champion or not earlier.split.get(arm.version):
+                break
+            since = earlier.at
+        found.append(Trial(route.model, arm.version, route.champion, since))
+    return found
+
+
+class Challengers:
+    """Judges the windows of every challenger of a model; a monitor killed anywhere goes on where it stopped."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        settings: MonitorSettings,
+        scorer: Scorer,
+        metrics: Metrics,
+        stopping: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._registry = registry
+        self._settings = settings
+        self._scorer = scorer
+        self._metrics = metrics
+        self._stopping = stopping
+
+    def watch(self, history: Sequence[Route]) -> None:
+        """Judge the whole windows that are not judged yet.
+
+        Raises:
+            Unavailable: the database does not answer; what was judged before that is kept.
+            Stopped: told to end while an engine was reading; that window is judged by the next process.
+        """
+        for trial in trials_of(history):
+            judged = self._judged(trial, TRIAL_ANCHOR)
+            while len(judged) < MOST_WINDOWS and not self._stopping():
+                window = self._next(trial, judged)
+                if not window:
+                    break
+                self._judge(trial, window, len(judged))
+                judged = self._judged(trial, TRIAL_ANCHOR)
+
+    def _judged(self, trial: Trial, signal: str) -> list[WindowScore]:
+        newest = self._registry.episodes.scores(trial.model, version=trial.version, signal=signal, limit=MOST_WINDOWS)
+        return [score for score in newest if score.detail["trial"] == trial.named()]
+
+    def _next(self, trial: Trial, judged: Sequence[WindowScore]) -> tuple[RequestRecord, ...]:
+        """The challenger's next whole window; empty while it fills."""
+        size, since = self._settings.window, max([trial.since, *(score.window_end for score in judged)])
+        until, limit = self._registry.clock() - timedelta(seconds=_SETTLED_S), 2 * self._settings.window
+        while True:
+            served = self._registry.traffic.window(
+                trial.model, since=since, until=until, version=trial.version, oldest=limit
+            )
+            mine = [record for record in served if _of_arm(record, trial.version)]
+            if len(mine) >= size:
+                return tuple(mine[:size])
+            if len(served) + len(served.unreadable) < limit:
+                return ()
+            limit *= 2
+
+    def _beside(self, trial: Trial, window: Sequence[RequestRecord]) -> tuple[RequestRecord, ...]:
+        """What the champion answered while the challenger did: as many records of each slice of the window."""
+        edges = [window[index * len(window) // _SLICES].at for index in range(_SLICES)]
+        edges = sorted({edges[0] - JUST_BEFORE, *edges[1:], window[-1].at})
+        each = -(-self._settings.reference // (len(edges) - 1))
+        found: list[RequestRecord] = []
+        for start, end in itertools.pairwise(edges):
+            served = self._registry.traffic.window(
+                trial.model, since=start, until=end, version=trial.champion, oldest=each
+            )
+            found += [record for record in served if _of_arm(record, trial.champion)]
+        return tuple(found)
+
+    def _judge(self, trial: Trial, window: tuple[RequestRecord, ...], index: int) -> None:
+        arms = Arms(self._beside(trial, window), window)
+        for signal, found in self._measured(trial, arms):  # the anchor comes last: until then the window is not judged
+            before = [s.detail["measured"] for s in self._judged(trial, signal) if s.detail["window"] < index]
+            said = said_of(signal, [*before, found.values], self._settings)
+            score = self._score(trial, arms, index, signal, found, said)
+            if self._registry.episodes.add_score(score):
+                self._metrics.compared(score)
+                name = version_name(trial.model, trial.version)
+                log.info("%s %s window %d: %s", name, signal, index, score.detail["said"])
+
+    def _measured(self, trial: Trial, arms: Arms) -> Iterator[tuple[str, Measured]]:
+        ids = [record.id for record in (*arms.champion, *arms.challenger)]
+        corrections = self._registry.traffic.corrections_for(ids)
+
+        def read_by(version: int) -> Read:
+            def read(records: Sequence[RequestRecord], texts: Mapping[str, str]) -> dict[str, float]:
+                scored = self._scorer.score(version_name(trial.model, version), records, texts)
+                return {i: s.correction_nats for i, s in scored.items() if s.correction_nats is not None}
+
+            return read
+
+        read = {"champion": read_by(trial.champion), "challenger": read_by(trial.version)}
+        for signal in DETECTORS_OF_TRIALS:
+            try:
+                yield signal, measured(signal, arms, corrections, read)
+            except Unavailable as error:  # of an engine: what it would have said stays unknown
+                yield signal, Measured({}, str(error))
+
+    def _score(self, trial: Trial, arms: Arms, index: int, signal: str, found: Measured, said: Said) -> WindowScore:
+        detail: dict[str, Any] = {
+            "window": index,
+            "trial": trial.named(),
+            "measured": found.values,
+            "detector": DETECTORS_OF_TRIALS[signal],
+            "unit": "more than the champion at the same time, of one trial so far",
+            "said": said.why,
+            "interval": said.interval and list(said.interval),
+        }
+        if said.verdict == "not enough data":
+            detail["reason"] = found.why or said.why
+        return WindowScore(
+            id=trial.score_id(signal, index),
+            at=self._registry.clock(),
+            model=trial.model,
+            version=trial.version,
+            signal=signal,
+            window_start=arms.challenger[0].at,
+            window_end=arms.challenger[-1].at,
+            n=len(arms.challenger),
+            statistic=said.estimate,
+            threshold=said.margin,
+            p_value=None,
+            mean_run_length=self._settings.mean_run_length,
+            verdict=said.verdict,
+            detail=detail,
+            request_ids=tuple(record.id for record in arms.challenger),
+        )
+
+
+def _of_arm(record: RequestRecord, version: int) -> bool:
+    """Whether the split gave the version this request, and it answered."""
+    return judgeable(record) and record.assigned_version == version == record.served_version

@@ -1,0 +1,108 @@
+"""When an episode is over. Pure.
+
+An alarm is raised by one window at a level of one in thousands; the all-clear asks for far less to hold it back
+(hysteresis), or what is too weak for an alarm in every window would be over after some, and news again after the next:
+one problem, told over and over. So the windows since must be quiet one by one, and nothing at one in twenty together.
+
+Of many p-values together little is left of a drift that each window shows a little of. Questions, whose drifts grow
+slowly, are therefore looked at once more as one sample, over more windows, against more of the reference: what shows
+in a tenth of them is seen (`longer_look`). That look may itself be wrong, and for long where a reference is unlucky,
+so it holds no episode open beyond a stated number of quiet windows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+
+from tuneloop.registry.nouns import RequestRecord, WindowScore
+
+CLEAR_LEVEL = 0.05  # of what the last windows show together
+LONGER = 2  # times `clear_after`: windows of the longer look, quiet one by one
+LATEST = 10  # times `clear_after`: so many quiet windows end an episode whatever the longer look says
+MOST_TEXTS = 1_000  # of a longer look; of more, every so-manieth
+_TOO_LITTLE = {"too_few_corrections", "too_few_thumbs", "too_little_text"}
+
+
+def is_quiet(scores: Sequence[WindowScore], clear_after: int) -> bool:
+    """Whether the last `clear_after` windows that could be judged raised nothing, nor together come near it; `scores`
+    of one stream.
+
+    What is too weak for an alarm in every window would else be over after some, and news again after the next: one
+    problem, told over and over. So their p-values together (Fisher's method) must be none of the smallest 5 %.
+    """
+    in_order = sorted(scores, key=lambda score: int(score.detail["window"]))
+    judged = [score for score in in_order if score.verdict != "not enough data"][-clear_after:]
+    if len(judged) < clear_after or any(score.verdict == "drift" for score in judged):
+        return False
+    return _combined([score.p_value for score in judged if score.p_value is not None]) >= CLEAR_LEVEL
+
+
+def _combined(p_values: Sequence[float]) -> float:
+    from scipy.stats import combine_pvalues  # noqa: PLC0415 (half a second; `tuneloop alerts` needs none)
+
+    return float(combine_pvalues(p_values, method="fisher").pvalue) if p_values else 1.0
+
+
+def is_silent(scores: Sequence[WindowScore], clear_after: int) -> bool:
+    """Whether there was too little to judge by in the last `clear_after` windows, of what users said or of answers on
+    record with their text; `scores` of one stream.
+
+    An engine that is away is no such silence: what it would have said is not known.
+    """
+    in_order = sorted(scores, key=lambda score: int(score.detail["window"]))
+    return len(in_order) >= clear_after and all(_TOO_LITTLE & s.detail.keys() for s in in_order[-clear_after:])
+
+
+@dataclass(frozen=True)
+class Look:
+    """What the windows since the last alarm say together of whether questions are again what they were."""
+
+    over: bool
+    why: str
+
+
+def since_alarm(scores: Sequence[WindowScore]) -> list[WindowScore]:
+    """The judged windows of one stream after the last that raised an alarm, in order."""
+    in_order = sorted(scores, key=lambda score: int(score.detail["window"]))
+    judged = [score for score in in_order if score.verdict != "not enough data"]
+    last = max((index for index, score in enumerate(judged) if score.verdict == "drift"), default=-1)
+    return judged[last + 1 :]
+
+
+def longer_look(
+    quiet: Sequence[WindowScore], clear_after: int, reference: Sequence[RequestRecord], pool: Sequence[RequestRecord]
+) -> Look:
+    """Whether questions are again what they were: the newest quiet windows as one sample, at CLEAR_LEVEL.
+
+    Args:
+        quiet: the windows since the last alarm, in order, `LONGER` times `clear_after` or more.
+        clear_after: quiet windows in a row that end an episode of another signal.
+        reference: what the pool is held against.
+        pool: the records of the newest `LONGER` times `clear_after` of these windows, as far as they are held still,
+            MOST_TEXTS at most.
+    """
+    import numpy as np  # noqa: PLC0415 (`tuneloop alerts` needs none)
+
+    from tuneloop.monitor.textdrift import text_test  # noqa: PLC0415 (with scikit-learn a second)
+
+    said = f"{len(quiet)} windows in a row without an alarm"
+    if not pool:
+        return Look(True, f"{said}; their records are not held any more")
+    rng = np.random.default_rng(int(sha256(quiet[-1].id.encode()).hexdigest()[:16], 16))
+    before, now = ([record.question for record in side] for side in (spread(reference), pool))
+    p_value = text_test(before + now, len(before), CLEAR_LEVEL, rng).outcome.p_value
+    newest = f"the newest {len(pool)} questions together"
+    if p_value >= CLEAR_LEVEL:
+        return Look(True, f"{said}; {newest} are like the reference's (p {p_value:.2g})")
+    if len(quiet) >= LATEST * clear_after:
+        return Look(True, f"{said}; {newest} differ still (p {p_value:.2g}), by less than any window shows")
+    return Look(False, f"{said}, but {newest} are not yet like the reference's (p {p_value:.2g})")
+
+
+def spread(records: Sequence[RequestRecord]) -> Sequence[RequestRecord]:
+    """MOST_TEXTS of them at most, evenly over their time."""
+    if len(records) <= MOST_TEXTS:
+        return records
+    return [records[index * len(records) // MOST_TEXTS] for index in range(MOST_TEXTS)]

@@ -1,0 +1,228 @@
+"""A challenger's windows are held against what its champion answers at the same time; a rollout reads what they say."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from monitor.scene import SMALL, Scene
+from tests_support import beat_engine
+from tuneloop.monitor.challengers import MOST_WINDOWS, Challengers, trials_of
+from tuneloop.monitor.metrics import Metrics
+from tuneloop.monitor.scorer import Scorer
+from tuneloop.monitor.signals import (
+    DETECTORS_OF_TRIALS,
+    TRIAL_ANSWER_PERPLEXITY,
+    TRIAL_BROKEN_ANSWERS,
+    TRIAL_CORRECTION_PERPLEXITY,
+    TRIAL_REFUSALS,
+)
+from tuneloop.monitor.trials import Arms, measured, said_of
+from tuneloop.registry.nouns import Arm, RequestRecord
+from tuneloop.registry.rollouts.canary import Limits
+from tuneloop.registry.rollouts.judging import judgement, trial_of
+
+REFUSES = "I'm sorry, but I can't help with that."
+BOTH = ("bot@1", "bot@2")
+
+
+def try_out(scene: Scene, share_bp: int = 5_000) -> None:
+    """Version 2 gets a share beside the champion."""
+    arms = [Arm(version=2, weight_bp=share_bp), Arm(version=1, weight_bp=10_000 - share_bp)]
+    done = len(scene.registry.routes.history("bot"))
+    scene.registry.routes.write("bot", arms, by="ada", reason="a trial", expected_revision=done)
+    scene.clock.advance(1)
+
+
+def both(scene: Scene, n: int, *, champion: str | None = "It does.", challenger: str | None = "It does.") -> None:
+    """Users ask both alike, in turn."""
+    for _ in range(n):
+        scene.usual(1, answer=champion)
+        scene.usual(1, answer=challenger, assigned_version=2, served_version=2)
+    scene.clock.advance(60)
+
+
+def watch(scene: Scene, *serves: str) -> None:
+    """One look of a fresh process at the challengers alone, while the engine serves these versions."""
+    beat_engine(scene.registry, *(serves or BOTH), url=scene.engine.url, at=scene.clock.now)
+    scorer = Scorer(scene.registry.fleet, scene.client, concurrency=2, max_tokens=2_048)
+    challengers = Challengers(scene.registry, scene.settings, scorer, Metrics())
+    challengers.watch(scene.registry.routes.history("bot"))
+
+
+def verdicts(scene: Scene, signal: str) -> list[str]:
+    return [score.verdict for score in scene.scores(signal, version=2)]
+
+
+def check_of(scene: Scene, *wanted: str) -> str | None:
+    """The verdict of a rollout's check of quality."""
+    limits = Limits.model_validate({"signals": list(wanted)})
+    trial = trial_of(scene.registry, "bot", 2)
+    report = judgement(scene.registry, "bot", 2, limits, trial)
+    return next((check.verdict for check in report.checks if check.name == "quality"), None)
+
+
+def test_a_challenger_that_refuses_more_than_the_champion_at_the_same_time_fails_its_rollouts_check(
+    scene: Scene,
+) -> None:
+    try_out(scene)
+    both(scene, 20, challenger=REFUSES)
+    scene.watch(serves=BOTH)
+    assert verdicts(scene, TRIAL_REFUSALS) == ["drift"]
+    (score,) = scene.scores(TRIAL_REFUSALS, version=2)
+    assert score.detail["said"].startswith("20 of 20 refuse, champion 0 of ")
+    assert check_of(scene) == "fail"
+    assert scene.registry.episodes.all("bot") == [], "the rollout acts, nobody is paged"
+
+
+def test_what_the_champion_does_worse_at_the_same_time_too_counts_against_nobody(scene: Scene) -> None:
+    try_out(scene)
+    both(scene, 40, champion=REFUSES, challenger=REFUSES)
+    watch(scene)
+    assert "drift" not in verdicts(scene, TRIAL_REFUSALS)
+    assert check_of(scene, TRIAL_REFUSALS) == "inconclusive", "as much, and too little to know it within the margin"
+
+
+def test_one_window_is_too_little_to_pass_and_many_are_enough(scene: Scene) -> None:
+    try_out(scene)
+    both(scene, 20)
+    watch(scene)
+    assert "not enough data" in verdicts(scene, TRIAL_REFUSALS)
+    assert check_of(scene, TRIAL_REFUSALS, TRIAL_BROKEN_ANSWERS) == "inconclusive"
+    both(scene, 60)
+    watch(scene)
+    assert len(verdicts(scene, TRIAL_REFUSALS)) == 4
+    assert check_of(scene, TRIAL_REFUSALS, TRIAL_BROKEN_ANSWERS) == "pass"
+
+
+def test_a_challenger_that_is_surprised_by_its_own_answers_and_by_what_users_want_is_told(scene: Scene) -> None:
+    scene.engine.more = lambda name, _question: 6.0 if name == "bot@2" else 0.0
+    try_out(scene)
+    both(scene, 20)
+    scene.correct(scene.registry.traffic.window("bot"))
+    watch(scene)
+    assert verdicts(scene, TRIAL_ANSWER_PERPLEXITY) == ["drift"]
+    assert verdicts(scene, TRIAL_CORRECTION_PERPLEXITY) == ["drift"]
+    assert len(scene.engine.bodies) <= 2 * 2 * 20, "no more of the champion is read than of the challenger"
+    assert check_of(scene) == "fail"
+
+
+def test_an_engine_that_is_away_leaves_what_it_would_say_open_and_the_rest_judged(scene: Scene) -> None:
+    try_out(scene)
+    both(scene, 20, challenger=REFUSES)
+    watch(scene, "bot@1")
+    (unread,) = scene.scores(TRIAL_ANSWER_PERPLEXITY, version=2)
+    assert unread.verdict == "not enough data"
+    assert "no live engine serves bot@2" in unread.detail["reason"]
+    assert verdicts(scene, TRIAL_REFUSALS) == ["drift"]
+
+
+def test_a_monitor_killed_within_a_window_judges_it_once(scene: Scene) -> None:
+    try_out(scene)
+    both(scene, 20, challenger=REFUSES)
+    store, stored = scene.registry.episodes.add_score, 0
+
+    def dies(score: object) -> bool:
+        nonlocal stored
+        stored += 1
+        if stored > 2:
+            raise KeyboardInterrupt
+        return store(score)  # type: ignore[arg-type]
+
+    scene.registry.episodes.add_score = dies  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        watch(scene)
+    scene.registry.episodes.add_score = store  # type: ignore[method-assign]
+    for _ in range(2):
+        watch(scene)
+    assert {len(verdicts(scene, signal)) for signal in DETECTORS_OF_TRIALS} == {1}
+
+
+def test_a_new_trial_begins_anew_and_what_has_no_share_is_not_judged(scene: Scene) -> None:
+    try_out(scene)
+    both(scene, 20, challenger=REFUSES)
+    watch(scene)
+    try_out(scene, 0)
+    both(scene, 20, challenger=REFUSES)
+    assert trials_of(scene.registry.routes.history("bot")) == []
+    try_out(scene)
+    both(scene, 19)
+    watch(scene)
+    assert len(verdicts(scene, TRIAL_REFUSALS)) == 1
+    both(scene, 1)
+    watch(scene)
+    first, second = scene.scores(TRIAL_REFUSALS, version=2)
+    assert (first.verdict, second.verdict) == ("drift", "not enough data")
+    assert second.detail["said"].startswith("0 of 20 refuse")
+
+
+def test_what_somebody_pinned_or_the_champion_had_to_answer_is_in_no_arm(scene: Scene) -> None:
+    try_out(scene)
+    scene.usual(30, assigned_version=None, served_version=2, answer=REFUSES)
+    scene.usual(30, assigned_version=2, served_version=1, answer=REFUSES)
+    scene.clock.advance(60)
+    watch(scene)
+    assert scene.scores(TRIAL_REFUSALS, version=2) == []
+
+
+def arms_of(scene: Scene, **changes: object) -> Arms:
+    champion, challenger = scene.usual(30), scene.usual(20, **changes)
+    return Arms(tuple(champion), tuple(challenger))
+
+
+def test_answers_kept_without_their_text_are_not_enough_data(scene: Scene) -> None:
+    found = measured(TRIAL_REFUSALS, arms_of(scene, answer=None), {}, {})
+    assert (found.values, found.why) == (
+        {},
+        "20 of the challenger's 20 answers are on record without their text",
+    )
+    said = said_of(TRIAL_REFUSALS, [found.values], SMALL)
+    assert said.verdict == "not enough data"
+    assert measured(TRIAL_REFUSALS, Arms((), tuple(scene.usual(20))), {}, {}).why.startswith("the champion answered")
+
+
+@pytest.mark.parametrize("signal", [TRIAL_REFUSALS, TRIAL_ANSWER_PERPLEXITY])
+def test_who_is_worse_by_just_what_is_allowed_is_seldom_blamed_and_who_is_three_times_as_much_nearly_always(
+    signal: str,
+) -> None:
+    """100 trials of up to 8 windows, looked at after each; each signal has a quarter of 5 % over all looks."""
+    rng = random.Random(3)
+
+    def answers(more: float) -> list[float]:
+        if signal == TRIAL_REFUSALS:
+            return [sum(rng.random() < 0.3 + more * SMALL.trial_share_margin for _ in range(40)), 40]
+        return [rng.gauss(2.6 + more * SMALL.trial_nats_margin, 0.9) for _ in range(40)]
+
+    def blamed(more: float) -> int:
+        trials = [[{"champion": answers(0), "challenger": answers(more)} for _ in range(8)] for _ in range(100)]
+        looks = [(said_of(signal, trial[: n + 1], SMALL) for n in range(8)) for trial in trials]
+        return sum(any(said.verdict == "drift" for said in look) for look in looks)
+
+    assert blamed(1) <= 4
+    assert blamed(3) >= 90
+
+
+def test_no_more_windows_of_a_trial_are_judged_than_it_may_cost(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert MOST_WINDOWS * SMALL.window >= 1_000
+    monkeypatch.setattr("tuneloop.monitor.challengers.MOST_WINDOWS", 2)
+    try_out(scene)
+    both(scene, 60)
+    watch(scene)
+    assert len(verdicts(scene, TRIAL_REFUSALS)) == 2
+
+
+def test_the_champions_answers_are_taken_over_all_of_the_window(scene: Scene) -> None:
+    def champions(records: list[RequestRecord]) -> None:
+        scene.usual(200)
+        records += scene.usual(10, assigned_version=2, served_version=2)
+
+    try_out(scene)
+    mine: list[RequestRecord] = []
+    champions(mine)
+    champions(mine)
+    scene.clock.advance(60)
+    watch(scene)
+    (score,) = scene.scores(TRIAL_REFUSALS, version=2)
+    hits, n = score.detail["measured"]["champion"]
+    assert (hits, 0 < n <= SMALL.reference + 8) == (0, True)
