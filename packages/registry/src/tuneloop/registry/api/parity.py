@@ -48,6 +48,7 @@ SERVED: dict[str, tuple[str, ...]] = {
     "status": ("get_status",),
     "trace": ("trace_request",),
     "requests": ("list_requests", "list_feedback"),
+    "feedback": ("list_feedback_of_model",),
     "audit": ("list_audit", "verify_audit"),
     "key new": ("new_key",),
     "key list": ("list_keys",),
