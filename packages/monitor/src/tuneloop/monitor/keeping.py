@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from tuneloop.monitor import alerts
-from tuneloop.monitor.causes import explained, gather
+from tuneloop.monitor.causes import explained, gather, is_attack
 from tuneloop.monitor.clearing import (
     LATEST,
     LONGER,
@@ -86,7 +86,8 @@ class Keeper:
             # Users stop correcting when the cause is gone: that holds up no all-clear that another signal gives.
             silent = [signal for signal in loud if is_silent(recent[signal], clear_after)]
             if loud == silent and len(silent) < len(recent):
-                look = self._look_longer(recent.get(ANCHOR, ()), standard)
+                # What an attack asks is over with it, and an episode open for longer would take in what comes next.
+                look = None if is_attack(episode) else self._look_longer(recent.get(ANCHOR, ()), standard)
                 if look is None or look.over:
                     note = look.why if look else f"{clear_after} windows in a row without an alarm"
                     note += "".join(f"; too little {_needs(signal)} since to judge {signal} by" for signal in silent)
