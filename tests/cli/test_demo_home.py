@@ -78,3 +78,21 @@ def test_a_demo_outside_the_repository_says_so_and_makes_nothing(
         capsys.readouterr().err.split()
     )
     assert list(tmp_path.iterdir()) == []
+
+
+def test_who_asks_a_demo_to_stop_twice_leaves_nothing_running(tmp_path: Path) -> None:
+    code = (
+        "import os, signal, sys\n"
+        "from pathlib import Path\n"
+        "from tuneloop.cli.demo import loop\n"
+        "ask = lambda: os.kill(os.getpid(), signal.SIGTERM)\n"
+        "def close(_):\n"
+        "    ask()\n"
+        "    print('all stopped')\n"
+        "loop.Demo.run, loop.Demo.close = lambda _: ask(), close\n"
+        "loop.run(Path(sys.argv[1]), Path(sys.argv[2]), quick=True)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path), str(tmp_path / "home")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert done.stdout == "all stopped\n"
+    assert "KeyboardInterrupt" in done.stderr

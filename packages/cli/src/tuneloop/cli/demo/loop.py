@@ -51,6 +51,8 @@ def run(example: Path, home: Path, *, quick: bool) -> None:
     try:
         demo.run()
     finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)  # who asks twice must not leave half of the processes running
         demo.close()
 
 
