@@ -16,12 +16,16 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from postgres_cluster import PostgresCluster
 from tests_support import Clock
 from tuneloop.registry import Registry
 from tuneloop.registry.settings import RegistrySettings
 
+# Machines differ in speed, and what fails here fails for everybody: no deadlines, and the same examples every time.
+settings.register_profile("tuneloop", deadline=None, derandomize=True)
+settings.load_profile("tuneloop")
 ROOT = Path(__file__).parent.parent
 CACHE = ROOT / ".cache"
 

@@ -34,6 +34,13 @@ def test_a_version_is_fetched_once_and_serves_on_while_the_registry_is_away(regi
     assert (fetch_whole(made.name, away, home, say=said.append), len(said)) == ((version, folder), 1)
     with pytest.raises(Unavailable):
         fetch_whole("bot@2", away, home, say=said.append)
+    later, other = fetch_whole(
+        publish_version(registry, tmp_path / "v2", kind="full").name, opened, home, say=said.append
+    )
+    assert other.is_dir()
+    assert not folder.exists(), "what this engine served before is gone"
+    assert fetch_whole(made.name, opened, home, say=said.append)[1] == folder
+    assert (other.exists(), later.version) == (False, 2)
     changed = next(path for path in sorted(folder.iterdir()) if path.is_file())
     changed.chmod(0o600)
     changed.write_bytes(changed.read_bytes() + b" ")

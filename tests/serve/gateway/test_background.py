@@ -8,6 +8,7 @@ import platform
 import struct
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -26,8 +27,20 @@ _ON_LINUX = pytest.mark.skipif(
 def slice_ns(thread: int) -> int:
     """How long a thread's turns are; 0 where this Linux gives every thread the same."""
     found = ctypes.create_string_buffer(_ATTRIBUTES.size)
-    assert ctypes.CDLL(None).syscall(_GET[platform.machine()], thread, found, len(found.raw), 0) == 0
+    system = ctypes.CDLL(None, use_errno=True)
+    if system.syscall(_GET[platform.machine()], thread, found, len(found.raw), 0) != 0:
+        raise OSError(ctypes.get_errno(), "sched_getattr")
     return int(_ATTRIBUTES.unpack(found.raw)[5])
+
+
+@pytest.fixture
+def allowed(caplog: pytest.LogCaptureFixture) -> None:
+    """Skips where the system lets nobody choose, as some sandboxes do."""
+    worker = threading.Thread(target=take_short_turns)
+    worker.start()
+    worker.join()
+    if "lets no thread have short turns" in caplog.text:
+        pytest.skip(caplog.text)
 
 
 def on_a_thread(seen: dict[str, int], who: str) -> None:
@@ -36,7 +49,7 @@ def on_a_thread(seen: dict[str, int], who: str) -> None:
 
 
 @_ON_LINUX
-def test_short_turns_and_stepping_back_are_for_a_thread_and_those_it_starts() -> None:
+def test_short_turns_and_stepping_back_are_for_a_thread_and_those_it_starts(allowed: None) -> None:
     seen = dict[str, int]()
     on_a_thread(seen, "anybody")
 
@@ -67,8 +80,12 @@ def test_short_turns_and_stepping_back_are_for_a_thread_and_those_it_starts() ->
 
 
 @_ON_LINUX
-def test_every_thread_of_a_gateway_takes_short_turns(world: World) -> None:
+def test_every_thread_of_a_gateway_takes_short_turns(world: World, allowed: None) -> None:
     with world.process(free_port()) as process:
         threads = [int(path.name) for path in Path(f"/proc/{process.pid}/task").iterdir()]
         assert len(threads) > 4
-        assert {slice_ns(thread) for thread in threads} == {SLICE_NS if slice_ns(0) else 0}
+        turns = set()
+        for thread in threads:
+            with suppress(ProcessLookupError):  # it has ended meanwhile
+                turns.add(slice_ns(thread))
+        assert turns == {SLICE_NS if slice_ns(0) else 0}

@@ -146,10 +146,15 @@ def test_topics_are_kept_to_by_conversations_as_a_whole(world: World, unrecorded
     assert status(("user", on), ("assistant", off), ("user", off)) == 200, "it was on topic"
     assert status(("user", "Hello!"), ("assistant", on), ("user", off)) == 400, "what the model says is not the user's"
     assert status(("user", on), ("assistant", "It is no lawsuit."), ("user", "Thanks")) == 200
+    guard(world, unrecorded, injection="off", hidden="off", topics=topics, length="flag", max_characters=60)
+    assert status(("user", off), ("user", f"{off} {'a ' * 20} {on}")) == 400, (
+        "what nobody looked at puts nobody on topic"
+    )
+    guard(world, unrecorded, injection="off", hidden="off", secrets="off", personal="off", topics=topics)
     blocked = unrecorded.chat(text=f"{on} And what of a lawsuit?")
     assert (blocked.status, blocked.error["code"]) == (400, "guard_blocked")
     assert "topics: law" in blocked.error["message"]
-    assert unrecorded.metric(findings("input", "topics", "block")) == 3
+    assert unrecorded.metric(findings("input", "topics", "block")) == 4
     assert unrecorded.metric(findings("input", "topics", "flag")) == 1
 
 

@@ -83,7 +83,7 @@ def test_a_request_is_two_spans_in_its_clients_trace_and_the_engine_hangs_below(
     assert gateway.call("/v1/chat/completions", asked, traceparent=NOT_SAMPLED).status == 200
     assert world.engines["e1"][0].seen[-1].headers["traceparent"] == NOT_SAMPLED, "the client does not sample it"
     gateway.call("/v1/chat/completions", asked | {"model": "whispered-model"}, traceparent=SAMPLED)
-    until(lambda: len(collector.spans) == 3)
+    until(lambda: len(collector.spans) == 3, 30)
     server, client = sorted(collector.spans[:2], key=lambda span: span.kind)
     if server.kind != Span.SPAN_KIND_SERVER:
         server, client = client, server

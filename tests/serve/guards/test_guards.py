@@ -305,7 +305,27 @@ def test_what_speaks_of_no_allowed_topic_is_off_topic_unless_it_is_short() -> No
     assert guards.judge(f"Who will win the next election in France, and why? {wrapped}").action == "flag"
 
 
-@pytest.mark.parametrize("topics", [{}, {"deny": {"law": ()}}, {"deny": {"law": ("*",)}}, {"allow": {"": ("a",)}}])
+def test_a_topic_costs_no_more_than_the_text_is_long() -> None:
+    topics = Topics(deny={"law": ("bet on it",)})
+    guards = Guards(GuardPolicy(injection="off", hidden="off", secrets="off", personal="off", topics=topics))
+    began = time.process_time()
+    assert guards.judge("bet " * 25_000).action == "allow"
+    assert time.process_time() - began < 0.5, "a thirtieth of it; all words against all words would take seconds"
+
+
+@pytest.mark.parametrize(
+    "topics",
+    [
+        {},
+        {"deny": {"law": ()}},
+        {"deny": {"law": ("*",)}},
+        {"allow": {"": ("a",)}},
+        {"deny": {"law": ("\u0301",)}},
+        {"deny": {"law": ("\u200d",)}},
+        {"deny": {"law": ("law -*",)}},
+        {"deny": {"law": ("l*w",)}},
+    ],
+)
 def test_topics_that_say_nothing_are_refused(topics: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         Topics(**topics)

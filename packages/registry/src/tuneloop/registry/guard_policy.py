@@ -6,12 +6,15 @@ business. A model without a policy, or with one that is not `enabled`, is not gu
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 
 import sqlalchemy as sa
 from pydantic import (
+    AfterValidator,
     BeforeValidator,
     ConfigDict,
     Field,
@@ -25,6 +28,7 @@ from tuneloop.registry.database import Database, faults
 from tuneloop.registry.nouns import Noun, as_tuple
 from tuneloop.registry.tables import policies
 
+_LETTER = re.compile(r"[^\W_]")
 KIND = "guard"  # of these policies' rows
 GuardAction = Literal["block", "redact", "flag", "off"]
 Entity = Literal["EMAIL_ADDRESS", "PHONE_NUMBER", "CREDIT_CARD", "IBAN_CODE", "US_SSN", "IP_ADDRESS", "CRYPTO"]
@@ -48,9 +52,22 @@ Cleaned = Annotated[GuardAction, BeforeValidator(_off)]
 Masked = Annotated[Literal["redact", "flag", "off"], BeforeValidator(_off)]
 Entities = Annotated[tuple[Entity, ...], BeforeValidator(as_tuple), Field(min_length=1)]
 Parameter = Annotated[str, StringConstraints(min_length=1, max_length=64)]
+
+
+def _phrase(value: str) -> str:
+    """As guards can match it: each word has a letter or a digit, and a `*` stands behind one."""
+    words = unicodedata.normalize("NFKC", value).split()
+    if not words or not all(_LETTER.search(word) for word in words):
+        raise ValueError("each word of a phrase has a letter or a digit")
+    for word in words:
+        begun = word.removesuffix("*")
+        if "*" in begun or (begun != word and not _LETTER.match(begun[-1])):
+            raise ValueError("a `*` stands at the end of a word alone, behind a letter or a digit")
+    return value
+
+
 TopicName = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=64)]
-# A word of each holds a letter or digit, and its `*`, if any, stands behind it.
-Phrase = Annotated[str, StringConstraints(max_length=100, pattern=r"^\s*[^\W_][^*]*(?:\*(?:\s[^*]*)?)*$")]
+Phrase = Annotated[str, StringConstraints(max_length=100), AfterValidator(_phrase)]
 Phrases = Annotated[tuple[Phrase, ...], BeforeValidator(as_tuple), Field(min_length=1)]
 _MOST_PHRASES = 5_000
 # Without these there is no request; and whether it streams changes nothing a guard could mind.

@@ -3,9 +3,10 @@
 Linux has a priority and a time slice for each thread. A thread that steps back gets less of a core that others want
 too; those it starts (MLflow's copying, the hashing of signatures) step back with it, on the disk as well, since the
 kernel derives the one from the other. Never to the lowest there is: a thread that holds the interpreter and gets no
-core holds up the others of its process, on a crowded machine for long. So threads that share the interpreter with an
-event loop do not step back. They take short turns with it: nobody gets more of a core than before, but has it soon
-(Linux 6.12 and later; older ones take it and change nothing).
+core holds up the others of its process, on a crowded machine for long. So a gateway's threads, which share the
+interpreter with the loop that carries streams, do not step back. They take short turns with it: nobody gets more of a
+core than before, but has it soon (Linux 6.12 and later; older ones take it and change nothing). An agent's fetches do
+step back: its loop carries a heartbeat a second, and whose cores they would take is vLLM.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ away. Nothing is loaded or unloaded while it runs; who wants it no more ends it.
 from __future__ import annotations
 
 import asyncio
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -54,6 +55,9 @@ def fetch_whole(
         say(f"the registry is away, serving what was fetched before: {error}")
         return kept
     write_atomically(home / MEMORY, version.model_dump_json().encode(), mode=OWNER_ONLY)
+    for found in root.iterdir():  # gigabytes of what this engine served before; no vLLM reads them now
+        if found.name.partition(".")[0] != fetched_name(version):
+            shutil.rmtree(found) if found.is_dir() else found.unlink()
     return version, folder
 
 

@@ -202,11 +202,12 @@ class Guard:
         if topics is None or topics.action == "off" or not topics.allow:
             return
 
-        def off(text: Text) -> bool:
-            return any(one.guard == "topics" and one.kind == OFF_TOPIC for one in text.found)
-
-        said = [text for text in texts if text.role == "user"]
-        on_topic = any(not off(text) and words_of(text.text) >= topics.least_words for text in said)
+        room, on_topic = self._policy.max_characters, False
+        for text in reversed(texts):  # as they were judged: what is past the limit was not looked at, and says nothing
+            looked_at = text.text[: max(0, room)]
+            room -= len(looked_at)
+            off = any(one.guard == "topics" and one.kind == OFF_TOPIC for one in text.found)
+            on_topic |= text.role == "user" and not off and words_of(looked_at) >= topics.least_words
         for text in texts:
             if on_topic or text.role != "user":
                 text.found = [one for one in text.found if (one.guard, one.kind) != ("topics", OFF_TOPIC)]

@@ -39,7 +39,7 @@ class Topics:
         if _NO_BLANKS.search(phrase):
             self._inside.append((phrase.replace("*", "").strip(), topic))
             return
-        first, *rest = _PATTERN.findall(phrase)
+        first, *rest = _PATTERN.findall(phrase)  # a policy holds no phrase without a word
         known = self._words
         if first.endswith("*"):
             first = first[:-1]
@@ -73,5 +73,5 @@ def _goes_on(words: Sequence[str], place: int, rest: Sequence[str]) -> bool:
         return False
     return all(
         word.startswith(pattern[:-1]) if pattern.endswith("*") else word == pattern
-        for word, pattern in zip(words[place:], rest, strict=False)
+        for word, pattern in zip(words[place : place + len(rest)], rest, strict=True)
     )
