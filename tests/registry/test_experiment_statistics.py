@@ -125,6 +125,27 @@ def test_planned_looks_are_wider_where_units_come_back(more: int) -> None:
         assert reach == pytest.approx(once, abs=0.02)
 
 
+@pytest.mark.parametrize("without", [2_000, 400])
+def test_looks_at_which_nothing_has_happened_yet_are_judged_like_any(without: int) -> None:
+    """Thumbs of which none is down: at any look, or at the first of five."""
+    units = np.arange(2_000)
+    down = ((units >= without) & (units % 7 == 0)).astype(float)
+    stream = Stream(at_s=units.astype(float), unit=units, value=down, count=np.ones(len(units)))
+    evidence = Evidence(
+        (1, 2), (Stratum((1,), (5_000, 5_000)),), units % 2, 0 * units, np.zeros(2_000), (0, 0), (stream,), LeftOut()
+    )
+    metric = Primary(kind="binary", measure="thumbs_down", goal="lower", minimum_effect=0.1)
+    shares = {1: 5_000, 2: 5_000}
+    plan = Declaration(model="bot", hypothesis="h", arms=shares, control=1, primary=metric, max_units=2_000)
+    [compared] = analyse(plan, evidence, started_s=0.0, until_s=2_000.0).compared
+    assert [look.planned for look in compared.looks] == [1, 2, 3, 4, 5]
+    assert all(look.low < 0 < look.high for look in compared.looks)
+    reach = [(look.high - look.low) / 2 / math.sqrt(float(look.found.spread)) for look in compared.looks]
+    assert reach[0] == pytest.approx(boundaries(FIVE, SPENDABLE * 0.05)[0])
+    apart = boundaries(FIVE, SPENDABLE * 0.05, [0.0] * 4)
+    assert reach[1] == pytest.approx(apart[1]), "what has nothing in common is the careful side"
+
+
 def test_a_small_arm_of_skewed_values_beside_a_large_one_is_not_wrong_too_often() -> None:
     """Low by chance, its mean has a variance that is low with it: Welch's test is wrong in nearly twice 5 %."""
     rng, bounds = np.random.default_rng(12), np.array(boundaries(FIVE, SPENDABLE * 0.05))

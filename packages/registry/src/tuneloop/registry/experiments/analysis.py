@@ -193,7 +193,9 @@ def _planned_looks(declared: Declaration, evidence: Evidence, arm: int, arrivals
         seen.append((number, needed, at_s, found))
         pulls = pulls_at(metric, stream, evidence, arm, at_s, float(found.slope))
         if before is not None:
-            alike.append(float((before @ pulls) ** 2 / ((before @ before) * (pulls @ pulls))))
+            # Where every unit has the same value none has moved the estimate: such a look is like no other.
+            squares = float((before @ before) * (pulls @ pulls))
+            alike.append(float(before @ pulls) ** 2 / squares if squares > 0 else 0.0)
         before = pulls
     bounds = boundaries([number / declared.looks for number, _, _, _ in seen], SPENDABLE * (1 - declared.level), alike)
     return [
