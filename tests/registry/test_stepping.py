@@ -4,9 +4,13 @@ against a person."""
 from __future__ import annotations
 
 import logging
+import threading
+import time
+from functools import partial
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
 from registry.experiment_traffic import CHANGE, DECLARED, NO_PLAN, Users, declared
 from registry.world import set_up, splits
@@ -124,6 +128,26 @@ def test_a_bandit_that_is_stopped_while_a_step_is_computed_moves_nobody(
     with pytest.raises(Refused, match="was stopped meanwhile: the shares stay as they are"):
         conduct.move(registries, running, route, wanted, CHANGE)
     assert (len(splits(registries)), len(registries.audit.entries())) == (2, entries)
+
+
+@pytest.mark.parametrize("registries", ["postgresql"], indirect=True)  # SQLite has one writer at a time
+def test_a_bandit_is_not_stopped_between_a_steps_check_and_its_commit(registries: Registry, bandit: Experiment) -> None:
+    stop = partial(registries.experiments.stop, bandit.id, by="grace", reason="enough")
+    stopping = threading.Thread(target=stop)
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+
+    def waits() -> bool:
+        with registries.database.reading() as connection:
+            return bool(connection.execute(sa.text(waiting)).scalar())
+
+    with registries.database.writing() as connection:
+        registries.experiments.expect_running(connection, bandit.id)
+        stopping.start()
+        while stopping.is_alive() and not waits():
+            time.sleep(0.01)
+        assert registries.experiments.get(bandit.id).state == "running"
+    stopping.join()
+    assert registries.experiments.get(bandit.id).state == "stopped"
 
 
 def test_what_a_person_took_away_is_not_given_back(

@@ -161,12 +161,12 @@ class Experiments:
         return stopped
 
     def expect_running(self, connection: Connection, experiment_id: str) -> None:
-        """For what is written in its name, in that transaction.
+        """For what is written in its name, in that transaction: it is not stopped before that is committed.
 
         Raises:
             Refused: somebody has stopped it.
         """
-        if self._row(connection, experiment_id).state is not ExperimentState.RUNNING:
+        if self._row(connection, experiment_id, lock=True).state is not ExperimentState.RUNNING:
             raise Refused(f"{experiment_id} was stopped meanwhile: the shares stay as they are")
 
     def _row(self, connection: Connection, experiment_id: str, *, lock: bool = False) -> Experiment:
