@@ -16,6 +16,7 @@ from registry.experiment_traffic import CHANGE, DECLARED, NO_PLAN, Users, declar
 from registry.world import set_up, splits
 from tests_support import Clock, beat_engine
 from tuneloop.registry import Registry
+from tuneloop.registry.aliases.watch import AliasWatch
 from tuneloop.registry.errors import Conflict, InvalidInput, Refused
 from tuneloop.registry.experiments import conduct
 from tuneloop.registry.experiments.declaration import Experiment
@@ -148,6 +149,35 @@ def test_a_bandit_is_not_stopped_between_a_steps_check_and_its_commit(registries
         assert registries.experiments.get(bandit.id).state == "running"
     stopping.join()
     assert registries.experiments.get(bandit.id).state == "stopped"
+
+
+def test_an_error_nobody_foresaw_in_a_bandit_stops_no_other_and_nothing_after_them(
+    registries: Registry,
+    bandit: Experiment,
+    users: Users,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    look, turned = Stepping.look, list[str]()
+
+    def broken(stepping: Stepping, experiment_id: str) -> None:
+        if experiment_id == "exp_broken":
+            raise ValueError("no such span")
+        look(stepping, experiment_id)
+
+    monkeypatch.setattr(Stepping, "stepping", lambda _: ["exp_broken", bandit.id])
+    monkeypatch.setattr(Stepping, "look", broken)
+    monkeypatch.setattr(AliasWatch, "turn", lambda _: turned.append("turned"))
+    a_day_later(registries, clock)
+    controller = Controller(registries)
+    for _ in range(2):
+        controller.turn()
+    assert splits(registries)[2:] == [{1: 1_500, 2: 8_500}]
+    assert len(turned) == 2
+    said = [record for record in caplog.records if record.exc_info]
+    assert [str(record.exc_info[1]) for record in said if record.exc_info] == ["no such span"]
+    assert "exp_broken: an error nobody foresaw" in said[0].message
 
 
 def test_what_a_person_took_away_is_not_given_back(

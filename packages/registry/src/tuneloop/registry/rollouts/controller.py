@@ -131,7 +131,8 @@ class Controller:
         found: list[str] = []
         self._guarded("bandits", lambda: found.extend(self._stepping.stepping()))
         for experiment_id in found:
-            self._guarded(experiment_id, partial(self._stepping.look, experiment_id))
+            look = partial(self._stepping.look, experiment_id)
+            self._survived(experiment_id, partial(self._guarded, experiment_id, look))
 
     def _stepping_bandits(self, stop: threading.Event) -> None:
         while not stop.is_set():
