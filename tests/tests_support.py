@@ -184,6 +184,15 @@ def window_score(at: datetime, **changes: Any) -> WindowScore:
     return WindowScore(**(fields | changes))
 
 
+# What somebody may have written as an episode's evidence, of which nothing can be understood.
+ODD_EVIDENCE: list[dict[str, Any]] = [
+    {"signals": None, "since": None, "summary": None, "reference": None},
+    {"signals": ["latency"], "since": 7, "reference": "none"},
+    {"signals": {"latency": None, "injections": "much", "served_model_change": {"engines": None}}},
+    {"signals": {"latency": {"engines": [1], "window_start": None, "window_end": "soon"}, "injections": {"shares": 3}}},
+]
+
+
 def alert_episode(at: datetime, **changes: Any) -> AlertEpisode:
     """An open episode of `bot@1`."""
     fields: dict[str, Any] = {

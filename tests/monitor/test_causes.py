@@ -9,9 +9,10 @@ import pytest
 
 from monitor.questions import STDLIB, ask
 from monitor.scene import Scene
-from tests_support import alert_episode, beat_engine
+from tests_support import ODD_EVIDENCE, alert_episode, beat_engine, window_score
+from tuneloop.monitor.alerts import takes
 from tuneloop.monitor.causes import Change, causes_of, changes_before, explained, is_of_serving, slow_engine
-from tuneloop.registry.nouns import Arm, AuditEntry, EngineState
+from tuneloop.registry.nouns import AlertEpisode, Arm, AuditEntry, EngineState
 from tuneloop.registry.policies import RetrainingPolicy
 
 NOON = datetime(2026, 11, 1, 12, 0, tzinfo=UTC)
@@ -22,6 +23,10 @@ BIAS = Change(
     NOON.isoformat(), "bias", "answers refuse one group of people more than others: 5 of 8 that speak of women"
 )
 DOWN = Change(NOON.isoformat(), "engine", "12:00 engine e2 is down")
+
+
+def raised(*signals: str, **told: Any) -> AlertEpisode:
+    return alert_episode(NOON, evidence=evidence(*signals, **told))
 
 
 def evidence(*signals: str, reference_h: float = 2, **findings: Any) -> dict[str, Any]:
@@ -59,26 +64,26 @@ def evidence(*signals: str, reference_h: float = 2, **findings: Any) -> dict[str
 def test_the_cause_that_explains_most_leads(
     signals: tuple[str, ...], changes: tuple[Change, ...], expected: list[str]
 ) -> None:
-    assert [cause.kind for cause in causes_of(evidence(*signals), changes)] == expected
+    assert [cause.kind for cause in causes_of(raised(*signals), changes)] == expected
 
 
 def test_a_deploy_that_the_reference_has_seen_explains_no_difference_from_it() -> None:
-    assert [c.kind for c in causes_of(evidence("perplexity", reference_h=0.5), [DEPLOY])] == ["drift"]
-    assert [c.kind for c in causes_of(evidence("latency", reference_h=0.5), [DEPLOY])] == ["deploy"]
+    assert [c.kind for c in causes_of(raised("perplexity", reference_h=0.5), [DEPLOY])] == ["drift"]
+    assert [c.kind for c in causes_of(raised("latency", reference_h=0.5), [DEPLOY])] == ["deploy"]
 
 
 def test_one_slow_engine_is_named_and_equally_slow_ones_are_not() -> None:
     assert slow_engine({"e1": (15, 20), "e2": (1, 20)}) == "e1"
     assert slow_engine({"e1": (10, 20), "e2": (9, 20)}) is None
     assert slow_engine({"e1": (20, 20)}) is None, "there is none to tell it from"
-    found = causes_of(evidence("latency", latency={"engines": {"e1": [15, 20], "e2": [1, 20]}}), [DEPLOY])
+    found = causes_of(raised("latency", latency={"engines": {"e1": [15, 20], "e2": [1, 20]}}), [DEPLOY])
     assert (found[0].kind, found[0].why) == ("engine", "e1 alone is slow")
 
 
 def test_which_engines_serve_another_model_is_said() -> None:
     def why(**alarms: bool) -> str:
         engines = {name: {"alarm": alarm} for name, alarm in alarms.items()}
-        (cause,) = causes_of(evidence("served_model_change", served_model_change={"engines": engines}), [])
+        (cause,) = causes_of(raised("served_model_change", served_model_change={"engines": engines}), [])
         assert (cause.kind, cause.explains) == ("served model", ("served_model_change",))
         return cause.why
 
@@ -192,6 +197,16 @@ def test_an_engine_that_is_down_stands_among_the_changes(scene: Scene) -> None:
     said = [change["what"] for change in episode.evidence["changes"] if change["kind"] == "engine"]
     assert "engine e9 is down: no heartbeat of vLLM" in said[0]
     assert "engine e8 has not been heard of since" in said[1]
+
+
+@pytest.mark.parametrize("odd", ODD_EVIDENCE)
+def test_an_episode_of_which_nothing_can_be_understood_has_a_cause_too_and_takes_only_its_own(
+    odd: dict[str, Any],
+) -> None:
+    episode = alert_episode(NOON, signal="latency", evidence=odd)
+    assert explained(episode, [DEPLOY]).evidence["causes"]
+    assert not takes(episode, window_score(NOON, signal="answer_length"), 3_600)
+    assert takes(episode, window_score(NOON, signal="latency"), 3_600)
 
 
 def test_an_older_episode_without_causes_is_held_by_none() -> None:

@@ -14,6 +14,7 @@ from monitor.delivery.post import open_episode
 from monitor.delivery.servers import HttpReceiver, http_receiver
 from monitor.scene import Scene
 from monitor.test_verbs import tuneloop
+from tests_support import ODD_EVIDENCE
 from tuneloop.monitor.heartbeat import Heartbeat
 from tuneloop.monitor.settings import MonitorSettings
 from tuneloop.monitor.verbs import VERBS
@@ -42,6 +43,16 @@ def receivers(tmp_path: Path, text: str) -> str:
     path = tmp_path / "receivers.yaml"
     path.write_text(text)
     return str(path)
+
+
+def test_episodes_of_which_nothing_can_be_understood_are_listed_and_shown(registry: Registry, home: Path) -> None:
+    for number, evidence in enumerate(ODD_EVIDENCE):
+        open_episode(registry, id=f"odd{number}", version=number + 1, evidence=evidence)
+    listed = typed(home, "alerts").output.splitlines()[1:]
+    assert sorted(line.split()[0] for line in listed) == ["odd0", "odd1", "odd2", "odd3"]
+    for line in listed:
+        assert line.split()[4:] == ["open", "prompt_drift"]
+        assert "prompt_drift" in typed(home, f"alert show {line.split()[0]}").output
 
 
 def test_an_episode_is_silenced_listed_and_heard_again(registry: Registry, home: Path) -> None:

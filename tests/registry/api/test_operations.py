@@ -11,7 +11,7 @@ import pytest
 from registry.api.asked import BOT, PERMISSIONS, READS, SPLIT, WHY, WRITES, Write, let_learn, path_of
 from registry.api.plane import DECLARED, Plane, following, let_experiment, running
 from registry.verbs import let_live
-from tests_support import publish_version
+from tests_support import ODD_EVIDENCE, alert_episode, publish_version
 from tuneloop.registry import Registry
 from tuneloop.registry.access.roles import ROLES, Role
 from tuneloop.registry.api.app import ROUTERS
@@ -233,6 +233,17 @@ def test_pages_follow_each_other_by_their_cursor(plane: Plane) -> None:
 def test_what_is_not_there_is_not_found(shared_plane: Plane, path: str) -> None:
     answer = shared_plane.ask("GET", path)
     assert (answer.status_code, answer.json()["type"]) == (404, "urn:tuneloop:problem:not-found")
+
+
+def test_an_episode_of_which_nothing_can_be_understood_is_listed_beside_the_others(plane: Plane) -> None:
+    now = plane.registry.clock()
+    plane.registry.silences.add("bot", 60, by="ada", reason="r", signal="injections")
+    for number, evidence in enumerate(ODD_EVIDENCE):
+        plane.registry.episodes.open(alert_episode(now, id=f"odd{number}", version=90 + number, evidence=evidence))
+    plane.registry.episodes.open(alert_episode(now, id="last", version=99))
+    listed = {one["id"]: one["shown_as"] for one in plane.get("/v1/alerts?model=bot")["items"]}
+    expected = dict.fromkeys(("odd0", "odd1", "last"), "open") | dict.fromkeys(("odd2", "odd3"), "silenced")
+    assert {name: listed.get(name) for name in expected} == expected
 
 
 def test_a_measure_that_is_no_number_is_null(plane: Plane, tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ from datetime import datetime, timedelta
 from hashlib import sha256
 from typing import Any
 
-from tuneloop.monitor.evidence import findings_of, summary_of
 from tuneloop.monitor.signals import (
     ANSWER_LENGTH,
     BROKEN_ANSWERS,
@@ -28,6 +27,7 @@ from tuneloop.monitor.signals import (
     THUMBS_DOWN,
     problem_of,
 )
+from tuneloop.registry.evidence import findings_of, part_of, summary_of, window_of
 from tuneloop.registry.nouns import AlertEpisode, WindowScore, version_name
 
 MAX_WINDOWS = 50  # an episode keeps the first windows that raised it; later ones are found by time
@@ -82,10 +82,9 @@ def takes(episode: AlertEpisode, score: WindowScore, group_s: float) -> bool:
         return True
     margin = timedelta(seconds=group_s)
     return group_s > 0 and any(
-        score.window_start <= datetime.fromisoformat(finding["window_end"]) + margin
-        and score.window_end >= datetime.fromisoformat(finding["window_start"]) - margin
-        for finding in findings.values()
-        if {"window_start", "window_end"} <= finding.keys()
+        score.window_start <= window[1] + margin and score.window_end >= window[0] - margin
+        for window in map(window_of, findings.values())
+        if window is not None
     )
 
 
@@ -107,10 +106,9 @@ def joined(episode: AlertEpisode, score: WindowScore, at: datetime, pages: Seque
     if score.id in episode.windows or (agrees and len(episode.windows) >= MAX_WINDOWS):
         return episode
     evidence = episode.evidence
-    if agrees and "engines" in findings[score.signal]:
-        known, newer = findings[score.signal], score.detail["engines"]
+    if agrees and (engines := part_of(findings[score.signal], "engines")):
         both = _moved if score.signal == SERVED_MODEL_CHANGE else _added
-        finding = known | {"engines": both(known["engines"], newer)}
+        finding = findings[score.signal] | {"engines": both(engines, score.detail["engines"])}
         evidence = evidence | {"signals": findings | {score.signal: finding}}
     if not agrees:
         evidence = evidence | {

@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
-from tuneloop.monitor.evidence import findings_of, since_of, summary_of
 from tuneloop.monitor.parity import unequal_group
 from tuneloop.monitor.signals import (
     BROKEN_ANSWERS,
@@ -29,6 +28,7 @@ from tuneloop.monitor.signals import (
     THUMBS_DOWN,
 )
 from tuneloop.registry import Registry
+from tuneloop.registry.evidence import findings_of, part_of, since_of, summary_of
 from tuneloop.registry.fleet import STALE_AFTER_S
 from tuneloop.registry.nouns import AlertEpisode, AuditEntry, EngineState, WindowScore
 
@@ -117,27 +117,28 @@ def is_attack(episode: AlertEpisode) -> bool:
     return INJECTIONS in findings_of(episode)
 
 
-def causes_of(evidence: Mapping[str, Any], changes: Sequence[Change]) -> list[Cause]:
+def causes_of(episode: AlertEpisode, changes: Sequence[Change]) -> list[Cause]:
     """Every cause that explains a signal, the likeliest first; there is always one."""
-    signals = tuple(evidence["signals"])
-    before_reference = str(evidence.get("reference", {}).get("to", ""))
+    findings = findings_of(episode)
+    signals = tuple(findings)
+    before_reference = str(part_of(episode.evidence, "reference").get("to", ""))
     found = []
-    moved = evidence["signals"].get(SERVED_MODEL_CHANGE)
+    moved = findings.get(SERVED_MODEL_CHANGE)
     known = [change for change in changes if change.kind == "served model"]
     by_served = tuple(s for s in signals if s != PROMPT_DRIFT)
     if moved is not None:
-        found.append(Cause("served model", _which_moved(moved["engines"]), (SERVED_MODEL_CHANGE,)))
+        found.append(Cause("served model", _which_moved(part_of(moved, "engines")), (SERVED_MODEL_CHANGE,)))
     elif known and by_served:
         found.append(Cause("served model", known[0].what, by_served))
     attacks = [change for change in changes if change.kind == "attack"]
     by_attack = tuple(s for s in signals if s not in (LATENCY, SERVED_MODEL_CHANGE))
     if INJECTIONS in signals:
-        shares = evidence["signals"][INJECTIONS].get("shares", {"reference": 0.0, "window": 0.0})
+        shares = {"reference": 0.0, "window": 0.0} | part_of(findings[INJECTIONS], "shares")
         why = f"guards caught {shares['window']:.0%} of what was asked, {shares['reference']:.0%} before"
         found.append(Cause("attack", why, by_attack))
     elif attacks and by_attack:
         found.append(Cause("attack", attacks[0].what, by_attack))
-    slow = slow_engine(evidence["signals"].get(LATENCY, {}).get("engines", {}))
+    slow = slow_engine(part_of(findings.get(LATENCY, {}), "engines"))
     away = [change for change in changes if change.kind == "engine"]
     if LATENCY in signals and (slow is not None or away):
         why = f"{slow} alone is slow" if slow is not None else away[0].what
@@ -196,7 +197,7 @@ def is_of_bias(episode: AlertEpisode) -> str | None:
 def explained(episode: AlertEpisode, changes: Sequence[Change]) -> AlertEpisode:
     """The episode with its causes and with what changed before it; a page where a deploy has made answers worse, since
     somebody can take that back at once."""
-    causes = causes_of(episode.evidence, changes)
+    causes = causes_of(episode, changes)
     evidence = episode.evidence | {
         "causes": [asdict(cause) | {"explains": list(cause.explains)} for cause in causes],
         "changes": [asdict(change) for change in changes],
@@ -238,7 +239,7 @@ def _bias_of(scores: Iterable[WindowScore]) -> list[Change]:
 def _which_moved(engines: Mapping[str, Mapping[str, Any]]) -> str:
     moved = [name for name, found in engines.items() if found["alarm"]]
     if len(engines) < 2:
-        return f"{', '.join(moved)} serves something else under the version's name than at first"
+        return f"{', '.join(moved) or 'an engine'} serves something else under the version's name than at first"
     if len(moved) == len(engines):
         return f"all {len(engines)} engines serve something else under the version's name than at first"
     return f"{', '.join(moved)} of {len(engines)} engines: the others read as at first"

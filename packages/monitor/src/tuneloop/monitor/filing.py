@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from tuneloop.monitor.causes import is_attack
-from tuneloop.monitor.evidence import since_of
 from tuneloop.monitor.policy import File, Hold, decide
 from tuneloop.monitor.reference import JUST_BEFORE
 from tuneloop.monitor.signals import SERVED_MODEL_CHANGE
 from tuneloop.registry import Registry
 from tuneloop.registry.episodes import noted
+from tuneloop.registry.evidence import since_of
 from tuneloop.registry.nouns import AlertEpisode, RetrainingRequest, RetrainingState
 from tuneloop.registry.policies import RetrainingPolicy
 from tuneloop.registry.retraining.queue import ENDED, new_request_id

@@ -21,7 +21,6 @@ from tuneloop.monitor.clearing import (
     since_alarm,
     spread,
 )
-from tuneloop.monitor.evidence import findings_of, summary_of
 from tuneloop.monitor.filing import BY, pursue
 from tuneloop.monitor.reference import ANCHOR
 from tuneloop.monitor.settings import MonitorSettings
@@ -30,6 +29,7 @@ from tuneloop.monitor.standards import Standard, compared
 from tuneloop.monitor.windows import records_of
 from tuneloop.registry import Registry
 from tuneloop.registry.episodes import noted, resolved
+from tuneloop.registry.evidence import findings_of, summary_of
 from tuneloop.registry.nouns import AlertEpisode, Route, WindowScore, version_name
 
 log = logging.getLogger("tuneloop.monitor")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from tuneloop.monitor.causes import is_of_bias, is_of_serving
-from tuneloop.monitor.evidence import findings_of, since_of, summary_of
+from tuneloop.registry.evidence import findings_of, since_of, summary_of
 from tuneloop.registry.nouns import AlertEpisode, RetrainingRequest, RetrainingState, version_name
 from tuneloop.registry.policies import RetrainingPolicy
 from tuneloop.registry.retraining.queue import ENDED, idempotency_key

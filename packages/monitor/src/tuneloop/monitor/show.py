@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from tuneloop.monitor.signals import SERVED_MODEL_CHANGE
+from tuneloop.registry.evidence import findings_of, part_of, since_of, summary_of
 from tuneloop.registry.nouns import AlertEpisode, WindowScore, version_name
 from tuneloop.registry.printing import one_line
 
@@ -16,13 +17,13 @@ def episode_lines(episode: AlertEpisode, state: str) -> Iterator[str]:
     """The episode, a line at a time: what, since when, how sure, examples, what was done, what to type next."""
     evidence = episode.evidence
     yield f"{episode.id}  {episode.severity}  {state}"
-    yield one_line(evidence.get("summary", episode.signal))
+    yield one_line(summary_of(episode))
     yield ""
-    opened = episode.opened_at.isoformat()
-    yield f"since      {_when(evidence.get('since', opened))}, seen {_when(opened)}"
+    yield f"since      {_when(since_of(episode).isoformat())}, seen {_when(episode.opened_at.isoformat())}"
     if episode.resolved_at is not None:
         yield f"until      {_when(episode.resolved_at.isoformat())}"
-    if (reference := evidence.get("reference")) is not None:  # not every episode is the monitor's own
+    reference = part_of(evidence, "reference")
+    if {"n", "from", "to"} <= reference.keys():  # not every episode is the monitor's own
         whose = version_name(episode.model, reference.get("version", episode.version))
         held = f"{reference['n']} {reference.get('what', 'records')} of {whose}"
         yield f"held to    {held} from {_when(reference['from'])} to {_when(reference['to'])}"
@@ -30,7 +31,7 @@ def episode_lines(episode: AlertEpisode, state: str) -> Iterator[str]:
         yield f"how sure   one false alarm in {evidence['mean_run_length']} records or more, over all signals together"
     yield from (f"cause      {one_line(cause['kind'] + ': ' + cause['why'])}" for cause in evidence.get("causes", []))
     yield from (f"before     {one_line(change['what'])}" for change in evidence.get("changes", []))
-    for signal, finding in evidence.get("signals", {}).items():
+    for signal, finding in findings_of(episode).items():
         yield from _finding_lines(signal, finding)
     if episode.done:
         yield ""
@@ -60,6 +61,9 @@ def window_row(score: WindowScore) -> tuple[object, ...]:
 
 def _finding_lines(signal: str, finding: dict[str, Any]) -> Iterator[str]:
     yield ""
+    if "statistic" not in finding:
+        yield f"{signal}: nothing else is known of it"
+        return
     p_value = f", p {finding['p_value']:.2g}" if finding["p_value"] is not None else ""
     yield f"{signal}: {finding['statistic']:.4g} against a threshold of {finding['threshold']:.4g}{p_value}"
     yield f"           {finding['detector']}; {finding['n']} records up to {_when(finding['window_end'])}"

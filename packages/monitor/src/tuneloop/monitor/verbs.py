@@ -48,6 +48,7 @@ def alerts(*, model: str | None, ended: bool, as_json: bool) -> None:
     """What is wrong now: one line per alert episode."""
     from tuneloop.registry import Registry
     from tuneloop.registry.episodes import shown_state
+    from tuneloop.registry.evidence import summary_of
 
     with Registry.open() as registry:
         found = registry.episodes.all(model, open_only=not ended)
@@ -56,10 +57,7 @@ def alerts(*, model: str | None, ended: bool, as_json: bool) -> None:
         if model is not None and not found and not found.unreadable:
             registry.check_model(model)
     shown = {e.id: shown_state(e, silences, now) for e in found}
-    rows = [
-        (e.id, f"{e.opened_at:%Y-%m-%d %H:%M:%S}", e.severity, shown[e.id], e.evidence.get("summary", e.signal))
-        for e in found
-    ]
+    rows = [(e.id, f"{e.opened_at:%Y-%m-%d %H:%M:%S}", e.severity, shown[e.id], summary_of(e)) for e in found]
     values = [plain(e) | {"shown_as": shown[e.id]} for e in found]
     none = "no alert episodes" if ended else "no open alert episodes"
     emit(values, as_json, table(("EPISODE", "OPENED (UTC)", "SEVERITY", "STATE", "WHAT"), rows) if found else none)

@@ -16,6 +16,7 @@ from tuneloop.registry.database import Database, Rows, noun_of, readable, row_of
 from tuneloop.registry.deliveries.outbox import enqueue
 from tuneloop.registry.deliveries.silences import Silence, silenced
 from tuneloop.registry.errors import Conflict, NotFound, Refused
+from tuneloop.registry.evidence import findings_of
 from tuneloop.registry.nouns import AlertEpisode, WindowScore
 from tuneloop.registry.paging import Ask, Page, page
 from tuneloop.registry.tables import episodes, window_scores
@@ -29,7 +30,7 @@ def shown_state(episode: AlertEpisode, silences: Iterable[Silence], at: datetime
         return "resolved"
     if silenced(episode, silences, at) is not None:
         return "silenced"
-    goes_on = len(episode.windows) > max(1, len(episode.evidence.get("signals", {})))
+    goes_on = len(episode.windows) > max(1, len(findings_of(episode)))
     return "ongoing" if episode.state == "open" and goes_on else episode.state
 
 

@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
-from tuneloop.monitor.evidence import since_of, summary_of
 from tuneloop.registry.deliveries.outbox import Delivery
+from tuneloop.registry.evidence import findings_of, since_of, summary_of
 from tuneloop.registry.nouns import AlertEpisode, version_name
 from tuneloop.registry.printing import one_line
 
@@ -60,7 +59,7 @@ def page_of(
     evidence = episode.evidence
     what = one_line(summary_of(episode))
     budget = evidence.get("mean_run_length")
-    texts = redact(found) if (found := _questions(evidence, examples)) else []
+    texts = redact(found) if (found := _questions(episode, examples)) else []
     sure = f"one false alarm in {budget} records or more, over all signals of a model together" if budget else ""
     return Page(
         delivery=delivery.id,
@@ -129,11 +128,11 @@ def text_lines(page: Page) -> Iterable[str]:
     yield from (f"next       {command}" for command in page.next)
 
 
-def _questions(evidence: dict[str, Any], most: int) -> list[str]:
+def _questions(episode: AlertEpisode, most: int) -> list[str]:
     """One of each signal in turn, so that no signal's examples crowd out another's."""
     lists = [
         [str(example["question"]) for example in finding.get("examples", []) if example.get("question")]
-        for finding in evidence.get("signals", {}).values()
+        for finding in findings_of(episode).values()
     ]
     found: list[str] = []
     for place in range(max((len(texts) for texts in lists), default=0)):

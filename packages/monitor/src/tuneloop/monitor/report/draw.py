@@ -18,9 +18,9 @@ from matplotlib.dates import AutoDateLocator, ConciseDateFormatter, date2num
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
-from tuneloop.monitor.evidence import since_of
 from tuneloop.monitor.report.figures import Figures, Spread, WindowPoint
 from tuneloop.monitor.signals import QUALITIES, SERVED_MODEL_CHANGE
+from tuneloop.registry.evidence import findings_of, since_of
 from tuneloop.registry.nouns import version_name
 
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
@@ -186,9 +186,7 @@ def _streams(figures: Figures, signals: Sequence[str]) -> Figure | None:
         axes.set_title(title, loc="left", fontsize=11)
         axes.set_ylabel(unit)
         _stream(axes, figures, figures.drift[signal])
-        for number, episode in enumerate(
-            e for e in reversed(figures.episodes) if signal in e.evidence.get("signals", ())
-        ):
+        for number, episode in enumerate(e for e in reversed(figures.episodes) if signal in findings_of(e)):
             end = episode.resolved_at or figures.made_at
             label = "episode" if number == 0 else None
             axes.axvspan(_day(since_of(episode)), _day(end), color=ALARM, alpha=0.10, lw=0, label=label)

@@ -13,6 +13,7 @@ from pydantic import AwareDatetime
 from tuneloop.registry import audit
 from tuneloop.registry.database import Database, Rows, noun_of, readable, row_of
 from tuneloop.registry.errors import InvalidInput, NotFound, Refused
+from tuneloop.registry.evidence import findings_of
 from tuneloop.registry.nouns import AlertEpisode, Noun
 from tuneloop.registry.paging import Ask, Page, page
 from tuneloop.registry.tables import silences
@@ -45,7 +46,7 @@ class Silence(Noun):
             return False
         if self.episode_id is not None:
             return episode.id == self.episode_id
-        return self.signal is None or self.signal in {episode.signal, *episode.evidence.get("signals", {})}
+        return self.signal is None or self.signal in {episode.signal, *findings_of(episode)}
 
 
 def silenced(episode: AlertEpisode, found: Iterable[Silence], at: datetime) -> Silence | None:

@@ -1,0 +1,47 @@
+"""What an episode's evidence says, read safely: whoever writes to the registry may open an episode, and one that says
+nothing of itself, or nothing that can be understood, must not keep anybody from the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from tuneloop.registry.nouns import AlertEpisode
+
+
+def since_of(episode: AlertEpisode) -> datetime:
+    """When the problem began as far as windows tell; else when somebody saw it."""
+    return _time(episode.evidence.get("since")) or episode.opened_at
+
+
+def findings_of(episode: AlertEpisode) -> dict[str, dict[str, Any]]:
+    """What each signal has raised, by signal."""
+    found = part_of(episode.evidence, "signals")
+    return {signal: part_of(found, signal) for signal in found}
+
+
+def summary_of(episode: AlertEpisode) -> str:
+    """One line of what is wrong; where it has none, its signal."""
+    return str(episode.evidence.get("summary") or episode.signal)
+
+
+def part_of(said: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """What stands under a name, of evidence or of a finding; nothing where that is no mapping."""
+    found = said.get(name)
+    return found if isinstance(found, dict) else {}
+
+
+def window_of(finding: Mapping[str, Any]) -> tuple[datetime, datetime] | None:
+    """From when to when a signal was raised, if its finding tells."""
+    begin, end = _time(finding.get("window_start")), _time(finding.get("window_end"))
+    return None if begin is None or end is None else (begin, end)
+
+
+def _time(said: object) -> datetime | None:
+    try:
+        at = datetime.fromisoformat(str(said))
+    except ValueError:
+        return None
+    return at if at.tzinfo is not None else at.replace(tzinfo=UTC)
