@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -19,7 +20,7 @@ from tuneloop.monitor.verbs import VERBS as WATCHING
 from tuneloop.registry.access.roles import Role
 from tuneloop.registry.api.app import ROUTERS
 from tuneloop.registry.api.openapi import operations
-from tuneloop.registry.api.parity import NOT_SERVED, OF_ITSELF, OF_OTHERS, SERVED
+from tuneloop.registry.api.parity import NOT_SERVED, OF_ITSELF, OF_OTHERS, OF_OTHERS_NOT_SERVED, SERVED
 from tuneloop.registry.nouns import RetrainingState
 from tuneloop.registry.retraining.budgets import Estimate
 from tuneloop.registry.verbs import VERBS
@@ -44,9 +45,13 @@ def test_every_verb_of_the_registry_is_served_or_it_is_said_why_not() -> None:
         assert option in {said for parameter in verbs[verb].params for said in parameter.opts}
 
 
-def test_what_is_served_of_other_packages_verbs_are_verbs_of_theirs() -> None:
+def test_every_verb_that_serves_or_watches_is_served_or_it_is_said_why_not() -> None:
     theirs = {name for verb in (*SERVING, *WATCHING) for name, _ in commands(verb, verb.name or "")}
-    assert theirs >= OF_OTHERS.keys()
+    assert not OF_OTHERS.keys() & OF_OTHERS_NOT_SERVED.keys()
+    assert OF_OTHERS.keys() | OF_OTHERS_NOT_SERVED.keys() == theirs
+    known = {route.name for _, _, route in operations(ROUTERS)}
+    for why in (NOT_SERVED | OF_OTHERS_NOT_SERVED).values():
+        assert known >= {name for name in re.findall(r"`(\w+)`", why) if "_" in name}
 
 
 def test_every_operation_does_what_some_verb_does() -> None:

@@ -1,6 +1,6 @@
 """Which operation serves which verb: what the terminal can do, the control plane can, or it is said here why not.
 
-The tests hold both tables against the verbs and the operations there are, and the reference shows them.
+The tests hold these tables against the verbs and the operations there are, and the reference shows them.
 """
 
 from __future__ import annotations
@@ -81,5 +81,18 @@ NOT_SERVED: dict[str, str] = {
     "gate --set": "`set_gate_policy` takes the policy, not a file; so do the other policies and `declare_experiment`",
     "rollout start --detach": "`start_rollout` always detaches, so does `resume_rollout`: a controller goes on",
     "experiment report --html": "the answer is JSON with the words; the page is made where somebody looks at it",
+}
+# Every other verb of the packages that serve and watch.
+OF_OTHERS_NOT_SERVED: dict[str, str] = {
+    "gateway": "a process",
+    "engine": "a process",
+    "monitor": "a process",
+    "alert receivers": "it names files with secrets on the monitor's machine, and where users' words go: no token may",
+    "alert rules": "it makes a file from the monitor's settings, and needs no database",
+    "drift check": "it reads files of whoever types it, and no database",
+    "drift windows": "for whoever tunes the monitor, by the thousand; `get_alert` tells what was found",
+    "report": "the page is made where somebody looks at it",
+    "bias check": "it asks an engine for minutes; `get_card` and `compare_versions` tell what was found",
+    "guard scan": "it reads a file of whoever types it, and no database",
 }
 OF_ITSELF = ("get_whoami", "healthz", "readyz")  # operations about the control plane, which no verb needs

@@ -12,7 +12,7 @@ from pathlib import Path
 from tuneloop.registry.access.roles import MEANINGS, ROLES, Permission, Role
 from tuneloop.registry.api.app import ROUTERS, routed
 from tuneloop.registry.api.openapi import operations, permission_of
-from tuneloop.registry.api.parity import NOT_SERVED, OF_OTHERS, SERVED
+from tuneloop.registry.api.parity import NOT_SERVED, OF_OTHERS, OF_OTHERS_NOT_SERVED, SERVED
 from tuneloop.registry.api.problems import STATUS
 from tuneloop.registry.files import write_atomically
 
@@ -43,7 +43,7 @@ def verbs() -> list[str]:
     lines = ["| verb | operations |", "|---|---|"]
     served = SERVED | OF_OTHERS
     lines += [f"| `{verb}` | {', '.join(f'`{name}`' for name in names)} |" for verb, names in served.items()]
-    return lines + [f"| `{verb}` | none: {why} |" for verb, why in NOT_SERVED.items()]
+    return lines + [f"| `{verb}` | none: {why} |" for verb, why in (NOT_SERVED | OF_OTHERS_NOT_SERVED).items()]
 
 
 def page() -> str:
