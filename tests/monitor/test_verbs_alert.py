@@ -83,9 +83,9 @@ def test_a_model_is_silenced_whole_or_by_signal(registry: Registry, home: Path) 
 @pytest.mark.parametrize(
     ("line", "error", "message"),
     [
-        ("alert silence --for 2h --by a --reason r", InvalidInput, "name one EPISODE, or --model M"),
-        ("alert silence ep1 --model bot --for 2h --by a --reason r", InvalidInput, "name one EPISODE, or --model M"),
-        ("alert silence ep1 --signal latency --for 2h --by a --reason r", InvalidInput, "name one EPISODE"),
+        ("alert silence --for 2h --by a --reason r", InvalidInput, "name one episode, or a model"),
+        ("alert silence ep1 --model bot --for 2h --by a --reason r", InvalidInput, "name one episode, or a model"),
+        ("alert silence ep1 --signal latency --for 2h --by a --reason r", InvalidInput, "name one episode"),
         ("alert silence --model bott --for 2h --by a --reason r", NotFound, "did you mean bot"),
         ("alert silence ep9 --for 2h --by a --reason r", NotFound, "no alert episode 'ep9'"),
         ("alert silence ep1 --for 100d --by a --reason r", InvalidInput, "90 days at most"),

@@ -132,7 +132,7 @@ def silence(
         Refused: the episode is resolved already.
     """
     if (episode_id is None) == (model is None) or (signal is not None and model is None):
-        raise InvalidInput("name one EPISODE, or --model M with or without --signal S")
+        raise InvalidInput("name one episode, or a model with or without one of its signals; not both")
     if episode_id is not None:
         episode = registry.episodes.get(episode_id)
         if episode.state == "resolved":

@@ -35,7 +35,7 @@ class WindowScore(Noun):
     at: AwareDatetime
     model: str
     version: int
-    signal: str  # a `Signal` or a `ServingSignal`
+    signal: str  # a `Signal`, a `ServingSignal` or a `TrialSignal`
     window_start: AwareDatetime
     window_end: AwareDatetime
     n: int
