@@ -19,7 +19,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection, Engine, RowMapping, make_url
 
 from tuneloop.registry.errors import DatabaseAway, InvalidInput, NotFound, Unavailable, Unreadable
-from tuneloop.registry.nouns import Noun
+from tuneloop.registry.nouns import Noun, said_of
 from tuneloop.registry.settings import shown_url, without_password
 from tuneloop.registry.tables import Json
 
@@ -242,7 +242,8 @@ def row_of(noun: Noun, table: sa.Table) -> dict[str, Any]:
     """A noun as the row of its table; JSON columns get plain JSON."""
     names, as_json = _columns(table, type(noun))
     row = {name: getattr(noun, name) for name in names}
-    row.update(noun.model_dump(mode="json", include=as_json))
+    plain = noun.model_dump(mode="json", include=as_json)
+    row.update({name: said_of(getattr(noun, name), plain[name]) for name in as_json})
     return row
 
 

@@ -15,7 +15,7 @@ from tuneloop.registry.deliveries.receivers import EVERY_MODEL, ReceiversPolicy
 from tuneloop.registry.errors import Unreadable
 from tuneloop.registry.guard_policy import KIND, GuardPolicy
 from tuneloop.registry.money import Money
-from tuneloop.registry.nouns import FRESH, Noun, Signal, as_tuple
+from tuneloop.registry.nouns import FRESH, Noun, Signal, as_tuple, kept
 from tuneloop.registry.rollouts.rollout import RolloutPlan
 from tuneloop.registry.tables import policies
 
@@ -134,7 +134,7 @@ class Policies:
 
     def set(self, model: str, policy: PolicyT, *, by: str, reason: str) -> None:
         """Append a new revision of a model's policy of that kind."""
-        (kind, _), body, now = _KINDS[type(policy)], policy.model_dump(mode="json"), self._clock()
+        (kind, _), body, now = _KINDS[type(policy)], kept(policy), self._clock()
         with self._db.writing() as connection:
             detail = {"policy": body, "reason": reason}
             audit.record(connection, at=now, actor=by, action=f"policy.{kind}", subject=model, detail=detail)

@@ -18,7 +18,7 @@ from tuneloop.registry.access.limits import KeyLimits
 from tuneloop.registry.database import Database, Rows, faults, noun_of, readable, row_of
 from tuneloop.registry.errors import InvalidInput, NotFound, Refused
 from tuneloop.registry.expiry import expires_at
-from tuneloop.registry.nouns import ApiKey
+from tuneloop.registry.nouns import ApiKey, kept
 from tuneloop.registry.paging import Ask, Page, page
 from tuneloop.registry.tables import api_keys
 
@@ -106,7 +106,7 @@ class Keys:
         """
         with self._changing(key_id) as (connection, key):
             limits = change(key.limits)
-            self._update(connection, key_id, limits=limits.model_dump(mode="json"))
+            self._update(connection, key_id, limits=kept(limits))
             detail = {"limits": _given(limits), "before": _given(key.limits)} | _why(reason)
             audit.record(connection, at=self._clock(), actor=by, action="key.limit", subject=key_id, detail=detail)
             return key.model_copy(update={"limits": limits})

@@ -13,7 +13,9 @@ from tuneloop.registry.nouns.base import (
     Noun,
     Verdict,
     as_tuple,
+    kept,
     parse_version_name,
+    said_of,
     utc_now,
     version_name,
 )
@@ -66,7 +68,9 @@ __all__ = [
     "Version",
     "WindowScore",
     "as_tuple",
+    "kept",
     "parse_version_name",
+    "said_of",
     "utc_now",
     "version_name",
 ]

@@ -52,6 +52,31 @@ class Noun(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+def kept(noun: BaseModel) -> dict[str, Any]:
+    """A noun as the plain JSON that is kept of it: without the keys of which nothing is said (None, as by default).
+
+    While processes are upgraded one after the other, those that know less keys read it too.
+    """
+    found: dict[str, Any] = said_of(noun, noun.model_dump(mode="json"))
+    return found
+
+
+def said_of(value: Any, plain: Any) -> Any:
+    """`plain`, the JSON of a value, without the keys of nouns in it of which nothing is said."""
+    if isinstance(value, BaseModel):
+        fields = type(value).model_fields
+        return {
+            name: said_of(getattr(value, name), below)
+            for name, below in plain.items()
+            if not (below is None and fields[name].default is None)
+        }
+    if isinstance(value, list | tuple):
+        return [said_of(one, below) for one, below in zip(value, plain, strict=True)]
+    if isinstance(value, dict):
+        return {name: said_of(one, below) for one, (name, below) in zip(value.values(), plain.items(), strict=True)}
+    return plain
+
+
 class Interval(Noun):
     """An estimate with its interval at `level` (0.95 unless said otherwise)."""
 

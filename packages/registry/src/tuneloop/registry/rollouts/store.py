@@ -15,7 +15,7 @@ from sqlalchemy.engine import Connection
 from tuneloop.registry import audit
 from tuneloop.registry.database import Database, Rows, noun_of, readable, row_of
 from tuneloop.registry.errors import Conflict, NotFound
-from tuneloop.registry.nouns import Check, GateReport, Route
+from tuneloop.registry.nouns import Check, GateReport, Route, kept
 from tuneloop.registry.paging import Ask, Page, page
 from tuneloop.registry.rollouts.rollout import OPEN, Rollout, RolloutState, Taken
 from tuneloop.registry.tables import rollouts
@@ -81,7 +81,7 @@ class Rollouts:
                 ) from None
             detail = {
                 "rollout": rollout.id,
-                "plan": rollout.plan.model_dump(mode="json"),
+                "plan": kept(rollout.plan),
                 "revision": rollout.revision,
                 "instead_of": instead_of.id if instead_of else None,
             }
@@ -281,4 +281,4 @@ def _judged(held: Rollout, report: GateReport | None) -> tuple[Taken, ...]:
 
 
 def _plain(items: tuple[Taken, ...] | tuple[Check, ...]) -> list[dict[str, object]]:
-    return [item.model_dump(mode="json") for item in items]
+    return [kept(item) for item in items]
