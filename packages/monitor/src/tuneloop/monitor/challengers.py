@@ -190,7 +190,7 @@ class Challengers:
             statistic=said.estimate,
             threshold=said.margin,
             p_value=None,
-            mean_run_length=self._settings.mean_run_length,
+            mean_run_length=self._settings.mean_run_length,  # of the model; no promise of a trial, which alerts nobody
             verdict=said.verdict,
             detail=detail,
             request_ids=tuple(record.id for record in arms.challenger),
