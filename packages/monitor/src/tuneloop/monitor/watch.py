@@ -205,7 +205,7 @@ class Monitor:
             scores.append(score := self._score(signal, held, standard, spared))
             if score.verdict == "drift":
                 self._keeper.take(score)
-        self._keeper.end_quiet(model, version, standard)
+        self._keeper.end_quiet(scores[0], standard)
         return scores
 
     def _score(self, signal: str, held: Comparison, standard: Standard, spared: AlertEpisode | None) -> WindowScore:
