@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 
 import pytest
@@ -48,7 +49,7 @@ def watch(scene: Scene, *serves: str) -> None:
     beat_engine(scene.registry, *(serves or BOTH), url=scene.engine.url, at=scene.clock.now)
     scorer = Scorer(scene.registry.fleet, scene.client, concurrency=2, max_tokens=2_048)
     challengers = Challengers(scene.registry, scene.settings, scorer, Metrics())
-    challengers.watch(scene.registry.routes.history("bot"))
+    challengers.watch(scene.registry.routes.current("bot"))
 
 
 def verdicts(scene: Scene, signal: str) -> list[str]:
@@ -145,7 +146,7 @@ def test_a_new_trial_begins_anew_and_what_has_no_share_is_not_judged(scene: Scen
     watch(scene)
     try_out(scene, 0)
     both(scene, 20, challenger=REFUSES)
-    assert trials_of(scene.registry.routes.history("bot")) == []
+    assert trials_of(scene.registry, scene.registry.routes.current("bot")) == []
     try_out(scene)
     both(scene, 19)
     watch(scene)
@@ -155,6 +156,35 @@ def test_a_new_trial_begins_anew_and_what_has_no_share_is_not_judged(scene: Scen
     first, second = scene.scores(TRIAL_REFUSALS, version=2)
     assert (first.verdict, second.verdict) == ("drift", "not enough data")
     assert second.detail["said"].startswith("0 of 20 refuse")
+
+
+def test_a_trial_of_more_revisions_than_a_history_shows_is_still_the_same(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    try_out(scene)
+    both(scene, 20)
+    watch(scene)
+    for share_bp in (1_000, 2_000, 3_000, 4_000):
+        try_out(scene, share_bp)
+    short = functools.partial(scene.registry.routes.history, limit=2)
+    monkeypatch.setattr(scene.registry.routes, "history", short)
+    both(scene, 20)
+    scene.watch(serves=BOTH)
+    assert [score.detail["window"] for score in scene.scores(TRIAL_REFUSALS, version=2)] == [0, 1]
+
+
+def test_the_monitor_and_a_rollout_mean_the_same_by_a_trial(scene: Scene) -> None:
+    try_out(scene, 1_000)
+    arms = [Arm(version=v, weight_bp=share) for v, share in ((2, 1_000), (1, 500), (3, 8_500))]
+    for _ in range(2):  # beside another champion, twice
+        done = scene.registry.routes.current("bot").revision
+        scene.registry.routes.write("bot", arms, by="ada", reason="a trial", expected_revision=done)
+        scene.clock.advance(1)
+    newest = scene.registry.routes.current("bot")
+    trials = trials_of(scene.registry, newest)
+    assert [(t.version, t.champion) for t in trials] == [(2, 3), (1, 3)]
+    assert {t.since for t in trials} == {scene.registry.routes.at("bot", newest.revision - 1).at}
+    assert [trial_of(scene.registry, "bot", t.version).since for t in trials] == [t.since for t in trials]
 
 
 def test_what_somebody_pinned_or_the_champion_had_to_answer_is_in_no_arm(scene: Scene) -> None:

@@ -28,8 +28,9 @@ from tuneloop.monitor.settings import MonitorSettings
 from tuneloop.monitor.signals import DETECTORS_OF_TRIALS, TRIAL_ANCHOR
 from tuneloop.monitor.trials import Arms, Measured, Read, Said, measured, said_of
 from tuneloop.registry import Registry
-from tuneloop.registry.errors import Unavailable
+from tuneloop.registry.errors import Unavailable, Unreadable
 from tuneloop.registry.nouns import RequestRecord, Route, WindowScore, version_name
+from tuneloop.registry.routes.trials import trial_revisions
 
 log = logging.getLogger("tuneloop.monitor")
 MOST_WINDOWS = 200  # of a trial
@@ -56,19 +57,20 @@ class Trial:
         return {"champion": self.champion, "since": self.since.isoformat()}
 
 
-def trials_of(history: Sequence[Route]) -> list[Trial]:
-    """The trials that are on; `history` the newest first."""
-    route = history[0]
+def trials_of(registry: Registry, route: Route) -> list[Trial]:
+    """The trials of a model that are on; `route` is its newest revision.
+
+    One whose revisions cannot all be read is logged and left out: a rollout cannot be judged on it either.
+    """
     found = []
-    for arm in route.arms:
-        if arm.version == route.champion or arm.weight_bp == 0:
+    for arm in route.arms[:-1]:
+        try:
+            revisions = trial_revisions(registry.routes.back(route.model), arm.version) if arm.weight_bp else []
+        except Unreadable as error:
+            log.error("%s is not judged beside its champion: %s", version_name(route.model, arm.version), error)
             continue
-        since = route.at
-        for earlier in history:
-            if earlier.champion != route.champion or not earlier.split.get(arm.version):
-                break
-            since = earlier.at
-        found.append(Trial(route.model, arm.version, route.champion, since))
+        if revisions:
+            found.append(Trial(route.model, arm.version, revisions[0].champion, revisions[-1].at))
     return found
 
 
@@ -89,14 +91,14 @@ class Challengers:
         self._metrics = metrics
         self._stopping = stopping
 
-    def watch(self, history: Sequence[Route]) -> None:
+    def watch(self, route: Route) -> None:
         """Judge the whole windows that are not judged yet.
 
         Raises:
             Unavailable: the database does not answer; what was judged before that is kept.
             Stopped: told to end while an engine was reading; that window is judged by the next process.
         """
-        for trial in trials_of(history):
+        for trial in trials_of(self._registry, route):
             judged = self._judged(trial, TRIAL_ANCHOR)
             while len(judged) < MOST_WINDOWS and not self._stopping():
                 window = self._next(trial, judged)

@@ -44,7 +44,9 @@ class Keeper:
         self._settings = settings
         self._watches_canaries = watches_canaries
         self._signals = windowed(settings)
-        self._looked: dict[str, tuple[str, ...]] = {}  # open episode → the newest window, and its signals, when it stayed
+        self._looked: dict[
+            str, tuple[str, ...]
+        ] = {}  # open episode → the newest window, and its signals, when it stayed
 
     def take(self, score: WindowScore) -> None:
         """An alarm opens an episode or joins an open one, unless one that is over has dealt with its window."""
@@ -69,7 +71,7 @@ class Keeper:
         return explained(episode, gather(self._registry, episode, self._settings.changes_s, now))
 
     def end_quiet(self, newest: WindowScore, standard: Standard) -> None:
-        """End those whose signals have raised nothing for long enough; `newest` is the anchor of the window judged last.
+        """End those whose signals have raised nothing for long enough; `newest` is the last window's anchor.
 
         Each pass comes here, and a text test takes seconds: an episode that stayed open is looked at again after the
         next window, or once another signal has joined it.

@@ -170,7 +170,7 @@ class Monitor:
             waiting = (
                 f"window {done.next_index} of {model}@{version} holds {len(held)} of {self._settings.window} records"
             )
-        self._challengers.watch(history)  # last: a backlog of theirs keeps no champion waiting
+        self._challengers.watch(history[0])  # last: a backlog of theirs keeps no champion waiting
         if self._said.get(model) != waiting:
             self._said[model] = waiting
             log.info("%s", waiting)
