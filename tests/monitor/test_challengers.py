@@ -9,7 +9,7 @@ import pytest
 
 from monitor.scene import SMALL, Scene
 from tests_support import beat_engine
-from tuneloop.monitor.challengers import MOST_WINDOWS, Challengers, trials_of
+from tuneloop.monitor.challengers import MOST_WINDOWS, SPEND_S, Challengers, trials_of
 from tuneloop.monitor.metrics import Metrics
 from tuneloop.monitor.scorer import Scorer
 from tuneloop.monitor.signals import (
@@ -20,7 +20,7 @@ from tuneloop.monitor.signals import (
     TRIAL_REFUSALS,
 )
 from tuneloop.monitor.trials import Arms, measured, said_of
-from tuneloop.registry.nouns import Arm, RequestRecord
+from tuneloop.registry.nouns import Arm, RequestRecord, WindowScore
 from tuneloop.registry.rollouts.canary import Limits
 from tuneloop.registry.rollouts.judging import judgement, trial_of
 
@@ -44,12 +44,16 @@ def both(scene: Scene, n: int, *, champion: str | None = "It does.", challenger:
     scene.clock.advance(60)
 
 
-def watch(scene: Scene, *serves: str) -> None:
-    """One look of a fresh process at the challengers alone, while the engine serves these versions."""
-    beat_engine(scene.registry, *(serves or BOTH), url=scene.engine.url, at=scene.clock.now)
+def judge_of(scene: Scene) -> Challengers:
+    """The part of a fresh process that looks at challengers."""
     scorer = Scorer(scene.registry.fleet, scene.client, concurrency=2, max_tokens=2_048)
-    challengers = Challengers(scene.registry, scene.settings, scorer, Metrics())
-    challengers.watch(scene.registry.routes.current("bot"))
+    return Challengers(scene.registry, scene.settings, scorer, Metrics())
+
+
+def watch(scene: Scene, *serves: str, challengers: Challengers | None = None) -> None:
+    """One look at the challengers alone, of a fresh process unless one is given, while the engine serves these."""
+    beat_engine(scene.registry, *(serves or BOTH), url=scene.engine.url, at=scene.clock.now)
+    assert (challengers or judge_of(scene)).watch(scene.registry.routes.current_all()) == {}
 
 
 def verdicts(scene: Scene, signal: str) -> list[str]:
@@ -240,6 +244,65 @@ def test_no_more_windows_of_a_trial_are_judged_than_it_may_cost(scene: Scene, mo
     both(scene, 60)
     watch(scene)
     assert len(verdicts(scene, TRIAL_REFUSALS)) == 2
+
+
+def takes(scene: Scene, monkeypatch: pytest.MonkeyPatch, seconds: float) -> list[WindowScore]:
+    """Every judgement takes so long by the scene's clock; those made, in order."""
+    store, made = scene.registry.episodes.add_score, []
+
+    def slowly(score: WindowScore) -> bool:
+        scene.clock.advance(seconds)
+        made.append(score)
+        return store(score)
+
+    monkeypatch.setattr(scene.registry.episodes, "add_score", slowly)
+    return made
+
+
+def test_a_backlog_of_challengers_takes_a_bounded_part_of_a_pass_and_they_take_turns(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, challengers = takes(scene, monkeypatch, SPEND_S / len(DETECTORS_OF_TRIALS)), judge_of(scene)
+    try_out(scene)
+    both(scene, 60)
+    arms = [Arm(version=v, weight_bp=share) for v, share in ((2, 2_000), (3, 2_000), (1, 6_000))]
+    scene.registry.routes.write("bot", arms, by="ada", reason="another", expected_revision=2)
+    scene.clock.advance(1)
+    for _ in range(40):
+        scene.usual(1)
+        scene.usual(1, assigned_version=3, served_version=3)
+    scene.clock.advance(60)
+    looks = []
+    for _ in range(6):
+        watch(scene, *BOTH, "bot@3", challengers=challengers)
+        looks.append([(score.version, score.detail["window"]) for score in made if score.signal == TRIAL_REFUSALS])
+        made.clear()
+    assert looks == [[(3, 0)], [(2, 0)], [(3, 1)], [(2, 1)], [(2, 2)], []], "the newest first, then whose turn it is"
+
+
+def test_no_champion_of_any_model_waits_for_a_challenger(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    scene.registry.routes.write("zoo", [Arm(version=1, weight_bp=10_000)], by="ada", reason="r", expected_revision=0)
+    try_out(scene)
+    both(scene, 60)
+    scene.usual(40, model="zoo")
+    scene.usual(40, model="zoo")
+    scene.clock.advance(60)
+    made = takes(scene, monkeypatch, SPEND_S)
+    beat_engine(scene.registry, *BOTH, "zoo@1", url=scene.engine.url, at=scene.clock.now)
+    states = scene.monitor(late_s=0.0).run_once()
+    assert [state.failure for state in states] == ["", ""]
+    of_trials = [score.signal in DETECTORS_OF_TRIALS for score in made]
+    assert {score.model for score in made} == {"bot", "zoo"}
+    assert of_trials == sorted(of_trials)
+    assert sum(of_trials) == len(DETECTORS_OF_TRIALS), "one window of a backlog of three"
+
+
+def test_a_look_at_one_trial_that_fails_is_told(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    try_out(scene)
+    both(scene, 20)
+    monkeypatch.setattr("tuneloop.monitor.challengers.measured", lambda *_: 1 / 0)
+    state = scene.watch(serves=BOTH)
+    assert state.failure == "ZeroDivisionError: division by zero"
 
 
 def test_the_champions_answers_are_taken_over_all_of_the_window(scene: Scene) -> None:

@@ -7,6 +7,10 @@ one always-valid comparison (`statistics.sequences`, as everything a rollout is 
 read after every window. Nobody is alerted and no policy asked: the scores are written, and a rollout's judgement reads
 them.
 
+Champions come first: a pass spends SPEND_S on challengers, and one window more at most, whatever has queued up. Trials
+take turns, a window each: new ones first, the newest before all, then who has waited longest; within a trial windows
+have their order.
+
 Cost: of a window, at most as many texts of the champion as of the challenger are read on an engine, and at most
 `reference` of its records from the database; a trial ends after MOST_WINDOWS of them with its last verdict.
 """
@@ -15,6 +19,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -23,17 +28,20 @@ from typing import Any
 
 from tuneloop.monitor.metrics import Metrics
 from tuneloop.monitor.reference import JUST_BEFORE, judgeable
-from tuneloop.monitor.scorer import Scorer
+from tuneloop.monitor.scorer import Scorer, Stopped
 from tuneloop.monitor.settings import MonitorSettings
 from tuneloop.monitor.signals import DETECTORS_OF_TRIALS, TRIAL_ANCHOR
 from tuneloop.monitor.trials import Arms, Measured, Read, Said, measured, said_of
 from tuneloop.registry import Registry
-from tuneloop.registry.errors import Unavailable, Unreadable
+from tuneloop.registry.errors import TuneloopError, Unavailable, Unreadable
 from tuneloop.registry.nouns import RequestRecord, Route, WindowScore, version_name
 from tuneloop.registry.routes.trials import trial_revisions
 
 log = logging.getLogger("tuneloop.monitor")
 MOST_WINDOWS = 200  # of a trial
+SPEND_S = (
+    30.0  # of a pass; a window takes engines about 11 s, and a monitor without a whole pass for 600 s is paged for
+)
 _SETTLED_S = 10.0  # gateways write records a second after they answer; a window is cut once they have
 _SLICES = 8  # of a window's time: from each as many of the champion's records
 
@@ -90,22 +98,46 @@ class Challengers:
         self._scorer = scorer
         self._metrics = metrics
         self._stopping = stopping
+        self._turns: dict[Trial, datetime] = {}  # running trial → when this process looked at it last
 
-    def watch(self, route: Route) -> None:
-        """Judge the whole windows that are not judged yet.
+    def watch(self, routes: Mapping[str, Route]) -> dict[str, str]:
+        """Judge whole windows that are not judged yet, of the challengers in these routes, for SPEND_S.
+
+        Returns:
+            Model → why the look at a trial of it was cut short.
 
         Raises:
             Unavailable: the database does not answer; what was judged before that is kept.
             Stopped: told to end while an engine was reading; that window is judged by the next process.
         """
-        for trial in trials_of(self._registry, route):
-            judged = self._judged(trial, TRIAL_ANCHOR)
-            while len(judged) < MOST_WINDOWS and not self._stopping():
-                window = self._next(trial, judged)
-                if not window:
-                    break
-                self._judge(trial, window, len(judged))
-                judged = self._judged(trial, TRIAL_ANCHOR)
+        until, failures = self._registry.clock() + timedelta(seconds=SPEND_S), {}
+        trials = [trial for route in routes.values() for trial in trials_of(self._registry, route)]
+        self._turns = {trial: at for trial, at in self._turns.items() if trial in trials}
+        trials.sort(key=lambda trial: trial.since, reverse=True)
+        queue = deque([trial for trial in trials if trial not in self._turns])
+        queue += sorted(self._turns, key=self._turns.__getitem__)
+        while queue and self._registry.clock() < until and not self._stopping():
+            trial = queue.popleft()
+            self._turns[trial] = self._registry.clock()
+            try:
+                if self._look(trial):
+                    queue.append(trial)
+            except (Stopped, Unavailable):
+                raise
+            except Exception as error:  # a surprise about one trial must not leave the others unjudged
+                log.exception("%s: this look at it is cut short", version_name(trial.model, trial.version))
+                failures[trial.model] = (
+                    str(error) if isinstance(error, TuneloopError) else f"{type(error).__name__}: {error}"
+                )
+        return failures
+
+    def _look(self, trial: Trial) -> bool:
+        """Judge the next window of a trial, if it is whole; whether it was."""
+        judged = self._judged(trial, TRIAL_ANCHOR)
+        window = self._next(trial, judged) if len(judged) < MOST_WINDOWS else ()
+        if window:
+            self._judge(trial, window, len(judged))
+        return bool(window)
 
     def _judged(self, trial: Trial, signal: str) -> list[WindowScore]:
         newest = self._registry.episodes.scores(trial.model, version=trial.version, signal=signal, limit=MOST_WINDOWS)
