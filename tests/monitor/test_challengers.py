@@ -8,7 +8,7 @@ import random
 import pytest
 
 from monitor.scene import SMALL, Scene
-from tests_support import beat_engine
+from tests_support import beat_engine, request_record
 from tuneloop.monitor.challengers import MOST_WINDOWS, SPEND_S, Challengers, trials_of
 from tuneloop.monitor.metrics import Metrics
 from tuneloop.monitor.scorer import Scorer
@@ -244,6 +244,47 @@ def test_no_more_windows_of_a_trial_are_judged_than_it_may_cost(scene: Scene, mo
     both(scene, 60)
     watch(scene)
     assert len(verdicts(scene, TRIAL_REFUSALS)) == 2
+
+
+def test_an_answer_that_comes_after_its_window_was_cut_is_in_the_next_and_none_is_in_two(scene: Scene) -> None:
+    def asked_now(number: int) -> RequestRecord:
+        return request_record(number, scene.clock.now, assigned_version=2, served_version=2)
+
+    try_out(scene)
+    too_late = asked_now(9_000)
+    scene.clock.advance(scene.settings.late_s)
+    both(scene, 10)
+    slow = asked_now(9_001)
+    both(scene, 10)
+    watch(scene)
+    scene.registry.traffic.add_requests([slow, too_late])
+    both(scene, 38)
+    watch(scene)
+    first, second = scene.scores(TRIAL_REFUSALS, version=2)
+    assert slow.id in second.request_ids
+    assert too_late.id not in second.request_ids
+    assert len({*first.request_ids, *second.request_ids}) == 2 * scene.settings.window
+    beside = [score.detail["measured"]["champion"][1] for score in (first, second)]
+    assert beside == [19, 18], "the champion's of the first window's time are not counted again"
+    scene.registry.traffic.add_requests([asked_now(9_002)])
+    scene.clock.advance(60)
+    watch(scene)
+    assert len(scene.scores(TRIAL_REFUSALS, version=2)) == 3
+
+
+def test_a_spool_of_late_answers_alone_is_held_against_the_champions_of_its_time(scene: Scene) -> None:
+    try_out(scene)
+    late = []
+    for number in range(20):
+        scene.usual(1)
+        late.append(request_record(9_000 + number, scene.clock.now, assigned_version=2, served_version=2))
+    both(scene, 20)
+    watch(scene)
+    scene.registry.traffic.add_requests(late)
+    watch(scene)
+    _, second = scene.scores(TRIAL_REFUSALS, version=2)
+    assert second.request_ids == tuple(record.id for record in late)
+    assert second.detail["measured"]["champion"] == [0, 20]
 
 
 def takes(scene: Scene, monkeypatch: pytest.MonkeyPatch, seconds: float) -> list[WindowScore]:

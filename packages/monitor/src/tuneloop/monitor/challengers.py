@@ -43,6 +43,7 @@ SPEND_S = (
     30.0  # of a pass; a window takes engines about 11 s, and a monitor without a whole pass for 600 s is paged for
 )
 _SETTLED_S = 10.0  # gateways write records a second after they answer; a window is cut once they have
+_LOOK_BACK = 64  # windows whose time a late record may fall into
 _SLICES = 8  # of a window's time: from each as many of the champion's records
 
 
@@ -136,7 +137,7 @@ class Challengers:
         judged = self._judged(trial, TRIAL_ANCHOR)
         window = self._next(trial, judged) if len(judged) < MOST_WINDOWS else ()
         if window:
-            self._judge(trial, window, len(judged))
+            self._judge(trial, window, judged)
         return bool(window)
 
     def _judged(self, trial: Trial, signal: str) -> list[WindowScore]:
@@ -144,24 +145,40 @@ class Challengers:
         return [score for score in newest if score.detail["trial"] == trial.named()]
 
     def _next(self, trial: Trial, judged: Sequence[WindowScore]) -> tuple[RequestRecord, ...]:
-        """The challenger's next whole window; empty while it fills."""
-        size, since = self._settings.window, max([trial.since, *(score.window_end for score in judged)])
-        until, limit = self._registry.clock() - timedelta(seconds=_SETTLED_S), 2 * self._settings.window
+        """The challenger's next whole window; empty while it fills.
+
+        As a champion's (`windows`), it takes the oldest records that no window holds: what is answered slowly, or
+        arrives late from a spool, carries the time at which it was asked.
+        """
+        size, until = self._settings.window, self._registry.clock() - timedelta(seconds=_SETTLED_S)
+        taken = {request_id for score in judged for request_id in score.request_ids}
+        since = max(trial.since, _high_water(judged, trial) - timedelta(seconds=self._settings.late_s))
+        since = max(since, _high_water(judged[:-_LOOK_BACK], trial))
+        limit = 4 * size + sum(score.window_end > since for score in judged) * size
         while True:
             served = self._registry.traffic.window(
                 trial.model, since=since, until=until, version=trial.version, oldest=limit
             )
-            mine = [record for record in served if _of_arm(record, trial.version)]
+            mine = [record for record in served if _of_arm(record, trial.version) and record.id not in taken]
             if len(mine) >= size:
                 return tuple(mine[:size])
             if len(served) + len(served.unreadable) < limit:
                 return ()
             limit *= 2
 
-    def _beside(self, trial: Trial, window: Sequence[RequestRecord]) -> tuple[RequestRecord, ...]:
-        """What the champion answered while the challenger did: as many records of each slice of the window."""
-        edges = [window[index * len(window) // _SLICES].at for index in range(_SLICES)]
-        edges = sorted({edges[0] - JUST_BEFORE, *edges[1:], window[-1].at})
+    def _beside(
+        self, trial: Trial, window: Sequence[RequestRecord], judged: Sequence[WindowScore]
+    ) -> tuple[RequestRecord, ...]:
+        """What the champion answered while the challenger did: as many records of each slice of the window.
+
+        Late records stretch no window back over the ones before, whose records of the champion would count twice: the
+        time of the others is compared, unless there are too few of those to tell one.
+        """
+        high_water = _high_water(judged, trial)
+        on_time = [record for record in window if record.at > high_water]
+        timed = on_time if len(on_time) >= _SLICES else window
+        edges = [timed[index * len(timed) // _SLICES].at for index in range(_SLICES)]
+        edges = sorted({edges[0] - JUST_BEFORE, *edges[1:], timed[-1].at})
         each = -(-self._settings.reference // (len(edges) - 1))
         found: list[RequestRecord] = []
         for start, end in itertools.pairwise(edges):
@@ -171,8 +188,8 @@ class Challengers:
             found += [record for record in served if _of_arm(record, trial.champion)]
         return tuple(found)
 
-    def _judge(self, trial: Trial, window: tuple[RequestRecord, ...], index: int) -> None:
-        arms = Arms(self._beside(trial, window), window)
+    def _judge(self, trial: Trial, window: tuple[RequestRecord, ...], judged: Sequence[WindowScore]) -> None:
+        arms, index = Arms(self._beside(trial, window, judged), window), len(judged)
         for signal, found in self._measured(trial, arms):  # the anchor comes last: until then the window is not judged
             before = [s.detail["measured"] for s in self._judged(trial, signal) if s.detail["window"] < index]
             said = said_of(signal, [*before, found.values], self._settings)
@@ -229,6 +246,10 @@ class Challengers:
             detail=detail,
             request_ids=tuple(record.id for record in arms.challenger),
         )
+
+
+def _high_water(judged: Sequence[WindowScore], trial: Trial) -> datetime:
+    return max([trial.since, *(score.window_end for score in judged)])
 
 
 def _of_arm(record: RequestRecord, version: int) -> bool:
