@@ -6,6 +6,7 @@ import functools
 import random
 
 import pytest
+import sqlalchemy as sa
 
 from monitor.scene import SMALL, Scene
 from tests_support import beat_engine, request_record
@@ -175,6 +176,19 @@ def test_a_trial_of_more_revisions_than_a_history_shows_is_still_the_same(
     both(scene, 20)
     scene.watch(serves=BOTH)
     assert [score.detail["window"] for score in scene.scores(TRIAL_REFUSALS, version=2)] == [0, 1]
+
+
+def test_a_trial_whose_revisions_cannot_be_read_is_said_and_ends_no_pass(
+    scene: Scene, caplog: pytest.LogCaptureFixture
+) -> None:
+    try_out(scene)
+    try_out(scene)
+    both(scene, 20)
+    with scene.registry.database.writing() as connection:
+        connection.execute(sa.text("UPDATE routes SET arms = '[]' WHERE revision = 2"))
+    assert scene.watch(serves=BOTH).failure == ""
+    assert "bot@2 is not judged beside its champion: " in caplog.text
+    assert scene.scores(TRIAL_REFUSALS, version=2) == []
 
 
 def test_the_monitor_and_a_rollout_mean_the_same_by_a_trial(scene: Scene) -> None:
