@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import random
 
 import pytest
+import sqlalchemy as sa
 
 from monitor.scene import SMALL, Scene
-from tests_support import beat_engine
-from tuneloop.monitor.challengers import MOST_WINDOWS, Challengers, trials_of
+from tests_support import beat_engine, request_record
+from tuneloop.monitor.challengers import MOST_WINDOWS, SPEND_S, Challengers, trials_of
 from tuneloop.monitor.metrics import Metrics
 from tuneloop.monitor.scorer import Scorer
 from tuneloop.monitor.signals import (
@@ -19,7 +21,7 @@ from tuneloop.monitor.signals import (
     TRIAL_REFUSALS,
 )
 from tuneloop.monitor.trials import Arms, measured, said_of
-from tuneloop.registry.nouns import Arm, RequestRecord
+from tuneloop.registry.nouns import Arm, RequestRecord, WindowScore
 from tuneloop.registry.rollouts.canary import Limits
 from tuneloop.registry.rollouts.judging import judgement, trial_of
 
@@ -43,12 +45,16 @@ def both(scene: Scene, n: int, *, champion: str | None = "It does.", challenger:
     scene.clock.advance(60)
 
 
-def watch(scene: Scene, *serves: str) -> None:
-    """One look of a fresh process at the challengers alone, while the engine serves these versions."""
-    beat_engine(scene.registry, *(serves or BOTH), url=scene.engine.url, at=scene.clock.now)
+def judge_of(scene: Scene) -> Challengers:
+    """The part of a fresh process that looks at challengers."""
     scorer = Scorer(scene.registry.fleet, scene.client, concurrency=2, max_tokens=2_048)
-    challengers = Challengers(scene.registry, scene.settings, scorer, Metrics())
-    challengers.watch(scene.registry.routes.history("bot"))
+    return Challengers(scene.registry, scene.settings, scorer, Metrics())
+
+
+def watch(scene: Scene, *serves: str, challengers: Challengers | None = None) -> None:
+    """One look at the challengers alone, of a fresh process unless one is given, while the engine serves these."""
+    beat_engine(scene.registry, *(serves or BOTH), url=scene.engine.url, at=scene.clock.now)
+    assert (challengers or judge_of(scene)).watch(scene.registry.routes.current_all()) == {}
 
 
 def verdicts(scene: Scene, signal: str) -> list[str]:
@@ -145,7 +151,7 @@ def test_a_new_trial_begins_anew_and_what_has_no_share_is_not_judged(scene: Scen
     watch(scene)
     try_out(scene, 0)
     both(scene, 20, challenger=REFUSES)
-    assert trials_of(scene.registry.routes.history("bot")) == []
+    assert trials_of(scene.registry, scene.registry.routes.current("bot")) == []
     try_out(scene)
     both(scene, 19)
     watch(scene)
@@ -155,6 +161,48 @@ def test_a_new_trial_begins_anew_and_what_has_no_share_is_not_judged(scene: Scen
     first, second = scene.scores(TRIAL_REFUSALS, version=2)
     assert (first.verdict, second.verdict) == ("drift", "not enough data")
     assert second.detail["said"].startswith("0 of 20 refuse")
+
+
+def test_a_trial_of_more_revisions_than_a_history_shows_is_still_the_same(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    try_out(scene)
+    both(scene, 20)
+    watch(scene)
+    for share_bp in (1_000, 2_000, 3_000, 4_000):
+        try_out(scene, share_bp)
+    short = functools.partial(scene.registry.routes.history, limit=2)
+    monkeypatch.setattr(scene.registry.routes, "history", short)
+    both(scene, 20)
+    scene.watch(serves=BOTH)
+    assert [score.detail["window"] for score in scene.scores(TRIAL_REFUSALS, version=2)] == [0, 1]
+
+
+def test_a_trial_whose_revisions_cannot_be_read_is_said_and_ends_no_pass(
+    scene: Scene, caplog: pytest.LogCaptureFixture
+) -> None:
+    try_out(scene)
+    try_out(scene)
+    both(scene, 20)
+    with scene.registry.database.writing() as connection:
+        connection.execute(sa.text("UPDATE routes SET arms = '[]' WHERE revision = 2"))
+    assert scene.watch(serves=BOTH).failure == ""
+    assert "bot@2 is not judged beside its champion: " in caplog.text
+    assert scene.scores(TRIAL_REFUSALS, version=2) == []
+
+
+def test_the_monitor_and_a_rollout_mean_the_same_by_a_trial(scene: Scene) -> None:
+    try_out(scene, 1_000)
+    arms = [Arm(version=v, weight_bp=share) for v, share in ((2, 1_000), (1, 500), (3, 8_500))]
+    for _ in range(2):  # beside another champion, twice
+        done = scene.registry.routes.current("bot").revision
+        scene.registry.routes.write("bot", arms, by="ada", reason="a trial", expected_revision=done)
+        scene.clock.advance(1)
+    newest = scene.registry.routes.current("bot")
+    trials = trials_of(scene.registry, newest)
+    assert [(t.version, t.champion) for t in trials] == [(2, 3), (1, 3)]
+    assert {t.since for t in trials} == {scene.registry.routes.at("bot", newest.revision - 1).at}
+    assert [trial_of(scene.registry, "bot", t.version).since for t in trials] == [t.since for t in trials]
 
 
 def test_what_somebody_pinned_or_the_champion_had_to_answer_is_in_no_arm(scene: Scene) -> None:
@@ -210,6 +258,106 @@ def test_no_more_windows_of_a_trial_are_judged_than_it_may_cost(scene: Scene, mo
     both(scene, 60)
     watch(scene)
     assert len(verdicts(scene, TRIAL_REFUSALS)) == 2
+
+
+def test_an_answer_that_comes_after_its_window_was_cut_is_in_the_next_and_none_is_in_two(scene: Scene) -> None:
+    def asked_now(number: int) -> RequestRecord:
+        return request_record(number, scene.clock.now, assigned_version=2, served_version=2)
+
+    try_out(scene)
+    too_late = asked_now(9_000)
+    scene.clock.advance(scene.settings.late_s)
+    both(scene, 10)
+    slow = asked_now(9_001)
+    both(scene, 10)
+    watch(scene)
+    scene.registry.traffic.add_requests([slow, too_late])
+    both(scene, 38)
+    watch(scene)
+    first, second = scene.scores(TRIAL_REFUSALS, version=2)
+    assert slow.id in second.request_ids
+    assert too_late.id not in second.request_ids
+    assert len({*first.request_ids, *second.request_ids}) == 2 * scene.settings.window
+    beside = [score.detail["measured"]["champion"][1] for score in (first, second)]
+    assert beside == [19, 18], "the champion's of the first window's time are not counted again"
+    scene.registry.traffic.add_requests([asked_now(9_002)])
+    scene.clock.advance(60)
+    watch(scene)
+    assert len(scene.scores(TRIAL_REFUSALS, version=2)) == 3
+
+
+def test_a_spool_of_late_answers_alone_is_held_against_the_champions_of_its_time(scene: Scene) -> None:
+    try_out(scene)
+    late = []
+    for number in range(20):
+        scene.usual(1)
+        late.append(request_record(9_000 + number, scene.clock.now, assigned_version=2, served_version=2))
+    both(scene, 20)
+    watch(scene)
+    scene.registry.traffic.add_requests(late)
+    watch(scene)
+    _, second = scene.scores(TRIAL_REFUSALS, version=2)
+    assert second.request_ids == tuple(record.id for record in late)
+    assert second.detail["measured"]["champion"] == [0, 20]
+
+
+def takes(scene: Scene, monkeypatch: pytest.MonkeyPatch, seconds: float) -> list[WindowScore]:
+    """Every judgement takes so long by the scene's clock; those made, in order."""
+    store, made = scene.registry.episodes.add_score, []
+
+    def slowly(score: WindowScore) -> bool:
+        scene.clock.advance(seconds)
+        made.append(score)
+        return store(score)
+
+    monkeypatch.setattr(scene.registry.episodes, "add_score", slowly)
+    return made
+
+
+def test_a_backlog_of_challengers_takes_a_bounded_part_of_a_pass_and_they_take_turns(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, challengers = takes(scene, monkeypatch, SPEND_S / len(DETECTORS_OF_TRIALS)), judge_of(scene)
+    try_out(scene)
+    both(scene, 60)
+    arms = [Arm(version=v, weight_bp=share) for v, share in ((2, 2_000), (3, 2_000), (1, 6_000))]
+    scene.registry.routes.write("bot", arms, by="ada", reason="another", expected_revision=2)
+    scene.clock.advance(1)
+    for _ in range(40):
+        scene.usual(1)
+        scene.usual(1, assigned_version=3, served_version=3)
+    scene.clock.advance(60)
+    looks = []
+    for _ in range(6):
+        watch(scene, *BOTH, "bot@3", challengers=challengers)
+        looks.append([(score.version, score.detail["window"]) for score in made if score.signal == TRIAL_REFUSALS])
+        made.clear()
+    assert looks == [[(3, 0)], [(2, 0)], [(3, 1)], [(2, 1)], [(2, 2)], []], "the newest first, then whose turn it is"
+
+
+def test_no_champion_of_any_model_waits_for_a_challenger(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    scene.registry.routes.write("zoo", [Arm(version=1, weight_bp=10_000)], by="ada", reason="r", expected_revision=0)
+    try_out(scene)
+    both(scene, 60)
+    scene.usual(40, model="zoo")
+    scene.usual(40, model="zoo")
+    scene.clock.advance(60)
+    made = takes(scene, monkeypatch, SPEND_S)
+    beat_engine(scene.registry, *BOTH, "zoo@1", url=scene.engine.url, at=scene.clock.now)
+    states = scene.monitor(late_s=0.0).run_once()
+    assert [state.failure for state in states] == ["", ""]
+    of_trials = [score.signal in DETECTORS_OF_TRIALS for score in made]
+    assert {score.model for score in made} == {"bot", "zoo"}
+    assert of_trials == sorted(of_trials)
+    assert sum(of_trials) == len(DETECTORS_OF_TRIALS), "one window of a backlog of three"
+
+
+def test_a_look_at_one_trial_that_fails_is_told(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    try_out(scene)
+    both(scene, 20)
+    monkeypatch.setattr("tuneloop.monitor.challengers.measured", lambda *_: 1 / 0)
+    state = scene.watch(serves=BOTH)
+    assert state.failure == "ZeroDivisionError: division by zero"
 
 
 def test_the_champions_answers_are_taken_over_all_of_the_window(scene: Scene) -> None:

@@ -64,6 +64,12 @@ def test_words_have_no_order_and_names_are_no_categories() -> None:
         held([str(number) + "x" for number in range(250)], ["1x"], "js")
 
 
+@pytest.mark.parametrize("measure", ["ks", "psi", "js"])
+def test_numbers_among_words_are_refused_before_any_two_are_taken_for_one(measure: Measure) -> None:
+    with pytest.raises(InvalidInput, match=r"holds 4 numbers and 2 words \(like '1'\); write all of them as"):
+        held([1_234_567.0, 1_234_568.0, 1.0, "1"], [1.0, "1"], measure)
+
+
 def test_columns_share_the_budget_of_a_check(tmp_path: Path) -> None:
     def written(name: str, langs: str, n: int) -> str:
         rows = ({"text": f"How do I sort list {i % 7}?", "lang": langs[i % len(langs)]} for i in range(n))

@@ -150,7 +150,9 @@ def test_an_episode_clears_only_after_enough_quiet_windows(scene: Scene) -> None
     assert "4 windows in a row without an alarm; the newest 80 questions together are like" in episode.done[-1]
 
 
-def test_a_drift_that_windows_come_to_miss_and_see_again_is_one_episode_and_told_once(scene: Scene) -> None:
+def test_a_drift_that_windows_come_to_miss_and_see_again_is_one_episode_and_told_once(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
     scene.registry.policies.set(EVERY_MODEL, TOLD, by="ada", reason="test")
     monitor = scene.monitor(window=30, reference=120, mean_run_length=3_000)
     scene.usual(120)
@@ -166,6 +168,10 @@ def test_a_drift_that_windows_come_to_miss_and_see_again_is_one_episode_and_told
     assert episode.state == "open"
     (said,) = [line for line in episode.done if "not over" in line]
     assert "4 windows in a row without an alarm, but the newest 120 questions together are not yet like" in said
+    with monkeypatch.context() as patched:
+        for name in ("is_quiet", "longer_look"):
+            patched.setattr(f"tuneloop.monitor.keeping.{name}", lambda *_: pytest.fail("there is no new window to ask"))
+        scene.watch(monitor, serves=())
     scene.drifted(30)
     scene.watch(monitor, serves=())
     assert scene.scores()[-1].verdict == "drift"

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from tests_support import Clock, request_record, statements, window_score
 from tuneloop.registry import Registry
-from tuneloop.registry.errors import Unreadable
+from tuneloop.registry.errors import Refused, Unreadable
 from tuneloop.registry.guard_policy import GuardPolicy, OutputGuards
 from tuneloop.registry.nouns import Arm, Feedback, Route
 from tuneloop.registry.rollouts.canary import Limits
@@ -117,6 +117,16 @@ def test_a_trial_is_found_however_long_it_is_and_whatever_is_damaged_before_it(
     _damage(registries, step.revision - 1)
     with pytest.raises(Unreadable):
         trial_of(registries, "bot", 2)
+
+
+def test_another_champion_begins_another_trial(registries: Registry, clock: Clock) -> None:
+    before = share(registries, 500)
+    clock.advance(1)
+    arms = [Arm(version=2, weight_bp=500), Arm(version=1, weight_bp=0), Arm(version=3, weight_bp=9_500)]
+    beside = registries.routes.write("bot", arms, by="ada", reason="r", expected_revision=before.revision)
+    assert trial_of(registries, "bot", 2) == Trial(beside.at, beside.revision)
+    with pytest.raises(Refused, match="bot@3 has no share beside a champion"):
+        trial_of(registries, "bot", 3)
 
 
 def _damage(registry: Registry, revision: int) -> None:

@@ -7,6 +7,10 @@ one always-valid comparison (`statistics.sequences`, as everything a rollout is 
 read after every window. Nobody is alerted and no policy asked: the scores are written, and a rollout's judgement reads
 them.
 
+Champions come first: a pass spends SPEND_S on challengers, and one window more at most, whatever has queued up. Trials
+take turns, a window each: new ones first, the newest before all, then who has waited longest; within a trial windows
+have their order.
+
 Cost: of a window, at most as many texts of the champion as of the challenger are read on an engine, and at most
 `reference` of its records from the database; a trial ends after MOST_WINDOWS of them with its last verdict.
 """
@@ -15,6 +19,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -23,17 +28,22 @@ from typing import Any
 
 from tuneloop.monitor.metrics import Metrics
 from tuneloop.monitor.reference import JUST_BEFORE, judgeable
-from tuneloop.monitor.scorer import Scorer
+from tuneloop.monitor.scorer import Scorer, Stopped
 from tuneloop.monitor.settings import MonitorSettings
 from tuneloop.monitor.signals import DETECTORS_OF_TRIALS, TRIAL_ANCHOR
 from tuneloop.monitor.trials import Arms, Measured, Read, Said, measured, said_of
 from tuneloop.registry import Registry
-from tuneloop.registry.errors import Unavailable
+from tuneloop.registry.errors import TuneloopError, Unavailable, Unreadable
 from tuneloop.registry.nouns import RequestRecord, Route, WindowScore, version_name
+from tuneloop.registry.routes.trials import trial_revisions
 
 log = logging.getLogger("tuneloop.monitor")
 MOST_WINDOWS = 200  # of a trial
+SPEND_S = (
+    30.0  # of a pass; a window takes engines about 11 s, and a monitor without a whole pass for 600 s is paged for
+)
 _SETTLED_S = 10.0  # gateways write records a second after they answer; a window is cut once they have
+_LOOK_BACK = 64  # windows whose time a late record may fall into
 _SLICES = 8  # of a window's time: from each as many of the champion's records
 
 
@@ -56,19 +66,20 @@ class Trial:
         return {"champion": self.champion, "since": self.since.isoformat()}
 
 
-def trials_of(history: Sequence[Route]) -> list[Trial]:
-    """The trials that are on; `history` the newest first."""
-    route = history[0]
+def trials_of(registry: Registry, route: Route) -> list[Trial]:
+    """The trials of a model that are on; `route` is its newest revision.
+
+    One whose revisions cannot all be read is logged and left out: a rollout cannot be judged on it either.
+    """
     found = []
-    for arm in route.arms:
-        if arm.version == route.champion or arm.weight_bp == 0:
+    for arm in route.arms[:-1]:
+        try:
+            revisions = trial_revisions(registry.routes.back(route.model), arm.version) if arm.weight_bp else []
+        except Unreadable as error:
+            log.error("%s is not judged beside its champion: %s", version_name(route.model, arm.version), error)
             continue
-        since = route.at
-        for earlier in history:
-            if earlier.champion != route.champion or not earlier.split.get(arm.version):
-                break
-            since = earlier.at
-        found.append(Trial(route.model, arm.version, route.champion, since))
+        if revisions:
+            found.append(Trial(route.model, arm.version, revisions[0].champion, revisions[-1].at))
     return found
 
 
@@ -88,46 +99,86 @@ class Challengers:
         self._scorer = scorer
         self._metrics = metrics
         self._stopping = stopping
+        self._turns: dict[Trial, datetime] = {}  # running trial → when this process looked at it last
 
-    def watch(self, history: Sequence[Route]) -> None:
-        """Judge the whole windows that are not judged yet.
+    def watch(self, routes: Mapping[str, Route]) -> dict[str, str]:
+        """Judge whole windows that are not judged yet, of the challengers in these routes, for SPEND_S.
+
+        Returns:
+            Model → why the look at a trial of it was cut short.
 
         Raises:
             Unavailable: the database does not answer; what was judged before that is kept.
             Stopped: told to end while an engine was reading; that window is judged by the next process.
         """
-        for trial in trials_of(history):
-            judged = self._judged(trial, TRIAL_ANCHOR)
-            while len(judged) < MOST_WINDOWS and not self._stopping():
-                window = self._next(trial, judged)
-                if not window:
-                    break
-                self._judge(trial, window, len(judged))
-                judged = self._judged(trial, TRIAL_ANCHOR)
+        until, failures = self._registry.clock() + timedelta(seconds=SPEND_S), {}
+        trials = [trial for route in routes.values() for trial in trials_of(self._registry, route)]
+        self._turns = {trial: at for trial, at in self._turns.items() if trial in trials}
+        trials.sort(key=lambda trial: trial.since, reverse=True)
+        queue = deque([trial for trial in trials if trial not in self._turns])
+        queue += sorted(self._turns, key=self._turns.__getitem__)
+        while queue and self._registry.clock() < until and not self._stopping():
+            trial = queue.popleft()
+            self._turns[trial] = self._registry.clock()
+            try:
+                if self._look(trial):
+                    queue.append(trial)
+            except (Stopped, Unavailable):
+                raise
+            except Exception as error:  # a surprise about one trial must not leave the others unjudged
+                log.exception("%s: this look at it is cut short", version_name(trial.model, trial.version))
+                failures[trial.model] = (
+                    str(error) if isinstance(error, TuneloopError) else f"{type(error).__name__}: {error}"
+                )
+        return failures
+
+    def _look(self, trial: Trial) -> bool:
+        """Judge the next window of a trial, if it is whole; whether it was."""
+        judged = self._judged(trial, TRIAL_ANCHOR)
+        window = self._next(trial, judged) if len(judged) < MOST_WINDOWS else ()
+        if window:
+            self._judge(trial, window, judged)
+        return bool(window)
 
     def _judged(self, trial: Trial, signal: str) -> list[WindowScore]:
         newest = self._registry.episodes.scores(trial.model, version=trial.version, signal=signal, limit=MOST_WINDOWS)
         return [score for score in newest if score.detail["trial"] == trial.named()]
 
     def _next(self, trial: Trial, judged: Sequence[WindowScore]) -> tuple[RequestRecord, ...]:
-        """The challenger's next whole window; empty while it fills."""
-        size, since = self._settings.window, max([trial.since, *(score.window_end for score in judged)])
-        until, limit = self._registry.clock() - timedelta(seconds=_SETTLED_S), 2 * self._settings.window
+        """The challenger's next whole window; empty while it fills.
+
+        As a champion's (`windows`), it takes the oldest records that no window holds: what is answered slowly, or
+        arrives late from a spool, carries the time at which it was asked.
+        """
+        size, until = self._settings.window, self._registry.clock() - timedelta(seconds=_SETTLED_S)
+        taken = {request_id for score in judged for request_id in score.request_ids}
+        since = max(trial.since, _high_water(judged, trial) - timedelta(seconds=self._settings.late_s))
+        since = max(since, _high_water(judged[:-_LOOK_BACK], trial))
+        limit = 4 * size + sum(score.window_end > since for score in judged) * size
         while True:
             served = self._registry.traffic.window(
                 trial.model, since=since, until=until, version=trial.version, oldest=limit
             )
-            mine = [record for record in served if _of_arm(record, trial.version)]
+            mine = [record for record in served if _of_arm(record, trial.version) and record.id not in taken]
             if len(mine) >= size:
                 return tuple(mine[:size])
             if len(served) + len(served.unreadable) < limit:
                 return ()
             limit *= 2
 
-    def _beside(self, trial: Trial, window: Sequence[RequestRecord]) -> tuple[RequestRecord, ...]:
-        """What the champion answered while the challenger did: as many records of each slice of the window."""
-        edges = [window[index * len(window) // _SLICES].at for index in range(_SLICES)]
-        edges = sorted({edges[0] - JUST_BEFORE, *edges[1:], window[-1].at})
+    def _beside(
+        self, trial: Trial, window: Sequence[RequestRecord], judged: Sequence[WindowScore]
+    ) -> tuple[RequestRecord, ...]:
+        """What the champion answered while the challenger did: as many records of each slice of the window.
+
+        Late records stretch no window back over the ones before, whose records of the champion would count twice: the
+        time of the others is compared, unless there are too few of those to tell one.
+        """
+        high_water = _high_water(judged, trial)
+        on_time = [record for record in window if record.at > high_water]
+        timed = on_time if len(on_time) >= _SLICES else window
+        edges = [timed[index * len(timed) // _SLICES].at for index in range(_SLICES)]
+        edges = sorted({edges[0] - JUST_BEFORE, *edges[1:], timed[-1].at})
         each = -(-self._settings.reference // (len(edges) - 1))
         found: list[RequestRecord] = []
         for start, end in itertools.pairwise(edges):
@@ -137,8 +188,8 @@ class Challengers:
             found += [record for record in served if _of_arm(record, trial.champion)]
         return tuple(found)
 
-    def _judge(self, trial: Trial, window: tuple[RequestRecord, ...], index: int) -> None:
-        arms = Arms(self._beside(trial, window), window)
+    def _judge(self, trial: Trial, window: tuple[RequestRecord, ...], judged: Sequence[WindowScore]) -> None:
+        arms, index = Arms(self._beside(trial, window, judged), window), len(judged)
         for signal, found in self._measured(trial, arms):  # the anchor comes last: until then the window is not judged
             before = [s.detail["measured"] for s in self._judged(trial, signal) if s.detail["window"] < index]
             said = said_of(signal, [*before, found.values], self._settings)
@@ -190,11 +241,15 @@ class Challengers:
             statistic=said.estimate,
             threshold=said.margin,
             p_value=None,
-            mean_run_length=self._settings.mean_run_length,
+            mean_run_length=self._settings.mean_run_length,  # of the model; no promise of a trial, which alerts nobody
             verdict=said.verdict,
             detail=detail,
             request_ids=tuple(record.id for record in arms.challenger),
         )
+
+
+def _high_water(judged: Sequence[WindowScore], trial: Trial) -> datetime:
+    return max([trial.since, *(score.window_end for score in judged)])
 
 
 def _of_arm(record: RequestRecord, version: int) -> bool:

@@ -53,16 +53,23 @@ def compare(
     """Hold a field's values of the window against those of the reference; all numbers, or all words.
 
     Raises:
-        InvalidInput: words have no order for KS; too many different words.
+        InvalidInput: words have no order for KS; too many different words; numbers and words, of which nobody can say
+            whether 1 and "1" are the same.
     """
     pooled = [*reference, *window]
-    numbers = all(isinstance(value, float) for value in pooled)
+    words = [value for value in pooled if isinstance(value, str)]
+    numbers = not words
+    if 0 < len(words) < len(pooled):
+        raise InvalidInput(
+            f"--column {field} holds {len(pooled) - len(words)} numbers and {len(words)} words (like {words[0]!r}); "
+            "write all of them as numbers, or all in quotes"
+        )
     if not numbers and measure == "ks":
         raise InvalidInput(f"--column {field} holds words, which have no order for ks; give --by psi or --by js")
     if numbers:
         labels, of_bin = _quantiles(np.array(pooled))
     else:
-        labels, of_bin = _words(field, [value if isinstance(value, str) else f"{value:g}" for value in pooled])
+        labels, of_bin = _words(field, words)
     size = len(window)
     statistic = _ks(np.array(pooled), size) if measure == "ks" else _binned(measure, of_bin)
     outcome = permutation_test(statistic, len(pooled), size, alpha=alpha, rng=rng)

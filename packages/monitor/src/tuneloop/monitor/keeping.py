@@ -44,6 +44,9 @@ class Keeper:
         self._settings = settings
         self._watches_canaries = watches_canaries
         self._signals = windowed(settings)
+        self._looked: dict[
+            str, tuple[str, ...]
+        ] = {}  # open episode → the newest window, and its signals, when it stayed
 
     def take(self, score: WindowScore) -> None:
         """An alarm opens an episode or joins an open one, unless one that is over has dealt with its window."""
@@ -67,10 +70,18 @@ class Keeper:
     def _explained(self, episode: AlertEpisode, now: datetime) -> AlertEpisode:
         return explained(episode, gather(self._registry, episode, self._settings.changes_s, now))
 
-    def end_quiet(self, model: str, version: int, standard: Standard) -> None:
-        """End those whose signals have raised nothing for long enough."""
+    def end_quiet(self, newest: WindowScore, standard: Standard) -> None:
+        """End those whose signals have raised nothing for long enough; `newest` is the last window's anchor.
+
+        Each pass comes here, and a text test takes seconds: an episode that stayed open is looked at again after the
+        next window, or once another signal has joined it.
+        """
+        model, version = newest.model, newest.version
         for episode in self._open_episodes(model):
             if episode.signal == SERVED_MODEL_CHANGE and self._watches_canaries:  # `CanaryWatch` ends those
+                continue
+            seen = (newest.id, *findings_of(episode))
+            if self._looked.get(episode.id) == seen:
                 continue
             clear_after = self._settings.clear_after
             most = LATEST * clear_after + _RECENT
@@ -94,6 +105,9 @@ class Keeper:
                     self._end(episode, note)
                 else:
                     self._linger(episode, since_alarm(recent[ANCHOR])[0], look)
+                    self._looked[episode.id] = seen
+            else:
+                self._looked[episode.id] = seen
 
     def _look_longer(self, questions: Sequence[WindowScore], standard: Standard) -> Look | None:
         """What the windows of questions since the last alarm say together; None where they raised none."""
@@ -116,6 +130,7 @@ class Keeper:
     def _end(self, episode: AlertEpisode, note: str) -> None:
         over = resolved(episode, note, self._registry.clock())
         self._registry.episodes.update(episode, over, by=BY, action="episode.resolve")
+        self._looked.pop(episode.id, None)
         log.warning("episode %s resolved: %s", episode.id, note)
 
     def end_replaced(self, route: Route) -> None:

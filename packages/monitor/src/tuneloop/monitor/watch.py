@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tuneloop.monitor.canary_watch import CanaryWatch
 from tuneloop.monitor.challengers import Challengers
@@ -103,6 +103,8 @@ class Monitor:
         self._look_for_standing()  # before the windows: a backlog of them may take engines minutes
         routes = self._registry.routes.current_all()
         states = [self._watched(model, routes) for model in sorted({*routes, *routes.unreadable})]
+        tried = self._challengers.watch(self._registry.routes.current_all())  # last, and for a while only
+        states = [replace(state, failure=state.failure or tried.get(state.model, "")) for state in states]
         self._metrics.only(
             {model: route.champion for model, route in routes.items()},
             {model: route.split for model, route in routes.items()},
@@ -170,7 +172,6 @@ class Monitor:
             waiting = (
                 f"window {done.next_index} of {model}@{version} holds {len(held)} of {self._settings.window} records"
             )
-        self._challengers.watch(history)  # last: a backlog of theirs keeps no champion waiting
         if self._said.get(model) != waiting:
             self._said[model] = waiting
             log.info("%s", waiting)
@@ -205,7 +206,7 @@ class Monitor:
             scores.append(score := self._score(signal, held, standard, spared))
             if score.verdict == "drift":
                 self._keeper.take(score)
-        self._keeper.end_quiet(model, version, standard)
+        self._keeper.end_quiet(scores[0], standard)
         return scores
 
     def _score(self, signal: str, held: Comparison, standard: Standard, spared: AlertEpisode | None) -> WindowScore:

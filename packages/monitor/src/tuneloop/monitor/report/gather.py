@@ -81,7 +81,7 @@ def gather(registry: Registry, model: str) -> Figures:
 
 
 def _budget(scores: Sequence[WindowScore]) -> int | None:
-    """The newest window's; those of a trial have none."""
+    """What the newest window that can raise an alarm notes; a trial's notes none, though its column is never empty."""
     return next((s.detail["mean_run_length"] for s in reversed(scores) if "mean_run_length" in s.detail), None)
 
 

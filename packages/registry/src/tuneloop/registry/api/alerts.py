@@ -56,7 +56,7 @@ def list_alerts(
     model: ModelQuery = None,
     ended: Annotated[bool, Query(description="Resolved ones too.")] = False,
 ) -> PageOf[Episode]:
-    """Alert episodes, the newest first; examples in them are redacted."""
+    """Alert episodes, the newest first, with examples as they are stored."""
     found = here.registry.episodes.page(ask, model, open_only=not ended)
     if model is not None and not found.items and ask.cursor is None:
         here.registry.check_model(model)

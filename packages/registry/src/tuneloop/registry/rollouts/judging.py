@@ -17,6 +17,7 @@ from tuneloop.registry.guard_policy import GuardPolicy
 from tuneloop.registry.nouns import Check, GateReport, version_name
 from tuneloop.registry.rollouts.canary import ArmSample, CheckName, Limits, judge
 from tuneloop.registry.rollouts.signals import quality
+from tuneloop.registry.routes.trials import trial_revisions
 from tuneloop.registry.traffic import Outcome
 
 _MISSING: dict[str, str] = {
@@ -30,7 +31,7 @@ _SCORES = 500  # the monitor's newest verdicts of a version: all signals of many
 class Trial:
     """What a challenger is judged on."""
 
-    since: datetime  # when it last went from no share to some: everything from then on is compared
+    since: datetime  # when it got a share beside this champion (`routes.trials`): everything from then on is compared
     step_revision: int  # the first revision of its present share: this step's own samples begin there
 
 
@@ -84,16 +85,16 @@ def named_alone(checks: Sequence[Check], named: Sequence[CheckName]) -> tuple[Ch
 
 
 def trial_of(registry: Registry, model: str, version: int) -> Trial:
-    """The running trial of a version.
+    """The running trial of a version, as `routes.trials` says what one is.
 
     Raises:
-        Refused: it has no share.
+        Refused: it has no share beside a champion.
         Unreadable: a revision of the trial cannot be read; what went before it does not matter.
     """
-    shared = list(itertools.takewhile(lambda r: r.split.get(version, 0) > 0, registry.routes.back(model)))
+    shared = trial_revisions(registry.routes.back(model), version)
     if not shared:
         raise Refused(
-            f"{version_name(model, version)} has no share of the traffic; `tuneloop rollout start` gives it one"
+            f"{version_name(model, version)} has no share beside a champion; `tuneloop rollout start` gives it one"
         )
     share_bp = shared[0].split[version]
     step = list(itertools.takewhile(lambda r: r.split[version] == share_bp, shared))  # newest first, like `shared`
