@@ -31,7 +31,7 @@ VersionPath = Annotated[int, Path(ge=1, le=MOST_NUMBER, description="The version
 RequestPath = Annotated[str, Path(pattern=ID_PATTERN, description="The request's id.", examples=["req-1"])]
 RetrainingPath = Annotated[str, Path(pattern=ID_PATTERN, description="The retraining request's id.", examples=["rt_1"])]
 KeyPath = Annotated[str, Path(pattern=ID_PATTERN, description="The key's id.", examples=["key_0123456789ab"])]
-EpisodePath = Annotated[str, Path(pattern=ID_PATTERN, description="The episode's id.", examples=["ep_0123456789ab"])]
+EpisodePath = Annotated[str, Path(pattern=ID_PATTERN, description="The episode's id.", examples=["ep1"])]
 SilencePath = Annotated[str, Path(pattern=ID_PATTERN, description="The silence's id.", examples=["sl_0123456789ab"])]
 TokenPath = Annotated[str, Path(pattern=NAME_PATTERN, description="The token's name.", examples=["ada"])]
 ModelQuery = Annotated[str | None, Query(pattern=_MODEL, description="Only of this model.")]
