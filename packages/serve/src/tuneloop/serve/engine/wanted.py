@@ -36,17 +36,13 @@ class Sight:
     gateways: Gateways | None = None  # None: not known
 
 
-class RegistryWatch:
-    """Opens the registry when it can and looks at it; a version, once read, is never read again."""
+class FleetMember:
+    """An engine's place on the fleet's list, whatever it serves; the registry is opened when it can be."""
 
-    def __init__(self, open_registry: Callable[[], Registry], *, engine_id: str, base: Base, home: Path) -> None:
+    def __init__(self, open_registry: Callable[[], Registry], *, engine_id: str) -> None:
         self._open = open_registry
         self._opened: Registry | None = None
         self._engine_id = engine_id
-        self._base = base
-        self._memory = home / MEMORY
-        self._known: dict[str, Version] = {}
-        self._last: tuple[Version, ...] = ()  # what was wanted last, in this life or the one before
 
     @property
     def registry(self) -> Registry:
@@ -58,6 +54,29 @@ class RegistryWatch:
         if self._opened is None:
             self._opened = self._open()
         return self._opened
+
+    def beat(self, state: EngineState) -> None:
+        """Store the engine's heartbeat."""
+        self.registry.fleet.beat_engine(state)
+
+    def leave(self) -> None:
+        """Take the engine off the fleet's list and close the registry."""
+        if self._opened is not None:
+            try:
+                self._opened.fleet.forget_engine(self._engine_id)
+            finally:
+                self._opened.close()
+
+
+class RegistryWatch(FleetMember):
+    """Looks at what the routes want of a base's engine; a version, once read, is never read again."""
+
+    def __init__(self, open_registry: Callable[[], Registry], *, engine_id: str, base: Base, home: Path) -> None:
+        super().__init__(open_registry, engine_id=engine_id)
+        self._base = base
+        self._memory = home / MEMORY
+        self._known: dict[str, Version] = {}
+        self._last: tuple[Version, ...] = ()  # what was wanted last, in this life or the one before
 
     def remembered(self) -> Sight | None:
         """What was wanted when this engine's agent last looked, as far as it fits the base; None the first time.
@@ -124,18 +143,6 @@ class RegistryWatch:
         except InvalidInput:
             self._known.pop(version.name, None)
             raise
-
-    def beat(self, state: EngineState) -> None:
-        """Store the engine's heartbeat."""
-        self.registry.fleet.beat_engine(state)
-
-    def leave(self) -> None:
-        """Take the engine off the fleet's list and close the registry."""
-        if self._opened is not None:
-            try:
-                self._opened.fleet.forget_engine(self._engine_id)
-            finally:
-                self._opened.close()
 
     def _version(self, model: str, number: int) -> Version:
         name = version_name(model, number)

@@ -18,11 +18,11 @@ from pydantic import ValidationError
 from tuneloop.registry import Registry
 from tuneloop.registry.errors import InvalidInput, Unavailable
 from tuneloop.registry.files import OWNER_ONLY, write_atomically
-from tuneloop.registry.nouns import AdapterState, EngineState, Version, parse_version_name
+from tuneloop.registry.nouns import AdapterState, Version, parse_version_name
 from tuneloop.registry.versions.artifacts import fetched_name, folder_digest
 from tuneloop.serve.engine.client import EngineClient
 from tuneloop.serve.engine.reconcile import Held
-from tuneloop.serve.engine.wanted import Sight
+from tuneloop.serve.engine.wanted import FleetMember, Sight
 
 MEMORY = "version.json"
 _WARM_S = 60.0
@@ -118,25 +118,12 @@ class WholeKeeper:
         """Nothing is under way."""
 
 
-class WholeWatch:
+class WholeWatch(FleetMember):
     """What the agent asks the registry, of an engine whose version no route can change: to be on the fleet's list."""
 
     def __init__(self, open_registry: Callable[[], Registry], *, engine_id: str, version: Version) -> None:
-        self._open = open_registry
-        self._opened: Registry | None = None
-        self._engine_id = engine_id
+        super().__init__(open_registry, engine_id=engine_id)
         self._version = version
-
-    @property
-    def registry(self) -> Registry:
-        """The open registry.
-
-        Raises:
-            Unavailable: the database does not answer.
-        """
-        if self._opened is None:
-            self._opened = self._open()
-        return self._opened
 
     def remembered(self) -> Sight:
         """Nothing is wanted but what is there."""
@@ -151,15 +138,3 @@ class WholeWatch:
         route = self.registry.routes.current_all().get(self._version.model)
         named = route is not None and any(arm.version == self._version.version for arm in route.arms)
         return Sight((), {} if named else {self._version.name: "no route names it"})
-
-    def beat(self, state: EngineState) -> None:
-        """Store the engine's heartbeat."""
-        self.registry.fleet.beat_engine(state)
-
-    def leave(self) -> None:
-        """Take the engine off the fleet's list and close the registry."""
-        if self._opened is not None:
-            try:
-                self._opened.fleet.forget_engine(self._engine_id)
-            finally:
-                self._opened.close()
