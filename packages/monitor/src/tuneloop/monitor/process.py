@@ -29,7 +29,8 @@ def run_monitor(settings: MonitorSettings, *, once: bool) -> list[ModelState]:
     """Run until told to stop, or make one pass and return what it found.
 
     Raises:
-        Unavailable: the database does not answer at the start, or the metrics port is taken.
+        Unavailable: the database does not answer at the start, the metrics port is taken, or embeddings are asked for
+            and sentence-transformers is not installed. InvalidInput: their model cannot be read.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)  # a line per scored prompt says nothing

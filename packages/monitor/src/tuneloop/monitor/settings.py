@@ -27,6 +27,7 @@ class MonitorSettings(Section):
     mean_run_length: int = Field(
         default=10_000, le=MAX_RUN_LENGTH
     )  # records between false alarms, over all streams of a model
+    embeddings: str = ""  # a sentence-transformers model that questions are read with too: folder, package, or hub name
     clear_after: int = Field(default=3, ge=1)  # quiet windows in a row that end an episode
     canary_every_s: float = Field(
         default=300.0, ge=0

@@ -1,9 +1,10 @@
 """Whether the texts of a window are other texts than the reference's: the test the monitor and `drift check` share.
 
-Three looks at the pooled sample, each a statistic of who is in the window, and one permutation test over the largest
+Looks at the pooled sample, each a statistic of who is in the window, and one permutation test over the largest
 of them (`detectors.strongest_test`): the mean of all texts (MMD² on character n-grams: a whole change of topic, of
 language, of format), the share of single words (a few new texts that speak of one thing), and neighbourhoods in a
-latent space (a few new texts that say it in different words). Which of the three found it is part of the answer.
+latent space (a few new texts that say it in different words). With an embedding model there are two more: the mean
+meaning, and neighbourhoods of meaning. Which of them found it is part of the answer.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tuneloop.monitor.detectors import Outcome, Statistic, mmd_statistic, strongest_test
+from tuneloop.monitor.embeddings import Embed
 from tuneloop.monitor.features import prompt_kernel
 from tuneloop.monitor.shares import presence, rising, tokens
-from tuneloop.monitor.topics import latent, neighbourhoods
+from tuneloop.monitor.topics import NEIGHBOURS_IN_MEANING, latent, neighbourhoods
 
 _LEAST_TEXTS = 2  # that hold a word; a word of one text says nothing of a topic
 
@@ -27,12 +29,17 @@ class TextDrift:
     """What the test found."""
 
     outcome: Outcome  # statistic in standard deviations of the permutations
-    looks: dict[str, float]  # `all texts`, `words`, `neighbours`: each one's value; the largest is the statistic
+    looks: dict[str, float]  # `all texts`, `words`, `neighbours` …: each one's value; the largest is the statistic
     kernel: NDArray[np.float64]  # of the texts as given; see `features.prompt_kernel`
 
 
-def text_test(texts: Sequence[str], n_reference: int, alpha: float, rng: np.random.Generator) -> TextDrift:
-    """Hold texts[n_reference:] against texts[:n_reference]; exact at level `alpha` where the texts are exchangeable."""
+def text_test(
+    texts: Sequence[str], n_reference: int, alpha: float, rng: np.random.Generator, embed: Embed | None = None
+) -> TextDrift:
+    """Hold texts[n_reference:] against texts[:n_reference]; exact at level `alpha` where the texts are exchangeable.
+
+    With `embed`, what texts mean is looked at too.
+    """
     window = len(texts) - n_reference
     # Features must not know which texts came first, not even among equal ones: order decides between equally near.
     order = sorted(rng.permutation(len(texts)).tolist(), key=texts.__getitem__)
@@ -43,6 +50,13 @@ def text_test(texts: Sequence[str], n_reference: int, alpha: float, rng: np.rand
         "words": _of_pooled(rising(presence(pooled, tokens, _LEAST_TEXTS), window), order),
         "neighbours": _of_pooled(rising(neighbourhoods(latent(kernel)), window), order),
     }
+    if embed is not None:
+        vectors = embed(pooled)
+        away = vectors - vectors.mean(axis=0)
+        meaning = away @ away.T
+        nearest = neighbourhoods(latent(meaning), NEIGHBOURS_IN_MEANING)
+        statistics["meaning"] = _of_pooled(mmd_statistic(meaning, window), order)
+        statistics["neighbours in meaning"] = _of_pooled(rising(nearest, window), order)
     outcome, looks = strongest_test(statistics, len(texts), window, alpha=alpha, rng=rng)
     back = np.argsort(order)
     return TextDrift(outcome, looks, kernel[np.ix_(back, back)])

@@ -11,6 +11,7 @@ from scipy.sparse import csr_array, hstack
 
 DIMENSIONS = 60
 NEIGHBOURS = (5, 10, 20)  # sizes of neighbourhoods, the text itself included; a tenth of a small window up to all of it
+NEIGHBOURS_IN_MEANING = (10, 20, 40)  # a model puts more of one topic near each other than counts do
 _LEAST = 1e-9  # length of a vector that points nowhere: an empty text
 
 
@@ -26,16 +27,16 @@ def latent(kernel: NDArray[np.float64]) -> NDArray[np.float64]:
     return unit
 
 
-def neighbourhoods(points: NDArray[np.float64]) -> csr_array:
+def neighbourhoods(points: NDArray[np.float64], sizes: tuple[int, ...] = NEIGHBOURS) -> csr_array:
     """Each text's nearest texts, one column for each text and size; shape (N, N * sizes), zeros and ones."""
     texts = len(points)
-    sizes = [size for size in NEIGHBOURS if size < texts]
+    small = [size for size in sizes if size < texts]
     near = points @ points.T
     np.fill_diagonal(near, 2.0)  # nearest to itself, also where a double is as near
-    order = np.argsort(-near, axis=1, kind="stable")[:, : max(sizes, default=0)]
+    order = np.argsort(-near, axis=1, kind="stable")[:, : max(small, default=0)]
     columns = np.arange(texts)
     held = [
         csr_array((np.ones(texts * size), (order[:, :size].ravel(), np.repeat(columns, size))), shape=(texts, texts))
-        for size in sizes
+        for size in small
     ]
     return csr_array(hstack(held)) if held else csr_array((texts, 0))

@@ -94,6 +94,9 @@ def drift() -> None:
 @click.option("--stream", "streams", multiple=True, help="A number of each line to watch too; may be given again.")
 @click.option("--column", "columns", multiple=True, help="A field of each line to compare too; may be given again.")
 @click.option("--by", type=click.Choice(["ks", "psi", "js"]), default="ks", show_default=True, help="How columns are.")
+@click.option(
+    "--embeddings", default="", help="A sentence-transformers model (folder, package or name) to read texts with too."
+)
 @json_option
 def check(
     *,
@@ -103,12 +106,13 @@ def check(
     streams: tuple[str, ...],
     columns: tuple[str, ...],
     by: Measure,
+    embeddings: str,
     as_json: bool,
 ) -> None:
     """Hold one file of texts against another: statistic, threshold, p, verdict, slices, examples."""
     from tuneloop.monitor.offline import check_files, check_lines
 
-    found = check_files(reference, window, gamma, streams, columns, by)
+    found = check_files(reference, window, gamma, streams, columns, by, embeddings)
     emit(vars(found), as_json, "\n".join(check_lines(found)))
 
 
