@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from operator import itemgetter
 from typing import Any
 
 import sqlalchemy as sa
@@ -26,6 +27,7 @@ class Inserting:
     def __init__(self, database: Database, table: sa.Table) -> None:
         self._db = database
         self._names = [column.name for column in table.columns]
+        self._fields_of = itemgetter(*self._names)
         self._table = table
 
     def insert(self, connection: Connection, nouns: Sequence[Noun]) -> int:
@@ -49,8 +51,7 @@ class Inserting:
         return [one for one in made if one[2] is not None]
 
     def _values(self, noun: Noun) -> tuple[Any, ...]:
-        fields, names = noun.__dict__, self._names
-        values = [fields[name] for name in names]
+        names, values = self._names, list(self._fields_of(noun.__dict__))
         for place, is_json, process in self._processors:
             value = values[place]
             if not is_json:
