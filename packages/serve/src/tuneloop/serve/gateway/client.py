@@ -105,6 +105,10 @@ class Answer(asyncio.Protocol):
             self._transport.resume_reading()
         return data
 
+    def here(self) -> bytes | None:
+        """All of the body if it has come and waits to be read, as one that is short does with its head."""
+        return self._taken() if self._complete and self._parts and not self._paused else None
+
     def _taken(self) -> bytes:
         data = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
         self._parts.clear()

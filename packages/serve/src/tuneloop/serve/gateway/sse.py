@@ -6,6 +6,8 @@ escaped, so `"model":"m@2"` and `"choices":[]` can only be real members. Costs a
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import msgspec
 
 MAX_EVENT_BYTES = 8_000_000
@@ -63,6 +65,7 @@ def error_of(text: bytes) -> EngineError:
         return EngineError(message=text[:500].decode(errors="replace") or "no reason given")
 
 
+@lru_cache(maxsize=1_024)
 def name_member(name: str) -> bytes:
     """`"model":"…"` as an engine writes it."""
     return b'"model":' + msgspec.json.encode(name)
