@@ -42,16 +42,17 @@ class Inserting:
     @cached_property
     def _processors(self) -> list[tuple[int, bool, Any]]:
         """The place of each column whose values the driver is given in another form, whether that is JSON, and what
-        makes it."""
+        makes it. SQLAlchemy would also make numbers numbers, which a noun's are."""
         dialect = self._db.engine.dialect
         made = [
             (place, column.type is Json, column.type.dialect_impl(dialect).bind_processor(dialect))
             for place, column in enumerate(self._table.columns)
+            if not isinstance(column.type, sa.Float | sa.Boolean)
         ]
         return [one for one in made if one[2] is not None]
 
     def _values(self, noun: Noun) -> tuple[Any, ...]:
-        names, values = self._names, list(self._fields_of(noun.__dict__))
+        values = list(self._fields_of(noun.__dict__))
         for place, is_json, process in self._processors:
             value = values[place]
             if not is_json:
@@ -59,5 +60,6 @@ class Inserting:
             elif (empty := _EMPTY.get(type(value))) is not None and not value:
                 values[place] = empty
             else:
-                values[place] = process(noun.model_dump(mode="json", include={names[place]})[names[place]])
+                name = self._names[place]
+                values[place] = process(noun.model_dump(mode="json", include={name})[name])
         return tuple(values)
