@@ -166,7 +166,6 @@ class GatewayProtocol(HttpToolsProtocol):
                 break
             self._idle = self.loop.create_future()
             await self._idle
-        self._own_task = None  # which names this connection: the garbage collector would have to find both
 
     def _unset_keepalive_if_required(self) -> None:
         """uvicorn stops the timer whenever a byte comes; here it goes on."""
