@@ -62,9 +62,7 @@ class Answer(asyncio.Protocol):
         self._size = 0
         self._head = b""  # all that came up to and with its end
         self._status = 0
-        self._has_head = False
-        self._complete = False
-        self._reusable = False
+        self._has_head = self._complete = self._reusable = False
         self._error: OSError | None = None
 
     async def post(self, head: bytes, body: bytes, deadline: float) -> int:
@@ -77,9 +75,8 @@ class Answer(asyncio.Protocol):
         if self._lost:
             raise AnswerBroken("the connection was closed before a request was sent")
         self._begin()
-        self._transport.write(head + body if len(body) < 65_536 else head)
-        if len(body) >= 65_536:
-            self._transport.write(body)
+        for part in (head + body,) if len(body) < 65_536 else (head, body):
+            self._transport.write(part)
         while not self._has_head:
             if self._error is not None:
                 raise self._error
