@@ -9,12 +9,13 @@ from datetime import timedelta
 from typing import Any, TypeVar
 
 import pytest
+from pydantic import ValidationError
 
 from tests_support import Clock, alert_episode, beat_engine, beat_gateway, request_record, window_score
 from tuneloop.registry import Registry
 from tuneloop.registry.access.keys import key_digest
 from tuneloop.registry.errors import Conflict, InvalidInput, NotFound, Unavailable
-from tuneloop.registry.nouns import Check, Feedback, GateReport
+from tuneloop.registry.nouns import Check, Feedback, GateReport, RequestRecord
 from tuneloop.registry.paging import Ask
 from tuneloop.registry.policies import RetrainingPolicy
 
@@ -43,6 +44,19 @@ def test_a_batch_with_a_known_record_is_stored_as_one_without_to_the_last_byte(r
         assert len(set(map(tuple, given))) == 1
     (used,) = registries.usage.month(registries.clock())
     assert used.requests == 4
+
+
+def test_a_record_made_without_checks_is_the_one_that_checks_would_make(registries: Registry) -> None:
+    checked = request_record(1, registries.clock(), guards={"secrets": "redact: é"})
+    made = RequestRecord.trusted(**{name: getattr(checked, name) for name in RequestRecord.model_fields})
+    assert made == checked
+    assert repr(made) == repr(checked)
+    assert made.model_dump_json() == checked.model_dump_json()
+    assert made.model_copy(update={"answer": None}) == checked.model_copy(update={"answer": None})
+    with pytest.raises(ValidationError, match="frozen"):
+        made.status = 500  # type: ignore[misc]
+    registries.traffic.add_requests([made])
+    assert registries.traffic.request(made.id) == checked
 
 
 def test_windows_are_cut_by_time_version_and_count(registries: Registry) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import json
 import re
+import socket
 
 import pytest
 
@@ -14,6 +16,7 @@ from tuneloop.registry.nouns import RequestRecord
 from tuneloop.registry.routes.assignment import assign, key_hash
 from tuneloop.serve.gateway.exchange import new_request_id
 from tuneloop.serve.gateway.line import Line
+from tuneloop.serve.gateway.protocol import GatewayProtocol
 
 HELLO = [{"role": "user", "content": "Hello?"}]
 
@@ -200,6 +203,43 @@ def test_a_whole_answer_is_the_engines_own_but_for_the_model(world: World) -> No
     got = world.gateway().chat()
     sent = json.dumps(answer(engine.seen[0], 5), separators=(",", ":"), ensure_ascii=False)
     assert got.body.decode() == sent.replace('"model":"bot@1"', '"model":"bot"', 1)
+
+
+def test_one_task_answers_a_connections_completions_in_order_and_ends_with_it(world: World) -> None:
+    world.engine("e1", "bot@1")
+    world.route((1, 10_000))
+    gateway = world.gateway()
+    body = json.dumps({"model": "bot", "messages": HELLO}).encode()
+    ask = (
+        b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer %s\r\ncontent-length: %d\r\n\r\n%s"
+        % (
+            gateway.key.encode(),
+            len(body),
+            body,
+        )
+    )
+    other = b"GET /nothing HTTP/1.1\r\nhost: x\r\n\r\n"
+
+    def tasks() -> int:
+        found = [one for one in gc.get_objects() if isinstance(one, asyncio.Task) and not one.done()]
+        return sum("_answer_all" in str(one.get_coro()) for one in found)
+
+    gc.collect()
+    gc.disable()
+    try:
+        with socket.create_connection(("127.0.0.1", int(gateway.url.rsplit(":", 1)[1])), timeout=10) as client:
+            for ahead in ([ask], [ask, ask, other, ask], [other], [ask]):
+                client.sendall(b"".join(ahead))
+                got = b""
+                while got.count(b"HTTP/1.1 ") < len(ahead) or not got.endswith(b"}"):
+                    got += client.recv(65_536)
+                statuses = re.findall(rb"HTTP/1.1 (\d+) ", got)
+                assert statuses == [b"200" if one is ask else b"404" for one in ahead]
+                until(lambda: tasks() == 1, what="one task of the connection")
+        until(lambda: tasks() == 0, what="none without it")
+        until(lambda: not any(isinstance(found, GatewayProtocol) for found in gc.get_objects()), what="nor itself")
+    finally:
+        gc.enable()
 
 
 def test_an_answered_request_leaves_nothing_that_only_the_garbage_collector_would_find(world: World) -> None:

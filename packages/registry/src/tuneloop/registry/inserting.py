@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from operator import itemgetter
 from typing import Any
 
 import sqlalchemy as sa
@@ -26,6 +27,7 @@ class Inserting:
     def __init__(self, database: Database, table: sa.Table) -> None:
         self._db = database
         self._names = [column.name for column in table.columns]
+        self._fields_of = itemgetter(*self._names)
         self._table = table
 
     def insert(self, connection: Connection, nouns: Sequence[Noun]) -> int:
@@ -40,17 +42,17 @@ class Inserting:
     @cached_property
     def _processors(self) -> list[tuple[int, bool, Any]]:
         """The place of each column whose values the driver is given in another form, whether that is JSON, and what
-        makes it."""
+        makes it. SQLAlchemy would also make numbers numbers, which a noun's are."""
         dialect = self._db.engine.dialect
         made = [
             (place, column.type is Json, column.type.dialect_impl(dialect).bind_processor(dialect))
             for place, column in enumerate(self._table.columns)
+            if not isinstance(column.type, sa.Float | sa.Boolean)
         ]
         return [one for one in made if one[2] is not None]
 
     def _values(self, noun: Noun) -> tuple[Any, ...]:
-        fields, names = noun.__dict__, self._names
-        values = [fields[name] for name in names]
+        values = list(self._fields_of(noun.__dict__))
         for place, is_json, process in self._processors:
             value = values[place]
             if not is_json:
@@ -58,5 +60,6 @@ class Inserting:
             elif (empty := _EMPTY.get(type(value))) is not None and not value:
                 values[place] = empty
             else:
-                values[place] = process(noun.model_dump(mode="json", include={names[place]})[names[place]])
+                name = self._names[place]
+                values[place] = process(noun.model_dump(mode="json", include={name})[name])
         return tuple(values)

@@ -6,6 +6,7 @@ import logging
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
+from functools import cache
 from typing import Any
 
 import sqlalchemy as sa
@@ -211,9 +212,10 @@ def lost_race(model: str, expected: int, newest: Route | None) -> Conflict:
     )
 
 
+@cache
 def _newest_of_each() -> sa.Select[Any]:
     """The newest revision of every model, by two steps in the index for each: gateways ask twice a second, and grouping
-    would read every revision there ever was."""
+    would read every revision there ever was. To make this statement takes longer than to run it."""
     models = sa.select(sa.func.min(routes.c.model).label("model")).cte("models", recursive=True)
     following = sa.select(sa.func.min(routes.c.model)).where(routes.c.model > models.c.model).scalar_subquery()
     models = models.union_all(sa.select(following).where(models.c.model.is_not(None)))

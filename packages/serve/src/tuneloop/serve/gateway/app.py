@@ -86,7 +86,7 @@ class Gateway:
             rest.Services(
                 settings=settings,
                 recorder=self._recorder,
-                authenticate=self._completions.authenticate,
+                authenticate=lambda scope: self._completions.authenticate(scope, utc_now()),
                 routes=self._routes,
                 not_ready=self.not_ready,
                 last_known=lambda: self._refresh.trouble,

@@ -7,7 +7,8 @@ afterwards a failure can only be told as an event in the stream (`ApiError`).
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, replace
+
+import msgspec
 
 from tuneloop.serve.gateway.body import PATH_OF, Ask
 from tuneloop.serve.gateway.errors import ApiError
@@ -30,8 +31,7 @@ _SSE = [
 ]
 
 
-@dataclass(frozen=True)
-class Opened:
+class Opened(msgspec.Struct, frozen=True):
     """An engine's answer that has begun well: the client's first bytes are here."""
 
     reply: Reply
@@ -49,7 +49,7 @@ class Attempts:
 
     def __init__(self, settings: GatewaySettings, load: Load) -> None:
         self._load = load
-        self._loop = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
         self._upstream = Upstream(settings.connect_timeout_s)
         self._first_byte_timeout_s = settings.first_byte_timeout_s
         self._idle_timeout_s = settings.idle_timeout_s
@@ -90,7 +90,7 @@ class Attempts:
         path = PATH_OF[exchange.endpoint]
         body = ask.for_engine(target.name)
         exchange.queue_ms = exchange.elapsed_ms()
-        deadline = self._loop.time() + self._first_byte_timeout_s
+        deadline = self.loop.time() + self._first_byte_timeout_s
         reply: Reply | None = None
         try:
             reply = await self._upstream.send(target.engine, target.url.rstrip("/") + path, body, headers, deadline)
@@ -127,7 +127,7 @@ class Attempts:
         if relay.error is not None:
             raise refused(target.engine, relay.error.status, relay.error)
         opened = Opened(reply, relay, first, mask)
-        return replace(opened, first=await opened.shown(first))
+        return opened if mask is None else msgspec.structs.replace(opened, first=await opened.shown(first))
 
     async def _deliver(self, line: Line, send: Send, exchange: Exchange, opened: Opened) -> None:
         """Commit to the client, then pass on what comes."""

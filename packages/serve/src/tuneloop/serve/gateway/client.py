@@ -62,9 +62,7 @@ class Answer(asyncio.Protocol):
         self._size = 0
         self._head = b""  # all that came up to and with its end
         self._status = 0
-        self._has_head = False
-        self._complete = False
-        self._reusable = False
+        self._has_head = self._complete = self._reusable = False
         self._error: OSError | None = None
 
     async def post(self, head: bytes, body: bytes, deadline: float) -> int:
@@ -77,9 +75,8 @@ class Answer(asyncio.Protocol):
         if self._lost:
             raise AnswerBroken("the connection was closed before a request was sent")
         self._begin()
-        self._transport.write(head + body if len(body) < 65_536 else head)
-        if len(body) >= 65_536:
-            self._transport.write(body)
+        for part in (head + body,) if len(body) < 65_536 else (head, body):
+            self._transport.write(part)
         while not self._has_head:
             if self._error is not None:
                 raise self._error
@@ -104,6 +101,10 @@ class Answer(asyncio.Protocol):
             self._paused = False
             self._transport.resume_reading()
         return data
+
+    def here(self) -> bytes | None:
+        """All of the body if it has come and waits to be read, as one that is short does with its head."""
+        return self._taken() if self._complete and self._parts and not self._paused else None
 
     def _taken(self) -> bytes:
         data = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)

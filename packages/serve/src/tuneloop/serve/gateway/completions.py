@@ -14,9 +14,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Collection
+from datetime import datetime
 from functools import partial
 
-from tuneloop.registry.nouns import ApiKey, utc_now
+from tuneloop.registry.nouns import ApiKey
 from tuneloop.serve.gateway.admission.admission import Admission
 from tuneloop.serve.gateway.attempts import Attempts
 from tuneloop.serve.gateway.body import PATHS, Ask, Limits, read
@@ -113,11 +114,11 @@ class Completions:
     async def _answered(self, scope: Scope, receive: Receive, send: Send, exchange: Exchange, line: Line) -> None:
         """Give the client an answer or an error, whatever happens here."""
         try:
-            key = self.authenticate(scope)
+            key = self.authenticate(scope, exchange.at)
             exchange.api_key = key.id
             limit, timeout_s = self._settings.max_body_bytes, self._settings.body_timeout_s
             body = await read_body(scope, receive, limit=limit, timeout_s=timeout_s)
-            line.on_left = partial(_left, exchange, asyncio.current_task())
+            line.on_left = partial(_left, exchange, asyncio.current_task(self._attempts.loop))
             await self._answer(scope, send, exchange, key, body)
         except ApiError as error:
             exchange.failed(error.status, exchange.error or error.message)
@@ -130,14 +131,14 @@ class Completions:
             sorry = ApiError(500, f"internal error; ask about {exchange.id}", code="internal_error")
             await _end_with(send, exchange, sorry)
 
-    def authenticate(self, scope: Scope) -> ApiKey:
-        """The API key of a request.
+    def authenticate(self, scope: Scope, now: datetime) -> ApiKey:
+        """The API key of a request that came now.
 
         Raises:
             ApiError: 401, it is missing or may not be used.
         """
         snapshot = self._view()
-        key = snapshot.key(bearer(scope), utc_now())
+        key = snapshot.key(bearer(scope), now)
         if key is None:
             raise unauthorized("this API key is unknown, expired or revoked; `tuneloop key new` makes another")
         return key

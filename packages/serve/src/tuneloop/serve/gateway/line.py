@@ -111,11 +111,11 @@ class Line(RequestResponseCycle):
 
     async def answer(self, headers: Iterable[Header], body: bytes) -> None:
         """Write a whole 200, in one piece: a write is the dearest thing that is done for a request."""
-        if not await self.drained():
+        if self.disconnected or (self.stalled and not await self.drained()):
             return
         self.chunked_encoding = False
         self._write(headers, b"content-length: %d\r\n" % len(body), body)
-        if not await self.drained():  # it keeps its turn until then: who reads nothing would else gather answers here
+        if self.stalled and not await self.drained():  # it keeps its turn: who reads nothing would else gather answers
             return
         self.response_complete = True
         if not self.keep_alive:

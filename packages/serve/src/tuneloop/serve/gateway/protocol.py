@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 import httptools
@@ -20,6 +20,10 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from tuneloop.serve.gateway.body import PATHS
 from tuneloop.serve.gateway.errors import error_body
 from tuneloop.serve.gateway.line import LINE, Line
+
+if TYPE_CHECKING:
+    from uvicorn._types import ASGI3Application
+    from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 MAX_HEAD_BYTES = 65_536  # request line and headers; what one read of the socket brings may come on top
 HEAD_TIMEOUT_S = 30.0  # from connecting, or from a later request's first byte, to the end of its head
@@ -47,6 +51,9 @@ class GatewayProtocol(HttpToolsProtocol):
     _head_bytes = 0  # since the last byte of a body: trailers behind one count too
     _head_due: asyncio.TimerHandle | None = None
     _unread_due: asyncio.TimerHandle | None = None
+    _next: RequestResponseCycle | None = None  # for this connection's own task to answer
+    _idle: asyncio.Future[None] | None = None  # that task waits for a request
+    _own_task: asyncio.Task[None] | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn narrows it too
         """A client is there; its first request is awaited."""
@@ -61,6 +68,9 @@ class GatewayProtocol(HttpToolsProtocol):
         if self.timeout_keep_alive_task is not None:
             self.timeout_keep_alive_task.cancel()
         super().connection_lost(exc)
+        if self._idle is not None:
+            self._idle.set_result(None)
+            self._idle = None
         for line in self._lines:
             line.left()
 
@@ -126,6 +136,36 @@ class GatewayProtocol(HttpToolsProtocol):
         self._idle_since = self.loop.time()
         if self.timeout_keep_alive_task is None:
             self._keep_alive_for(self.timeout_keep_alive)
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        """Answer completions in one task of this connection: to make one for each takes as long as a tenth of them.
+
+        While that task is still busy with what follows the answer before, this one gets a task of its own.
+        """
+        if cycle.scope["path"] not in PATHS or (self._own_task is not None and self._idle is None):
+            super()._start_asgi_task(cycle, app)
+            return
+        self._next = cycle
+        if self._own_task is None:
+            self._own_task = self.loop.create_task(self._answer_all(app))
+        elif self._idle is not None:
+            self._idle.set_result(None)
+            self._idle = None
+        self.tasks.add(self._own_task)  # those that a server waits for before it ends
+
+    async def _answer_all(self, app: ASGI3Application) -> None:
+        """Answer what `_next` holds, until the connection is gone."""
+        while (line := self._next) is not None:
+            self._next = None
+            try:
+                await line.run_asgi(app)
+            finally:
+                if self._own_task is not None:
+                    self.tasks.discard(self._own_task)
+            if self.transport.is_closing():
+                break
+            self._idle = self.loop.create_future()
+            await self._idle
 
     def _unset_keepalive_if_required(self) -> None:
         """uvicorn stops the timer whenever a byte comes; here it goes on."""

@@ -14,7 +14,6 @@ import msgspec
 _MEMBERS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _KEY = msgspec.json.Decoder(str)
 _SPACE = b" \t\n\r"
-_A_SPACE, _COMMA, _OPEN = b" ,{"
 
 
 class DuplicateKey(ValueError):
@@ -63,27 +62,24 @@ def members(text: bytes) -> Members:
 
 
 def _as_commonly_written(text: bytes, values: Mapping[str, msgspec.Raw]) -> dict[str, int] | None:
-    """Where the values begin if the object is written as JSON libraries write one, with plain keys and a space at most
-    after `:` and `,`; None: walk over it."""
-    if text[0] != _OPEN:
-        return None
+    """Where the values begin if the object is written as JSON libraries write one, with plain keys and a space after
+    each `:` and `,` or none; None: walk over it."""
+    return _as_written(text, values, b'":', b',"') or _as_written(text, values, b'": ', b', "')
+
+
+def _as_written(text: bytes, values: Mapping[str, msgspec.Raw], colon: bytes, comma: bytes) -> dict[str, int] | None:
     starts: dict[str, int] = {}
-    at = 1
+    at, opening = 0, b'{"'
     for key, raw in values.items():  # each in the place where its key stood first
-        written = b'"%s":' % key.encode() if key.isidentifier() else b"\n"
-        if not text.startswith(written, at):
+        name = opening + key.encode() + colon if key.isidentifier() else b"\n"
+        if not text.startswith(name, at):
             return None
-        at += len(written)
-        if text[at] == _A_SPACE:
-            at += 1
+        at += len(name)
         if not text.startswith(raw, at):
             return None  # it stands twice
         starts[key] = at
         at += len(raw)
-        if text.startswith(b", ", at):
-            at += 2
-        elif text[at] == _COMMA:
-            at += 1
+        opening = comma
     return starts if text.startswith(b"}", at) and at == len(text) - 1 else None  # else there are more than it holds
 
 

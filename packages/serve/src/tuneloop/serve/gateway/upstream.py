@@ -74,6 +74,8 @@ class Reply:
         Raises:
             EngineFailure: the connection broke, or the answer is absurdly long.
         """
+        if (whole := self._answer.here()) is not None:
+            return whole
         parts, size = [], 0
         while part := await self.some(deadline):
             size += len(part)
