@@ -71,7 +71,7 @@ Phrase = Annotated[str, StringConstraints(max_length=100), AfterValidator(_phras
 Phrases = Annotated[tuple[Phrase, ...], BeforeValidator(as_tuple), Field(min_length=1)]
 _MOST_PHRASES = 5_000
 # Without these there is no request; and whether it streams changes nothing a guard could mind.
-_NO_PARAMETERS = {"model", "messages", "prompt", "stream"}
+_NO_PARAMETERS = {"model", "messages", "prompt", "input", "stream"}
 
 
 class OutputGuards(Noun):

@@ -20,6 +20,7 @@ from tuneloop.serve.gateway.sse import Usage
 if TYPE_CHECKING:
     from tuneloop.serve.gateway.admission.limits import Taken
     from tuneloop.serve.gateway.mask import Mask
+    from tuneloop.serve.gateway.responses.mask import ResponseMask
     from tuneloop.serve.gateway.tracing import Traced
 
 KeySource = Literal["header", "user", "api_key", "request"]
@@ -63,7 +64,9 @@ class Exchange(msgspec.Struct):
     delivered: bool = False  # the client has been sent all of a stream: leaving now is no loss to it
     left: bool = False  # the client went away first
     guards: dict[str, str] = {}  # guard → verdict
-    mask: Callable[[int], Mask] | None = None  # makes what hides parts of the answer; takes how many bytes it may keep
+    mask: Callable[[int], Mask | ResponseMask] | None = (
+        None  # makes what hides parts of the answer; takes how many bytes it may keep
+    )
     events: int = 0  # of a stream, that the client was sent
     taken: Taken | None = None  # what it has taken of its key's limits
     turn_began: float | None = None  # None: it has no turn

@@ -29,6 +29,7 @@ from tuneloop.serve.gateway.mask import Mask
 from tuneloop.serve.gateway.metrics import Metrics
 from tuneloop.serve.gateway.outgoing import Looker
 from tuneloop.serve.gateway.pool import Pool, QueueFull, TooLate
+from tuneloop.serve.gateway.responses.mask import ResponseMask
 from tuneloop.serve.gateway.settings import GatewaySettings
 from tuneloop.serve.gateway.snapshot import Snapshot
 from tuneloop.serve.guards.topics import OFF_TOPIC, words_of
@@ -126,7 +127,7 @@ class Guard:
         self._refuse_blocked(declared)
         if self._policy.looks and incoming.texts:
             ask = await self._judged_ask(exchange, ask, incoming)
-        if self._policy.output is not None and self._policy.output.looks:
+        if self._policy.output is not None and self._policy.output.looks and exchange.endpoint != "embedding":
             exchange.mask = partial(self._mask, exchange)
         return ask
 
@@ -249,7 +250,7 @@ class Guard:
         exchange.guards[f"{prefix}guards"] = f"failed {self._policy.fail}: {cause}"
         self._shared.metrics.guard_failed(self._model, where, cause, self._policy.fail)
 
-    def _mask(self, exchange: Exchange, keep_bytes: int) -> Mask:
+    def _mask(self, exchange: Exchange, keep_bytes: int) -> Mask | ResponseMask:
         """The mask of one answer."""
         policy, output = self._policy, self._policy.output
         assert output is not None
@@ -263,7 +264,8 @@ class Guard:
             exchange.guards[f"output.{guard}"] = f"{action}: {_listed(told, guard)}"
 
         looker = Looker(policy, output, self._shared.pool, tell, partial(self._failed, exchange, "output"))
-        return Mask(output, looker, looker.left_out, keep_bytes)
+        kind = ResponseMask if exchange.endpoint == "response" else Mask
+        return kind(output, looker, looker.left_out, keep_bytes)
 
 
 def _listed(found: Sequence[Finding], guard: str) -> str:
