@@ -68,7 +68,7 @@ class Exchange(msgspec.Struct):
         None  # makes what hides parts of the answer; takes how many bytes it may keep
     )
     events: int = 0  # of a stream, that the client was sent
-    taken: Taken | None = None  # what it has taken of its key's limits
+    taken: tuple[Taken, ...] = ()  # what it has taken of the limits of its key and its owner
     turn_began: float | None = None  # None: it has no turn
     shadow_of: str | None = None  # id of the request that this is a copy of: nobody waits for it
     limit_headers: list[tuple[bytes, bytes]] | None = None
