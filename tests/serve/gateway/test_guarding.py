@@ -13,7 +13,7 @@ import pytest
 import sqlalchemy as sa
 
 from serve.gateway.world import Address, Got, World, until
-from tuneloop.registry.guard_policy import GuardPolicy, KeyGuards, OutputGuards, Topics
+from tuneloop.registry.guard_policy import GuardPolicy, KeyGuards, OutputGuards, Topics, is_sampled
 from tuneloop.registry.nouns import RequestRecord
 from tuneloop.registry.tables import policies
 from tuneloop.serve.gateway.guard_worker import Finding
@@ -129,6 +129,13 @@ def test_length_and_parameters_are_refused_or_flagged_and_a_key_may_differ(world
     assert trusted.chat(text=ATTACK[:20]).status == 200
     assert unrecorded.metric(findings("input", "parameters", "flag")) == 1
     assert unrecorded.chat(n=2).status == 400
+    guard(world, unrecorded, parameters="sample", max_choices=1, sample_bp=5_000)
+    found = [unrecorded.chat(n=2) for _ in range(6)]
+    drawn = [is_sampled(got.headers["x-request-id"], 5_000) for got in found]
+    noted = [recorded(world, got.headers["x-request-id"]).guards["parameters"] for got in found]
+    assert noted == ["sample: n" if one else "pass: n" for one in drawn]
+    for action, count in (("sample", sum(drawn)), ("pass", 6 - sum(drawn))):
+        assert unrecorded.metric(findings("input", "parameters", action)) == count
     guard(world, unrecorded, enabled=False)
     assert unrecorded.chat(text=ATTACK).status == 200
 

@@ -18,7 +18,7 @@ from hashlib import blake2b
 import msgspec
 
 from tuneloop.registry.errors import Unavailable
-from tuneloop.registry.guard_policy import GuardAction, GuardPolicy
+from tuneloop.registry.guard_policy import GuardAction, GuardPolicy, is_sampled
 from tuneloop.serve.gateway.body import Ask, changed
 from tuneloop.serve.gateway.errors import ApiError
 from tuneloop.serve.gateway.exchange import Exchange
@@ -37,7 +37,7 @@ from tuneloop.serve.guards.topics import OFF_TOPIC, words_of
 _REMEMBERED = 20_000  # verdicts; a hundred bytes or two for each finding
 _MOST_FINDINGS = 16  # of a verdict that is remembered
 _MOST_KINDS = 5  # told of one guard
-_GRAVER: tuple[GuardAction, ...] = ("off", "flag", "redact", "block")
+_GRAVER: tuple[GuardAction, ...] = ("off", "sample", "flag", "redact", "block")
 _COUNT = msgspec.json.Decoder(int | None)
 
 
@@ -240,9 +240,13 @@ class Guard:
         """Count what was found, once a request, and note it for the record: kinds, and nobody's words."""
         for guard in dict.fromkeys(one.guard for _, one in found):
             here = [one for _, one in found if one.guard == guard]
-            action = max((one.action for one in here), key=_GRAVER.index)
+            action = self._drawn(exchange, max((one.action for one in here), key=_GRAVER.index))
             exchange.guards[guard] = f"{action}: {_listed(here, guard)}"
             self._shared.metrics.guarded(self._model, "input", guard, action)
+
+    def _drawn(self, exchange: Exchange, action: str) -> str:
+        """What is told of an action: of what is sampled people read a share."""
+        return "pass" if action == "sample" and not is_sampled(exchange.id, self._policy.sample_bp) else action
 
     def _failed(self, exchange: Exchange, where: str, error: Unavailable) -> None:
         cause = "queue" if isinstance(error, QueueFull) else "deadline" if isinstance(error, TooLate) else "worker"
@@ -258,10 +262,11 @@ class Guard:
 
         def tell(guard: str, kind: str) -> None:
             action = output.secrets if guard == "secrets" else output.personal
+            told_as = self._drawn(exchange, action)
             if guard not in {one.guard for one in told}:
-                self._shared.metrics.guarded(self._model, "output", guard, action)
+                self._shared.metrics.guarded(self._model, "output", guard, told_as)
             told.append(Finding(guard, kind, action, None, None))
-            exchange.guards[f"output.{guard}"] = f"{action}: {_listed(told, guard)}"
+            exchange.guards[f"output.{guard}"] = f"{told_as}: {_listed(told, guard)}"
 
         looker = Looker(policy, output, self._shared.pool, tell, partial(self._failed, exchange, "output"))
         kind = ResponseMask if exchange.endpoint == "response" else Mask

@@ -19,13 +19,12 @@ from decimal import Decimal
 from typing import Literal
 
 from tuneloop.registry.access.leases import Need, Shared, floor_of
-from tuneloop.registry.access.limits import KeyLimits
-from tuneloop.registry.access.owners import owner_id
 from tuneloop.registry.nouns import ApiKey, utc_now
 from tuneloop.registry.retraining.budgets import month_of
 from tuneloop.serve.gateway.admission.estimate import answer_tokens, prompt_tokens
 from tuneloop.serve.gateway.admission.meter import Gateways, Meter, Part
 from tuneloop.serve.gateway.admission.prices import Price
+from tuneloop.serve.gateway.admission.scopes import Scope, scopes_of
 from tuneloop.serve.gateway.admission.window import WINDOW_S, Window
 from tuneloop.serve.gateway.body import Ask
 from tuneloop.serve.gateway.errors import ApiError
@@ -43,25 +42,6 @@ _OF_OWNER: dict[Kind, Told] = {
 SEEN_AFTER_S = 5.0  # from the end of a request until its record can be read, as a rule far less
 _REMEMBERED = 20  # requests that the mean time of a key's is made of
 _NOTHING = Decimal(0)
-
-
-@dataclass(frozen=True, slots=True)
-class Scope:
-    """Whose limits they are."""
-
-    id: str  # a key's, or its owner's
-    who: str
-    limits: KeyLimits
-    is_owner: bool = False
-
-
-def scopes_of(key: ApiKey) -> list[Scope]:
-    """Those that limit a key's requests: it, and all keys of its owner together."""
-    found = [] if key.limits.are_none else [Scope(key.id, "this API key", key.limits)]
-    if key.owner_limits is not None and not key.owner_limits.are_none:
-        who = f"{key.owner[:100]}, with all its API keys,"
-        found.append(Scope(owner_id(key.owner), who, key.owner_limits, is_owner=True))
-    return found
 
 
 @dataclass(slots=True)
