@@ -270,6 +270,11 @@ def test_people_are_shown_a_share_of_what_is_sampled_and_everybody_the_same(regi
     assert drawn < {one for one in ids if is_sampled(one, 5_000)}
     assert all(is_sampled(one, 10_000) for one in ids)
     now = registries.clock()
-    noted = ({"injection": "sample: override"}, {"injection": "pass: override"}, {"topics": "flag: sample: x"}, {})
+    noted: tuple[dict[str, str], ...] = (
+        {"injection": "sample: override"},
+        {"injection": "pass: override"},
+        {"topics": "flag: sample: x"},
+        {},
+    )
     registries.traffic.add_requests([request_record(n, now, guards=guards) for n, guards in enumerate(noted)])
     assert [one.id for one in registries.traffic.window("bot", sampled=True)] == ["req-0"]

@@ -251,7 +251,9 @@ def _used(words: int) -> dict[str, Any]:
 
 
 def _message(text: str, status: str) -> dict[str, Any]:
-    content = [{"type": "output_text", "text": text, "annotations": [], "logprobs": None}] if text else []
+    content: list[dict[str, Any]] = (
+        [{"type": "output_text", "text": text, "annotations": [], "logprobs": None}] if text else []
+    )
     return {"id": "msg_1", "content": content, "role": "assistant", "status": status, "type": "message"}
 
 
@@ -274,9 +276,9 @@ def _response_events(seen: Seen, words: int, says: Sequence[str]) -> Iterator[di
     """As vLLM sends them: announced, item and part opened, pieces, each closed with its whole text, the response."""
     pieces = list(says or text_of(seen, words))
     text = "".join(pieces)
-    here = {"item_id": "msg_1", "output_index": 0, "content_index": 0}
-    part = {"type": "output_text", "text": text, "annotations": [], "logprobs": None}
-    found = [
+    here: dict[str, Any] = {"item_id": "msg_1", "output_index": 0, "content_index": 0}
+    part: dict[str, Any] = {"type": "output_text", "text": text, "annotations": [], "logprobs": None}
+    found: list[dict[str, Any]] = [
         {"type": "response.created", "response": _response(seen, "in_progress", [], None)},
         {"type": "response.in_progress", "response": _response(seen, "in_progress", [], None)},
         {"type": "response.output_item.added", "output_index": 0, "item": _message("", "in_progress")},

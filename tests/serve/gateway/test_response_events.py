@@ -122,11 +122,11 @@ def test_a_whole_response_is_masked_and_renamed_where_its_model_stands() -> None
 
 
 def test_calls_and_reasoning_are_masked_and_text_that_never_ends_is_given_out_with_the_response() -> None:
-    call = {"item_id": "fc_1", "output_index": 1}
-    item = {"type": "function_call", "id": "fc_1", "call_id": "ada@example.com", "name": "f"}
+    call: dict[str, Any] = {"item_id": "fc_1", "output_index": 1}
+    item: dict[str, Any] = {"type": "function_call", "id": "fc_1", "call_id": "ada@example.com", "name": "f"}
     arguments = '{"to": "ada@example.com"}'
-    part = {"item_id": "rs_1", "output_index": 0, "content_index": 0}
-    sent = [
+    part: dict[str, Any] = {"item_id": "rs_1", "output_index": 0, "content_index": 0}
+    sent: list[dict[str, Any]] = [
         part | {"type": "response.reasoning_text.delta", "delta": "ada@example"},
         part | {"type": "response.reasoning_text.delta", "delta": ".com it is"},
         call | {"type": "response.function_call_arguments.delta", "delta": arguments[:12]},
