@@ -7,13 +7,8 @@ import pytest
 
 from serve.gateway.faulty_engine import text_of
 from serve.gateway.test_answers import recorded
-from serve.gateway.test_guarding import ATTACK, MAIL, TOKEN, findings, guard
 from serve.gateway.world import World, until
 from tuneloop.registry.access.limits import KeyLimits
-from tuneloop.registry.guard_policy import OutputGuards
-
-SAYS = ("My ad", "dress: ada@exam", "ple.com, ", "key: ", TOKEN[:9], TOKEN[9:])
-MASKED = "My address: <EMAIL_ADDRESS>, key: <GITHUB-TOKEN>"
 
 
 def test_the_official_client_gets_responses_whole_and_streamed(world: World) -> None:
@@ -105,41 +100,3 @@ def test_a_key_pays_for_responses_and_embeddings_as_for_everything(world: World)
     embedded = gateway.call("/v1/embeddings", {"model": "bot", "input": "Hello?"})
     assert embedded.status == 200
     assert 1_000 - int(embedded.headers[left]) < 50, "what the engine counted, and no answer's tokens"
-
-
-def test_responses_and_embeddings_are_guarded_by_who_says_what(world: World) -> None:
-    engine = world.engine("e1", "bot@1", says=SAYS)
-    world.route((1, 10_000))
-    gateway = world.gateway(record_text="redacted", guard_workers=1, drain_s=30.0)
-    guard(world, gateway, flag_from=None, output=OutputGuards())
-    output = {"type": "function_call_output", "call_id": "1", "output": ATTACK}
-    for given, where in (
-        (ATTACK, "input"),
-        ([{"role": "user", "content": ATTACK}], "input[0]"),
-        ([{"role": "user", "content": "Read it."}, output], "input[1]"),
-    ):
-        refused = gateway.call("/v1/responses", {"model": "bot", "input": given})
-        assert (refused.status, refused.error["code"], refused.error["param"]) == (400, "guard_blocked", where)
-    assert gateway.call("/v1/embeddings", {"model": "bot", "input": ["Hi", ATTACK]}).error["param"] == "input"
-    with gateway.client() as client:
-        whole = client.responses.create(model="bot", instructions=ATTACK, input=[{"role": "user", "content": MAIL}])
-        with client.responses.create(model="bot", input="Hi", stream=True) as stream:
-            events = list(stream)
-    assert engine.seen[0].body["instructions"] == ATTACK
-    assert engine.seen[0].body["input"] == [{"role": "user", "content": "write to <EMAIL_ADDRESS>"}]
-    assert (whole.output_text, whole.instructions) == (MASKED, ATTACK)
-    assert "".join(event.delta for event in events if event.type == "response.output_text.delta") == MASKED
-    done = next(event for event in events if event.type == "response.output_text.done")
-    part = next(event for event in events if event.type == "response.content_part.done").part
-    item = next(event for event in events if event.type == "response.output_item.done").item
-    assert done.text == part.text == item.content[0].text == events[-1].response.output_text == MASKED
-    assert [event.sequence_number for event in events] == list(range(len(events)))
-    record = recorded(world, str(events[-1].response.id).removeprefix("resp_"))
-    assert (record.answer, record.question) == (MASKED, "Hi")
-    assert recorded(world, str(whole._request_id)).answer == MASKED
-    embedded = gateway.call("/v1/embeddings", {"model": "bot", "input": [MAIL, "Hi"]})
-    assert engine.seen[-1].body["input"] == ["write to <EMAIL_ADDRESS>", "Hi"]
-    vectors = recorded(world, embedded.headers["x-request-id"])
-    assert ([m.role for m in vectors.messages], vectors.question, vectors.answer) == (["user", "user"], "Hi", None)
-    assert record.guards == {"output.secrets": "redact: github-token", "output.personal": "redact: EMAIL_ADDRESS"}
-    assert gateway.metric(findings("output", "personal", "redact")) == 2
