@@ -15,6 +15,7 @@ from tests_support import (
     window_score,
 )
 from tuneloop.registry import Registry
+from tuneloop.registry.nouns import Arm
 
 
 @pytest.mark.parametrize(
@@ -39,7 +40,6 @@ from tuneloop.registry import Registry
         ("retraining", "policy", "bot"),
         ("trace", "req-1"),
         ("requests", "bot", "--newest", "5"),
-        ("requests", "bot", "--sampled"),
         ("feedback", "bot"),
         ("feedback", "bot", "--newest", "1"),
         ("audit",),
@@ -168,6 +168,9 @@ def test_a_retraining_request_is_approved_and_cancelled_once(lived_in: Registry,
 
 
 def test_what_guards_marked_for_people_to_read_is_shown_with_what_was_said(verb: Verb, registry: Registry) -> None:
+    registry.traffic.add_requests([request_record(3, registry.clock())])
+    registry.routes.write("bot", [Arm(version=1, weight_bp=10_000)], by="t", reason="t", expected_revision=0)
+    assert verb("requests", "bot", "--sampled")[1] == "nothing is marked for people to read\n"
     marked = request_record(1, registry.clock(), guards={"topics": "sample: off topic"})
     registry.traffic.add_requests([marked, request_record(2, registry.clock(), guards={"topics": "pass: off topic"})])
     code, out, _ = verb("requests", "bot", "--sampled")
