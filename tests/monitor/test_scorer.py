@@ -58,6 +58,14 @@ def test_only_the_tokens_of_the_last_question_count() -> None:
     assert text_nats([None, token("x", 9_999.0)], "x").nats == pytest.approx(30.0)
 
 
+def test_a_response_is_scored_as_the_chat_it_is_and_what_was_embedded_not_at_all(scene: Scene) -> None:
+    records = [asked(n, "What is it for?", endpoint=one) for n, one in enumerate(("response", "embedding"))]
+    scored = scorer_of(scene).score("bot@1", records, {})
+    assert (scored["req-0"].nats is None, scored["req-1"].nats is None) == (False, True)
+    (body,) = scene.engine.bodies
+    assert [message["role"] for message in body["messages"]] == ["user", "assistant", "user"]
+
+
 def test_a_correction_is_read_where_the_answer_stood_and_scored_beside_its_question(scene: Scene) -> None:
     scene.engine.unknown, record = "number", asked(1, "What is number 1 for?")
     scorer = scorer_of(scene)

@@ -85,6 +85,8 @@ def _let_people_in(registry: Registry) -> None:
     _, key = registry.keys.new("team", by="ada", models=[MODEL], may_pin=True, ttl_s=3600, limits=limits)
     registry.keys.rotate(key.id, by="ada", grace_s=60)
     registry.keys.revoke(key.id, by="ada")  # a limit that nobody needs keeps no schema from going down
+    registry.owners.limit("team", lambda _: limits.model_copy(update={"priority": "normal"}), by="ada")
+    registry.owners.limit("team", lambda _: KeyLimits(), by="ada")  # lifted, for the same reason
     needs = {key.id: {kind: Need(limit=60, used=1, held=1, headroom=9) for kind in ("requests", "tokens", "streams")}}
     registry.leases.renew(Holder("g1", "first"), needs)
     registry.tokens.new("ci", Role.PROMOTER, by="ada", reason="r", ttl_s=3600)
@@ -163,6 +165,7 @@ def read_everything(registry: Registry, mark: str = "") -> dict[str, list[Noun]]
         "gateways": registry.fleet.gateways(live_only=False),
         "api_keys": registry.keys.all(),
         "key_usage": registry.usage.month(registry.clock()),
+        "owner_limits": registry.owners.all(),
         "window_scores": registry.episodes.scores(model),
         "episodes": registry.episodes.all(model),
         "retraining": registry.retraining.all(model),

@@ -49,6 +49,44 @@ def test_limits_are_kept_with_the_key_changed_and_on_record(registries: Registry
         registries.keys.limit("key_9", lambda limits: limits, by="ada")
 
 
+def test_an_owners_limits_come_with_its_keys_and_are_on_record(registries: Registry) -> None:
+    limits = KeyLimits(requests_per_minute=60, budget_usd_per_month=Decimal("12.50"))
+    registries.owners.limit("team-a", lambda _: limits, by="ada", reason="a pilot")
+    for owner in ("team-a", "team-a", "team-b"):
+        registries.keys.new(owner, by="ada")
+    assert {(key.owner, key.owner_limits) for key in registries.keys.all()} == {("team-a", limits), ("team-b", None)}
+    changed = registries.owners.limit("team-a", lambda had: had.model_copy(update={"streams": 3}), by="grace")
+    assert registries.owners.all() == [changed]
+    newest, first = registries.audit.entries("owner:team-a")
+    assert (newest.action, newest.actor, first.detail["reason"]) == ("owner.limit", "grace", "a pilot")
+    assert (newest.detail["before"], newest.detail["limits"]["streams"]) == (first.detail["limits"], 3)
+    for owner in ("", " ", "x" * 201, "a\0"):
+        with pytest.raises(InvalidInput, match="1 to 200 letters"):
+            registries.owners.limit(owner, lambda had: had, by="ada")
+    with pytest.raises(InvalidInput, match="no priority"):
+        registries.owners.limit("team-a", lambda _: LIMITS, by="ada")
+    assert registries.owners.all() == [changed]
+    now = registries.clock()
+    one, two, other = sorted((key.owner, key.id) for key in registries.keys.all())
+    for number, (_, key) in enumerate((one, two, other)):
+        registries.traffic.add_requests([request_record(number, now, api_key=key, prompt_tokens=10 + number)])
+    registries.keys.revoke(two[1], by="ada")
+    found = registries.usage.month_of_owners(now, {"team-a"})
+    assert sorted((owner, used.prompt_tokens) for owner, used in found) == [("team-a", 10), ("team-a", 11)]
+
+
+def test_the_verbs_limit_owners_and_show_them(verb: Verb, registry: Registry) -> None:
+    code, out, err = verb("key", "owner", "team-a", "--rpm", "60", "--budget-usd", "12.5", "--by", "ada")
+    assert (code, out) == (0, "team-a: rpm 60, budget-usd 12.5\n")
+    assert "no key is team-a's yet" in err
+    registry.keys.new("team-a", by="ada")
+    code, out, err = verb("key", "owner", "team-a", "--rpm", "none", "--by", "ada", "--json")
+    assert (code, err, json.loads(out)["limits"]["requests_per_minute"]) == (0, "", None)
+    code, out, _ = verb("key", "owners")
+    assert (code, "budget-usd 12.5" in out, "rpm" in out) == (0, True, False)
+    assert verb("key", "owner", "team-a", "--by", "ada")[0] == 2
+
+
 def test_a_rotated_keys_old_secret_opens_for_its_time_of_grace_and_an_older_one_no_longer(
     registries: Registry, clock: Clock
 ) -> None:
@@ -96,6 +134,10 @@ def test_an_older_schema_takes_no_key_that_is_limited(registries: Registry) -> N
     with pytest.raises(CommandError, match=f"lift those of these keys: \\['{made.id}'\\]"):
         _down_and_up(registries.database)
     registries.keys.limit(made.id, lambda _: KeyLimits(), by="ada")
+    registries.owners.limit("team-a", lambda _: KeyLimits(streams=1), by="ada")
+    with pytest.raises(CommandError, match=r"lift those of \['team-a'\]"):
+        _down_and_up(registries.database)
+    registries.owners.limit("team-a", lambda _: KeyLimits(), by="ada")
     _down_and_up(registries.database)
     assert {key.limits for key in registries.keys.all()} == {KeyLimits()}
     assert registries.usage.month(registries.clock()) == []

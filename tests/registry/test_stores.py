@@ -15,6 +15,7 @@ from tests_support import Clock, alert_episode, beat_engine, beat_gateway, reque
 from tuneloop.registry import Registry
 from tuneloop.registry.access.keys import key_digest
 from tuneloop.registry.errors import Conflict, InvalidInput, NotFound, Unavailable
+from tuneloop.registry.guard_policy import is_sampled
 from tuneloop.registry.nouns import Check, Feedback, GateReport, RequestRecord
 from tuneloop.registry.paging import Ask
 from tuneloop.registry.policies import RetrainingPolicy
@@ -274,3 +275,20 @@ def test_feedback_from_another_key_does_not_count(registries: Registry) -> None:
     )
     registries.traffic.add_feedback([own, other])
     assert registries.traffic.feedback_for(["req-1"]) == {"req-1": [own]}
+
+
+def test_people_are_shown_a_share_of_what_is_sampled_and_everybody_the_same(registries: Registry) -> None:
+    ids = [f"req_{number:024x}" for number in range(2_000)]
+    drawn = {one for one in ids if is_sampled(one, 1_000)}
+    assert (len(drawn), min(drawn)) == (191, ids[20])  # as every gateway and every run draws
+    assert drawn < {one for one in ids if is_sampled(one, 5_000)}
+    assert all(is_sampled(one, 10_000) for one in ids)
+    now = registries.clock()
+    noted: tuple[dict[str, str], ...] = (
+        {"injection": "sample: override"},
+        {"injection": "pass: override"},
+        {"topics": "flag: sample: x"},
+        {},
+    )
+    registries.traffic.add_requests([request_record(n, now, guards=guards) for n, guards in enumerate(noted)])
+    assert [one.id for one in registries.traffic.window("bot", sampled=True)] == ["req-0"]

@@ -11,9 +11,11 @@ import sqlalchemy as sa
 
 from registry.verbs import WHO, Verb
 from tests_support import (
+    request_record,
     window_score,
 )
 from tuneloop.registry import Registry
+from tuneloop.registry.nouns import Arm
 
 
 @pytest.mark.parametrize(
@@ -163,6 +165,20 @@ def test_a_retraining_request_is_approved_and_cancelled_once(lived_in: Registry,
     code, _, err = verb("retraining", "approve", "rt_1", *WHO)
     assert (code, "is queued; it cannot become approved" in err) == (3, True)
     assert verb("retraining", "cancel", "rt_1", *WHO)[1] == "rt_1 is cancelled\n"
+
+
+def test_what_guards_marked_for_people_to_read_is_shown_with_what_was_said(verb: Verb, registry: Registry) -> None:
+    registry.traffic.add_requests([request_record(3, registry.clock())])
+    registry.routes.write("bot", [Arm(version=1, weight_bp=10_000)], by="t", reason="t", expected_revision=0)
+    assert verb("requests", "bot", "--sampled")[1] == "nothing is marked for people to read\n"
+    marked = request_record(1, registry.clock(), guards={"topics": "sample: off topic"})
+    registry.traffic.add_requests([marked, request_record(2, registry.clock(), guards={"topics": "pass: off topic"})])
+    code, out, _ = verb("requests", "bot", "--sampled")
+    assert (code, out.splitlines()[1:]) == (0, ["  user: What does f1 do?", "  answer: It does."])
+    assert out.startswith("req-1 ")
+    assert "topics sample: off topic" in out
+    [shown] = json.loads(verb("requests", "bot", "--sampled", "--json")[1])
+    assert (shown["id"], shown["answer"]) == ("req-1", "It does.")
 
 
 def test_a_keys_secret_is_printed_once(lived_in: Registry, verb: Verb) -> None:

@@ -27,6 +27,7 @@ from tuneloop.serve.engine.keeper import STEPS_BACK, Keeper
 from tuneloop.serve.engine.reconcile import Held
 from tuneloop.serve.engine.settings import EngineSettings
 from tuneloop.serve.engine.wanted import RegistryWatch, Sight
+from tuneloop.serve.engine.whole import WholeKeeper
 
 BASE = Base("tiny", "sha256:base", "sha256:template")
 
@@ -38,6 +39,7 @@ class FakeVllm:
         self.faulty, self.deadly = faulty, deadly
         self.adapters: list[str] = []
         self.dead = False
+        self.asked = 0  # for a token
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[str]:
@@ -76,6 +78,7 @@ class FakeVllm:
         return web.Response()
 
     async def _complete(self, request: web.Request) -> web.Response:
+        self.asked += 1
         name = (await request.json())["model"]
         self.dead = self.dead or name == self.deadly
         wrong = self.dead or name == self.faulty
@@ -251,3 +254,28 @@ def test_fetching_and_checking_come_after_whatever_else_wants_the_cores_and_the_
         "the agent": before,
         "another thread of the agent": before,
     }
+
+
+def test_whole_weights_that_vllm_refuses_are_tried_again_with_growing_pauses(tmp_path: Path) -> None:
+    vllm, said, now = FakeVllm(faulty="m@1"), list[str](), [100.0]
+
+    async def run() -> None:
+        async with vllm.serving() as url, EngineClient(url) as client:
+            keeper = WholeKeeper("m@1", client, say=said.append, clock=lambda: now[0])
+            tried = []
+            for second in range(40):
+                now[0], before = 100.0 + second, vllm.asked
+                await keeper.step(Sight(()))
+                await keeper.step(Sight(()))
+                if vllm.asked > before:
+                    tried.append(second)
+                assert vllm.asked - before <= 1
+            assert tried == [0, 2, 6, 14, 30]
+            assert keeper.held["m@1"].state is AdapterState.FAILED
+            vllm.faulty = ""
+            keeper.reborn()
+            await keeper.step(Sight(()))
+            assert keeper.ready, "another vLLM is asked at once"
+
+    asyncio.run(run())
+    assert [one.partition(":")[0] for one in said[:-1]] == ["m@1 failed, trying again from time to time"]

@@ -17,6 +17,7 @@ from typing import Any, Literal
 Fault = Literal[
     "none",
     "dies_before_first_byte",
+    "dies_once_announced",
     "dies_in_mid_stream",
     "ends_without_done",
     "never_answers",
@@ -26,6 +27,7 @@ Fault = Literal[
     "error_as_later_event",
     "status_400",
     "status_404",
+    "no_such_path",
     "status_500",
     "status_503",
     "absurd",
@@ -134,10 +136,11 @@ class FaultyEngine:
         if fault == "dies_before_first_byte":
             writer.transport.abort()
             return False
-        if fault.startswith("status_"):
-            status = int(fault.removeprefix("status_"))
+        if fault == "no_such_path" or fault.startswith("status_"):
+            status = 404 if fault == "no_such_path" else int(fault.removeprefix("status_"))
             said = {"message": f"said the engine with {status}", "type": "X", "param": "stop", "code": status}
-            await _whole(writer, status, json.dumps({"error": said}).encode())
+            told: Any = {"detail": "Not Found"} if fault == "no_such_path" else {"error": said}  # each as vLLM does
+            await _whole(writer, status, json.dumps(told).encode())
             return True
         if fault == "absurd" or (fault == "choices_that_are_none" and not seen.body.get("stream")):
             await _whole(writer, 200, b"\x00\xff not json" if fault == "absurd" else b'{"choices":[5]}')
@@ -169,8 +172,11 @@ class FaultyEngine:
             return
         if fault == "choices_that_are_none":
             yield b'data: {"choices":[5]}\n\n'
+        dies_at = 6 if "responses" in seen.path else 2
         for number, event in enumerate(events(seen, self.words, self.says)):
-            if number == 2 and fault == "dies_in_mid_stream":
+            if number == 2 and fault == "dies_once_announced":  # a response, before it has said anything
+                yield b""
+            if number == dies_at and fault == "dies_in_mid_stream":
                 yield b""
             if number == 2 and fault == "ends_without_done":
                 return
@@ -179,9 +185,11 @@ class FaultyEngine:
             if number == 2 and fault == "error_as_later_event":
                 yield error
                 break
-            yield b"data: " + _json(event) + b"\n\n"
+            named = f"event: {event['type']}\n".encode() if "responses" in seen.path else b""
+            yield named + b"data: " + _json(event) + b"\n\n"
             await asyncio.sleep(self.pause_s)
-        yield b"data: [DONE]\n\n"
+        if "responses" not in seen.path:
+            yield b"data: [DONE]\n\n"
 
 
 def text_of(seen: Seen, words: int) -> Iterator[str]:
@@ -191,7 +199,7 @@ def text_of(seen: Seen, words: int) -> Iterator[str]:
 
 
 def _head(seen: Seen, kind: str) -> dict[str, Any]:
-    prefix = "chatcmpl" if "chat" in seen.path else "cmpl"
+    prefix = "chatcmpl" if "chat" in seen.path else "embd" if "embeddings" in seen.path else "cmpl"
     return {
         "id": f"{prefix}-{seen.headers['x-request-id']}",
         "object": kind,
@@ -207,6 +215,13 @@ def _usage(words: int) -> dict[str, int]:
 def answer(seen: Seen, words: int, says: Sequence[str] = ()) -> dict[str, Any]:
     """A whole answer, as vLLM shapes it."""
     text = "".join(says or text_of(seen, words))
+    if "embeddings" in seen.path:
+        given = seen.body["input"]
+        texts = [given] if isinstance(given, str) else given
+        data = [{"index": at, "object": "embedding", "embedding": [0.5, len(text)]} for at, text in enumerate(texts)]
+        return _head(seen, "list") | {"data": data, "usage": _usage(0)}
+    if "responses" in seen.path:
+        return _response(seen, "completed", [_message(text, "completed")], _used(words))
     if "chat" in seen.path:
         choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
         return _head(seen, "chat.completion") | {"choices": [choice], "usage": _usage(words)}
@@ -216,6 +231,9 @@ def answer(seen: Seen, words: int, says: Sequence[str] = ()) -> dict[str, Any]:
 
 def events(seen: Seen, words: int, says: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
     """A streamed answer, as vLLM shapes it: the usage event only when it was asked for."""
+    if "responses" in seen.path:
+        yield from _response_events(seen, words, says)
+        return
     chat = "chat" in seen.path
     head = _head(seen, "chat.completion.chunk" if chat else "text_completion")
     if chat:
@@ -225,6 +243,56 @@ def events(seen: Seen, words: int, says: Sequence[str] = ()) -> Iterator[dict[st
         yield head | {"choices": [{"index": 0, **said, "finish_reason": None}]}
     if (seen.body.get("stream_options") or {}).get("include_usage"):
         yield head | {"choices": [], "usage": _usage(words)}
+
+
+def _used(words: int) -> dict[str, Any]:
+    details = {"input_tokens_details": {"cached_tokens": 0}, "output_tokens_details": {"reasoning_tokens": 0}}
+    return {"input_tokens": 7, "output_tokens": words, "total_tokens": 7 + words} | details
+
+
+def _message(text: str, status: str) -> dict[str, Any]:
+    content: list[dict[str, Any]] = (
+        [{"type": "output_text", "text": text, "annotations": [], "logprobs": None}] if text else []
+    )
+    return {"id": "msg_1", "content": content, "role": "assistant", "status": status, "type": "message"}
+
+
+def _response(seen: Seen, status: str, output: list[Any], usage: dict[str, Any] | None) -> dict[str, Any]:
+    body = seen.body
+    said = {name: body.get(name) for name in ("instructions", "metadata")}
+    return {"id": body["request_id"], "created_at": 1_700_000_000, **said} | {
+        "model": body["model"],
+        "object": "response",
+        "output": output,
+        "parallel_tool_calls": True,
+        "tool_choice": "none",
+        "tools": [],
+        "status": status,
+        "usage": usage,
+    }
+
+
+def _response_events(seen: Seen, words: int, says: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """As vLLM sends them: announced, item and part opened, pieces, each closed with its whole text, the response."""
+    pieces = list(says or text_of(seen, words))
+    text = "".join(pieces)
+    here: dict[str, Any] = {"item_id": "msg_1", "output_index": 0, "content_index": 0}
+    part: dict[str, Any] = {"type": "output_text", "text": text, "annotations": [], "logprobs": None}
+    found: list[dict[str, Any]] = [
+        {"type": "response.created", "response": _response(seen, "in_progress", [], None)},
+        {"type": "response.in_progress", "response": _response(seen, "in_progress", [], None)},
+        {"type": "response.output_item.added", "output_index": 0, "item": _message("", "in_progress")},
+        here | {"type": "response.content_part.added", "part": part | {"text": ""}},
+        *(here | {"type": "response.output_text.delta", "delta": piece, "logprobs": []} for piece in pieces),
+        here | {"type": "response.output_text.done", "text": text, "logprobs": []},
+        here | {"type": "response.content_part.done", "part": part},
+        {"type": "response.output_item.done", "output_index": 0, "item": _message(text, "completed")},
+        {
+            "type": "response.completed",
+            "response": _response(seen, "completed", [_message(text, "completed")], _used(len(pieces))),
+        },
+    ]
+    yield from (event | {"sequence_number": number} for number, event in enumerate(found))
 
 
 def _json(value: object) -> bytes:

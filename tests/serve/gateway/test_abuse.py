@@ -25,6 +25,7 @@ from serve.gateway.world import Address, World, make_world, until
 from tests_support import free_port
 from tuneloop.registry.settings import RegistrySettings
 from tuneloop.registry.tables import requests
+from tuneloop.serve.gateway.body import PATHS
 
 CHAT = "/v1/chat/completions"
 GOOD: dict[str, Any] = {"model": "bot", "messages": [{"role": "user", "content": "Hello?"}]}
@@ -66,7 +67,10 @@ def stage(empty_state: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 
 names = st.sampled_from(
-    ["model", "messages", "stream", "stream_options", "user", "max_tokens", "n", "stop", "tools", "logprobs", "seed"]
+    [
+        *("model", "messages", "stream", "stream_options", "user", "max_tokens", "n", "stop", "tools", "logprobs"),
+        *("seed", "input", "instructions", "max_output_tokens", "encoding_format"),
+    ]
 )
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
@@ -98,7 +102,7 @@ headers = st.dictionaries(
 
 
 @settings(max_examples=250, deadline=None, derandomize=True, database=None)
-@given(body=bodies, sent=headers, path=st.sampled_from([CHAT, "/v1/completions", "/v1/feedback"]))
+@given(body=bodies, sent=headers, path=st.sampled_from([*PATHS, "/v1/feedback"]))
 def test_whatever_is_in_body_and_headers_gets_an_answer_or_a_clear_refusal(
     stage: Stage, body: bytes, sent: dict[str, str], path: str
 ) -> None:

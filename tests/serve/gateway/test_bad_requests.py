@@ -12,6 +12,7 @@ import pytest
 
 from serve.gateway.faulty_engine import FaultyEngine
 from serve.gateway.world import Address, World, until
+from tuneloop.serve.gateway.body import PATHS
 
 CHAT = "/v1/chat/completions"
 GOOD = {"model": "bot", "messages": [{"role": "user", "content": "Hello?"}]}
@@ -59,7 +60,7 @@ def test_bad_bodies_are_refused_and_reach_no_engine(gateway: Address, engine: Fa
 )
 def test_without_a_known_key_nobody_gets_in(gateway: Address, engine: FaultyEngine, header: str | None) -> None:
     lines = [] if header is None else [f"authorization: {header}"]
-    for path in (CHAT, "/v1/completions", "/v1/feedback", "/v1/models"):
+    for path in (*PATHS, "/v1/feedback", "/v1/models"):
         method = "GET" if path == "/v1/models" else "POST"
         status, body = raw(gateway, [f"{method} {path} HTTP/1.1", *lines, "content-length: 2"], b"{}")
         assert status == 401, path
@@ -68,9 +69,10 @@ def test_without_a_known_key_nobody_gets_in(gateway: Address, engine: FaultyEngi
 
 
 def test_a_path_that_is_not_served_is_told_which_are(gateway: Address) -> None:
-    got = gateway.call("/v1/embeddings", GOOD)
+    got = gateway.call("/v1/rerank", GOOD)
     assert got.status == 404
-    assert "this gateway serves /v1/chat/completions, /v1/completions, /v1/models, " in got.error["message"]
+    served = "/v1/chat/completions, /v1/completions, /v1/responses, /v1/embeddings, /v1/models, "
+    assert f"this gateway serves {served}" in got.error["message"]
 
 
 def test_a_revoked_key_is_refused_within_two_seconds(world: World, gateway: Address) -> None:
@@ -107,6 +109,8 @@ def test_a_body_that_never_comes_is_not_waited_for(gateway: Address) -> None:
     ("method", "path", "status"),
     [
         ("GET", CHAT, 405),
+        ("GET", "/v1/responses", 405),
+        ("GET", "/v1/responses/resp_1", 404),
         ("DELETE", "/v1/completions", 405),
         ("GET", "/v1/nothing", 404),
         ("POST", "/v1/load_lora_adapter", 404),

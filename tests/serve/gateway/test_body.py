@@ -9,6 +9,7 @@ import pytest
 
 from tuneloop.serve.gateway.body import REFUSED, Ask, Endpoint, Limits, read
 from tuneloop.serve.gateway.errors import ApiError
+from tuneloop.serve.gateway.responses import items
 
 LIMITS = Limits(prompt_chars=50, tokens=100, choices=2)
 CHAT = {"model": "bot", "messages": [{"role": "user", "content": "Hi"}]}
@@ -107,12 +108,92 @@ def test_text_parts_are_read_as_text() -> None:
 
 
 def test_a_stream_always_asks_the_engine_for_its_usage() -> None:
-    assert json.loads(ask(CHAT).for_engine("bot@2")) == CHAT | {"model": "bot@2"}
+    assert json.loads(ask(CHAT).for_engine("bot@2", "req_1")) == CHAT | {"model": "bot@2"}
     for options in (None, {}, {"include_usage": False}):
         found = ask(CHAT | {"stream": True, "stream_options": options})
         assert not found.wants_usage
-        assert json.loads(found.for_engine("bot@2"))["stream_options"] == {"include_usage": True}
+        assert json.loads(found.for_engine("bot@2", "req_1"))["stream_options"] == {"include_usage": True}
     theirs = {"include_usage": True, "continuous_usage_stats": True}
     found = ask(CHAT | {"stream": True, "stream_options": theirs})
     assert found.wants_usage
-    assert json.loads(found.for_engine("bot@2"))["stream_options"] == theirs
+    assert json.loads(found.for_engine("bot@2", "req_1"))["stream_options"] == theirs
+
+
+RESPONSE = {"model": "bot", "input": "Hi"}
+CALL = {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}
+
+
+@pytest.mark.parametrize(
+    ("change", "param"),
+    [
+        ({"input": None}, "input"),
+        ({"input": ""}, "input"),
+        ({"input": []}, "input"),
+        ({"input": 7}, "input"),
+        ({"input": ["Hi"]}, "input"),
+        ({"input": [{"content": "Hi"}]}, "input"),
+        ({"input": [{"role": "tool", "content": "Hi"}]}, "input"),
+        ({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "http://10.0.0.1"}]}]}, "input"),
+        ({"input": [{"type": "item_reference", "id": "msg_1"}]}, "input"),
+        ({"input": [{"type": "function_call_output", "call_id": "c", "output": [{"type": "input_file"}]}]}, "input"),
+        ({"input": "x" * 51}, "input"),
+        ({"instructions": 7}, "instructions"),
+        ({"instructions": "x" * 49}, "input"),
+        ({"tools": [{"type": "web_search"}]}, "tools"),
+        ({"tools": [{"type": "mcp", "server_url": "http://10.0.0.1"}]}, "tools"),
+        ({"max_output_tokens": 101}, "max_output_tokens"),
+        ({"max_output_tokens": 0}, "max_output_tokens"),
+        ({"n": "2"}, "n"),
+        *[({name: 1}, name) for name in (*REFUSED, *items.REFUSED)],
+    ],
+)
+def test_a_bad_responses_request_is_refused_with_the_member_named(change: dict[str, Any], param: str) -> None:
+    with pytest.raises(ApiError) as refused:
+        ask(RESPONSE | change, "response")
+    assert (refused.value.status, refused.value.param) == (400, param)
+
+
+def test_an_engine_is_told_a_responses_id_and_to_keep_nothing() -> None:
+    told = {"model": "bot@2", "request_id": "resp_req_1", "store": False}
+    for given in ({}, {"store": False}, {"store": None}):
+        found = ask(RESPONSE | {"stream": True} | given, "response")
+        assert json.loads(found.for_engine("bot@2", "req_1")) == RESPONSE | {"stream": True} | told
+
+
+def test_a_responses_turns_are_read_whoever_said_them() -> None:
+    parts = [{"type": "output_text", "text": "one"}, {"type": "refusal", "refusal": "two"}]
+    given = [
+        {"role": "user", "content": "Hi"},
+        {"type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": "hm"}]},
+        {"type": "message", "role": "assistant", "content": parts},
+        CALL,
+        {"type": "function_call_output", "call_id": "c", "output": "done"},
+    ]
+    assert ask(RESPONSE | {"input": given, "instructions": "Be kind."}, "response").messages == (
+        ("system", "Be kind."),
+        ("user", "Hi"),
+        ("assistant", "one\ntwo"),
+        ("assistant", ""),
+        ("tool", "done"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "param"),
+    [
+        ({"input": None}, "input"),
+        ({"input": ""}, "input"),
+        ({"input": [1, 2]}, "input"),
+        ({"input": [[1, 2]]}, "input"),
+        ({"input": [{"role": "user", "content": "Hi"}]}, "input"),
+        ({"input": [""] * 2_049}, "input"),
+        ({"input": ["x" * 26, "y" * 26]}, "input"),
+        ({"messages": [{"role": "user", "content": "Hi"}]}, "messages"),
+        ({"encoding_format": "bytes"}, "encoding_format"),
+        ({"priority": 1}, "priority"),
+    ],
+)
+def test_a_bad_embeddings_request_is_refused_with_the_member_named(change: dict[str, Any], param: str) -> None:
+    with pytest.raises(ApiError) as refused:
+        ask(RESPONSE | change, "embedding")
+    assert (refused.value.status, refused.value.param) == (400, param)

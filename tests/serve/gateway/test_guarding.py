@@ -13,7 +13,7 @@ import pytest
 import sqlalchemy as sa
 
 from serve.gateway.world import Address, Got, World, until
-from tuneloop.registry.guard_policy import GuardPolicy, KeyGuards, OutputGuards, Topics
+from tuneloop.registry.guard_policy import GuardPolicy, KeyGuards, OutputGuards, Topics, is_sampled
 from tuneloop.registry.nouns import RequestRecord
 from tuneloop.registry.tables import policies
 from tuneloop.serve.gateway.guard_worker import Finding
@@ -87,12 +87,26 @@ def test_a_policy_guards_without_a_restart_and_each_role_is_what_it_is(world: Wo
     assert guarded.chat(messages=[{"role": "user", "content": halves}]).status == 400
     assert guarded.call("/v1/completions", {"model": "bot", "prompt": ["Hello", ATTACK], "n": 1}).status == 400
     assert guarded.chat(documents=[{"text": ATTACK}]).error["param"] == "documents"
+    output = {"type": "function_call_output", "call_id": "1", "output": ATTACK}
+    for given, where in (
+        (ATTACK, "input"),
+        ([{"role": "user", "content": ATTACK}], "input[0]"),
+        ([{"role": "user", "content": "Read it."}, output], "input[1]"),
+    ):
+        assert guarded.call("/v1/responses", {"model": "bot", "input": given}).error["param"] == where
+    assert guarded.call("/v1/embeddings", {"model": "bot", "input": ["Hi", ATTACK]}).error["code"] == "guard_blocked"
+    given = [{"role": "user", "content": MAIL}]
+    assert guarded.call("/v1/responses", {"model": "bot", "input": given, "instructions": ATTACK}).status == 200
+    assert sent(world)["instructions"] == ATTACK
+    assert sent(world)["input"] == [{"role": "user", "content": "write to <EMAIL_ADDRESS>"}]
+    assert guarded.call("/v1/embeddings", {"model": "bot", "input": [MAIL, "Hi"]}).status == 200
+    assert sent(world)["input"] == ["write to <EMAIL_ADDRESS>", "Hi"]
     record = recorded(world, flagged.headers["x-request-id"])
     assert record.guards["injection"].startswith("flag: ")
     assert record.guards["personal"] == "redact: EMAIL_ADDRESS"
     assert recorded(world, refused.headers["x-request-id"]).guards["injection"].startswith("block: ")
     assert guarded.metric(findings("input", "injection", "flag")) == 1
-    assert guarded.metric(findings("input", "injection", "block")) == 6
+    assert guarded.metric(findings("input", "injection", "block")) == 10
 
 
 def findings(where: str, name: str, action: str) -> str:
@@ -129,6 +143,13 @@ def test_length_and_parameters_are_refused_or_flagged_and_a_key_may_differ(world
     assert trusted.chat(text=ATTACK[:20]).status == 200
     assert unrecorded.metric(findings("input", "parameters", "flag")) == 1
     assert unrecorded.chat(n=2).status == 400
+    guard(world, unrecorded, parameters="sample", max_choices=1, sample_bp=5_000)
+    found = [unrecorded.chat(n=2) for _ in range(6)]
+    drawn = [is_sampled(got.headers["x-request-id"], 5_000) for got in found]
+    noted = [recorded(world, got.headers["x-request-id"]).guards["parameters"] for got in found]
+    assert noted == ["sample: n" if one else "pass: n" for one in drawn]
+    for action, count in (("sample", sum(drawn)), ("pass", 6 - sum(drawn))):
+        assert unrecorded.metric(findings("input", "parameters", action)) == count
     guard(world, unrecorded, enabled=False)
     assert unrecorded.chat(text=ATTACK).status == 200
 
@@ -176,6 +197,22 @@ def test_answers_are_masked_streamed_and_whole(world: World, guarded: Address) -
     assert record.answer == masked
     assert record.guards == {"output.secrets": "redact: github-token", "output.personal": "redact: EMAIL_ADDRESS"}
     assert guarded.metric(findings("output", "personal", "redact")) == 2
+    with guarded.client() as client:
+        response = client.responses.create(model="bot", instructions=MAIL, input="?")
+        with client.responses.create(model="bot", input="Hi", stream=True) as said:
+            events = list(said)
+    assert (response.output_text, response.instructions) == (masked, MAIL)
+    assert "".join(event.delta for event in events if event.type == "response.output_text.delta") == masked
+    last = events[-1]
+    assert last.type == "response.completed"
+    assert last.response.output_text == masked
+    assert not any("ada@" in event.to_json() for event in events)
+    record = recorded(world, str(last.response.id).removeprefix("resp_"))
+    assert (record.answer, record.question, record.guards["output.secrets"]) == (masked, "Hi", "redact: github-token")
+    embedded = guarded.call("/v1/embeddings", {"model": "bot", "input": ["one", "two"]})
+    assert embedded.json["data"][1]["embedding"] == [0.5, 3]
+    vectors = recorded(world, embedded.headers["x-request-id"])
+    assert ([m.content for m in vectors.messages], vectors.answer) == (["one", "two"], None)
 
 
 def test_a_verdict_of_very_many_findings_is_not_remembered() -> None:

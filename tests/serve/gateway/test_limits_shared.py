@@ -12,7 +12,7 @@ import pytest
 from serve.gateway.test_limits import limited
 from serve.gateway.wire import Wire
 from serve.gateway.world import World, until
-from tests_support import Clock, beat_gateway
+from tests_support import Clock, beat_gateway, request_record
 from tuneloop.registry import Registry
 from tuneloop.registry.access.limits import KeyLimits
 from tuneloop.registry.nouns import ApiKey, utc_now
@@ -75,8 +75,8 @@ class Front:
                 continue
             self.let_in.append(self.seconds())
             exchange.target, exchange.usage = TARGET, Usage(3, 5)
-            assert exchange.taken is not None
-            self.limits.settle(exchange, exchange.taken)
+            assert exchange.taken
+            self.limits.settle(exchange)
         return len(self.let_in) - before
 
 
@@ -167,8 +167,8 @@ def test_an_answer_that_took_more_than_its_reservation_counts_however_long_it_ra
     front.limits.admit(exchange, key, ASK, "bot")
     clock.advance(90)
     exchange.target, exchange.usage = TARGET, Usage(3, 200)
-    assert exchange.taken is not None
-    front.limits.settle(exchange, exchange.taken)
+    assert exchange.taken
+    front.limits.settle(exchange)
     front.look()
     assert front.ask(1) == 0
     clock.advance(61)
@@ -185,6 +185,54 @@ def test_a_key_with_a_budget_is_refused_until_it_is_known_what_it_has_spent(regi
     assert (caught.value.status, caught.value.code, caught.value.retry_after_s) == (503, "not_ready", 1)
     front.look()
     assert front.ask(1) == 1
+
+
+def test_all_keys_of_an_owner_share_its_limits_on_every_gateway_and_keep_their_own(
+    registries: Registry, clock: Clock
+) -> None:
+    together = KeyLimits(requests_per_minute=40, budget_usd_per_month=Decimal("0.0008"))
+    registries.owners.limit("team-a", lambda _: together, by="test")
+    registries.keys.new("team-a", by="test")
+    registries.keys.new("team-a", by="test", limits=KeyLimits(requests_per_minute=4))
+    registries.keys.new("team-b", by="test")
+    small, large, other = sorted(registries.keys.all(), key=lambda key: (key.owner, key.limits.are_none))
+    price = Price(prompt_usd_per_million=Decimal(1), completion_usd_per_million=Decimal(1))
+    first, second = (Front(f"g{number}", registries, clock, large, {"bot": price}) for number in range(2))
+    mine = Front("g0", registries, clock, small)  # the same gateway, asked with another key
+    mine.limits, mine.sharing = first.limits, first.sharing
+    for front in (first, second, first, second):
+        front.look()
+    for _ in range(20):
+        mine.ask(3)
+        for front in (first, second):
+            front.ask(5)
+            front.look()
+        clock.advance(1)
+    assert len(mine.let_in) == 4, "its own limit holds too"
+    assert 30 <= most_in_a_minute([first, second, mine]) <= 40
+    assert other.owner_limits is None
+    clock.advance(61)
+    used = {first.key.id: 30 * 8, small.id: 4 * 8}
+    for number, (key, tokens) in enumerate(used.items()):
+        record = request_record(number, clock(), api_key=key, prompt_tokens=tokens, completion_tokens=500)
+        registries.traffic.add_requests([record])
+    clock.advance(20)
+    first.look()
+    assert mine.ask(1) == first.ask(1) == 0, "what its keys have spent together is its budget"
+
+
+def test_a_request_that_its_owner_has_no_room_for_takes_nothing_of_its_key(registries: Registry, clock: Clock) -> None:
+    registries.owners.limit("team-a", lambda _: KeyLimits(tokens_per_minute=20), by="test")
+    registries.keys.new("team-a", by="test", limits=KeyLimits(requests_per_minute=2))
+    [key] = registries.keys.all()
+    told: list[tuple[str, str]] = []
+    limits = Limits({}, 512, lambda *what: told.append(what), lambda: None, clock=lambda: clock().timestamp())
+    exchange = Exchange("completion")
+    with pytest.raises(ApiError, match="team-a, with all its API keys,"):
+        limits.admit(exchange, key, ASK, "bot")
+    assert (told, exchange.taken) == ([(key.id, "owner_tokens")], ())
+    headers = dict(exchange.limit_headers or ())
+    assert (headers[b"x-ratelimit-remaining-requests"], headers[b"x-ratelimit-limit-tokens"]) == (b"2", b"20")
 
 
 def test_two_real_gateways_share_a_small_limit_and_refuse_what_is_beyond_it(

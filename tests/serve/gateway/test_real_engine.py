@@ -88,6 +88,26 @@ def test_twenty_prompts_get_the_same_tokens_through_the_gateway(gateway: Address
     assert len({answer.choices[0].message.content for answer in got}) > 10
 
 
+def test_responses_through_the_gateway_are_those_of_vllm(gateway: Address, engine_agent: EngineAgent) -> None:
+    direct = openai.OpenAI(base_url=f"{engine_agent.url}/v1", api_key="none", max_retries=0)
+    name = f"{MODEL}@1"
+    asked: dict[str, Any] = {"instructions": "Be brief.", "input": QUESTIONS[1], "temperature": 0.0}
+    asked |= {"max_output_tokens": 8, "include": ["message.output_text.logprobs"], "top_logprobs": 1}
+    with direct, gateway.client() as client:
+        expected = direct.responses.create(model=name, **asked)
+        got = client.responses.create(model=MODEL, **asked)
+        with client.responses.create(model=MODEL, stream=True, **asked) as stream:
+            events = list(stream)
+        with pytest.raises(openai.BadRequestError, match="do not serve this endpoint"):
+            client.embeddings.create(model=MODEL, input="Hello?")
+    assert got.output_text == expected.output_text
+    assert [part.logprobs for part in got.output[0].content] == [part.logprobs for part in expected.output[0].content]
+    assert (got.usage, got.model, got.id) == (expected.usage, MODEL, f"resp_{got._request_id}")
+    assert "".join(event.delta for event in events if event.type == "response.output_text.delta") == got.output_text
+    assert (events[-1].type, events[-1].response.output_text) == ("response.completed", got.output_text)
+    assert {event.response.model for event in events if hasattr(event, "response")} == {MODEL}
+
+
 def test_what_vllm_refuses_reaches_the_client_as_its_own_error(gateway: Address) -> None:
     with gateway.client() as client:
         hello: Any = {"model": MODEL, "messages": [{"role": "user", "content": "x"}]}

@@ -268,6 +268,8 @@ def test_each_guard_does_what_its_policy_says() -> None:
     assert Guards(GuardPolicy(injection="off", secrets="off")).judge(text).action == "allow"
     assert Guards(GuardPolicy(injection="flag", secrets="off")).judge(text).action == "flag"
     assert Guards(GuardPolicy(injection="flag", secrets="redact")).judge(text).action == "redact"
+    assert Guards(GuardPolicy(injection="sample", secrets="flag")).judge(text).action == "flag"
+    assert Guards(GuardPolicy(injection="sample", secrets="off")).judge(text).action == "sample"
     assert Guards(GuardPolicy(injection="off", secrets="block")).judge(text).action == "block"
     lenient = Guards(GuardPolicy(block_from=1.0, flag_from=0.5, secrets="off"))
     assert lenient.judge(ATTACKS[0]).action == "flag"

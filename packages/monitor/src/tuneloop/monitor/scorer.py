@@ -113,6 +113,8 @@ class Scorer:
     def _one(self, engines: Sequence[EngineState], name: str, record: RequestRecord, correction: str) -> Scored:
         if self._stopping():
             raise Stopped
+        if record.endpoint == "embedding":
+            return Scored(None, "an embeddings request: its model writes no text")
         if (record.prompt_tokens or 0) > self._max_tokens:
             return Scored(None, f"longer than scorer_max_tokens ({self._max_tokens})")
         if (record.prompt_tokens or 0) + len(correction) / _CHARS_PER_TOKEN > self._max_tokens:
@@ -139,7 +141,7 @@ class Scorer:
             return Scored(None, f"the engine refuses the prompt: {response.text[:200]}")
         response.raise_for_status()
         answer = response.json()
-        holder = answer if record.endpoint == "chat" else answer["choices"][0]
+        holder = answer["choices"][0] if record.endpoint == "completion" else answer
         positions = holder.get("prompt_logprobs")
         if positions is None:
             raise ValueError(f"HTTP 200 without prompt_logprobs: {response.text[:200]}")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Self
 
 from tuneloop.registry.access.keys import Keys
 from tuneloop.registry.access.leases import Leases
+from tuneloop.registry.access.owners import Owners
 from tuneloop.registry.access.tokens import Tokens
 from tuneloop.registry.access.usage import Usage
 from tuneloop.registry.audit import Audit
@@ -50,6 +51,7 @@ class Registry:
         self.traffic = Traffic(self.database)
         self.fleet = Fleet(self.database, clock)
         self.keys = Keys(self.database, clock)
+        self.owners = Owners(self.database, clock)
         self.usage = Usage(self.database)
         self.leases = Leases(self.database, clock)
         self.tokens = Tokens(self.database, clock)

@@ -10,6 +10,7 @@ import re
 import unicodedata
 from collections.abc import Mapping
 from datetime import datetime
+from hashlib import blake2b
 from typing import Annotated, Any, Literal, Self
 
 import sqlalchemy as sa
@@ -30,7 +31,7 @@ from tuneloop.registry.tables import policies
 
 _LETTER = re.compile(r"[^\W_]")
 KIND = "guard"  # of these policies' rows
-GuardAction = Literal["block", "redact", "flag", "off"]
+GuardAction = Literal["block", "redact", "flag", "sample", "off"]
 Entity = Literal["EMAIL_ADDRESS", "PHONE_NUMBER", "CREDIT_CARD", "IBAN_CODE", "US_SSN", "IP_ADDRESS", "CRYPTO"]
 EVERY_ENTITY: tuple[Entity, ...] = (
     "EMAIL_ADDRESS",
@@ -47,9 +48,9 @@ def _off(value: Any) -> Any:
     return "off" if value is False else value  # YAML 1.1 reads a bare `off` as false
 
 
-Judged = Annotated[Literal["block", "flag", "off"], BeforeValidator(_off)]
+Judged = Annotated[Literal["block", "flag", "sample", "off"], BeforeValidator(_off)]
 Cleaned = Annotated[GuardAction, BeforeValidator(_off)]
-Masked = Annotated[Literal["redact", "flag", "off"], BeforeValidator(_off)]
+Masked = Annotated[Literal["redact", "flag", "sample", "off"], BeforeValidator(_off)]
 Entities = Annotated[tuple[Entity, ...], BeforeValidator(as_tuple), Field(min_length=1)]
 Parameter = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 
@@ -71,7 +72,15 @@ Phrase = Annotated[str, StringConstraints(max_length=100), AfterValidator(_phras
 Phrases = Annotated[tuple[Phrase, ...], BeforeValidator(as_tuple), Field(min_length=1)]
 _MOST_PHRASES = 5_000
 # Without these there is no request; and whether it streams changes nothing a guard could mind.
-_NO_PARAMETERS = {"model", "messages", "prompt", "stream"}
+_NO_PARAMETERS = {"model", "messages", "prompt", "input", "stream"}
+
+
+SAMPLED = "sample: "  # how a record notes what people are to read
+
+
+def is_sampled(request_id: str, sample_bp: int) -> bool:
+    """Whether people are to read a request, of all that a guard finds: the same whoever asks, and wherever."""
+    return int.from_bytes(blake2b(request_id.encode(), digest_size=8).digest()) % 10_000 < sample_bp
 
 
 class OutputGuards(Noun):
@@ -147,6 +156,7 @@ class GuardPolicy(Noun):
     personal: Cleaned = "redact"
     entities: Entities = EVERY_ENTITY
     topics: Topics | None = None
+    sample_bp: int = Field(default=1_000, ge=1, le=10_000)  # of what `sample` finds, how much people are to read
     trusted_roles: Annotated[tuple[Parameter, ...], BeforeValidator(as_tuple)] = ("system", "developer")  # not judged
     output: OutputGuards | None = None  # answers pass as they are
     deadline_ms: int = Field(default=1_000, ge=10, le=60_000)  # within which a request is judged

@@ -13,6 +13,7 @@ from sqlalchemy.engine import Connection
 from tuneloop.registry.access.usage import Booking
 from tuneloop.registry.database import Database, Rows, noun_of, readable, row_of
 from tuneloop.registry.errors import NotFound
+from tuneloop.registry.guard_policy import SAMPLED
 from tuneloop.registry.inserting import Inserting
 from tuneloop.registry.nouns import Feedback, Noun, RequestLine, RequestRecord
 from tuneloop.registry.paging import Ask, Page, page
@@ -152,8 +153,10 @@ class Traffic:
         version: int | None = None,
         newest: int | None = None,
         oldest: int | None = None,
+        sampled: bool = False,
     ) -> Rows[RequestRecord]:
-        """Records of a model in order of time: `since` < at ≤ `until`, of one served version, at most so many.
+        """Records of a model in order of time: `since` < at ≤ `until`, of one served version, at most so many; with
+        `sampled` of those alone that a guard marked for people to read.
 
         `newest` or `oldest` says from which end they are counted. Those that cannot be read are left out and logged.
         """
@@ -164,6 +167,8 @@ class Traffic:
             query = query.where(requests.c.at <= until)
         if version is not None:
             query = query.where(requests.c.served_version == version)
+        if sampled:
+            query = query.where(sa.cast(requests.c.guards, sa.Text).like(f'%"{SAMPLED}%'))
         if newest is not None:
             query = query.order_by(requests.c.at.desc(), requests.c.id.desc()).limit(newest)
         else:

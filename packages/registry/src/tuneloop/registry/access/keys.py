@@ -20,7 +20,7 @@ from tuneloop.registry.errors import InvalidInput, NotFound, Refused
 from tuneloop.registry.expiry import expires_at
 from tuneloop.registry.nouns import ApiKey, kept
 from tuneloop.registry.paging import Ask, Page, page
-from tuneloop.registry.tables import api_keys
+from tuneloop.registry.tables import api_keys, owner_limits
 
 NO_LIMITS = KeyLimits()
 MOST_GRACE_S = 90 * 86_400.0
@@ -87,9 +87,11 @@ class Keys:
         return secret, key
 
     def all(self) -> Rows[ApiKey]:
-        """Every key, the newest first."""
+        """Every key with its owner's limits, the newest first."""
+        joined = api_keys.outerjoin(owner_limits, owner_limits.c.name == api_keys.c.owner)
+        query = sa.select(api_keys, owner_limits.c.limits.label("owner_limits")).select_from(joined)
         with self._db.reading() as connection:
-            rows = connection.execute(sa.select(api_keys).order_by(api_keys.c.created_at.desc())).mappings().all()
+            rows = connection.execute(query.order_by(api_keys.c.created_at.desc())).mappings().all()
         return readable(ApiKey, rows)
 
     def page(self, ask: Ask) -> Page[ApiKey]:

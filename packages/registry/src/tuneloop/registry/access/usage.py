@@ -15,10 +15,10 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 from sqlalchemy.sql.compiler import SQLCompiler
 
-from tuneloop.registry.database import Database, Rows, readable
+from tuneloop.registry.database import Database, Rows, noun_of, readable
 from tuneloop.registry.nouns import KeyUsage, RequestRecord
 from tuneloop.registry.paging import Ask, Page, page
-from tuneloop.registry.tables import key_usage
+from tuneloop.registry.tables import api_keys, key_usage
 
 _KEY = ("month", "api_key", "model")
 _COUNTS = ("requests", "prompt_tokens", "completion_tokens")
@@ -82,6 +82,15 @@ class Usage:
         with self._db.reading() as connection:
             rows = connection.execute(query.order_by(key_usage.c.api_key, key_usage.c.model)).mappings().all()
         return readable(KeyUsage, rows)
+
+    def month_of_owners(self, at: datetime, owners: Collection[str]) -> list[tuple[str, KeyUsage]]:
+        """What the keys of owners, revoked ones too, used in the month of `at`, each with the key's owner."""
+        joined = key_usage.join(api_keys, api_keys.c.id == key_usage.c.api_key)
+        query = sa.select(key_usage, api_keys.c.owner).select_from(joined)
+        query = query.where(key_usage.c.month == month_name(at), api_keys.c.owner.in_(owners))
+        with self._db.reading() as connection:
+            rows = connection.execute(query).mappings().all()
+        return [(row["owner"], noun_of(KeyUsage, row)) for row in rows]
 
     def page(self, month: str, ask: Ask, key: str | None = None) -> Page[KeyUsage]:
         """The same of a month by its name, page by page."""

@@ -91,7 +91,7 @@ class KeyAnswer(Noun):
     @classmethod
     def of(cls, key: ApiKey) -> Self:
         """What may be shown of a key."""
-        return cls(**key.model_dump(exclude={"digest", "old_digest"}))
+        return cls(**key.model_dump(exclude={"digest", "old_digest", "owner_limits"}))
 
 
 class NewKey(Noun):

@@ -6,6 +6,7 @@ from fastapi import APIRouter
 from pydantic import Field
 
 from tuneloop.registry.access.limits import KeyLimits
+from tuneloop.registry.access.owners import OwnerLimits
 from tuneloop.registry.access.roles import Permission, Role
 from tuneloop.registry.access.tokens import NAME_PATTERN, Token
 from tuneloop.registry.access.usage import month_name
@@ -42,6 +43,13 @@ class LimitsWanted(Body):
     """What a key may take from now on."""
 
     limits: KeyLimits = Field(description="All of its limits: what is not named is lifted.")
+
+
+class OwnerLimitsWanted(Body):
+    """What the keys of an owner may take together from now on."""
+
+    owner: Name = Field(description="Whose keys.", examples=["team-a"])
+    limits: KeyLimits = Field(description="All of its limits: what is not named is lifted; an owner has no priority.")
 
 
 class Rotating(Body):
@@ -95,6 +103,18 @@ def new_key(body: KeyWanted, here: Here) -> NewKey:
 def limit_key(key_id: KeyPath, body: LimitsWanted, here: Here) -> KeyAnswer:
     """Set what an API key may take; gateways follow within 2 s."""
     return KeyAnswer.of(here.registry.keys.limit(key_id, lambda _: body.limits, by=here.actor, reason=body.reason))
+
+
+@router.get("/owner-limits", tags=["keys"], dependencies=needs(Permission.READ))
+def list_owner_limits(here: Here, ask: Asked) -> PageOf[OwnerLimits]:
+    """What the keys of owners may take together, by the owners' names."""
+    return PageOf[OwnerLimits].of(here.registry.owners.page(ask))
+
+
+@router.put("/owner-limits", tags=["keys"], dependencies=needs(Permission.KEYS))
+def limit_owner(body: OwnerLimitsWanted, here: Here) -> OwnerLimits:
+    """Set what the keys of an owner may take together; gateways follow within 2 s."""
+    return here.registry.owners.limit(body.owner, lambda _: body.limits, by=here.actor, reason=body.reason)
 
 
 @router.post("/keys/{key_id}/rotate", tags=["keys"], dependencies=needs(Permission.KEYS))

@@ -53,6 +53,8 @@ SERVED: dict[str, tuple[str, ...]] = {
     "key new": ("new_key",),
     "key list": ("list_keys",),
     "key limit": ("limit_key",),
+    "key owner": ("limit_owner",),
+    "key owners": ("list_owner_limits",),
     "key rotate": ("rotate_key",),
     "key usage": ("list_usage",),
     "key revoke": ("revoke_key",),

@@ -24,6 +24,7 @@ class ApiKey(Noun):
     limits: KeyLimits = KeyLimits()
     old_digest: str | None = None  # of the secret before the last rotation, which opens until `old_until`
     old_until: AwareDatetime | None = None
+    owner_limits: KeyLimits | None = None  # that all keys of its owner have together, where gateways read it
 
     def usable(self, now: datetime) -> bool:
         """Neither revoked nor expired."""

@@ -10,7 +10,7 @@ from tuneloop.registry.nouns.base import Noun
 
 
 class Message(Noun):
-    """One turn of a conversation; a plain completion's prompt has the role `prompt`."""
+    """One turn of a conversation; a plain completion's prompt has the role `prompt`, what is embedded `user`."""
 
     role: str
     content: str
@@ -29,7 +29,7 @@ class RequestLine(Noun):
     key_hash: str  # hash of the sticky key
     key_source: Literal["header", "user", "api_key", "request"]
     api_key: str | None  # id of the key, never the key
-    endpoint: Literal["chat", "completion"]
+    endpoint: Literal["chat", "completion", "response", "embedding"]
     stream: bool
     status: int  # HTTP status; 499 when the client left first
     error: str | None = None

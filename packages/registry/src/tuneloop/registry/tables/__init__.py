@@ -3,7 +3,7 @@
 Each room holds those of some nouns; `metadata` has them all once this is imported.
 """
 
-from tuneloop.registry.tables.access import api_keys, key_usage, limit_leases, tokens
+from tuneloop.registry.tables.access import api_keys, key_usage, limit_leases, owner_limits, tokens
 from tuneloop.registry.tables.alerts import deliveries, episodes, silences, window_scores
 from tuneloop.registry.tables.audit_log import audit, audit_head
 from tuneloop.registry.tables.columns import Json, Money, UtcDateTime, metadata
@@ -32,6 +32,7 @@ __all__ = [
     "key_usage",
     "limit_leases",
     "metadata",
+    "owner_limits",
     "policies",
     "requests",
     "retraining",

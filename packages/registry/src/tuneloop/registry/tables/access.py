@@ -21,6 +21,13 @@ api_keys = sa.Table(
     sa.Column("old_digest", sa.String(64)),
     time_column("old_until", nullable=True),
 )
+owner_limits = sa.Table(
+    "owner_limits",
+    metadata,
+    sa.Column("name", sa.String(200), primary_key=True),
+    json_column("limits"),
+    time_column("changed_at"),
+)
 key_usage = sa.Table(  # months are texts, `2026-11`
     "key_usage",
     metadata,

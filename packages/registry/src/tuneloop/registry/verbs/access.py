@@ -1,4 +1,4 @@
-"""`tuneloop key new · list · limit · rotate · usage · revoke`."""
+"""`tuneloop key new · list · limit · owner · owners · rotate · usage · revoke`."""
 
 from __future__ import annotations
 
@@ -27,9 +27,14 @@ _LIMITS = (  # option, field, what it says
 
 def _limit_options(command: Callable[..., None]) -> Callable[..., None]:
     """`--rpm --tpm --streams --budget-usd --priority`."""
-    command = click.option(
+    priority = click.option(
         "--priority", type=click.Choice(PRIORITIES), help="Whose turn it is where requests wait for engines."
-    )(command)
+    )
+    return _owner_options(priority(command))
+
+
+def _owner_options(command: Callable[..., None]) -> Callable[..., None]:
+    """`--rpm --tpm --streams --budget-usd`."""
     for option, field, help_text in reversed(_LIMITS):
         command = click.option(option, field, metavar="NUMBER|none", help=help_text)(command)
     return command
@@ -68,7 +73,7 @@ def _said(limits: KeyLimits) -> str:
 
 
 def _shown(key: ApiKey) -> dict[str, Any]:
-    return key.model_dump(mode="json", exclude={"digest", "old_digest"})
+    return key.model_dump(mode="json", exclude={"digest", "old_digest", "owner_limits"})
 
 
 @click.group()
@@ -144,11 +149,42 @@ def key_list(as_json: bool) -> None:
 @json_option
 def key_limit(key_id: str, by: str, reason: str | None, as_json: bool, **given: str | None) -> None:
     """Change a key's limits, `none` lifts one; the others stay. Gateways follow within 2 s."""
-    if all(text is None for text in given.values()):
-        raise InvalidInput("name what to change, for example --rpm 60, or --rpm none to lift it")
+    _require_some(given)
     with Registry.open() as registry:
         changed = registry.keys.limit(key_id, lambda limits: _changed(limits, given), by=by, reason=reason)
         emit(_shown(changed), as_json, f"{key_id}: {_said(changed.limits)}")
+
+
+def _require_some(given: dict[str, str | None]) -> None:
+    if all(text is None for text in given.values()):
+        raise InvalidInput("name what to change, for example --rpm 60, or --rpm none to lift it")
+
+
+@key.command("owner")
+@click.argument("owner")
+@_owner_options
+@by_user_option
+@click.option("--reason", help="Why; kept for ever.")
+@json_option
+def key_owner(owner: str, by: str, reason: str | None, as_json: bool, **given: str | None) -> None:
+    """Limit what all keys of an owner may take together; `none` lifts one. Gateways follow within 2 s."""
+    _require_some(given)
+    with Registry.open() as registry:
+        changed = registry.owners.limit(owner, lambda limits: _changed(limits, given), by=by, reason=reason)
+        emit(changed, as_json, f"{owner}: {_said(changed.limits)}")
+        if not any(made.owner == owner for made in registry.keys.all()):
+            click.echo(f"warning: no key is {owner}'s yet; `tuneloop key list` shows the owners", err=True)
+
+
+@key.command("owners")
+@json_option
+def key_owners(as_json: bool) -> None:
+    """List the limits of owners."""
+    with Registry.open() as registry:
+        found = registry.owners.all()
+        tell_unreadable(found.unreadable)
+        rows = [[one.name, _said(one.limits), f"{one.changed_at:%Y-%m-%d}"] for one in found]
+        emit(list(found), as_json, table(["OWNER", "LIMITS TOGETHER", "CHANGED"], rows))
 
 
 @key.command("rotate")

@@ -10,6 +10,7 @@ from tuneloop.registry import overview
 from tuneloop.registry.database import DAMAGED
 from tuneloop.registry.errors import Unreadable
 from tuneloop.registry.facade import Registry
+from tuneloop.registry.nouns import RequestRecord
 from tuneloop.registry.paging import MOST_PER_PAGE, Ask
 from tuneloop.registry.printing import by_option, emit, json_option, reason_option, table, tell_unreadable
 from tuneloop.registry.trace import trace as trace_back
@@ -80,13 +81,17 @@ def trace(request_id: str, as_json: bool) -> None:
 @click.command()
 @click.argument("model")
 @click.option("--newest", type=click.IntRange(1, MOST_ROWS), help="Only so many, the newest.")
+@click.option("--sampled", is_flag=True, help="Only what guards marked for people to read, with what was said.")
 @json_option
-def requests(model: str, newest: int | None, as_json: bool) -> None:
-    """List a model's requests in order of time, without their text."""
+def requests(model: str, newest: int | None, sampled: bool, as_json: bool) -> None:
+    """List a model's requests in order of time, without their text unless it is kept for people to read."""
     with Registry.open() as registry:
-        found = registry.traffic.window(model, newest=newest)
+        found = registry.traffic.window(model, newest=newest, sampled=sampled)
         if not found:
             registry.check_model(model)
+        if sampled:
+            emit(list(found), as_json, "\n".join(map(_to_read, found)) or "nothing is marked for people to read")
+            return
         rows = [
             [
                 r.id,
@@ -103,6 +108,14 @@ def requests(model: str, newest: int | None, as_json: bool) -> None:
         shown = [r.model_dump(mode="json", exclude={"messages", "answer"}) for r in found]
         headers = ["REQUEST", "AT (UTC)", "REVISION", "ASSIGNED", "SERVED", "STATUS", "MS", "ERROR"]
         emit(shown, as_json, table(headers, rows))
+
+
+def _to_read(record: RequestRecord) -> str:
+    """One request as people read it: what guards found, and what was said, as far as it is on record."""
+    verdicts = "; ".join(f"{guard} {verdict}" for guard, verdict in record.guards.items())
+    turns = [f"  {turn.role}: {turn.content}" for turn in record.messages]
+    answer = [f"  answer: {record.answer}"] if record.answer is not None else []
+    return "\n".join([f"{record.id} {record.at:%Y-%m-%d %H:%M:%S} {verdicts}", *turns, *answer])
 
 
 @click.command()

@@ -24,12 +24,11 @@ from tuneloop.registry.versions.signing.bundle import verifier
 from tuneloop.serve.background import step_back
 from tuneloop.serve.engine.client import EngineClient
 from tuneloop.serve.engine.launch import check_room
-from tuneloop.serve.engine.reconcile import Action, Held, Step, View, plan, settled
+from tuneloop.serve.engine.reconcile import LONGEST_RETRY_S, Action, Held, Step, View, plan, settled
 from tuneloop.serve.engine.settings import EngineSettings
 from tuneloop.serve.engine.wanted import RegistryWatch, Sight
 
 _WARM_S = 60.0
-_LONGEST_RETRY_S = 300.0
 _LONGEST_REFETCH_S = 20.0  # what a person can mend without this engine's help, by signing a version for example
 _FETCHES = 4  # at a time
 STEPS_BACK = 10  # that fetching and checking come after vLLM
@@ -227,10 +226,7 @@ class Keeper:
             raise
         self._at_work = ""
 
-    def _fail(self, name: str, held: Held, reason: str, *, longest_s: float = _LONGEST_RETRY_S) -> None:
-        pause_s = min(2.0 ** (held.failures + 1), longest_s)
+    def _fail(self, name: str, held: Held, reason: str, *, longest_s: float = LONGEST_RETRY_S) -> None:
         if reason != held.reason:
             self._say(f"{name} failed, trying again from time to time: {reason}")
-        self.held[name] = Held(
-            AdapterState.FAILED, None, time.monotonic(), held.failures + 1, time.monotonic() + pause_s, reason
-        )
+        self.held[name] = held.failed(reason, time.monotonic(), longest_s=longest_s)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tuneloop.registry.nouns import AdapterState, parse_version_name
 
+LONGEST_RETRY_S = 300.0
 NO_SLOT = (
     "all {} usable adapter slots are taken; start the engine with --max-loras {} or more, or take a version off a route"
 )
@@ -50,6 +51,11 @@ class Held:
     failures: int = 0
     retry_at_s: float = 0.0
     reason: str = ""
+
+    def failed(self, reason: str, now_s: float, *, longest_s: float = LONGEST_RETRY_S) -> Held:
+        """After one failure more: tried again after twice the pause of the one before."""
+        pause_s = min(2.0 ** (self.failures + 1), longest_s)
+        return Held(AdapterState.FAILED, None, now_s, self.failures + 1, now_s + pause_s, reason)
 
 
 @dataclass(frozen=True)

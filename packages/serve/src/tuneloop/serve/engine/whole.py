@@ -74,10 +74,18 @@ def _remembered(name: str, home: Path, root: Path) -> tuple[Version, Path] | Non
 class WholeKeeper:
     """What the agent asks its keeper, of an engine that holds one version for good."""
 
-    def __init__(self, version: str, client: EngineClient, *, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        version: str,
+        client: EngineClient,
+        *,
+        say: Callable[[str], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._version = version
         self._client = client
         self._say = say
+        self._clock = clock
         self.changed = asyncio.Event()
         self.due = asyncio.Event()
         self.held = {version: Held(AdapterState.LOADING)}
@@ -96,22 +104,24 @@ class WholeKeeper:
         self.changed.set()
 
     async def step(self, _: Sight) -> None:
-        """Warm what vLLM has loaded at its start.
+        """Warm what vLLM has loaded at its start; what it refuses is tried again with growing pauses.
 
         Raises:
             Unavailable: vLLM does not answer.
         """
-        if self.ready:
+        held, began = self.held[self._version], self._clock()
+        if self.ready or began < held.retry_at_s:
             return
-        began = time.monotonic()
         try:
             await self._client.one_token(self._version, _WARM_S)
         except InvalidInput as error:
-            self.held = {self._version: Held(AdapterState.FAILED, reason=str(error))}
+            if str(error) != held.reason:
+                self._say(f"{self._version} failed, trying again from time to time: {error}")
+            self.held = {self._version: held.failed(str(error), self._clock())}
         else:
-            self.held = {self._version: Held(AdapterState.READY, since_s=time.monotonic())}
+            self.held = {self._version: Held(AdapterState.READY, since_s=self._clock())}
             self.ready = True
-            self._say(f"ready with {self._version}, warmed in {time.monotonic() - began:.3f} s")
+            self._say(f"ready with {self._version}, warmed in {self._clock() - began:.3f} s")
         self.changed.set()
 
     async def close(self) -> None:

@@ -10,6 +10,7 @@ import asyncio
 
 import msgspec
 
+from tuneloop.serve.gateway.answers import ANSWERS
 from tuneloop.serve.gateway.body import PATH_OF, Ask
 from tuneloop.serve.gateway.errors import ApiError
 from tuneloop.serve.gateway.exchange import Exchange
@@ -17,9 +18,10 @@ from tuneloop.serve.gateway.http import Send, send_part
 from tuneloop.serve.gateway.line import Line
 from tuneloop.serve.gateway.load import Load
 from tuneloop.serve.gateway.mask import Mask
+from tuneloop.serve.gateway.responses.mask import ResponseMask
 from tuneloop.serve.gateway.settings import GatewaySettings
 from tuneloop.serve.gateway.snapshot import Target
-from tuneloop.serve.gateway.sse import EngineError, Relay, name_member, usage_of
+from tuneloop.serve.gateway.sse import EngineError, Relay
 from tuneloop.serve.gateway.upstream import EngineFailure, Reply, Upstream, lost, refused, too_late
 
 EVENT_BYTES_PER_CHAR = 64  # an event is some 250 bytes and says a word
@@ -37,7 +39,7 @@ class Opened(msgspec.Struct, frozen=True):
     reply: Reply
     relay: Relay | None  # None: `first` is the whole answer
     first: bytes
-    mask: Mask | None = None  # of a stream, where the model's guards look at answers
+    mask: Mask | ResponseMask | None = None  # of a stream, where the model's guards look at answers
 
     async def shown(self, data: bytes) -> bytes:
         """Whole events as the client may see them."""
@@ -88,7 +90,7 @@ class Attempts:
         """Send the request to an engine and wait until there is something for the client."""
         headers = {"x-request-id": exchange.id} | ({"traceparent": exchange.trace} if exchange.trace else {})
         path = PATH_OF[exchange.endpoint]
-        body = ask.for_engine(target.name)
+        body = ask.for_engine(target.name, exchange.id)
         exchange.queue_ms = exchange.elapsed_ms()
         deadline = self.loop.time() + self._first_byte_timeout_s
         reply: Reply | None = None
@@ -107,14 +109,16 @@ class Attempts:
         return opened
 
     async def _begun(self, exchange: Exchange, ask: Ask, target: Target, reply: Reply, deadline: float) -> Opened:
+        said = ANSWERS[ask.endpoint]
         if not ask.stream:
             whole = await reply.whole(deadline)
-            exchange.usage = usage_of(whole)
+            exchange.usage = said.usage_of(whole)
             if exchange.mask is not None:
                 whole = await exchange.mask(self._keep_bytes).whole(whole)
-            exchange.answer = [whole]
-            return Opened(reply, None, whole.replace(name_member(target.name), name_member(ask.asked), 1))
-        relay = Relay(
+            if said.is_text:
+                exchange.answer = [whole]
+            return Opened(reply, None, said.renamed(whole, target.name, ask.asked))
+        relay = said.relay(
             engine_name=target.name, asked=ask.asked, wants_usage=ask.wants_usage, keep_bytes=self._keep_bytes
         )
         mask = exchange.mask(self._keep_bytes) if exchange.mask is not None else None

@@ -13,12 +13,25 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 import msgspec
 
+from tuneloop.serve.gateway import embeddings
 from tuneloop.serve.gateway.errors import ApiError, bad_request
+from tuneloop.serve.gateway.responses import items
 from tuneloop.serve.gateway.splice import DuplicateKey, Members, members
 
-Endpoint = Literal["chat", "completion"]
-PATHS: dict[str, Endpoint] = {"/v1/chat/completions": "chat", "/v1/completions": "completion"}
+Endpoint = Literal["chat", "completion", "response", "embedding"]
+PATHS: dict[str, Endpoint] = {
+    "/v1/chat/completions": "chat",
+    "/v1/completions": "completion",
+    "/v1/responses": "response",
+    "/v1/embeddings": "embedding",
+}
 PATH_OF = {endpoint: path for path, endpoint in PATHS.items()}
+MEMBER: dict[Endpoint, str] = {  # what a client writes most of
+    "chat": "messages",
+    "completion": "prompt",
+    "response": "input",
+    "embedding": "input",
+}
 
 REFUSED = {
     "prompt_logprobs": "it can exhaust an engine's memory on long prompts",
@@ -33,6 +46,12 @@ REFUSED = {
     "use_beam_search": "it multiplies the cost of a request",
     "priority": "the order of requests is the operator's",
     "request_id": "request ids are given by the gateway; read the x-request-id header",
+}
+_REFUSED: dict[Endpoint, dict[str, str]] = {
+    "chat": REFUSED,
+    "completion": REFUSED,
+    "response": REFUSED | items.REFUSED,
+    "embedding": REFUSED | embeddings.REFUSED,
 }
 _OFF = {b"null", b"false"}
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function", "prompt"})
@@ -71,23 +90,44 @@ class _SaidCompletion(_Said):
     echo: bool | None = None
 
 
-_SAID: dict[Endpoint, type[_Said]] = {"chat": _SaidChat, "completion": _SaidCompletion}
+class _SaidResponse(_Said):
+    input: str | list[items.Item] | None = None
+    instructions: str | None = None
+    max_output_tokens: int | None = None
+    tools: list[items.Tool] | None = None
+
+
+class _SaidEmbedding(_Said):
+    input: str | list[str] | None = None
+    encoding_format: str | None = None
+
+
+_SAID: dict[Endpoint, type[_Said]] = {
+    "chat": _SaidChat,
+    "completion": _SaidCompletion,
+    "response": _SaidResponse,
+    "embedding": _SaidEmbedding,
+}
 _AT_ONCE = {endpoint: msgspec.json.Decoder(kind) for endpoint, kind in _SAID.items()}
-_EACH = {name: msgspec.json.Decoder(kind) for said in _SAID.values() for name, kind in get_type_hints(said).items()}
+_EACH = {
+    endpoint: {name: msgspec.json.Decoder(kind) for name, kind in get_type_hints(said).items()}
+    for endpoint, said in _SAID.items()
+}
 
 
 class _OneByOne:
     """The same members, where one of them is wrong: each is decoded when it is asked for, so that it is named."""
 
-    def __init__(self, found: Members) -> None:
+    def __init__(self, found: Members, endpoint: Endpoint) -> None:
         self._found = found
+        self._each = _EACH[endpoint]
 
     def __getattr__(self, name: str) -> Any:
         raw = self._found.values.get(name)
         if raw is None:
             return None
         try:
-            return _EACH[name].decode(raw)
+            return self._each[name].decode(raw)
         except msgspec.ValidationError as error:
             what, _, path = str(error).partition(" - at `$")
             raise bad_request(f"{name}{path.rstrip('`')}: {what[:1].lower()}{what[1:]}", param=name) from None
@@ -107,6 +147,7 @@ class Limits:
 class Ask(msgspec.Struct, frozen=True):
     """One request, as far as the gateway understands it."""
 
+    endpoint: Endpoint
     members: Members
     asked: str  # the model, as the client wrote it: `support-bot` or `support-bot@7`
     stream: bool
@@ -114,10 +155,15 @@ class Ask(msgspec.Struct, frozen=True):
     user: str | None
     messages: tuple[tuple[str, str], ...]  # (role, text)
 
-    def for_engine(self, name: str) -> bytes:
-        """The body for an engine that knows the model as `name`; a stream always reports its usage."""
+    def for_engine(self, name: str, request_id: str) -> bytes:
+        """The body for an engine that knows the model as `name`; a stream always reports its usage.
+
+        A response takes its id from the body, where others take theirs from a header, and is kept by no engine.
+        """
         changes = {"model": msgspec.json.encode(name)}
-        if self.stream and not self.wants_usage:
+        if self.endpoint == "response":
+            changes |= {"request_id": msgspec.json.encode(f"resp_{request_id}"), "store": b"false"}
+        elif self.stream and not self.wants_usage:
             changes["stream_options"] = b'{"include_usage":true}'
         return self.members.replaced(changes)
 
@@ -133,15 +179,17 @@ def read(body: bytes, endpoint: Endpoint, limits: Limits) -> Ask:
     asked = said.model
     if asked is None:
         raise bad_request("model: missing; name a registered model", param="model", code="missing_required_parameter")
-    if not found.values.keys().isdisjoint(REFUSED):
-        for name, why in REFUSED.items():
+    refused = _REFUSED[endpoint]
+    if not found.values.keys().isdisjoint(refused):
+        for name, why in refused.items():
             if name in found.values and bytes(found.values[name]) not in _OFF:
                 raise bad_request(f"{name} is not allowed here: {why}", param=name, code="unsupported_parameter")
     messages = _messages(found, said, endpoint)
     _check_lengths(said, endpoint, messages, limits)
-    stream = bool(said.stream)
+    stream = bool(said.stream) and endpoint != "embedding"
     options = said.stream_options or {}
     return Ask(
+        endpoint=endpoint,
         members=found,
         asked=asked,
         stream=stream,
@@ -162,11 +210,18 @@ def _said(found: Members, endpoint: Endpoint) -> Any:
     try:
         return _AT_ONCE[endpoint].decode(found.text)
     except (msgspec.ValidationError, RecursionError):
-        return _OneByOne(found)
+        return _OneByOne(found, endpoint)
 
 
 def _messages(found: Members, said: Any, endpoint: Endpoint) -> tuple[tuple[str, str], ...]:
-    return _chat(said.messages) if endpoint == "chat" else _completion(found, said)
+    if endpoint == "chat":
+        return _chat(said.messages)
+    if endpoint == "response":
+        items.check_tools(said.tools)
+        return items.turns(said.input, said.instructions)
+    if endpoint == "embedding":
+        return embeddings.turns(said.input, said.encoding_format)
+    return _completion(found, said)
 
 
 def _members(body: bytes) -> Members:
@@ -220,7 +275,7 @@ def _completion(found: Members, said: Any) -> tuple[tuple[str, str], ...]:
 
 def _check_lengths(said: Any, endpoint: Endpoint, messages: tuple[tuple[str, str], ...], limits: Limits) -> None:
     chars = sum([len(text) for _, text in messages])
-    param = "messages" if endpoint == "chat" else "prompt"
+    param = MEMBER[endpoint]
     if chars > limits.prompt_chars:
         raise bad_request(
             f"{param}: {chars} characters are more than the {limits.prompt_chars} allowed; shorten the prompt",
@@ -230,6 +285,8 @@ def _check_lengths(said: Any, endpoint: Endpoint, messages: tuple[tuple[str, str
     for name, tokens in (("max_tokens", said.max_tokens), ("max_completion_tokens", said.max_completion_tokens)):
         if tokens is not None and not 1 <= tokens <= limits.tokens:
             raise bad_request(f"{name}: {tokens} is not between 1 and {limits.tokens}", param=name)
+    if endpoint == "response" and (most := said.max_output_tokens) is not None and not 1 <= most <= limits.tokens:
+        raise bad_request(f"max_output_tokens: {most} is not between 1 and {limits.tokens}", param="max_output_tokens")
     n = 1 if said.n is None else said.n
     choices = n * (len(messages) if endpoint == "completion" else 1)
     if n < 1 or choices > limits.choices:

@@ -1,4 +1,4 @@
-"""The hot path: POST /v1/chat/completions and /v1/completions, on bare ASGI.
+"""The hot path: POST /v1/chat/completions and the other paths that engines answer (`body.PATHS`), on bare ASGI.
 
 Order: API key → body → checks → route and version → limits of the key → its turn → guards → engine → bytes through →
 record. Nothing here waits for database, MLflow or disk. Until the engine's first event (or its whole answer, when not
@@ -38,6 +38,7 @@ from tuneloop.serve.gateway.http import (
 )
 from tuneloop.serve.gateway.line import LINE, Line
 from tuneloop.serve.gateway.load import Load, RetryBudget
+from tuneloop.serve.gateway.responses.events import error_event
 from tuneloop.serve.gateway.routing import pick, plan
 from tuneloop.serve.gateway.settings import GatewaySettings
 from tuneloop.serve.gateway.shadows import Shadows
@@ -225,7 +226,10 @@ async def _end_with(send: Send, exchange: Exchange, error: ApiError) -> None:
     if not exchange.committed:
         await send_json(send, error.status, error.body, [*exchange.headers(), *error.headers])
         return
-    await send_part(send, b"data: " + error.body + b"\n\n", more=True)
+    told = b"data: " + error.body
+    if exchange.endpoint == "response":
+        told = error_event(error, exchange.events)
+    await send_part(send, told + b"\n\n", more=True)
     await send_part(send, b"", more=False)
 
 

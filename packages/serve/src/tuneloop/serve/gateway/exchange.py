@@ -20,6 +20,7 @@ from tuneloop.serve.gateway.sse import Usage
 if TYPE_CHECKING:
     from tuneloop.serve.gateway.admission.limits import Taken
     from tuneloop.serve.gateway.mask import Mask
+    from tuneloop.serve.gateway.responses.mask import ResponseMask
     from tuneloop.serve.gateway.tracing import Traced
 
 KeySource = Literal["header", "user", "api_key", "request"]
@@ -63,9 +64,11 @@ class Exchange(msgspec.Struct):
     delivered: bool = False  # the client has been sent all of a stream: leaving now is no loss to it
     left: bool = False  # the client went away first
     guards: dict[str, str] = {}  # guard → verdict
-    mask: Callable[[int], Mask] | None = None  # makes what hides parts of the answer; takes how many bytes it may keep
+    mask: Callable[[int], Mask | ResponseMask] | None = (
+        None  # makes what hides parts of the answer; takes how many bytes it may keep
+    )
     events: int = 0  # of a stream, that the client was sent
-    taken: Taken | None = None  # what it has taken of its key's limits
+    taken: tuple[Taken, ...] = ()  # what it has taken of the limits of its key and its owner
     turn_began: float | None = None  # None: it has no turn
     shadow_of: str | None = None  # id of the request that this is a copy of: nobody waits for it
     limit_headers: list[tuple[bytes, bytes]] | None = None

@@ -18,7 +18,7 @@ from hashlib import blake2b
 import msgspec
 
 from tuneloop.registry.errors import Unavailable
-from tuneloop.registry.guard_policy import GuardAction, GuardPolicy
+from tuneloop.registry.guard_policy import GuardAction, GuardPolicy, is_sampled
 from tuneloop.serve.gateway.body import Ask, changed
 from tuneloop.serve.gateway.errors import ApiError
 from tuneloop.serve.gateway.exchange import Exchange
@@ -29,6 +29,7 @@ from tuneloop.serve.gateway.mask import Mask
 from tuneloop.serve.gateway.metrics import Metrics
 from tuneloop.serve.gateway.outgoing import Looker
 from tuneloop.serve.gateway.pool import Pool, QueueFull, TooLate
+from tuneloop.serve.gateway.responses.mask import ResponseMask
 from tuneloop.serve.gateway.settings import GatewaySettings
 from tuneloop.serve.gateway.snapshot import Snapshot
 from tuneloop.serve.guards.topics import OFF_TOPIC, words_of
@@ -36,7 +37,7 @@ from tuneloop.serve.guards.topics import OFF_TOPIC, words_of
 _REMEMBERED = 20_000  # verdicts; a hundred bytes or two for each finding
 _MOST_FINDINGS = 16  # of a verdict that is remembered
 _MOST_KINDS = 5  # told of one guard
-_GRAVER: tuple[GuardAction, ...] = ("off", "flag", "redact", "block")
+_GRAVER: tuple[GuardAction, ...] = ("off", "sample", "flag", "redact", "block")
 _COUNT = msgspec.json.Decoder(int | None)
 
 
@@ -126,7 +127,7 @@ class Guard:
         self._refuse_blocked(declared)
         if self._policy.looks and incoming.texts:
             ask = await self._judged_ask(exchange, ask, incoming)
-        if self._policy.output is not None and self._policy.output.looks:
+        if self._policy.output is not None and self._policy.output.looks and exchange.endpoint != "embedding":
             exchange.mask = partial(self._mask, exchange)
         return ask
 
@@ -239,9 +240,13 @@ class Guard:
         """Count what was found, once a request, and note it for the record: kinds, and nobody's words."""
         for guard in dict.fromkeys(one.guard for _, one in found):
             here = [one for _, one in found if one.guard == guard]
-            action = max((one.action for one in here), key=_GRAVER.index)
+            action = self._drawn(exchange, max((one.action for one in here), key=_GRAVER.index))
             exchange.guards[guard] = f"{action}: {_listed(here, guard)}"
             self._shared.metrics.guarded(self._model, "input", guard, action)
+
+    def _drawn(self, exchange: Exchange, action: str) -> str:
+        """What is told of an action: of what is sampled people read a share."""
+        return "pass" if action == "sample" and not is_sampled(exchange.id, self._policy.sample_bp) else action
 
     def _failed(self, exchange: Exchange, where: str, error: Unavailable) -> None:
         cause = "queue" if isinstance(error, QueueFull) else "deadline" if isinstance(error, TooLate) else "worker"
@@ -249,7 +254,7 @@ class Guard:
         exchange.guards[f"{prefix}guards"] = f"failed {self._policy.fail}: {cause}"
         self._shared.metrics.guard_failed(self._model, where, cause, self._policy.fail)
 
-    def _mask(self, exchange: Exchange, keep_bytes: int) -> Mask:
+    def _mask(self, exchange: Exchange, keep_bytes: int) -> Mask | ResponseMask:
         """The mask of one answer."""
         policy, output = self._policy, self._policy.output
         assert output is not None
@@ -257,13 +262,15 @@ class Guard:
 
         def tell(guard: str, kind: str) -> None:
             action = output.secrets if guard == "secrets" else output.personal
+            told_as = self._drawn(exchange, action)
             if guard not in {one.guard for one in told}:
-                self._shared.metrics.guarded(self._model, "output", guard, action)
+                self._shared.metrics.guarded(self._model, "output", guard, told_as)
             told.append(Finding(guard, kind, action, None, None))
-            exchange.guards[f"output.{guard}"] = f"{action}: {_listed(told, guard)}"
+            exchange.guards[f"output.{guard}"] = f"{told_as}: {_listed(told, guard)}"
 
         looker = Looker(policy, output, self._shared.pool, tell, partial(self._failed, exchange, "output"))
-        return Mask(output, looker, looker.left_out, keep_bytes)
+        kind = ResponseMask if exchange.endpoint == "response" else Mask
+        return kind(output, looker, looker.left_out, keep_bytes)
 
 
 def _listed(found: Sequence[Finding], guard: str) -> str:

@@ -13,12 +13,21 @@ from typing import Any
 
 import msgspec
 
-from tuneloop.serve.gateway.body import ROLES, Ask, Endpoint
+from tuneloop.serve.gateway.body import MEMBER, ROLES, Ask, Endpoint
 from tuneloop.serve.gateway.errors import bad_request
 from tuneloop.serve.gateway.guard_worker import Finding
+from tuneloop.serve.gateway.responses.items import SAID_BY
 
 _SAID_BY = {"prompt": "prompt", "suffix": "prompt", "documents": "tool", "chat_template_kwargs": "user"}
+_SAID_TOO: dict[Endpoint, dict[str, str]] = {
+    "chat": {"messages": ""},  # each says by whom
+    "completion": {},
+    "response": {"instructions": "system", "input": "user"},
+    "embedding": {"input": "user"},
+}
 _NO_TEXT = frozenset({"role", "type", "id", "tool_call_id"})  # of a message, and of each of its tool calls
+_NO_TEXT_OF_ITEMS = _NO_TEXT | {"call_id", "status"}
+_PARTED = frozenset({"content", "output", "summary"})  # of an item: texts in parts
 _IN_TEXT = frozenset({"secrets", "personal"})  # guards whose finds are places in the text
 _BETWEEN_PARTS = "\n"  # as vLLM joins them
 MOST_TEXTS = 2_000  # of one request
@@ -50,19 +59,22 @@ class Incoming:
         Raises:
             ApiError: 400, a member is nested too deeply, a role is unknown, or there are too many texts.
         """
-        self.member = "messages" if endpoint == "chat" else "prompt"  # what a client wrote most of
+        self.member = MEMBER[endpoint]
         self._ask = ask
         self._members: dict[str, list[Any]] = {}  # name → its value, in a list of one: it may be a text itself
         self.texts: list[Text] = []
         self._joined = False
-        for name in (*(("messages",) if endpoint == "chat" else ()), *_SAID_BY):
-            if (raw := ask.members.values.get(name)) is None:
+        for name, role in (_SAID_TOO[endpoint] | _SAID_BY).items():
+            if (raw := ask.members.values.get(name)) is None or role in trusted:
                 continue
             try:
                 held = self._members[name] = [msgspec.json.decode(raw)]
-                self.texts += (
-                    self._messages(held[0], trusted) if name == "messages" else _texts(held, 0, name, _SAID_BY[name])
-                )
+                if name == "messages":
+                    self.texts += self._messages(held[0], trusted)
+                elif endpoint == "response" and isinstance(held[0], list):
+                    self.texts += self._items(held[0], trusted)
+                else:
+                    self.texts += _texts(held, 0, name, role)
             except RecursionError:
                 raise bad_request(f"{name}: nested too deeply", param=name) from None
             if len(self.texts) > MOST_TEXTS:
@@ -70,7 +82,7 @@ class Incoming:
 
     def changes(self, shown: Sequence[str]) -> dict[str, bytes]:
         """The members (name → JSON) in which texts differ from what is `shown` in their place."""
-        touched = {"messages"} if self._joined else set()
+        touched = {self.member} if self._joined else set()
         for text, instead in zip(self.texts, shown, strict=True):
             if instead != text.text:
                 touched.add(text.where.partition("[")[0])
@@ -96,6 +108,35 @@ class Incoming:
                             yield from _texts(value, place, where, role)
                 elif name not in _NO_TEXT:
                     yield from _texts(message, name, where, role)
+
+    def _items(self, items: list[dict[str, Any]], trusted: Sequence[str]) -> Iterator[Text]:
+        """Of a response's input: what an item is decides who says what it holds, before the role it names."""
+        for number, item in enumerate(items):
+            where = f"input[{number}]"
+            role = SAID_BY.get(item.get("type") or "message") or item["role"]
+            if role in trusted:
+                continue
+            for name, value in item.items():
+                if name in _PARTED and isinstance(value, list):
+                    for part in self._one_part_of_item(item, name, role):
+                        yield from _members(part, where, role, without={"type"})
+                elif name not in _NO_TEXT_OF_ITEMS:
+                    yield from _texts(item, name, where, role)
+
+    def _one_part_of_item(self, item: dict[str, Any], name: str, role: str) -> list[dict[str, Any]]:
+        """The parts of an item's content, or of what a tool put out, made one."""
+        parts: list[dict[str, Any]] = item[name]
+        if len(parts) > 1:
+            text = _BETWEEN_PARTS.join(part.get("text") or part.get("refusal") or "" for part in parts)
+            if item.get("type") == "reasoning":
+                made: dict[str, Any] = {"type": parts[0]["type"]}
+            elif role == "assistant":
+                made = {"type": "output_text", "annotations": []}
+            else:
+                made = {"type": "input_text"}
+            item[name] = parts = [made | {"text": text}]
+            self._joined = True
+        return parts
 
     def _one_part(self, message: dict[str, Any]) -> list[dict[str, Any]]:
         """The parts of a message's content, made one."""

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from tuneloop.serve.gateway.admission.admission import Admission
-from tuneloop.serve.gateway.admission.limits import Kind
+from tuneloop.serve.gateway.admission.limits import Told
 from tuneloop.serve.gateway.admission.turns import Shed
 from tuneloop.serve.gateway.exchange import Exchange
 from tuneloop.serve.gateway.look import PARTS
@@ -64,7 +64,9 @@ class Metrics:
             "copies that were not sent or not recorded, so as to stay behind requests",
             ("model", "reason"),
         )
-        self._limited = self._counter("limited_requests", "requests refused by a limit of their key", ("key", "limit"))
+        self._limited = self._counter(
+            "limited_requests", "requests refused by a limit of their key or its owner", ("key", "limit")
+        )
         self._shed = self._counter("shed_requests", "requests refused because too many waited", ("reason",))
         self._queue_seconds = Histogram(
             "queue_seconds", "time of those that waited", namespace="tuneloop", registry=self.registry, buckets=SECONDS
@@ -104,7 +106,7 @@ class Metrics:
         self._limits_shared.set_function(lambda: float(admission.is_shared))
         self._gateways.set_function(lambda: admission.gateways)
 
-    def limited(self, key: str, limit: Kind) -> None:
+    def limited(self, key: str, limit: Told) -> None:
         """Count one request that a limit of its key refused."""
         self._limited.labels(key, limit).inc()
 

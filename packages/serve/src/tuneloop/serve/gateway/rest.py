@@ -25,7 +25,7 @@ from tuneloop.serve.gateway.records import Recorder
 from tuneloop.serve.gateway.routing import unknown_model
 from tuneloop.serve.gateway.settings import GatewaySettings
 
-_REQUEST_ID = re.compile(r"(?:chatcmpl-|cmpl-)?(req_[0-9a-f]{24})(?:-[0-9]+)?")
+_REQUEST_ID = re.compile(r"(?:chatcmpl-|cmpl-|resp_|embd-)?(req_[0-9a-f]{24})(?:-[0-9]+)?")
 
 
 class FeedbackBody(BaseModel):

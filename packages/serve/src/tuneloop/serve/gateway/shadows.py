@@ -18,6 +18,7 @@ from functools import partial
 from typing import Literal
 
 from tuneloop.registry.routes.assignment import shadowed
+from tuneloop.serve.gateway.answers import ANSWERS
 from tuneloop.serve.gateway.attempts import EVENT_BYTES_PER_CHAR
 from tuneloop.serve.gateway.body import PATH_OF, Ask
 from tuneloop.serve.gateway.exchange import Exchange
@@ -25,7 +26,6 @@ from tuneloop.serve.gateway.load import Load
 from tuneloop.serve.gateway.routing import Plan, pick
 from tuneloop.serve.gateway.settings import GatewaySettings
 from tuneloop.serve.gateway.snapshot import Snapshot, Target
-from tuneloop.serve.gateway.sse import Relay, usage_of
 from tuneloop.serve.gateway.upstream import EngineFailure, Reply, Upstream, lost
 
 log = logging.getLogger(__name__)
@@ -188,7 +188,7 @@ class Shadows:
 
     async def _ask(self, exchange: Exchange, ask: Ask, target: Target, deadline: float) -> None:
         path = PATH_OF[exchange.endpoint]
-        body = ask.for_engine(target.name)
+        body = ask.for_engine(target.name, exchange.id)
         exchange.queue_ms = exchange.elapsed_ms()
         headers = {"x-request-id": exchange.id}
         assert self._upstream is not None, "start() comes first"
@@ -199,13 +199,16 @@ class Shadows:
             else:
                 whole = await reply.whole(deadline)
                 exchange.ttft_ms = exchange.elapsed_ms()
-                exchange.usage = usage_of(whole)
-                exchange.answer = [whole] if self._room(exchange) else []
+                said = ANSWERS[exchange.endpoint]
+                exchange.usage = said.usage_of(whole)
+                exchange.answer = [whole] if said.is_text and self._room(exchange) else []
         finally:
             reply.close()
 
     async def _streamed(self, exchange: Exchange, target: Target, reply: Reply, deadline: float) -> None:
-        relay = Relay(engine_name=target.name, asked=target.name, wants_usage=False, keep_bytes=self._room(exchange))
+        relay = ANSWERS[exchange.endpoint].relay(
+            engine_name=target.name, asked=target.name, wants_usage=False, keep_bytes=self._room(exchange)
+        )
         exchange.answer = relay.kept
         while not relay.done and relay.error is None:
             chunk = await reply.some(deadline)

@@ -31,7 +31,7 @@ PAUSE_S = 0.5
 BATCH = 512  # requests
 MOST_WAITING = 10_000
 EXPORT_TIMEOUT_S = 5.0
-_OPERATIONS = {"chat": "chat", "completion": "text_completion"}
+_OPERATIONS = {"chat": "chat", "completion": "text_completion", "response": "chat", "embedding": "embeddings"}
 _TRACEPARENT = re.compile(rb"[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
 
 

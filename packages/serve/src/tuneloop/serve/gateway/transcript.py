@@ -23,23 +23,44 @@ class _Choice(msgspec.Struct):
         return (said.content if said is not None else self.text) or ""
 
 
+class _Content(msgspec.Struct):
+    type: str = ""
+    text: str | None = None
+
+
+class _Item(msgspec.Struct):
+    type: str = ""
+    content: list[_Content] | None = None
+
+
 class _Answer(msgspec.Struct):
     choices: list[_Choice] = []
+    output: list[_Item] = []  # a whole response
+    delta: str | None = None  # a piece of a streamed one
+
+    @property
+    def said(self) -> Iterable[str]:
+        yield from (choice.said for choice in self.choices if choice.index == 0)
+        for item in self.output:
+            if item.type == "message":
+                yield from (part.text or "" for part in item.content or ())
+        if self.delta is not None:
+            yield self.delta
 
 
 _decoder = msgspec.json.Decoder(_Answer)
 
 
 def answer_text(parts: Sequence[bytes]) -> str | None:
-    """What the first choice says, in events or in one JSON body; None when there is nothing to read as an answer."""
-    found = list(_first_choices(part.removeprefix(b"data: ") for part in parts))
+    """What the first choice, or a response, says, in events or in one JSON body; None when nothing is there to read."""
+    found = list(_said(part.removeprefix(b"data: ") for part in parts))
     return "".join(found) if found else None
 
 
-def _first_choices(texts: Iterable[bytes]) -> Iterable[str]:
+def _said(texts: Iterable[bytes]) -> Iterable[str]:
     for text in texts:
         try:
             answer = _decoder.decode(text)
         except msgspec.MsgspecError:  # a comment that keeps the connection alive
             continue
-        yield from (choice.said for choice in answer.choices if choice.index == 0)
+        yield from answer.said

@@ -151,6 +151,9 @@ def lost(engine: str, cause: Exception, *, set_aside: bool = False) -> EngineFai
 def refused(engine: str, status: int, said: EngineError) -> EngineFailure:
     """The engine answered with an error, as a status or as a stream's first event."""
     detail = f"engine {engine} answered {status}: {said.message}"
+    if (status == 404 and said.code is None) or status == 501:  # vLLM gives a code with what it looked for in vain
+        message = "the engines of this model do not serve this endpoint; ask a model that does, or another endpoint"
+        return EngineFailure(ApiError(400, message, code="endpoint_not_supported"), detail, retry="never")
     if status == 404:  # the version was unloaded between our last look and now
         error = ApiError(503, "the version is not ready; try again", code="engine_unavailable", retry_after_s=1)
         return EngineFailure(error, detail, retry="elsewhere")

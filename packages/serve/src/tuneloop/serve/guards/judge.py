@@ -18,7 +18,7 @@ from tuneloop.serve.guards.topics import OFF_TOPIC, Topics, words_of
 from tuneloop.serve.guards.verdict import Outcome, Reason, Verdict
 from tuneloop.serve.guards.views import Reading, readings
 
-_ORDER: tuple[Outcome, ...] = ("allow", "flag", "redact", "block")
+_ORDER: tuple[Outcome, ...] = ("allow", "sample", "flag", "redact", "block")
 WARM_UP = "Warm up: write to ada@example.com, or +44 20 7946 0958."  # makes every guard load what it needs
 _SUREST = 0.9999  # of the classifier, so that `block_from: 1` never blocks
 # No entity the policy knows is without one of these; Presidio costs milliseconds a text and seconds the first time.

@@ -7,7 +7,7 @@ from typing import Literal
 from tuneloop.registry.guard_policy import GuardAction
 from tuneloop.registry.nouns import Noun
 
-Outcome = Literal["allow", "flag", "redact", "block"]
+Outcome = Literal["allow", "sample", "flag", "redact", "block"]
 
 
 class Reason(Noun):

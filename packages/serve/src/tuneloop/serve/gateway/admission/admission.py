@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from tuneloop.registry.nouns import ApiKey
 from tuneloop.serve.gateway.admission.estimate import answer_tokens, prompt_tokens
-from tuneloop.serve.gateway.admission.limits import Kind, Limits
+from tuneloop.serve.gateway.admission.limits import Limits, Told
 from tuneloop.serve.gateway.admission.sharing import Sharing
 from tuneloop.serve.gateway.admission.turns import Shed, Turns
 from tuneloop.serve.gateway.body import Ask
@@ -25,7 +25,7 @@ class Admission:
         settings: GatewaySettings,
         link: Link,
         snapshot: Callable[[], Snapshot | None],
-        refused: Callable[[str, Kind], None],
+        refused: Callable[[str, Told], None],
         shed: Callable[[Shed], None],
         waited: Callable[[float], None],
     ) -> None:
@@ -53,7 +53,8 @@ class Admission:
         Raises:
             ApiError: 429, a limit of its key; 403, its budget cannot be kept; 503, too many wait.
         """
-        if not key.limits.are_none and not self._limits.admit(exchange, key, ask, model, at_last=False):
+        limited = not (key.owner_limits is None and key.limits.are_none)
+        if limited and not self._limits.admit(exchange, key, ask, model, at_last=False):
             await self.sharing.renewal()
             self._limits.admit(exchange, key, ask, model)
         exchange.turn_began = self.turns.enter()
@@ -67,5 +68,5 @@ class Admission:
         """A request has ended, or was not let in."""
         if exchange.turn_began is not None:
             self.turns.leave(exchange.turn_began)
-        if exchange.taken is not None:
-            self._limits.settle(exchange, exchange.taken)
+        if exchange.taken:
+            self._limits.settle(exchange)

@@ -17,6 +17,10 @@ def prompt_tokens(ask: Ask) -> int:
 
 def answer_tokens(ask: Ask, unless_said: int) -> int:
     """The most its answers may take; `unless_said` for each where the client leaves that to the engine's context."""
+    if ask.endpoint == "embedding":  # no token is written
+        return 0
+    if ask.endpoint == "response":
+        return _count(ask, "max_output_tokens") or unless_said
     # Which of the two an engine goes by differs between its endpoints.
     most = max(_count(ask, "max_completion_tokens") or 0, _count(ask, "max_tokens") or 0) or unless_said
     prompts = len(ask.messages) if ask.messages and ask.messages[0][0] == "prompt" else 1

@@ -1,6 +1,8 @@
-"""Limits of keys at the gateway: take what a request may need, give back what it did not, say what is left.
+"""Limits of keys and their owners at the gateway: take what a request may need, give back what it did not, say what is
+left.
 
-Called on the event loop alone; a key without limits never comes here. Tokens are reserved as the prompt's estimate and
+Called on the event loop alone; a key without limits never comes here. All keys of an owner share one meter beside their
+own. Tokens are reserved as the prompt's estimate and
 the most its answer may take, and settled with the engine's count; so is money. What never reached an engine is given
 back whole.
 """
@@ -10,19 +12,19 @@ from __future__ import annotations
 import calendar
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Literal
 
 from tuneloop.registry.access.leases import Need, Shared, floor_of
-from tuneloop.registry.access.limits import KeyLimits
 from tuneloop.registry.nouns import ApiKey, utc_now
 from tuneloop.registry.retraining.budgets import month_of
 from tuneloop.serve.gateway.admission.estimate import answer_tokens, prompt_tokens
 from tuneloop.serve.gateway.admission.meter import Gateways, Meter, Part
 from tuneloop.serve.gateway.admission.prices import Price
+from tuneloop.serve.gateway.admission.scopes import Scope, scopes_of
 from tuneloop.serve.gateway.admission.window import WINDOW_S, Window
 from tuneloop.serve.gateway.body import Ask
 from tuneloop.serve.gateway.errors import ApiError
@@ -30,6 +32,13 @@ from tuneloop.serve.gateway.exchange import Exchange
 from tuneloop.serve.gateway.sse import Usage
 
 Kind = Literal["streams", "requests", "tokens", "budget"]
+Told = Literal[Kind, "owner_streams", "owner_requests", "owner_tokens", "owner_budget"]  # which limit it was
+_OF_OWNER: dict[Kind, Told] = {
+    "streams": "owner_streams",
+    "requests": "owner_requests",
+    "tokens": "owner_tokens",
+    "budget": "owner_budget",
+}
 SEEN_AFTER_S = 5.0  # from the end of a request until its record can be read, as a rule far less
 _REMEMBERED = 20  # requests that the mean time of a key's is made of
 _NOTHING = Decimal(0)
@@ -37,7 +46,7 @@ _NOTHING = Decimal(0)
 
 @dataclass(slots=True)
 class Taken:
-    """What one request has taken of its key's limits."""
+    """What one request has taken of the limits of its key, or of its owner."""
 
     meter: Meter
     price: Price | None  # None: the key has no budget
@@ -55,7 +64,7 @@ class Limits:
         self,
         prices: Mapping[str, Price],
         answer_unless_said: int,
-        refused: Callable[[str, Kind], None],
+        refused: Callable[[str, Told], None],
         hurry: Callable[[], None],
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], datetime] = utc_now,
@@ -81,42 +90,57 @@ class Limits:
             ApiError: 429, which limit it is and when there may be room; 403, its price is not known; 503, what it has
                 spent is not known yet.
         """
-        limits, now_s = key.limits, self._clock()
-        if limits.budget_usd_per_month is not None and key.id not in self._spent:
+        now_s, scopes = self._clock(), scopes_of(key)
+        if any(one.limits.budget_usd_per_month is not None and one.id not in self._spent for one in scopes):
             self._hurry()
             if not at_last:
                 return False
             message = "what this API key has spent of its budget is not known yet; try again"
             raise ApiError(503, message, code="not_ready", retry_after_s=1)
-        meter = self._meters.get(key.id)
-        if meter is None:
-            meter = self._meters[key.id] = Meter(limits, spent=self._spent.get(key.id, _NOTHING))
-        meter.limits = limits
         prompt = prompt_tokens(ask)
         tokens = prompt + answer_tokens(ask, self._answer_unless_said)
-        try:
-            price = self._price(limits, model)
-            money = price.of(prompt, tokens - prompt) if price else _NOTHING
-            self._check_streams(meter, limits)
-            self._check_window("requests", meter.requests, 1, meter, now_s)
-            self._check_window("tokens", meter.tokens, tokens, meter, now_s)
-            self._check_budget(meter, limits, money)
-        except _Refusal as refusal:
-            if refusal.is_elsewhere and not at_last:
-                return False
-            self._refused(key.id, refusal.kind)
-            exchange.limit_headers = self._headers(meter, now_s)
-            raise refusal.error from None
-        meter.open += 1
-        second = meter.requests.add(now_s, 1)
-        meter.tokens.add(now_s, tokens)
-        meter.reserved += money
-        exchange.taken = Taken(meter, price, now_s, second, prompt, tokens, money)
-        exchange.limit_headers = self._headers(meter, now_s)
+        taken: list[Taken] = []
+        for scope in scopes:
+            meter = self._meter(scope)
+            try:
+                price = self._price(scope, model)
+                money = price.of(prompt, tokens - prompt) if price else _NOTHING
+                self._check(scope, meter, tokens, money, now_s)
+            except _Refusal as refusal:
+                if refusal.is_elsewhere and not at_last:
+                    return False
+                self._refused(key.id, _OF_OWNER[refusal.kind] if scope.is_owner else refusal.kind)
+                exchange.limit_headers = self._headers([self._meter(one) for one in scopes], now_s)
+                raise refusal.error from None
+            taken.append(Taken(meter, price, now_s, 0, prompt, tokens, money))
+        for one in taken:  # of none, if one of them has no room
+            one.meter.open += 1
+            one.second = one.meter.requests.add(now_s, 1)
+            one.meter.tokens.add(now_s, tokens)
+            one.meter.reserved += one.money
+        exchange.taken = tuple(taken)
+        exchange.limit_headers = self._headers([one.meter for one in taken], now_s)
         return True
 
-    def settle(self, exchange: Exchange, taken: Taken) -> None:
+    def _meter(self, scope: Scope) -> Meter:
+        meter = self._meters.get(scope.id)
+        if meter is None:
+            meter = self._meters[scope.id] = Meter(scope.limits, spent=self._spent.get(scope.id, _NOTHING))
+        meter.limits = scope.limits
+        return meter
+
+    def _check(self, scope: Scope, meter: Meter, tokens: int, money: Decimal, now_s: float) -> None:
+        self._check_streams(meter, scope)
+        self._check_window("requests", meter.requests, 1, meter, scope, now_s)
+        self._check_window("tokens", meter.tokens, tokens, meter, scope, now_s)
+        self._check_budget(meter, scope, money)
+
+    def settle(self, exchange: Exchange) -> None:
         """A request has ended: put what it took in the place of what it had reserved."""
+        for taken in exchange.taken:
+            self._settle(exchange, taken)
+
+    def _settle(self, exchange: Exchange, taken: Taken) -> None:
         meter, now_s = taken.meter, self._clock()
         meter.open -= 1
         meter.reserved -= taken.money
@@ -166,30 +190,36 @@ class Limits:
         """The registry has not answered for a while: keep to an even share."""
         self.gateways.away = True
 
-    def _price(self, limits: KeyLimits, model: str) -> Price | None:
-        if limits.budget_usd_per_month is None:
+    def _price(self, scope: Scope, model: str) -> Price | None:
+        if scope.limits.budget_usd_per_month is None:
             return None
         price = self._prices.get(model)
         if price is None:
-            message = f"this API key has a budget, and {model} has no price; ask for one in `prices` of [gateway]"
+            message = f"{scope.who} has a budget, and {model} has no price; ask for one in `prices` of [gateway]"
             raise _Refusal("budget", ApiError(403, message, code="model_without_price", param="model"))
         return price
 
-    def _check_streams(self, meter: Meter, limits: KeyLimits) -> None:
-        limit = limits.streams
+    def _check_streams(self, meter: Meter, scope: Scope) -> None:
+        limit = scope.limits.streams
         if limit is None:
             return
         part = meter.parts["streams"]
         if meter.open + 1 <= part.of(limit, self.gateways):
             return
-        message = f"this API key may have {limit} requests at once, and has"
+        message = f"{scope.who} may have {limit} requests at once, and has"
         expected_s = meter.mean_s / max(1, meter.open)
         raise self._full("streams", part, limit, 1, meter.open, message, expected_s)
 
     def _check_window(
-        self, kind: Literal["requests", "tokens"], window: Window, cost: int, meter: Meter, now_s: float
+        self,
+        kind: Literal["requests", "tokens"],
+        window: Window,
+        cost: int,
+        meter: Meter,
+        scope: Scope,
+        now_s: float,
     ) -> None:
-        limits = meter.limits
+        limits = scope.limits
         limit = limits.requests_per_minute if kind == "requests" else limits.tokens_per_minute
         if limit is None:
             return
@@ -203,10 +233,11 @@ class Limits:
         most = limit if there.live <= 1 else limit - floor_of(limit, there.live) * (there.live - 1)
         if cost > most:
             message = (
-                f"the request may take {cost} tokens, more than the {most} a minute of this API key; lower max_tokens"
+                f"the request may take {cost} tokens, more than the {most} a minute that {scope.who} may use; lower "
+                "max_tokens"
             )
             raise _Refusal(kind, ApiError(429, message, code="rate_limit_exceeded"))
-        message = f"this API key may use {limit} {kind} a minute; {used} are used here and this request may take {cost}"
+        message = f"{scope.who} may use {limit} {kind} a minute; {used} are used here and this request may take {cost}"
         own_s = window.wait_s(now_s, allowed - cost) if cost <= allowed else cost * WINDOW_S / limit
         raise self._full(kind, part, limit, cost, used, message, own_s)
 
@@ -222,8 +253,8 @@ class Limits:
         error = ApiError(429, text, code="rate_limit_exceeded", retry_after_s=after_s)
         return _Refusal(kind, error, is_elsewhere=elsewhere)
 
-    def _check_budget(self, meter: Meter, limits: KeyLimits, money: Decimal) -> None:
-        budget = limits.budget_usd_per_month
+    def _check_budget(self, meter: Meter, scope: Scope, money: Decimal) -> None:
+        budget = scope.limits.budget_usd_per_month
         if budget is None or meter.owed + money <= budget:
             return
         if meter.owed - meter.reserved + money <= budget:  # what is under way may take less than it has reserved
@@ -233,22 +264,25 @@ class Limits:
             month = month_of(now)
             days = calendar.monthrange(month.year, month.month)[1]
             after_s = math.ceil((month + timedelta(days=days) - now).total_seconds())
-        message = f"this API key may spend {budget} USD a month, and this request could exceed that"
+        message = f"{scope.who} may spend {budget} USD a month, and this request could exceed that"
         raise _Refusal("budget", ApiError(429, message, code="insufficient_quota", retry_after_s=after_s))
 
-    def _headers(self, meter: Meter, now_s: float) -> list[tuple[bytes, bytes]]:
-        """What OpenAI's clients read."""
-        limits, found = meter.limits, []
-        for kind, limit, window in (
-            (b"requests", limits.requests_per_minute, meter.requests),
-            (b"tokens", limits.tokens_per_minute, meter.tokens),
-        ):
-            if limit is not None:
-                part = meter.parts[kind.decode()]
-                left = max(0, part.reach(limit, self.gateways) - window.used(now_s))
+    def _headers(self, meters: Sequence[Meter], now_s: float) -> list[tuple[bytes, bytes]]:
+        """What OpenAI's clients read: of each kind the limit that leaves the least."""
+        found = []
+        for kind in (b"requests", b"tokens"):
+            left: list[tuple[int, int, Window]] = []
+            for meter in meters:
+                limits, window = meter.limits, meter.requests if kind == b"requests" else meter.tokens
+                limit = limits.requests_per_minute if kind == b"requests" else limits.tokens_per_minute
+                if limit is not None:
+                    reach = meter.parts[kind.decode()].reach(limit, self.gateways)
+                    left.append((max(0, reach - window.used(now_s)), limit, window))
+            if left:
+                remaining, limit, window = min(left, key=lambda one: one[0])
                 found += [
                     (b"x-ratelimit-limit-" + kind, b"%d" % limit),
-                    (b"x-ratelimit-remaining-" + kind, b"%d" % left),
+                    (b"x-ratelimit-remaining-" + kind, b"%d" % remaining),
                     (b"x-ratelimit-reset-" + kind, duration(window.reset_s(now_s))),
                 ]
         return found

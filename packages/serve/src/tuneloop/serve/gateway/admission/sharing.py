@@ -12,13 +12,14 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from datetime import datetime
 from decimal import Decimal
 
 from tuneloop.registry import Registry
 from tuneloop.registry.access.leases import Holder, Need
+from tuneloop.registry.access.owners import owner_id
 from tuneloop.registry.errors import Unavailable
 from tuneloop.registry.nouns import utc_now
 from tuneloop.serve.gateway.admission.limits import Limits
@@ -114,10 +115,15 @@ class Sharing:
         snapshot = self._snapshot()
         keys = snapshot.keys if snapshot is not None else ()
         budgets = [key.id for key in keys if key.limits.budget_usd_per_month is not None]
-        if budgets:
+        owners = {
+            key.owner
+            for key in keys
+            if key.owner_limits is not None and key.owner_limits.budget_usd_per_month is not None
+        }
+        if budgets or owners:
             read_s = self._clock()
             with self._link.registry() as registry:
-                spent = self._spent(registry, budgets)
+                spent = self._spent(registry, budgets) | self._spent_by(registry, owners)
             call(lambda: self._limits.learn_spending(spent, read_s))
 
     def _spent(self, registry: Registry, keys: list[str]) -> dict[str, Decimal]:
@@ -126,6 +132,14 @@ class Sharing:
         for used in registry.usage.month(self._now(), keys=keys):
             if (price := self._prices.get(used.model)) is not None:
                 spent[used.api_key] += price.of(used.prompt_tokens, used.completion_tokens)
+        return spent
+
+    def _spent_by(self, registry: Registry, owners: Collection[str]) -> dict[str, Decimal]:
+        """What all keys of owners spent this month, revoked ones too."""
+        spent = {owner_id(owner): Decimal(0) for owner in owners}
+        for owner, used in registry.usage.month_of_owners(self._now(), owners) if owners else ():
+            if (price := self._prices.get(used.model)) is not None:
+                spent[owner_id(owner)] += price.of(used.prompt_tokens, used.completion_tokens)
         return spent
 
     def _run(self) -> None:
