@@ -41,12 +41,6 @@ def registry_home(published_home: Path) -> Path:
     return published_home
 
 
-@pytest.fixture
-def users(registries: Registry) -> Users:
-    set_up(registries)
-    return Users(registries, {1: 0.5, 2: 0.8})
-
-
 def test_a_declared_rollout_is_gone_on_with_to_its_end(registries: Registry, users: Users, clock: Clock) -> None:
     declared = declare(registries, "bot", 2, PLAN, CHANGE)
     assert splits(registries) == [{1: 10_000}], "declaring moves nobody"
