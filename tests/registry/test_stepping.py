@@ -157,6 +157,24 @@ def test_a_clock_that_goes_back_an_hour_steps_no_span_twice_and_one_that_was_a_y
     assert cadence.due_s(registries.experiments.get(bandit.id), clock()) == 0.0
 
 
+def test_a_controller_killed_between_a_step_and_its_note_leaves_a_step_that_the_next_one_notes_and_does_not_repeat(
+    registries: Registry, bandit: Experiment, users: Users, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object) -> None:
+        raise SystemExit("kill -9")
+
+    a_day_later(registries, clock)
+    with monkeypatch.context() as patch:
+        patch.setattr(registries.experiments, "looked", killed)
+        with pytest.raises(SystemExit):
+            Stepping(registries, "first").look(bandit.id)
+    assert (len(splits(registries)), registries.experiments.get(bandit.id).looked_at) == (3, None)
+    users.down = {1: 0.2, 2: 0.7}  # a second step would move much
+    users.ask(range(400, 1_400), each=1)
+    Stepping(registries, "second").look(bandit.id)
+    assert (len(splits(registries)), registries.experiments.get(bandit.id).looked_at) == (3, clock())
+
+
 def test_a_step_by_hand_is_the_spans_step(registries: Registry, bandit: Experiment, users: Users, clock: Clock) -> None:
     a_day_later(registries, clock)
     running, route, wanted = conduct.step(registries, bandit.id)
