@@ -70,6 +70,7 @@ def export_monitor(stack: ExitStack) -> int:
         Standing(
             {("bot", RolloutState.RUNNING): 1, ("other", RolloutState.PAUSED): 1},
             {"bot": 0.0},
+            {"bot": 0.0},
             {("bot", "person"): Waiting(1, 60.0)},
         )
     )

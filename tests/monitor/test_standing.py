@@ -1,4 +1,4 @@
-"""What stands still is told: a paused rollout, one without a controller, a retraining that is held or undecided."""
+"""What stands still is told: paused rollouts, rollouts and bandits without a controller, retrainings that wait."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from prometheus_client import generate_latest
 
 from monitor.scene import Scene
 from tests_support import retraining_request
+from tuneloop.registry.experiments.declaration import Declaration, ExperimentPlan
 from tuneloop.registry.policies import RetrainingPolicy
 from tuneloop.registry.retraining.budgets import Estimate
 from tuneloop.registry.rollouts.controller import LEASE_S
@@ -30,7 +31,8 @@ def told(scene: Scene) -> Told:
         scene.watch(monitor)
         lines = generate_latest(monitor._metrics.collectors).decode().splitlines()
         ours = (line.removeprefix("tuneloop_").rsplit(" ", 1) for line in lines)
-        return {name: float(value) for name, value in ours if name.startswith(("rollout", "retraining_waiting"))}
+        of = ("rollout", "bandit", "retraining_waiting")
+        return {name: float(value) for name, value in ours if name.startswith(of)}
 
     return passed
 
@@ -119,3 +121,19 @@ def test_a_request_that_a_person_or_a_budget_holds_is_told_with_its_age(scene: S
     too_long = Estimate(hours=9.0, devices=1, usd_per_hour=None, basis="test")
     assert queue.begin(again, too_long, by="w").state == "proposed"
     assert told()['retraining_waiting{model="bot",waits_for="person"}'] == 1.0
+
+
+def test_a_bandits_step_that_nobody_sees_to_is_told(scene: Scene, told: Told) -> None:
+    experiments = scene.registry.experiments
+    fields = {"model": "bot", "hypothesis": "2 is better", "arms": {2: 5_000, 1: 5_000}, "mode": "bandit"}
+    primary = {"kind": "binary", "measure": "thumbs_down", "goal": "lower", "minimum_effect": 0.02}
+    declared = Declaration.model_validate(fields | {"primary": primary, "floor_bp": 1_000, "step_every_s": DAY_S})
+    made = experiments.new(declared, ExperimentPlan(days_seen=1.0, units_seen=1), by="ada", reason="test")
+    experiments.start(made.id, revision=scene.registry.routes.current("bot").revision, by="ada", reason="test")
+    assert told() == {'bandit_step_due_seconds{model="bot"}': 0.0}
+    scene.clock.advance(DAY_S + 900)
+    assert told() == {'bandit_step_due_seconds{model="bot"}': pytest.approx(900, abs=2)}
+    experiments.looked(made.id, scene.clock())
+    assert told() == {'bandit_step_due_seconds{model="bot"}': 0.0}
+    experiments.stop(made.id, by="ada", reason="test")
+    assert told() == {}

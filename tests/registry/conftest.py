@@ -11,8 +11,10 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from registry.verbs import Verb, let_live, verb_at
-from registry.world import World, publish, set_up
+from registry.world import Users, World, publish, set_up
+from tests_support import beat_engine
 from tuneloop.registry import Registry
+from tuneloop.registry.routes.promotion import Change, promote
 from tuneloop.registry.settings import RegistrySettings
 
 
@@ -66,6 +68,24 @@ def published_home(tmp_path: Path, empty_state: Path, published_mlflow: Path) ->
     home = Path(shutil.copytree(empty_state, tmp_path / "published"))
     shutil.copy(published_mlflow, home)
     return home
+
+
+@pytest.fixture
+def two_versions(registry: Registry, published_mlflow: Path) -> Registry:
+    """`bot@1` serves everything on a live engine; `bot@2` is approved and loaded too."""
+    shutil.copy(published_mlflow, registry.settings.home)
+    for number in (1, 2):
+        registry.gates.approve("bot", number, by="ada", reason="test")
+    promote(registry, "bot", 1, Change("ada", "test"))
+    beat_engine(registry, "bot@1", "bot@2")
+    return registry
+
+
+@pytest.fixture
+def users(registries: Registry) -> Users:
+    """`bot@1` serves and `bot@2` may, on both databases; users find it better."""
+    set_up(registries)
+    return Users(registries, {1: 0.5, 2: 0.8})
 
 
 @pytest.fixture

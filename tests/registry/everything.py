@@ -112,6 +112,7 @@ def _judge_it(registry: Registry, clock: Clock) -> None:
     declared = Declaration(model=MODEL, hypothesis="h", arms={1: 5_000, 2: 5_000}, control=1, primary=metric)
     made = registry.experiments.new(declared, ExperimentPlan(days_seen=1.5, units_seen=7), by="ada", reason="r")
     registry.experiments.start(made.id, revision=2, by="ada", reason="r")
+    registry.experiments.looked(made.id, registry.clock())
     registry.experiments.stop(made.id, by="ada", reason="r")
 
 

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import httpx
@@ -264,15 +264,15 @@ def test_a_watch_that_saw_a_move_before_another_dealt_with_it_does_not_put_it_on
     watched: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     move(watched, 2)
-    look = watched.versions.aliases
+    look = watched.versions.aliases_of
     with Registry.open(watched.settings, clock=watched.clock) as other:
 
-        def overtaken(model: str) -> dict[str, int]:
-            seen = look(model)
+        def overtaken(routes: Sequence[Route]) -> dict[str, Aliases]:
+            seen = look(routes)
             AliasWatch(other).turn()
             return seen
 
-        monkeypatch.setattr(watched.versions, "aliases", overtaken)
+        monkeypatch.setattr(watched.versions, "aliases_of", overtaken)
         AliasWatch(watched).turn()
     assert [entry.action for entry in about_aliases(watched)] == ["alias.moved", "alias.reverted"]
 
@@ -294,7 +294,7 @@ def test_mlflow_that_hangs_is_said_and_asked_less_often_and_holds_no_rollout_up(
     declare(watched, "bot", 2, RolloutPolicy().plan, CHANGE)
     answers = threading.Event()
     monkeypatch.setattr("tuneloop.registry.aliases.watch.ASK_TIMEOUT_S", 0.1)
-    monkeypatch.setattr(watched.versions, "aliases", lambda _model: answers.wait(30))
+    monkeypatch.setattr(watched.versions, "aliases_of", lambda _routes: answers.wait(30))
     controller, watch = Controller(watched), AliasWatch(watched)
     controller.turn()
     controller.turn()
@@ -317,15 +317,16 @@ def test_of_many_models_those_that_a_look_has_no_time_for_are_seen_by_the_next(
     for number in range(12):
         arms = [Arm(version=1, weight_bp=10_000)]
         watched.routes.write(f"a{number:02}", arms, by="ada", reason="r", expected_revision=0)
-    aliases, asked = watched.versions.aliases, list[str]()
+    look, asked = watched.versions.aliases_of, list[str]()
 
-    def slow(model: str) -> dict[str, int]:
-        asked.append(model)
+    def slow(routes: Sequence[Route]) -> dict[str, Aliases]:
+        asked.extend(route.model for route in routes)
         time.sleep(0.05)
-        return aliases(model)
+        return look(routes)
 
     monkeypatch.setattr("tuneloop.registry.aliases.watch.ASK_TIMEOUT_S", 0.3)
-    monkeypatch.setattr(watched.versions, "aliases", slow)
+    monkeypatch.setattr("tuneloop.registry.aliases.watch.TOGETHER", 1)
+    monkeypatch.setattr(watched.versions, "aliases_of", slow)
     move(watched, 2)
     watch, looks = AliasWatch(watched), 0
     while not about_aliases(watched) and looks < 10:
@@ -385,3 +386,7 @@ def test_a_running_controller_notices_a_move_on_an_mlflow_server_within_10_s(
         assert [entry.action for entry in about_aliases(registry)] == ["alias.moved", "alias.reverted"]
         assert took_s < NOTICED_S
         assert registry.versions.aliases("bot") == {"champion": 1}
+        many, none = _route(1, 1_000), _route(1, 1).model_copy(update={"model": "gone"})
+        for route in (ONE, many):  # asked together with others, and alone
+            assert registry.versions.aliases_of([route, none]) == {"bot": Aliases(1, None)}
+        assert registry.versions.models() == ["bot"]

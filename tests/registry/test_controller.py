@@ -41,12 +41,6 @@ def registry_home(published_home: Path) -> Path:
     return published_home
 
 
-@pytest.fixture
-def users(registries: Registry) -> Users:
-    set_up(registries)
-    return Users(registries, {1: 0.5, 2: 0.8})
-
-
 def test_a_declared_rollout_is_gone_on_with_to_its_end(registries: Registry, users: Users, clock: Clock) -> None:
     declared = declare(registries, "bot", 2, PLAN, CHANGE)
     assert splits(registries) == [{1: 10_000}], "declaring moves nobody"
@@ -66,6 +60,26 @@ def test_a_declared_rollout_is_gone_on_with_to_its_end(registries: Registry, use
     assert registries.audit.verify().faults == ()
     controller.turn()
     assert len(splits(registries)) == 4
+
+
+def test_a_lease_by_a_clock_that_was_an_hour_ahead_holds_nobody_off(
+    registries: Registry, users: Users, clock: Clock
+) -> None:
+    declared = declare(registries, "bot", 2, PLAN, CHANGE)
+    rollouts = registries.rollouts
+    assert rollouts.claim(declared.id, "killed", LEASE_S) is not None
+    clock.advance(-2 * LEASE_S)
+    assert rollouts.claim(declared.id, "next", LEASE_S) is None, "clocks differ a little"
+    clock.advance(-3_600)
+    taken = rollouts.claim(declared.id, "next", LEASE_S)
+    assert taken is not None
+    assert (taken.lease_owner, taken.fencing_token) == ("next", 2)
+    clock.advance(-3_600)  # and once more, under the one that holds it
+    kept = rollouts.claim(declared.id, "next", LEASE_S)
+    assert kept is not None
+    assert kept.lease_until is not None
+    assert (kept.lease_until - clock()).total_seconds() == LEASE_S
+    assert kept.fencing_token == 2
 
 
 def test_a_failed_check_takes_the_version_back(registries: Registry, users: Users, clock: Clock) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from registry.rolling import GRACE, PLAN, now, pass_time
-from registry.world import CHANGE, KEYS, Users, set_up, splits
+from registry.world import CHANGE, KEYS, Users, splits
 from tests_support import Clock, publish_version
 from tuneloop.registry import Registry
 from tuneloop.registry.errors import Conflict, InvalidInput, Refused
@@ -29,12 +29,6 @@ S = RolloutState
 def registry_home(published_home: Path) -> Path:
     """Versions 1 and 2 of `bot` are in MLflow before a test begins."""
     return published_home
-
-
-@pytest.fixture
-def users(registries: Registry) -> Users:
-    set_up(registries)
-    return Users(registries, {1: 0.5, 2: 0.8})
 
 
 def test_keys_with_a_version_of_their_own_do_not_stop_a_rollout(

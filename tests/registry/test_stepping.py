@@ -18,7 +18,7 @@ from tests_support import Clock, beat_engine
 from tuneloop.registry import Registry
 from tuneloop.registry.aliases.watch import AliasWatch
 from tuneloop.registry.errors import Conflict, InvalidInput, Refused
-from tuneloop.registry.experiments import conduct
+from tuneloop.registry.experiments import cadence, conduct
 from tuneloop.registry.experiments.declaration import Experiment
 from tuneloop.registry.experiments.stepping import Stepping
 from tuneloop.registry.rollouts.controller import Controller
@@ -104,6 +104,75 @@ def test_of_two_controllers_that_saw_the_same_one_writes(
     [entry] = registries.audit.entries("bot", action="experiment.step")
     assert entry.detail["controller"] == "first"
     assert len(splits(registries)) == 3
+
+
+def test_a_step_that_is_due_is_told_until_somebody_sees_to_it(
+    registries: Registry, bandit: Experiment, users: Users, clock: Clock
+) -> None:
+    def due_s() -> float | None:
+        return cadence.due_s(registries.experiments.get(bandit.id), clock())
+
+    def since_day(number: int) -> object:
+        assert bandit.started_at is not None
+        return pytest.approx((clock() - bandit.started_at).total_seconds() - number * DAY_S)
+
+    controller = Controller(registries)
+    assert due_s() == 0.0
+    a_day_later(registries, clock)
+    assert due_s() == since_day(1)
+    controller.turn()
+    assert due_s() == 0.0
+    set_route(registries, "bot", {2: 0, 1: 10_000}, GRACE)  # nothing is left to move: it is seen to all the same
+    a_day_later(registries, clock)
+    assert due_s() == since_day(2)
+    controller.turn()
+    assert due_s() == 0.0
+    clock.advance(2 * DAY_S)
+    assert due_s() == since_day(3), "since the first that was missed"
+
+
+def test_a_clock_that_goes_back_an_hour_steps_no_span_twice_and_one_that_was_a_year_ahead_stops_none(
+    registries: Registry, bandit: Experiment, users: Users, clock: Clock
+) -> None:
+    a_day_later(registries, clock)
+    Controller(registries).turn()
+    assert len(splits(registries)) == 3
+    users.down = {1: 0.2, 2: 0.7}
+    users.ask(range(400, 1_400), each=1)
+    clock.advance(-3_600)
+    Controller(registries).turn()
+    clock.advance(3_600 + DAY_S // 2)
+    Controller(registries).turn()
+    assert len(splits(registries)) == 3
+    clock.advance(365 * DAY_S)
+    beat_engine(registries, "bot@1", "bot@2")
+    Controller(registries).turn()
+    assert len(splits(registries)) == 4
+    users.down = {1: 0.7, 2: 0.2}
+    clock.advance(-365 * DAY_S)
+    users.ask(range(1_400, 4_400), each=1)
+    a_day_later(registries, clock)
+    Controller(registries).turn()
+    assert len(splits(registries)) == 5
+    assert cadence.due_s(registries.experiments.get(bandit.id), clock()) == 0.0
+
+
+def test_a_controller_killed_between_a_step_and_its_note_leaves_a_step_that_the_next_one_notes_and_does_not_repeat(
+    registries: Registry, bandit: Experiment, users: Users, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object) -> None:
+        raise SystemExit("kill -9")
+
+    a_day_later(registries, clock)
+    with monkeypatch.context() as patch:
+        patch.setattr(registries.experiments, "looked", killed)
+        with pytest.raises(SystemExit):
+            Stepping(registries, "first").look(bandit.id)
+    assert (len(splits(registries)), registries.experiments.get(bandit.id).looked_at) == (3, None)
+    users.down = {1: 0.2, 2: 0.7}  # a second step would move much
+    users.ask(range(400, 1_400), each=1)
+    Stepping(registries, "second").look(bandit.id)
+    assert (len(splits(registries)), registries.experiments.get(bandit.id).looked_at) == (3, clock())
 
 
 def test_a_step_by_hand_is_the_spans_step(registries: Registry, bandit: Experiment, users: Users, clock: Clock) -> None:

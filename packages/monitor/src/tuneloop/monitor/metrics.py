@@ -42,6 +42,12 @@ class Metrics:
             ("model",),
             registry=to,
         )
+        self._due = Gauge(
+            "tuneloop_bandit_step_due_seconds",
+            "For how long a step of the running bandit has been due that no controller has seen to",
+            ("model",),
+            registry=to,
+        )
         self._waiting = Gauge(
             "tuneloop_retraining_waiting",
             "Retraining requests that wait for a person, or until a budget's day is over",
@@ -117,12 +123,14 @@ class Metrics:
 
     def stands(self, found: Standing) -> None:
         """What stands still as a pass begins."""
-        for gauge in (self._rollouts, self._undriven, self._waiting, self._waiting_s):
+        for gauge in (self._rollouts, self._undriven, self._due, self._waiting, self._waiting_s):
             gauge.clear()
         for (model, state), n in found.rollouts.items():
             self._rollouts.labels(model, state).set(n)
         for model, seconds in found.undriven_s.items():
             self._undriven.labels(model).set(seconds)
+        for model, seconds in found.due_s.items():
+            self._due.labels(model).set(seconds)
         for (model, waits_for), waiting in found.waiting.items():
             self._waiting.labels(model, waits_for).set(waiting.requests)
             self._waiting_s.labels(model, waits_for).set(waiting.oldest_s)

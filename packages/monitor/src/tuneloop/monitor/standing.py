@@ -1,7 +1,7 @@
-"""What stands still until somebody acts: paused rollouts, rollouts that no controller drives, held retrainings. Pure.
+"""What stands still until somebody acts: paused rollouts, rollouts and bandits without a controller, held retrainings.
 
 The monitor finds these at every pass, because nothing else that runs looks at all of them, and a controller that is
-not there cannot say so.
+not there cannot say so. Pure.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
+from tuneloop.registry.experiments.cadence import due_s
+from tuneloop.registry.experiments.declaration import Experiment
 from tuneloop.registry.nouns import RetrainingRequest, RetrainingState
 from tuneloop.registry.rollouts.rollout import Rollout, RolloutState
 
@@ -31,18 +33,22 @@ class Standing:
     """What is open and does not go on, by model."""
 
     rollouts: Mapping[tuple[str, RolloutState], int]  # every open one
+    due_s: Mapping[str, float]  # each bandit that steps by itself: for how long nobody has seen to a step that is due
     undriven_s: Mapping[str, float]  # each running one: for how long no controller has held it; 0 while one does
     waiting: Mapping[tuple[str, WaitsFor], Waiting]
 
 
-def standing(rollouts: Sequence[Rollout], requests: Sequence[RetrainingRequest], now: datetime) -> Standing:
-    """Sort open rollouts and open requests by what they wait for."""
+def standing(
+    rollouts: Sequence[Rollout], experiments: Sequence[Experiment], requests: Sequence[RetrainingRequest], now: datetime
+) -> Standing:
+    """Sort open rollouts, running experiments and open requests by what they wait for."""
     filed: defaultdict[tuple[str, WaitsFor], list[datetime]] = defaultdict(list)
     for request in requests:
         if (waits_for := _waits_for(request, now)) is not None:
             filed[request.model, waits_for].append(request.created_at)
     return Standing(
         Counter((rollout.model, rollout.state) for rollout in rollouts),
+        {one.model: due for one in experiments if (due := due_s(one, now)) is not None},
         {r.model: _undriven_s(r, now) for r in rollouts if r.state is RolloutState.RUNNING},
         {key: Waiting(len(times), (now - min(times)).total_seconds()) for key, times in filed.items()},
     )

@@ -123,9 +123,10 @@ class Monitor:
     def _look_for_standing(self) -> None:
         rollouts = self._registry.rollouts.all(states=OPEN)
         requests = self._registry.retraining.all(open_only=True)
-        for row in (*rollouts.unreadable, *requests.unreadable):
+        experiments = self._registry.experiments.all_running()
+        for row in (*rollouts.unreadable, *experiments.unreadable, *requests.unreadable):
             log.error("not looked at for whether it stands still: %s", row)
-        self._metrics.stands(standing(rollouts, requests, self._registry.clock()))
+        self._metrics.stands(standing(rollouts, experiments, requests, self._registry.clock()))
 
     def _watched(self, model: str, routes: CurrentRoutes) -> ModelState:
         try:

@@ -27,7 +27,7 @@ from tuneloop.registry.aliases.accounting import (
     Unfinished,
     compare,
 )
-from tuneloop.registry.errors import Conflict, NotFound, TuneloopError, Unavailable
+from tuneloop.registry.errors import Conflict, TuneloopError, Unavailable
 from tuneloop.registry.facade import Registry
 from tuneloop.registry.nouns import Route, version_name
 from tuneloop.registry.policies import RolloutPolicy
@@ -38,6 +38,7 @@ from tuneloop.registry.versions.deadline import mlflow_within
 ASK_TIMEOUT_S = 4.0  # with a pause of at most 5 s, a move is seen within 10
 LATE_MIRROR_S = 15.0  # how long after its revision whoever wrote that may still move the aliases
 LONGEST_PAUSE_S = 60.0
+TOGETHER = 100  # models that MLflow is asked of in one call
 ACTOR = "controller"
 _log = logging.getLogger(__name__)
 
@@ -61,42 +62,43 @@ class AliasWatch:
             Unavailable: MLflow or the database did not answer.
         """
         registry = self._registry
-        models = sorted(registry.routes.current_all())
-        if not models:
+        routes = sorted(
+            registry.routes.current_all().values(), key=lambda route: (route.model <= self._last, route.model)
+        )
+        if not routes:
             return
-        models = [model for model in models if model > self._last] + [model for model in models if model <= self._last]
         found: dict[str, Aliases | None] = {}
         before = self._accounted()
         try:
-            mlflow_within(registry, lambda: self._see(models, found), ASK_TIMEOUT_S)
+            mlflow_within(registry, lambda: self._see(routes, found), ASK_TIMEOUT_S)
         except Unavailable:
             if not found:
                 self._away = min(self._away + 1, 10)
                 raise
         self._away, told = 0, found.copy()
-        self._last = list(told)[-1] if len(told) < len(models) else ""
+        self._last = list(told)[-1] if len(told) < len(routes) else ""
         seen = {model: aliases for model, aliases in told.items() if aliases is not None}
         # In this order: whatever of ours is seen there was written for a route that is read here.
-        accounted, routes = self._accounted(), registry.routes.current_all()
+        accounted, newest = self._accounted(), registry.routes.current_all()
         # Where another watch wrote meanwhile, what was seen may be what it has dealt with: the next turn looks again.
-        settled = [model for model in seen if model in routes and accounted.get(model) == before.get(model)]
+        settled = [model for model in seen if model in newest and accounted.get(model) == before.get(model)]
         failures = []
         for model in settled:
             try:
-                self._look(routes[model], seen[model], accounted.get(model))
+                self._look(newest[model], seen[model], accounted.get(model))
             except TuneloopError as error:  # one model's trouble must not hide another's
                 failures.append(f"{model}: {error}")
         if failures:
             raise Unavailable(f"MLflow's aliases are not what they should be: {'; '.join(failures)}")
 
-    def _see(self, models: Sequence[str], found: dict[str, Aliases | None]) -> None:
-        """Put down what MLflow holds, model by model, until the time is over; None: it has no such model."""
+    def _see(self, routes: Sequence[Route], found: dict[str, Aliases | None]) -> None:
+        """Put down what MLflow holds, so many models at a time, until the time is over; None: it has no such model."""
         until = time.monotonic() + ASK_TIMEOUT_S
-        for model in models:
-            try:
-                found[model] = Aliases.found(self._registry.versions.aliases(model))
-            except NotFound:  # there is nothing to mirror to
-                found[model] = None
+        for start in range(0, len(routes), TOGETHER):
+            asked = routes[start : start + TOGETHER]
+            there = self._registry.versions.aliases_of(asked)
+            for route in asked:
+                found[route.model] = there.get(route.model)
             if time.monotonic() > until:
                 return
 

@@ -246,6 +246,7 @@ class Experiment(Noun):
     started_at: AwareDatetime | None = None
     first_revision: int | None = None  # of the route, at its start
     stopped_at: AwareDatetime | None = None
+    looked_at: AwareDatetime | None = None  # when a controller last saw to its step, taken or not
 
 
 def read_declaration(path: Path) -> Declaration:

@@ -1,16 +1,17 @@
 """Bandits that step by themselves: a controller moves the shares of each that declared how often.
 
-Since the start time is cut into spans of the declared length, and each but the first gets one step at most, whoever
-takes it: a controller, another one, or a person. What tells them apart is the route's revision, which a step replaces
-by compare-and-swap after it has looked for one of this span in the audit log. A span that was missed is not made up
-for. A look reads every request since the start, once for each span and controller.
+A span of its cadence gets one step at most, whoever takes it: a controller, another one, or a person. What tells them
+apart is the route's revision, which a step replaces by compare-and-swap after it has looked for one of this span in the
+audit log. A span that was missed is not made up for. A look reads every request since the start, once for each span and
+controller, and puts down that it has looked, so that the monitor can tell a step that nobody sees to.
 """
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from tuneloop.registry.errors import Refused
+from tuneloop.registry.experiments import cadence
 from tuneloop.registry.experiments.declaration import Experiment
 from tuneloop.registry.experiments.store import STEP
 from tuneloop.registry.facade import Registry
@@ -40,40 +41,43 @@ class Stepping:
             Refused: its results are hidden, or an arm is not approved any more; it is asked again in the next span.
             Unavailable: the database is away; or a gateway is late to follow a change, which is written.
         """
+        running, now = self._registry.experiments.get(experiment_id), self._registry.clock()
+        began = cadence.span(running, now)
+        if began is None:
+            return
+        try:
+            if self._looked.get(experiment_id) != began and not self._settled(running, began, now):
+                return
+        except Refused:
+            self._put_down(running, began, now)
+            raise
+        self._put_down(running, began, now)
+
+    def _settled(self, running: Experiment, began: datetime, now: datetime) -> bool:
+        """See to the step of a span; whether nothing is left to do in it."""
         registry = self._registry
-        running = registry.experiments.get(experiment_id)
-        span = _span(running, registry.clock())
-        if span is None or self._looked.get(experiment_id) == span:
-            return
         route = registry.routes.current(running.model)  # before the log: a step written since then is a lost race
-        if self._is_taken(running, span) or not _gives_its_arms(route, running):
-            self._looked[experiment_id] = span
-            return
+        if self._is_taken(running, began, now) or not _gives_its_arms(route, running):
+            return True
         from tuneloop.registry.experiments import conduct  # noqa: PLC0415 (SciPy, for a controller with a bandit only)
 
-        try:
-            running, seen, wanted = conduct.step(registry, experiment_id)
-            if seen.revision == route.revision and wanted.moves(route):
-                change = Change(running.by, f"a step every {running.declaration.step_every_s:g} s was declared")
-                conduct.move(registry, running, route, wanted, change, noted={"controller": self._owner})
-        except Refused:
-            self._looked[experiment_id] = span
-            raise
-        if seen.revision == route.revision:
-            self._looked[experiment_id] = span
+        running, seen, wanted = conduct.step(registry, running.id)
+        if seen.revision != route.revision:
+            return False
+        if wanted.moves(route):
+            change = Change(running.by, f"a step every {running.declaration.step_every_s:g} s was declared")
+            conduct.move(registry, running, route, wanted, change, noted={"controller": self._owner})
+        return True
 
-    def _is_taken(self, running: Experiment, span: datetime) -> bool:
+    def _put_down(self, running: Experiment, began: datetime, now: datetime) -> None:
+        self._looked[running.id] = began
+        if not cadence.falls_in(running, began, running.looked_at, now):
+            self._registry.experiments.looked(running.id, now)
+
+    def _is_taken(self, running: Experiment, began: datetime, now: datetime) -> bool:
         steps = self._registry.audit.entries(running.model, limit=1, action=STEP).whole()
-        return bool(steps) and steps[0].detail.get("experiment") == running.id and steps[0].at >= span
-
-
-def _span(running: Experiment, now: datetime) -> datetime | None:
-    """When the present span began; None: it is the first, or nothing steps by itself."""
-    every_s = running.declaration.step_every_s
-    if every_s is None or running.started_at is None or running.stopped_at is not None:
-        return None
-    number = (now - running.started_at) // timedelta(seconds=every_s)
-    return running.started_at + number * timedelta(seconds=every_s) if number > 0 else None
+        mine = bool(steps) and steps[0].detail.get("experiment") == running.id
+        return mine and cadence.falls_in(running, began, steps[0].at, now)
 
 
 def _gives_its_arms(route: Route, running: Experiment) -> bool:

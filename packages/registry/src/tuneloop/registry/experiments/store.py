@@ -110,6 +110,11 @@ class Experiments:
         with self._db.reading() as connection:
             return readable(Experiment, connection.execute(query.order_by(experiments.c.id)).mappings())
 
+    def looked(self, experiment_id: str, at: datetime) -> None:
+        """Put down that a bandit's step was seen to; no record of the audit log, since nothing is decided by it."""
+        with self._db.writing() as connection:
+            connection.execute(sa.update(experiments).where(experiments.c.id == experiment_id).values(looked_at=at))
+
     def running(self, model: str) -> Experiment | None:
         """The one that runs."""
         query = sa.select(experiments).where(

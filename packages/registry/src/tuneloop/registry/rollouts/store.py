@@ -21,6 +21,7 @@ from tuneloop.registry.rollouts.rollout import OPEN, Rollout, RolloutState, Take
 from tuneloop.registry.tables import rollouts
 
 S = RolloutState
+_AHEAD = 4  # leases: so much may the clocks of two machines differ
 _FREE = {"lease_owner": None, "lease_until": None}
 _LEASE = {"lease_owner", "lease_until", "fencing_token"}
 
@@ -91,16 +92,18 @@ class Rollouts:
     def claim(self, rollout_id: str, owner: str, lease_s: float) -> Rollout | None:
         """Take or keep the lease of a running rollout; None where another holds it, or it does not run.
 
-        Writes only where the lease changes hands or half of it is over.
+        Writes only where the lease changes hands or half of it is over. One that ends later than any could was written
+        by a clock that was ahead: it holds nobody off.
         """
         found, now = self.get(rollout_id), self._clock()
         if found.state is not S.RUNNING:
             return None
-        mine = found.lease_owner == owner and found.lease_until is not None and found.lease_until > now
-        if mine and found.lease_until is not None and found.lease_until - now > timedelta(seconds=lease_s / 2):
+        left = found.lease_until - now if found.lease_until is not None else timedelta(seconds=-1)
+        stands = timedelta(0) <= left <= timedelta(seconds=_AHEAD * lease_s)
+        mine = found.lease_owner == owner and left > timedelta(0)
+        if mine and stands and left > timedelta(seconds=lease_s / 2):
             return found
-        another = not mine and found.lease_owner is not None
-        if another and found.lease_until is not None and found.lease_until >= now:
+        if not mine and stands and found.lease_owner is not None:
             return None
         token = found.fencing_token + (0 if mine else 1)
         until = now + timedelta(seconds=lease_s)

@@ -81,6 +81,7 @@ experiments = sa.Table(
     time_column("started_at", nullable=True),
     integer_column("first_revision", nullable=True),
     time_column("stopped_at", nullable=True),
+    time_column("looked_at", nullable=True),
 )
 # One of a model runs at a time: the database itself refuses the second.
 sa.Index(

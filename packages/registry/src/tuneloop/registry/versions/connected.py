@@ -12,11 +12,14 @@ from typing import ParamSpec, TypeVar
 
 import mlflow
 from mlflow.exceptions import MlflowException
+from mlflow.store.model_registry.sqlalchemy_store import SqlAlchemyStore
 from mlflow.tracking import MlflowClient
+from mlflow.tracking._model_registry.client import ModelRegistryClient
 from sqlalchemy.exc import SQLAlchemyError
 
-from tuneloop.registry.errors import NotFound, Unavailable
+from tuneloop.registry.errors import InvalidInput, NotFound, Unavailable
 from tuneloop.registry.settings import RegistrySettings, first_line, shown_url, without_password
+from tuneloop.registry.versions.tables import Tables
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -54,6 +57,31 @@ class Connected:
         if self._connected is None:
             self._connected = self._connect()
         return self._connected
+
+    @property
+    def _changes(self) -> ModelRegistryClient:
+        """What MLflow's client itself changes models through. The client reads every version of a model before it does,
+        only to see that the name is no prompt's: `_expect_no_prompt` sees that for next to nothing."""
+        changes: ModelRegistryClient = self._client._get_registry_client()
+        return changes
+
+    @property
+    def _tables(self) -> Tables | None:
+        """MLflow's tables; None behind a tracking server."""
+        store = self._changes.store
+        return Tables(store) if isinstance(store, SqlAlchemyStore) else None
+
+    def _expect_no_prompt(self, model: str) -> None:
+        """See that MLflow has no prompt of a model's name; it keeps both in one place.
+
+        Raises:
+            InvalidInput: it has.
+        """
+        condition = f"name = '{model}' AND tags.`mlflow.prompt.is_prompt` = 'true'"
+        if self._client.search_registered_models(condition, max_results=1):
+            raise InvalidInput(
+                f"{model!r} is a prompt in MLflow; give the model another name, or rename the prompt there"
+            )
 
     def _connect(self) -> MlflowClient:
         # Its schema migration logs a hundred lines at INFO on a fresh SQLite file.

@@ -58,7 +58,7 @@ class SignedFiles(Runs):
             self._client.log_artifact(version.run_id, str(signature), SIGNATURES)
         signed = version.model_copy(update={"signed_by": key})
         fields = signed.model_dump(mode="json", exclude={"version"})
-        self._client.set_model_version_tag(version.model, str(version.version), VERSION_TAG, json.dumps(fields))
+        self._changes.set_model_version_tag(version.model, str(version.version), VERSION_TAG, json.dumps(fields))
         return signed
 
     def fetch(self, version: Version, root: Path) -> Path:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from mlflow.exceptions import MlflowException
 
@@ -29,6 +30,7 @@ from tuneloop.registry.versions.tag import VERSION_TAG, ours, version_of
 _REQUEST_TAG = "tuneloop.request_id"
 _MODEL_TAG = "tuneloop.model"
 _PAGE = 1_000  # versions a call
+_BY_NUMBER = ["version_number DESC"]
 
 
 class VersionDraft(Noun):
@@ -76,12 +78,7 @@ class Versions(SignedFiles, Mirroring):
         with self._signed(folder) as (key, signature):  # before anything is stored: without a key nothing is published
             self._client.log_artifacts(run_id, str(folder), ARTIFACT)
             self._client.log_artifact(run_id, str(signature), SIGNATURES)
-        try:
-            self._client.create_registered_model(draft.model, {_MODEL_TAG: "1"})
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
-            self._client.set_registered_model_tag(draft.model, _MODEL_TAG, "1")  # it may be somebody else's
+        self._make_model(draft.model)
         fields = draft.model_dump(mode="json") | {
             "run_id": run_id,
             "artifact_digest": digest,
@@ -94,7 +91,7 @@ class Versions(SignedFiles, Mirroring):
         self._expect_first(draft)  # storing takes its time: whose lease ran out meanwhile comes second
         if only_new:
             self.expect_new(draft.model, digest)
-        made = self._client.create_model_version(draft.model, source=source, run_id=run_id, tags=tags)
+        made = self._changes.create_model_version(draft.model, source=source, run_id=run_id, tags=tags)
         return version_of(made)
 
     @asking
@@ -119,27 +116,29 @@ class Versions(SignedFiles, Mirroring):
     @asking
     def all(self, model: str, *, newest: int | None = None) -> list[Version]:
         """A model's versions, the newest first: so many of them, or every one."""
-        return self._search(f"name = '{_safe(model)}'", newest)
+        found = list[Version]()
+        for page in self._newest_first(model, min(newest or _PAGE, _PAGE)):
+            found += ours(page)
+            if newest is not None and len(found) >= newest:
+                break
+        return found[:newest]
 
     @asking
     def page(self, model: str, ask: Ask) -> Page[Version]:
         """Every version of a model, the newest first, page by page."""
         last, found = ask.after(VERSION_TAG, int), list[Version]()
-        while True:
-            below = f" AND version_number < {last[0]}" if last else ""
-            condition, wanted = f"name = '{_safe(model)}'{below}", ask.limit + 1 - len(found)
-            made = self._client.search_model_versions(condition, wanted, order_by=["version_number DESC"])
-            found += ours(made)
+        for page in self._newest_first(model, ask.limit + 1, last[0] if last else None):
+            found += ours(page)
             if len(found) > ask.limit:
                 shown = found[: ask.limit]
                 return Page(shown, cursor_at(VERSION_TAG, [shown[-1].version]))
-            if len(made) < wanted:
-                return Page(found, None)
-            last = [int(made[-1].version)]
+        return Page(found, None)
 
     @asking
     def models(self) -> list[str]:
         """The names of the registered models that hold versions of ours; others in the same MLflow are left out."""
+        if self._tables is not None:
+            return self._tables.tagged(_MODEL_TAG)
         names, token = [], None
         while True:
             page = self._client.search_registered_models(
@@ -152,7 +151,8 @@ class Versions(SignedFiles, Mirroring):
     @asking
     def for_request(self, request_id: str) -> Version | None:
         """The version a retraining request made, if it made one."""
-        return next(iter(self._search(f"tags.`{_REQUEST_TAG}` = '{_safe(request_id)}'")), None)
+        condition = f"tags.`{_REQUEST_TAG}` = '{_safe(request_id)}'"
+        return next(iter(ours(self._client.search_model_versions(condition, _PAGE, order_by=_BY_NUMBER))), None)
 
     @asking
     def holding(self, model: str, digest: str) -> Version | None:
@@ -190,19 +190,49 @@ class Versions(SignedFiles, Mirroring):
                 f"{source.name}: MLflow can have no such thing: {without_password(error.message)}"
             ) from None
 
+    def _make_model(self, model: str) -> None:
+        """See that MLflow has the model, marked as holding versions of ours; it may be somebody else's.
+
+        Where it is there, MLflow reads all its versions to say so to whoever would create it. So that comes second.
+        """
+        self._expect_no_prompt(model)
+        try:
+            self._changes.set_registered_model_tag(model, _MODEL_TAG, "1")
+        except MlflowException as missing:
+            if missing.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            try:
+                self._client.create_registered_model(model, {_MODEL_TAG: "1"})
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+                self._changes.set_registered_model_tag(model, _MODEL_TAG, "1")  # somebody made it meanwhile
+
     def _expect_first(self, draft: VersionDraft) -> None:
         if draft.request_id is not None and (existing := self.for_request(draft.request_id)) is not None:
             raise Conflict(f"retraining {draft.request_id} already made {existing.name}; a request makes one version")
 
-    def _search(self, condition: str, newest: int | None = None) -> list[Version]:
-        """By number, the newest first: in MLflow's own order, and by its tokens, each page costs what they all hold."""
-        found, below, size = list[Version](), "", min(newest or _PAGE, _PAGE)
-        while True:
-            page = self._client.search_model_versions(condition + below, size, order_by=["version_number DESC"])
-            found += ours(page)
-            if not page.token or (newest is not None and len(found) >= newest):
-                return found[:newest]
-            below = f" and version_number < {page[-1].version}"
+    def _newest_first(self, model: str, size: int, below: int | None = None) -> Iterator[Sequence[Any]]:
+        """MLflow's versions of a model by number, the newest first, at most so many at a time.
+
+        Each page is asked for between two numbers, the lower one by as much as could hold it: MLflow's own order and
+        tokens cost what all versions hold, and PostgreSQL plans a search without a lower end as a scan of all.
+        """
+        name, width = f"name = '{_safe(model)}'", size
+        top = below - 1 if below is not None else self._tables.newest(model) if self._tables is not None else None
+        while top is None or top > 0:
+            floor = max(1, top - width + 1) if top is not None else 1
+            above = f" AND version_number >= {floor}" if floor > 1 else ""
+            until = f" AND version_number < {below}" if below is not None else ""
+            page = self._client.search_model_versions(name + above + until, size, order_by=_BY_NUMBER)
+            yield page
+            if len(page) == size:
+                below = int(page[-1].version)
+            elif floor == 1:
+                return
+            else:  # deleted ones have left gaps
+                below, width = floor, 2 * width
+            top = below - 1
 
 
 def _safe(text: str) -> str:
