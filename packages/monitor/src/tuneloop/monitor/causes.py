@@ -28,7 +28,7 @@ from tuneloop.monitor.signals import (
     THUMBS_DOWN,
 )
 from tuneloop.registry import Registry
-from tuneloop.registry.evidence import findings_of, part_of, since_of, summary_of
+from tuneloop.registry.evidence import causes_of_evidence, findings_of, part_of, since_of, summary_of
 from tuneloop.registry.fleet import STALE_AFTER_S
 from tuneloop.registry.nouns import AlertEpisode, AuditEntry, EngineState, WindowScore
 
@@ -185,13 +185,13 @@ def slow_engine(engines: Mapping[str, Sequence[int]]) -> str | None:
 
 def is_of_serving(episode: AlertEpisode) -> str | None:
     """Why training would not help, when the likeliest cause is how the model is served."""
-    causes = episode.evidence.get("causes") or []
-    return f"{causes[0]['kind']}: {causes[0]['why']}" if causes and causes[0]["kind"] in SERVING else None
+    kind, why = next(iter(causes_of_evidence(episode)), ("", ""))
+    return f"{kind}: {why}" if kind in SERVING else None
 
 
 def is_of_bias(episode: AlertEpisode) -> str | None:
     """Why a person has to decide what is trained, when people are treated unequally, whatever else may be the cause."""
-    return next((str(cause["why"]) for cause in episode.evidence.get("causes", []) if cause["kind"] == "bias"), None)
+    return next((why for kind, why in causes_of_evidence(episode) if kind == "bias"), None)
 
 
 def explained(episode: AlertEpisode, changes: Sequence[Change]) -> AlertEpisode:
