@@ -47,6 +47,7 @@ class MonitorSettings(Section):
     ttft_ms: float = Field(default=0.0, ge=0)  # and to have begun within this; 0: no objective
     group_s: float = Field(default=1_800.0, ge=0)  # alarms of one model closer than this are one episode; 0: never
     changes_s: float = Field(default=6 * 3600.0, ge=0)  # how far before an episode its page looks for what changed
+    bias_sets: tuple[str, ...] = ()  # SET:FILE, what `tuneloop bias check` reads beside its own sentences
     delivery_every_s: float = Field(default=2.0, gt=0)  # pause between looks at what is to be delivered
     delivery_timeout_s: float = Field(default=10.0, gt=0, le=30)  # for each step of an attempt
     delivery_give_up_s: float = Field(default=86_400.0, gt=0)  # after the first attempt
@@ -56,7 +57,7 @@ class MonitorSettings(Section):
     metrics_host: str = "127.0.0.1"
     metrics_port: int = Field(default=0, ge=0, le=65_535)  # Prometheus scrapes here; 0: off
 
-    @field_validator("slo", mode="before")
+    @field_validator("slo", "bias_sets", mode="before")
     @classmethod
     def _from_a_variable(cls, value: object) -> object:
         """A variable holds it as JSON."""
