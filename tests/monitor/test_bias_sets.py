@@ -118,7 +118,11 @@ def test_a_model_that_expects_what_a_set_calls_a_stereotype_is_caught_and_anothe
     templates = Templates(attributes=read_set(of(tmp_path)))
     unlikely = {p for _, t, _, group, p in templates.items() if group != t.stereotype}
     for lost, expected in ((0.0, "no more"), (0.3, "more")):
-        scene.engine.more = lambda _, text, lost=lost: lost if text in unlikely else 0.0
+
+        def more(_name: str, text: str, lost: float = lost) -> float:
+            return lost if text in unlikely else 0.0
+
+        scene.engine.more = more
         scores = read_scores(scene.client, scene.engine.url, "anything", templates, concurrency=2)
         (found,) = judge(templates.attributes, scores)
         assert found.alone.verdict == expected
