@@ -19,7 +19,9 @@ from tuneloop.monitor.parity import unequal_group
 from tuneloop.monitor.signals import (
     BROKEN_ANSWERS,
     INJECTIONS,
+    INVALID_FORMAT,
     LATENCY,
+    PARITY,
     PERPLEXITIES,
     PROMPT_DRIFT,
     QUALITIES,
@@ -42,7 +44,7 @@ _WINDOWS_OF_BIAS = 10  # read back for whom answers refuse: it may have grown to
 _MOST_CHANGES = 10
 _DEPLOYS = ("route.", "rollout.")
 _POLICIES = ("policy.", "gate.", "guard.")
-_WORSE = frozenset({THUMBS_DOWN, REFUSALS, BROKEN_ANSWERS})
+_WORSE = frozenset({THUMBS_DOWN, REFUSALS, BROKEN_ANSWERS, INVALID_FORMAT})
 _OF_ANSWERS = (*PERPLEXITIES, *QUALITIES)  # what users ask makes these worse, and so does what answers them
 
 
@@ -152,7 +154,10 @@ def causes_of(episode: AlertEpisode, changes: Sequence[Change]) -> list[Cause]:
         newest = (deploys if any(s in (LATENCY, SERVED_MODEL_CHANGE) for s in by_deploy) else late)[0]
         found.append(Cause("deploy", f"just before: {newest.what}", by_deploy))
     unequal = [change for change in changes if change.kind == "bias"]
-    if unequal and (by_bias := tuple(s for s in signals if s in QUALITIES)):
+    by_bias = tuple(s for s in signals if s in QUALITIES)
+    if PARITY in signals:
+        found.append(Cause("bias", str(findings[PARITY].get("worst", "")), by_bias))
+    elif unequal and by_bias:
         found.append(Cause("bias", unequal[0].what, by_bias))
     asked = tuple(s for s in signals if s != INJECTIONS)
     by_drift = asked if PROMPT_DRIFT in signals else tuple(s for s in signals if s in _OF_ANSWERS)

@@ -210,7 +210,7 @@ class Challengers:
         """Corrections of the challenger's answers that came after their window was judged, of the last windows."""
         counted = [score for score in earlier[-_LOOK_BACK:] if "corrected" in score.detail]  # not by earlier releases
         ids = [request_id for score in counted for request_id in score.request_ids]
-        return len(self._registry.traffic.corrections_for(ids)) - sum(score.detail["corrected"] for score in counted)
+        return len(self._registry.traffic.corrections_for(ids)) - sum(int(s.detail["corrected"]) for s in counted)
 
     @staticmethod
     def _counting(score: WindowScore, corrected: int, late: int) -> WindowScore:

@@ -24,7 +24,15 @@ from tuneloop.monitor.clearing import (
 from tuneloop.monitor.filing import BY, pursue
 from tuneloop.monitor.reference import ANCHOR
 from tuneloop.monitor.settings import MonitorSettings
-from tuneloop.monitor.signals import DETECTORS, PERPLEXITIES, QUALITIES, SERVED_MODEL_CHANGE, THUMBS_DOWN, windowed
+from tuneloop.monitor.signals import (
+    CORRECTION_BLEU,
+    DETECTORS,
+    PERPLEXITIES,
+    QUALITIES,
+    SERVED_MODEL_CHANGE,
+    THUMBS_DOWN,
+    windowed,
+)
 from tuneloop.monitor.standards import Standard, compared
 from tuneloop.monitor.windows import records_of
 from tuneloop.registry import Registry
@@ -165,4 +173,4 @@ class Keeper:
 
 
 def _needs(signal: str) -> str:
-    return "text" if signal in QUALITIES and signal != THUMBS_DOWN else "feedback"
+    return "text" if signal in QUALITIES and signal not in (THUMBS_DOWN, CORRECTION_BLEU) else "feedback"

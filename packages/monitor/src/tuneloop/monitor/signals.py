@@ -14,7 +14,8 @@ CORRECTION_PERPLEXITY = "correction_perplexity"
 PERPLEXITIES = (PERPLEXITY, CORRECTION_PERPLEXITY)
 THUMBS_DOWN, REFUSALS, BROKEN_ANSWERS = "thumbs_down", "refusals", "broken_answers"
 ANSWER_LENGTH = "answer_length"
-QUALITIES = (THUMBS_DOWN, REFUSALS, BROKEN_ANSWERS, ANSWER_LENGTH)
+INVALID_FORMAT, CORRECTION_BLEU, PARITY = "invalid_format", "correction_bleu", "parity"  # where settings ask for them
+QUALITIES = (THUMBS_DOWN, REFUSALS, BROKEN_ANSWERS, ANSWER_LENGTH, INVALID_FORMAT, CORRECTION_BLEU, PARITY)
 TRAFFIC_SIGNALS = (PROMPT_DRIFT, *PERPLEXITIES, *QUALITIES)
 OWN_REFERENCE = (PROMPT_DRIFT, *PERPLEXITIES, ANSWER_LENGTH)  # what another version's says nothing of
 SERVED_MODEL_CHANGE = "served_model_change"
@@ -27,6 +28,9 @@ DETECTORS = {
     REFUSALS: "share of answers that refuse, Fisher's exact test",
     BROKEN_ANSWERS: "share of answers that are empty or repeat themselves, Fisher's exact test",
     ANSWER_LENGTH: "mean of log lengths, permutation test, two-sided",
+    INVALID_FORMAT: "share of answers that do not parse, Fisher's exact test",
+    CORRECTION_BLEU: "fall of the mean BLEU of answers against corrections, permutation test",
+    PARITY: "refusals and lengths of answers by group of people, Fisher's exact and permutation tests, Holm",
     INJECTIONS: "share of requests that guards stopped or flagged as attacks, Fisher's exact test",
     LATENCY: "share of slow answers, exact binomial test",
     SERVED_MODEL_CHANGE: "log-probabilities of fixed texts, exact permutation test of rounds",
@@ -53,7 +57,13 @@ def signals_of(settings: MonitorSettings) -> tuple[str, ...]:
 
 def windowed(settings: MonitorSettings) -> tuple[str, ...]:
     """Those of them that are judged window by window, in this order."""
-    return (*TRAFFIC_SIGNALS, INJECTIONS, *((LATENCY,) if settings.watches_latency else ()))
+    asked_for = {
+        INVALID_FORMAT: bool(settings.answer_formats),
+        CORRECTION_BLEU: settings.correction_bleu,
+        PARITY: settings.parity_windows > 0,
+        LATENCY: settings.watches_latency,
+    }
+    return tuple(signal for signal in (*TRAFFIC_SIGNALS, INJECTIONS, LATENCY) if asked_for.get(signal, True))
 
 
 def problem_of(signal: str) -> tuple[str, ...]:

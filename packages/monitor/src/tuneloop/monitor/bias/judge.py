@@ -23,7 +23,7 @@ many templates would show in four of five cases. Against a champion d is replace
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from statistics import NormalDist
 from typing import Literal
 
@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 
 from tuneloop.monitor.bias.templates import Attribute, Template
 from tuneloop.registry.nouns import Interval, Noun
+from tuneloop.registry.statistics.correction import holm
 from tuneloop.registry.statistics.intervals import wilson
 
 LEVEL, POWER = 0.05, 0.8
@@ -101,15 +102,6 @@ def judge(
         _bias(name, attribute, scores.get(name, {}), gaps[name], alone[name], against.get(name))
         for name, attribute in attributes.items()
     )
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Corrected p-values in the order given (Holm 1979): the family-wise error is kept however they depend."""
-    order, worst, found = sorted(range(len(p_values)), key=lambda i: p_values[i]), 0.0, [0.0] * len(p_values)
-    for rank, index in enumerate(order):
-        worst = max(worst, min(1.0, (len(p_values) - rank) * p_values[index]))
-        found[index] = worst
-    return found
 
 
 def _table(attribute: Attribute, template: Template, scores: Mapping[Key, float]) -> NDArray[np.float64] | None:
