@@ -19,11 +19,13 @@ from tuneloop.monitor.signals import (
     INJECTIONS,
     INVALID_FORMAT,
     LATENCY,
+    OF_SERVING,
     PARITY,
     PERPLEXITIES,
     PERPLEXITY,
     PROMPT_DRIFT,
     QUALITIES,
+    REFERENCE_BLEU,
     REFUSALS,
     SERVED_MODEL_CHANGE,
     THUMBS_DOWN,
@@ -81,7 +83,7 @@ def takes(episode: AlertEpisode, score: WindowScore, group_s: float) -> bool:
     one with nothing else, and of one version: whoever restarts an engine must not take a drift for over, nor the other
     way round.
     """
-    if SERVED_MODEL_CHANGE in (episode.signal, score.signal):
+    if episode.signal in OF_SERVING or score.signal in OF_SERVING:
         return episode.signal == score.signal and episode.version == score.version
     findings = findings_of(episode)
     if {episode.signal, *findings} & set(problem_of(score.signal)):
@@ -161,7 +163,7 @@ def summary(score: WindowScore) -> str:
     if score.signal in _SHARES:
         shares = detail["shares"]
         return f"{name} {_SHARES[score.signal]} ({shares['reference']:.0%} → {shares['window']:.0%})"
-    if score.signal in QUALITIES:
+    if score.signal in (*QUALITIES, REFERENCE_BLEU):
         return f"{name} {_of_answers(score.signal, detail)}"
     if score.signal == SERVED_MODEL_CHANGE:
         moved = [f"{key} by {found['statistic']:.3f}" for key, found in detail["engines"].items() if found["alarm"]]
@@ -175,6 +177,9 @@ def _of_answers(signal: str, detail: Mapping[str, Any]) -> str:
     """What is told of answers by no share."""
     if signal == PARITY:
         return f"treats groups of people unlike: {detail['worst']}"
+    if signal == REFERENCE_BLEU:
+        was, now = detail["bleu"]["first"], detail["bleu"]["now"]
+        return f"answers fixed questions worse than at first (BLEU {was:.1f} → {now:.1f})"
     if signal == CORRECTION_BLEU:
         bleu = detail["bleu"]
         return f"answers further from what users want (BLEU {bleu['reference']:.1f} → {bleu['window']:.1f})"

@@ -25,6 +25,7 @@ from tuneloop.monitor.signals import (
     PERPLEXITIES,
     PROMPT_DRIFT,
     QUALITIES,
+    REFERENCE_BLEU,
     REFUSALS,
     SERVED_MODEL_CHANGE,
     THUMBS_DOWN,
@@ -130,6 +131,9 @@ def causes_of(episode: AlertEpisode, changes: Sequence[Change]) -> list[Cause]:
     by_served = tuple(s for s in signals if s != PROMPT_DRIFT)
     if moved is not None:
         found.append(Cause("served model", _which_moved(part_of(moved, "engines")), (SERVED_MODEL_CHANGE,)))
+    elif REFERENCE_BLEU in signals:
+        why = "the version is the same and so are the questions: its weights, chat template or engine are not"
+        found.append(Cause("served model", why, (REFERENCE_BLEU,)))
     elif known and by_served:
         found.append(Cause("served model", known[0].what, by_served))
     attacks = [change for change in changes if change.kind == "attack"]

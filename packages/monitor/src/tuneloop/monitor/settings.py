@@ -48,6 +48,7 @@ class MonitorSettings(Section):
     group_s: float = Field(default=1_800.0, ge=0)  # alarms of one model closer than this are one episode; 0: never
     changes_s: float = Field(default=6 * 3600.0, ge=0)  # how far before an episode its page looks for what changed
     answer_formats: dict[str, Literal["json"]] = {}  # by model, "*" every other: what its answers have to parse as
+    reference_answers: dict[str, str] = {}  # model → a file of fixed questions with the answers they should get
     correction_bleu: bool = False  # whether answers are held against users' corrections of them
     parity_windows: int = Field(
         default=0, ge=0, le=50
@@ -62,7 +63,7 @@ class MonitorSettings(Section):
     metrics_host: str = "127.0.0.1"
     metrics_port: int = Field(default=0, ge=0, le=65_535)  # Prometheus scrapes here; 0: off
 
-    @field_validator("slo", "bias_sets", "answer_formats", mode="before")
+    @field_validator("slo", "bias_sets", "answer_formats", "reference_answers", mode="before")
     @classmethod
     def _from_a_variable(cls, value: object) -> object:
         """A variable holds it as JSON."""

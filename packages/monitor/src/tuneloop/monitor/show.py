@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from tuneloop.monitor.signals import SERVED_MODEL_CHANGE
+from tuneloop.monitor.signals import OF_SERVING
 from tuneloop.registry.evidence import (
     causes_of_evidence,
     changes_of_evidence,
@@ -47,7 +47,7 @@ def episode_lines(episode: AlertEpisode, state: str) -> Iterator[str]:
     yield ""
     yield f"runbook    {episode.runbook}"
     if episode.state != "resolved":
-        first = "tuneloop status" if episode.signal == SERVED_MODEL_CHANGE else "tuneloop retraining list"
+        first = "tuneloop status" if episode.signal in OF_SERVING else "tuneloop retraining list"
         yield f"next       {first}; tuneloop report {episode.model}"
         yield f"           tuneloop alert ack {episode.id} --by YOU"
 
