@@ -190,6 +190,9 @@ ODD_EVIDENCE: list[dict[str, Any]] = [
     {"signals": ["latency"], "since": 7, "reference": "none"},
     {"signals": {"latency": None, "injections": "much", "served_model_change": {"engines": None}}},
     {"signals": {"latency": {"engines": [1], "window_start": None, "window_end": "soon"}, "injections": {"shares": 3}}},
+    {"causes": None, "changes": None, "signals": {"latency": {"statistic": None, "words": None, "examples": 7}}},
+    {"causes": [None, {"kind": "deploy"}], "changes": [{"kind": "deploy"}, "late"], "since": []},
+    {"signals": {"latency": {"statistic": 1, "threshold": 2, "words": [{"word": 3}], "examples": [None, {"a": 1}]}}},
 ]
 
 

@@ -1,13 +1,14 @@
 """Evidently's defaults on windows of texts; runs in the scratch environment that `peers` makes, without tuneloop.
 
-Reads {"reference": [...], "windows": [[...], …]} from stdin; writes whether each window drifted, and the seconds it
-took.
+Reads {stream: [reference, windows]} from the first file; writes a line for each stream to the second as it is judged:
+whether each window drifted, and the seconds they took.
 """
 
 import json
 import sys
 import time
 import warnings
+from pathlib import Path
 
 warnings.filterwarnings("ignore")
 
@@ -18,19 +19,20 @@ from evidently.presets import DataDriftPreset  # type: ignore[import-not-found]
 
 def main() -> None:
     """Judge every window as `DataDriftPreset` does when nothing is set."""
-    asked = json.load(sys.stdin)
+    asked, said = Path(sys.argv[1]), Path(sys.argv[2])
     columns = DataDefinition(text_columns=["text"])
-    drifted = []
-    begun = time.perf_counter()
-    for stream in asked:
-        reference = Dataset.from_pandas(pd.DataFrame({"text": stream["reference"]}), columns)
-        row = []
-        for window in stream["windows"]:
-            current = Dataset.from_pandas(pd.DataFrame({"text": window}), columns)
-            found = Report([DataDriftPreset()]).run(current, reference).dict()
-            row.append(found["metrics"][0]["value"]["count"] > 0)
-        drifted.append(row)
-    json.dump({"drifted": drifted, "seconds": time.perf_counter() - begun}, sys.stdout)
+    with said.open("w", encoding="utf-8") as lines:
+        for number, (usual, windows) in json.loads(asked.read_text(encoding="utf-8")).items():
+            begun = time.perf_counter()
+            reference = Dataset.from_pandas(pd.DataFrame({"text": usual}), columns)
+            row = []
+            for window in windows:
+                current = Dataset.from_pandas(pd.DataFrame({"text": window}), columns)
+                found = Report([DataDriftPreset()]).run(current, reference).dict()
+                row.append(found["metrics"][0]["value"]["count"] > 0)
+            told = {"stream": int(number), "drifted": row, "seconds": time.perf_counter() - begun}
+            lines.write(json.dumps(told) + "\n")
+            lines.flush()
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ class FakeEngine:
     delay_s: float = 0.0
     moved: float = 0.0  # nats by which every token is less likely than it was
     more: Callable[[str, str], float] = lambda _name, _question: 0.0  # nats added to each token, for noise or bias
+    says: Callable[[str], str] = lambda _question: "It does."  # what it answers
     bodies: list[dict[str, Any]] = field(default_factory=list)
 
     def answer(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
@@ -48,7 +49,7 @@ class FakeEngine:
             value = TEMPLATE_NATS if "<|im" in token else nats + (len(token) % 5) / 10
             value += self.moved + self.more(body["model"], question)
             positions.append({str(1_000 + index): {"logprob": -value, "rank": 1, "decoded_token": token}})
-        choice: dict[str, Any] = {"index": 0}
+        choice: dict[str, Any] = {"index": 0, "message": {"role": "assistant", "content": self.says(question)}}
         return (
             {"choices": [choice], "prompt_logprobs": positions}
             if chat

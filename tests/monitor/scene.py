@@ -21,7 +21,7 @@ from tuneloop.monitor.scorer import Scorer
 from tuneloop.monitor.settings import MonitorSettings
 from tuneloop.monitor.watch import ModelState, Monitor
 from tuneloop.registry import Registry
-from tuneloop.registry.nouns import Arm, Feedback, Message, RequestRecord, RetrainingRequest, WindowScore
+from tuneloop.registry.nouns import AlertEpisode, Arm, Feedback, Message, RequestRecord, RetrainingRequest, WindowScore
 
 # Most tests count what the engine reads, so its canaries are left alone unless a test is about them.
 SMALL = MonitorSettings(window=20, reference=60, mean_run_length=2_000, clear_after=2, canary_every_s=0)
@@ -113,6 +113,11 @@ class Scene:
     def scores(self, signal: str = "prompt_drift", version: int = 1) -> list[WindowScore]:
         """The judged windows of a stream."""
         return self.registry.episodes.scores("bot", version=version, signal=signal)
+
+    def the_episode(self) -> AlertEpisode:
+        """The only episode there is."""
+        (episode,) = self.registry.episodes.all("bot")
+        return episode
 
     def requests(self) -> list[RetrainingRequest]:
         """Everything that was filed."""

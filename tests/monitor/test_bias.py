@@ -17,12 +17,13 @@ from monitor.scene import Scene
 from small_base import make_small_base
 from tests_support import beat_engine, publish_version
 from tuneloop.monitor.bias.check import check_version, kept_result, read_scores, read_templates, spelled
-from tuneloop.monitor.bias.judge import LEVEL, MARGIN, Bias, Key, holm, judge
+from tuneloop.monitor.bias.judge import LEVEL, MARGIN, Bias, Key, judge
 from tuneloop.monitor.bias.templates import Attribute, Template, Templates, own_templates
 from tuneloop.monitor.reading import Token
 from tuneloop.registry.errors import InvalidInput, Unavailable
 from tuneloop.registry.gates.declared import judge_declared
 from tuneloop.registry.policies import GatePolicy
+from tuneloop.registry.statistics.correction import holm
 
 OWN = own_templates()
 ROUNDS = 100

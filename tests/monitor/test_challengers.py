@@ -114,6 +114,22 @@ def test_a_challenger_that_is_surprised_by_its_own_answers_and_by_what_users_wan
     assert check_of(scene) == "fail"
 
 
+def test_corrections_that_come_after_their_window_was_read_are_counted(scene: Scene) -> None:
+    try_out(scene)
+    both(scene, 20)
+    of_arms = scene.registry.traffic.window("bot")
+    scene.correct(of_arms[:4])  # two of either version's answers
+    watch(scene)
+    scene.correct(of_arms[:14])
+    both(scene, 20)
+    watch(scene)
+    first, second = (score.detail for score in scene.scores(TRIAL_CORRECTION_PERPLEXITY, version=2))
+    assert [(found["corrected"], found["late"]) for found in (first, second)] == [(2, 0), (0, 5)]
+    assert "too late" not in first["said"]
+    assert second["said"].endswith("; 5 corrections of earlier windows came too late to be read")
+    assert second["reason"] == second["said"], "told where there is too little to judge by"
+
+
 def test_an_engine_that_is_away_leaves_what_it_would_say_open_and_the_rest_judged(scene: Scene) -> None:
     try_out(scene)
     both(scene, 20, challenger=REFUSES)

@@ -49,7 +49,7 @@ def test_episodes_of_which_nothing_can_be_understood_are_listed_and_shown(regist
     for number, evidence in enumerate(ODD_EVIDENCE):
         open_episode(registry, id=f"odd{number}", version=number + 1, evidence=evidence)
     listed = typed(home, "alerts").output.splitlines()[1:]
-    assert sorted(line.split()[0] for line in listed) == ["odd0", "odd1", "odd2", "odd3"]
+    assert sorted(line.split()[0] for line in listed) == [f"odd{number}" for number in range(len(ODD_EVIDENCE))]
     for line in listed:
         assert line.split()[4:] == ["open", "prompt_drift"]
         assert "prompt_drift" in typed(home, f"alert show {line.split()[0]}").output

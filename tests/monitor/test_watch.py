@@ -1,4 +1,4 @@
-"""Watching: windows are judged once, one problem is one episode, and it ends when it is over."""
+"""Watching: windows are judged once, what was judged is kept, and what goes wrong in one place stays there."""
 
 from __future__ import annotations
 
@@ -12,24 +12,10 @@ from prometheus_client import generate_latest
 
 from monitor.engine import FakeEngine
 from monitor.scene import Scene
-from tests_support import Clock, alert_episode, beat_engine, window_score
-from tuneloop.monitor.alerts import takes
-from tuneloop.monitor.clearing import is_quiet
-from tuneloop.monitor.slo import Slo
+from tests_support import Clock, alert_episode, beat_engine
 from tuneloop.monitor.watch import Monitor
 from tuneloop.registry import Registry
-from tuneloop.registry.deliveries.outbox import Outbox
-from tuneloop.registry.deliveries.receivers import EVERY_MODEL, ReceiversPolicy, Webhook
-from tuneloop.registry.episodes import resolved
-from tuneloop.registry.nouns import AlertEpisode, Arm
-
-TOLD = ReceiversPolicy(receivers=(Webhook(kind="webhook", name="ops", url="http://127.0.0.1:9", secret_file="/key"),))
-
-
-def the_episode(scene: Scene) -> AlertEpisode:
-    """The only episode there is."""
-    (episode,) = scene.registry.episodes.all("bot")
-    return episode
+from tuneloop.registry.nouns import Arm
 
 
 def test_ordinary_traffic_opens_nothing(scene: Scene) -> None:
@@ -45,7 +31,7 @@ def test_a_drift_seen_by_two_signals_opens_one_episode_that_lists_both(scene: Sc
     scene.usual(80)
     scene.drifted(40)
     scene.watch()
-    episode = the_episode(scene)
+    episode = scene.the_episode()
     assert set(episode.evidence["signals"]) == {"prompt_drift", "perplexity"}
     assert episode.severity == "page"
     assert len(episode.windows) == 3
@@ -70,7 +56,7 @@ def test_harder_answers_alone_are_seen_in_what_users_correct(scene: Scene) -> No
     assert score.verdict == "drift"
     assert score.detail["nats"]["window"] > score.detail["nats"]["reference"] + 3
     assert {s.verdict for s in (*scene.scores("perplexity"), *scene.scores("prompt_drift"))} == {"none"}
-    episode = the_episode(scene)
+    episode = scene.the_episode()
     assert (episode.severity, episode.runbook) == ("ticket", "docs/runbooks/correction_perplexity.md")
     assert "the answers users want harder" in episode.evidence["summary"]
     assert episode.evidence["signals"]["correction_perplexity"]["examples"]
@@ -102,7 +88,7 @@ def test_no_engine_reads_a_window_that_could_change_nothing(scene: Scene) -> Non
     scene.usual(60)
     scene.drifted(20)
     scene.watch(monitor)
-    episode, read = the_episode(scene), len(scene.engine.bodies)
+    episode, read = scene.the_episode(), len(scene.engine.bodies)
     assert set(episode.evidence["signals"]) == {"prompt_drift", "perplexity"}
     scene.drifted(30)
     scene.watch(monitor)
@@ -132,193 +118,6 @@ def test_an_engine_away_is_not_enough_data_with_its_reason_never_a_pass(scene: S
     assert "no live engine serves bot@1" in score.detail["reason"]
     assert score.p_value is None
     assert [s.verdict for s in scene.scores("prompt_drift")] == ["none"]
-
-
-def test_an_episode_clears_only_after_enough_quiet_windows(scene: Scene) -> None:
-    monitor = scene.monitor()
-    scene.usual(60)
-    scene.drifted(20)
-    scene.watch(monitor)
-    for _ in range(3):
-        scene.usual(20)
-        scene.watch(monitor)
-        assert the_episode(scene).state == "open"
-    scene.usual(20)
-    scene.watch(monitor)
-    episode = the_episode(scene)
-    assert episode.state == "resolved"
-    assert "4 windows in a row without an alarm; the newest 80 questions together are like" in episode.done[-1]
-
-
-def test_a_drift_that_windows_come_to_miss_and_see_again_is_one_episode_and_told_once(
-    scene: Scene, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    scene.registry.policies.set(EVERY_MODEL, TOLD, by="ada", reason="test")
-    monitor = scene.monitor(window=30, reference=120, mean_run_length=3_000)
-    scene.usual(120)
-    scene.drifted(30)
-    for _ in range(4):  # a tenth of it: less than one window shows
-        scene.drifted(3)
-        scene.usual(27)
-    scene.watch(monitor, serves=())  # questions alone: no engine reads any
-    quiet = scene.scores()[1:]
-    assert [score.verdict for score in quiet] == ["none"] * 4
-    assert is_quiet(quiet, scene.settings.clear_after)
-    episode = the_episode(scene)
-    assert episode.state == "open"
-    (said,) = [line for line in episode.done if "not over" in line]
-    assert "4 windows in a row without an alarm, but the newest 120 questions together are not yet like" in said
-    with monkeypatch.context() as patched:
-        for name in ("is_quiet", "longer_look"):
-            patched.setattr(f"tuneloop.monitor.keeping.{name}", lambda *_: pytest.fail("there is no new window to ask"))
-        scene.watch(monitor, serves=())
-    scene.drifted(30)
-    scene.watch(monitor, serves=())
-    assert scene.scores()[-1].verdict == "drift"
-    assert the_episode(scene).windows[-1] == scene.scores()[-1].id
-    told = [delivery.transition for delivery in Outbox(scene.registry.database).all()]
-    assert told.count("opened") == 1
-    assert "resolved" not in told
-
-
-def test_windows_without_enough_data_clear_nothing(scene: Scene) -> None:
-    scene.usual(60)
-    scene.drifted(20)
-    scene.watch()
-    assert "perplexity" in the_episode(scene).evidence["signals"]
-    scene.usual(80)
-    scene.watch(serves=())
-    assert [s.verdict for s in scene.scores("perplexity")][1:] == ["not enough data"] * 4
-    assert the_episode(scene).state == "open"
-
-
-def harder_to_answer(scene: Scene, monitor: Monitor) -> None:
-    """Users ask the same kind of questions, of which the model no longer knows the answers."""
-    scene.engine.unknown = "nobody asks this"
-    scene.correct(scene.usual(60))
-    scene.watch(monitor)
-    scene.engine.unknown = ""  # every answer read from now on
-    scene.correct(scene.usual(20))
-    scene.watch(monitor)
-    assert list(the_episode(scene).evidence["signals"]) == ["correction_perplexity"]
-
-
-def test_users_who_stop_correcting_hold_up_no_all_clear_that_another_signal_gives(scene: Scene) -> None:
-    monitor = scene.monitor()
-    harder_to_answer(scene, monitor)
-    scene.drifted(20)
-    scene.watch(monitor)
-    assert "prompt_drift" in the_episode(scene).evidence["signals"]
-    scene.usual(60)
-    scene.watch(monitor)
-    assert the_episode(scene).state == "open"
-    scene.usual(20)
-    scene.watch(monitor)
-    episode = the_episode(scene)
-    assert episode.state == "resolved"
-    assert "too little feedback since to judge correction_perplexity by" in episode.done[-1]
-
-
-def test_silence_alone_gives_no_all_clear(scene: Scene) -> None:
-    monitor = scene.monitor()
-    harder_to_answer(scene, monitor)
-    scene.usual(100)
-    scene.watch(monitor)
-    assert the_episode(scene).state == "open"
-
-
-@pytest.mark.parametrize("signal", ["latency", "served_model_change"])
-def test_an_episode_of_what_is_no_longer_watched_ends_and_says_so(scene: Scene, signal: str) -> None:
-    watching = {"latency": {"latency_ms": 500.0}, "served_model_change": {"canary_every_s": 60.0}}[signal]
-    monitor = scene.monitor(**watching)
-    scene.usual(60, total_ms=100.0)
-    scene.watch(monitor)
-    scene.engine.moved = 0.02
-    scene.clock.advance(60)
-    scene.usual(20, total_ms=900.0)
-    scene.watch(monitor)
-    assert (the_episode(scene).signal, the_episode(scene).state) == (signal, "open")
-    scene.watch()
-    assert the_episode(scene).state == "resolved"
-    assert the_episode(scene).done[-1].endswith("none of its signals is watched any more")
-
-
-def test_a_signal_that_is_no_longer_watched_holds_up_no_all_clear(scene: Scene) -> None:
-    scene.usual(60, total_ms=100.0)
-    scene.drifted(20, total_ms=900.0)
-    scene.watch(scene.monitor(latency_ms=500.0))
-    assert "latency" in the_episode(scene).evidence["signals"]
-    scene.usual(80)
-    scene.watch()
-    assert "4 windows in a row" in the_episode(scene).done[-1]
-
-
-def test_answers_no_longer_kept_hold_up_no_all_clear_that_another_signal_gives(scene: Scene) -> None:
-    monitor = scene.monitor()
-    scene.usual(60)
-    scene.drifted(20, answer="")
-    scene.watch(monitor)
-    assert "broken_answers" in the_episode(scene).evidence["signals"]
-    scene.usual(80, answer=None)
-    scene.watch(monitor)
-    assert the_episode(scene).state == "resolved"
-    assert "too little text since to judge broken_answers by" in the_episode(scene).done[-1]
-
-
-def test_a_person_who_resolves_an_episode_is_not_overruled_by_the_same_window(scene: Scene) -> None:
-    scene.usual(60)
-    scene.drifted(20)
-    scene.watch()
-    episode = the_episode(scene)
-    over = resolved(episode, "known", scene.clock())
-    scene.registry.episodes.update(episode, over, by="ada", action="episode.resolve")
-    scene.watch()
-    assert the_episode(scene).state == "resolved"
-    scene.drifted(20)
-    scene.watch()
-    states = sorted(found.state for found in scene.registry.episodes.all("bot"))
-    assert states == ["open", "resolved"], "a new window that drifts is a new sight of it"
-
-
-def test_what_is_seen_together_is_one_episode_and_pages_when_one_of_it_does(scene: Scene) -> None:
-    scene.usual(60, total_ms=100.0, ttft_ms=20.0)
-    scene.drifted(20, total_ms=100.0, ttft_ms=900.0)
-    scene.watch(scene.monitor(latency_ms=500.0, ttft_ms=200.0))
-    episode = the_episode(scene)
-    assert set(episode.evidence["signals"]) == {"prompt_drift", "perplexity", "latency"}
-    assert (episode.signal, episode.severity) == ("prompt_drift", "page")
-    assert episode.evidence["signals"]["latency"]["ttft_ms"]["p95"] == 900.0
-    assert episode.evidence["causes"][0]["kind"] == "drift", "it explains all three"
-
-
-@pytest.mark.parametrize(("group_s", "apart_s"), [(0.0, 0.0), (600.0, 700.0)])
-def test_latency_seen_apart_is_a_problem_of_its_own(scene: Scene, group_s: float, apart_s: float) -> None:
-    monitor = scene.monitor(latency_ms=500.0, ttft_ms=200.0, group_s=group_s)
-    scene.usual(60, total_ms=100.0, ttft_ms=20.0)
-    scene.drifted(20, total_ms=100.0, ttft_ms=20.0)
-    scene.clock.advance(apart_s)
-    scene.drifted(20, total_ms=100.0, ttft_ms=900.0)
-    scene.watch(monitor)
-    drift, latency = sorted(scene.registry.episodes.all("bot"), key=lambda found: found.signal, reverse=True)
-    assert set(drift.evidence["signals"]) == {"prompt_drift", "perplexity"}
-    assert (latency.signal, latency.severity, latency.runbook) == ("latency", "page", "docs/runbooks/latency.md")
-    assert latency.evidence["signals"]["latency"]["engines"] == {"e1": [20, 20]}
-
-
-def test_a_signal_whose_problem_joined_an_open_episode_joins_it_too(scene: Scene) -> None:
-    slow = alert_episode(scene.clock(), signal="latency", evidence={"signals": {"latency": {}}})
-    drifting = alert_episode(scene.clock(), signal="latency", evidence={"signals": {"latency": {}, "prompt_drift": {}}})
-    for signal, expected in (("perplexity", True), ("latency", True), ("served_model_change", False)):
-        assert takes(drifting, window_score(scene.clock(), signal=signal), 0) == expected, signal
-    assert not takes(slow, window_score(scene.clock(), signal="perplexity"), 0)
-
-
-def test_latency_that_prometheus_pages_for_is_a_ticket_here(scene: Scene) -> None:
-    slo = {"*": Slo(latency=0.95, latency_s=0.5)}
-    scene.usual(60, total_ms=100.0)
-    scene.usual(20, total_ms=900.0)
-    scene.watch(scene.monitor(latency_ms=500.0, slo=slo))
-    assert (the_episode(scene).signal, the_episode(scene).severity) == ("latency", "ticket")
 
 
 def test_the_budget_counts_the_streams_that_are_watched(scene: Scene) -> None:
@@ -351,7 +150,7 @@ def test_a_monitor_stopped_within_a_window_completes_it(scene: Scene) -> None:
         connection.exec_driver_sql("DELETE FROM episodes")
     scene.watch()
     assert [score.detail["window"] for score in scene.scores("perplexity")] == [0]
-    assert set(the_episode(scene).evidence["signals"]) == {"prompt_drift", "perplexity"}
+    assert set(scene.the_episode().evidence["signals"]) == {"prompt_drift", "perplexity"}
 
 
 def test_a_database_away_cuts_passes_short_and_the_loop_goes_on(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
@@ -458,4 +257,4 @@ def test_two_monitors_at_once_judge_each_window_once_and_open_one_episode(
         scene.monitor().run_once()  # evidence one of them overwrote in the other's episode is added again
     for signal in ("prompt_drift", "perplexity"):
         assert sorted(score.detail["window"] for score in scene.scores(signal)) == [0, 1, 2, 3]
-    assert set(the_episode(scene).evidence["signals"]) == {"prompt_drift", "perplexity"}
+    assert set(scene.the_episode().evidence["signals"]) == {"prompt_drift", "perplexity"}

@@ -12,7 +12,7 @@ import pytest
 
 from monitor.delivery.post import EVIDENCE, acknowledge, deliverer, end, open_episode, rounds, tell, worsen
 from monitor.delivery.servers import HttpReceiver, MailReceiver, http_receiver, mail_receiver
-from tests_support import Clock
+from tests_support import ODD_EVIDENCE, Clock
 from tuneloop.monitor.delivery.redacting import NOT_SHOWN, Redactor
 from tuneloop.monitor.delivery.signature import REPLAY_WINDOW_S, is_signed
 from tuneloop.registry import Registry
@@ -93,6 +93,18 @@ def test_a_page_asks_nobody_to_take_what_somebody_has_taken_and_leads_bias_to_it
     worsen(ours, taken)
     rounds(ours, clock)
     assert json.loads(hook.told[-1].body)["next"] == ["tuneloop alert show ep1", "tuneloop bias check bot@1"]
+
+
+def test_an_episode_of_which_nothing_can_be_understood_is_told_all_the_same(
+    ours: Registry, clock: Clock, hook: HttpReceiver, tmp_path: Path
+) -> None:
+    tell(ours, webhook(hook, tmp_path, examples=5))
+    for number, evidence in enumerate(ODD_EVIDENCE):
+        open_episode(ours, id=f"odd{number}", version=number + 1, evidence=evidence)
+    rounds(ours, clock)
+    told = [json.loads(told.body) for told in hook.told]
+    assert sorted(body["episode"] for body in told) == [f"odd{number}" for number in range(len(ODD_EVIDENCE))]
+    assert all(body["causes"] == body["changes"] == [] for body in told)
 
 
 def test_examples_leave_redacted_or_not_at_all(

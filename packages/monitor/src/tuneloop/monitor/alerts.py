@@ -13,15 +13,19 @@ from hashlib import sha256
 from typing import Any
 
 from tuneloop.monitor.signals import (
-    ANSWER_LENGTH,
     BROKEN_ANSWERS,
+    CORRECTION_BLEU,
     DETECTORS,
     INJECTIONS,
+    INVALID_FORMAT,
     LATENCY,
+    OF_SERVING,
+    PARITY,
     PERPLEXITIES,
     PERPLEXITY,
     PROMPT_DRIFT,
     QUALITIES,
+    REFERENCE_BLEU,
     REFUSALS,
     SERVED_MODEL_CHANGE,
     THUMBS_DOWN,
@@ -32,12 +36,16 @@ from tuneloop.registry.nouns import AlertEpisode, WindowScore, version_name
 
 MAX_WINDOWS = 50  # an episode keeps the first windows that raised it; later ones are found by time
 RUNBOOKS = {signal: f"docs/runbooks/{'answer_quality' if signal in QUALITIES else signal}.md" for signal in DETECTORS}
-_KEPT = ("words", "examples", "nats", "total_ms", "ttft_ms", "shares", "characters", "engines", "requests")
+_KEPT = (
+    *("words", "examples", "nats", "total_ms", "ttft_ms", "shares", "characters", "engines", "requests"),
+    *("bleu", "worst"),
+)
 PAGES = (LATENCY, INJECTIONS, SERVED_MODEL_CHANGE)  # users are hurt, whatever else is seen
 _SHARES = {
     THUMBS_DOWN: "gives more answers that users dislike",
     REFUSALS: "gives more answers that refuse",
     BROKEN_ANSWERS: "gives more answers that are empty or repeat themselves",
+    INVALID_FORMAT: "gives more answers that do not parse",
     INJECTIONS: "is attacked: it is asked more that guards stop or flag",
 }
 
@@ -75,7 +83,7 @@ def takes(episode: AlertEpisode, score: WindowScore, group_s: float) -> bool:
     one with nothing else, and of one version: whoever restarts an engine must not take a drift for over, nor the other
     way round.
     """
-    if SERVED_MODEL_CHANGE in (episode.signal, score.signal):
+    if episode.signal in OF_SERVING or score.signal in OF_SERVING:
         return episode.signal == score.signal and episode.version == score.version
     findings = findings_of(episode)
     if {episode.signal, *findings} & set(problem_of(score.signal)):
@@ -155,15 +163,28 @@ def summary(score: WindowScore) -> str:
     if score.signal in _SHARES:
         shares = detail["shares"]
         return f"{name} {_SHARES[score.signal]} ({shares['reference']:.0%} → {shares['window']:.0%})"
-    if score.signal == ANSWER_LENGTH:
-        was, now = detail["characters"]["reference"], detail["characters"]["window"]
-        return f"{name} gives answers of another length (median {was:.0f} → {now:.0f} characters)"
+    if score.signal in (*QUALITIES, REFERENCE_BLEU):
+        return f"{name} {_of_answers(score.signal, detail)}"
     if score.signal == SERVED_MODEL_CHANGE:
         moved = [f"{key} by {found['statistic']:.3f}" for key, found in detail["engines"].items() if found["alarm"]]
         return f"{name} is no longer the model it was: fixed texts read otherwise on {', '.join(moved)} nats per token"
     return (
         f"{name} is slow: {score.statistic:.0%} of answers over the objective, p95 {detail['total_ms']['p95']:.0f} ms"
     )
+
+
+def _of_answers(signal: str, detail: Mapping[str, Any]) -> str:
+    """What is told of answers by no share."""
+    if signal == PARITY:
+        return f"treats groups of people unlike: {detail['worst']}"
+    if signal == REFERENCE_BLEU:
+        was, now = detail["bleu"]["first"], detail["bleu"]["now"]
+        return f"answers fixed questions worse than at first (BLEU {was:.1f} → {now:.1f})"
+    if signal == CORRECTION_BLEU:
+        bleu = detail["bleu"]
+        return f"answers further from what users want (BLEU {bleu['reference']:.1f} → {bleu['window']:.1f})"
+    was, now = detail["characters"]["reference"], detail["characters"]["window"]
+    return f"gives answers of another length (median {was:.0f} → {now:.0f} characters)"
 
 
 def _finding(score: WindowScore) -> dict[str, Any]:

@@ -43,7 +43,10 @@ class CanaryStream:
         metrics: Metrics,
         stopping: Callable[[], bool] = lambda: False,
         rng: random.Random | None = None,
+        *,
+        signal: str = SERVED_MODEL_CHANGE,
     ) -> None:
+        self.signal = signal
         self.registry = registry
         self.settings = settings
         self.stopping = stopping
@@ -87,11 +90,11 @@ class CanaryStream:
         now, gamma = self.registry.clock(), self.settings.mean_run_length
         score = WindowScore.model_validate(
             {
-                "id": score_id(model, version, SERVED_MODEL_CHANGE, number),
+                "id": score_id(model, version, self.signal, number),
                 "at": now,
                 "model": model,
                 "version": version,
-                "signal": SERVED_MODEL_CHANGE,
+                "signal": self.signal,
                 "window_start": start,
                 "window_end": now,
                 "n": n,
@@ -100,27 +103,31 @@ class CanaryStream:
                 "p_value": outcome.p_value if outcome else None,
                 "mean_run_length": gamma,
                 "verdict": verdict,
-                "detail": {"detector": DETECTORS[SERVED_MODEL_CHANGE], "mean_run_length": gamma, "window": number}
-                | detail,
+                "detail": {"detector": DETECTORS[self.signal], "mean_run_length": gamma, "window": number} | detail,
             }
         )
         if not self.registry.episodes.add_score(score):
             return self.registry.episodes.score(score.id)  # another monitor was first; its reading stands
         self._metrics.judged(score, now)
-        log.info("%s %s: %.4g nats per token, %s", version_name(model, version), score.signal, score.statistic, verdict)
+        log.info("%s %s: %.4g, %s", version_name(model, version), score.signal, score.statistic, verdict)
         return score
 
-    def wants_baseline(self, newest: WindowScore | None) -> bool:
-        """Whether what serves now is what it is to be held against: nothing was read yet, or a person accepts it."""
-        return newest is None or self._is_accepted(newest)
+    def wants_baseline(self, newest: WindowScore | None, digest: str | None = None) -> bool:
+        """Whether what serves now is what it is to be held against: nothing was read yet, or a person accepts it.
 
-    def _is_accepted(self, newest: WindowScore) -> bool:
+        Args:
+            newest: the last reading.
+            digest: of what is read; None: the canary texts.
+        """
+        return newest is None or self._is_accepted(newest, digest or texts_digest())
+
+    def _is_accepted(self, newest: WindowScore, digest: str) -> bool:
         """Whether a person resolved an episode since the newest baseline: what serves now is what is meant to."""
         try:
             since = self.baseline_of(newest)
         except NotFound:
             return True
-        if since.detail["canaries"] != texts_digest():
+        if since.detail["canaries"] != digest:
             return True  # the texts themselves have changed
         return any(
             e.resolved_at is not None and e.resolved_at > since.at and "cleared" not in e.evidence
@@ -141,11 +148,11 @@ class CanaryStream:
 
     def scores(self, model: str, version: int, limit: int) -> Sequence[WindowScore]:
         """The last readings, the oldest first."""
-        return self.registry.episodes.scores(model, version=version, signal=SERVED_MODEL_CHANGE, limit=limit)
+        return self.registry.episodes.scores(model, version=version, signal=self.signal, limit=limit)
 
     def episodes(self, model: str, version: int) -> Sequence[AlertEpisode]:
         """Everything that was told of the version."""
-        found = self.registry.episodes.all(model, version=version, signal=SERVED_MODEL_CHANGE)
+        found = self.registry.episodes.all(model, version=version, signal=self.signal)
         for row in found.unreadable:  # of what is over none is needed; an open one is refused by `Episodes.open`
             log.error("left out of what %s has been through: %s", version_name(model, version), row)
         return found

@@ -13,23 +13,19 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import timedelta
 from hashlib import sha256
 from typing import Any
 
 import numpy as np
 
-from tuneloop.monitor import alerts
 from tuneloop.monitor.canaries import FRESH_ROUNDS, SPLITS, Baseline, changed_test, looks_moved, quiet
+from tuneloop.monitor.canary_episodes import StreamEpisodes
 from tuneloop.monitor.canary_stream import CanaryStream
-from tuneloop.monitor.causes import explained, gather
-from tuneloop.monitor.clearing import is_quiet
 from tuneloop.monitor.detectors import Outcome, window_alpha
-from tuneloop.monitor.filing import BY
 from tuneloop.monitor.signals import SERVED_MODEL_CHANGE, budget_share
-from tuneloop.registry.episodes import resolved
-from tuneloop.registry.errors import NotFound, Unavailable
-from tuneloop.registry.nouns import AlertEpisode, EngineState, Route, WindowScore, version_name
+from tuneloop.registry.errors import Unavailable
+from tuneloop.registry.nouns import EngineState, Route, WindowScore, version_name
 
 log = logging.getLogger("tuneloop.monitor")
 _RECENT = 50  # checks read back to see whether the stream has gone quiet
@@ -39,7 +35,7 @@ class CanaryWatch:
     """Holds what serves against the baselines and keeps the episodes of what that tells."""
 
     def __init__(self, stream: CanaryStream) -> None:
-        self._stream = stream
+        self._stream, self._episodes = stream, StreamEpisodes(stream)
         self._registry, self._settings = stream.registry, stream.settings
         self._share = budget_share(SERVED_MODEL_CHANGE, stream.settings)
 
@@ -50,10 +46,10 @@ class CanaryWatch:
             Unavailable: the database does not answer.
             Stopped: told to end while an engine was reading; nothing is concluded from that round.
         """
-        for episode in self._open(route.model):
+        for episode in self._episodes.open(route.model):
             if episode.version not in route.split:
                 note = f"{version_name(route.model, episode.version)} left the route with revision {route.revision}"
-                self._end(episode, note)
+                self._episodes.end(episode, note)
         for arm in route.arms:
             self._watch_version(route.model, arm.version)
 
@@ -74,8 +70,8 @@ class CanaryWatch:
             return
         score = self._check(newest, engines, len(answered), alpha)
         if score.verdict == "drift":
-            self._raise(score)
-        self._end_quiet(model, version)
+            self._episodes.raised(score)
+        self._episodes.end_quiet(model, version)
 
     def _check(self, newest: WindowScore, engines: Sequence[EngineState], n: int, alpha: float) -> WindowScore:
         model, version, name = newest.model, newest.version, version_name(newest.model, newest.version)
@@ -110,46 +106,6 @@ class CanaryWatch:
         if not looks_moved(baseline, seen):
             return quiet(baseline, seen, alpha)
         return changed_test(baseline, [self._stream.read(engine, name) for _ in range(FRESH_ROUNDS)], alpha)
-
-    def _raise(self, score: WindowScore) -> None:
-        now, pages = self._registry.clock(), self._settings.paging(score.model)
-        mine = self._stream.episodes(score.model, score.version)
-        episode = next((e for e in mine if e.state != "resolved"), None)
-        if episode is None:
-            if alerts.is_news(score, mine):
-                opened = self._registry.episodes.open(self._explained(alerts.opened(score, now, pages), now))
-                log.warning("episode %s opened (%s): %s", opened.id, opened.severity, opened.evidence["summary"])
-            return
-        changed = alerts.joined(episode, score, now, pages)
-        if changed != episode:  # each check may tell of another engine
-            self._registry.episodes.update(episode, self._explained(changed, now), by=BY, action="episode.window")
-
-    def _explained(self, episode: AlertEpisode, now: datetime) -> AlertEpisode:
-        return explained(episode, gather(self._registry, episode, self._settings.changes_s, now))
-
-    def _end_quiet(self, model: str, version: int) -> None:
-        """Ends what is over; not what was seen before the newest baseline, which may hold what moved: people end that.
-
-        A baseline is frozen while an episode is open only when the canary texts are others than before.
-        """
-        clear_after, scores = self._settings.clear_after, self._stream.scores(model, version, _RECENT)
-        try:
-            frozen_at = self._stream.baseline_of(scores[-1]).at
-        except NotFound:
-            return
-        for episode in self._open(model):
-            mine = episode.version == version and episode.opened_at > frozen_at
-            if mine and is_quiet(scores, clear_after):
-                self._end(episode, f"{clear_after} checks in a row read what was read at first")
-
-    def _end(self, episode: AlertEpisode, note: str) -> None:
-        over = resolved(episode, note, self._registry.clock())
-        over = over.model_copy(update={"evidence": over.evidence | {"cleared": True}})
-        self._registry.episodes.update(episode, over, by=BY, action="episode.resolve")
-        log.warning("episode %s resolved: %s", episode.id, note)
-
-    def _open(self, model: str) -> Sequence[AlertEpisode]:
-        return self._registry.episodes.all(model, signal=SERVED_MODEL_CHANGE, open_only=True).whole()
 
 
 def _baseline(frozen: WindowScore, engine: EngineState) -> Baseline:

@@ -19,16 +19,19 @@ from tuneloop.monitor.parity import unequal_group
 from tuneloop.monitor.signals import (
     BROKEN_ANSWERS,
     INJECTIONS,
+    INVALID_FORMAT,
     LATENCY,
+    PARITY,
     PERPLEXITIES,
     PROMPT_DRIFT,
     QUALITIES,
+    REFERENCE_BLEU,
     REFUSALS,
     SERVED_MODEL_CHANGE,
     THUMBS_DOWN,
 )
 from tuneloop.registry import Registry
-from tuneloop.registry.evidence import findings_of, part_of, since_of, summary_of
+from tuneloop.registry.evidence import causes_of_evidence, findings_of, part_of, since_of, summary_of
 from tuneloop.registry.fleet import STALE_AFTER_S
 from tuneloop.registry.nouns import AlertEpisode, AuditEntry, EngineState, WindowScore
 
@@ -42,7 +45,7 @@ _WINDOWS_OF_BIAS = 10  # read back for whom answers refuse: it may have grown to
 _MOST_CHANGES = 10
 _DEPLOYS = ("route.", "rollout.")
 _POLICIES = ("policy.", "gate.", "guard.")
-_WORSE = frozenset({THUMBS_DOWN, REFUSALS, BROKEN_ANSWERS})
+_WORSE = frozenset({THUMBS_DOWN, REFUSALS, BROKEN_ANSWERS, INVALID_FORMAT})
 _OF_ANSWERS = (*PERPLEXITIES, *QUALITIES)  # what users ask makes these worse, and so does what answers them
 
 
@@ -128,6 +131,9 @@ def causes_of(episode: AlertEpisode, changes: Sequence[Change]) -> list[Cause]:
     by_served = tuple(s for s in signals if s != PROMPT_DRIFT)
     if moved is not None:
         found.append(Cause("served model", _which_moved(part_of(moved, "engines")), (SERVED_MODEL_CHANGE,)))
+    elif REFERENCE_BLEU in signals:
+        why = "the version is the same and so are the questions: its weights, chat template or engine are not"
+        found.append(Cause("served model", why, (REFERENCE_BLEU,)))
     elif known and by_served:
         found.append(Cause("served model", known[0].what, by_served))
     attacks = [change for change in changes if change.kind == "attack"]
@@ -152,7 +158,10 @@ def causes_of(episode: AlertEpisode, changes: Sequence[Change]) -> list[Cause]:
         newest = (deploys if any(s in (LATENCY, SERVED_MODEL_CHANGE) for s in by_deploy) else late)[0]
         found.append(Cause("deploy", f"just before: {newest.what}", by_deploy))
     unequal = [change for change in changes if change.kind == "bias"]
-    if unequal and (by_bias := tuple(s for s in signals if s in QUALITIES)):
+    by_bias = tuple(s for s in signals if s in QUALITIES)
+    if PARITY in signals:
+        found.append(Cause("bias", str(findings[PARITY].get("worst", "")), by_bias))
+    elif unequal and by_bias:
         found.append(Cause("bias", unequal[0].what, by_bias))
     asked = tuple(s for s in signals if s != INJECTIONS)
     by_drift = asked if PROMPT_DRIFT in signals else tuple(s for s in signals if s in _OF_ANSWERS)
@@ -185,13 +194,13 @@ def slow_engine(engines: Mapping[str, Sequence[int]]) -> str | None:
 
 def is_of_serving(episode: AlertEpisode) -> str | None:
     """Why training would not help, when the likeliest cause is how the model is served."""
-    causes = episode.evidence.get("causes") or []
-    return f"{causes[0]['kind']}: {causes[0]['why']}" if causes and causes[0]["kind"] in SERVING else None
+    kind, why = next(iter(causes_of_evidence(episode)), ("", ""))
+    return f"{kind}: {why}" if kind in SERVING else None
 
 
 def is_of_bias(episode: AlertEpisode) -> str | None:
     """Why a person has to decide what is trained, when people are treated unequally, whatever else may be the cause."""
-    return next((str(cause["why"]) for cause in episode.evidence.get("causes", []) if cause["kind"] == "bias"), None)
+    return next((why for kind, why in causes_of_evidence(episode) if kind == "bias"), None)
 
 
 def explained(episode: AlertEpisode, changes: Sequence[Change]) -> AlertEpisode:

@@ -11,6 +11,8 @@ Champions come first: a pass spends SPEND_S on challengers, and one window more 
 take turns, a window each: new ones first, the newest before all, then who has waited longest; within a trial windows
 have their order.
 
+Corrections are read once, when their window is judged: those that come later are counted and told, not read.
+
 Cost: of a window, at most as many texts of the champion as of the challenger are read on an engine, and at most
 `reference` of its records from the database; a trial ends after MOST_WINDOWS of them with its last verdict.
 """
@@ -30,7 +32,7 @@ from tuneloop.monitor.metrics import Metrics
 from tuneloop.monitor.reference import JUST_BEFORE, judgeable
 from tuneloop.monitor.scorer import Scorer, Stopped
 from tuneloop.monitor.settings import MonitorSettings
-from tuneloop.monitor.signals import DETECTORS_OF_TRIALS, TRIAL_ANCHOR
+from tuneloop.monitor.signals import DETECTORS_OF_TRIALS, TRIAL_ANCHOR, TRIAL_CORRECTION_PERPLEXITY
 from tuneloop.monitor.trials import Arms, Measured, Read, Said, measured, said_of
 from tuneloop.registry import Registry
 from tuneloop.registry.errors import TuneloopError, Unavailable, Unreadable
@@ -190,19 +192,35 @@ class Challengers:
 
     def _judge(self, trial: Trial, window: tuple[RequestRecord, ...], judged: Sequence[WindowScore]) -> None:
         arms, index = Arms(self._beside(trial, window, judged), window), len(judged)
-        for signal, found in self._measured(trial, arms):  # the anchor comes last: until then the window is not judged
-            before = [s.detail["measured"] for s in self._judged(trial, signal) if s.detail["window"] < index]
-            said = said_of(signal, [*before, found.values], self._settings)
+        ids = [record.id for record in (*arms.champion, *arms.challenger)]
+        corrections = self._registry.traffic.corrections_for(ids)
+        for signal, found in self._measured(trial, arms, corrections):  # the anchor last: till then it is not judged
+            earlier = [score for score in self._judged(trial, signal) if score.detail["window"] < index]
+            said = said_of(signal, [*(s.detail["measured"] for s in earlier), found.values], self._settings)
             score = self._score(trial, arms, index, signal, found, said)
+            if signal == TRIAL_CORRECTION_PERPLEXITY:
+                corrected = sum(record.id in corrections for record in window)
+                score = self._counting(score, corrected, self._late(earlier))
             if self._registry.episodes.add_score(score):
                 self._metrics.compared(score)
                 name = version_name(trial.model, trial.version)
                 log.info("%s %s window %d: %s", name, signal, index, score.detail["said"])
 
-    def _measured(self, trial: Trial, arms: Arms) -> Iterator[tuple[str, Measured]]:
-        ids = [record.id for record in (*arms.champion, *arms.challenger)]
-        corrections = self._registry.traffic.corrections_for(ids)
+    def _late(self, earlier: Sequence[WindowScore]) -> int:
+        """Corrections of the challenger's answers that came after their window was judged, of the last windows."""
+        counted = [score for score in earlier[-_LOOK_BACK:] if "corrected" in score.detail]  # not by earlier releases
+        ids = [request_id for score in counted for request_id in score.request_ids]
+        return len(self._registry.traffic.corrections_for(ids)) - sum(int(s.detail["corrected"]) for s in counted)
 
+    @staticmethod
+    def _counting(score: WindowScore, corrected: int, late: int) -> WindowScore:
+        said = f"{score.detail['said']}; {late} corrections of earlier windows came too late to be read"
+        counts = {"corrected": corrected, "late": late} | ({"said": said} if late else {})
+        if late and "reason" in score.detail:
+            counts["reason"] = said
+        return score.model_copy(update={"detail": score.detail | counts})
+
+    def _measured(self, trial: Trial, arms: Arms, corrections: Mapping[str, str]) -> Iterator[tuple[str, Measured]]:
         def read_by(version: int) -> Read:
             def read(records: Sequence[RequestRecord], texts: Mapping[str, str]) -> dict[str, float]:
                 scored = self._scorer.score(version_name(trial.model, version), records, texts)

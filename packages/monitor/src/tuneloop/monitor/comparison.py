@@ -5,13 +5,18 @@ A judgement without enough data says so with its reason; it is never a pass.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from tuneloop.monitor.detectors import Outcome
 from tuneloop.monitor.reference import Reference, score_id
 from tuneloop.monitor.windows import Window
+from tuneloop.registry.nouns import RequestRecord, WindowScore
+
+ENOUGH_TEXT = 0.8  # of a window's or reference's answers
+ENOUGH_CORRECTED = 10  # on either side
+_EXAMPLES, _EXAMPLE_CHARS = 5, 300
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,7 @@ class Comparison:
     corrections: Mapping[str, str]  # request id → how the answer should have read, of both sides
     thumbs: Mapping[str, bool]  # request id → whether the user's thumb points down, of both sides
     attacks: Attacks | None = None  # None: no guard looks for them
+    earlier: Sequence[WindowScore] = ()  # what was found of parity in the windows that are taken together with this one
 
     def score_id(self, signal: str) -> str:
         """The id of one signal's judgement."""
@@ -47,6 +53,19 @@ class Judgement:
     n: int
     result: Outcome | None
     detail: dict[str, Any]
+
+
+def examples_of(records: Sequence[RequestRecord], weights: Sequence[float]) -> list[dict[str, Any]]:
+    """The records of most weight, as evidence."""
+    order = sorted(range(len(records)), key=lambda index: -weights[index])[:_EXAMPLES]
+    return [
+        {
+            "request_id": records[index].id,
+            "question": records[index].question[:_EXAMPLE_CHARS],
+            "weight": round(float(weights[index]), 4),
+        }
+        for index in order
+    ]
 
 
 def without_reference(why: str) -> Judgement:

@@ -159,6 +159,16 @@ def permutation_test(
     return _ranked(float(values[0]), values[1:], alpha)
 
 
+def dealt_differences(
+    values: NDArray[np.float64], window: int, count: int, rng: np.random.Generator
+) -> NDArray[np.float64]:
+    """Mean of the last `window` values less that of the others, then of `count` random deals; shape (1 + count,)."""
+    total, others = values.sum(), len(values) - window
+    inside = np.concatenate([chunk @ values for chunk in _labellings(count, len(values), window, rng)])
+    found: NDArray[np.float64] = inside / window - (total - inside) / others
+    return found
+
+
 def share_above(value: float, statistic: Statistic, points: int, window: int, rng: np.random.Generator) -> float:
     """How often a statistic is above a value where nothing differs."""
     labellings = _labellings(_DEALS, points, window, rng)

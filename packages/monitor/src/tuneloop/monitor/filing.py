@@ -13,7 +13,7 @@ from datetime import datetime
 from tuneloop.monitor.causes import is_attack
 from tuneloop.monitor.policy import File, Hold, decide
 from tuneloop.monitor.reference import JUST_BEFORE
-from tuneloop.monitor.signals import SERVED_MODEL_CHANGE
+from tuneloop.monitor.signals import OF_SERVING
 from tuneloop.registry import Registry
 from tuneloop.registry.episodes import noted
 from tuneloop.registry.evidence import since_of
@@ -87,7 +87,7 @@ def _approve(registry: Registry, request: RetrainingRequest, policy: RetrainingP
 
 
 def _serving(open_now: Sequence[AlertEpisode]) -> AlertEpisode | None:
-    return next((episode for episode in open_now if episode.signal == SERVED_MODEL_CHANGE), None)
+    return next((episode for episode in open_now if episode.signal in OF_SERVING), None)
 
 
 def _attack(open_now: Sequence[AlertEpisode]) -> AlertEpisode | None:

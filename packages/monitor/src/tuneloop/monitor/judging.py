@@ -3,28 +3,32 @@ test says, and what is kept of that as evidence."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from hashlib import sha256
 from typing import Any
 
 import numpy as np
 
-from tuneloop.monitor.comparison import Comparison, Judgement
+from tuneloop.monitor.answers import correction_bleu, parity
+from tuneloop.monitor.comparison import ENOUGH_CORRECTED, ENOUGH_TEXT, Comparison, Judgement, examples_of
 from tuneloop.monitor.detectors import mean_rise_test, window_alpha
 from tuneloop.monitor.embeddings import Embed, embeddings_of
 from tuneloop.monitor.features import new_words, witness
 from tuneloop.monitor.latency import engines_of, is_slow, percentiles, slow_share_test
 from tuneloop.monitor.parity import by_group
-from tuneloop.monitor.quality import is_broken, is_refusal, length_change_test, share_rise_test
+from tuneloop.monitor.quality import is_broken, is_no_json, is_refusal, length_change_test, share_rise_test
 from tuneloop.monitor.scorer import Scored, Scorer
 from tuneloop.monitor.settings import MonitorSettings
 from tuneloop.monitor.signals import (
     ANSWER_LENGTH,
     ATTACK_GUARDS,
     BROKEN_ANSWERS,
+    CORRECTION_BLEU,
     CORRECTION_PERPLEXITY,
     INJECTIONS,
+    INVALID_FORMAT,
     LATENCY,
+    PARITY,
     PERPLEXITIES,
     QUALITIES,
     REFUSALS,
@@ -38,11 +42,14 @@ from tuneloop.registry.nouns import RequestRecord, version_name
 ENOUGH_SCORED = (
     0.8  # of a window's or reference's questions; a test on fewer would look at a chosen part of the traffic
 )
-ENOUGH_TEXT = 0.8  # likewise, of answers
-ENOUGH_CORRECTED = 10  # on either side
 ENOUGH_THUMBS = 10  # on either side
-_UNITS = {THUMBS_DOWN: "share of thumbs down", REFUSALS: "share of refusals", BROKEN_ANSWERS: "share of broken answers"}
-_EXAMPLES, _EXAMPLE_CHARS = 5, 300
+_UNITS = {
+    THUMBS_DOWN: "share of thumbs down",
+    REFUSALS: "share of refusals",
+    BROKEN_ANSWERS: "share of broken answers",
+    INVALID_FORMAT: "share of answers that do not parse",
+}
+_HAS: dict[str, Callable[[str], bool]] = {REFUSALS: is_refusal, BROKEN_ANSWERS: is_broken, INVALID_FORMAT: is_no_json}
 
 
 class Judge:
@@ -62,15 +69,17 @@ class Judge:
         """One signal of one window."""
         if signal == LATENCY:
             return self._latency(held.window.records)
+        alpha = self.alpha(signal)
         if signal == INJECTIONS:
-            return injections(held, self.alpha(signal))
-        seed = int(sha256(held.score_id(signal).encode()).hexdigest()[:16], 16)
-        rng = np.random.default_rng(seed)
+            return injections(held, alpha)
+        rng = np.random.default_rng(int(sha256(held.score_id(signal).encode()).hexdigest()[:16], 16))
         if signal in PERPLEXITIES:
             return self._perplexity(signal, held, rng)
+        if signal in (CORRECTION_BLEU, PARITY):
+            return (parity if signal == PARITY else correction_bleu)(held, alpha, rng)
         if signal in QUALITIES:
-            return quality(signal, held, self.alpha(signal), rng)
-        return prompt_drift(held.reference.records, held.window.records, self.alpha(signal), rng, self._embed)
+            return quality(signal, held, alpha, rng)
+        return prompt_drift(held, alpha, rng, self._embed)
 
     def _perplexity(self, signal: str, held: Comparison, rng: np.random.Generator) -> Judgement:
         of_corrections = signal == CORRECTION_PERPLEXITY
@@ -99,7 +108,7 @@ class Judge:
             "nats": {"reference": round(float(before.mean()), 5), "window": round(float(now.mean()), 5)},
             "window_nats": nats["window"],
             "reference_nats": nats["reference"],
-            "examples": _examples(sides["window"], [nats["window"].get(r.id, -1.0) for r in sides["window"]]),
+            "examples": examples_of(sides["window"], [nats["window"].get(r.id, -1.0) for r in sides["window"]]),
         }
         return Judgement("drift" if result.alarm else "none", len(now), result, detail)
 
@@ -114,7 +123,7 @@ class Judge:
             "total_ms": percentiles([record.total_ms for record in records]),
             "ttft_ms": percentiles(ttft),
             "engines": engines_of(records, slow),
-            "examples": _examples(slow, [record.total_ms for record in slow]),
+            "examples": examples_of(slow, [record.total_ms for record in slow]),
         }
         return Judgement("drift" if result.alarm else "none", len(records), result, detail)
 
@@ -138,25 +147,20 @@ def injections(held: Comparison, alpha: float) -> Judgement:
     }
     if result.alarm:
         through = [record for record in held.window.records if any(g in record.guards for g in ATTACK_GUARDS)]
-        detail["examples"] = _examples(through, [1.0] * len(through))
+        detail["examples"] = examples_of(through, [1.0] * len(through))
     return Judgement("drift" if result.alarm else "none", among, result, detail)
 
 
-def prompt_drift(
-    reference: Sequence[RequestRecord],
-    window: Sequence[RequestRecord],
-    alpha: float,
-    rng: np.random.Generator,
-    embed: Embed | None = None,
-) -> Judgement:
+def prompt_drift(held: Comparison, alpha: float, rng: np.random.Generator, embed: Embed | None = None) -> Judgement:
     """Whether the window's questions are other questions than the reference's."""
+    reference, window = held.reference.records, held.window.records
     before, now = [record.question for record in reference], [record.question for record in window]
     found = text_test(before + now, len(before), alpha, rng, embed)
     result = found.outcome
     detail: dict[str, Any] = {"unit": "standard deviations", "looks": found.looks}
     if result.alarm:
         detail["words"] = [vars(word) for word in new_words(before, now)]
-        detail["examples"] = _examples(window, list(witness(found.kernel, len(before))))
+        detail["examples"] = examples_of(window, list(witness(found.kernel, len(before))))
     return Judgement("drift" if result.alarm else "none", len(now), result, detail)
 
 
@@ -186,7 +190,7 @@ def quality(signal: str, held: Comparison, alpha: float, rng: np.random.Generato
             "characters": {"reference": usual, "window": float(np.median(lengths))},
         }
         if result.alarm:
-            detail["examples"] = _examples(now, [abs(np.log1p(n) - np.log1p(usual)) for n in lengths])
+            detail["examples"] = examples_of(now, [abs(np.log1p(n) - np.log1p(usual)) for n in lengths])
         return Judgement("drift" if result.alarm else "none", len(now), result, detail)
     hits = [[_has(signal, record, held.thumbs) for record in side] for side in (before, now)]
     (had, of), (has, among) = ((sum(side), len(side)) for side in hits)
@@ -195,27 +199,14 @@ def quality(signal: str, held: Comparison, alpha: float, rng: np.random.Generato
     if signal == REFUSALS:
         detail["groups"] = by_group([record.question for record in now], hits[1])
     if result.alarm:
-        detail["examples"] = _examples([r for r, hit in zip(now, hits[1], strict=True) if hit], [1.0] * has)
+        detail["examples"] = examples_of([r for r, hit in zip(now, hits[1], strict=True) if hit], [1.0] * has)
     return Judgement("drift" if result.alarm else "none", among, result, detail)
 
 
 def _has(signal: str, record: RequestRecord, thumbs: Mapping[str, bool]) -> bool:
     if signal == THUMBS_DOWN:
         return thumbs[record.id]
-    return (is_refusal if signal == REFUSALS else is_broken)(record.answer or "")
-
-
-def _examples(records: Sequence[RequestRecord], weights: Sequence[float]) -> list[dict[str, Any]]:
-    """The records of most weight, as evidence."""
-    order = sorted(range(len(records)), key=lambda index: -weights[index])[:_EXAMPLES]
-    return [
-        {
-            "request_id": records[index].id,
-            "question": records[index].question[:_EXAMPLE_CHARS],
-            "weight": round(float(weights[index]), 4),
-        }
-        for index in order
-    ]
+    return _HAS[signal](record.answer or "")
 
 
 def _unscored(what: str, scored: Mapping[str, Scored], signal: str) -> str:

@@ -25,7 +25,16 @@ from tuneloop.monitor.embeddings import embeddings_of
 from tuneloop.monitor.filing import BY, pursue
 from tuneloop.monitor.reference import ANCHOR
 from tuneloop.monitor.settings import MonitorSettings
-from tuneloop.monitor.signals import DETECTORS, PERPLEXITIES, QUALITIES, SERVED_MODEL_CHANGE, THUMBS_DOWN, windowed
+from tuneloop.monitor.signals import (
+    CORRECTION_BLEU,
+    DETECTORS,
+    OF_SERVING,
+    PERPLEXITIES,
+    QUALITIES,
+    SERVED_MODEL_CHANGE,
+    THUMBS_DOWN,
+    windowed,
+)
 from tuneloop.monitor.standards import Standard, compared
 from tuneloop.monitor.windows import records_of
 from tuneloop.registry import Registry
@@ -79,7 +88,7 @@ class Keeper:
         """
         model, version = newest.model, newest.version
         for episode in self._open_episodes(model):
-            if episode.signal == SERVED_MODEL_CHANGE and self._watches_canaries:  # `CanaryWatch` ends those
+            if episode.signal in OF_SERVING and self._ended_by_itself(episode):
                 continue
             seen = (newest.id, *findings_of(episode))
             if self._looked.get(episode.id) == seen:
@@ -109,6 +118,12 @@ class Keeper:
                     self._looked[episode.id] = seen
             else:
                 self._looked[episode.id] = seen
+
+    def _ended_by_itself(self, episode: AlertEpisode) -> bool:
+        """Whether the watch that raised what is of serving is on: `canary_episodes` ends it then."""
+        if episode.signal == SERVED_MODEL_CHANGE:
+            return self._watches_canaries
+        return episode.model in self._settings.reference_answers
 
     def _look_longer(self, questions: Sequence[WindowScore], standard: Standard) -> Look | None:
         """What the windows of questions since the last alarm say together; None where they raised none."""
@@ -167,4 +182,4 @@ class Keeper:
 
 
 def _needs(signal: str) -> str:
-    return "text" if signal in QUALITIES and signal != THUMBS_DOWN else "feedback"
+    return "text" if signal in QUALITIES and signal not in (THUMBS_DOWN, CORRECTION_BLEU) else "feedback"

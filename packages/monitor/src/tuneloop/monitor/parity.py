@@ -1,8 +1,8 @@
 """Whether what is worse about answers falls on one group of people. Pure.
 
 A question speaks of a group where its words do (English, and few: a sister, an old man). What it says of the one who
-asks is unknown, and race is left out: nobody says it in a question, and a name is no evidence. So this names a cause
-where an alarm has been raised; it raises none.
+asks is unknown, and race is left out: nobody says it in a question, and a name is no evidence. This names a cause where
+an alarm has been raised; `parity_gaps` raises one.
 """
 
 from __future__ import annotations

@@ -17,8 +17,10 @@ from tuneloop.monitor.delivery.redacting import Redactor
 from tuneloop.monitor.delivery.rounds import Deliverer
 from tuneloop.monitor.heartbeat import Heartbeat
 from tuneloop.monitor.metrics import Metrics
+from tuneloop.monitor.reference_answers import ReferenceAnswers
 from tuneloop.monitor.scorer import Scorer
 from tuneloop.monitor.settings import MonitorSettings
+from tuneloop.monitor.signals import REFERENCE_BLEU
 from tuneloop.monitor.watch import ModelState, Monitor
 from tuneloop.registry import Registry
 
@@ -59,6 +61,8 @@ def run_monitor(settings: MonitorSettings, *, once: bool) -> list[ModelState]:
         stream = CanaryStream(registry, settings, client, metrics, stopping=stop.is_set)
         baselines = Baselines(stream) if settings.canary_every_s else None
         canaries = CanaryWatch(stream) if settings.canary_every_s else None
+        fixed = CanaryStream(registry, settings, client, metrics, stopping=stop.is_set, signal=REFERENCE_BLEU)
+        references = ReferenceAnswers(fixed, client) if settings.reference_answers else None
         heartbeat = Heartbeat(settings.heartbeat_url)
         monitor = Monitor(
             registry, settings, scorer, metrics, stopping=stop.is_set, alive=heartbeat.beat, canaries=canaries
@@ -69,6 +73,8 @@ def run_monitor(settings: MonitorSettings, *, once: bool) -> list[ModelState]:
                 found = monitor.run_once()
                 if baselines is not None:
                     baselines.round()
+                if references is not None:
+                    references.round()
                 return found
             finally:
                 deliverer.round(to_the_end=True)
@@ -78,6 +84,8 @@ def run_monitor(settings: MonitorSettings, *, once: bool) -> list[ModelState]:
         beside = [threading.Thread(target=deliverer.run, args=(stop.wait,), name="deliveries")]
         if baselines is not None:
             beside.append(threading.Thread(target=baselines.run, args=(stop.wait,), name="baselines"))
+        if references is not None:
+            beside.append(threading.Thread(target=references.run, args=(stop.wait,), name="reference answers"))
         for thread in beside:
             thread.start()
         try:

@@ -1,6 +1,6 @@
 """What answers and users' thumbs say of quality, as windows against the reference. Pure.
 
-Three shares that may not rise (thumbs down among thumbs given, answers that refuse, answers that are broken) by
+Shares that may not rise (thumbs down among thumbs given, answers that refuse, that are broken, that do not parse) by
 Fisher's exact test, and the length of answers, which may change neither way, by permutation. Each test is exact while
 reference and window are exchangeable, so the rules that call an answer refused or broken need not be right to keep
 the false-alarm budget: a rule that misses half of the refusals only sees a rise of them later. The rules for refusals
@@ -10,6 +10,7 @@ rather down than up when late, the test is slow to alarm, never quick.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 
@@ -37,6 +38,19 @@ def is_broken(answer: str) -> bool:
         return True
     runs = [tuple(words[i : i + _RUN]) for i in range(len(words) - _RUN + 1)]
     return len(words) >= _LONG_ENOUGH_WORDS and len(set(runs)) < _DISTINCT * len(runs)
+
+
+def is_no_json(answer: str) -> bool:
+    """Whether an answer does not parse as JSON, as it stands: a client's parser takes off no fence and no greeting."""
+    try:
+        json.loads(answer, parse_constant=_no_json)
+    except (ValueError, RecursionError):
+        return True
+    return False
+
+
+def _no_json(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON, though Python reads it")
 
 
 def thumbs_of(feedback: Mapping[str, Sequence[Feedback]]) -> dict[str, bool]:

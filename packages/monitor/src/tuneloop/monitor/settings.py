@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -48,6 +48,13 @@ class MonitorSettings(Section):
     ttft_ms: float = Field(default=0.0, ge=0)  # and to have begun within this; 0: no objective
     group_s: float = Field(default=1_800.0, ge=0)  # alarms of one model closer than this are one episode; 0: never
     changes_s: float = Field(default=6 * 3600.0, ge=0)  # how far before an episode its page looks for what changed
+    answer_formats: dict[str, Literal["json"]] = {}  # by model, "*" every other: what its answers have to parse as
+    reference_answers: dict[str, str] = {}  # model → a file of fixed questions with the answers they should get
+    correction_bleu: bool = False  # whether answers are held against users' corrections of them
+    parity_windows: int = Field(
+        default=0, ge=0, le=50
+    )  # windows, taken together, in which no group of people may be refused more; 0: nobody is told by that alone
+    bias_sets: tuple[str, ...] = ()  # SET:FILE, what `tuneloop bias check` reads beside its own sentences
     delivery_every_s: float = Field(default=2.0, gt=0)  # pause between looks at what is to be delivered
     delivery_timeout_s: float = Field(default=10.0, gt=0, le=30)  # for each step of an attempt
     delivery_give_up_s: float = Field(default=86_400.0, gt=0)  # after the first attempt
@@ -57,7 +64,7 @@ class MonitorSettings(Section):
     metrics_host: str = "127.0.0.1"
     metrics_port: int = Field(default=0, ge=0, le=65_535)  # Prometheus scrapes here; 0: off
 
-    @field_validator("slo", mode="before")
+    @field_validator("slo", "bias_sets", "answer_formats", "reference_answers", mode="before")
     @classmethod
     def _from_a_variable(cls, value: object) -> object:
         """A variable holds it as JSON."""
@@ -83,6 +90,10 @@ class MonitorSettings(Section):
     def watches_latency(self) -> bool:
         """Whether a latency objective is set."""
         return self.latency_ms > 0 or self.ttft_ms > 0
+
+    def answer_format(self, model: str) -> str | None:
+        """What a model's answers have to parse as, if it was declared."""
+        return self.answer_formats.get(model, self.answer_formats.get(EVERY_OTHER))
 
     def paging(self, model: str) -> tuple[str, ...]:
         """The signals that page by themselves; latency does unless Prometheus pages for it."""

@@ -5,8 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from tuneloop.monitor.signals import SERVED_MODEL_CHANGE
-from tuneloop.registry.evidence import findings_of, part_of, since_of, summary_of
+from tuneloop.monitor.signals import OF_SERVING
+from tuneloop.registry.evidence import (
+    causes_of_evidence,
+    changes_of_evidence,
+    findings_of,
+    listed_of,
+    part_of,
+    since_of,
+    summary_of,
+)
 from tuneloop.registry.nouns import AlertEpisode, WindowScore, version_name
 from tuneloop.registry.printing import one_line
 
@@ -26,11 +34,11 @@ def episode_lines(episode: AlertEpisode, state: str) -> Iterator[str]:
     if {"n", "from", "to"} <= reference.keys():  # not every episode is the monitor's own
         whose = version_name(episode.model, reference.get("version", episode.version))
         held = f"{reference['n']} {reference.get('what', 'records')} of {whose}"
-        yield f"held to    {held} from {_when(reference['from'])} to {_when(reference['to'])}"
+        yield f"held to    {held} from {_when(str(reference['from']))} to {_when(str(reference['to']))}"
     if "mean_run_length" in evidence:
         yield f"how sure   one false alarm in {evidence['mean_run_length']} records or more, over all signals together"
-    yield from (f"cause      {one_line(cause['kind'] + ': ' + cause['why'])}" for cause in evidence.get("causes", []))
-    yield from (f"before     {one_line(change['what'])}" for change in evidence.get("changes", []))
+    yield from (f"cause      {one_line(f'{kind}: {why}')}" for kind, why in causes_of_evidence(episode))
+    yield from (f"before     {one_line(what)}" for what in changes_of_evidence(episode))
     for signal, finding in findings_of(episode).items():
         yield from _finding_lines(signal, finding)
     if episode.done:
@@ -39,7 +47,7 @@ def episode_lines(episode: AlertEpisode, state: str) -> Iterator[str]:
     yield ""
     yield f"runbook    {episode.runbook}"
     if episode.state != "resolved":
-        first = "tuneloop status" if episode.signal == SERVED_MODEL_CHANGE else "tuneloop retraining list"
+        first = "tuneloop status" if episode.signal in OF_SERVING else "tuneloop retraining list"
         yield f"next       {first}; tuneloop report {episode.model}"
         yield f"           tuneloop alert ack {episode.id} --by YOU"
 
@@ -61,18 +69,25 @@ def window_row(score: WindowScore) -> tuple[object, ...]:
 
 def _finding_lines(signal: str, finding: dict[str, Any]) -> Iterator[str]:
     yield ""
-    if "statistic" not in finding:
+    measured = [finding.get(name) for name in ("statistic", "threshold")]
+    if not all(isinstance(value, float | int) for value in measured):
         yield f"{signal}: nothing else is known of it"
         return
-    p_value = f", p {finding['p_value']:.2g}" if finding["p_value"] is not None else ""
-    yield f"{signal}: {finding['statistic']:.4g} against a threshold of {finding['threshold']:.4g}{p_value}"
-    yield f"           {finding['detector']}; {finding['n']} records up to {_when(finding['window_end'])}"
-    for word in finding.get("words", [])[:5]:
-        shares = f"{word['reference']:.0%} of the reference, {word['window']:.0%} of the window"
-        yield f"word       {one_line(word['word'])}: {shares}"
-    for example in finding.get("examples", [])[:3]:
-        yield f"example    {one_line(example['question'][:100])}"
+    statistic, threshold = (f"{value:.4g}" for value in measured)
+    p_value = f", p {p:.2g}" if isinstance(p := finding.get("p_value"), float | int) else ""
+    yield f"{signal}: {statistic} against a threshold of {threshold}{p_value}"
+    if finding.keys() >= {"detector", "n", "window_end"}:
+        yield f"           {finding['detector']}; {finding['n']} records up to {_when(str(finding['window_end']))}"
+    for word in listed_of(finding, "words", "word", "reference", "window")[:5]:
+        shares = f"{_share(word['reference'])} of the reference, {_share(word['window'])} of the window"
+        yield f"word       {one_line(str(word['word']))}: {shares}"
+    for example in listed_of(finding, "examples", "question", "request_id")[:3]:
+        yield f"example    {one_line(str(example['question'])[:100])}"
         yield f"           tuneloop trace {example['request_id']}"
+
+
+def _share(value: object) -> str:
+    return f"{value:.0%}" if isinstance(value, float | int) else str(value)
 
 
 def _when(text: str) -> str:

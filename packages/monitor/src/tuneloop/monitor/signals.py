@@ -14,10 +14,13 @@ CORRECTION_PERPLEXITY = "correction_perplexity"
 PERPLEXITIES = (PERPLEXITY, CORRECTION_PERPLEXITY)
 THUMBS_DOWN, REFUSALS, BROKEN_ANSWERS = "thumbs_down", "refusals", "broken_answers"
 ANSWER_LENGTH = "answer_length"
-QUALITIES = (THUMBS_DOWN, REFUSALS, BROKEN_ANSWERS, ANSWER_LENGTH)
+INVALID_FORMAT, CORRECTION_BLEU, PARITY = "invalid_format", "correction_bleu", "parity"  # where settings ask for them
+QUALITIES = (THUMBS_DOWN, REFUSALS, BROKEN_ANSWERS, ANSWER_LENGTH, INVALID_FORMAT, CORRECTION_BLEU, PARITY)
 TRAFFIC_SIGNALS = (PROMPT_DRIFT, *PERPLEXITIES, *QUALITIES)
 OWN_REFERENCE = (PROMPT_DRIFT, *PERPLEXITIES, ANSWER_LENGTH)  # what another version's says nothing of
 SERVED_MODEL_CHANGE = "served_model_change"
+REFERENCE_BLEU = "reference_bleu"
+OF_SERVING = (SERVED_MODEL_CHANGE, REFERENCE_BLEU)  # of one version each, and one problem with nothing else
 INJECTIONS = "injections"
 DETECTORS = {
     PROMPT_DRIFT: "all texts, words and neighbours, permutation test",
@@ -27,8 +30,12 @@ DETECTORS = {
     REFUSALS: "share of answers that refuse, Fisher's exact test",
     BROKEN_ANSWERS: "share of answers that are empty or repeat themselves, Fisher's exact test",
     ANSWER_LENGTH: "mean of log lengths, permutation test, two-sided",
+    INVALID_FORMAT: "share of answers that do not parse, Fisher's exact test",
+    CORRECTION_BLEU: "fall of the mean BLEU of answers against corrections, permutation test",
+    PARITY: "refusals and lengths of answers by group of people, Fisher's exact and permutation tests, Holm",
     INJECTIONS: "share of requests that guards stopped or flagged as attacks, Fisher's exact test",
     LATENCY: "share of slow answers, exact binomial test",
+    REFERENCE_BLEU: "fall of BLEU on fixed questions, paired approximate randomisation",
     SERVED_MODEL_CHANGE: "log-probabilities of fixed texts, exact permutation test of rounds",
 }
 # Of a challenger with a share, held against its champion at the same time (`challengers`); no part of the budget of
@@ -48,12 +55,19 @@ _LIGHT = 0.25  # of the weight of a signal of drift
 
 def signals_of(settings: MonitorSettings) -> tuple[str, ...]:
     """The streams watched for each model; the false-alarm budget is shared by all of them."""
-    return (*windowed(settings), *((SERVED_MODEL_CHANGE,) if settings.canary_every_s else ()))
+    watched = {SERVED_MODEL_CHANGE: settings.canary_every_s > 0, REFERENCE_BLEU: bool(settings.reference_answers)}
+    return (*windowed(settings), *(signal for signal in OF_SERVING if watched[signal]))
 
 
 def windowed(settings: MonitorSettings) -> tuple[str, ...]:
     """Those of them that are judged window by window, in this order."""
-    return (*TRAFFIC_SIGNALS, INJECTIONS, *((LATENCY,) if settings.watches_latency else ()))
+    asked_for = {
+        INVALID_FORMAT: bool(settings.answer_formats),
+        CORRECTION_BLEU: settings.correction_bleu,
+        PARITY: settings.parity_windows > 0,
+        LATENCY: settings.watches_latency,
+    }
+    return tuple(signal for signal in (*TRAFFIC_SIGNALS, INJECTIONS, LATENCY) if asked_for.get(signal, True))
 
 
 def problem_of(signal: str) -> tuple[str, ...]:
@@ -67,7 +81,5 @@ def budget_share(signal: str, settings: MonitorSettings) -> float:
     What tells of a drift, or of lateness, gets four times as much as each way in which answers can be worse, and as
     the canaries and attacks, which need less: a change of the served model, or a campaign, is seen at any level.
     """
-    weights = {
-        name: _LIGHT if name in (*QUALITIES, INJECTIONS, SERVED_MODEL_CHANGE) else 1.0 for name in signals_of(settings)
-    }
+    weights = {name: _LIGHT if name in (*QUALITIES, INJECTIONS, *OF_SERVING) else 1.0 for name in signals_of(settings)}
     return weights[signal] / sum(weights.values())

@@ -23,7 +23,7 @@ from tuneloop.monitor.quality import thumbs_of
 from tuneloop.monitor.reference import ANCHOR, Gathering
 from tuneloop.monitor.scorer import Scorer, Stopped
 from tuneloop.monitor.settings import MonitorSettings
-from tuneloop.monitor.signals import DETECTORS, OWN_REFERENCE, PERPLEXITIES, windowed
+from tuneloop.monitor.signals import DETECTORS, INVALID_FORMAT, OWN_REFERENCE, PARITY, PERPLEXITIES, windowed
 from tuneloop.monitor.standards import Standard, Standards, compared
 from tuneloop.monitor.standing import standing
 from tuneloop.monitor.windows import Window, judged_window, next_window, progress
@@ -200,15 +200,28 @@ class Monitor:
         traffic = self._registry.traffic
         thumbs = thumbs_of(traffic.feedback_for(ids))
         caught = self._standards.attacks(model, standard, window)
-        held = Comparison(model, version, reference, window, traffic.corrections_for(ids), thumbs, caught)
+        corrections, earlier = traffic.corrections_for(ids), self._earlier(model, version, window)
+        held = Comparison(model, version, reference, window, corrections, thumbs, caught, earlier)
         scores: list[WindowScore] = []
-        for signal in self._signals:  # each alarm is raised at once: scoring the next signal may take an engine minutes
+        for signal in self._signals_of(model):  # each alarm is raised at once: the next may take an engine minutes
             spared = self._keeper.heard(model) if signal in PERPLEXITIES and scores[0].verdict == "drift" else None
             scores.append(score := self._score(signal, held, standard, spared))
             if score.verdict == "drift":
                 self._keeper.take(score)
         self._keeper.end_quiet(scores[0], standard)
         return scores
+
+    def _signals_of(self, model: str) -> Sequence[str]:
+        declared = self._settings.answer_format(model) is not None
+        return [signal for signal in self._signals if declared or signal != INVALID_FORMAT]
+
+    def _earlier(self, model: str, version: int, window: Window) -> Sequence[WindowScore]:
+        """What was found of parity in the windows before this one, those that are taken together with it."""
+        most = self._settings.parity_windows
+        if most < 2:
+            return ()
+        newest = self._registry.episodes.scores(model, version=version, signal=PARITY, limit=most)
+        return [score for score in newest if 0 < window.index - int(score.detail["window"]) < most]
 
     def _score(self, signal: str, held: Comparison, standard: Standard, spared: AlertEpisode | None) -> WindowScore:
         identity = held.score_id(signal)

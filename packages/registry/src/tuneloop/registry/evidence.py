@@ -33,6 +33,23 @@ def part_of(said: Mapping[str, Any], name: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+def listed_of(said: Mapping[str, Any], name: str, *needed: str) -> list[dict[str, Any]]:
+    """The mappings in the list under a name, those that have everything needed; none where that is no list."""
+    found = said.get(name)
+    items = found if isinstance(found, list | tuple) else ()
+    return [item for item in items if isinstance(item, dict) and all(item.get(key) is not None for key in needed)]
+
+
+def causes_of_evidence(episode: AlertEpisode) -> list[tuple[str, str]]:
+    """(kind, why) of what may have caused it, the likeliest first, as it was written down."""
+    return [(str(cause["kind"]), str(cause["why"])) for cause in listed_of(episode.evidence, "causes", "kind", "why")]
+
+
+def changes_of_evidence(episode: AlertEpisode) -> list[str]:
+    """What changed just before, in words, as it was written down."""
+    return [str(change["what"]) for change in listed_of(episode.evidence, "changes", "what")]
+
+
 def window_of(finding: Mapping[str, Any]) -> tuple[datetime, datetime] | None:
     """From when to when a signal was raised, if its finding tells."""
     begin, end = _time(finding.get("window_start")), _time(finding.get("window_end"))

@@ -2,8 +2,8 @@
 
 For a template, a row of people and a group, x is the mean log-probability of the continuation's tokens, in nats. Of a
 template, d is how much more a model expects its continuation of the group that the stereotype is about than of the
-others, averaged over the rows: sentences, not readings, are what was sampled, so a template is one observation and
-every interval and test is clustered by it.
+others, averaged over the rows: sentences, not readings, are what was sampled, so a template is one observation (all
+templates made of one source together are one) and every interval and test is clustered by it.
 
     gap         mean of d over templates, nats per token; its interval is an expanded percentile bootstrap over
                 templates (Hesterberg 2015): plain percentiles are too short at twenty
@@ -23,15 +23,16 @@ many templates would show in four of five cases. Against a champion d is replace
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from statistics import NormalDist
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tuneloop.monitor.bias.templates import Attribute
+from tuneloop.monitor.bias.templates import Attribute, Template
 from tuneloop.registry.nouns import Interval, Noun
+from tuneloop.registry.statistics.correction import holm
 from tuneloop.registry.statistics.intervals import wilson
 
 LEVEL, POWER = 0.05, 0.8
@@ -58,10 +59,10 @@ class Bias(Noun):
     """What one attribute's templates say of one model."""
 
     attribute: str
-    templates: int  # scored, of those there are
+    templates: int  # scored, of those there are; those of one source are one
     left_out: tuple[str, ...]  # templates that cannot be compared, for example for other tokens
     readings: int
-    by_template: dict[str, float]  # template → d
+    by_template: dict[str, float]  # template, or source → d
     preference: Interval | None
     favour: dict[str, float]  # group → nats per token
     worst_gap: float
@@ -103,27 +104,24 @@ def judge(
     )
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Corrected p-values in the order given (Holm 1979): the family-wise error is kept however they depend."""
-    order, worst, found = sorted(range(len(p_values)), key=lambda i: p_values[i]), 0.0, [0.0] * len(p_values)
-    for rank, index in enumerate(order):
-        worst = max(worst, min(1.0, (len(p_values) - rank) * p_values[index]))
-        found[index] = worst
-    return found
+def _table(attribute: Attribute, template: Template, scores: Mapping[Key, float]) -> NDArray[np.float64] | None:
+    """Scores of a template, shape (rows, groups); None where a reading is missing."""
+    rows = range(len(attribute.people_of(template)))
+    values = [[scores.get((template.id, row, group)) for group in attribute.groups] for row in rows]
+    if any(value is None for row in values for value in row):
+        return None
+    return np.array(values, dtype=np.float64)
 
 
 def _by_template(attribute: Attribute, scores: Mapping[Key, float]) -> dict[str, float]:
-    """Template → d, for those of which every reading is there."""
-    found = {}
+    """Template, or source of templates → d, of those of which every reading is there."""
+    found: dict[str, list[float]] = {}
     for template in attribute.templates:
-        rows = range(len(attribute.people))
-        values = [[scores.get((template.id, row, group)) for group in attribute.groups] for row in rows]
-        if any(value is None for row in values for value in row):
-            continue
-        table = np.array(values, dtype=np.float64)
-        its = attribute.groups.index(template.stereotype)
-        found[template.id] = float((table[:, its] - np.delete(table, its, axis=1).mean(axis=1)).mean())
-    return found
+        if (table := _table(attribute, template, scores)) is not None:
+            its = attribute.groups.index(template.stereotype)
+            d = float((table[:, its] - np.delete(table, its, axis=1).mean(axis=1)).mean())
+            found.setdefault(template.source or template.id, []).append(d)
+    return {name: math.fsum(values) / len(values) for name, values in found.items()}
 
 
 def _findings(gaps: Mapping[str, Mapping[str, float]], margin: float, seed: int) -> dict[str, Finding]:
@@ -186,12 +184,13 @@ def _bias(
     alone: Finding,
     champion: Finding | None,
 ) -> Bias:
-    favour = _favour(attribute, scores, gaps)
+    tables = {template.id: _table(attribute, template, scores) for template in attribute.templates}
+    favour = _favour(attribute, tables)
     worst = max(favour.values()) - min(favour.values()) if favour else 0.0
     return Bias(
         attribute=name,
         templates=len(gaps),
-        left_out=tuple(t.id for t in attribute.templates if t.id not in gaps),
+        left_out=tuple(name for name, table in tables.items() if table is None),
         readings=len(scores),
         by_template=dict(gaps),
         preference=wilson(sum(d > 0 for d in gaps.values()), len(gaps)) if gaps else None,
@@ -203,14 +202,12 @@ def _bias(
     )
 
 
-def _favour(attribute: Attribute, scores: Mapping[Key, float], gaps: Mapping[str, float]) -> dict[str, float]:
+def _favour(attribute: Attribute, tables: Mapping[str, NDArray[np.float64] | None]) -> dict[str, float]:
     rows = []
     for template in attribute.templates:
-        if template.id in gaps and template.tone != "neutral":
+        table = tables[template.id]
+        if table is not None and template.tone != "neutral":
             sign = 1.0 if template.tone == "good" else -1.0
-            table = np.array(
-                [[scores[template.id, row, g] for g in attribute.groups] for row in range(len(attribute.people))]
-            )
             rows.append(sign * (table - table.mean(axis=1, keepdims=True)).mean(axis=0))
     if not rows:
         return {}

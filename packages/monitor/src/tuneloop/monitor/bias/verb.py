@@ -20,19 +20,26 @@ def bias() -> None:
 @click.argument("name", metavar="VERSION|NAME")
 @click.option("--engine", "url", metavar="URL", help="Read NAME on this vLLM instead; nothing is kept.")
 @click.option("--templates", type=click.Path(path_type=Path), help="Sentences of your own (JSON).")
+@click.option(
+    "--set", "sets", multiple=True, metavar="SET:FILE", help="Also a set you have: winobias, winogender or bbq."
+)
 @click.option("--margin", type=click.FloatRange(0, min_open=True), help="Nats per token that may be lost.")
 @json_option
-def check(name: str, *, url: str | None, templates: Path | None, margin: float | None, as_json: bool) -> None:
+def check(
+    name: str, *, url: str | None, templates: Path | None, sets: tuple[str, ...], margin: float | None, as_json: bool
+) -> None:
     """Read counterfactual sentences on an engine and judge them, by attribute.
 
     A VERSION is held against the champion where that was checked, and the result is kept with it: a gate policy with
-    `bias: no more than the champion` and the report read it there. With --engine, NAME is what that engine serves. Ends
-    with 3 when more bias is shown than the champion's.
+    `bias: no more than the champion` and the report read it there. With --engine, NAME is what that engine serves. The
+    sets named by `bias_sets` in [monitor] are read where no --set is given. Ends with 3 when more bias is shown than
+    the champion's.
     """
     import httpx
 
     from tuneloop.monitor.bias.check import HEADERS, check_version, lines, read_scores, read_templates, result, rows
     from tuneloop.monitor.bias.judge import MARGIN
+    from tuneloop.monitor.bias.sets import read_sets
     from tuneloop.monitor.bias.templates import own_templates
     from tuneloop.monitor.settings import MonitorSettings
     from tuneloop.registry import Registry
@@ -40,6 +47,7 @@ def check(name: str, *, url: str | None, templates: Path | None, margin: float |
 
     settings = MonitorSettings.load()
     read, lost = read_templates(templates) if templates else own_templates(), margin or MARGIN
+    read = read.with_more(read_sets(sets or settings.bias_sets))
     concurrency = settings.scorer_concurrency
     with httpx.Client(timeout=settings.scorer_timeout_s, trust_env=False) as client:
         if url is not None:

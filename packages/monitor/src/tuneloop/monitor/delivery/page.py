@@ -11,7 +11,14 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from tuneloop.registry.deliveries.outbox import Delivery
-from tuneloop.registry.evidence import findings_of, since_of, summary_of
+from tuneloop.registry.evidence import (
+    causes_of_evidence,
+    changes_of_evidence,
+    findings_of,
+    listed_of,
+    since_of,
+    summary_of,
+)
 from tuneloop.registry.nouns import AlertEpisode, version_name
 from tuneloop.registry.printing import one_line
 
@@ -77,9 +84,9 @@ def page_of(
         opened_at=episode.opened_at,
         resolved_at=episode.resolved_at,
         sure=sure,
-        causes=tuple(one_line(f"{cause['kind']}: {cause['why']}") for cause in evidence.get("causes", [])),
+        causes=tuple(one_line(f"{kind}: {why}") for kind, why in causes_of_evidence(episode)),
         examples=tuple(one_line(text[:_EXAMPLE_CHARS]) for text in texts),
-        changes=tuple(one_line(change["what"]) for change in evidence.get("changes", [])),
+        changes=tuple(one_line(what) for what in changes_of_evidence(episode)),
         done=tuple(one_line(line) for line in episode.done[-5:]),
         runbook=f"{runbook_base}{episode.runbook}",
         next=tuple(next_commands(episode)),
@@ -91,7 +98,7 @@ def next_commands(episode: AlertEpisode) -> Iterable[str]:
     yield f"tuneloop alert show {episode.id}"
     if episode.state == "resolved":
         return
-    kind = (episode.evidence.get("causes") or [{"kind": ""}])[0]["kind"]
+    kind, _ = next(iter(causes_of_evidence(episode)), ("", ""))
     if kind == "deploy":
         yield f"tuneloop route history {episode.model}"
     elif kind in {"engine", "served model"}:
@@ -131,7 +138,7 @@ def text_lines(page: Page) -> Iterable[str]:
 def _questions(episode: AlertEpisode, most: int) -> list[str]:
     """One of each signal in turn, so that no signal's examples crowd out another's."""
     lists = [
-        [str(example["question"]) for example in finding.get("examples", []) if example.get("question")]
+        [text for example in listed_of(finding, "examples", "question") if (text := str(example["question"]))]
         for finding in findings_of(episode).values()
     ]
     found: list[str] = []

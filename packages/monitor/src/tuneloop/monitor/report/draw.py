@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from tuneloop.monitor.report.figures import Figures, Spread, WindowPoint
-from tuneloop.monitor.signals import QUALITIES, SERVED_MODEL_CHANGE
+from tuneloop.monitor.signals import OF_SERVING, QUALITIES
 from tuneloop.registry.evidence import findings_of, since_of
 from tuneloop.registry.nouns import version_name
 
@@ -51,9 +51,13 @@ _SIGNAL_UNITS = {
     "refusals": ("Refusals", "share of\nanswers"),
     "broken_answers": ("Empty or repeating answers", "share of\nanswers"),
     "answer_length": ("Length of answers", "difference of\nlog lengths"),
+    "invalid_format": ("Answers that do not parse", "share of\nanswers"),
+    "correction_bleu": ("BLEU against users' corrections", "lost since\nthe reference"),
+    "parity": ("Parity between groups of people", "-log10 of\nHolm's p"),
     "injections": ("Attacks that guards caught", "share of\nrequests"),
     "latency": ("Latency", "share of\nslow answers"),
     "served_model_change": ("Canaries", "nats per token\nfrom the first reading"),
+    "reference_bleu": ("Answers to fixed questions", "BLEU lost\nsince the first"),
 }
 
 
@@ -64,9 +68,9 @@ def pictures(figures: Figures) -> dict[str, str]:
             "loss": _loss(figures),
             "perplexity": _perplexity(figures),
             "traffic": _traffic(figures),
-            "drift": _streams(figures, [s for s in figures.drift if s not in (*QUALITIES, SERVED_MODEL_CHANGE)]),
+            "drift": _streams(figures, [s for s in figures.drift if s not in (*QUALITIES, *OF_SERVING)]),
             "quality": _streams(figures, [s for s in QUALITIES if s in figures.drift]),
-            "served": _streams(figures, [s for s in (SERVED_MODEL_CHANGE,) if s in figures.drift]),
+            "served": _streams(figures, [s for s in OF_SERVING if s in figures.drift]),
             "latency": _latency(figures),
         }
         return {name: _svg(name, figure) for name, figure in drawn.items() if figure is not None}

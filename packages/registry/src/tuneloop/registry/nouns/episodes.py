@@ -16,9 +16,11 @@ Signal = Literal[  # those a retraining policy may name
     "refusals",
     "broken_answers",
     "answer_length",
+    "invalid_format",
+    "correction_bleu",
     "latency",
 ]
-ServingSignal = Literal["served_model_change", "injections"]  # what training cannot repair
+ServingSignal = Literal["served_model_change", "injections", "parity", "reference_bleu"]  # what training cannot repair
 TrialSignal = Literal[  # what the monitor judges of a challenger against its champion at the same time
     "trial_refusals",
     "trial_broken_answers",

@@ -1,0 +1,73 @@
+"""Quality of answers where a model's owner asks for more: BLEU against users' corrections, and parity between groups of
+people, of refusals and of lengths."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from tuneloop.monitor.bleu import sentence_bleus, signature
+from tuneloop.monitor.comparison import ENOUGH_CORRECTED, ENOUGH_TEXT, Comparison, Judgement, examples_of
+from tuneloop.monitor.detectors import Outcome, mean_rise_test
+from tuneloop.monitor.parity import groups_of
+from tuneloop.monitor.parity_gaps import gaps_of, said_of
+from tuneloop.monitor.quality import is_refusal, log_lengths
+
+
+def correction_bleu(held: Comparison, alpha: float, rng: np.random.Generator) -> Judgement:
+    """Whether answers are further than the reference's from what users say they should have been."""
+    sides = {"reference": held.reference.records, "window": held.window.records}
+    lost: dict[str, list[float]] = {}
+    for what, records in sides.items():
+        corrected = [record for record in records if record.id in held.corrections and record.answer is not None]
+        if len(corrected) < ENOUGH_CORRECTED:
+            reason = f"{len(corrected)} answers of the {what} are on record and corrected; {ENOUGH_CORRECTED} needed"
+            return Judgement("not enough data", len(corrected), None, {"reason": reason, "too_few_corrections": True})
+        texts, wanted = [r.answer or "" for r in corrected], [held.corrections[r.id] for r in corrected]
+        lost[what] = [100.0 - score for score in sentence_bleus(texts, wanted)]
+    before, now = (np.array(lost[what], dtype=np.float64) for what in sides)
+    result = mean_rise_test(before, now, alpha, rng)
+    detail: dict[str, Any] = {
+        "unit": "mean BLEU of answers against corrections, below the reference's",
+        "bleu": {what: round(100.0 - float(np.mean(values)), 2) for what, values in lost.items()},
+        "signature": signature(),
+    }
+    if result.alarm:
+        by_id = dict(zip((r.id for r in corrected), lost["window"], strict=True))
+        detail["examples"] = examples_of(corrected, [by_id[record.id] for record in corrected])
+    return Judgement("drift" if result.alarm else "none", len(now), result, detail)
+
+
+def parity(held: Comparison, alpha: float, rng: np.random.Generator) -> Judgement:
+    """Whether one group of people is refused more than everybody else, or answered at a length that has changed for it
+    alone; this window and the ones before it together."""
+    sides = {"reference": held.reference.records, "window": held.window.records}
+    said: dict[str, list[list[Any]]] = {}
+    for what, records in sides.items():
+        texts = [record for record in records if record.answer is not None]
+        if len(texts) < ENOUGH_TEXT * len(records):
+            missing = len(records) - len(texts)
+            reason = f"{missing} of the {what}'s {len(records)} answers are on record without their text"
+            return Judgement("not enough data", len(texts), None, {"reason": reason, "too_little_text": True})
+        lengths = [round(float(value), 4) for value in log_lengths(texts)]
+        said[what] = [
+            [sorted(groups_of(record.question).values()), int(is_refusal(record.answer or "")), length]
+            for record, length in zip(texts, lengths, strict=True)
+        ]
+    pooled = [row for score in held.earlier for row in score.detail.get("said", ())] + said["window"]
+    detail: dict[str, Any] = {"unit": "minus the decimal logarithm of Holm's p", "said": said["window"]}
+    gaps = gaps_of(said["reference"], pooled, alpha, rng)
+    if not gaps:
+        reason = f"no group of people is spoken of in ten of the newest {len(pooled)} questions"
+        return Judgement("not enough data", len(pooled), None, detail | {"reason": reason})
+    worst = min(gaps, key=lambda gap: (gap.p_holm, gap.p_value))
+    detail["gaps"] = [vars(gap) for gap in gaps]
+    detail["worst"] = said_of(worst)
+    result = Outcome(-math.log10(worst.p_holm), -math.log10(alpha), worst.p_holm, alpha, worst.permutations)
+    if result.alarm:
+        hit = [worst.group in groups_of(record.question).values() for record in held.window.records]
+        theirs = [record for record, its in zip(held.window.records, hit, strict=True) if its]
+        detail["examples"] = examples_of(theirs, [float(is_refusal(record.answer or "")) for record in theirs])
+    return Judgement("drift" if result.alarm else "none", len(pooled), result, detail)

@@ -1,0 +1,157 @@
+"""What an owner may ask to have watched of answers: that they parse, what users correct of them, and that no group of
+people is treated worse."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from monitor.questions import STDLIB, ask
+from monitor.scene import Scene
+from tuneloop.monitor.bleu import sentence_bleus, signature
+from tuneloop.monitor.parity_gaps import Gap, gaps_of, said_of
+from tuneloop.monitor.quality import is_no_json
+from tuneloop.monitor.settings import MonitorSettings
+from tuneloop.monitor.signals import CORRECTION_BLEU, INVALID_FORMAT, PARITY, budget_share, signals_of
+
+REFUSES = "I can't help with that."
+ASKED = {"answer_formats": {"bot": "json"}, "correction_bleu": True, "parity_windows": 3}
+
+
+@pytest.mark.parametrize("answer", ["", "Sure! {}", "```json\n{}\n```", '{"a": 1', '{"a": NaN}', "[" * 100_000])
+def test_an_answer_that_a_clients_parser_refuses_is_no_json(answer: str) -> None:
+    assert is_no_json(answer)
+
+
+@pytest.mark.parametrize("answer", ["{}", ' {"a": [1, null]}\n', "3", '"x"'])
+def test_what_parses_is_json(answer: str) -> None:
+    assert not is_no_json(answer)
+
+
+def test_a_model_whose_answers_stop_parsing_is_told_where_a_format_is_declared(scene: Scene) -> None:
+    monitor = scene.monitor(answer_formats={"bot": "json"})
+    scene.usual(80, answer='{"sum": 3}')
+    scene.usual(20, answer="{'sum': 3}")
+    scene.watch(monitor)
+    assert [score.verdict for score in scene.scores(INVALID_FORMAT)] == ["none", "drift"]
+    episode = scene.the_episode()
+    assert (episode.signal, episode.runbook) == (INVALID_FORMAT, "docs/runbooks/answer_quality.md")
+    assert "gives more answers that do not parse (0% → 100%)" in episode.evidence["summary"]
+    assert len(episode.evidence["signals"][INVALID_FORMAT]["examples"]) == 5
+
+
+def test_no_model_but_the_declared_ones_is_read_for_a_format(scene: Scene) -> None:
+    scene.usual(80)
+    scene.watch(scene.monitor(answer_formats={"other": "json"}))
+    assert scene.scores(INVALID_FORMAT) == []
+    assert {score.verdict for score in scene.scores()} == {"none"}
+
+
+def test_answers_further_from_what_users_want_are_told_with_sacrebleus_signature(scene: Scene) -> None:
+    monitor = scene.monitor(correction_bleu=True)
+    scene.correct(scene.usual(80, answer="It adds."))  # users wanted: It adds.
+    scene.correct(scene.usual(20, answer="Nobody knows what that does to it."))
+    scene.watch(monitor)
+    first, second = scene.scores(CORRECTION_BLEU)
+    assert (first.verdict, second.verdict) == ("none", "drift")
+    assert first.detail["bleu"] == {"reference": 100.0, "window": 100.0}
+    assert second.detail["bleu"]["window"] < 10
+    assert second.detail["signature"].startswith("nrefs:1|case:mixed|eff:yes|tok:13a|smooth:exp|version:")
+    assert "answers further from what users want (BLEU 100.0 → " in scene.the_episode().evidence["summary"]
+
+
+def test_too_few_corrections_decide_nothing(scene: Scene) -> None:
+    scene.correct(scene.usual(80)[:9])
+    scene.watch(scene.monitor(correction_bleu=True))
+    (score,) = scene.scores(CORRECTION_BLEU)
+    assert score.detail["reason"] == "9 answers of the reference are on record and corrected; 10 needed"
+
+
+def test_bleu_is_that_of_texts_against_their_own_reference() -> None:
+    found = sentence_bleus(["the cat sat on the mat", "a dog"], ["the cat sat on the mat", "the cat"])
+    assert found[0] == pytest.approx(100.0)
+    assert found[1] < 50
+    assert signature() == signature()
+
+
+def test_what_is_asked_for_shares_the_budget_and_what_is_not_costs_none() -> None:
+    without, wanted = MonitorSettings(), MonitorSettings.model_validate(ASKED)
+    assert {*signals_of(wanted)} - {*signals_of(without)} == {INVALID_FORMAT, CORRECTION_BLEU, PARITY}
+    for settings in (without, wanted):
+        assert sum(budget_share(signal, settings) for signal in signals_of(settings)) == pytest.approx(1.0)
+    assert budget_share(PARITY, wanted) == budget_share("refusals", wanted) < budget_share("refusals", without)
+
+
+# --- Parity ----------------------------------------------------------------------------------------------------------
+
+
+def asked(scene: Scene, n: int, refuses: Sequence[bool], who: Sequence[str]) -> None:
+    """Questions about the standard library, for whom, and which of them are refused."""
+    for question, refused, person in zip(ask(STDLIB, n, scene.rng), refuses, who, strict=True):
+        scene.traffic([f"{question} It is for {person}."], answer=REFUSES if refused else "It does.")
+
+
+def test_a_group_that_alone_is_refused_raises_an_alarm_though_no_more_is_refused_than_before(scene: Scene) -> None:
+    monitor = scene.monitor(parity_windows=3)
+    who = ["my sister", "my brother", "work", "a test", "fun"] * 4
+    for _ in range(4):  # a reference of 60 and a window: one of five is refused, whoever asks
+        asked(scene, 20, [n % 5 == n // 5 for n in range(20)], who)
+    for _ in range(3):  # one of five is refused, and always whoever asks for a sister
+        asked(scene, 20, [n % 5 == 0 for n in range(20)], who)
+    scene.watch(monitor)
+    assert [score.verdict for score in scene.scores("refusals")] == ["none"] * 4
+    assert [score.verdict for score in scene.scores(PARITY)] == ["not enough data"] * 2 + ["drift"] * 2
+    score = scene.scores(PARITY)[-1]
+    assert score.n == 60, "three windows together"
+    assert score.statistic > score.threshold
+    episode = scene.the_episode()
+    assert episode.signal == PARITY
+    assert "questions that speak of women are refused more: +" in episode.evidence["summary"]
+    assert episode.evidence["causes"][0]["kind"] == "bias"
+    assert "decide" in episode.done[-1], "what is trained then is for a person"
+    assert all("sister" in example["question"] for example in episode.evidence["signals"][PARITY]["examples"])
+
+
+def rows(rng: np.random.Generator, n: int, share: dict[str, float], length: dict[str, float]) -> list[list[Any]]:
+    """Of `n` texts a third speak of women, a third of men; who is refused how often, and answered at what length."""
+    who = rng.choice(["women", "men", ""], n)
+    return [
+        [[name] if name else [], int(rng.random() < share[name]), rng.normal(length[name], 0.5)]
+        for name in map(str, who)
+    ]
+
+
+def alarms(gaps: Sequence[Gap], alpha: float) -> list[tuple[str, str]]:
+    return [(gap.group, gap.of) for gap in gaps if gap.p_holm <= alpha]
+
+
+def test_equal_treatment_alarms_at_most_at_the_level_whatever_is_usual_of_a_groups_lengths() -> None:
+    rng, alpha, wrong = np.random.default_rng(41), 0.01, 0
+    share, length = dict.fromkeys(("women", "men", ""), 0.2), {"women": 4.5, "men": 4.0, "": 3.0}
+    for _ in range(300):
+        wrong += bool(alarms(gaps_of(rows(rng, 120, share, length), rows(rng, 200, share, length), alpha, rng), alpha))
+    assert wrong <= 10, "binomial 1e-3 bound of 300 trials at 1 %, over both groups and both figures together"
+
+
+def test_a_group_refused_more_and_one_answered_at_half_the_length_are_found_as_large_as_they_are() -> None:
+    rng, alpha = np.random.default_rng(42), 0.001
+    usual, length = dict.fromkeys(("women", "men", ""), 0.1), dict.fromkeys(("women", "men", ""), 4.0)
+    before = rows(rng, 120, usual, length)
+    now = rows(rng, 400, usual | {"women": 0.4}, length | {"men": 4.0 - np.log(2)})
+    found = {(gap.group, gap.of): gap for gap in gaps_of(before, now, alpha, rng)}
+    assert alarms(list(found.values()), alpha) == [("women", "refusals"), ("men", "lengths")]
+    refused, shorter = found["women", "refusals"], found["men", "lengths"]
+    assert refused.low < 0.3 < refused.high
+    assert shorter.low < 0.5 < shorter.high
+    assert said_of(refused).startswith("questions that speak of women are refused more: +")
+    assert "times as long as others', against before" in said_of(shorter)
+    assert shorter.permutations > 0, "the alarm rests on the exact test"
+
+
+def test_nine_texts_of_a_group_decide_nothing() -> None:
+    women = [[["women"], 1, 4.0]] * 9
+    others = [[[], 0, 4.0]] * 50
+    assert gaps_of(women + others, women + others, 0.01, np.random.default_rng(1)) == []
