@@ -89,7 +89,7 @@ def run_child(spec: ChildSpec) -> int:
         base = read_base(spec.base)
         loader = models.Loader(base, recipe.tuning, recipe.run.dtype, spec.device, spec.attention)
         model = loader.tunable(recipe.run.seed, spec.start)
-        rows, places, validation = read_rows_of(spec.store)
+        rows, places, validation = read_rows_of(spec.store, on_disk=recipe.data.streaming)
         watch = Watch(speaker, speaker.log, lambda: check_owner(spec))
         made = fit(
             model,

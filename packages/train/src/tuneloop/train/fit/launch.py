@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict
 from safetensors.torch import load_file
 
 from tuneloop.registry.errors import TuneloopError
+from tuneloop.train.data.labelled import LabelledStore
 from tuneloop.train.data.labels import LabelledRow
 from tuneloop.train.fit.checkpoints import CheckpointStore
 from tuneloop.train.fit.memory import give_memory_back, smaller
@@ -290,19 +291,23 @@ def _row(row: LabelledRow) -> Mapping[str, Any]:
     return {"row": [row.ids, row.labels, row.truncated, row.ends, row.prompt_length]}
 
 
-def read_rows_of(store: Path) -> tuple[list[LabelledRow], list[str], list[LabelledRow]]:
-    """Rows, their places, and validation rows, as the owner wrote them."""
-    rows, places, validation = [], [], []
-    with (store / _ROWS).open(encoding="utf-8") as file:
-        for line in file:
-            found = json.loads(line)
-            ids, labels, truncated, ends, prompt_length = found["row"]
-            row = LabelledRow(tuple(ids), tuple(labels), truncated, ends, prompt_length)
-            if found["place"] is None:
-                validation.append(row)
-            else:
-                rows.append(row)
-                places.append(found["place"])
+def read_rows_of(store: Path, *, on_disk: bool = False) -> tuple[Sequence[LabelledRow], list[str], list[LabelledRow]]:
+    """Rows, their places, and validation rows, as the owner wrote them; the rows `on_disk` where it kept them there."""
+    places, validation = list[str](), list[LabelledRow]()
+
+    def read() -> Iterator[LabelledRow]:
+        with (store / _ROWS).open(encoding="utf-8") as file:
+            for line in file:
+                found = json.loads(line)
+                ids, labels, truncated, ends, prompt_length = found["row"]
+                row = LabelledRow(tuple(ids), tuple(labels), truncated, ends, prompt_length)
+                if found["place"] is None:
+                    validation.append(row)
+                else:
+                    places.append(found["place"])
+                    yield row
+
+    rows: Sequence[LabelledRow] = LabelledStore(read()) if on_disk else list(read())
     return rows, places, validation
 
 

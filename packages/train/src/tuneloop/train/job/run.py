@@ -19,6 +19,7 @@ from tuneloop.registry.errors import Conflict, InvalidInput, TuneloopError
 from tuneloop.registry.nouns import Version
 from tuneloop.registry.versions.store import Versions
 from tuneloop.train.data.labels import LabelAudit, Labeller
+from tuneloop.train.data.store import PlacesOf
 from tuneloop.train.evaluation.metrics import Metric
 from tuneloop.train.evaluation.remarks import remarks_on_set
 from tuneloop.train.examples import Audit, Prepared, prepare, told
@@ -233,7 +234,7 @@ class _Run:
         """In this process, or in processes of their own where the recipe asks for them."""
         job, recipe, examples = self._job, self._job.recipe.recipe, prepared.examples
         steps = job.steps or recipe.run.planned_steps(recipe.objective.drawn(len(examples.rows)))
-        places = [row.place for row in job.train]
+        places = PlacesOf(job.train)
         if needs_processes(recipe.run):
             spec = ChildSpec(
                 recipe=recipe.model_dump(mode="json", exclude_unset=True),

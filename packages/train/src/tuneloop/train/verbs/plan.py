@@ -104,7 +104,7 @@ def _facts(recipe: Recipe, folder: Path, base: PlannedBase, rows: int | None) ->
     if rows is None and isinstance(objective, SftObjective):
         return facts_of(
             recipe.data.train,
-            Places(folder, inputs=objective.template == "instruction"),
+            Places(folder, streaming=recipe.data.streaming, inputs=objective.template == "instruction"),
             base.folder,
             longest,
             objective.template,
