@@ -7,6 +7,7 @@ the model it is compared with, answers that were drawn, a head. PPO has a loop o
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -24,6 +25,9 @@ from tuneloop.train.data.labels import Labeller, label_pairs, label_prompts
 from tuneloop.train.data.preference import PreferenceRow, PromptRow
 from tuneloop.train.data.rows import Row
 from tuneloop.train.fit.checkpoints import CheckpointStore
+from tuneloop.train.fit.child import run_child
+from tuneloop.train.fit.handed import hand_over
+from tuneloop.train.fit.launch import ChildSpec, Event, load_weights
 from tuneloop.train.fit.progress import FitResult, Watch
 from tuneloop.train.fit.run import fit
 from tuneloop.train.recipe import Recipe
@@ -91,10 +95,12 @@ class Bench:
         pairs = [PreferenceRow(spoken(word, f"{word} good"), spoken(word, f"bad {word} w3")) for word in words]
         return label_pairs(labeller, pairs, "sha256:t")[0]
 
+    def fresh(self, recipe: Recipe) -> Any:
+        seed = recipe.objective.head_seed(recipe.run.seed)
+        return models.Loader(self.base, recipe.tuning, "float32", "cpu", "sdpa", seed).tunable(0, None)
+
     def model(self, recipe: Recipe) -> Any:
-        seed = recipe.run.seed if recipe.objective.kind == "reward" else None
-        loader = models.Loader(self.base, recipe.tuning, "float32", "cpu", "sdpa", seed)
-        model = loader.tunable(0, None)
+        model = self.fresh(recipe)
         torch.manual_seed(1)
         for name, value in model.named_parameters():  # as one that goes on: it is held to more than the bare base
             if "lora_B" in name:
@@ -253,3 +259,48 @@ def test_a_run_gone_wild_ends_with_the_step_and_what_to_do(bench: Bench, kind: s
     found = bench.store().newest_valid()
     assert found is not None
     assert found.state.step == 2, "nothing of it was kept"
+
+
+@pytest.fixture
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reward function as pip would install it, for a process that knows its name alone."""
+    meta = tmp_path / "even-0.1.dist-info"
+    meta.mkdir()
+    (meta / "METADATA").write_text("Metadata-Version: 2.1\nName: even\nVersion: 0.1\n")
+    (meta / "entry_points.txt").write_text("[tuneloop.rewards]\neven = train.test_fit_cut:even\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+
+@pytest.mark.usefixtures("installed")
+@pytest.mark.parametrize("kind", OBJECTIVES)
+def test_a_process_of_its_own_learns_what_this_one_does(
+    bench: Bench, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What it is handed, and what it hands back, is whole: rows, head, reward functions; weights."""
+    recipe = bench.recipe(kind, max_restarts=1)
+    rows = bench.rows(kind)
+    _, expected = bench.fit(recipe, model=bench.fresh(recipe))
+    spec = ChildSpec(
+        recipe=recipe.model_dump(mode="json", exclude_unset=True),
+        base=bench.base.folder,
+        start=None,
+        device="cpu",
+        attention="sdpa",
+        steps=STEPS,
+        store=bench.folder,
+        owner=os.getpid(),
+        threads=1,
+    )
+    hand_over(spec.store, rows, [f"rows.jsonl:{number}" for number in range(len(rows))], [])
+    assert run_child(spec) == 0
+    events = [Event.model_validate_json(line) for line in capsys.readouterr().out.splitlines() if line[:7] == '{"kind"']
+    assert events[-1].kind == "done"
+    assert {event.step: event.metrics["loss"] for event in events if "loss" in event.metrics} == {
+        step: told["loss"] for step, told in bench.told.items()
+    }
+    found = CheckpointStore(bench.folder, 2, pytest.fail).at(events[-1].result["weights_step"])
+    assert found is not None
+    model = bench.fresh(recipe)
+    load_weights(model, found.folder)
+    ours = {name: value for name, value in model.named_parameters() if value.requires_grad}
+    assert equal(ours, trained(expected))

@@ -66,13 +66,6 @@ def refused(tmp_path: Path, **sections: object) -> str:
             )
             for objective in ({"kind": "dpo"}, {"kind": "reward"}, GRPO, PPO)
         ),
-        *(
-            (
-                {"objective": objective, "run": {"steps": 1, "max_restarts": 1}},
-                f"with {objective['kind']} remove it, and start a run that died again with --resume",
-            )
-            for objective in ({"kind": "dpo"}, {"kind": "reward"}, GRPO, PPO)
-        ),
         ({"objective": PPO, "optim": {"optimizer": "adamw_8bit"}}, "optim.optimizer: adamw_8bit is not built for ppo"),
         (
             {"objective": {"kind": "dpo"}, "data": {"train": "rows.jsonl", "validation": "rows.jsonl"}},

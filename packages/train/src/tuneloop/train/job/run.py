@@ -39,7 +39,7 @@ from tuneloop.train.job.outcome import Outcome
 from tuneloop.train.job.parent import going_on
 from tuneloop.train.job.publish import Publisher
 from tuneloop.train.publishing.lineage import Keeper, Lineage
-from tuneloop.train.recipe.objective import RewardObjective, unservable
+from tuneloop.train.recipe.objective import unservable
 from tuneloop.train.screen import Screen
 from tuneloop.train.stopping import StopFlag, Stopped
 from tuneloop.train.tuning import models
@@ -222,7 +222,7 @@ class _Run:
         else:
             for note in serving_notes(recipe.tuning):
                 say(note)
-        seed = recipe.run.seed if isinstance(recipe.objective, RewardObjective) else None
+        seed = recipe.objective.head_seed(recipe.run.seed)
         return models.Loader(self._job.base, recipe.tuning, recipe.run.dtype, self._device, attention.value, seed)
 
     def _fetched(self, version: Version) -> Path:
@@ -246,10 +246,9 @@ class _Run:
                 store=self._folder.checkpoints,
                 owner=os.getpid(),
                 threads=self._threads,
+                reward_model=judging.folder,
             )
-            return fit_in_processes(
-                model, spec, examples.conversations, places, prepared.validation, recipe.run, self._watch
-            )
+            return fit_in_processes(model, spec, examples.rows, places, prepared.validation, recipe.run, self._watch)
         judge = judging.judge(
             self._tokenizer,
             dtype=loader.dtype,

@@ -96,11 +96,6 @@ def _rows(recipe: Recipe) -> Iterator[Refusal]:
             f"several processes are built for objective sft alone; with {kind} take one: remove it, and where memory "
             "is short lower run.micro_batch or take tuning.method qlora",
         )
-    if run.max_restarts > 0:
-        yield (
-            ("run", "max_restarts"),
-            f"is built for objective sft alone; with {kind} remove it, and start a run that died again with --resume",
-        )
     if recipe.data.validation is not None:
         yield (
             ("data", "validation"),

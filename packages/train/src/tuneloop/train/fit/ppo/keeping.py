@@ -21,7 +21,7 @@ from tuneloop.train.fit.checkpoints import CheckpointStore, RunState
 from tuneloop.train.fit.guard import RandomState, unwritten
 from tuneloop.train.recipe import Recipe
 
-_WEIGHTS, _LEARNER = "weights.safetensors", "learner.pt"
+WEIGHTS, _LEARNER = "weights.safetensors", "learner.pt"
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Keeper:
         found = self._store.newest_valid() if self._store else None
         if found is None:
             return None
-        kept = load_file(found.folder / _WEIGHTS)
+        kept = load_file(found.folder / WEIGHTS)
         with torch.no_grad():
             for name, value in self._weights.items():
                 value.copy_(kept[name])
@@ -126,6 +126,6 @@ class Keeper:
     def _write(self, folder: Path, state: Mapping[str, Any], run: RunState) -> None:
         assert self._store is not None
         folder.mkdir(parents=True)
-        save_file({name: value.detach().contiguous() for name, value in self._weights.items()}, folder / _WEIGHTS)
+        save_file({name: value.detach().contiguous() for name, value in self._weights.items()}, folder / WEIGHTS)
         torch.save(state, folder / _LEARNER)
         self._store.seal(folder, run)
