@@ -51,7 +51,7 @@ def held_after(tokenizer: Any, count: int) -> int:
     arrow = pa.total_allocated_bytes()
     rows, audit = label_rows_on_disk(Labeller(tokenizer, 256), made(count), "sha256:t")
     assert sum(len(row.ids) for row in rows) == audit.tokens
-    peak = tracemalloc.get_traced_memory()[1] + pa.total_allocated_bytes() - arrow
+    peak: int = tracemalloc.get_traced_memory()[1] + pa.total_allocated_bytes() - arrow
     tracemalloc.stop()
     return peak
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import repeat
 from pathlib import Path
 from typing import Any, cast
@@ -21,7 +21,7 @@ _One = LabelledRow | LabelledPair | LabelledPrompt
 def hand_over(store: Path, rows: Labelled, places: Sequence[str], validation: Sequence[LabelledRow]) -> None:
     """Write rows with where each came from, then the validation rows, into a run's folder."""
     asked = bool(len(rows)) and isinstance(rows[0], LabelledPrompt)  # they know it themselves, and some were left out
-    pairs = zip(rows, repeat("") if asked else places, strict=not asked)
+    pairs: Iterable[tuple[_One, str]] = zip(rows, repeat("") if asked else places, strict=not asked)
     with (store / _ROWS).open("w", encoding="utf-8") as file:
         for row, place in pairs:
             file.write(json.dumps({"place": place, **_written(row)}) + "\n")
