@@ -48,7 +48,7 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     },
 }
 EVERY_STEP = {"every_s": 1e-9, "keep": 2}
-STEPS = 4
+STEPS = 3  # the third begins the second epoch
 OUT = "CUDA out of memory. Tried to allocate 2.00 GiB"
 
 
@@ -209,12 +209,12 @@ def test_killed_and_resumed_is_the_run_that_was_not_to_the_bit(
     with pytest.raises(Killed):
         bench.fit(recipe, store=bench.store(), told=die)
     made, ours = bench.fit(recipe, store=bench.store(), resume=True)
-    assert bench.told == {3: expected[3], 4: expected[4]}
-    assert (made.first_loss, made.last_loss) == (expected[1]["loss"], expected[4]["loss"])
+    assert bench.told == {3: expected[3]}
+    assert (made.first_loss, made.last_loss) == (expected[1]["loss"], expected[3]["loss"])
     assert equal(ours, weights)
 
 
-@pytest.mark.parametrize("kind", OBJECTIVES)
+@pytest.mark.parametrize("kind", ["dpo", "grpo"])
 def test_out_of_memory_in_the_first_step_is_the_run_that_began_smaller(
     bench: Bench, whole: Callable[[str], Whole], kind: str
 ) -> None:
@@ -232,9 +232,8 @@ def test_out_of_memory_in_the_first_step_is_the_run_that_began_smaller(
     assert any("going on with micro-batch 2 and 2 accumulated, batch size 4 as before" in line for line in bench.said)
 
 
-@pytest.mark.parametrize("kind", ["dpo", "grpo"])
-def test_a_run_gone_wild_goes_back_to_where_it_was_whole_with_a_lower_rate(bench: Bench, kind: str) -> None:
-    recipe = bench.recipe(kind, checkpoint=EVERY_STEP, divergence={"action": "rollback", "max_rollbacks": 1})
+def test_a_run_gone_wild_goes_back_to_where_it_was_whole_with_a_lower_rate(bench: Bench) -> None:
+    recipe = bench.recipe("dpo", checkpoint=EVERY_STEP, divergence={"action": "rollback", "max_rollbacks": 1})
     spoilt: list[int] = []
 
     def once(model: Any, _rows: int, before: int) -> None:
@@ -248,14 +247,13 @@ def test_a_run_gone_wild_goes_back_to_where_it_was_whole_with_a_lower_rate(bench
     assert any("rolled back to step 2 with learning rate 0.005 (1 of 1)" in line for line in bench.said), bench.said
 
 
-@pytest.mark.parametrize("kind", ["reward", "grpo"])
-def test_a_run_gone_wild_ends_with_the_step_and_what_to_do(bench: Bench, kind: str) -> None:
+def test_a_run_gone_wild_ends_with_the_step_and_what_to_do(bench: Bench) -> None:
     def always(model: Any, _rows: int, before: int) -> None:
         if before == 2 and torch.is_grad_enabled():
             spoil(model)
 
     with pytest.raises(TuneloopError, match=r"step 3: the (loss|gradient norm) is nan.*learning_rate"):
-        bench.fit(bench.recipe(kind, checkpoint=EVERY_STEP), before=always, store=bench.store())
+        bench.fit(bench.recipe("grpo", checkpoint=EVERY_STEP), before=always, store=bench.store())
     found = bench.store().newest_valid()
     assert found is not None
     assert found.state.step == 2, "nothing of it was kept"
@@ -272,7 +270,7 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("installed")
-@pytest.mark.parametrize("kind", OBJECTIVES)
+@pytest.mark.parametrize("kind", ["reward", "grpo"])
 def test_a_process_of_its_own_learns_what_this_one_does(
     bench: Bench, kind: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
