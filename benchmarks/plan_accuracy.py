@@ -6,8 +6,8 @@
 Models have real shapes and random weights, and are trained through the trainer recipes use. Memory on a CPU is the
 kernel's high-water mark of the whole process (VmHWM), libraries included, nothing subtracted; on a GPU what torch's
 allocator handed out at most. Time is the quickest step; on a CPU beside it the CPU seconds of the one thread, which a
-busy machine leaves comparable. Constants were fitted on the points marked so; the error of the others is held out.
-A full measurement takes about an hour of one core.
+busy machine leaves comparable; points kept without a time were measured on one too busy for that. Constants were fitted
+on the points marked so; the error of the others is held out. A full measurement takes about an hour of one core.
 """
 
 from __future__ import annotations
@@ -293,7 +293,7 @@ def compared(kept: dict[str, Any], gflops: float = 0.0) -> dict[str, Any]:
         rows=what["rows"],
         length=what["length"],
         dtype=what["dtype"],
-        padded=what.get("rows_lie") == "padded",
+        padded="rows_lie" in what,  # packed rows are masked as padded ones are
         checkpointing=what["checkpointing"],
         accumulates=what["passes"] > 1,
         forward_copies=2 if recipe.objective.kind in {"dpo", "reward"} else 1,
@@ -301,7 +301,7 @@ def compared(kept: dict[str, Any], gflops: float = 0.0) -> dict[str, Any]:
     memory = memory_of(shape, recipe.tuning, load, "cpu" if on_cpu else "cuda")
     predicted = (memory.total - (0 if on_cpu else memory.overhead)) / MIB
     found = {"predicted_mib": round(predicted, 1), "memory_error": round(predicted / measured["peak_mib"] - 1, 4)}
-    if on_cpu and gflops and what["dtype"] == "float32":
+    if on_cpu and gflops and what["dtype"] == "float32" and "cpu_s" in measured:
         tflops = gflops / 1000
         device = Device(memory_gib=1, tflops_bf16=tflops, tflops_fp32=tflops, bandwidth_gb_s=10, watts=1)
         seconds = step_seconds(
@@ -330,7 +330,7 @@ def named(line: dict[str, Any]) -> str:
 def report(points: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Print the table; the errors by part, for the file."""
     # The quickest of all: a slower reading on the same machine is another process's doing.
-    gflops = max(kept["measured"]["gflops"] for kept in points)
+    gflops = max(kept["measured"].get("gflops", 0.0) for kept in points)
     lines = [compared(kept, gflops) for kept in points]
     print(
         f"{'model':13} {'method':18} rows length  dtype     ckpt passes fitted  "
