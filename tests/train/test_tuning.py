@@ -218,6 +218,7 @@ def test_a_quantised_base_that_was_measured_still_passes_gradients_on(tiny: Base
         LlamaConfig(**LlamaConfig.from_pretrained(wide).to_dict() | sizes | {"head_dim": 64})
     ).save_pretrained(wide)
     model = models.Loader(read_base(wide), QloraTuning(method="qlora"), "float32", "cpu", "sdpa").tunable(0)
+    assert str(wide) not in Path("/proc/self/maps").read_text(), "its file is let go, and the memory with it"
     ids = torch.tensor([[5, 6, 7, 8]])
 
     def gradients() -> dict[str, torch.Tensor]:

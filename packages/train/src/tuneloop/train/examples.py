@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tuneloop.registry.errors import InvalidInput, TuneloopError
+from tuneloop.train.data.labelled import LabelledStore, label_rows_on_disk
 from tuneloop.train.data.labels import (
     LabelAudit,
     LabelledPair,
@@ -47,11 +48,15 @@ class Examples:
     @property
     def conversations(self) -> Sequence[LabelledRow]:
         """The rows of supervised fine-tuning."""
+        if isinstance(self.rows, LabelledStore):
+            return self.rows
         return [row for row in self.rows if isinstance(row, LabelledRow)]
 
 
-def label(labeller: Labeller, objective: ObjectiveSection, rows: Sequence[Any], template_digest: str) -> Examples:
-    """Label rows as the objective needs them.
+def label(
+    labeller: Labeller, objective: ObjectiveSection, rows: Sequence[Any], template_digest: str, *, on_disk: bool = False
+) -> Examples:
+    """Label rows as the objective needs them; `on_disk` keeps those of supervised fine-tuning out of memory.
 
     Raises:
         InvalidInput: rows that teach nothing, or cannot be followed; each is named.
@@ -60,6 +65,8 @@ def label(labeller: Labeller, objective: ObjectiveSection, rows: Sequence[Any], 
         return Examples(*label_pairs(labeller, rows, template_digest))
     if isinstance(objective, GrpoObjective | PpoObjective):
         return Examples(*label_prompts(labeller, rows, objective.max_prompt_length, template_digest))
+    if on_disk:
+        return Examples(*label_rows_on_disk(labeller, rows, template_digest))
     return Examples(*label_rows(labeller, rows, template_digest))
 
 
@@ -92,6 +99,8 @@ class Prepared:
         of_set = {name: [len(row.ids) for row in chosen.labelled] for name, chosen in self.sets.items()}
         of_pairs = {name: [len(pair.chosen.ids) for pair in one.pairs] for name, one in self.preferences.items()}
         rows = self.examples.rows
+        if isinstance(rows, LabelledStore):
+            return {"training": rows.lengths.tolist(), **of_set, **of_pairs}
         training = [len(row.chosen.ids if isinstance(row, LabelledPair) else row.ids) for row in rows]
         return {"training": training, **of_set, **of_pairs}
 
@@ -110,7 +119,7 @@ def prepare(
         InvalidInput: rows cannot be used; each is named, with its set.
     """
     objective = recipe.objective
-    examples = label(labeller, objective, train, template_digest)
+    examples = label(labeller, objective, train, template_digest, on_disk=recipe.data.streaming)
     watched = label_rows(labeller, validation, template_digest)[0] if validation else []
     conversations: dict[str, EvaluationSet] = {}
     preferences: dict[str, PreferenceSet] = {}

@@ -10,7 +10,7 @@ Shapes: every list of a row is T tokens long.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeVar
 
@@ -227,8 +227,13 @@ def label_rows(labeller: Labeller, rows: Sequence[Row], template_digest: str) ->
     Raises:
         InvalidInput: a row would teach nothing (cut off before its answer), or none would teach to stop.
     """
-    labelled = _each(rows, lambda row: _teaching(labeller.label(row), row.place))
+    labelled = list(teaching_rows(labeller, rows))
     return labelled, _audited(labelled, labeller, template_digest)
+
+
+def teaching_rows(labeller: Labeller, rows: Iterable[Row]) -> Iterator[LabelledRow]:
+    """The same one by one; what is wrong with some of them is said behind the last."""
+    return _each(rows, lambda row: _teaching(labeller.label(row), row.place))
 
 
 def label_pairs(
@@ -242,7 +247,7 @@ def label_pairs(
             _teaching(side, row.place)
         return pair
 
-    labelled = _each(rows, made)
+    labelled = list(_each(rows, made))
     sides = [side for pair in labelled for side in (pair.chosen, pair.rejected)]
     return labelled, _audited(sides, labeller, template_digest)
 
@@ -255,7 +260,7 @@ def label_prompts(
     Raises:
         InvalidInput: a row holds control tokens, or none is short enough.
     """
-    asked = _each(rows, labeller.ask)
+    asked = list(_each(rows, labeller.ask))
     kept = [prompt for prompt in asked if len(prompt.ids) <= max_prompt_length]
     if not kept:
         shortest = min(len(prompt.ids) for prompt in asked)
@@ -274,18 +279,20 @@ def label_prompts(
     return kept, audit
 
 
-def _each(rows: Sequence[R], label: Callable[[R], L]) -> list[L]:
-    labelled: list[L] = []
+def _each(rows: Iterable[R], label: Callable[[R], L]) -> Iterator[L]:
     errors: list[str] = []
+    wrong = 0
     for row in rows:
         try:
-            labelled.append(label(row))
+            made = label(row)
         except InvalidInput as error:
-            errors.append(str(error))
-    if errors:
-        more = f"\n… and {len(errors) - _SHOWN} more" if len(errors) > _SHOWN else ""
-        raise InvalidInput("\n".join(errors[:_SHOWN]) + more)
-    return labelled
+            wrong += 1
+            errors += [str(error)] if wrong <= _SHOWN else []
+        else:
+            yield made
+    if wrong:
+        more = f"\n… and {wrong - _SHOWN} more" if wrong > _SHOWN else ""
+        raise InvalidInput("\n".join(errors) + more)
 
 
 def _last_answer_only(row: LabelledRow) -> LabelledRow:
@@ -303,20 +310,48 @@ def _teaching(made: LabelledRow, place: str) -> LabelledRow:
     return made
 
 
-def _audited(labelled: Sequence[LabelledRow], labeller: Labeller, template_digest: str) -> LabelAudit:
-    audit = LabelAudit(
-        rows=len(labelled),
-        tokens=sum(len(row.ids) for row in labelled),
-        trained_tokens=sum(row.trained for row in labelled),
-        truncated_rows=sum(row.truncated for row in labelled),
-        rows_without_end=sum(row.ends == 0 or row.truncated for row in labelled),
-        longest=max(len(row.ids) for row in labelled),
-        end_of_turn=labeller.end_of_turn,
-        template_digest=template_digest,
-    )
-    if audit.rows_without_end == audit.rows:
-        raise InvalidInput(
-            f"every row is cut off by objective.max_length before its {audit.end_of_turn}: the model would never learn "
-            "to stop; raise max_length"
+def _audited(labelled: Iterable[LabelledRow], labeller: Labeller, template_digest: str) -> LabelAudit:
+    tally = Tally()
+    for _ in tally.counted(labelled):
+        pass
+    return tally.audit(labeller, template_digest)
+
+
+class Tally:
+    """What is learned, counted as rows go by."""
+
+    def __init__(self) -> None:
+        self._rows = self._tokens = self._trained = self._truncated = self._without_end = self._longest = 0
+
+    def counted(self, rows: Iterable[LabelledRow]) -> Iterator[LabelledRow]:
+        """The rows, each counted as it passes."""
+        for row in rows:
+            self._rows += 1
+            self._tokens += len(row.ids)
+            self._trained += row.trained
+            self._truncated += row.truncated
+            self._without_end += row.ends == 0 or row.truncated
+            self._longest = max(self._longest, len(row.ids))
+            yield row
+
+    def audit(self, labeller: Labeller, template_digest: str) -> LabelAudit:
+        """Of all that passed.
+
+        Raises:
+            InvalidInput: none of them would teach to stop.
+        """
+        if self._without_end == self._rows:
+            raise InvalidInput(
+                f"every row is cut off by objective.max_length before its {labeller.end_of_turn}: the model would "
+                "never learn to stop; raise max_length"
+            )
+        return LabelAudit(
+            rows=self._rows,
+            tokens=self._tokens,
+            trained_tokens=self._trained,
+            truncated_rows=self._truncated,
+            rows_without_end=self._without_end,
+            longest=self._longest,
+            end_of_turn=labeller.end_of_turn,
+            template_digest=template_digest,
         )
-    return audit

@@ -25,7 +25,7 @@ from tuneloop.train.recipe import VALIDATION, RecipeFile
 from tuneloop.train.recipe.data import QualitySection, Source
 
 # Sets that are measured are only compared with: nothing else about them is judged, or left out.
-_COMPARED = QualitySection(
+COMPARED = QualitySection(
     duplicates="off",
     near_duplicates="off",
     conflicts="off",
@@ -126,14 +126,14 @@ def read_measured(
         InvalidInput: it cannot be read, or rows of it are broken or blank.
     """
     gathered = gather(sources, places, answers_only=answers_only, on_disk=False, group_by=group_by)
-    refuse_unread(gathered, _COMPARED)
+    refuse_unread(gathered, COMPARED)
     require_groups(gathered.rows, group_by, gathered.ignored, f"evaluation set {name}")
     return compared_with(name, gathered.rows), gathered
 
 
 def compared_with(name: str, rows: Sequence[Row]) -> Measured:
     """A set that is measured, for comparing training rows with it."""
-    return Measured(name, rows, look(rows, _COMPARED))
+    return Measured(name, rows, look(rows, COMPARED))
 
 
 def refuse_unread(gathered: Gathered, quality: QualitySection) -> None:
@@ -168,7 +168,7 @@ def _shared_among(measured: Sequence[Measured], quality: QualitySection) -> list
     others = [one for one in measured if one.name != VALIDATION]
     if not watched or not others or quality.leakage == "off":
         return []
-    section = _COMPARED.model_copy(update={"leakage": quality.leakage, "near_leakage": "off"})
+    section = COMPARED.model_copy(update={"leakage": quality.leakage, "near_leakage": "off"})
     found = judge_rows(watched[0].columns, watched[0].rows, section, others)
     return [f"{VALIDATION}: {text}" for text in found.refusals]
 

@@ -11,7 +11,7 @@ import tempfile
 import weakref
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from typing import overload
+from typing import Protocol, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,3 +87,30 @@ class Chosen(Sequence[Row]):
         if isinstance(index, slice):
             return Chosen(self._rows, self._order[index])
         return self._rows[int(self._order[index])]
+
+
+class Placed(Protocol):
+    """What came from somewhere."""
+
+    @property
+    def place(self) -> str:
+        """`file:line`."""
+
+
+class PlacesOf(Sequence[str]):
+    """Where each of some rows came from, looked up when it is asked for."""
+
+    def __init__(self, rows: Sequence[Placed]) -> None:
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[str]: ...
+    def __getitem__(self, index: int | slice) -> str | Sequence[str]:
+        if isinstance(index, slice):
+            return PlacesOf(self._rows[index])
+        return self._rows[index].place

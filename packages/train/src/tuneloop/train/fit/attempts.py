@@ -24,7 +24,7 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback, Tra
 from tuneloop.registry.errors import TuneloopError
 from tuneloop.train.fit.arguments import common_arguments
 from tuneloop.train.fit.checkpoints import Checkpoint, CheckpointStore, RunState
-from tuneloop.train.fit.divergence import Diverged, name_rows
+from tuneloop.train.fit.divergence import Diverged, lowered, name_rows
 from tuneloop.train.fit.guard import Guard, is_parallel, leads
 from tuneloop.train.fit.memory import give_memory_back, is_out_of_memory, smaller
 from tuneloop.train.fit.order import rows_of_step
@@ -188,7 +188,7 @@ class _Attempts:
         run, state = self._fitting.recipe.run, guard.state
         trainer = guard.trainer
         step = trainer.state.global_step
-        size = smaller(state.micro_batch, run.batch_size // run.launch.processes)
+        size = smaller(state.micro_batch, run.batch_size // run.launch.processes, self._fitting.recipe.objective.kind)
         self._say(
             f"out of memory in step {step + 1} ({error}); going on with micro-batch {size} and "
             f"{run.batch_size // run.launch.processes // size} accumulated, batch size {run.batch_size} as before"
@@ -212,21 +212,16 @@ class _Attempts:
         return made, guard.state
 
     def _roll_back(self, error: Diverged, guard: Guard) -> tuple[Checkpoint | None, RunState]:
-        rules, state = self._fitting.recipe.run.divergence, guard.state
-        advice = "lower optim.learning_rate, raise optim.warmup_ratio, and look at the rows"
-        if rules.action == "stop":
-            raise TuneloopError(f"{error}; {advice}, or set run.divergence.action to rollback") from None
-        if state.rollbacks >= rules.max_rollbacks:
-            raise TuneloopError(f"{error}; it was rolled back {state.rollbacks} times already: {advice}") from None
+        recipe = self._fitting.recipe
+        rules = recipe.run.divergence
+        lower = lowered(error, rules, guard.state, recipe.objective.kind)
         found = self._store.newest_valid()
         if found is None:
-            raise TuneloopError(f"{error}; there is no whole checkpoint to roll back to: {advice}") from None
-        rate = state.learning_rate * rules.learning_rate_factor
-        changed = found.state.model_copy(
-            update={"learning_rate": rate, "rollbacks": state.rollbacks + 1, "micro_batch": state.micro_batch}
-        )
+            raise TuneloopError(f"{error}; there is no whole checkpoint to roll back to") from None
+        kept = {"learning_rate", "rollbacks", "micro_batch"}
+        changed = found.state.model_copy(update=lower.model_dump(include=kept))
         self._say(
-            f"{error}; rolled back to step {found.state.step} with learning rate {rate:.3g} "
+            f"{error}; rolled back to step {found.state.step} with learning rate {changed.learning_rate:.3g} "
             f"({changed.rollbacks} of {rules.max_rollbacks})"
         )
         return found, changed

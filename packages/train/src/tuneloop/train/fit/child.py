@@ -19,7 +19,9 @@ from transformers import TrainerCallback
 from tuneloop.registry.errors import TuneloopError
 from tuneloop.train.base import read_base
 from tuneloop.train.fit.checkpoints import CheckpointStore
-from tuneloop.train.fit.launch import ChildSpec, Event, check_owner, read_rows_of
+from tuneloop.train.fit.handed import handed_over
+from tuneloop.train.fit.judging import Judging
+from tuneloop.train.fit.launch import ChildSpec, Event, check_owner
 from tuneloop.train.fit.memory import is_out_of_memory
 from tuneloop.train.fit.progress import Watch
 from tuneloop.train.fit.run import fit
@@ -87,19 +89,24 @@ def run_child(spec: ChildSpec) -> int:
     micro_batch = known.state.micro_batch if known else recipe.run.micro_batch
     try:
         base = read_base(spec.base)
-        loader = models.Loader(base, recipe.tuning, recipe.run.dtype, spec.device, spec.attention)
+        tokenizer, seed = models.load_tokenizer(base), recipe.objective.head_seed(recipe.run.seed)
+        loader = models.Loader(base, recipe.tuning, recipe.run.dtype, spec.device, spec.attention, seed)
         model = loader.tunable(recipe.run.seed, spec.start)
-        rows, places, validation = read_rows_of(spec.store)
+        rows, places, validation = handed_over(spec.store, on_disk=recipe.data.streaming)
         watch = Watch(speaker, speaker.log, lambda: check_owner(spec))
+        judging = Judging.again(recipe.objective, spec.reward_model, base)
         made = fit(
             model,
-            models.load_tokenizer(base),
+            tokenizer,
             rows,
             recipe,
             device=spec.device,
             steps=spec.steps,
             validation=validation,
             watch=watch,
+            judge=judging.judge(
+                tokenizer, dtype=loader.dtype, device=spec.device, attention=spec.attention, check=watch.check
+            ),
             store=store,
             resume=True,
             places=places,

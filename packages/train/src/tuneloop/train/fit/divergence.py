@@ -11,12 +11,15 @@ import statistics
 from collections.abc import Sequence
 
 from tuneloop.registry.errors import TuneloopError
+from tuneloop.train.fit.checkpoints import RunState
 from tuneloop.train.recipe.run import DivergenceSection
 
 _WINDOW = 20  # steps the median is taken over
 _ENOUGH = 8  # earlier steps before a leap can be told
 _LEAP_NATS = 0.5
 _SHOWN_ROWS = 8
+_ADVICE = "lower optim.learning_rate, raise optim.warmup_ratio, and look at the rows"
+_PPO_ADVICE = "lower optim.learning_rate or objective.passes, raise objective.kl_coefficient, and look at the rewards"
 
 
 class Diverged(TuneloopError):
@@ -50,8 +53,23 @@ def judge_step(loss: float, grad_norm: float | None, before: Sequence[float], ru
     return None
 
 
-def name_rows(places: Sequence[str], rows: Sequence[int]) -> str:
+def lowered(error: Diverged, rules: DivergenceSection, state: RunState, objective: str) -> RunState:
+    """What a run knows of itself once it has gone back: a lower rate, and one more time that it did.
+
+    Raises:
+        TuneloopError: the recipe wants it to stop, or it went back too often already.
+    """
+    advice = _PPO_ADVICE if objective == "ppo" else _ADVICE
+    if rules.action == "stop":
+        raise TuneloopError(f"{error}; {advice}, or set run.divergence.action to rollback") from None
+    if state.rollbacks >= rules.max_rollbacks:
+        raise TuneloopError(f"{error}; it was rolled back {state.rollbacks} times already: {advice}") from None
+    rate = state.learning_rate * rules.learning_rate_factor
+    return state.model_copy(update={"learning_rate": rate, "rollbacks": state.rollbacks + 1})
+
+
+def name_rows(places: Sequence[str], rows: Sequence[int], what: str = "rows") -> str:
     """`; its rows: train.jsonl:3, train.jsonl:17 and 12 more`."""
     shown = [places[row] or f"row {row + 1}" for row in rows[:_SHOWN_ROWS]]
     more = f" and {len(rows) - _SHOWN_ROWS} more" if len(rows) > _SHOWN_ROWS else ""
-    return f"; its rows: {', '.join(shown)}{more}"
+    return f"; its {what}: {', '.join(shown)}{more}"

@@ -32,6 +32,15 @@ class _PreparedGrpoTrainer(Interruptible, GRPOTrainer):  # type: ignore[misc]  #
     def _tokenize_prompts(self, prompts: list[str]) -> tuple[list[list[int]], None, dict[str, Any]]:
         return [list(self.questions[int(prompt)].ids) for prompt in prompts], None, {}
 
+    def _generate_single_turn(
+        self, prompt_ids: list[list[int]], *others: Any, **values: Any
+    ) -> tuple[list[list[int]], None]:
+        """A micro-batch at a time, where TRL answers all at once: so halving it halves what this takes too."""
+        size, answers = self.args.per_device_train_batch_size, list[list[int]]()
+        for start in range(0, len(prompt_ids), size):
+            answers += super()._generate_single_turn(prompt_ids[start : start + size], *others, **values)[0]
+        return answers, None
+
 
 def grpo_trainer(
     model: Any,

@@ -13,7 +13,7 @@ from tuneloop.registry.nouns import parse_version_name
 from tuneloop.train.base import Base
 from tuneloop.train.fit.reward import check_reward_folder, load_reward_model
 from tuneloop.train.recipe import RecipeFile
-from tuneloop.train.recipe.objective import GrpoObjective, PpoObjective
+from tuneloop.train.recipe.objective import GrpoObjective, ObjectiveSection, PpoObjective
 from tuneloop.train.rewards import Judge, RewardFunction, find_rewards
 
 
@@ -51,6 +51,11 @@ class Judging:
             )
         check_reward_folder(folder, base, name)
         return Judging(functions, name, folder, base)
+
+    @staticmethod
+    def again(objective: ObjectiveSection, folder: Path | None, base: Base) -> Judging:
+        """The same in another process: reward functions by their names, and the reward model's folder."""
+        return Judging(find_rewards(getattr(objective, "rewards", ())), None, folder, base)
 
     @property
     def named(self) -> list[str]:

@@ -7,13 +7,12 @@ costs the imports of each process, some ten seconds.
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,14 +24,16 @@ from safetensors.torch import load_file
 from tuneloop.registry.errors import TuneloopError
 from tuneloop.train.data.labels import LabelledRow
 from tuneloop.train.fit.checkpoints import CheckpointStore
+from tuneloop.train.fit.handed import hand_over
 from tuneloop.train.fit.memory import give_memory_back, smaller
+from tuneloop.train.fit.ppo.keeping import WEIGHTS
 from tuneloop.train.fit.progress import FitResult, Watch
+from tuneloop.train.fit.trainers import Labelled
 from tuneloop.train.recipe import RunSection
 from tuneloop.train.stopping import Stopped
 
 _STOP = "stop"  # a file: the owner asks its children to save and end
 _SPEC = "spec.json"
-_ROWS = "rows.jsonl"
 _SHOWN_LINES = 20
 _ERRORS = "errors.log"
 
@@ -51,6 +52,7 @@ class ChildSpec(BaseModel):
     store: Path
     owner: int  # process id; children end when it is gone
     threads: int
+    reward_model: Path | None = None  # its folder, where answers are judged by one
     micro_batch: int | None = None  # at most this many rows, where more did not fit
 
 
@@ -83,7 +85,7 @@ def needs_processes(run: RunSection) -> bool:
 def fit_in_processes(
     model: Any,
     spec: ChildSpec,
-    rows: Sequence[LabelledRow],
+    rows: Labelled,
     places: Sequence[str],
     validation: Sequence[LabelledRow],
     run: RunSection,
@@ -97,7 +99,7 @@ def fit_in_processes(
         TuneloopError: the children went wrong in a way that starting again does not mend.
     """
     spec.store.mkdir(parents=True, exist_ok=True)
-    _write_rows(spec.store / _ROWS, rows, places, validation)
+    hand_over(spec.store, rows, places, validation)
     restarts = 0
     device = next(model.parameters()).device
     movable = not getattr(model, "is_quantized", False)  # bitsandbytes' weights stay where they are
@@ -146,11 +148,11 @@ def fit_in_processes(
 
 
 def load_weights(model: Any, folder: Path) -> None:
-    """Give a model the weights of a checkpoint: an adapter's, or all."""
+    """Give a model the weights of a checkpoint: an adapter's, PPO's, or all."""
     if (folder / "adapter_config.json").is_file():
         model.load_adapter(str(folder), "default", is_trainable=True)
         return
-    for path in folder.glob("model*.safetensors"):
+    for path in (*folder.glob("model*.safetensors"), *folder.glob(WEIGHTS)):  # PPO keeps its critic's beside them
         model.load_state_dict(load_file(path), strict=False)
 
 
@@ -274,36 +276,6 @@ def _tell(event: Event, watch: Watch) -> None:
 def _read(line: str) -> Event | None:
     """A line of rank 0; anything else a library wrote is left out."""
     return Event.model_validate_json(line) if line.startswith('{"kind"') else None
-
-
-def _write_rows(
-    path: Path, rows: Sequence[LabelledRow], places: Sequence[str], validation: Sequence[LabelledRow]
-) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        for row, place in zip(rows, places, strict=True):
-            file.write(json.dumps({"place": place, **_row(row)}) + "\n")
-        for row in validation:
-            file.write(json.dumps({"place": None, **_row(row)}) + "\n")
-
-
-def _row(row: LabelledRow) -> Mapping[str, Any]:
-    return {"row": [row.ids, row.labels, row.truncated, row.ends, row.prompt_length]}
-
-
-def read_rows_of(store: Path) -> tuple[list[LabelledRow], list[str], list[LabelledRow]]:
-    """Rows, their places, and validation rows, as the owner wrote them."""
-    rows, places, validation = [], [], []
-    with (store / _ROWS).open(encoding="utf-8") as file:
-        for line in file:
-            found = json.loads(line)
-            ids, labels, truncated, ends, prompt_length = found["row"]
-            row = LabelledRow(tuple(ids), tuple(labels), truncated, ends, prompt_length)
-            if found["place"] is None:
-                validation.append(row)
-            else:
-                rows.append(row)
-                places.append(found["place"])
-    return rows, places, validation
 
 
 def check_owner(spec: ChildSpec) -> None:

@@ -31,17 +31,27 @@ def give_memory_back() -> None:
         torch.cuda.empty_cache()
 
 
-def smaller(micro_batch: int, per_process: int) -> int:
+_SHORTER = "smaller objective.max_prompt_length and max_new_tokens"
+_HELPS = {  # by objective: what is left when one row at a time does not fit, cheapest first
+    "sft": (
+        "run.gradient_checkpointing true, a smaller objective.max_length, tuning.method qlora, run.launch with zero3 "
+        "and cpu_offload, a smaller base"
+    ),
+    "reward": "run.gradient_checkpointing true, a smaller objective.max_length, a smaller base",
+    "dpo": "run.gradient_checkpointing true, a smaller objective.max_length, tuning.method qlora, a smaller base",
+    "grpo": f"run.gradient_checkpointing true, {_SHORTER}, tuning.method qlora, a smaller base",
+    "ppo": f"{_SHORTER}, tuning.method qlora, a smaller base",
+}
+
+
+def smaller(micro_batch: int, per_process: int, objective: str = "sft") -> int:
     """The largest divisor of a process's rows that is at most half of `micro_batch`.
 
     Raises:
-        TuneloopError: one row at a time does not fit either.
+        TuneloopError: one row at a time does not fit either; what helps depends on the kind of `objective`.
     """
     if micro_batch == 1:
-        raise TuneloopError(
-            "out of memory with one row at a time; what helps, in this order: run.gradient_checkpointing true, a "
-            "smaller objective.max_length, tuning.method qlora, run.launch with zero3 and cpu_offload, a smaller base"
-        )
+        raise TuneloopError(f"out of memory with one row at a time; what helps, in this order: {_HELPS[objective]}")
     return max(size for size in range(1, micro_batch // 2 + 1) if per_process % size == 0)
 
 

@@ -1,7 +1,6 @@
 """Fitting a model to rows that were labelled for its objective: PPO by its own loop, everything else through TRL.
 
-What TRL trains is seen through whatever happens to it (`attempts`): stops, kills, full memory, divergence. PPO is seen
-through stops and kills; full memory and divergence end it, and its last checkpoint stands.
+All of it is seen through whatever happens: stops, kills, full memory, divergence; what TRL trains by `attempts`.
 """
 
 from __future__ import annotations

@@ -15,11 +15,12 @@ from typing import Any
 
 import psutil
 import torch
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from transformers import TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from tuneloop.registry.errors import InvalidInput
+from tuneloop.train.data.labelled import LabelledStore
 from tuneloop.train.data.labels import IGNORED, LabelledRow
 from tuneloop.train.fit.guard import Interruptible
 from tuneloop.train.fit.memory import give_memory_back, is_out_of_memory, largest_that_fits
@@ -63,15 +64,26 @@ def sft_trainer(
         dataset_kwargs={"skip_prepare_dataset": True},
         max_length=None,  # rows were cut, and counted, when they were labelled
     )
-    order = None
+    data, order = training_data(rows, run.launch.processes), None
     if run.launch.processes > 1:
         order = EvenOrder(len(rows), run.launch.processes * config.per_device_train_batch_size, run.seed)
-        shortest = min(rows, key=lambda row: len(row.ids))
-        rows = [*rows, replace(shortest, labels=(IGNORED,) * len(shortest.ids))]
-    data = Dataset.from_dict({"input_ids": [list(r.ids) for r in rows], "labels": [list(r.labels) for r in rows]})
     trainer = _Trainer(model=model, args=config, train_dataset=data, processing_class=tokenizer, callbacks=callbacks)
     trainer.order = order
     return trainer
+
+
+def training_data(rows: Sequence[LabelledRow], processes: int) -> Dataset:
+    """The rows as TRL reads them, from where they are; for several processes one more that teaches nothing."""
+    data = rows.dataset if isinstance(rows, LabelledStore) else _in_memory(rows)
+    if processes == 1:
+        return data
+    shortest = min(rows, key=lambda row: len(row.ids))
+    filling = _in_memory([replace(shortest, labels=(IGNORED,) * len(shortest.ids))])
+    return concatenate_datasets([data, filling.cast(data.features)])
+
+
+def _in_memory(rows: Sequence[LabelledRow]) -> Dataset:
+    return Dataset.from_dict({"input_ids": [list(r.ids) for r in rows], "labels": [list(r.labels) for r in rows]})
 
 
 def require_separation(config: Any) -> None:

@@ -19,6 +19,7 @@ from tuneloop.registry.errors import Conflict, InvalidInput, TuneloopError
 from tuneloop.registry.nouns import Version
 from tuneloop.registry.versions.store import Versions
 from tuneloop.train.data.labels import LabelAudit, Labeller
+from tuneloop.train.data.store import PlacesOf
 from tuneloop.train.evaluation.metrics import Metric
 from tuneloop.train.evaluation.remarks import remarks_on_set
 from tuneloop.train.examples import Audit, Prepared, prepare, told
@@ -38,7 +39,7 @@ from tuneloop.train.job.outcome import Outcome
 from tuneloop.train.job.parent import going_on
 from tuneloop.train.job.publish import Publisher
 from tuneloop.train.publishing.lineage import Keeper, Lineage
-from tuneloop.train.recipe.objective import RewardObjective, unservable
+from tuneloop.train.recipe.objective import unservable
 from tuneloop.train.screen import Screen
 from tuneloop.train.stopping import StopFlag, Stopped
 from tuneloop.train.tuning import models
@@ -221,7 +222,7 @@ class _Run:
         else:
             for note in serving_notes(recipe.tuning):
                 say(note)
-        seed = recipe.run.seed if isinstance(recipe.objective, RewardObjective) else None
+        seed = recipe.objective.head_seed(recipe.run.seed)
         return models.Loader(self._job.base, recipe.tuning, recipe.run.dtype, self._device, attention.value, seed)
 
     def _fetched(self, version: Version) -> Path:
@@ -233,7 +234,7 @@ class _Run:
         """In this process, or in processes of their own where the recipe asks for them."""
         job, recipe, examples = self._job, self._job.recipe.recipe, prepared.examples
         steps = job.steps or recipe.run.planned_steps(recipe.objective.drawn(len(examples.rows)))
-        places = [row.place for row in job.train]
+        places = PlacesOf(job.train)
         if needs_processes(recipe.run):
             spec = ChildSpec(
                 recipe=recipe.model_dump(mode="json", exclude_unset=True),
@@ -245,10 +246,9 @@ class _Run:
                 store=self._folder.checkpoints,
                 owner=os.getpid(),
                 threads=self._threads,
+                reward_model=judging.folder,
             )
-            return fit_in_processes(
-                model, spec, examples.conversations, places, prepared.validation, recipe.run, self._watch
-            )
+            return fit_in_processes(model, spec, examples.rows, places, prepared.validation, recipe.run, self._watch)
         judge = judging.judge(
             self._tokenizer,
             dtype=loader.dtype,

@@ -35,9 +35,10 @@ class Allocator:
     a_tile: float  # held beyond that for each tile of the vocabulary after the second: seen, not explained
     low: float  # bounds, relative to the prediction
     high: float
+    dora: float = 0.0  # held beyond that for each byte of outputs that DoRA scales: seen, not explained
 
 
-_CPU = Allocator(fixed=710 * MIB, activations=1.17, loss=1.52, a_tile=0.43, low=0.92, high=1.08)
+_CPU = Allocator(fixed=710 * MIB, activations=1.17, loss=1.52, a_tile=0.43, low=0.92, high=1.08, dora=1.0)
 _CUDA = Allocator(
     fixed=int(0.8 * GIB), activations=1.05, loss=1.05, a_tile=0.0, low=0.90, high=1.20
 )  # not measured here: wider
@@ -105,7 +106,10 @@ def memory_of(shape: ModelShape, tuning: TuningSection, load: Load, kind: Kind) 
     # On a CPU the allocator keeps the room of an adapter's small gradients from step to step.
     beside = gradients if load.accumulates or (kind == "cpu" and not full) else 0
     in_loss = int(loss * (allocator.loss + allocator.a_tile * _more_tiles(shape)))
-    held = int(activations * allocator.activations)
+    scaled = (
+        _tokens(load) * trained.scaled_by_dora * _bytes_of(load.dtype) * (1 if load.checkpointing else shape.layers)
+    )
+    held = int((activations + allocator.dora * scaled) * allocator.activations)
     step = _optimizer_step(shape, load, kind, full, gradients)
     left = held if kind == "cpu" else 0  # what was activations lies scattered between the gradients, and is kept
     if held + in_loss + beside >= left + gradients + step:

@@ -245,6 +245,7 @@ def as_json(plan: Plan, servable: str | None, advice: list[dict[str, Any]]) -> d
             "source": plan.rows.source,
         },
         "label_audit": audit.as_json() if audit else None,
+        "leakage": plan.rows.leakage.as_json() if plan.rows.leakage else None,
         "steps": plan.steps,
         "step_s": bounded(plan.step, 4),
         "hours": bounded(plan.hours, 4),

@@ -7,8 +7,8 @@ file. Otherwise lengths are guessed from characters, and the plan says so.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tuneloop.registry.errors import InvalidInput
@@ -17,6 +17,7 @@ from tuneloop.train.data.labels import LabelAudit, LabelledRow, Labeller, label_
 from tuneloop.train.data.load import refuse_unread
 from tuneloop.train.data.rows import Row
 from tuneloop.train.data.sources import Places, gather
+from tuneloop.train.plan.leakage import Leakage, leakage_of
 from tuneloop.train.plan.tokenizer import LightTokenizer
 from tuneloop.train.recipe.data import QualitySection, Source
 from tuneloop.train.recipe.objective import Template
@@ -37,6 +38,7 @@ class RowFacts:
     learned_share: float
     source: str
     audit: LabelAudit | None = None
+    leakage: Leakage | None = None  # none: no file to compare
 
     def padded_mean(self, rows: int) -> float:
         """Mean length of a micro-batch of `rows`, each padded to its longest."""
@@ -48,9 +50,16 @@ class RowFacts:
 
 
 def facts_of(
-    sources: Sequence[Source], places: Places, folder: Path | None, max_length: int, template: Template = "chat"
+    sources: Sequence[Source],
+    places: Places,
+    folder: Path | None,
+    max_length: int,
+    template: Template = "chat",
+    *,
+    measured: Mapping[str, Sequence[Source]] | None = None,
+    quality: QualitySection | None = None,
 ) -> RowFacts:
-    """Read the files that rows come from.
+    """Read the files that rows come from, and compare them with what is `measured` as `quality` wants it.
 
     Raises:
         InvalidInput: a file is broken, a sampled row would teach nothing, or a source is no file on this machine.
@@ -61,7 +70,8 @@ def facts_of(
     gathered = gather(sources, places)
     refuse_unread(gathered, QualitySection())
     name = ", ".join(Path(source.label).name for source in sources)
-    return facts_of_rows(gathered.rows, name, folder, max_length, template)
+    facts = facts_of_rows(gathered.rows, name, folder, max_length, template)
+    return replace(facts, leakage=leakage_of(gathered.rows, measured or {}, places, quality or QualitySection()))
 
 
 def facts_of_rows(

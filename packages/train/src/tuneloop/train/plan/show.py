@@ -19,7 +19,7 @@ def shown(plan: Plan, servable: str | None, advice: Sequence[Advice], source: st
     if plan.costs:
         parts.append(_costs(plan))
     parts.append(f"servable: {'yes' if servable is None else f'no: {servable}'}")
-    parts.append(_audit(plan))
+    parts.append(f"{_audit(plan)}\n{_leakage(plan)}")
     if advice:
         parts.append(_advice(advice))
     parts.append("\n".join(f"note: {note}" for note in plan.notes))
@@ -118,6 +118,19 @@ def _audit(plan: Plan) -> str:
         f"labels ({plan.rows.source}): {audit.trained_share:.1%} of the tokens learned, {audit.end_of_turn} learned in "
         f"all but {audit.rows_without_end} rows, {audit.truncated_rows} rows cut"
     )
+
+
+def _leakage(plan: Plan) -> str:
+    found = plan.rows.leakage
+    if found is None:
+        return "leakage: not looked for, there is no file to compare; `tuneloop train` does before it begins"
+    of = f"{found.compared} of {found.rows} rows compared" if found.compared < found.rows else f"{found.rows} rows"
+    told = f"leakage ({of}): {found.exact} are also measured, {found.near} nearly so"
+    if found.examples:
+        told += f"; for example {found.examples[0]}"
+    if found.left_out:
+        told += f"; not compared: {', '.join(found.left_out)}"
+    return "\n".join([told, *(f"`tuneloop train` will refuse it: {reason}" for reason in found.refused)])
 
 
 def _advice(advice: Sequence[Advice]) -> str:

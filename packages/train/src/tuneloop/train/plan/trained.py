@@ -22,6 +22,7 @@ class Trained:
     parameters: int
     kept_elements: int  # of the run's dtype, per token and block, beyond what a frozen block keeps
     kept_float32: int = 0  # the same, in float32
+    scaled_by_dora: int = 0  # of the kept elements, those of outputs that DoRA scales
 
 
 def trained_by(shape: ModelShape, tuning: TuningSection) -> Trained:
@@ -55,9 +56,8 @@ def _low_rank(shape: ModelShape, tuning: LowRankTuning) -> Trained:
     kept = sum(inputs.values()) + tuning.rank * len(targets)
     if tuning.dropout > 0.0:  # each layer then keeps its own thinned input, and the mask
         kept += sum(n_in for n_in, _ in pairs) * 3 // 2
-    if tuning.dora:
-        kept += 2 * sum(n_out for _, n_out in pairs)
-    return Trained(parameters, kept)
+    scaled = 2 * sum(n_out for _, n_out in pairs) if tuning.dora else 0
+    return Trained(parameters, kept + scaled, scaled_by_dora=scaled)
 
 
 def _inputs_of(shape: ModelShape, targets: tuple[str, ...]) -> dict[str, int]:

@@ -91,9 +91,11 @@ def _rows(recipe: Recipe) -> Iterator[Refusal]:
         return
     kind, run = recipe.objective.kind, recipe.run
     if run.launch != LaunchSection():
-        yield ("run", "launch"), f"several processes are built for objective sft alone; remove it with {kind}"
-    if run.max_restarts > 0:
-        yield ("run", "max_restarts"), f"is built for objective sft alone; with {kind} start the run again by hand"
+        yield (
+            ("run", "launch"),
+            f"several processes are built for objective sft alone; with {kind} take one: remove it, and where memory "
+            "is short lower run.micro_batch or take tuning.method qlora",
+        )
     if recipe.data.validation is not None:
         yield (
             ("data", "validation"),
@@ -155,8 +157,11 @@ def _ppo(recipe: Recipe) -> Iterator[Refusal]:
     run = recipe.run
     if run.gradient_checkpointing:
         yield ("run", "gradient_checkpointing"), "is not built for ppo; lower run.micro_batch instead"
-    if run.divergence != DivergenceSection():
-        yield ("run", "divergence"), "is not built for ppo, which ends when its loss is no number; remove it"
+    if run.divergence.loss_spike != DivergenceSection().loss_spike:
+        yield (
+            ("run", "divergence", "loss_spike"),
+            "is not read with ppo, whose loss rises and falls with what answers earn; use max_grad_norm, or remove it",
+        )
     if run.compile:
         yield ("run", "compile"), "is not built for ppo: answers of every length would be compiled anew"
     if recipe.optim.optimizer != "adamw":

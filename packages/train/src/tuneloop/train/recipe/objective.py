@@ -24,6 +24,10 @@ class _Objective(Part):
         """How much an epoch over so many rows draws, in what `run.batch_size` counts."""
         return rows
 
+    def head_seed(self, seed: int) -> int | None:  # noqa: ARG002 (what a reward model makes of it)
+        """The seed of a fresh head in place of the base's own; none: the base speaks."""
+        return None
+
 
 class _Lengths(_Objective):
     max_length: int = Field(default=1024, ge=16)  # tokens of a row; longer ones are cut at the end, and counted
@@ -39,6 +43,10 @@ class RewardObjective(_Lengths):
     """A reward model: the base with one output, trained to put the chosen answer above the rejected one."""
 
     kind: Literal["reward"]
+
+    def head_seed(self, seed: int) -> int | None:
+        """Its head of one output is drawn by the run's seed."""
+        return seed
 
 
 class DpoObjective(_Lengths):

@@ -7,6 +7,7 @@ vocabulary. bitsandbytes has CPU kernels, right but slow: for trying a recipe, n
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -40,7 +41,16 @@ def load_quantised(base: Base, tuning: QloraTuning, *, dtype: str, device: str, 
         device_map={"": device},
     )
     _keep_trainable(model)
+    _let_go_of_the_file(model)
     return model.requires_grad_(False).eval()
+
+
+def _let_go_of_the_file(model: Any) -> None:
+    """On a CPU what is not quantised lies in the base's mapped file, and holds all of it in memory: copy it out."""
+    for value in (*model.parameters(), *model.buffers()):
+        if value.device.type == "cpu" and value.is_floating_point():
+            value.data = value.data.clone()
+    gc.collect()
 
 
 def _keep_trainable(model: Any) -> None:

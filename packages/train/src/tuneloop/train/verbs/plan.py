@@ -97,17 +97,20 @@ def _plan(recipe: str, table: PriceTable, device: str, provider: str | None, row
 def _facts(recipe: Recipe, folder: Path, base: PlannedBase, rows: int | None) -> RowFacts:
     from tuneloop.train.data.sources import Places
     from tuneloop.train.plan.rows import assumed, facts_of
+    from tuneloop.train.recipe import VALIDATION
     from tuneloop.train.recipe.objective import SftObjective
 
     objective = recipe.objective
-    longest = objective.max_length
+    longest, watched = objective.max_length, recipe.data.validation
     if rows is None and isinstance(objective, SftObjective):
         return facts_of(
             recipe.data.train,
-            Places(folder, inputs=objective.template == "instruction"),
+            Places(folder, streaming=recipe.data.streaming, inputs=objective.template == "instruction"),
             base.folder,
             longest,
             objective.template,
+            measured=recipe.evaluate.sets | ({VALIDATION: watched} if watched is not None else {}),
+            quality=recipe.data.quality,
         )
     if rows is None and recipe.run.steps is None:
         raise InvalidInput(f"objective {objective.kind}: say how many rows there are with --rows")

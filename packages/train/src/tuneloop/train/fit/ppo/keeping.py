@@ -21,7 +21,7 @@ from tuneloop.train.fit.checkpoints import CheckpointStore, RunState
 from tuneloop.train.fit.guard import RandomState, unwritten
 from tuneloop.train.recipe import Recipe
 
-_WEIGHTS, _LEARNER = "weights.safetensors", "learner.pt"
+WEIGHTS, _LEARNER = "weights.safetensors", "learner.pt"
 
 
 @dataclass(frozen=True)
@@ -79,12 +79,12 @@ class Keeper:
         if self._store is not None:
             self._store.clear()
 
-    def restore(self) -> Learned | None:
+    def restore(self) -> tuple[Learned, RunState] | None:
         """Set everything back to the newest whole checkpoint; None, and nothing changed, when there is none."""
         found = self._store.newest_valid() if self._store else None
         if found is None:
             return None
-        kept = load_file(found.folder / _WEIGHTS)
+        kept = load_file(found.folder / WEIGHTS)
         with torch.no_grad():
             for name, value in self._weights.items():
                 value.copy_(kept[name])
@@ -94,10 +94,10 @@ class Keeper:
         self._prompts.set_state(state["prompts"])
         replace(RandomState.now(), cpu=state["random"], cuda=state["random_cuda"]).restore()
         learned = state["learned"]
-        return Learned(**learned | {"waiting": tuple(learned["waiting"])})
+        return Learned(**learned | {"waiting": tuple(learned["waiting"])}), found.state
 
-    def keep(self, learned: Learned) -> None:
-        """Write everything down.
+    def keep(self, learned: Learned, state: RunState) -> None:
+        """Write everything down; `state` is what the run has found out about itself.
 
         Raises:
             TuneloopError: it cannot be written; checkpoints before it are whole.
@@ -106,20 +106,19 @@ class Keeper:
             return
         self._store.discard_staging()
         random = RandomState.now()
-        state = {
+        parts = {
             **{name: part.state_dict() for name, part in self._parts.items()},
             "prompts": self._prompts.get_state(),
             "random": random.cpu,
             "random_cuda": random.cuda,
             "learned": asdict(learned) | {"waiting": list(learned.waiting)},
         }
-        run = RunState(
-            step=learned.step,
-            micro_batch=int(self._recipe.run.micro_batch),
-            learning_rate=self._recipe.learning_rate.value,
-        )
         try:
-            self._write(self._store.staging / f"checkpoint-{learned.step}", state, run)
+            self._write(
+                self._store.staging / f"checkpoint-{learned.step}",
+                parts,
+                state.model_copy(update={"step": learned.step}),
+            )
         except (OSError, RuntimeError, SafetensorError) as error:  # RuntimeError: torch.save on a full disk
             raise unwritten(learned.step, self._store.staging, error) from error
         self._kept_at = self._clock()
@@ -127,6 +126,6 @@ class Keeper:
     def _write(self, folder: Path, state: Mapping[str, Any], run: RunState) -> None:
         assert self._store is not None
         folder.mkdir(parents=True)
-        save_file({name: value.detach().contiguous() for name, value in self._weights.items()}, folder / _WEIGHTS)
+        save_file({name: value.detach().contiguous() for name, value in self._weights.items()}, folder / WEIGHTS)
         torch.save(state, folder / _LEARNER)
         self._store.seal(folder, run)

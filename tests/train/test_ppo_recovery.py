@@ -1,0 +1,217 @@
+"""PPO on its way: cut at any step, out of memory, gone wild."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from train.ppo_bench import Bench, make_bench, steps_of
+from tuneloop.registry.errors import TuneloopError
+from tuneloop.train.fit.checkpoints import CheckpointStore
+from tuneloop.train.recipe.objective import PpoObjective
+from tuneloop.train.stopping import StopFlag, Stopped
+
+STEPS = 3
+OUT = "CUDA out of memory. Tried to allocate 2.00 GiB"
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    made = make_bench(tmp_path_factory.mktemp("ppo"))
+    return made.with_run(batch_size=16, micro_batch=16)
+
+
+def each_step_is_due(bench: Bench) -> Callable[[], float]:
+    seconds = itertools.count(step=bench.recipe.run.checkpoint.every_s + 1)
+    return lambda: float(next(seconds))
+
+
+@pytest.mark.parametrize("how", ["stopped", "killed"])
+def test_a_run_cut_at_any_step_and_resumed_is_the_run_that_was_not(bench: Bench, tmp_path: Path, how: str) -> None:
+    at = random.randrange(1, STEPS)  # any will do, so another one each time
+    print(f"{how} at step {at}")
+    whole, expected = bench.run(STEPS)
+    flag, clock = StopFlag(), each_step_is_due(bench)
+    said: list[str] = []
+    store = CheckpointStore(tmp_path, 2, said.append)
+
+    def cut(step: int) -> None:
+        if step == at and how == "stopped":
+            flag.stop(Stopped("asked to end"))
+        elif step == at + 1 and how == "killed":
+            raise KeyboardInterrupt  # as good as a kill: nothing is written any more
+
+    with pytest.raises(Stopped if how == "stopped" else KeyboardInterrupt) as raised:
+        bench.run(STEPS, check=flag.check, told=cut, store=store, clock=clock)
+    done = at + 1 if how == "stopped" else at  # the step in which it is asked to end is still done
+    if how == "stopped":
+        assert f"the state after step {done} is kept" in str(raised.value)
+    rest, weights = bench.run(STEPS, store=store, resume=True)
+    assert [one["step"] for one in rest] == list(range(done + 1, STEPS + 1))
+    assert steps_of(rest) == steps_of(whole[done:])
+    assert all(torch.equal(weights[name], value) for name, value in expected.items())
+    again, _ = bench.run(STEPS, store=store, resume=True)
+    assert again == [], "a whole run is not run again"
+    assert said == []
+
+
+def test_a_run_that_begins_anew_takes_nothing_from_the_one_before(bench: Bench, tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, 2, pytest.fail)
+    bench.run(2, store=store)
+    seen, _ = bench.run(1, store=store)
+    assert [one["step"] for one in seen] == [1]
+
+
+def test_a_checkpoint_that_cannot_be_written_is_one_clear_error(bench: Bench, tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, 2, pytest.fail)
+    bench.run(1, store=store)
+    shutil.rmtree(store.staging)
+    store.staging.write_text("in the way")
+    with pytest.raises(TuneloopError, match=r"the checkpoint of step 2 could not be written .* then resume"):
+        bench.run(2, store=store, resume=True)
+    store.staging.unlink()
+    assert store.newest_valid() is not None
+
+
+def objective_of(bench: Bench) -> PpoObjective:
+    assert isinstance(bench.recipe.objective, PpoObjective)
+    return bench.recipe.objective
+
+
+def same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(ours[name], value) for name, value in theirs.items())
+
+
+def test_out_of_memory_while_answers_are_sampled_is_the_run_that_began_smaller(bench: Bench, tmp_path: Path) -> None:
+    small, expected = bench.with_run(micro_batch=8).run(2)
+
+    def run_out(_model: Any, rows: int) -> None:
+        if rows > 8:
+            raise torch.OutOfMemoryError(OUT)
+
+    run = bench.with_run()
+    store = CheckpointStore(tmp_path, 2, pytest.fail)
+    seen, weights = run.run(2, before=run_out, store=store)
+    assert steps_of(seen) == steps_of(small)
+    assert same(weights, expected)
+    assert any(
+        "out of memory in step 1" in line and "micro-batch 8, batch size 16 as before" in line for line in run.said
+    )
+    found = store.newest_valid()
+    assert found is not None
+    assert found.state.micro_batch == 8, "a later resume begins with what fits"
+
+
+def test_out_of_memory_in_an_update_begins_that_update_again(bench: Bench) -> None:
+    """What was learned before it in the same step stays learned, once; the gradients of its first half do not count."""
+    run, passes = bench.with_run(micro_batch=4), list[int]()  # four passes an update
+    whole, expected = run.run(1)
+
+    def run_out(_model: Any, rows: int) -> None:
+        if torch.is_grad_enabled():
+            passes.append(rows)
+            if len(passes) == 6:
+                raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
+
+    seen, weights = run.run(1, before=run_out)
+    assert passes == [4] * 6 + [2] * 24, "the first update once, the others with half the answers"
+    assert seen[0]["loss"] == pytest.approx(whole[0]["loss"], abs=1e-5)
+    assert all(torch.allclose(weights[name], value, atol=1e-4) for name, value in expected.items())
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_out_of_memory_in_the_optimiser_goes_back_to_what_is_whole(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, kept: bool
+) -> None:
+    whole, _ = bench.with_run(micro_batch=8).run(2)
+    steps, step = list[int](), torch.optim.AdamW.step
+    run = bench.with_run()
+    updates = objective_of(run).passes * objective_of(run).minibatches
+
+    def run_out(self: torch.optim.AdamW, *arguments: Any, **values: Any) -> Any:
+        steps.append(1)
+        if len(steps) == updates + 1:
+            self.param_groups[0]["params"][0].data.add_(1.0)
+            raise torch.OutOfMemoryError(OUT)
+        return step(self, *arguments, **values)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", run_out)
+    store = CheckpointStore(tmp_path, 2, pytest.fail)
+    if not kept:
+        with pytest.raises(TuneloopError, match=r"in step 2, and there is no checkpoint .* set run\.micro_batch to 8"):
+            run.run(2, store=store)
+        return
+    seen, weights = run.run(2, store=store, clock=each_step_is_due(bench))
+    assert [one["step"] for one in seen] == [1, 2]
+    assert seen[1]["reward"] == pytest.approx(whole[1]["reward"], abs=0.2)
+    assert all(float(value.abs().max()) < 1.0 for value in weights.values()), "nothing of the half update is left"
+
+
+def test_one_answer_that_does_not_fit_is_said_with_what_helps(bench: Bench) -> None:
+    def run_out(_model: Any, _rows: int) -> None:
+        raise MemoryError
+
+    with pytest.raises(TuneloopError, match=r"one row at a time.*max_prompt_length and max_new_tokens.*qlora"):
+        bench.with_run(micro_batch=2).run(1, before=run_out)
+
+
+def spoil(model: Any) -> None:
+    next(value for value in model.parameters() if value.requires_grad).data.fill_(float("nan"))
+
+
+def test_a_gradient_gone_wild_stops_before_it_spoils_the_weights_and_names_the_questions(
+    bench: Bench, tmp_path: Path
+) -> None:
+    store = CheckpointStore(tmp_path, 2, pytest.fail)
+    bench.run(1, store=store)
+    limited = bench.with_run(divergence={"max_grad_norm": 1e-9})
+    with pytest.raises(
+        TuneloopError, match=r"step 2: the gradient norm .* above run\.divergence\.max_grad_norm.*; its questions: "
+    ) as raised:
+        limited.run(2, store=store, resume=True)
+    assert "questions.jsonl:" in str(raised.value)
+    assert "objective.kl_coefficient" in str(raised.value)
+    found = store.newest_valid()
+    assert found is not None
+    assert found.state.step == 1
+
+
+def test_what_is_no_number_rolls_back_with_a_lower_rate_and_gives_up_in_the_end(bench: Bench, tmp_path: Path) -> None:
+    """Once while it learns, once while it samples; then no more."""
+    divergence = {"action": "rollback", "max_rollbacks": 2}
+    run = bench.with_run(divergence=divergence)
+    passes: list[int] = []
+
+    def spoil_twice(model: Any, _rows: int) -> None:
+        passes.append(torch.is_grad_enabled())
+        if sum(passes) == 2 and passes[-1] and len(spoilt) == 0:
+            spoilt.append("learning")
+            spoil(model)
+        elif spoilt == ["learning"] and not passes[-1] and sum(passes) > 2:
+            spoilt.append("sampling")
+            spoil(model)
+
+    spoilt: list[str] = []
+    store = CheckpointStore(tmp_path, 2, pytest.fail)
+    seen, weights = run.run(2, before=spoil_twice, store=store, clock=each_step_is_due(bench))
+    assert spoilt == ["learning", "sampling"]
+    assert seen[-1]["step"] == 2
+    assert all(torch.isfinite(value).all() for value in weights.values())
+    said = "\n".join(run.said)
+    assert "rolled back to step 0 with learning rate 0.005 (1 of 2)" in said
+    assert "the policy's probabilities are no numbers" in said
+    assert "with learning rate 0.0025 (2 of 2)" in said
+    found = store.newest_valid()
+    assert found is not None
+    assert (found.state.rollbacks, found.state.learning_rate) == (2, 0.0025)
+    assert seen[-1]["learning_rate"] == 0.0025
+
+    with pytest.raises(TuneloopError, match="rolled back 2 times already"):
+        run.run(2, before=lambda model, _rows: spoil(model), store=CheckpointStore(tmp_path / "b", 2, pytest.fail))
