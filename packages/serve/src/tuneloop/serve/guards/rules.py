@@ -2,8 +2,8 @@
 
 A rule that matches is meant to be right alone; everything less certain is left to the classifier, which sees `marks` as
 features. All quantifiers are bounded and patterns over concepts run on one character a word, so that time stays
-linear. A sentence that talks about attacks (concept `V`) or about somebody's own text (`B`), that quotes or asks, is not
-judged by rules.
+linear. A sentence that talks about attacks (concept `V`) or about somebody's own text (`B`), that quotes or asks, is
+not judged by rules.
 """
 
 from __future__ import annotations
