@@ -2,10 +2,11 @@
 
     .venv/bin/python benchmarks/guards.py [--json FILE] [--also FILE.jsonl …]
 
-Attacks and benign texts come from templates that the classifier was never trained on; the share of families it never
+`guards_unseen/` holds attacks and benign texts written by hand before the classifier was trained: nothing was tuned on
+them. The others come from templates that the classifier was never trained on; the share of families it never
 saw at all comes from training again without each. Real prose is the documents of installed packages. `--also` measures
-JSONL files of your own: {"text": …, "label": 0 or 1}. Writes `benchmarks/results/guards.json` and a picture. Takes two
-minutes of one processor.
+JSONL files of your own: {"text": …, "label": 0 or 1}. Writes `benchmarks/results/guards.json` and a picture. Takes
+three minutes of one processor.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from importlib.metadata import distributions
 from pathlib import Path
 
@@ -32,6 +34,7 @@ from tuneloop.serve.guards.training import fit
 from tuneloop.serve.guards.training.grammar import expanded, held_out_texts, templates
 
 RESULTS = Path(__file__).parent / "results"
+UNSEEN = Path(__file__).parent / "guards_unseen"
 EACH, SEED, CHARACTERS, REPEATS = 40, 11, 2_000, 300
 GUARDS = Guards(GuardPolicy(secrets="off", personal="off"))
 
@@ -51,6 +54,8 @@ class Share:
 class Results:
     """What is written."""
 
+    unseen_attacks: dict[str, Share] = field(default_factory=dict)  # by family; written by hand, never tuned on
+    unseen_benign: dict[str, Share] = field(default_factory=dict)
     attacks: dict[str, Share] = field(default_factory=dict)  # by family; held-out templates
     rules_alone: dict[str, Share] = field(default_factory=dict)
     unseen_families: dict[str, Share] = field(default_factory=dict)  # trained without the family
@@ -94,18 +99,37 @@ def by_family(pairs: Iterable[tuple[str, str]], judge: Callable[[str], bool]) ->
     return {name: share(*count) for name, count in counts.items()}
 
 
+def unseen(name: str) -> list[tuple[str, str]]:
+    """(family, text) of the `attacks` or `benign` texts written by hand."""
+    found, family = [], ""
+    for line in (UNSEEN / f"{name}.txt").read_text(encoding="utf-8").splitlines():
+        if line.startswith("== "):
+            family = line.removeprefix("== ")
+        elif line and family:
+            found.append((family, line.replace("\\n", "\n")))
+    return found
+
+
+def _of_family(family: str, text: fit.Example) -> bool:
+    return text.attack and text.family == family
+
+
 def unseen_families() -> dict[str, Share]:
     """Recall of each family's texts when training never saw one of them; the shipped threshold."""
     found, rows, threshold = {}, fit.examples(), classifier.load().threshold
     for family in dict.fromkeys(template.family for template in templates("attacks")):
-        fitted = fit.train([row for row in rows if not (row.attack and row.family == family)])
+        fitted = fit.train(rows, partial(_of_family, family))
         texts = [
             text
             for template in templates("attacks")
             if template.family == family
             for _, text in expanded(template, each=12, seed=SEED)
         ]
-        hits = sum(ruled(text) or fit.decision(fitted, text) > threshold for text in texts)
+        values = fit.decisions(fitted, texts)
+        hits = sum(
+            value >= threshold or (value > threshold - classifier.PLAINLY_BENIGN and ruled(text))
+            for text, value in zip(texts, values, strict=True)
+        )
         found[family] = share(hits, len(texts))
     return found
 
@@ -141,7 +165,7 @@ def wrappings() -> dict[str, Callable[[str], str]]:
 
 
 def latency() -> dict[str, dict[str, float]]:
-    """p50 and p99 of one text of 2,000 characters, half of them benign documents, half with an attack at the end."""
+    """The processor's time, p50 and p99, for 2,000 benign characters, half of them with an attack at the end."""
     benign = [text for _, text in held_out_texts("benign", each=60, seed=SEED)]
     attacks = [text for _, text in held_out_texts("attacks", each=60, seed=SEED)]
     draw = random.Random(SEED)
@@ -161,9 +185,9 @@ def latency() -> dict[str, dict[str, float]]:
     taken: dict[str, list[float]] = {name: [] for name in ways}
     for text in texts:  # in turns: this machine's drift hits all alike
         for name, way in ways.items():
-            began = time.perf_counter()
+            began = time.process_time()  # of the processor: other processes here are no cost of the guards
             way(text)
-            taken[name].append((time.perf_counter() - began) * 1_000)
+            taken[name].append((time.process_time() - began) * 1_000)
     return {
         name: {"p50": round(sorted(ms)[len(ms) // 2], 2), "p99": round(sorted(ms)[int(len(ms) * 0.99)], 2)}
         for name, ms in taken.items()
@@ -208,6 +232,10 @@ def main() -> None:
     parser.add_argument("--also", type=Path, nargs="*", default=[])
     options = parser.parse_args()
     results = Results()
+    results.unseen_attacks = by_family(unseen("attacks"), blocked)
+    tell("Attacks, written by hand and never tuned on", results.unseen_attacks)
+    results.unseen_benign = by_family(unseen("benign"), blocked)
+    tell("Benign, written by hand and never tuned on: stopped", results.unseen_benign)
     held_out = held_out_texts("attacks", each=EACH, seed=SEED)
     benign = held_out_texts("benign", each=EACH, seed=SEED)
     results.attacks = by_family(held_out, blocked)

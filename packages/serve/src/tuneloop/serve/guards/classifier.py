@@ -1,8 +1,9 @@
 """A linear model over hashed n-grams of words, characters and concepts, in plain Python.
 
 Trained by `guards/training/fit.py`; the weights are 8-bit integers in `classifier.json`. A feature counts once in a
-window and each by 1/√n, so a long window needs more evidence. The score is scaled so that 0.5 lies where the false
-positives of the calibration texts reach the budget. About 2 µs a word and window.
+sentence and each by 1/√n, so a long window needs more evidence; a window's value is the sum of its sentences'. The
+score is scaled so that 0.5 lies where the false positives of the calibration texts reach the budget. About 2 µs a word
+and window.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import json
 import math
 import zlib
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -25,18 +26,21 @@ from tuneloop.serve.guards.rules import Hit
 BUCKETS = 1 << 16
 WINDOW = 3  # sentences
 LEAST = 80  # features, those of about four words: fewer weigh no more than if there were so many
-_WEAK = frozenset("_.ABV")  # concepts that every text holds: they make no window worth a look
+_WEAK = frozenset('_.ABVeqv"')  # concepts that every text holds: they make no window worth a look
+_FILLING = str.maketrans("", "", "_.teq")  # and those that come between others
 MODEL = Path(__file__).parent / "classifier.json"
+_SPREAD = 0x9E3779B1  # Knuth's multiplier
+PLAINLY_BENIGN = 2.5  # below the threshold: there a rule alone does not count
 _SCALE = 4.0  # how steep the score is around 0.5
 
 
 @dataclass(frozen=True)
 class Window:
-    """A stretch of consecutive sentences, and what was found in it."""
+    """A stretch of consecutive sentences: the features of each, and of all together."""
 
     start: int
     end: int
-    features: frozenset[int]
+    pieces: tuple[frozenset[int], ...]
 
 
 @dataclass(frozen=True)
@@ -48,16 +52,29 @@ class Classifier:
     intercept: float
     threshold: float
 
-    def score(self, features: frozenset[int]) -> float:
-        """0–1: how likely a window with these features is an attack."""
-        return 1 / (1 + math.exp(-_SCALE * max(-50.0, min(50.0, self.decision(features) - self.threshold))))
+    def best(self, found: Sequence[Window]) -> tuple[float, Window | None]:
+        """The highest decision value and the window that has it; what several windows share is added up once."""
+        sums: dict[int, int] = {}
+        weights, highest, where = self.weights, -math.inf, None
+        for window in found:
+            total = size = 0
+            for piece in window.pieces:
+                if (worth := sums.get(id(piece))) is None:
+                    worth = sums[id(piece)] = sum([weights[f] for f in piece])
+                total += worth
+                size += len(piece)
+            value = self.intercept + self.unit * total / math.sqrt(max(size, LEAST))
+            if value > highest:
+                highest, where = value, window
+        return highest, where
 
-    def decision(self, features: frozenset[int]) -> float:
-        """The value of the linear model."""
-        if not features:
-            return self.intercept
-        weights = self.weights
-        return self.intercept + self.unit * sum([weights[f] for f in features]) / math.sqrt(max(len(features), LEAST))
+    def doubts(self, value: float) -> bool:
+        """Whether a decision value is so low that a rule alone does not count."""
+        return value < self.threshold - PLAINLY_BENIGN
+
+    def score(self, value: float) -> float:
+        """0–1: how likely a window of this decision value is an attack; −∞ is 0."""
+        return 1 / (1 + math.exp(-_SCALE * max(-50.0, min(50.0, value - self.threshold))))
 
 
 def load(path: Path = MODEL) -> Classifier:
@@ -77,22 +94,30 @@ def load(path: Path = MODEL) -> Classifier:
     return classifier
 
 
-def windows(parts: Sequence[Sentence], marked: Sequence[Hit]) -> list[Window]:
-    """Each sentence, and each run of three, in which at least two concepts meet; marks count where they stand."""
+def windows(parts: Sequence[Sentence], marked: Sequence[Hit], seen: Set[tuple[str, ...]] = frozenset()) -> list[Window]:
+    """Each sentence, and each run of three, in which at least two concepts meet; marks count where they stand.
+
+    A run of sentences that were all `seen` in another reading of the text is left out.
+    """
     strong = [frozenset(part.concepts) - _WEAK for part in parts]
-    single: dict[int, set[int]] = {}  # made for those sentences alone that a window needs
+    single: dict[int, frozenset[int]] = {}  # made for those sentences alone that a window needs
     found = []
     for size in {1, min(WINDOW, len(parts))} - {0}:
         for first in range(len(parts) - size + 1):
             run = range(first, first + size)
+            if seen and all(parts[at].tokens in seen for at in run):
+                continue
             start, end = parts[run[0]].start, parts[run[-1]].end
             # An attack says what to do and with what: where only one of both is named, there is nothing to judge.
             if len(frozenset().union(*(strong[at] for at in run))) + _any_mark(marked, start, end) > 1:
                 for at in run:
                     if at not in single:
-                        single[at] = _features(parts[at]) | _marked(parts[at], marked)
-                across = _across(parts[first : first + size]) if size > 1 else ()
-                found.append(Window(start, end, frozenset().union(*(single[at] for at in run), across)))
+                        single[at] = frozenset(_features(parts[at]) | _marked(parts[at], marked))
+                pieces = [single[at] for at in run]
+                if size > 1:
+                    kinds = frozenset().union(*(strong[at] for at in run))
+                    pieces.append(_across("".join(sorted(kinds))))
+                found.append(Window(start, end, tuple(pieces)))
     return found
 
 
@@ -102,29 +127,37 @@ def _any_mark(marked: Sequence[Hit], start: int, end: int) -> bool:
 
 def _features(part: Sentence) -> set[int]:
     found: set[int] = set()
+    codes = []
     for token in part.tokens:
-        found.update(_of_word(token))
-    found.update(_hashed(f"2 {a} {b}" for a, b in pairwise(part.tokens)))
-    triples = zip(part.tokens, part.tokens[1:], part.tokens[2:], strict=False)
-    found.update(_hashed(f"3 {a} {b} {c}" for a, b, c in triples))
+        code, grams = _of_word(token)
+        codes.append(code)
+        found.update(grams)
+    mask = BUCKETS - 1  # pairs and triples of words, hashed from the words' own hashes: half the time of new texts
+    found.update([(a * _SPREAD + b) >> 9 & mask for a, b in pairwise(codes)])
+    triples = zip(codes, codes[1:], codes[2:], strict=False)
+    found.update([((a * _SPREAD + b) * _SPREAD + c) >> 11 & mask for a, b, c in triples])
+    found.update(_hashed([f"^ {part.tokens[0]}", f"^ {' '.join(part.tokens[:2])}"]))  # what an order begins with
     found.update(_of_concepts(part.concepts))
     return found
 
 
 @lru_cache(maxsize=1024)
 def _of_concepts(concepts: str) -> frozenset[int]:
-    said = concepts.replace("_", "").replace(".", "")[:60]
+    spoken = concepts.replace("_", "").replace(".", "")[:80]
+    said = spoken.translate(_FILLING)[:60]
     raw = concepts[:200]
     found = [f"c {said[i : i + n]}" for n in (1, 2, 3, 4) for i in range(len(said) - n + 1)]
+    found += [f"^ {said[:n]}" for n in (1, 2, 3)]
     found += [f"p {a}{b}" for i, a in enumerate(said) for b in said[i + 2 : i + 7]]
+    found += [f"s {spoken[i : i + n]}" for n in (2, 3) for i in range(len(spoken) - n + 1)]
     found += [f"r {raw[i : i + n]}" for n in (3, 4) for i in range(len(raw) - n + 1) if raw[i : i + n].strip("._")]
     return frozenset(_hashed(found))
 
 
-def _across(parts: Sequence[Sentence]) -> Iterable[int]:
+@lru_cache(maxsize=1024)
+def _across(kinds: str) -> frozenset[int]:
     """Which concepts meet in a window: pairs across sentences, as `story … how to … harm`."""
-    kinds = sorted({c for part in parts for c in part.concepts} - {"_", "."})
-    return _hashed(f"x {a}{b}" for i, a in enumerate(kinds) for b in kinds[i + 1 :])
+    return frozenset(_hashed(f"x {a}{b}" for i, a in enumerate(kinds) for b in kinds[i + 1 :]))
 
 
 def _marked(part: Sentence, marked: Sequence[Hit]) -> set[int]:
@@ -132,11 +165,11 @@ def _marked(part: Sentence, marked: Sequence[Hit]) -> set[int]:
 
 
 @lru_cache(maxsize=8192)
-def _of_word(word: str) -> tuple[int, ...]:
+def _of_word(word: str) -> tuple[int, tuple[int, ...]]:
     word = word[:40]
     framed = f"<{word}>"
     grams = [framed[i : i + n] for n in (3, 4, 5) for i in range(len(framed) - n + 1)]
-    return tuple(_hashed([f"1 {word}", *grams]))
+    return zlib.crc32(word.encode("utf-8", "replace")), tuple(_hashed([f"1 {word}", *grams]))
 
 
 def _hashed(features: Iterable[str]) -> Iterable[int]:

@@ -15,8 +15,9 @@ from pathlib import Path
 from tuneloop.serve.guards.folding import fold
 
 _TOKEN = re.compile(
-    r"[a-zà-ɏͰ-ᗿḀ-῾ऀ-ॿ؀-ۿ0-9]+(?:['.\-][a-zà-ɏͰ-῾0-9]+)*'?"  # words of alphabets
-    r"|\.env\b|[㐀-鿿぀-ヿ가-힯]+"  # runs of Chinese, Japanese, Korean
+    r"https?://[^\s)\]>\"']{1,300}|[\w.+\-]{1,64}@[\w\-]{1,60}(?:\.[\w\-]{1,60}){1,6}"  # addresses: a word each
+    r"|[a-zà-ɏͰ-ᗿḀ-῾ऀ-ॿ؀-ۿ0-9]+(?:['.\-][a-zà-ɏͰ-῾0-9]+)*'?"  # words of alphabets
+    r"|\.env\b|\"|[㐀-鿿぀-ヿ가-힯]+"  # runs of Chinese, Japanese, Korean
 )
 _SENTENCE = re.compile(r"[^.!?。！？\n]+(?:[.!?。！？]+(?!\s|$)[^.!?。！？\n]+)*[.!?。！？]*")
 _IDEOGRAM = re.compile(r"[㐀-鿿぀-ヿ]")
@@ -73,6 +74,8 @@ def _tagged(text: str) -> tuple[list[str], list[str]]:
     for raw in _TOKEN.findall(text):
         if _IDEOGRAM.match(raw):
             plain.extend(_cut(raw, words))
+        elif "@" in raw or (raw.startswith("http") and "://" in raw):
+            plain.append("url")
         else:
             plain.append(raw.rstrip("'"))
     tokens, concepts, at = [], [], 0

@@ -72,35 +72,37 @@ class Guards:
     def _injection(self, text: str, read: Iterable[Reading]) -> tuple[float, list[Reason]]:
         if self.policy.injection == "off" and self.policy.hidden == "off":
             return 0.0, []
-        score, found = 0.0, []
+        score, found, seen = 0.0, list[Reason](), set[tuple[str, ...]]()
         for reading in read:
             if reading.hidden:
                 reason = Reason(
                     guard="hidden", kind=reading.name, action=self.policy.hidden, score=1, view=reading.name
                 )
                 found.append(reason)
-            here = self._attacks(reading, len(text)) if self.policy.injection != "off" else []
+            here = self._attacks(reading, len(text), seen) if self.policy.injection != "off" else []
             score = max([score, *(reason.score for reason in here)])
             found += [one for one in here if one.action != "off"]
             if score >= self.policy.block_from:
                 break  # nothing that follows changes the verdict
         return score, found
 
-    def _attacks(self, reading: Reading, characters: int) -> list[Reason]:
+    def _attacks(self, reading: Reading, characters: int, seen: set[tuple[str, ...]]) -> list[Reason]:
         parts = sentences(reading.text)
         marked = rules.marks(reading.text)
         # Folding may change the length; then places in the folded text are none in the text.
         in_place = reading.name == "text" and len(reading.text) == characters
+        windows = classifier.windows(parts, marked, seen)
+        seen.update(part.tokens for part in parts)
         found = [
             self._reason(hit.rule, rules.RULE_SCORE, reading, (hit.start, hit.end) if in_place else None)
             for hit in rules.matches(parts, marked)
+            if not self._classifier.doubts(self._classifier.best(_around(windows, hit))[0])
         ]
-        best, where = 0.0, (0, 0)
-        for window in classifier.windows(parts, marked):
-            if (value := self._classifier.score(window.features)) > best:
-                best, where = value, (window.start, window.end)
-        if best:
-            found.append(self._reason("classifier", min(round(best, 4), _SUREST), reading, where if in_place else None))
+        value, window = self._classifier.best(windows)
+        if window is not None:
+            where = (window.start, window.end) if in_place else None
+            score = min(round(self._classifier.score(value), 4), _SUREST)
+            found.append(self._reason("classifier", score, reading, where))
         return found
 
     def _reason(self, kind: str, score: float, reading: Reading, span: tuple[int, int] | None) -> Reason:
@@ -146,6 +148,10 @@ class Guards:
             on_topic = on_topic or (reading.name == "text" and bool(allowed.spoken_of(reading.text)))
         if not on_topic:
             yield Reason(guard="topics", kind=OFF_TOPIC, action=topics.action, score=1)
+
+
+def _around(windows: Sequence[classifier.Window], hit: rules.Hit) -> list[classifier.Window]:
+    return [window for window in windows if window.start <= hit.end and hit.start <= window.end]
 
 
 def may_be_personal(text: str) -> bool:

@@ -2,8 +2,8 @@
 
 A rule that matches is meant to be right alone; everything less certain is left to the classifier, which sees `marks` as
 features. All quantifiers are bounded and patterns over concepts run on one character a word, so that time stays
-linear. A sentence that talks about attacks (concept `V`) or about somebody's own text (`B`), or that asks a question,
-is not judged by rules.
+linear. A sentence that talks about attacks (concept `V`) or about somebody's own text (`B`), that quotes or asks, is
+not judged by rules.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _CONCEPTS: tuple[tuple[str, re.Pattern[str]], ...] = (
     ("exfiltrate", re.compile(r"[EO].{0,6}[DI].{0,10}T|T.{0,6}E.{0,6}D")),
     ("no-refusal", re.compile(r"G[_YWA]{0,3}X.{0,6}[CWAIL]|[CA].{0,5}G[_]{0,2}X")),
 )
-_TALK = re.compile(r"[VB]")
+_TALK = re.compile(r"[VB\"]")
 _ASKING = frozenset(
     ["is", "are", "was", "how", "why", "what", "which", "who", "when", "where", "does", "did", "explain", "describe"]
 )

@@ -3,7 +3,7 @@
     python -m tuneloop.serve.guards.training.fit
 
 Texts come from the grammars beside this file, nothing is fetched, and the same grammars give the same weights
-(liblinear, a fixed seed, weights rounded to 8 bits). About half a minute and 1 GB. Needs scikit-learn.
+(liblinear, a fixed seed, weights rounded to 8 bits). About half a minute and half a GB. Needs scikit-learn.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ import base64
 import json
 import sys
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,90 +27,137 @@ from tuneloop.serve.guards.concepts import sentences
 from tuneloop.serve.guards.folding import fold
 from tuneloop.serve.guards.training.grammar import HELD_OUT_EVERY, expanded, held_out_texts, prose, templates
 
-SEED, EACH_ATTACK, EACH_BENIGN = 20_26, 40, 60
-BUDGET = 0.03  # of benign texts full of trigger words, from a third of all templates left out: far more than of others
+SEED, EACH_ATTACK, EACH_BENIGN = 20_26, 32, 40
+BUDGET = 0.0225  # of benign texts full of trigger words, from a quarter of all templates left out: more than of others
 PROSE_BUDGET = 0.005  # of paragraphs of prose
-REGULARISATION = 3.0  # liblinear's C
+REGULARISATION = 10.0  # liblinear's C
 BENIGN_WEIGHT = 2.0
-FOLDS = 3
+FOLDS = 4
+ROUNDS = 2  # of choosing the windows that make an attack one
+TOLERANCE = 0.01  # of liblinear
 PROSE = "prose"
 NOTHING = -9.0  # the decision value of a text with no window worth a look
 
 
 @dataclass(frozen=True)
 class Example:
-    """The windows of a text, each with its features; `part` is where its template stands in its family."""
+    """A text's family, and where its template stands in it."""
 
     family: str
     part: int
     attack: bool
-    windows: tuple[frozenset[int], ...]
 
 
-def windows_of(text: str) -> tuple[frozenset[int], ...]:
-    """The features of each window of a text."""
-    folded = fold(text)
-    return tuple(window.features for window in classifier.windows(sentences(folded), rules.marks(folded)))
+@dataclass(frozen=True)
+class Corpus:
+    """Texts as the features of their windows."""
+
+    texts: tuple[Example, ...]
+    matrix: Any  # windows × BUCKETS
+    owner: Any  # of each window, the text it is of
+
+    def highest(self, fitted: Classifier) -> Any:
+        """The highest decision value of each text's windows."""
+        found = np.full(len(self.texts), NOTHING)
+        weights = np.array(fitted.weights, dtype=float) * fitted.unit
+        np.maximum.at(found, self.owner, self.matrix @ weights + fitted.intercept)
+        return found
 
 
-def examples(seed: int = SEED) -> list[Example]:
+def corpus(texts: Sequence[tuple[Example, str]]) -> Corpus:
+    """The windows of texts."""
+    owner: list[int] = []
+    columns, lengths = array("i"), []
+    for number, (_, text) in enumerate(texts):
+        folded = fold(text)
+        seen = set()
+        for window in classifier.windows(sentences(folded), rules.marks(folded)):
+            features = [feature for piece in window.pieces for feature in sorted(piece)]
+            if (key := tuple(features)) not in seen:
+                seen.add(key)
+                columns.extend(features)
+                lengths.append(len(features))
+                owner.append(number)
+    values = np.repeat(1 / np.sqrt(np.maximum(lengths, classifier.LEAST)), lengths)
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    matrix = csr_matrix((values, np.array(columns, dtype=np.int32), starts), shape=(len(lengths), BUCKETS))
+    matrix.sum_duplicates()
+    return Corpus(tuple(example for example, _ in texts), matrix, np.array(owner))
+
+
+def examples(seed: int = SEED) -> Corpus:
     """What is trained on: the templates that are not held out, and prose."""
     written = [
-        Example(template.family, template.number, name == "attacks", windows_of(text))
+        (Example(template.family, template.number, name == "attacks"), text)
         for name, each in (("attacks", EACH_ATTACK), ("benign", EACH_BENIGN))
         for template in templates(name)
         if not template.held_out
         for _, text in expanded(template, each=each, seed=seed)
     ]
-    return written + [Example(PROSE, number, False, windows_of(text)) for number, text in enumerate(prose())]
+    return corpus(written + [(Example(PROSE, number, False), text) for number, text in enumerate(prose())])
 
 
-def train(rows: Sequence[Example], seed: int = SEED) -> Classifier:
-    """Fit: an attack is all of its windows together, of a benign text each window is an example of its own."""
-    attacks = [frozenset().union(*row.windows) for row in rows if row.attack and row.windows]
-    benign = [window for row in rows if not row.attack for window in dict.fromkeys(row.windows)]
-    both = [*attacks, *benign]
-    lengths = [len(row) for row in both]
-    columns = np.concatenate([np.array(sorted(row), dtype=np.int32) for row in both])
-    values = np.repeat(1 / np.sqrt(np.maximum(lengths, classifier.LEAST)), lengths)
-    matrix = csr_matrix((values, columns, np.concatenate([[0], np.cumsum(lengths)])), shape=(len(both), BUCKETS))
-    model: Any = LogisticRegression(
-        C=REGULARISATION, solver="liblinear", random_state=seed, class_weight={0: BENIGN_WEIGHT, 1: 1.0}, tol=1e-5
-    )
-    model.fit(matrix, np.repeat([1, 0], [len(attacks), len(benign)]))
-    weights = model.coef_[0]
+def train(rows: Corpus, without: Callable[[Example], bool] = lambda _: False, seed: int = SEED) -> Classifier:
+    """Fit: every window of a benign text is an example; of an attack the one that looks most like an attack.
+
+    Which one that is, the classifier before says, so a document around an attack is not learnt as one; the first
+    takes all windows of an attack together as one example's worth.
+    """
+    kept = np.array([not without(text) for text in rows.texts])[rows.owner]
+    attack = np.array([text.attack for text in rows.texts])[rows.owner]
+    windows = np.bincount(rows.owner, minlength=len(rows.texts))[rows.owner]
+    weight = np.where(attack, 1 / windows, BENIGN_WEIGHT)
+    weights, intercept = _fit(rows, kept, attack, weight, seed)
+    for _ in range(ROUNDS):
+        values = rows.matrix @ weights
+        order = np.lexsort((values, rows.owner))
+        best = np.zeros(len(values), dtype=bool)
+        best[order[np.flatnonzero(np.diff(rows.owner[order], append=-1))]] = True
+        chosen = kept & (~attack | best)
+        weights, intercept = _fit(rows, chosen, attack, np.where(attack, 1.0, BENIGN_WEIGHT), seed)
     unit = float(np.abs(weights).max() / 127)
     steps = array("b", np.rint(weights / unit).astype(int).tolist())
-    return Classifier(steps, round(unit, 9), round(float(model.intercept_[0]), 4), 0.0)
+    return Classifier(steps, round(unit, 9), round(intercept, 4), 0.0)
 
 
-def calibrated(fitted: Classifier, rows: Sequence[Example]) -> Classifier:
+def _fit(rows: Corpus, chosen: Any, attack: Any, weight: Any, seed: int) -> tuple[Any, float]:
+    model: Any = LogisticRegression(C=REGULARISATION, solver="liblinear", random_state=seed, tol=TOLERANCE)
+    model.fit(rows.matrix[chosen], attack[chosen], sample_weight=weight[chosen])
+    return model.coef_[0], float(model.intercept_[0])
+
+
+def _in_fold(number: int, text: Example) -> bool:
+    return not text.attack and text.part % FOLDS == number
+
+
+def calibrated(fitted: Classifier, rows: Corpus) -> Classifier:
     """The threshold at which benign texts of templates that were left out and prose reach their budgets.
 
     Cross-validated: each fold of benign templates is judged by a classifier that was trained without it.
     """
-    decisions: dict[bool, list[float]] = {True: [], False: []}
-    for fold_number in range(FOLDS):
-        left_out = [row for row in rows if not row.attack and row.part % FOLDS == fold_number]
-        other = train([row for row in rows if row.attack or row.part % FOLDS != fold_number])
-        for row in left_out:
-            decisions[row.family == PROSE].append(max(map(other.decision, row.windows), default=NOTHING))
+    decided: dict[bool, list[float]] = {True: [], False: []}
+    for number in range(FOLDS):
+        left_out = partial(_in_fold, number)
+        highest = rows.highest(train(rows, left_out))
+        for text, value in zip(rows.texts, highest, strict=True):
+            if left_out(text):
+                decided[text.family == PROSE].append(float(value))
     thresholds = [
-        sorted(found, reverse=True)[int(budget * len(found))]
-        for found, budget in ((decisions[False], BUDGET), (decisions[True], PROSE_BUDGET))
+        sorted(values, reverse=True)[int(budget * len(values))]
+        for values, budget in ((decided[False], BUDGET), (decided[True], PROSE_BUDGET))
     ]
     return Classifier(fitted.weights, fitted.unit, fitted.intercept, round(max(thresholds), 3))
 
 
-def decision(fitted: Classifier, text: str) -> float:
-    """The highest decision value of a text's windows."""
-    return max(map(fitted.decision, windows_of(text)), default=NOTHING)
+def decisions(fitted: Classifier, texts: Sequence[str]) -> Any:
+    """The highest decision value of each text's windows."""
+    return corpus([(Example("", 0, False), text) for text in texts]).highest(fitted)
 
 
-def card(fitted: Classifier, rows: Sequence[Example]) -> dict[str, Any]:
+def card(fitted: Classifier, rows: Corpus) -> dict[str, Any]:
     """What stands beside the weights: what they were made from, and what held-out texts show."""
     attacks, benign = (
-        [decision(fitted, text) for _, text in held_out_texts(name, each=EACH_ATTACK, seed=SEED + 1)]
+        decisions(fitted, [text for _, text in held_out_texts(name, each=EACH_ATTACK, seed=SEED + 1)])
         for name in ("attacks", "benign")
     )
     steps = [round(-2 + 0.25 * step, 2) for step in range(25)]
@@ -118,8 +166,8 @@ def card(fitted: Classifier, rows: Sequence[Example]) -> dict[str, Any]:
         "made_by": "python -m tuneloop.serve.guards.training.fit",
         "trained_on": "texts from this package's own grammars (guards/training/*.txt); nothing was fetched or copied",
         "licence": "Apache-2.0",
-        "attack_examples": sum(row.attack for row in rows),
-        "benign_windows": sum(len(row.windows) for row in rows if not row.attack),
+        "attack_examples": sum(text.attack for text in rows.texts),
+        "benign_windows": sum(not rows.texts[number].attack for number in rows.owner),
         "templates": {name: len(templates(name)) for name in ("attacks", "benign")},
         "held_out": f"every {HELD_OUT_EVERY}th template of a family; the threshold is cross-validated over the others",
         "false_positive_budget": {"cross_validated_templates": BUDGET, "cross_validated_prose": PROSE_BUDGET},
@@ -141,8 +189,8 @@ def card(fitted: Classifier, rows: Sequence[Example]) -> dict[str, Any]:
     }
 
 
-def _share_from(decisions: Sequence[float], threshold: float) -> float:
-    return sum(value >= threshold for value in decisions) / len(decisions)
+def _share_from(decisions: Any, threshold: float) -> float:
+    return float(np.mean(np.asarray(decisions) >= threshold))
 
 
 def main() -> None:
