@@ -75,7 +75,8 @@ def _theirs(python: Path, made: Sequence[Stream], judge_s: float) -> tuple[dict[
     workers = min(os.cpu_count() or 1, len(made))
     until = time.monotonic() + judge_s
     alone = os.environ | dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")  # a core for each
-    found, failure = {}, ""
+    found: dict[int, dict[str, Any]] = {}
+    failure = ""
     with tempfile.TemporaryDirectory() as scratch_folder:
         running = []
         for number in range(workers):

@@ -11,7 +11,7 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
-OURS, OTHER, GREY = "#0072B2", "#E69F00", "#8a8f98"
+OURS, OTHER, GREEN, GREY = "#0072B2", "#E69F00", "#009E73", "#8a8f98"
 
 
 def draw(results: dict[str, Any], path: Path) -> None:
@@ -27,7 +27,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
 
 
 def _mixes(axes: Axes, power: dict[str, Any]) -> None:
-    colours = {"three looks": OURS, "MMD² alone": OTHER}
+    colours = {"three looks": OURS, "with all-MiniLM-L6-v2": GREEN, "MMD² alone": OTHER}
     for pair in power["pairs"]:
         axes.plot(list(pair["seen"]), list(pair["seen"].values()), color=OURS, alpha=0.15, lw=1)
     for name, shares in power["shares"].items():
@@ -57,7 +57,7 @@ def _changes(axes: Axes, peers: dict[str, Any]) -> None:
 
 
 def _delays(axes: Axes, scalars: dict[str, Any]) -> None:
-    for run_length, colour in zip((1_000, 10_000, 100_000), (OURS, OTHER, "#009E73"), strict=True):
+    for run_length, colour in zip((1_000, 10_000, 100_000), (OURS, OTHER, GREEN), strict=True):
         rows = [row for row in scalars["delays"] if row["run_length"] == run_length]
         shifts = [row["shift"] for row in rows]
         axes.plot(shifts, [row["optimum"] for row in rows], color=colour, lw=1, ls="--")

@@ -66,9 +66,11 @@ def embeddings_of(name: str) -> Embed | None:
         return None
     try:
         from sentence_transformers import SentenceTransformer  # noqa: PLC0415 (optional, and seconds)
+        from transformers.utils.logging import disable_progress_bar  # noqa: PLC0415 (comes with it)
     except ImportError:
         raise Unavailable("embeddings need sentence-transformers: pip install 'tuneloop-monitor[embeddings]'") from None
     where = _place(name)
+    disable_progress_bar()
     try:
         model = SentenceTransformer(
             where, device="cpu", trust_remote_code=False, model_kwargs={"use_safetensors": True}
