@@ -65,12 +65,13 @@ def embeddings_of(name: str) -> Embed | None:
     if not name:
         return None
     try:
+        from huggingface_hub.utils import disable_progress_bars  # noqa: PLC0415 (comes with the next)
+
+        disable_progress_bars()
         from sentence_transformers import SentenceTransformer  # noqa: PLC0415 (optional, and seconds)
-        from transformers.utils.logging import disable_progress_bar  # noqa: PLC0415 (comes with it)
     except ImportError:
         raise Unavailable("embeddings need sentence-transformers: pip install 'tuneloop-monitor[embeddings]'") from None
     where = _place(name)
-    disable_progress_bar()
     try:
         model = SentenceTransformer(
             where, device="cpu", trust_remote_code=False, model_kwargs={"use_safetensors": True}
