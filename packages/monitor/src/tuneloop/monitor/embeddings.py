@@ -65,7 +65,7 @@ def embeddings_of(name: str) -> Embed | None:
     if not name:
         return None
     try:
-        from huggingface_hub.utils import disable_progress_bars  # noqa: PLC0415 (comes with the next)
+        from huggingface_hub.utils.tqdm import disable_progress_bars  # noqa: PLC0415 (comes with the next)
 
         disable_progress_bars()
         from sentence_transformers import SentenceTransformer  # noqa: PLC0415 (optional, and seconds)
