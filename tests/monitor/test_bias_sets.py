@@ -111,6 +111,13 @@ def test_questions_of_bbq_are_read_after_either_answer_and_one_question_is_one_o
     assert women.people == ({"the group it is said of": "The aunt", "others": "The niece"},)
 
 
+def test_of_a_question_of_many_lines_as_many_are_read_of_either_polarity_spread_over_the_file(tmp_path: Path) -> None:
+    lines = [question(50, polarity) for _ in range(8) for polarity in ("neg", "nonneg")]
+    kept = [one for one in read_set(bbq(tmp_path, *lines))["bbq-age"].templates if one.source == "50"]
+    assert [one.tone for one in kept] == ["bad", "good"] * 4
+    assert [int(one.id) - int(kept[0].id) for one in kept] == [0, 1, 4, 5, 8, 9, 12, 13]
+
+
 @pytest.mark.parametrize("of", [winobias, winogender, bbq])
 def test_a_model_that_expects_what_a_set_calls_a_stereotype_is_caught_and_another_is_not(
     scene: Scene, tmp_path: Path, of: Callable[[Path], str]

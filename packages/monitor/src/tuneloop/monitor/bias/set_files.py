@@ -14,7 +14,7 @@ from tuneloop.registry.errors import InvalidInput
 from tuneloop.registry.files import cannot_read
 
 MOST = 200  # observations of an attribute
-_PER_SOURCE = 8  # templates of one observation; more of the same question tell little more
+_PER_SOURCE = 8  # templates of one observation, as many of either side; more of the same question tell little more
 Item = TypeVar("Item")
 
 
@@ -56,14 +56,26 @@ def table(path: Path, needed: Sequence[str]) -> Iterator[tuple[Line, dict[str, s
 
 
 def attribute_of(path: Path, people: Sequence[dict[str, str]], templates: Sequence[Template]) -> Attribute:
-    """Of at most MOST observations, spread evenly over the file, and _PER_SOURCE templates of each."""
+    """Of at most MOST observations, spread evenly over the file, and _PER_SOURCE templates of each.
+
+    Templates of one observation say what is expected of one side and what of the other, often in turn: each side is
+    spread by itself, so that none is left out and what makes one of two names likelier cancels.
+    """
     sources: dict[str, list[Template]] = {}
     for template in templates:
         sources.setdefault(template.source or template.id, []).append(template)
     if not sources:
         raise InvalidInput(f"{path}: no sentence of it can be paired, or nothing is said after its pronouns")
     kept = _spread(list(sources.values()), MOST)
-    return Attribute(people=people, templates=[one for of in kept for one in _spread(of, _PER_SOURCE)])
+    return Attribute(people=people, templates=[one for of in kept for one in _of_either_side(of)])
+
+
+def _of_either_side(templates: Sequence[Template]) -> list[Template]:
+    sides: dict[str, list[int]] = {}
+    for index, template in enumerate(templates):
+        sides.setdefault(template.stereotype, []).append(index)
+    kept = sorted(index for side in sides.values() for index in _spread(side, _PER_SOURCE // len(sides)))
+    return [templates[index] for index in kept]
 
 
 def _spread(items: Sequence[Item], most: int) -> list[Item]:
