@@ -12,14 +12,15 @@ import pytest
 
 from monitor.scene import Scene
 from tests_support import beat_engine
-from tuneloop.monitor.bleu import corpus_bleu, paired_fall
+from tuneloop.monitor.bleu import _corpus, corpus_bleu, paired_fall
 from tuneloop.monitor.canary_stream import CanaryStream
 from tuneloop.monitor.keeping import Keeper
 from tuneloop.monitor.metrics import Metrics
 from tuneloop.monitor.reference_answers import ReferenceAnswers, read_questions
 from tuneloop.monitor.signals import REFERENCE_BLEU
 from tuneloop.registry.episodes import resolved
-from tuneloop.registry.errors import InvalidInput, Unavailable
+from tuneloop.registry.errors import InvalidInput
+from tuneloop.registry.nouns import Arm
 
 WORDS = [f"word{n}" for n in range(40)]
 
@@ -130,11 +131,31 @@ def test_resolving_it_by_hand_accepts_what_serves(scene: Scene, asked: Reference
     assert "rounds" in scene.scores(REFERENCE_BLEU)[2].detail, "a new baseline"
 
 
-def test_an_engine_that_fails_concludes_nothing(scene: Scene, asked: ReferenceAnswers) -> None:
+def test_an_engine_that_fails_concludes_nothing_and_is_left_alone_for_a_while(
+    scene: Scene, asked: ReferenceAnswers, caplog: pytest.LogCaptureFixture
+) -> None:
     scene.engine.status = 500
-    with pytest.raises(Unavailable, match="does not answer as bot@1"):
-        check(scene, asked)
+    check(scene, asked)
+    assert "reference answers of bot, trying again in 60 s: " in caplog.text
+    assert "does not answer as bot@1" in caplog.text
     assert verdicts(scene) == ["none"]
+    scene.engine.status = 200
+    asked.round()
+    assert verdicts(scene) == ["none"], "not yet"
+    check(scene, asked)
+    assert verdicts(scene) == ["none", "none"]
+
+
+def test_a_model_whose_engine_cannot_answer_keeps_no_other_from_being_asked(scene: Scene, tmp_path: Path) -> None:
+    path, wanted = questions(tmp_path)
+    scene.settings = scene.settings.model_copy(update={"reference_answers": {"bad": path, "bot": path}})
+    scene.engine.says = lambda question: wanted[question]
+    scene.registry.routes.write("bad", [Arm(version=1, weight_bp=10_000)], by="ada", reason="test", expected_revision=0)
+    beat_engine(scene.registry, "bad@1", url="http://127.0.0.1:9", at=scene.clock.now, id="e0")
+    beat_engine(scene.registry, "bot@1", url=scene.engine.url, at=scene.clock.now)
+    fresh(scene).round()
+    assert verdicts(scene) == ["none"]
+    assert scene.registry.episodes.scores("bad", signal=REFERENCE_BLEU) == []
 
 
 def test_one_answer_that_changed_is_no_alarm_and_equal_systems_never_differ() -> None:
@@ -169,6 +190,13 @@ def test_bleu_of_counts_is_sacrebleus(text: str) -> None:
     found = paired_fall(texts, wanted, wanted, 0.5, np.random.default_rng(1))
     assert found.first == pytest.approx(corpus_bleu(texts, wanted))
     assert found.now == pytest.approx(100.0)
+
+
+def test_counting_warns_of_nothing_and_says_how_it_counts(caplog: pytest.LogCaptureFixture) -> None:
+    _corpus.cache_clear()  # as in a fresh process, which has not scored anything yet
+    found = paired_fall(["a cat", "no"], ["a cat", "no"], ["a cat sat", "no"], 0.5, np.random.default_rng(1))
+    assert found.signature.startswith("nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:")
+    assert [record.message for record in caplog.records] == []
 
 
 @pytest.mark.parametrize(

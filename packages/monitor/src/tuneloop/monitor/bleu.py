@@ -85,6 +85,7 @@ def paired_fall(
     boot = _bleus(pair[0][drawn].sum(axis=1)) - _bleus(pair[1][drawn].sum(axis=1))
     low, high = (float(q) for q in np.quantile(boot, (0.025, 0.975)))
     outcome = Outcome(observed, threshold, p_value, alpha, deals)
+    corpus_bleu(first, references)  # it tells the number of references once it has seen some
     return Paired(was, is_now, (low, high), outcome, str(_corpus().get_signature()))
 
 
@@ -95,7 +96,8 @@ def corpus_bleu(texts: Sequence[str], references: Sequence[str]) -> float:
 
 def _counts(texts: Sequence[str], references: Sequence[str]) -> NDArray[np.float64]:
     """What BLEU is made of, a row a text: n-grams that match, n-grams there are, both lengths; shape (N, 10)."""
-    found = [_corpus().sentence_score(text, [ref]) for text, ref in zip(texts, references, strict=True)]
+    metric = _sentences()  # the counts are those of any BLEU, and this one warns of no single sentence
+    found = [metric.sentence_score(text, [ref]) for text, ref in zip(texts, references, strict=True)]
     return np.array([[*one.counts, *one.totals, one.sys_len, one.ref_len] for one in found], dtype=np.float64)
 
 

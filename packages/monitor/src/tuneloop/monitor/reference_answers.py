@@ -14,7 +14,7 @@ import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -86,6 +86,7 @@ class ReferenceAnswers:
         self._settings, self._registry = stream.settings, stream.registry
         self._share = budget_share(REFERENCE_BLEU, stream.settings)
         self._sets = {model: read_questions(Path(path)) for model, path in stream.settings.reference_answers.items()}
+        self._left_alone: dict[str, datetime] = {}  # model whose engine failed → until when
 
     def run(self, wait: Callable[[float], object]) -> None:
         """Round after round until `stopping`; nothing that goes wrong ends it."""
@@ -101,17 +102,35 @@ class ReferenceAnswers:
             wait(self._settings.every_s)
 
     def round(self) -> None:
-        """Look at every model that has questions once.
+        """Look at every model that has questions once; one that fails is left alone for a while, and stops no other.
 
         Raises:
-            Unavailable: the database does not answer, or an engine failed; what was judged before that is kept.
+            Unavailable: the database does not answer.
             Stopped: told to end while an engine was answering; nothing is concluded from that round.
         """
         for model, route in self._registry.routes.current_all().items():
-            if model in self._sets:
-                engines = self._registry.fleet.serving(version_name(model, route.champion))
-                if engines:
-                    self._look(model, route.champion, engines[0], self._sets[model])
+            until = self._left_alone.get(model)
+            if model in self._sets and (until is None or self._registry.clock() >= until):
+                self._looked_at(model, route.champion)
+
+    def _looked_at(self, model: str, version: int) -> None:
+        try:
+            engines = self._registry.fleet.serving(version_name(model, version))
+            if engines:
+                self._look(model, version, engines[0], self._sets[model])
+            return
+        except Stopped:
+            raise
+        except TuneloopError as error:
+            log.warning("reference answers of %s, trying again in %.0f s: %s", model, self._pause_s, error)
+        except Exception:  # a surprise about one model must not leave the others unasked
+            log.exception("reference answers of %s, trying again in %.0f s", model, self._pause_s)
+        self._left_alone[model] = self._registry.clock() + timedelta(seconds=self._pause_s)
+
+    @property
+    def _pause_s(self) -> float:
+        """Between two looks at one model."""
+        return self._settings.canary_every_s or self._settings.every_s
 
     def _look(self, model: str, version: int, engine: EngineState, asked: QuestionSet) -> None:
         newest, began = self._stream.newest(model, version), self._registry.clock()
@@ -122,7 +141,7 @@ class ReferenceAnswers:
             quiet = Outcome(0.0, 0.0, 1.0, 0.0, 0)
             self._stream.store(model, version, newest, ("none", quiet, detail), n=len(answers), start=began)
             return
-        if began < newest.window_end + timedelta(seconds=self._settings.canary_every_s or self._settings.every_s):
+        if began < newest.window_end + timedelta(seconds=self._pause_s):
             return
         gamma = self._settings.mean_run_length
         answered = self._registry.traffic.window(
