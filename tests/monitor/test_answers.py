@@ -16,6 +16,7 @@ from tuneloop.monitor.parity_gaps import Gap, gaps_of, said_of
 from tuneloop.monitor.quality import is_no_json
 from tuneloop.monitor.settings import MonitorSettings
 from tuneloop.monitor.signals import CORRECTION_BLEU, INVALID_FORMAT, PARITY, budget_share, signals_of
+from tuneloop.registry.nouns import Feedback
 
 REFUSES = "I can't help with that."
 ASKED = {"answer_formats": {"bot": "json"}, "correction_bleu": True, "parity_windows": 3}
@@ -68,6 +69,25 @@ def test_too_few_corrections_decide_nothing(scene: Scene) -> None:
     scene.watch(scene.monitor(correction_bleu=True))
     (score,) = scene.scores(CORRECTION_BLEU)
     assert score.detail["reason"] == "9 answers of the reference are on record and corrected; 10 needed"
+
+
+def test_corrections_that_came_later_than_a_windows_could_are_left_out_of_the_reference(scene: Scene) -> None:
+    monitor = scene.monitor(correction_bleu=True)
+    soon = scene.usual(30, answer="It adds.")
+    late = scene.usual(30, answer="Nobody knows what that does to it.")
+    scene.correct([*soon, *scene.usual(20, answer="It adds.")])
+    scene.clock.advance(86_400)
+    items = [
+        Feedback(id=f"late-{r.id}", request_id=r.id, at=scene.clock.now, thumb="down", correction="It adds.")
+        for r in late
+    ]
+    scene.registry.traffic.add_feedback(items)
+    scene.clock.advance(60)
+    scene.correct(scene.usual(20, answer="It adds."))
+    scene.watch(monitor)
+    first, second = scene.scores(CORRECTION_BLEU)
+    assert first.detail["bleu"]["reference"] < 60, "judged a day late: its own corrections had as long"
+    assert second.detail["bleu"]["reference"] == 100.0
 
 
 def test_bleu_is_that_of_texts_against_their_own_reference() -> None:

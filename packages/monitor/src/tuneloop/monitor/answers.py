@@ -18,10 +18,10 @@ from tuneloop.monitor.quality import is_refusal, log_lengths
 
 def correction_bleu(held: Comparison, alpha: float, rng: np.random.Generator) -> Judgement:
     """Whether answers are further than the reference's from what users say they should have been."""
-    sides = {"reference": held.reference.records, "window": held.window.records}
+    sides = held.corrected()
     lost: dict[str, list[float]] = {}
     for what, records in sides.items():
-        corrected = [record for record in records if record.id in held.corrections and record.answer is not None]
+        corrected = [record for record in records if record.answer is not None]
         if len(corrected) < ENOUGH_CORRECTED:
             reason = f"{len(corrected)} answers of the {what} are on record and corrected; {ENOUGH_CORRECTED} needed"
             return Judgement("not enough data", len(corrected), None, {"reason": reason, "too_few_corrections": True})

@@ -6,13 +6,15 @@ A judgement without enough data says so with its reason; it is never a pass.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Literal
 
 from tuneloop.monitor.detectors import Outcome
 from tuneloop.monitor.reference import Reference, score_id
 from tuneloop.monitor.windows import Window
-from tuneloop.registry.nouns import RequestRecord, WindowScore
+from tuneloop.registry.nouns import Feedback, RequestRecord, WindowScore
 
 ENOUGH_TEXT = 0.8  # of a window's or reference's answers
 ENOUGH_CORRECTED = 10  # on either side
@@ -39,10 +41,39 @@ class Comparison:
     thumbs: Mapping[str, bool]  # request id → whether the user's thumb points down, of both sides
     attacks: Attacks | None = None  # None: no guard looks for them
     earlier: Sequence[WindowScore] = ()  # what was found of parity in the windows that are taken together with this one
+    late: AbstractSet[str] = frozenset()  # ids of the reference whose corrections came later than the window's could
 
     def score_id(self, signal: str) -> str:
         """The id of one signal's judgement."""
         return score_id(self.model, self.version, signal, self.window.index)
+
+    def corrected(self) -> dict[str, tuple[RequestRecord, ...]]:
+        """The records of either side that users corrected, the reference's as soon as the window's."""
+        sides = {"reference": self.reference.records, "window": self.window.records}
+        return {
+            what: tuple(r for r in s if r.id in self.corrections and r.id not in self.late) for what, s in sides.items()
+        }
+
+
+def corrected_late(
+    reference: Sequence[RequestRecord],
+    window: Sequence[RequestRecord],
+    feedback: Mapping[str, Sequence[Feedback]],
+    now: datetime,
+) -> frozenset[str]:
+    """Ids of a reference whose first correction came later than one of the window's could.
+
+    A reference goes on being corrected for weeks, a window only until it is judged, and what is corrected late may be
+    another kind of answer. So each record of the reference is given the time that the window's record of the same rank
+    has had by `now`: both sides then had as long, whatever is in them.
+    """
+    late = set()
+    for rank, record in enumerate(reference):
+        given = now - window[rank * len(window) // len(reference)].at
+        came = [item.at for item in feedback.get(record.id, ()) if item.correction and item.correction.strip()]
+        if came and min(came) - record.at > given:
+            late.add(record.id)
+    return frozenset(late)
 
 
 @dataclass(frozen=True)

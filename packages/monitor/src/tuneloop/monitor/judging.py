@@ -83,9 +83,10 @@ class Judge:
 
     def _perplexity(self, signal: str, held: Comparison, rng: np.random.Generator) -> Judgement:
         of_corrections = signal == CORRECTION_PERPLEXITY
+        sides: Mapping[str, Sequence[RequestRecord]]
         sides = {"reference": held.reference.records, "window": held.window.records}
         if of_corrections:
-            sides = {what: tuple(r for r in records if r.id in held.corrections) for what, records in sides.items()}
+            sides = held.corrected()
             for what, records in sides.items():
                 if len(records) < ENOUGH_CORRECTED:
                     reason = f"{len(records)} answers of the {what} were corrected; {ENOUGH_CORRECTED} are needed"

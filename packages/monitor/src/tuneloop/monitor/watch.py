@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from tuneloop.monitor.canary_watch import CanaryWatch
 from tuneloop.monitor.challengers import Challengers
-from tuneloop.monitor.comparison import Comparison, unread, without_reference
+from tuneloop.monitor.comparison import Comparison, corrected_late, unread, without_reference
 from tuneloop.monitor.filing import BY
 from tuneloop.monitor.judging import Judge
 from tuneloop.monitor.keeping import Keeper
@@ -198,10 +198,12 @@ class Monitor:
         reference = compared(standard, window.records, self._settings, self._settings.reference)
         ids = [record.id for record in (*reference.records, *window.records)]
         traffic = self._registry.traffic
-        thumbs = thumbs_of(traffic.feedback_for(ids))
+        feedback = traffic.feedback_for(ids)
+        thumbs = thumbs_of(feedback)
         caught = self._standards.attacks(model, standard, window)
         corrections, earlier = traffic.corrections_for(ids), self._earlier(model, version, window)
-        held = Comparison(model, version, reference, window, corrections, thumbs, caught, earlier)
+        late = corrected_late(reference.records, window.records, feedback, self._registry.clock())
+        held = Comparison(model, version, reference, window, corrections, thumbs, caught, earlier, late)
         scores: list[WindowScore] = []
         for signal in self._signals_of(model):  # each alarm is raised at once: the next may take an engine minutes
             spared = self._keeper.heard(model) if signal in PERPLEXITIES and scores[0].verdict == "drift" else None
