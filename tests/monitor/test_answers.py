@@ -9,11 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from monitor.questions import STDLIB, ask
+from monitor.questions import NUMPY, STDLIB, ask
 from monitor.scene import Scene
+from tests_support import window_score
+from tuneloop.monitor import parity_gaps
 from tuneloop.monitor.bleu import sentence_bleus, signature
 from tuneloop.monitor.parity_gaps import Gap, gaps_of, said_of
+from tuneloop.monitor.parity_pool import pool_of
 from tuneloop.monitor.quality import is_no_json
+from tuneloop.monitor.reference import Reference
 from tuneloop.monitor.settings import MonitorSettings
 from tuneloop.monitor.signals import CORRECTION_BLEU, INVALID_FORMAT, PARITY, budget_share, signals_of
 from tuneloop.registry.nouns import Feedback
@@ -108,19 +112,23 @@ def test_what_is_asked_for_shares_the_budget_and_what_is_not_costs_none() -> Non
 # --- Parity ----------------------------------------------------------------------------------------------------------
 
 
-def asked(scene: Scene, n: int, refuses: Sequence[bool], who: Sequence[str]) -> None:
-    """Questions about the standard library, for whom, and which of them are refused."""
-    for question, refused, person in zip(ask(STDLIB, n, scene.rng), refuses, who, strict=True):
+WHO = ["my sister", "my brother", "work", "a test", "fun"] * 4
+
+
+def asked(
+    scene: Scene, n: int, refuses: Sequence[bool], who: Sequence[str], of: Sequence[Sequence[str]] = STDLIB
+) -> None:
+    """Questions, for whom, and which of them are refused."""
+    for question, refused, person in zip(ask(of, n, scene.rng), refuses, who, strict=True):
         scene.traffic([f"{question} It is for {person}."], answer=REFUSES if refused else "It does.")
 
 
 def test_a_group_that_alone_is_refused_raises_an_alarm_though_no_more_is_refused_than_before(scene: Scene) -> None:
     monitor = scene.monitor(parity_windows=3)
-    who = ["my sister", "my brother", "work", "a test", "fun"] * 4
     for _ in range(4):  # a reference of 60 and a window: one of five is refused, whoever asks
-        asked(scene, 20, [n % 5 == n // 5 for n in range(20)], who)
+        asked(scene, 20, [n % 5 == n // 5 for n in range(20)], WHO)
     for _ in range(3):  # one of five is refused, and always whoever asks for a sister
-        asked(scene, 20, [n % 5 == 0 for n in range(20)], who)
+        asked(scene, 20, [n % 5 == 0 for n in range(20)], WHO)
     scene.watch(monitor)
     assert [score.verdict for score in scene.scores("refusals")] == ["none"] * 4
     assert [score.verdict for score in scene.scores(PARITY)] == ["not enough data"] * 2 + ["drift"] * 2
@@ -133,6 +141,50 @@ def test_a_group_that_alone_is_refused_raises_an_alarm_though_no_more_is_refused
     assert episode.evidence["causes"][0]["kind"] == "bias"
     assert "decide" in episode.done[-1], "what is trained then is for a person"
     assert all("sister" in example["question"] for example in episode.evidence["signals"][PARITY]["examples"])
+    asked(scene, 40, [False] * 40, ["work", "a test", "fun", "home"] * 10)  # two windows that speak of nobody
+    scene.watch(monitor)
+    assert scene.the_episode().state == "resolved"
+    assert "too little asked of any group of people since to judge parity by" in scene.the_episode().done[-1]
+
+
+def test_a_gap_that_always_stood_is_told_once_hides_no_drift_and_is_told_again_where_it_worsens(scene: Scene) -> None:
+    monitor = scene.monitor(parity_windows=3)
+    who = ["my sister", "my sister", "work", "a test", "fun"] * 4
+    half, all_of_them = [n % 10 in (0, 1) for n in range(20)], [n % 5 in (0, 1) for n in range(20)]
+    for _ in range(6):
+        asked(scene, 20, half, who)
+    scene.watch(monitor)
+    assert scene.scores(PARITY)[-1].verdict == "drift"
+    told = scene.the_episode()
+    asked(scene, 20, half, who, NUMPY)
+    scene.watch(monitor)
+    by_signal = {episode.signal: episode for episode in scene.registry.episodes.all("bot")}
+    assert set(by_signal) == {PARITY, "prompt_drift"}
+    assert PARITY not in by_signal["prompt_drift"].evidence["signals"]
+    assert "0 of 50 corrections" in by_signal["prompt_drift"].done[-1], "no bias holds its retraining back"
+    assert "decide" in by_signal[PARITY].done[-1]
+    scene.registry.episodes.resolve(told.id, by="ada", reason="meant")
+    for _ in range(4):
+        asked(scene, 20, half, who)
+    scene.watch(monitor)
+    assert [score.verdict for score in scene.scores(PARITY)[-4:]] == ["not enough data", "none", "none", "none"]
+    for _ in range(3):
+        asked(scene, 20, all_of_them, who)
+    scene.watch(monitor)
+    assert scene.scores(PARITY)[-1].verdict == "drift"
+    newest = scene.registry.episodes.all("bot", signal=PARITY)[0]
+    assert newest.id != told.id
+    assert "speak of women are refused more than was accepted: +" in newest.evidence["summary"]
+
+
+def test_windows_held_against_another_reference_are_not_counted_with_a_window(scene: Scene) -> None:
+    (record, *_) = scene.usual(1)
+    for index, digest in enumerate(["lent", "lent", "own", "own"]):
+        detail = {"window": index, "reference": {"digest": digest}}
+        fields = {"id": f"w{index}", "version": 1, "signal": PARITY, "detail": detail}
+        scene.registry.episodes.add_score(window_score(scene.clock(), model="bot", **fields))
+    pool = pool_of(scene.registry, "bot", 1, 4, Reference((record,), "own", frozen=True), 10)
+    assert [score.detail["window"] for score in pool.earlier] == [2, 3]
 
 
 def rows(rng: np.random.Generator, n: int, share: dict[str, float], length: dict[str, float]) -> list[list[Any]]:
@@ -169,6 +221,32 @@ def test_a_group_refused_more_and_one_answered_at_half_the_length_are_found_as_l
     assert said_of(refused).startswith("questions that speak of women are refused more: +")
     assert "times as long as others', against before" in said_of(shorter)
     assert shorter.permutations > 0, "the alarm rests on the exact test"
+
+
+def test_an_accepted_gap_is_no_alarm_until_it_is_larger() -> None:
+    rng, alpha, length = np.random.default_rng(43), 0.001, dict.fromkeys(("women", "men", ""), 4.0)
+    stands, worse = {"women": 0.4, "men": 0.1, "": 0.1}, {"women": 0.8, "men": 0.1, "": 0.1}
+    before, accepted, now = (rows(rng, 300, stands, length) for _ in range(3))
+    assert alarms(gaps_of(before, now, alpha, rng), alpha) == [("women", "refusals")]
+    assert alarms(gaps_of(before, now, alpha, rng, accepted), alpha) == []
+    found = gaps_of(before, rows(rng, 300, worse, length), alpha, rng, accepted)
+    assert alarms(found, alpha) == [("women", "refusals")]
+    assert found[0].low < 0.4 < found[0].high
+
+
+def test_of_deals_no_more_are_made_than_a_cap_says_and_few_where_nothing_is_rare(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(parity_gaps, "MOST_DEALS", 30_000)
+    rng, usual, length = np.random.default_rng(44), dict.fromkeys(("women", "men", ""), 0.1), {"women": 4.0, "": 4.0}
+    before = rows(rng, 300, usual, length | {"men": 4.0})
+    for factor, fewest, most in ((2.0, 30_000, 30_000), (1.25, 50, 29_999)):
+        now = rows(rng, 300, usual, length | {"men": 4.0 - np.log(factor)})
+        found = {(gap.group, gap.of): gap for gap in gaps_of(before, now, 1e-7, rng)}
+        gap = found["men", "lengths"]
+        assert fewest <= gap.permutations <= most
+        assert gap.p_value >= 1 / 30_001
+        assert alarms(list(found.values()), 1e-7) == [], "it can only be missed"
 
 
 def test_nine_texts_of_a_group_decide_nothing() -> None:

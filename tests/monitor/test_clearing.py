@@ -11,6 +11,7 @@ from monitor.questions import NUMPY, STDLIB, ask
 from tests_support import Clock, request_record, window_score
 from tuneloop.monitor.clearing import LATEST, LONGER, MOST_TEXTS, is_quiet, longer_look, since_alarm, spread
 from tuneloop.monitor.parity import by_group, groups_of, unequal_group
+from tuneloop.monitor.signals import PARITY
 from tuneloop.registry.nouns import Message, RequestRecord, WindowScore
 
 AT = Clock().now
@@ -46,6 +47,14 @@ def test_an_episode_is_over_when_its_last_windows_together_are_nothing_either(
     p_values: tuple[float | None, ...], over: bool
 ) -> None:
     assert is_quiet(scores(*p_values), 3) is over
+
+
+@pytest.mark.parametrize(("p_values", "over"), [((0.0001, 0.03, 0.04, 0.2), True), ((0.0001, 0.9, 0.9, 0.02), False)])
+def test_of_windows_that_parity_takes_together_itself_the_last_alone_says_whether_it_is_over(
+    p_values: tuple[float, ...], over: bool
+) -> None:
+    of_parity = [score.model_copy(update={"signal": PARITY}) for score in scores(*p_values)]
+    assert is_quiet(of_parity, 3) is over
 
 
 def records(questions: Sequence[str]) -> tuple[RequestRecord, ...]:

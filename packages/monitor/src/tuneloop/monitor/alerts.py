@@ -81,10 +81,12 @@ def takes(episode: AlertEpisode, score: WindowScore, group_s: float) -> bool:
 
     `group_s` is how far apart in time two problems of a model may be and still be one. A served model that changed is
     one with nothing else, and of one version: whoever restarts an engine must not take a drift for over, nor the other
-    way round.
+    way round. Nor is a group of people that is treated worse: that may stand while drifts come and go.
     """
     if episode.signal in OF_SERVING or score.signal in OF_SERVING:
         return episode.signal == score.signal and episode.version == score.version
+    if PARITY in (episode.signal, score.signal):
+        return episode.signal == score.signal
     findings = findings_of(episode)
     if {episode.signal, *findings} & set(problem_of(score.signal)):
         return True

@@ -56,12 +56,16 @@ def parity(held: Comparison, alpha: float, rng: np.random.Generator) -> Judgemen
             [sorted(groups_of(record.question).values()), int(is_refusal(record.answer or "")), length]
             for record, length in zip(texts, lengths, strict=True)
         ]
-    pooled = [row for score in held.earlier for row in score.detail.get("said", ())] + said["window"]
+    earlier, accepted = (
+        [row for score in scores for row in score.detail.get("said", ())]
+        for scores in (held.pool.earlier, held.pool.accepted)
+    )
+    pooled = earlier + said["window"]
     detail: dict[str, Any] = {"unit": "minus the decimal logarithm of Holm's p", "said": said["window"]}
-    gaps = gaps_of(said["reference"], pooled, alpha, rng)
+    gaps = gaps_of(said["reference"], pooled, alpha, rng, accepted)
     if not gaps:
         reason = f"no group of people is spoken of in ten of the newest {len(pooled)} questions"
-        return Judgement("not enough data", len(pooled), None, detail | {"reason": reason})
+        return Judgement("not enough data", len(pooled), None, detail | {"reason": reason, "too_few_of_a_group": True})
     worst = min(gaps, key=lambda gap: (gap.p_holm, gap.p_value))
     detail["gaps"] = [vars(gap) for gap in gaps]
     detail["worst"] = said_of(worst)

@@ -17,13 +17,15 @@ from dataclasses import dataclass
 from hashlib import sha256
 
 from tuneloop.monitor.embeddings import Embed
+from tuneloop.monitor.signals import PARITY
 from tuneloop.registry.nouns import RequestRecord, WindowScore
 
 CLEAR_LEVEL = 0.05  # of what the last windows show together
 LONGER = 2  # times `clear_after`: windows of the longer look, quiet one by one
 LATEST = 10  # times `clear_after`: so many quiet windows end an episode whatever the longer look says
 MOST_TEXTS = 1_000  # of a longer look; of more, every so-manieth
-_TOO_LITTLE = {"too_few_corrections", "too_few_thumbs", "too_little_text"}
+_UNSPOKEN = "too_few_of_a_group"
+_TOO_LITTLE = {"too_few_corrections", "too_few_thumbs", "too_little_text", _UNSPOKEN}
 
 
 def is_quiet(scores: Sequence[WindowScore], clear_after: int) -> bool:
@@ -31,13 +33,15 @@ def is_quiet(scores: Sequence[WindowScore], clear_after: int) -> bool:
     of one stream.
 
     What is too weak for an alarm in every window would else be over after some, and news again after the next: one
-    problem, told over and over. So their p-values together (Fisher's method) must be none of the smallest 5 %.
+    problem, told over and over. So their p-values together (Fisher's method) must be none of the smallest 5 %; of
+    parity, which takes windows together itself, the last one.
     """
     in_order = sorted(scores, key=lambda score: int(score.detail["window"]))
     judged = [score for score in in_order if score.verdict != "not enough data"][-clear_after:]
     if len(judged) < clear_after or any(score.verdict == "drift" for score in judged):
         return False
-    return _combined([score.p_value for score in judged if score.p_value is not None]) >= CLEAR_LEVEL
+    apart = judged[-1:] if judged[-1].signal == PARITY else judged
+    return _combined([score.p_value for score in apart if score.p_value is not None]) >= CLEAR_LEVEL
 
 
 def _combined(p_values: Sequence[float]) -> float:
@@ -54,6 +58,13 @@ def is_silent(scores: Sequence[WindowScore], clear_after: int) -> bool:
     """
     in_order = sorted(scores, key=lambda score: int(score.detail["window"]))
     return len(in_order) >= clear_after and all(_TOO_LITTLE & s.detail.keys() for s in in_order[-clear_after:])
+
+
+def is_unspoken(scores: Sequence[WindowScore], clear_after: int) -> bool:
+    """Whether no group of people was spoken of often enough in the last `clear_after` windows, each with those that are
+    taken together with it; `scores` of parity. Nobody could tell such a gap, so it keeps no episode open."""
+    in_order = sorted(scores, key=lambda score: int(score.detail["window"]))
+    return len(in_order) >= clear_after and all(_UNSPOKEN in s.detail for s in in_order[-clear_after:])
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
 from tuneloop.monitor.detectors import Outcome
+from tuneloop.monitor.parity_pool import Pool
 from tuneloop.monitor.reference import Reference, score_id
 from tuneloop.monitor.windows import Window
-from tuneloop.registry.nouns import Feedback, RequestRecord, WindowScore
+from tuneloop.registry.nouns import Feedback, RequestRecord
 
 ENOUGH_TEXT = 0.8  # of a window's or reference's answers
 ENOUGH_CORRECTED = 10  # on either side
@@ -40,7 +41,7 @@ class Comparison:
     corrections: Mapping[str, str]  # request id → how the answer should have read, of both sides
     thumbs: Mapping[str, bool]  # request id → whether the user's thumb points down, of both sides
     attacks: Attacks | None = None  # None: no guard looks for them
-    earlier: Sequence[WindowScore] = ()  # what was found of parity in the windows that are taken together with this one
+    pool: Pool = field(default_factory=Pool)  # what of parity is taken together with this window
     late: AbstractSet[str] = frozenset()  # ids of the reference whose corrections came later than the window's could
 
     def score_id(self, signal: str) -> str:

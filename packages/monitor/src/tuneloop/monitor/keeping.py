@@ -17,6 +17,7 @@ from tuneloop.monitor.clearing import (
     Look,
     is_quiet,
     is_silent,
+    is_unspoken,
     longer_look,
     since_alarm,
     spread,
@@ -29,6 +30,7 @@ from tuneloop.monitor.signals import (
     CORRECTION_BLEU,
     DETECTORS,
     OF_SERVING,
+    PARITY,
     PERPLEXITIES,
     QUALITIES,
     SERVED_MODEL_CHANGE,
@@ -106,7 +108,8 @@ class Keeper:
             loud = [signal for signal, scores in recent.items() if not is_quiet(scores, clear_after)]
             # Users stop correcting when the cause is gone: that holds up no all-clear that another signal gives.
             silent = [signal for signal in loud if is_silent(recent[signal], clear_after)]
-            if loud == silent and len(silent) < len(recent):
+            unspoken = all(is_unspoken(recent[signal], clear_after) for signal in silent)
+            if loud == silent and (len(silent) < len(recent) or unspoken):
                 # What an attack asks is over with it, and an episode open for longer would take in what comes next.
                 look = None if is_attack(episode) else self._look_longer(recent.get(ANCHOR, ()), standard)
                 if look is None or look.over:
@@ -146,6 +149,7 @@ class Keeper:
 
     def _end(self, episode: AlertEpisode, note: str) -> None:
         over = resolved(episode, note, self._registry.clock())
+        over = over.model_copy(update={"evidence": over.evidence | {"cleared": True}})  # and not by a person
         self._registry.episodes.update(episode, over, by=BY, action="episode.resolve")
         self._looked.pop(episode.id, None)
         log.warning("episode %s resolved: %s", episode.id, note)
@@ -182,4 +186,6 @@ class Keeper:
 
 
 def _needs(signal: str) -> str:
+    if signal == PARITY:
+        return "asked of any group of people"
     return "text" if signal in QUALITIES and signal not in (THUMBS_DOWN, CORRECTION_BLEU) else "feedback"

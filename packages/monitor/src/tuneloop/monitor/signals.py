@@ -2,7 +2,8 @@
 
 Prompt drift, the perplexities (of questions, and of the answers users say they should have got) and the quality of
 answers tell of the same problem (the version no longer fits what it is asked) and share an episode; latency is a
-problem of its own, and so are attacks, and a served model that changed, which `canary_watch` looks for.
+problem of its own, and so are attacks, a group of people that is treated worse (which may stand for long, and no drift
+may be taken for it), and a served model that changed, which `canary_watch` looks for.
 """
 
 from __future__ import annotations
@@ -72,7 +73,8 @@ def windowed(settings: MonitorSettings) -> tuple[str, ...]:
 
 def problem_of(signal: str) -> tuple[str, ...]:
     """The signals that tell of the same problem, this one included."""
-    return TRAFFIC_SIGNALS if signal in TRAFFIC_SIGNALS else (signal,)
+    of_drift = tuple(name for name in TRAFFIC_SIGNALS if name != PARITY)
+    return of_drift if signal in of_drift else (signal,)
 
 
 def budget_share(signal: str, settings: MonitorSettings) -> float:

@@ -19,11 +19,12 @@ from tuneloop.monitor.filing import BY
 from tuneloop.monitor.judging import Judge
 from tuneloop.monitor.keeping import Keeper
 from tuneloop.monitor.metrics import Metrics
+from tuneloop.monitor.parity_pool import pool_of
 from tuneloop.monitor.quality import thumbs_of
 from tuneloop.monitor.reference import ANCHOR, Gathering
 from tuneloop.monitor.scorer import Scorer, Stopped
 from tuneloop.monitor.settings import MonitorSettings
-from tuneloop.monitor.signals import DETECTORS, INVALID_FORMAT, OWN_REFERENCE, PARITY, PERPLEXITIES, windowed
+from tuneloop.monitor.signals import DETECTORS, INVALID_FORMAT, OWN_REFERENCE, PERPLEXITIES, windowed
 from tuneloop.monitor.standards import Standard, Standards, compared
 from tuneloop.monitor.standing import standing
 from tuneloop.monitor.windows import Window, judged_window, next_window, progress
@@ -201,9 +202,11 @@ class Monitor:
         feedback = traffic.feedback_for(ids)
         thumbs = thumbs_of(feedback)
         caught = self._standards.attacks(model, standard, window)
-        corrections, earlier = traffic.corrections_for(ids), self._earlier(model, version, window)
+        corrections = traffic.corrections_for(ids)
+        most = self._settings.parity_windows
+        pool = pool_of(self._registry, model, version, window.index, reference, most)
         late = corrected_late(reference.records, window.records, feedback, self._registry.clock())
-        held = Comparison(model, version, reference, window, corrections, thumbs, caught, earlier, late)
+        held = Comparison(model, version, reference, window, corrections, thumbs, caught, pool, late)
         scores: list[WindowScore] = []
         for signal in self._signals_of(model):  # each alarm is raised at once: the next may take an engine minutes
             spared = self._keeper.heard(model) if signal in PERPLEXITIES and scores[0].verdict == "drift" else None
@@ -216,14 +219,6 @@ class Monitor:
     def _signals_of(self, model: str) -> Sequence[str]:
         declared = self._settings.answer_format(model) is not None
         return [signal for signal in self._signals if declared or signal != INVALID_FORMAT]
-
-    def _earlier(self, model: str, version: int, window: Window) -> Sequence[WindowScore]:
-        """What was found of parity in the windows before this one, those that are taken together with it."""
-        most = self._settings.parity_windows
-        if most < 2:
-            return ()
-        newest = self._registry.episodes.scores(model, version=version, signal=PARITY, limit=most)
-        return [score for score in newest if 0 < window.index - int(score.detail["window"]) < most]
 
     def _score(self, signal: str, held: Comparison, standard: Standard, spared: AlertEpisode | None) -> WindowScore:
         identity = held.score_id(signal)
