@@ -115,9 +115,7 @@ def test_what_is_asked_for_shares_the_budget_and_what_is_not_costs_none() -> Non
 WHO = ["my sister", "my brother", "work", "a test", "fun"] * 4
 
 
-def asked(
-    scene: Scene, n: int, refuses: Sequence[bool], who: Sequence[str], of: Sequence[Sequence[str]] = STDLIB
-) -> None:
+def asked(scene: Scene, n: int, refuses: Sequence[bool], who: Sequence[str], of: tuple[str, ...] = STDLIB) -> None:
     """Questions, for whom, and which of them are refused."""
     for question, refused, person in zip(ask(of, n, scene.rng), refuses, who, strict=True):
         scene.traffic([f"{question} It is for {person}."], answer=REFUSES if refused else "It does.")
@@ -151,7 +149,7 @@ def test_a_gap_that_always_stood_is_told_once_hides_no_drift_and_is_told_again_w
     monitor = scene.monitor(parity_windows=3)
     who = ["my sister", "my sister", "work", "a test", "fun"] * 4
     half, all_of_them = [n % 10 in (0, 1) for n in range(20)], [n % 5 in (0, 1) for n in range(20)]
-    for _ in range(6):
+    for _ in range(5):
         asked(scene, 20, half, who)
     scene.watch(monitor)
     assert scene.scores(PARITY)[-1].verdict == "drift"
@@ -164,10 +162,10 @@ def test_a_gap_that_always_stood_is_told_once_hides_no_drift_and_is_told_again_w
     assert "0 of 50 corrections" in by_signal["prompt_drift"].done[-1], "no bias holds its retraining back"
     assert "decide" in by_signal[PARITY].done[-1]
     scene.registry.episodes.resolve(told.id, by="ada", reason="meant")
-    for _ in range(4):
+    for _ in range(3):
         asked(scene, 20, half, who)
     scene.watch(monitor)
-    assert [score.verdict for score in scene.scores(PARITY)[-4:]] == ["not enough data", "none", "none", "none"]
+    assert [score.verdict for score in scene.scores(PARITY)[-3:]] == ["not enough data", "none", "none"]
     for _ in range(3):
         asked(scene, 20, all_of_them, who)
     scene.watch(monitor)

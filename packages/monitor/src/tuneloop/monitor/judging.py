@@ -83,7 +83,6 @@ class Judge:
 
     def _perplexity(self, signal: str, held: Comparison, rng: np.random.Generator) -> Judgement:
         of_corrections = signal == CORRECTION_PERPLEXITY
-        sides: Mapping[str, Sequence[RequestRecord]]
         sides = {"reference": held.reference.records, "window": held.window.records}
         if of_corrections:
             sides = held.corrected()
