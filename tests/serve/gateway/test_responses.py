@@ -62,6 +62,13 @@ def test_embeddings_pass_and_what_an_engine_does_not_offer_is_said_so(world: Wor
     assert gateway.metric('tuneloop_requests_total{model="bot",status="400",version="1"}') == 1
 
 
+def test_what_one_engine_does_not_offer_another_is_asked_for(world: World) -> None:
+    bad, good = world.engine("e1", "bot@1", fault="no_such_path"), world.engine("e2", "bot@1")
+    world.route((1, 10_000))
+    assert world.gateway().call("/v1/embeddings", {"model": "bot", "input": "a"}).status == 200
+    assert (len(bad.seen), len(good.seen)) == (1, 1)
+
+
 def test_a_response_that_was_only_announced_may_still_come_from_another_engine(world: World) -> None:
     world.engine("e1", "bot@1", fault="dies_once_announced")
     world.engine("e2", "bot@1", fault="dies_once_announced", faults_left=0)
