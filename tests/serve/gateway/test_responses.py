@@ -40,6 +40,10 @@ def test_the_official_client_gets_responses_whole_and_streamed(world: World) -> 
     assert (record.endpoint, record.stream, record.status) == ("response", True, 200)
     assert (record.prompt_tokens, record.completion_tokens) == (7, 8)
     assert recorded(world, str(whole._request_id)).key_source == "user"
+    nulls = dict.fromkeys(("background", "store", "previous_response_id", "conversation"))
+    assert gateway.call("/v1/responses", {"model": "bot", "input": "Hi"} | nulls).status == 200
+    sent = engine.seen[-1].body
+    assert (sent["background"], sent["store"]) == (False, False), "no engine has to make something of null"
     told = gateway.call("/v1/feedback", {"request_id": last.response.id, "thumb": "up"})
     assert (told.status, told.json["request_id"]) == (201, request_id)
 
