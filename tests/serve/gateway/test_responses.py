@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import openai
 import pytest
 
@@ -9,6 +11,12 @@ from serve.gateway.faulty_engine import text_of
 from serve.gateway.test_answers import recorded
 from serve.gateway.world import World, until
 from tuneloop.registry.access.limits import KeyLimits
+
+
+def numbers(body: bytes) -> list[int]:
+    """Of the events of a stream."""
+    events = [json.loads(event.partition(b"\ndata: ")[2]) for event in body.split(b"\n\n")[:-1]]
+    return [event["sequence_number"] for event in events]
 
 
 def test_the_official_client_gets_responses_whole_and_streamed(world: World) -> None:
@@ -96,6 +104,7 @@ def test_a_response_that_breaks_off_ends_with_an_error_clients_know(world: World
         list(stream)
     body = gateway.call("/v1/responses", {"model": "bot", "input": "Hello?", "stream": True}).body
     assert body.rpartition(b"event: ")[2].startswith(b'error\ndata: {"type":"error","code":"engine_error",')
+    assert numbers(body) == list(range(7))
 
 
 def test_a_key_pays_for_responses_and_embeddings_as_for_everything(world: World) -> None:

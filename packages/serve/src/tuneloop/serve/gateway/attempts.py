@@ -152,6 +152,7 @@ class Attempts:
             raise _broke_off() from failure
         finally:
             exchange.usage, exchange.events = relay.usage, relay.events
+            exchange.numbered = opened.mask.numbered if isinstance(opened.mask, ResponseMask) else relay.events
         if relay.error is not None:  # the engine has told the client itself, by an event
             exchange.failed(relay.error.status, relay.error.message)
         elif not relay.done:
