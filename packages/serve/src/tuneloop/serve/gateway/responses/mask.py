@@ -125,8 +125,9 @@ class ResponseMask:
         ended = [self._texts.pop(one, None) for one in (list(self._texts) if kind in LAST else [where])]
         before = [self._taken_rest(text, slots) for text in ended if text is not None]
         response = event.get("response")
-        is_whole = isinstance(response, dict)  # what else is in it the client has said itself
-        mask = self._taken_response(response, slots) if is_whole else self._taken_all(event, slots)
+        # What else is in a response the client has said itself.
+        whole = response if isinstance(response, dict) else None
+        mask = self._taken_all(event, slots) if whole is None else self._taken_response(whole, slots)
 
         def step() -> list[dict[str, Any]]:
             made = [one for rest in before for one in rest()]
