@@ -30,12 +30,15 @@ def guarded(scene: Scene) -> Scene:
 
 def test_what_guards_caught_is_counted_whatever_became_of_it(registry: Registry, clock: Clock) -> None:
     other: dict[str, Any] = {"guards": {"secrets": "redact: key"}}
-    fields = [BLOCKED, FLAGGED, other, {}, {"model": "other"} | BLOCKED]
+    unjudged: dict[str, Any] = {"guards": {"guards": "failed open: queue"}}
+    tried = [{"guards": {"injection": f"{said}: instructions"}} for said in ("sample", "pass")]
+    fields: list[dict[str, Any]] = [BLOCKED, FLAGGED, other, {}, {"model": "other"} | BLOCKED, *tried, unjudged]
     at = [clock.now + timedelta(seconds=n) for n in range(len(fields))]
     registry.traffic.add_requests([request_record(n, at[n], **given) for n, given in enumerate(fields)])
     caught = registry.traffic.caught
-    assert caught("bot", ("injection", "hidden"), since=at[0], until=at[-1]) == (2, 4)
-    assert caught("bot", ("injection",), since=at[1], until=at[-1]) == (0, 3)
+    assert caught("bot", ("injection", "hidden"), since=at[0], until=at[-1]) == (4, 7)
+    assert caught("bot", ("injection",), since=at[1], until=at[-1]) == (2, 6), "what is sampled is a find, drawn or not"
+    assert caught("bot", ("injection",), since=at[1], until=at[4]) == (0, 3)
     assert caught("bot", ("injection",), since=at[-1] + timedelta(seconds=1), until=at[-1]) == (0, 0)
 
 

@@ -8,6 +8,7 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
 from alembic.util import CommandError
@@ -24,6 +25,7 @@ from tuneloop.registry.access.limits import KeyLimits
 from tuneloop.registry.database import Database
 from tuneloop.registry.errors import InvalidInput, NotFound, Refused
 from tuneloop.registry.nouns import KeyUsage
+from tuneloop.registry.tables import key_usage
 
 LIMITS = KeyLimits(requests_per_minute=60, budget_usd_per_month=Decimal("12.50"), priority="high")
 G1, G2 = Holder("g1", "a"), Holder("g2", "a")
@@ -63,16 +65,26 @@ def test_an_owners_limits_come_with_its_keys_and_are_on_record(registries: Regis
     for owner in ("", " ", "x" * 201, "a\0"):
         with pytest.raises(InvalidInput, match="1 to 200 letters"):
             registries.owners.limit(owner, lambda had: had, by="ada")
+        with pytest.raises(InvalidInput, match="1 to 200 letters"):
+            registries.keys.new(owner, by="ada")
+    assert registries.owners.limit(" team-a\n", lambda had: had, by="ada").model_dump(exclude={"changed_at"}) == (
+        changed.model_dump(exclude={"changed_at"})
+    ), "blanks around a name are none of it"
+    assert registries.keys.new(" team-c ", by="ada")[1].owner == "team-c"
     with pytest.raises(InvalidInput, match="no priority"):
         registries.owners.limit("team-a", lambda _: LIMITS, by="ada")
-    assert registries.owners.all() == [changed]
+    assert [one.limits for one in registries.owners.all()] == [changed.limits]
     now = registries.clock()
-    one, two, other = sorted((key.owner, key.id) for key in registries.keys.all())
+    one, two, other = sorted((key.owner, key.id) for key in registries.keys.all() if key.owner != "team-c")
     for number, (_, key) in enumerate((one, two, other)):
         registries.traffic.add_requests([request_record(number, now, api_key=key, prompt_tokens=10 + number)])
     registries.keys.revoke(two[1], by="ada")
     found = registries.usage.month_of_owners(now, {"team-a"})
     assert sorted((owner, used.prompt_tokens) for owner, used in found) == [("team-a", 10), ("team-a", 11)]
+    with registries.database.writing() as connection:
+        connection.execute(sa.update(key_usage).where(key_usage.c.api_key == one[1]).values(requests=-1))
+    found = registries.usage.month_of_owners(now, {"team-a"})
+    assert [(owner, used.api_key) for owner, used in found] == [("team-a", two[1])], "one row hides no other"
 
 
 def test_the_verbs_limit_owners_and_show_them(verb: Verb, registry: Registry) -> None:
@@ -80,7 +92,7 @@ def test_the_verbs_limit_owners_and_show_them(verb: Verb, registry: Registry) ->
     assert (code, out) == (0, "team-a: rpm 60, budget-usd 12.5\n")
     assert "no key is team-a's yet" in err
     registry.keys.new("team-a", by="ada")
-    code, out, err = verb("key", "owner", "team-a", "--rpm", "none", "--by", "ada", "--json")
+    code, out, err = verb("key", "owner", " team-a ", "--rpm", "none", "--by", "ada", "--json")
     assert (code, err, json.loads(out)["limits"]["requests_per_minute"]) == (0, "", None)
     code, out, _ = verb("key", "owners")
     assert (code, "budget-usd 12.5" in out, "rpm" in out) == (0, True, False)

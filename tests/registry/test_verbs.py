@@ -124,7 +124,7 @@ def test_what_json_says_is_what_there_is(lived_in: Registry, verb: Verb) -> None
         (("retraining", "approve", "rt_1", "--by", " ", "--reason", "x"), 2, "Invalid value for '--by': it is blank"),
         (("retraining", "cancel", "rt_1", "--by", "ada", "--reason", ""), 2, "Invalid value for '--reason'"),
         (("key", "revoke", "key_9", "--by", "\t"), 2, "Invalid value for '--by': it is blank"),
-        (("key", "new", "--owner", " "), 2, "a key needs an owner"),
+        (("key", "new", "--owner", " "), 2, "an owner's name has 1 to 200 letters"),
         (("feedback", "bott"), 2, "no model named 'bott'; did you mean bot? `tuneloop models` lists them"),
         (("requests", "bott"), 2, "no model named 'bott'; did you mean bot? `tuneloop models` lists them"),
         (("retraining", "list", "--model", "bott"), 2, "no model named 'bott'"),

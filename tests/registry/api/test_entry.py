@@ -200,6 +200,8 @@ def test_a_body_that_nearly_is_one_is_told_what_it_lacks(
         ("POST", f"{BOT}/versions/1/approvals", {"days": 0}),
         ("POST", f"{BOT}/versions/1/approvals", {"days": 1e9}),
         ("POST", "/v1/keys", {"owner": " "}),
+        ("POST", "/v1/keys", {"owner": "x" * 201}),
+        ("PUT", "/v1/owner-limits", {"owner": "x" * 201, "limits": {"streams": 2}}),
         ("POST", "/v1/keys", {"owner": "a", "models": ["NOT A NAME"]}),
         ("POST", "/v1/tokens", {"name": "token:ada", "role": "admin"}),
         ("POST", "/v1/tokens", {"name": "ada", "role": "root"}),

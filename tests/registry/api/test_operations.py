@@ -132,7 +132,9 @@ def test_what_was_made_works_until_it_is_revoked(plane: Plane) -> None:
     assert plane.ask("GET", "/v1/whoami", None, headers=with_it).json()["token"] == made["token"]
     assert plane.ask("POST", "/v1/tokens/eva/revoke", json=WHY).status_code == 200
     assert plane.ask("GET", "/v1/whoami", None, headers=with_it).status_code == 401
-    key = plane.ask("POST", "/v1/keys", json={"owner": "eva"} | WHY).json()
+    key = plane.ask("POST", "/v1/keys", json={"owner": f" {'e' * 200} "} | WHY).json()
+    limited = plane.ask("PUT", "/v1/owner-limits", json={"owner": "e" * 200 + " ", "limits": {"streams": 2}} | WHY)
+    assert limited.json()["name"] == key["key"]["owner"] == "e" * 200
     assert key["secret"].startswith("tl-")
     revoked = plane.ask("POST", f"/v1/keys/{key['key']['id']}/revoke", json=WHY).json()
     assert revoked["revoked_at"] is not None

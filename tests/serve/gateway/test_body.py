@@ -42,6 +42,11 @@ def ask(body: object, endpoint: Endpoint = "chat") -> Ask:
             "messages",
         ),
         ({"messages": [{"role": "user", "content": "x" * 51}]}, "messages"),
+        ({"messages": [{"role": "assistant", "tool_calls": [{"function": {"arguments": "x" * 51}}]}]}, "messages"),
+        (
+            {"messages": [{"role": "assistant", "tool_calls": [{"function": {"arguments": {"a": "x" * 51}}}]}]},
+            "messages",
+        ),
         ({"stream": "yes"}, "stream"),
         ({"stream": True, "stream_options": []}, "stream_options"),
         ({"user": 7}, "user"),
@@ -137,6 +142,10 @@ CALL = {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}
         ({"input": [{"type": "item_reference", "id": "msg_1"}]}, "input"),
         ({"input": [{"type": "function_call_output", "call_id": "c", "output": [{"type": "input_file"}]}]}, "input"),
         ({"input": "x" * 51}, "input"),
+        ({"input": [{"type": "reasoning", "summary": [{"type": "summary_text", "text": "x" * 51}]}]}, "input"),
+        ({"input": [{"type": "reasoning", "content": [{"type": "reasoning_text", "text": "x" * 51}]}]}, "input"),
+        ({"input": [{"type": "function_call", "call_id": "c", "name": "f", "arguments": "x" * 50}]}, "input"),
+        ({"input": [{"type": "custom_tool_call", "call_id": "c", "name": "f", "input": "x" * 50}]}, "input"),
         ({"instructions": 7}, "instructions"),
         ({"instructions": "x" * 49}, "input"),
         ({"tools": [{"type": "web_search"}]}, "tools"),
@@ -158,6 +167,13 @@ def test_an_engine_is_told_a_responses_id_and_to_keep_nothing() -> None:
     for given in ({}, {"store": False}, {"store": None}):
         found = ask(RESPONSE | {"stream": True} | given, "response")
         assert json.loads(found.for_engine("bot@2", "req_1")) == RESPONSE | {"stream": True} | told
+
+
+def test_a_request_as_long_as_is_allowed_passes_with_its_calls() -> None:
+    call = CALL | {"arguments": "x" * 47}
+    assert ask(RESPONSE | {"input": [{"role": "user", "content": "Hi"}, call]}, "response").asked == "bot"
+    chat = {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "x" * 47}}]}
+    assert ask(CHAT | {"messages": [{"role": "user", "content": "Hi"}, chat]}).asked == "bot"
 
 
 def test_a_responses_turns_are_read_whoever_said_them() -> None:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import threading
 import time
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from uvicorn import Config
+from uvicorn.server import ServerState
 
 from serve.gateway.world import Address, World, until
+from tuneloop.serve.gateway.protocol import GatewayProtocol
 
 ASK = {"model": "bot", "messages": [{"role": "user", "content": "Hello?"}]}
 
@@ -123,6 +128,43 @@ def test_keep_alive_connections_carry_one_request_after_another(world: World) ->
             data = json.dumps(ASK).encode()
             head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {world.key}\r\n"
             connection.sendall(f"{head}content-length: {len(data)}\r\n\r\n".encode() + data)
+
+
+def test_a_client_that_leaves_while_the_server_stops_is_no_defect() -> None:
+    """A connection whose own task was cancelled answers what still comes, and ends as any other."""
+    defects: list[dict[str, Any]] = []
+
+    async def answer(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
+        await send({"type": "http.response.body"})
+
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, defect: defects.append(defect))
+        config, state = Config(answer, lifespan="off"), ServerState()
+        config.load()
+        made: list[GatewayProtocol] = []
+
+        def protocol() -> GatewayProtocol:
+            made.append(GatewayProtocol(config=config, server_state=state, app_state={}))
+            return made[-1]
+
+        async with await loop.create_server(protocol, "127.0.0.1", 0) as server:
+            reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+            for again in (True, False):
+                writer.write(b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n")
+                assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
+                own = made[-1]._own_task
+                assert own is not None
+                if again:
+                    own.cancel()
+                    await asyncio.wait([own])
+            made[-1].transport.abort()
+            assert await reader.read() == b""
+            writer.close()
+
+    asyncio.run(run())
+    assert defects == []
 
 
 def test_a_client_that_had_sent_its_next_request_ahead_is_noticed_when_it_leaves(world: World) -> None:

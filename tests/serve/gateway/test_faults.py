@@ -50,6 +50,7 @@ def test_a_single_engine_is_tried_again_with_the_same_version(world: World, stre
         ("status_500", 502, "engine_error"),
         ("status_503", 503, "engine_busy"),
         ("status_404", 503, "engine_unavailable"),
+        ("no_such_path", 503, "engine_unavailable"),  # of a chat: a proxy leads it astray
     ],
 )
 def test_when_every_attempt_fails_the_client_gets_one_clear_error(

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from serve.gateway.test_responses import numbers
 from serve.gateway.world import Address, Got, World, until
 from tuneloop.registry.guard_policy import GuardPolicy, KeyGuards, OutputGuards, Topics, is_sampled
 from tuneloop.registry.nouns import RequestRecord
@@ -213,6 +214,10 @@ def test_answers_are_masked_streamed_and_whole(world: World, guarded: Address) -
     assert embedded.json["data"][1]["embedding"] == [0.5, 3]
     vectors = recorded(world, embedded.headers["x-request-id"])
     assert ([m.content for m in vectors.messages], vectors.answer) == (["one", "two"], None)
+    engine.says, engine.fault = (MAIL,), "dies_in_mid_stream"  # once what was held back is given out by an event more
+    broken = guarded.call("/v1/responses", {"model": "bot", "input": "Hi", "stream": True}).body
+    assert b"<EMAIL_ADDRESS>" in broken
+    assert numbers(broken) == list(range(8))
 
 
 def test_a_verdict_of_very_many_findings_is_not_remembered() -> None:

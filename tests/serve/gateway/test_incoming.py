@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from tuneloop.serve.gateway.body import Ask, Endpoint, Limits, changed, read
+from tuneloop.serve.gateway.embeddings import MOST_TEXTS
 from tuneloop.serve.gateway.errors import ApiError
-from tuneloop.serve.gateway.incoming import MOST_TEXTS, Incoming
+from tuneloop.serve.gateway.incoming import Incoming
 
 TRUSTED = ("system", "developer")
 
@@ -73,7 +74,7 @@ def test_what_a_completion_calls_messages_is_none_of_its_texts(messages: Any) ->
 
 def test_a_request_of_very_many_texts_is_refused() -> None:
     assert len(texts(messages=[{"role": "user", "content": "hi"}] * MOST_TEXTS)) == MOST_TEXTS
-    with pytest.raises(ApiError, match="more than 2000 texts") as caught:
+    with pytest.raises(ApiError, match="more than 2048 texts") as caught:
         texts(messages=[{"role": "user", "content": "hi"}], documents=["hi"] * MOST_TEXTS)
     assert caught.value.status == 400
 
@@ -113,3 +114,19 @@ def test_the_items_of_a_response_are_said_by_what_they_are() -> None:
 def test_what_is_embedded_is_read_as_a_users_text() -> None:
     assert texts("embedding", input=["one", "two"]) == [("user", "one"), ("user", "two")]
     assert texts("embedding", input="one") == [("user", "one")]
+    assert len(texts("embedding", input=["one"] * MOST_TEXTS)) == MOST_TEXTS, "as many as are taken without guards"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "role"),
+    [("documents", ["x"], "tool"), ("suffix", ["x"], "prompt"), ("chat_template_kwargs", ["x"], "user")],
+)
+def test_only_the_input_of_a_response_is_read_item_by_item(name: str, value: Any, role: str) -> None:
+    assert texts("response", input="hi", **{name: value}) == [("user", "hi"), (role, "x")]
+
+
+def test_trusting_users_trusts_no_tool_of_a_response() -> None:
+    given = [{"role": "user", "content": "hi"}, {"type": "function_call_output", "call_id": "c", "output": "evil"}]
+    for value, judged in ((given, ["evil"]), ("hi", [])):
+        found = Incoming(ask("response", input=value), "response", (*TRUSTED, "user")).texts
+        assert [text.text for text in found] == judged

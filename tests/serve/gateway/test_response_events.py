@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from serve.gateway.faulty_engine import Seen, answer, events
 from serve.gateway.test_mask import PEM, look
 from tuneloop.registry.guard_policy import OutputGuards
+from tuneloop.serve.gateway.mask import Find
 from tuneloop.serve.gateway.responses.mask import ResponseMask
 from tuneloop.serve.gateway.responses.relay import ResponseRelay, renamed
 from tuneloop.serve.gateway.transcript import answer_text
@@ -78,6 +79,29 @@ def test_events_pass_whole_renamed_and_masked_wherever_the_network_cuts(cuts: li
     assert "ada@" not in json.dumps(shown)
     assert [event["sequence_number"] for event in shown] == list(range(len(shown)))
     assert answer_text(by.kept) == SHOWN
+
+
+def test_what_comes_together_is_looked_at_once() -> None:
+    looks: list[int] = []
+
+    async def counted(runs: Sequence[str]) -> list[list[Find]]:
+        looks.append(len(runs))
+        return await look(runs)
+
+    shown = masked(raw(list(events(SEEN, 3, MAIL))), by=ResponseMask(OutputGuards(), counted, lambda _: None, 0))
+    assert (len(looks), said(shown)) == (1, SHOWN)
+    body = answer(SEEN, 3, MAIL)
+    body["output"] *= 2
+    body["output"].append({"type": "reasoning", "summary": [{"type": "summary_text", "text": "eva@example.com"}]})
+    whole = ResponseMask(OutputGuards(), counted, lambda _: None, 0).whole(json.dumps(body).encode())
+    assert asyncio.run(whole).count(b"<EMAIL_ADDRESS>") == 3
+    assert len(looks) == 2
+
+
+def test_comments_are_no_events_of_a_response() -> None:
+    relay = ResponseRelay(engine_name="bot@2", asked="bot", wants_usage=False, keep_bytes=0)
+    assert relay.push(raw(list(events(SEEN, 3))[:3]) + b": ping\n\n").endswith(b": ping\n\n")
+    assert relay.events == 3
 
 
 def test_nothing_is_shown_before_an_engine_says_something() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import openai
 import pytest
 
@@ -9,6 +11,12 @@ from serve.gateway.faulty_engine import text_of
 from serve.gateway.test_answers import recorded
 from serve.gateway.world import World, until
 from tuneloop.registry.access.limits import KeyLimits
+
+
+def numbers(body: bytes) -> list[int]:
+    """Of the events of a stream."""
+    events = [json.loads(event.partition(b"\ndata: ")[2]) for event in body.split(b"\n\n")[:-1]]
+    return [event["sequence_number"] for event in events]
 
 
 def test_the_official_client_gets_responses_whole_and_streamed(world: World) -> None:
@@ -40,6 +48,10 @@ def test_the_official_client_gets_responses_whole_and_streamed(world: World) -> 
     assert (record.endpoint, record.stream, record.status) == ("response", True, 200)
     assert (record.prompt_tokens, record.completion_tokens) == (7, 8)
     assert recorded(world, str(whole._request_id)).key_source == "user"
+    nulls = dict.fromkeys(("background", "store", "previous_response_id", "conversation"))
+    assert gateway.call("/v1/responses", {"model": "bot", "input": "Hi"} | nulls).status == 200
+    sent = engine.seen[-1].body
+    assert (sent["background"], sent["store"]) == (False, False), "no engine has to make something of null"
     told = gateway.call("/v1/feedback", {"request_id": last.response.id, "thumb": "up"})
     assert (told.status, told.json["request_id"]) == (201, request_id)
 
@@ -60,6 +72,13 @@ def test_embeddings_pass_and_what_an_engine_does_not_offer_is_said_so(world: Wor
     record = until(lambda: next((one for one in world.registry.traffic.window("bot") if one.status == 200), None))
     assert (record.endpoint, record.prompt_tokens, record.completion_tokens) == ("embedding", 7, 0)
     assert gateway.metric('tuneloop_requests_total{model="bot",status="400",version="1"}') == 1
+
+
+def test_what_one_engine_does_not_offer_another_is_asked_for(world: World) -> None:
+    bad, good = world.engine("e1", "bot@1", fault="no_such_path"), world.engine("e2", "bot@1")
+    world.route((1, 10_000))
+    assert world.gateway().call("/v1/embeddings", {"model": "bot", "input": "a"}).status == 200
+    assert (len(bad.seen), len(good.seen)) == (1, 1)
 
 
 def test_a_response_that_was_only_announced_may_still_come_from_another_engine(world: World) -> None:
@@ -85,6 +104,7 @@ def test_a_response_that_breaks_off_ends_with_an_error_clients_know(world: World
         list(stream)
     body = gateway.call("/v1/responses", {"model": "bot", "input": "Hello?", "stream": True}).body
     assert body.rpartition(b"event: ")[2].startswith(b'error\ndata: {"type":"error","code":"engine_error",')
+    assert numbers(body) == list(range(7))
 
 
 def test_a_key_pays_for_responses_and_embeddings_as_for_everything(world: World) -> None:

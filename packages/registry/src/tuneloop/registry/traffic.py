@@ -21,6 +21,7 @@ from tuneloop.registry.tables import feedback, requests, shadow_requests
 
 CLIENT_FAULT = 400
 SERVER_FAULT = 500
+_FOUND = ("block", "flag", "sample", "pass")  # how a verdict that tells of a find begins; `pass`: sampled, not drawn
 _IDS_AT_ONCE = 500  # in one query; databases bound how many they take
 # What came with another API key than the request's does not count: nobody speaks for other people's users. The request
 # may not be on record yet.
@@ -290,10 +291,10 @@ class Traffic:
             return readable(RequestRecord, rows)
 
     def caught(self, model: str, guards: Sequence[str], *, since: datetime, until: datetime) -> tuple[int, int]:
-        """How many requests of a model one of these guards stopped or flagged, `since` <= at <= `until`, and how many
-        there were, whatever became of them."""
+        """How many requests of a model one of these guards found something in, `since` <= at <= `until`, whether it
+        stopped, flagged or sampled them, and how many there were, whatever became of them."""
         verdicts = [requests.c.guards[guard].as_string() for guard in guards]
-        found = sa.or_(*(sa.or_(said.like("block%"), said.like("flag%")) for said in verdicts))
+        found = sa.or_(*(said.like(f"{action}: %") for said in verdicts for action in _FOUND))
         here = sa.and_(requests.c.model == model, requests.c.at >= since, requests.c.at <= until)
         query = sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(sa.case((found, 1), else_=0)), 0)).where(here)
         with self._db.reading() as connection:

@@ -15,6 +15,7 @@ from sqlalchemy.engine import Connection
 
 from tuneloop.registry import audit
 from tuneloop.registry.access.limits import KeyLimits
+from tuneloop.registry.access.owners import owner_name
 from tuneloop.registry.database import Database, Rows, faults, noun_of, readable, row_of
 from tuneloop.registry.errors import InvalidInput, NotFound, Refused
 from tuneloop.registry.expiry import expires_at
@@ -53,11 +54,10 @@ class Keys:
         `reason` why, where one is given.
 
         Raises:
-            InvalidInput: it has no owner, would expire before it could be used or after all of us, or is for a model
-                whose name is none.
+            InvalidInput: its owner's name is none, it would expire before it could be used or after all of us, or it is
+                for a model whose name is none.
         """
-        if not owner.strip():
-            raise InvalidInput("a key needs an owner: whose it is is what `tuneloop key list` shows")
+        owner = owner_name(owner)
         now = self._clock()
         until = expires_at(now, ttl_s, "a key")
         secret = _new_secret()

@@ -24,6 +24,18 @@ from tuneloop.registry.tables import owner_limits
 MOST_LETTERS = 200
 
 
+def owner_name(said: str) -> str:
+    """A name that keys can be made for and limits be given to: blanks around it are none of it.
+
+    Raises:
+        InvalidInput: it is none.
+    """
+    name = said.strip()
+    if not name or len(name) > MOST_LETTERS or "\0" in name:
+        raise InvalidInput(f"an owner's name has 1 to {MOST_LETTERS} letters: `tuneloop key list` shows the owners")
+    return name
+
+
 class OwnerLimits(Noun):
     """What the keys of an owner may take together."""
 
@@ -52,8 +64,7 @@ class Owners:
         Raises:
             InvalidInput: the name is none, or a priority is given: whose turn it is is said of each key.
         """
-        if not owner.strip() or len(owner) > MOST_LETTERS or "\0" in owner:
-            raise InvalidInput(f"an owner's name has 1 to {MOST_LETTERS} letters: `tuneloop key list` shows the owners")
+        owner = owner_name(owner)
         now, here = self._clock(), owner_limits.c.name == owner
         with self._db.writing() as connection:
             row = connection.execute(sa.select(owner_limits).where(here).with_for_update()).mappings().first()

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 from sqlalchemy.sql.compiler import SQLCompiler
 
-from tuneloop.registry.database import Database, Rows, noun_of, readable
+from tuneloop.registry.database import Database, Rows, readable
 from tuneloop.registry.nouns import KeyUsage, RequestRecord
 from tuneloop.registry.paging import Ask, Page, page
 from tuneloop.registry.tables import api_keys, key_usage
@@ -84,13 +84,19 @@ class Usage:
         return readable(KeyUsage, rows)
 
     def month_of_owners(self, at: datetime, owners: Collection[str]) -> list[tuple[str, KeyUsage]]:
-        """What the keys of owners, revoked ones too, used in the month of `at`, each with the key's owner."""
+        """What the keys of owners, revoked ones too, used in the month of `at`, each with the key's owner; what cannot
+        be read is logged."""
         joined = key_usage.join(api_keys, api_keys.c.id == key_usage.c.api_key)
         query = sa.select(key_usage, api_keys.c.owner).select_from(joined)
         query = query.where(key_usage.c.month == month_name(at), api_keys.c.owner.in_(owners))
         with self._db.reading() as connection:
             rows = connection.execute(query).mappings().all()
-        return [(row["owner"], noun_of(KeyUsage, row)) for row in rows]
+        found: list[tuple[str, KeyUsage]] = []
+        for row in rows:
+            good = readable(KeyUsage, [row])
+            self._db.tell(good.unreadable)
+            found += [(row["owner"], used) for used in good]
+        return found
 
     def page(self, month: str, ask: Ask, key: str | None = None) -> Page[KeyUsage]:
         """The same of a month by its name, page by page."""

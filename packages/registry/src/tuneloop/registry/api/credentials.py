@@ -19,7 +19,7 @@ from tuneloop.registry.api.fields import (
     KeyPath,
     KeyQuery,
     MonthQuery,
-    Name,
+    OwnerName,
     TokenPath,
     needs,
 )
@@ -32,7 +32,7 @@ router = APIRouter()
 class KeyWanted(Body):
     """An API key to be made."""
 
-    owner: Name = Field(description="Whose key it is.", examples=["team-a"])
+    owner: OwnerName = Field(description="Whose key it is.", examples=["team-a"])
     models: tuple[ModelName, ...] = Field((), max_length=100, description="What it may ask; none: every model.")
     may_pin: bool = Field(False, description="It may ask for MODEL@VERSION.")
     days: Days | None = None
@@ -48,7 +48,7 @@ class LimitsWanted(Body):
 class OwnerLimitsWanted(Body):
     """What the keys of an owner may take together from now on."""
 
-    owner: Name = Field(description="Whose keys.", examples=["team-a"])
+    owner: OwnerName = Field(description="Whose keys.", examples=["team-a"])
     limits: KeyLimits = Field(description="All of its limits: what is not named is lifted; an owner has no priority.")
 
 

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from fastapi import Depends, Path, Query, Request
 from pydantic import Field, StringConstraints, model_validator
 
+from tuneloop.registry.access.owners import MOST_LETTERS
 from tuneloop.registry.access.roles import ROLES, Permission, holders
 from tuneloop.registry.access.tokens import NAME_PATTERN, Token
 from tuneloop.registry.errors import InvalidInput
@@ -58,6 +59,7 @@ Reason = Annotated[
     Field(description="Why; kept for ever.", examples=["answers the drift"]),
 ]
 Name = Annotated[str, StringConstraints(max_length=200, pattern=_SAID)]
+OwnerName = Annotated[str, StringConstraints(strip_whitespace=True, max_length=MOST_LETTERS, pattern=_SAID)]
 VersionNumber = Annotated[int, Field(ge=1, le=MOST_NUMBER, examples=[2])]
 RevisionQuery = Annotated[int, Query(ge=1, le=MOST_NUMBER, description="A revision of the route.", examples=[1])]
 Revision = Annotated[int, Field(ge=0, le=MOST_NUMBER, examples=[2])]

@@ -106,7 +106,7 @@ def key_new(
         click.echo(f"written to {registry.database.shown}: gateways on that database take it within 2 s", err=True)
         for model in models:
             _warn_of_a_stranger(registry, model)
-        emit({"id": made.id, "secret": secret, "owner": owner}, as_json, secret)
+        emit({"id": made.id, "secret": secret, "owner": made.owner}, as_json, secret)
 
 
 def _warn_of_a_stranger(registry: Registry, model: str) -> None:
@@ -171,9 +171,9 @@ def key_owner(owner: str, by: str, reason: str | None, as_json: bool, **given: s
     _require_some(given)
     with Registry.open() as registry:
         changed = registry.owners.limit(owner, lambda limits: _changed(limits, given), by=by, reason=reason)
-        emit(changed, as_json, f"{owner}: {_said(changed.limits)}")
-        if not any(made.owner == owner for made in registry.keys.all()):
-            click.echo(f"warning: no key is {owner}'s yet; `tuneloop key list` shows the owners", err=True)
+        emit(changed, as_json, f"{changed.name}: {_said(changed.limits)}")
+        if not any(made.owner == changed.name for made in registry.keys.all()):
+            click.echo(f"warning: no key is {changed.name}'s yet; `tuneloop key list` shows the owners", err=True)
 
 
 @key.command("owners")

@@ -11,7 +11,7 @@ import asyncio
 import msgspec
 
 from tuneloop.serve.gateway.answers import ANSWERS
-from tuneloop.serve.gateway.body import PATH_OF, Ask
+from tuneloop.serve.gateway.body import Ask
 from tuneloop.serve.gateway.errors import ApiError
 from tuneloop.serve.gateway.exchange import Exchange
 from tuneloop.serve.gateway.http import Send, send_part
@@ -89,13 +89,12 @@ class Attempts:
     async def _open(self, exchange: Exchange, ask: Ask, target: Target) -> Opened:
         """Send the request to an engine and wait until there is something for the client."""
         headers = {"x-request-id": exchange.id} | ({"traceparent": exchange.trace} if exchange.trace else {})
-        path = PATH_OF[exchange.endpoint]
         body = ask.for_engine(target.name, exchange.id)
         exchange.queue_ms = exchange.elapsed_ms()
         deadline = self.loop.time() + self._first_byte_timeout_s
         reply: Reply | None = None
         try:
-            reply = await self._upstream.send(target.engine, target.url.rstrip("/") + path, body, headers, deadline)
+            reply = await self._upstream.send(target.engine, target.url, ask.endpoint, body, headers, deadline)
             opened = await self._begun(exchange, ask, target, reply, deadline)
         except BaseException as error:
             if reply is not None:
@@ -103,7 +102,8 @@ class Attempts:
             if isinstance(error, TimeoutError):
                 raise too_late(target.engine, self._first_byte_timeout_s) from None
             if isinstance(error, ValueError) and reply is not None:
-                raise refused(target.engine, 200, EngineError(f"an answer that is no answer: {error}")) from error
+                said = EngineError(f"an answer that is no answer: {error}")
+                raise refused(target.engine, ask.endpoint, 200, said) from error
             raise
         exchange.ttft_ms = exchange.elapsed_ms()
         return opened
@@ -129,7 +129,7 @@ class Attempts:
                 raise lost(target.engine, EOFError("the stream ended before its first event"))
             first = relay.push(chunk)
         if relay.error is not None:
-            raise refused(target.engine, relay.error.status, relay.error)
+            raise refused(target.engine, ask.endpoint, relay.error.status, relay.error)
         opened = Opened(reply, relay, first, mask)
         return opened if mask is None else msgspec.structs.replace(opened, first=await opened.shown(first))
 
@@ -152,6 +152,7 @@ class Attempts:
             raise _broke_off() from failure
         finally:
             exchange.usage, exchange.events = relay.usage, relay.events
+            exchange.numbered = opened.mask.numbered if isinstance(opened.mask, ResponseMask) else relay.events
         if relay.error is not None:  # the engine has told the client itself, by an event
             exchange.failed(relay.error.status, relay.error.message)
         elif not relay.done:

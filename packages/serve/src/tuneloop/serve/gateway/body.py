@@ -16,6 +16,7 @@ import msgspec
 from tuneloop.serve.gateway import embeddings
 from tuneloop.serve.gateway.errors import ApiError, bad_request
 from tuneloop.serve.gateway.responses import items
+from tuneloop.serve.gateway.responses.items import chars_in
 from tuneloop.serve.gateway.splice import DuplicateKey, Members, members
 
 Endpoint = Literal["chat", "completion", "response", "embedding"]
@@ -67,6 +68,7 @@ class _Part(msgspec.Struct):
 class _Message(msgspec.Struct):
     role: Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
     content: str | list[_Part] | None = None
+    tool_calls: Any = None
 
 
 class _Said(msgspec.Struct, kw_only=True):
@@ -163,6 +165,8 @@ class Ask(msgspec.Struct, frozen=True):
         changes = {"model": msgspec.json.encode(name)}
         if self.endpoint == "response":
             changes |= {"request_id": msgspec.json.encode(f"resp_{request_id}"), "store": b"false"}
+            if "background" in self.members.values:  # null or false; an engine may take null for neither
+                changes["background"] = b"false"
         elif self.stream and not self.wants_usage:
             changes["stream_options"] = b'{"include_usage":true}'
         return self.members.replaced(changes)
@@ -275,6 +279,10 @@ def _completion(found: Members, said: Any) -> tuple[tuple[str, str], ...]:
 
 def _check_lengths(said: Any, endpoint: Endpoint, messages: tuple[tuple[str, str], ...], limits: Limits) -> None:
     chars = sum([len(text) for _, text in messages])
+    if endpoint == "chat":
+        chars += sum([chars_in(message.tool_calls) for message in said.messages if message.tool_calls])
+    elif endpoint == "response":
+        chars += items.unrecorded_chars(said.input)
     param = MEMBER[endpoint]
     if chars > limits.prompt_chars:
         raise bad_request(

@@ -228,7 +228,7 @@ async def _end_with(send: Send, exchange: Exchange, error: ApiError) -> None:
         return
     told = b"data: " + error.body
     if exchange.endpoint == "response":
-        told = error_event(error, exchange.events)
+        told = error_event(error, exchange.numbered)
     await send_part(send, told + b"\n\n", more=True)
     await send_part(send, b"", more=False)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tuneloop.serve.gateway.errors import bad_request
 
-MOST_TEXTS = 2_048  # of one request, as OpenAI has it
+MOST_TEXTS = 2_048  # of one request, as OpenAI has it; of any request that is guarded, too
 REFUSED = {"messages": "send texts as `input`"}
 _ENCODINGS = (None, "float", "base64")  # an engine's others are no JSON
 

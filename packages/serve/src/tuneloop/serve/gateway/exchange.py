@@ -67,7 +67,8 @@ class Exchange(msgspec.Struct):
     mask: Callable[[int], Mask | ResponseMask] | None = (
         None  # makes what hides parts of the answer; takes how many bytes it may keep
     )
-    events: int = 0  # of a stream, that the client was sent
+    events: int = 0  # of a stream, that the engine sent the client
+    numbered: int = 0  # of a response's stream, that the client was sent
     taken: tuple[Taken, ...] = ()  # what it has taken of the limits of its key and its owner
     turn_began: float | None = None  # None: it has no turn
     shadow_of: str | None = None  # id of the request that this is a copy of: nobody waits for it

@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from tuneloop.serve.gateway.body import MEMBER, ROLES, Ask, Endpoint
+from tuneloop.serve.gateway.embeddings import MOST_TEXTS
 from tuneloop.serve.gateway.errors import bad_request
 from tuneloop.serve.gateway.guard_worker import Finding
 from tuneloop.serve.gateway.responses.items import SAID_BY
@@ -30,7 +31,6 @@ _NO_TEXT_OF_ITEMS = _NO_TEXT | {"call_id", "status"}
 _PARTED = frozenset({"content", "output", "summary"})  # of an item: texts in parts
 _IN_TEXT = frozenset({"secrets", "personal"})  # guards whose finds are places in the text
 _BETWEEN_PARTS = "\n"  # as vLLM joins them
-MOST_TEXTS = 2_000  # of one request
 
 
 @dataclass(slots=True)
@@ -65,15 +65,16 @@ class Incoming:
         self.texts: list[Text] = []
         self._joined = False
         for name, role in (_SAID_TOO[endpoint] | _SAID_BY).items():
-            if (raw := ask.members.values.get(name)) is None or role in trusted:
+            by_item = endpoint == "response" and name == "input"  # then an item says who said it
+            if (raw := ask.members.values.get(name)) is None or (role in trusted and not by_item):
                 continue
             try:
                 held = self._members[name] = [msgspec.json.decode(raw)]
                 if name == "messages":
                     self.texts += self._messages(held[0], trusted)
-                elif endpoint == "response" and isinstance(held[0], list):
+                elif by_item and isinstance(held[0], list):
                     self.texts += self._items(held[0], trusted)
-                else:
+                elif role not in trusted:
                     self.texts += _texts(held, 0, name, role)
             except RecursionError:
                 raise bad_request(f"{name}: nested too deeply", param=name) from None

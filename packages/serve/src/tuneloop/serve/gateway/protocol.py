@@ -68,9 +68,9 @@ class GatewayProtocol(HttpToolsProtocol):
         if self.timeout_keep_alive_task is not None:
             self.timeout_keep_alive_task.cancel()
         super().connection_lost(exc)
-        if self._idle is not None:
+        if self._idle is not None and not self._idle.done():  # else that task was cancelled: the server is stopping
             self._idle.set_result(None)
-            self._idle = None
+        self._idle = None
         for line in self._lines:
             line.left()
 
@@ -142,7 +142,9 @@ class GatewayProtocol(HttpToolsProtocol):
 
         While that task is still busy with what follows the answer before, this one gets a task of its own.
         """
-        if cycle.scope["path"] not in PATHS or (self._own_task is not None and self._idle is None):
+        if cycle.scope["path"] not in PATHS or (
+            self._own_task is not None and (self._idle is None or self._idle.done())
+        ):
             super()._start_asgi_task(cycle, app)
             return
         self._next = cycle

@@ -20,7 +20,7 @@ from typing import Literal
 from tuneloop.registry.routes.assignment import shadowed
 from tuneloop.serve.gateway.answers import ANSWERS
 from tuneloop.serve.gateway.attempts import EVENT_BYTES_PER_CHAR
-from tuneloop.serve.gateway.body import PATH_OF, Ask
+from tuneloop.serve.gateway.body import Ask
 from tuneloop.serve.gateway.exchange import Exchange
 from tuneloop.serve.gateway.load import Load
 from tuneloop.serve.gateway.routing import Plan, pick
@@ -187,12 +187,11 @@ class Shadows:
         return self._load.of(engine) + self._mine.get(engine, 0)
 
     async def _ask(self, exchange: Exchange, ask: Ask, target: Target, deadline: float) -> None:
-        path = PATH_OF[exchange.endpoint]
         body = ask.for_engine(target.name, exchange.id)
         exchange.queue_ms = exchange.elapsed_ms()
         headers = {"x-request-id": exchange.id}
         assert self._upstream is not None, "start() comes first"
-        reply = await self._upstream.send(target.engine, target.url.rstrip("/") + path, body, headers, deadline)
+        reply = await self._upstream.send(target.engine, target.url, ask.endpoint, body, headers, deadline)
         try:
             if ask.stream:
                 await self._streamed(exchange, target, reply, deadline)

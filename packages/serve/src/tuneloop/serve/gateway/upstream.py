@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Literal
 
+from tuneloop.serve.gateway.body import PATH_OF, Endpoint
 from tuneloop.serve.gateway.client import Answer, Client, ConnectionFailed
 from tuneloop.serve.gateway.errors import ApiError
 from tuneloop.serve.gateway.sse import EngineError, error_of
@@ -18,6 +19,7 @@ from tuneloop.serve.gateway.sse import EngineError, error_of
 _MAX_ERROR_BYTES = 64_000
 _MAX_BODY_BYTES = 64_000_000
 _END_S = 1.0  # an engine ends its response right after its last event
+_NOT_EVERYWHERE: frozenset[Endpoint] = frozenset({"response", "embedding"})  # engines have them, or not
 Retry = Literal["anywhere", "elsewhere", "never"]
 
 
@@ -113,15 +115,17 @@ class Upstream:
     def __init__(self, connect_timeout_s: float) -> None:
         self._client = Client(connect_timeout_s)
 
-    async def send(self, engine: str, url: str, body: bytes, headers: dict[str, str], deadline: float) -> Reply:
-        """POST `body`; returns once a 200's headers are there.
+    async def send(
+        self, engine: str, url: str, endpoint: Endpoint, body: bytes, headers: dict[str, str], deadline: float
+    ) -> Reply:
+        """POST `body` to an endpoint of the engine at `url`; returns once a 200's headers are there.
 
         Raises:
             EngineFailure: no connection, a broken one, or any other status.
             TimeoutError: nothing came by `deadline`, on the loop's clock.
         """
         try:
-            status, answer = await self._client.post(url, body, headers, deadline)
+            status, answer = await self._client.post(url.rstrip("/") + PATH_OF[endpoint], body, headers, deadline)
         except TimeoutError:  # an OSError too
             raise
         except OSError as error:
@@ -133,7 +137,7 @@ class Upstream:
             said = error_of(await reply.begun(_MAX_ERROR_BYTES, deadline))
         finally:
             reply.close()
-        raise refused(engine, status, said)
+        raise refused(engine, endpoint, status, said)
 
     async def close(self) -> None:
         """Close every connection."""
@@ -148,12 +152,13 @@ def lost(engine: str, cause: Exception, *, set_aside: bool = False) -> EngineFai
     )
 
 
-def refused(engine: str, status: int, said: EngineError) -> EngineFailure:
+def refused(engine: str, endpoint: Endpoint, status: int, said: EngineError) -> EngineFailure:
     """The engine answered with an error, as a status or as a stream's first event."""
     detail = f"engine {engine} answered {status}: {said.message}"
-    if (status == 404 and said.code is None) or status == 501:  # vLLM gives a code with what it looked for in vain
+    # vLLM gives a code with what it looked for in vain; a proxy that leads nowhere gives none either.
+    if endpoint in _NOT_EVERYWHERE and ((status == 404 and said.code is None) or status == 501):
         message = "the engines of this model do not serve this endpoint; ask a model that does, or another endpoint"
-        return EngineFailure(ApiError(400, message, code="endpoint_not_supported"), detail, retry="never")
+        return EngineFailure(ApiError(400, message, code="endpoint_not_supported"), detail, retry="elsewhere")
     if status == 404:  # the version was unloaded between our last look and now
         error = ApiError(503, "the version is not ready; try again", code="engine_unavailable", retry_after_s=1)
         return EngineFailure(error, detail, retry="elsewhere")

@@ -7,7 +7,7 @@ an engine would run or fetch by itself, and what is no text.
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 
@@ -53,6 +53,9 @@ class Item(msgspec.Struct):
     content: str | list[Part] | None = None
     output: str | list[Part] | None = None
     summary: list[Part] | None = None
+    name: Any = None  # of a call
+    arguments: Any = None
+    input: Any = None  # of a custom tool's call
 
 
 class Tool(msgspec.Struct):
@@ -77,6 +80,31 @@ def turns(given: str | list[Item] | None, instructions: str | None) -> tuple[tup
         return (*first, ("user", given))
     said = [_turn(f"input[{number}]", item) for number, item in enumerate(given)]
     return (*first, *(turn for turn in said if turn is not None))
+
+
+def unrecorded_chars(given: str | list[Item] | None) -> int:
+    """How many characters a model reads that `turns` leaves out: of calls and of reasoning."""
+    if not isinstance(given, list):
+        return 0
+    calls = [chars_in([item.name, item.arguments, item.input]) for item in given if item.type in _CALLS]
+    thoughts = [
+        len(_text("", item.content)) + len(_text("", item.summary)) for item in given if item.type == "reasoning"
+    ]
+    return sum(calls) + sum(thoughts)
+
+
+def chars_in(value: Any) -> int:
+    """How many characters the texts in a JSON value have."""
+    found, rest = 0, [value]
+    while rest:
+        one = rest.pop()
+        if isinstance(one, str):
+            found += len(one)
+        elif isinstance(one, dict):
+            rest += one.values()
+        elif isinstance(one, list):
+            rest += one
+    return found
 
 
 def check_tools(tools: list[Tool] | None) -> None:

@@ -90,6 +90,7 @@ class ResponseRelay(Relay):
         if len(self._rest) > MAX_EVENT_BYTES:
             raise ValueError(f"an event of more than {MAX_EVENT_BYTES} bytes")
         shown: list[bytes] = []
+        passed = 0
         for raw in events:
             if self.done:
                 break
@@ -102,8 +103,9 @@ class ResponseRelay(Relay):
                 continue
             self._has_begun = True
             shown += (*self._waiting, self._looked_at(raw, data, event))
-            self.events += len(self._waiting) + 1
+            passed += len(self._waiting) + (data is not None)
             self._waiting = []
+        self.events += passed
         return b"".join([event + b"\n\n" for event in shown])
 
     def _looked_at(self, raw: bytes, data: bytes | None, event: _Event) -> bytes:
