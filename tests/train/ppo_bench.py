@@ -28,6 +28,7 @@ def even_share(answers: Sequence[Answer]) -> list[float]:
     return [sum(token % 2 == 0 for token in answer.ids) / len(answer.ids) for answer in answers]
 
 
+EVEN = Judge({"even": even_share})
 RECIPE = """\
 base: {{model: {base}}}
 data: {{train: questions.jsonl}}
@@ -63,6 +64,7 @@ class Bench:
         check: Callable[[], None] = lambda: None,
         told: Callable[[int], None] = lambda _: None,
         before: Callable[[Any, int], None] = lambda *_: None,
+        judge: Judge = EVEN,
         **changes: Any,
     ) -> tuple[list[dict[str, float]], dict[str, torch.Tensor]]:
         """(metrics of each step this run took, the adapter's weights); `before` hears (model, rows) of each pass."""
@@ -92,7 +94,7 @@ class Bench:
                 steps=steps,
                 validation=[],
                 watch=Watch(Screen(stream), log, check),
-                judge=Judge({"even": even_share}),
+                judge=judge,
                 **changes,
             )
         finally:

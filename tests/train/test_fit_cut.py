@@ -73,6 +73,7 @@ class Bench:
     folder: Path
     said: list[str] = field(default_factory=list)
     told: dict[int, dict[str, float]] = field(default_factory=dict)  # by step
+    judge: Judge = field(default_factory=lambda: Judge({"even": even}))
 
     def recipe(self, kind: str, **run: Any) -> Recipe:
         values = {
@@ -143,7 +144,7 @@ class Bench:
                 steps=STEPS,
                 validation=[],
                 watch=Watch(Screen(stream), log, lambda: None),
-                judge=Judge({"even": even}),
+                judge=self.judge,
                 **others,
             )
         finally:
@@ -214,15 +215,28 @@ def test_killed_and_resumed_is_the_run_that_was_not_to_the_bit(
     assert equal(ours, weights)
 
 
-@pytest.mark.parametrize("kind", ["dpo", "grpo"])
+class Scarce:
+    """A reward model that has room for two answers at a time, and finds none better than another."""
+
+    def scores(self, ids: Sequence[Sequence[int]], *, batch: int) -> list[float]:
+        if batch > 2:
+            raise torch.OutOfMemoryError(OUT)
+        return [0.0] * len(ids)
+
+
+@pytest.mark.parametrize(("kind", "judging"), [("dpo", False), ("grpo", False), ("grpo", True)])
 def test_out_of_memory_in_the_first_step_is_the_run_that_began_smaller(
-    bench: Bench, whole: Callable[[str], Whole], kind: str
+    bench: Bench, whole: Callable[[str], Whole], kind: str, *, judging: bool
 ) -> None:
-    """Wherever it happens: with grpo already while answers are sampled, which TRL does for all of them at once."""
+    """Wherever it happens: with grpo already while answers are sampled, which TRL does for all of them at once, or
+    while they are judged."""
 
     def run_out(_model: Any, rows: int, _before: int) -> None:
-        if rows > (2 if kind == "grpo" else 4):  # a preference is two rows
+        if rows > (2 if kind == "grpo" else 4) and not judging:  # a preference is two rows
             raise torch.OutOfMemoryError(OUT)
+
+    if judging:
+        bench.judge = Judge({"even": even}, Scarce())
 
     expected, weights = whole(kind)
     made, ours = bench.fit(bench.recipe(kind), before=run_out, store=bench.store())
