@@ -267,7 +267,7 @@ class _Learner:
             f"out of memory while the optimiser changed weights in step {step} ({error}); going on from step "
             f"{found[0].step} with micro-batch {size}, batch size {self._recipe.run.batch_size} as before"
         )
-        self._go_on_with(found[1].model_copy(update={"micro_batch": size}))
+        self._go_on_with(self._state.model_copy(update={"micro_batch": size}))  # rollbacks since then stand
         return found[0]
 
     def _roll_back(self, error: Diverged) -> Learned:
