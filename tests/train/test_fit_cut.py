@@ -6,6 +6,7 @@ the model it is compared with, answers that were drawn, a head. PPO has a loop o
 
 from __future__ import annotations
 
+import copy
 import io
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -31,6 +32,7 @@ from tuneloop.train.fit.launch import ChildSpec, Event, load_weights
 from tuneloop.train.fit.progress import FitResult, Watch
 from tuneloop.train.fit.run import fit
 from tuneloop.train.recipe import Recipe
+from tuneloop.train.recipe.tuning import LoraTuning
 from tuneloop.train.rewards import Answer, Judge
 from tuneloop.train.screen import Screen
 from tuneloop.train.tuning import models
@@ -48,6 +50,7 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     },
 }
 EVERY_STEP = {"every_s": 1e-9, "keep": 2}
+RANK = 4
 STEPS = 3  # the third begins the second epoch
 OUT = "CUDA out of memory. Tried to allocate 2.00 GiB"
 
@@ -62,6 +65,12 @@ def even(answers: Sequence[Answer]) -> list[float]:
 
 def spoken(question: str, answer: str) -> Row:
     return Row((Message(role="user", content=question), Message(role="assistant", content=answer)))
+
+
+@cache
+def fresh_of(base: Base, head_seed: int | None) -> Any:
+    """Read once."""
+    return models.Loader(base, LoraTuning(rank=RANK), "float32", "cpu", "sdpa", head_seed).tunable(0, None)
 
 
 @dataclass
@@ -79,7 +88,7 @@ class Bench:
         values = {
             "base": {"model": "small"},
             "data": {"train": "rows.jsonl"},
-            "tuning": {"rank": 4},
+            "tuning": {"rank": RANK},
             "objective": OBJECTIVES[kind],
             "optim": {"learning_rate": 1e-2},
             "run": {"steps": STEPS, "batch_size": 4, "micro_batch": 4, "dtype": "float32"} | run,
@@ -97,8 +106,7 @@ class Bench:
         return label_pairs(labeller, pairs, "sha256:t")[0]
 
     def fresh(self, recipe: Recipe) -> Any:
-        seed = recipe.objective.head_seed(recipe.run.seed)
-        return models.Loader(self.base, recipe.tuning, "float32", "cpu", "sdpa", seed).tunable(0, None)
+        return copy.deepcopy(fresh_of(self.base, recipe.objective.head_seed(recipe.run.seed)))
 
     def model(self, recipe: Recipe) -> Any:
         model = self.fresh(recipe)

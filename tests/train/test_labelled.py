@@ -18,6 +18,7 @@ from train.fitting import Fits, tokenizer_of
 from tuneloop.registry.errors import InvalidInput, TuneloopError
 from tuneloop.registry.nouns import Message
 from tuneloop.train.base import Base
+from tuneloop.train.data import labelled
 from tuneloop.train.data.labelled import LabelledStore, label_rows_on_disk
 from tuneloop.train.data.labels import IGNORED, Labeller, label_rows
 from tuneloop.train.data.rows import Row, read_rows
@@ -60,9 +61,10 @@ def held_after(tokenizer: Any, count: int) -> int:
     return peak
 
 
-def test_memory_does_not_grow_with_the_rows(tokenizer: Any) -> None:
+def test_memory_does_not_grow_with_the_rows(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A row of 120 tokens takes two kilobytes in memory, and here next to none once the first are on their way out."""
-    few, many = 260, 390  # more than are written together
+    monkeypatch.setattr(labelled, "_WRITTEN_TOGETHER", 32)
+    few, many = 40, 170
     held_after(tokenizer, 10)  # what is loaded once
     small, large = held_after(tokenizer, few), held_after(tokenizer, many)
     print(f"{small} bytes of {few} rows, {(large - small) / (many - few)} for each one more")
