@@ -157,7 +157,7 @@ def test_a_clock_that_goes_back_an_hour_steps_no_span_twice_and_one_that_was_a_y
     assert cadence.due_s(registries.experiments.get(bandit.id), clock()) == 0.0
 
 
-def test_a_controller_killed_between_a_step_and_its_note_leaves_a_step_that_the_next_one_notes_and_does_not_repeat(
+def test_a_controller_killed_right_after_a_step_leaves_one_that_is_seen_to_and_that_the_next_does_not_repeat(
     registries: Registry, bandit: Experiment, users: Users, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def killed(*_: object) -> None:
@@ -168,21 +168,33 @@ def test_a_controller_killed_between_a_step_and_its_note_leaves_a_step_that_the_
         patch.setattr(registries.experiments, "looked", killed)
         with pytest.raises(SystemExit):
             Stepping(registries, "first").look(bandit.id)
-    assert (len(splits(registries)), registries.experiments.get(bandit.id).looked_at) == (3, None)
+    assert (len(splits(registries)), registries.experiments.get(bandit.id).looked_at) == (3, clock())
     users.down = {1: 0.2, 2: 0.7}  # a second step would move much
     users.ask(range(400, 1_400), each=1)
     Stepping(registries, "second").look(bandit.id)
-    assert (len(splits(registries)), registries.experiments.get(bandit.id).looked_at) == (3, clock())
+    assert len(splits(registries)) == 3
 
 
-def test_a_step_by_hand_is_the_spans_step(registries: Registry, bandit: Experiment, users: Users, clock: Clock) -> None:
+def test_a_step_by_hand_is_the_spans_step_and_is_due_no_more(
+    registries: Registry, bandit: Experiment, users: Users, clock: Clock
+) -> None:
+    def due_s() -> float | None:
+        return cadence.due_s(registries.experiments.get(bandit.id), clock())
+
+    clock.advance(600)
     a_day_later(registries, clock)
     running, route, wanted = conduct.step(registries, bandit.id)
     assert wanted.split != SLOWER.split
-    conduct.move(registries, running, route, SLOWER, GRACE)
+    assert due_s() != 0.0
+    route = conduct.take(registries, running, route, SLOWER, GRACE)
+    assert due_s() == 0.0, "nobody is told of it any more"
     Controller(registries).turn()
     assert [entry.actor for entry in registries.audit.entries("bot", action="experiment.step")] == ["grace"]
     assert splits(registries)[2:] == [SLOWER.split]
+    a_day_later(registries, clock)
+    assert due_s() != 0.0
+    conduct.take(registries, running, route, SLOWER, GRACE)
+    assert (due_s(), len(splits(registries))) == (0.0, 3), "it has nothing to move, and is seen to"
     a_day_later(registries, clock)
     Controller(registries).turn()
     assert splits(registries)[-1] == {1: 1_500, 2: 8_500}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -28,6 +29,7 @@ def even_share(answers: Sequence[Answer]) -> list[float]:
     return [sum(token % 2 == 0 for token in answer.ids) / len(answer.ids) for answer in answers]
 
 
+EVEN = Judge({"even": even_share})
 RECIPE = """\
 base: {{model: {base}}}
 data: {{train: questions.jsonl}}
@@ -48,12 +50,14 @@ class Bench:
     base: Base
     tokenizer: Any
     prompts: list[LabelledPrompt]
+    bare: Any  # read once
     said: list[str] = field(default_factory=list)
 
-    def with_run(self, **run: Any) -> Bench:
-        """The same with other keys in `run`."""
+    def with_run(self, objective: Mapping[str, Any] | None = None, **run: Any) -> Bench:
+        """The same with other keys in `run`, and in `objective`."""
         values = self.recipe.model_dump(exclude_unset=True)
         values["run"] |= run
+        values["objective"] |= objective or {}
         return replace(self, recipe=Recipe.model_validate(values), said=[])
 
     def run(
@@ -63,10 +67,11 @@ class Bench:
         check: Callable[[], None] = lambda: None,
         told: Callable[[int], None] = lambda _: None,
         before: Callable[[Any, int], None] = lambda *_: None,
+        judge: Judge = EVEN,
         **changes: Any,
     ) -> tuple[list[dict[str, float]], dict[str, torch.Tensor]]:
         """(metrics of each step this run took, the adapter's weights); `before` hears (model, rows) of each pass."""
-        bare = models.load_base(self.base, dtype="float32", device="cpu", attention="sdpa")
+        bare = copy.deepcopy(self.bare)
         model = models.new_adapter(bare, self.recipe.tuning, seed=0)
         seen: list[dict[str, float]] = []
         stream = io.StringIO()
@@ -92,7 +97,7 @@ class Bench:
                 steps=steps,
                 validation=[],
                 watch=Watch(Screen(stream), log, check),
-                judge=Judge({"even": even_share}),
+                judge=judge,
                 **changes,
             )
         finally:
@@ -110,7 +115,8 @@ def make_bench(folder: Path) -> Bench:
         for n in range(16)
     ]
     prompts, _ = label_prompts(Labeller(tokenizer, 96), asked, 64, base.template_digest)
-    return Bench(recipe, base, tokenizer, list(prompts))
+    bare = models.load_base(base, dtype="float32", device="cpu", attention="sdpa")
+    return Bench(recipe, base, tokenizer, list(prompts), bare)
 
 
 def steps_of(seen: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:

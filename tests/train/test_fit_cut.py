@@ -6,6 +6,7 @@ the model it is compared with, answers that were drawn, a head. PPO has a loop o
 
 from __future__ import annotations
 
+import copy
 import io
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -31,6 +32,7 @@ from tuneloop.train.fit.launch import ChildSpec, Event, load_weights
 from tuneloop.train.fit.progress import FitResult, Watch
 from tuneloop.train.fit.run import fit
 from tuneloop.train.recipe import Recipe
+from tuneloop.train.recipe.tuning import LoraTuning
 from tuneloop.train.rewards import Answer, Judge
 from tuneloop.train.screen import Screen
 from tuneloop.train.tuning import models
@@ -48,6 +50,7 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     },
 }
 EVERY_STEP = {"every_s": 1e-9, "keep": 2}
+RANK = 4
 STEPS = 3  # the third begins the second epoch
 OUT = "CUDA out of memory. Tried to allocate 2.00 GiB"
 
@@ -64,6 +67,12 @@ def spoken(question: str, answer: str) -> Row:
     return Row((Message(role="user", content=question), Message(role="assistant", content=answer)))
 
 
+@cache
+def fresh_of(base: Base, head_seed: int | None) -> Any:
+    """Read once."""
+    return models.Loader(base, LoraTuning(rank=RANK), "float32", "cpu", "sdpa", head_seed).tunable(0, None)
+
+
 @dataclass
 class Bench:
     """A small model, rows of every kind, and what the last fit told."""
@@ -73,12 +82,13 @@ class Bench:
     folder: Path
     said: list[str] = field(default_factory=list)
     told: dict[int, dict[str, float]] = field(default_factory=dict)  # by step
+    judge: Judge = field(default_factory=lambda: Judge({"even": even}))
 
     def recipe(self, kind: str, **run: Any) -> Recipe:
         values = {
             "base": {"model": "small"},
             "data": {"train": "rows.jsonl"},
-            "tuning": {"rank": 4},
+            "tuning": {"rank": RANK},
             "objective": OBJECTIVES[kind],
             "optim": {"learning_rate": 1e-2},
             "run": {"steps": STEPS, "batch_size": 4, "micro_batch": 4, "dtype": "float32"} | run,
@@ -96,8 +106,7 @@ class Bench:
         return label_pairs(labeller, pairs, "sha256:t")[0]
 
     def fresh(self, recipe: Recipe) -> Any:
-        seed = recipe.objective.head_seed(recipe.run.seed)
-        return models.Loader(self.base, recipe.tuning, "float32", "cpu", "sdpa", seed).tunable(0, None)
+        return copy.deepcopy(fresh_of(self.base, recipe.objective.head_seed(recipe.run.seed)))
 
     def model(self, recipe: Recipe) -> Any:
         model = self.fresh(recipe)
@@ -143,7 +152,7 @@ class Bench:
                 steps=STEPS,
                 validation=[],
                 watch=Watch(Screen(stream), log, lambda: None),
-                judge=Judge({"even": even}),
+                judge=self.judge,
                 **others,
             )
         finally:
@@ -214,15 +223,28 @@ def test_killed_and_resumed_is_the_run_that_was_not_to_the_bit(
     assert equal(ours, weights)
 
 
-@pytest.mark.parametrize("kind", ["dpo", "grpo"])
+class Scarce:
+    """A reward model that has room for two answers at a time, and finds none better than another."""
+
+    def scores(self, ids: Sequence[Sequence[int]], *, batch: int) -> list[float]:
+        if batch > 2:
+            raise torch.OutOfMemoryError(OUT)
+        return [0.0] * len(ids)
+
+
+@pytest.mark.parametrize(("kind", "judging"), [("dpo", False), ("grpo", False), ("grpo", True)])
 def test_out_of_memory_in_the_first_step_is_the_run_that_began_smaller(
-    bench: Bench, whole: Callable[[str], Whole], kind: str
+    bench: Bench, whole: Callable[[str], Whole], kind: str, *, judging: bool
 ) -> None:
-    """Wherever it happens: with grpo already while answers are sampled, which TRL does for all of them at once."""
+    """Wherever it happens: with grpo already while answers are sampled, which TRL does for all of them at once, or
+    while they are judged."""
 
     def run_out(_model: Any, rows: int, _before: int) -> None:
-        if rows > (2 if kind == "grpo" else 4):  # a preference is two rows
+        if rows > (2 if kind == "grpo" else 4) and not judging:  # a preference is two rows
             raise torch.OutOfMemoryError(OUT)
+
+    if judging:
+        bench.judge = Judge({"even": even}, Scarce())
 
     expected, weights = whole(kind)
     made, ours = bench.fit(bench.recipe(kind), before=run_out, store=bench.store())

@@ -16,6 +16,7 @@ from tuneloop.registry.errors import Conflict, TuneloopError
 from tuneloop.train.fit import launch
 from tuneloop.train.fit.progress import Watch
 from tuneloop.train.fit.zero import deepspeed_config
+from tuneloop.train.recipe import Recipe
 from tuneloop.train.recipe.run import LaunchSection, RunSection
 from tuneloop.train.screen import Screen
 from tuneloop.train.stopping import StopFlag, Stopped
@@ -50,6 +51,20 @@ def test_all_weights_are_learned_sharded_as_whole(train_with: Callable[..., Trai
     assert both.metrics["nll.old"] == nll, "the weights came back whole"
 
 
+def spec_in(folder: Path) -> launch.ChildSpec:
+    return launch.ChildSpec(
+        recipe={},
+        base=folder,
+        start=None,
+        device="cpu",
+        attention="sdpa",
+        steps=9,
+        store=folder / "store",
+        owner=os.getpid(),
+        threads=1,
+    )
+
+
 @pytest.mark.parametrize(
     "reason",
     [Conflict("retraining rt_1: the lease of w1 is lost"), Stopped("stopped by SIGTERM; nothing was published")],
@@ -61,23 +76,39 @@ def test_why_the_owner_asked_its_processes_to_end_is_not_flattened(
     words = f"{reason}; the state after step 3 is kept"
     ended = launch._End(0, launch.Event(kind="stopped", text=words), "")
     monkeypatch.setattr(launch, "_run_children", lambda *_arguments: ended)
-    spec = launch.ChildSpec(
-        recipe={},
-        base=tmp_path,
-        start=None,
-        device="cpu",
-        attention="sdpa",
-        steps=9,
-        store=tmp_path / "store",
-        owner=os.getpid(),
-        threads=1,
-    )
+    spec = spec_in(tmp_path)
     flag = StopFlag()
     flag.stop(reason)
     watch = Watch(Screen(io.StringIO()), lambda _metrics, _step: None, flag.check)
     with pytest.raises(type(reason)) as raised:
         launch.fit_in_processes(torch.nn.Linear(1, 1), spec, [], [], [], RunSection(steps=9), watch)
     assert str(raised.value) == (words if isinstance(reason, Stopped) else str(reason))
+
+
+def test_processes_that_run_out_of_memory_begin_again_with_less_until_it_is_said_what_helps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[int | None] = []
+
+    def run_out(spec: launch.ChildSpec, *_others: object) -> launch._End:
+        told.append(spec.micro_batch)
+        return launch._End(1, launch.Event(kind="memory", text="CUDA out of memory", step=spec.micro_batch or 2), "")
+
+    monkeypatch.setattr(launch, "_run_children", run_out)
+    values = {
+        "base": {"model": "x"},
+        "data": {"train": "questions.jsonl"},
+        "objective": {"kind": "ppo", "rewards": ["finished"]},
+        "run": {"steps": 9, "batch_size": 4, "micro_batch": 2, "max_restarts": 1},
+        "evaluate": {"sets": {"held": "held.jsonl"}},
+        "publish": {"model": "bot"},
+    }
+    run = Recipe.model_validate(values).run
+    spec = spec_in(tmp_path).model_copy(update={"recipe": values})
+    watch = Watch(Screen(io.StringIO()), lambda _metrics, _step: None, lambda: None)
+    with pytest.raises(TuneloopError, match=r"one row at a time.*: smaller objective\.max_prompt_length"):
+        launch.fit_in_processes(torch.nn.Linear(1, 1), spec, [], [], [], run, watch)
+    assert told == [None, 1]
 
 
 def test_a_processs_broken_text_ends_nothing(tmp_path: Path) -> None:

@@ -176,6 +176,29 @@ def test_out_of_memory_while_weights_change_goes_back_to_what_is_whole(
     assert fits.losses == pytest.approx(expected, abs=2e-5)
 
 
+def test_out_of_memory_while_weights_change_takes_no_rollback_back(fits: Fits, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The state it goes back to was written before the rate was lowered."""
+    recipe = fits.recipe(micro_batch=4, divergence={"action": "rollback", "max_rollbacks": 2})
+    model, starved, step = fits.model(recipe), list[int](), torch.optim.AdamW.step
+
+    def spoil_first(_rows: int, before: int) -> None:
+        if before == 0:
+            next(p for p in model.parameters() if p.requires_grad).data.fill_(float("nan"))
+
+    def run_out(self: torch.optim.AdamW, *arguments: Any, **values: Any) -> Any:
+        starved.append(1)
+        if len(starved) == 2:  # the first is the spoilt one, which is told when it is over
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return step(self, *arguments, **values)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", run_out)
+    fits.fit(recipe, steps=1, store=fits.store(), model=model, hook=spoil_first)
+    found = fits.store().newest_valid()
+    assert found is not None
+    assert found.state.step == 1
+    assert (found.state.rollbacks, found.state.learning_rate, found.state.micro_batch) == (1, 0.0025, 2)
+
+
 def test_one_row_that_does_not_fit_is_said_with_what_helps(fits: Fits) -> None:
     def run_out(_rows: int, _before: int) -> None:
         raise MemoryError

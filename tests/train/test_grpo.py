@@ -100,8 +100,11 @@ def answer(text: str, **fields: str) -> Answer:
 
 def test_rewards_of_an_installed_package_are_found_by_name(installed: None) -> None:
     judge = Judge(find_rewards(["polite", "contains_answer"]))
-    found = judge.parts([answer("yes please", answer="YES"), answer("no", answer="yes")])
-    assert found == {"polite": [1.0, 0.0], "contains_answer": [1.0, 0.0]}
+    answers = [answer("yes please", answer="YES"), answer("no", answer="yes")]
+    assert {name: judge.part(name, answers, batch=2) for name in judge.names} == {
+        "polite": [1.0, 0.0],
+        "contains_answer": [1.0, 0.0],
+    }
     with pytest.raises(NotFound, match="did you mean 'polite'"):
         find_rewards(["polit"])
     with pytest.raises(InvalidInput, match="more than one reward function is named 'finished'"):
@@ -110,8 +113,8 @@ def test_rewards_of_an_installed_package_are_found_by_name(installed: None) -> N
 
 def test_a_reward_that_gives_no_number_for_each_answer_is_an_error() -> None:
     with pytest.raises(InvalidInput, match="gave 1 scores for 2 answers"):
-        Judge({"short": lambda _: [1.0]}).parts([answer("a"), answer("b")])
+        Judge({"short": lambda _: [1.0]}).part("short", [answer("a"), answer("b")], batch=2)
     with pytest.raises(InvalidInput, match="gave nan for the answer 'a'"):
-        Judge({"odd": lambda _: [float("nan")]}).parts([answer("a")])
+        Judge({"odd": lambda _: [float("nan")]}).part("odd", [answer("a")], batch=1)
     with pytest.raises(InvalidInput, match="read a row's field `answer`"):
-        Judge(find_rewards(["exact_match"])).parts([answer("a")])
+        Judge(find_rewards(["exact_match"])).part("exact_match", [answer("a")], batch=1)

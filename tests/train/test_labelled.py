@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import resource
 import tracemalloc
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +15,16 @@ import pytest
 
 from small_base import WORDS, make_small_base
 from train.fitting import Fits, tokenizer_of
-from tuneloop.registry.errors import InvalidInput
+from tuneloop.registry.errors import InvalidInput, TuneloopError
 from tuneloop.registry.nouns import Message
 from tuneloop.train.base import Base
+from tuneloop.train.data import labelled
 from tuneloop.train.data.labelled import LabelledStore, label_rows_on_disk
 from tuneloop.train.data.labels import IGNORED, Labeller, label_rows
 from tuneloop.train.data.rows import Row, read_rows
+from tuneloop.train.data.store import RowStore
 from tuneloop.train.examples import label
+from tuneloop.train.fit.handed import hand_over, handed_over
 from tuneloop.train.fit.sft import training_data
 from tuneloop.train.tuning import models
 
@@ -56,9 +61,10 @@ def held_after(tokenizer: Any, count: int) -> int:
     return peak
 
 
-def test_memory_does_not_grow_with_the_rows(tokenizer: Any) -> None:
+def test_memory_does_not_grow_with_the_rows(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A row of 120 tokens takes two kilobytes in memory, and here next to none once the first are on their way out."""
-    few, many = 260, 390  # more than are written together
+    monkeypatch.setattr(labelled, "_WRITTEN_TOGETHER", 32)
+    few, many = 40, 170
     held_after(tokenizer, 10)  # what is loaded once
     small, large = held_after(tokenizer, few), held_after(tokenizer, many)
     print(f"{small} bytes of {few} rows, {(large - small) / (many - few)} for each one more")
@@ -108,3 +114,39 @@ def test_a_run_from_disk_is_the_run_from_memory_to_the_bit(fits: Fits) -> None:
     assert isinstance(stored, LabelledStore)
     fits.fit(recipe, steps=1, rows=stored)
     assert fits.losses == expected
+
+
+@contextmanager
+def full_disk() -> Iterator[None]:
+    """No file can be written to that is larger than 4 KB."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_temporary_folder_is_one_clear_error(tokenizer: Any) -> None:
+    """Bare, it would be a traceback, and in a process of its own a death that is tried again and again."""
+    rows = list(made(30))
+    with full_disk(), pytest.raises(TuneloopError, match=r"^rows could not be written .*File too large.* TMPDIR"):
+        RowStore(rows)
+    with full_disk(), pytest.raises(TuneloopError, match=r"^tokens and labels could not .*too large.* TMPDIR"):
+        label_rows_on_disk(Labeller(tokenizer, 256), iter(rows), "sha256:t")
+
+
+def test_rows_are_handed_over_by_way_of_the_disk_with_their_places(tokenizer: Any, tmp_path: Path) -> None:
+    held, _ = label_rows(Labeller(tokenizer, 256), list(made(30)), "sha256:t")
+    given = [f"rows é.jsonl:{number}" for number in range(27)]
+    (tmp_path / "rows.jsonl").symlink_to("/dev/full")
+    with pytest.raises(TuneloopError, match=r"could not be handed over in .*No space left.*--resume"):
+        hand_over(tmp_path, held[:27], given, held[27:])
+    assert not (tmp_path / "rows.jsonl").is_symlink(), "nothing of it is left"
+    hand_over(tmp_path, held[:27], given, held[27:])
+    with full_disk(), pytest.raises(TuneloopError, match="tokens and labels could not be written"):
+        handed_over(tmp_path, on_disk=True)
+    rows, places, validation = handed_over(tmp_path, on_disk=True)
+    assert isinstance(rows, LabelledStore)
+    assert (list(rows), list(places), validation) == (held[:27], given, held[27:])
+    assert places[3:5] == given[3:5]

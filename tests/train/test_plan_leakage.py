@@ -21,9 +21,10 @@ from tuneloop.train.verbs.plan import plan as plan_verb
 
 def test_rows_that_are_also_measured_are_told_as_the_run_refuses_them(tiny_recipe: Path) -> None:
     rows = tiny_recipe.with_name("train.jsonl").read_text().splitlines(keepends=True)
-    for name, count in (("test.jsonl", 2), ("validation.jsonl", 1)):
-        path = tiny_recipe.with_name(name)
-        path.write_text(path.read_text() + "".join(rows[:count]))
+    test, validation = (tiny_recipe.with_name(name) for name in ("test.jsonl", "validation.jsonl"))
+    measured = test.read_text().splitlines(keepends=True)
+    test.write_text("".join([*measured, *rows[:2]]))
+    validation.write_text("".join([validation.read_text(), rows[0], measured[0]]))
     planned = json.loads(CliRunner().invoke(plan_verb, [str(tiny_recipe), "--json"], catch_exceptions=False).output)
     leakage = planned["leakage"]
     assert (leakage["rows"], leakage["compared"], leakage["exact"], leakage["left_out"]) == (40, 40, 2, [])
@@ -31,9 +32,9 @@ def test_rows_that_are_also_measured_are_told_as_the_run_refuses_them(tiny_recip
     assert "leakage (40 rows): 2 are also measured" in shown
     with pytest.raises(Refused) as raised:
         load_data(load_recipe(tiny_recipe))
-    [said] = leakage["refused"]
-    assert said in str(raised.value)
-    assert said in shown
+    assert len(leakage["refused"]) == 2, "rows that are learned and measured, and validation rows that are"
+    assert "\n".join(leakage["refused"]) == str(raised.value)
+    assert all(said in shown for said in leakage["refused"])
 
 
 def test_of_a_large_set_a_sample_is_compared_and_what_cannot_be_is_named(

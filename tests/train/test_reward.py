@@ -74,9 +74,7 @@ def test_a_reward_model_ranks_pairs_it_never_saw_and_is_published(
     assert {path.suffix for path in folder.iterdir()} <= {".safetensors", ".json", ".md"}
     check_reward_folder(folder, base, outcome.version.name)
     tokenizer = models.load_tokenizer(base)
-    loaded = load_reward_model(
-        folder, base, tokenizer, dtype="float32", device="cpu", attention="sdpa", check=lambda: None
-    )
+    loaded = load_reward_model(folder, base, tokenizer, dtype="float32", device="cpu", attention="sdpa")
     asked = tokenizer("<|user|> please w9 <|end|><|assistant|> good w8 <|end|>", add_special_tokens=False)["input_ids"]
     worse = tokenizer("<|user|> please w9 <|end|><|assistant|> bad w8 <|end|>", add_special_tokens=False)["input_ids"]
     good, bad = loaded.scores([asked, worse])

@@ -77,16 +77,16 @@ def trained(recipe: Path, *options: str) -> tuple[dict[str, Any], str]:
 
 def killed_in(recipe: Path, step: int) -> None:
     """Train until the third stage judges the answers of this step."""
-    asked, parts = list[int](), Judge.parts
+    asked, part = list[int](), Judge.part
 
-    def judged(self: Judge, answers: Any) -> Any:
+    def judged(self: Judge, *answers: Any, **values: Any) -> Any:
         asked.append(1)
         if len(asked) == step:
             raise Killed
-        return parts(self, answers)
+        return part(self, *answers, **values)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Judge, "parts", judged)
+        patch.setattr(Judge, "part", judged)
         with pytest.raises(Killed):
             CliRunner().invoke(train, [str(recipe)], catch_exceptions=False)
 

@@ -43,8 +43,8 @@ RewardFunction = Callable[[Sequence[Answer]], Sequence[float]]
 class AnswerScorer(Protocol):
     """A reward model, as those who ask it know it."""
 
-    def scores(self, ids: Sequence[Sequence[int]]) -> list[float]:
-        """One score for each sequence of tokens, question and answer."""
+    def scores(self, ids: Sequence[Sequence[int]], *, batch: int) -> list[float]:
+        """One score for each sequence of tokens, question and answer; `batch` of them a forward pass."""
 
 
 @dataclass(frozen=True)
@@ -56,22 +56,18 @@ class Judge:
 
     @property
     def names(self) -> list[str]:
-        """Of the parts, in the order of `parts`."""
+        """Of its parts."""
         return [*self.functions, *(["reward_model"] if self.model is not None else [])]
 
-    def parts(self, answers: Sequence[Answer]) -> dict[str, list[float]]:
-        """Each part's score of each answer.
+    def part(self, name: str, answers: Sequence[Answer], *, batch: int) -> list[float]:
+        """One part's score of each answer; a reward model reads `batch` of them at a time.
 
         Raises:
             InvalidInput: a reward function gave no number, or not one for each answer.
         """
-        return {name: self.part(name, answers) for name in self.names}
-
-    def part(self, name: str, answers: Sequence[Answer]) -> list[float]:
-        """One part's score of each answer; raises as `parts`."""
         if name not in self.functions:
             assert self.model is not None
-            return self.model.scores([answer.question_ids + answer.ids for answer in answers])
+            return self.model.scores([answer.question_ids + answer.ids for answer in answers], batch=batch)
         given = [float(score) for score in self.functions[name](answers)]
         if len(given) != len(answers):
             raise InvalidInput(

@@ -109,9 +109,9 @@ def step_experiment(experiment_id: ExperimentPath, body: Step, here: Here) -> St
     with reading_much():
         running, route, wanted = conduct.step(here.registry, experiment_id)
     moves = not body.propose and wanted.moves(route)
-    if moves:
+    if not body.propose:
         with one_of_few():
-            route = conduct.move(here.registry, running, route, wanted, change)
+            route = conduct.take(here.registry, running, route, wanted, change)
     return Stepped(chances=wanted.chances, split=wanted.split, revision=route.revision, moved=moves)
 
 

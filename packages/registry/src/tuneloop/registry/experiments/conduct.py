@@ -210,6 +210,14 @@ def proposed(declared: Declaration, evidence: Evidence, until_s: float, *, seed:
     )
 
 
+def take(registry: Registry, experiment: Experiment, route: Route, wanted: BanditStep, change: Change) -> Route:
+    """A person's step: `move`, or where the shares stay as they are, put down that somebody has seen to it."""
+    if wanted.moves(route):
+        return move(registry, experiment, route, wanted, change)
+    registry.experiments.looked(experiment.id, registry.clock())
+    return route
+
+
 def move(
     registry: Registry,
     experiment: Experiment,
@@ -221,6 +229,8 @@ def move(
 ) -> Route:
     """Write a step's shares as the revision after `route`; `noted` goes with them into the audit log.
 
+    Whoever takes it, a person too, has seen to this span: that is put down with it.
+
     Raises:
         Refused: the experiment was stopped meanwhile.
         Conflict, Refused, Unavailable: like `set_route`.
@@ -228,6 +238,7 @@ def move(
 
     def follow(connection: Connection, _written: Route) -> None:
         registry.experiments.expect_running(connection, experiment.id)
+        registry.experiments.looked_in(connection, experiment.id, registry.clock())
 
     chances = {str(version): round(chance, 4) for version, chance in wanted.chances.items()}
     return set_route(

@@ -246,7 +246,7 @@ class Experiment(Noun):
     started_at: AwareDatetime | None = None
     first_revision: int | None = None  # of the route, at its start
     stopped_at: AwareDatetime | None = None
-    looked_at: AwareDatetime | None = None  # when a controller last saw to its step, taken or not
+    looked_at: AwareDatetime | None = None  # when somebody last saw to its step, whether it moved anything or not
 
 
 def read_declaration(path: Path) -> Declaration:

@@ -113,7 +113,11 @@ class Experiments:
     def looked(self, experiment_id: str, at: datetime) -> None:
         """Put down that a bandit's step was seen to; no record of the audit log, since nothing is decided by it."""
         with self._db.writing() as connection:
-            connection.execute(sa.update(experiments).where(experiments.c.id == experiment_id).values(looked_at=at))
+            self.looked_in(connection, experiment_id, at)
+
+    def looked_in(self, connection: Connection, experiment_id: str, at: datetime) -> None:
+        """The same, in the transaction that writes the step."""
+        connection.execute(sa.update(experiments).where(experiments.c.id == experiment_id).values(looked_at=at))
 
     def running(self, model: str) -> Experiment | None:
         """The one that runs."""

@@ -142,8 +142,9 @@ def experiment_step(experiment_id: str, propose: bool, by: str, reason: str, as_
         ]
         text = table(["VERSION", "CHANCE TO BE BEST", "SHARE (BP)", "NEXT SHARE (BP)"], rows)
         moved = wanted.moves(route)
+        if not propose:
+            route = conduct.take(registry, running, route, wanted, Change(by, reason))
         if moved and not propose:
-            route = conduct.move(registry, running, route, wanted, Change(by, reason))
             text += f"\n{route.model} revision {route.revision}: {route.split_text}"
         elif not moved:
             text += "\nthe shares stay as they are" + ("" if wanted.chances else ": an arm has too few units yet")

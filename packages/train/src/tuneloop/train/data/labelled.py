@@ -10,11 +10,13 @@ from __future__ import annotations
 import tempfile
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, overload
 
 from tuneloop.train.data.labels import LabelAudit, LabelledRow, Labeller, Tally, teaching_rows
 from tuneloop.train.data.rows import Row
+from tuneloop.train.data.store import close_scratch, scratch_written
 
 _WRITTEN_TOGETHER = 256  # rows that are held while they are written
 
@@ -37,10 +39,14 @@ class LabelledStore(Sequence[LabelledRow]):
             }
         )
         self.lengths = array("I")
-        with tempfile.TemporaryDirectory(prefix="tuneloop-labels-") as folder:
-            path = str(Path(folder) / "rows.arrow")
-            with ArrowWriter(path=path, features=features, writer_batch_size=_WRITTEN_TOGETHER) as writer:
-                for row in rows:
+        with ExitStack() as held:
+            with scratch_written("tokens and labels"):
+                folder = held.enter_context(tempfile.TemporaryDirectory(prefix="tuneloop-labels-"))
+                path = str(Path(folder) / "rows.arrow")
+                writer = ArrowWriter(path=path, features=features, writer_batch_size=_WRITTEN_TOGETHER)
+            held.callback(close_scratch, writer)
+            for row in rows:
+                with scratch_written("tokens and labels"):
                     writer.write(
                         {
                             "input_ids": row.ids,
@@ -50,7 +56,8 @@ class LabelledStore(Sequence[LabelledRow]):
                             "prompt_length": row.prompt_length,
                         }
                     )
-                    self.lengths.append(len(row.ids))
+                self.lengths.append(len(row.ids))
+            with scratch_written("tokens and labels"):
                 writer.finalize()
             self._data = Dataset.from_file(path)
 

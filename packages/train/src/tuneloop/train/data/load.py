@@ -88,7 +88,7 @@ def load_data(
     columns = look(gathered.rows, quality, tell=tell)
     against = [one for one, _ in kept_apart.values()]
     findings = judge_rows(columns, gathered.rows, quality, against, unread(gathered))
-    refusals = [*findings.refusals, *_shared_among(against, quality)]
+    refusals = [*findings.refusals, *shared_among(against, quality)]
     if refusals:
         raise Refused("\n".join(refusals))
     train, shares = _mixed(gathered, findings, recipe.data.train, recipe.run.seed, on_disk=places.streaming)
@@ -162,7 +162,7 @@ def unread(gathered: Gathered) -> Unread:
     return Unread(gathered.broken_rows, tuple(gathered.broken), gathered.empty_rows, tuple(gathered.empty))
 
 
-def _shared_among(measured: Sequence[Measured], quality: QualitySection) -> list[str]:
+def shared_among(measured: Sequence[Measured], quality: QualitySection) -> list[str]:
     """Rows of the validation set that are also in an evaluation set: what stops a run early must not judge it."""
     watched = [one for one in measured if one.name == VALIDATION]
     others = [one for one in measured if one.name != VALIDATION]

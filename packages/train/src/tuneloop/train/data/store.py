@@ -11,21 +11,53 @@ import tempfile
 import weakref
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Protocol, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tuneloop.registry.errors import TuneloopError
 from tuneloop.registry.nouns import Message
 from tuneloop.train.data.rows import Row
+
+
+class Closable(Protocol):
+    """A file, or a writer with one."""
+
+    def close(self) -> object:
+        """Write what is left, and let go of it."""
+
+
+@contextmanager
+def scratch_written(what: str) -> Iterator[None]:
+    """Around writing to the temporary folder: what the disk refuses is one clear error.
+
+    Raises:
+        TuneloopError: it is full, or cannot be written to.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise TuneloopError(
+            f"{what} could not be written to the temporary folder: {error}; free disk space there, or set TMPDIR to a "
+            "folder with more, then begin again"
+        ) from error
+
+
+def close_scratch(file: Closable) -> None:
+    """Close what is thrown away; what it could not write has been told."""
+    with suppress(OSError):
+        file.close()
 
 
 class RowStore(Sequence[Row]):
     """Append-only while it is filled; then read. For one thread."""
 
     def __init__(self, rows: Iterable[Row] = ()) -> None:
-        self._file = tempfile.TemporaryFile(prefix="tuneloop-rows-", buffering=1 << 20)  # noqa: SIM115 (lives as long as the store)
-        weakref.finalize(self, self._file.close)
+        with scratch_written("rows"):
+            self._file = tempfile.TemporaryFile(prefix="tuneloop-rows-", buffering=1 << 20)  # noqa: SIM115 (lives as long as the store)
+        weakref.finalize(self, close_scratch, self._file)
         self._starts = array("Q")
         self._end = 0
         for row in rows:
@@ -35,8 +67,9 @@ class RowStore(Sequence[Row]):
         """Put a row at the end."""
         turns = [[turn.role, turn.content] for turn in row.messages]
         line = json.dumps([row.place, turns, row.input, row.rejected], ensure_ascii=False).encode() + b"\n"
-        self._file.seek(self._end)
-        self._file.write(line)
+        with scratch_written("rows"):
+            self._file.seek(self._end)
+            self._file.write(line)
         self._starts.append(self._end)
         self._end += len(line)
 

@@ -202,7 +202,7 @@ class _Attempts:
                     f"out of memory while the optimiser changed weights in step {step + 1}, and there is no checkpoint "
                     f"from before; set run.micro_batch to {size} or optim.optimizer to adamw_8bit"
                 )
-            return found, found.state.model_copy(update={"micro_batch": size})
+            return found, _with_what_was_learned(found.state, state.model_copy(update={"micro_batch": size}))
         if checkpoint is not None and step == checkpoint.state.step:
             shutil.copytree(checkpoint.folder, self._store.staging / "again")
             changed = state.model_copy(update={"micro_batch": size})
@@ -218,8 +218,7 @@ class _Attempts:
         found = self._store.newest_valid()
         if found is None:
             raise TuneloopError(f"{error}; there is no whole checkpoint to roll back to") from None
-        kept = {"learning_rate", "rollbacks", "micro_batch"}
-        changed = found.state.model_copy(update=lower.model_dump(include=kept))
+        changed = _with_what_was_learned(found.state, lower)
         self._say(
             f"{error}; rolled back to step {found.state.step} with learning rate {changed.learning_rate:.3g} "
             f"({changed.rollbacks} of {rules.max_rollbacks})"
@@ -238,3 +237,8 @@ class _Attempts:
         if not is_parallel():  # the launcher takes the weights from the checkpoint
             trainer._load_from_checkpoint(str(found.folder))
         self._say(f"the weights of step {best} are kept: its validation loss is the lowest")
+
+
+def _with_what_was_learned(kept: RunState, now: RunState) -> RunState:
+    """An earlier state, to go on from with what the run has found out since: how much fits, and at which rate."""
+    return kept.model_copy(update=now.model_dump(include={"learning_rate", "rollbacks", "micro_batch"}))

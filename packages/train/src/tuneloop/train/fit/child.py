@@ -104,9 +104,7 @@ def run_child(spec: ChildSpec) -> int:
             steps=spec.steps,
             validation=validation,
             watch=watch,
-            judge=judging.judge(
-                tokenizer, dtype=loader.dtype, device=spec.device, attention=spec.attention, check=watch.check
-            ),
+            judge=judging.judge(tokenizer, dtype=loader.dtype, device=spec.device, attention=spec.attention),
             store=store,
             resume=True,
             places=places,

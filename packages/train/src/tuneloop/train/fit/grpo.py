@@ -63,10 +63,11 @@ def grpo_trainer(
         disable_dropout=True,
     )
     data = Dataset.from_dict({"prompt": [str(n) for n in range(len(prompts))], _ROW: list(range(len(prompts)))})
+    end, batch = int(tokenizer.eos_token_id), config.per_device_train_batch_size
     with same_reference(model):
         trainer = _PreparedGrpoTrainer(
             model=model,
-            reward_funcs=[_as_trl(name, judge, prompts, int(tokenizer.eos_token_id)) for name in judge.names],
+            reward_funcs=[_as_trl(name, judge, prompts, end, batch) for name in judge.names],
             args=config,
             train_dataset=data,
             processing_class=tokenizer,
@@ -76,7 +77,9 @@ def grpo_trainer(
     return trainer
 
 
-def _as_trl(name: str, judge: Judge, prompts: Sequence[LabelledPrompt], end: int) -> Callable[..., list[float]]:
+def _as_trl(
+    name: str, judge: Judge, prompts: Sequence[LabelledPrompt], end: int, batch: int
+) -> Callable[..., list[float]]:
     """One part of the judge in the form TRL calls: its name is what TRL logs it under."""
 
     def reward(completions: list[str], completion_ids: list[list[int]], row: list[int], **others: Any) -> list[float]:  # noqa: ARG001 (TRL hands over all it has)
@@ -91,7 +94,7 @@ def _as_trl(name: str, judge: Judge, prompts: Sequence[LabelledPrompt], end: int
             )
             for text, ids, number in zip(completions, completion_ids, row, strict=True)
         ]
-        return judge.part(name, answers)
+        return judge.part(name, answers, batch=batch)
 
     reward.__name__ = name
     return reward

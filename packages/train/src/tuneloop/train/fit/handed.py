@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import repeat
+from contextlib import suppress
+from itertools import chain, repeat
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, overload
 
+from tuneloop.registry.errors import TuneloopError
 from tuneloop.registry.nouns import Message
 from tuneloop.train.data.labelled import LabelledStore
 from tuneloop.train.data.labels import LabelledPair, LabelledPrompt, LabelledRow
@@ -19,22 +22,37 @@ _One = LabelledRow | LabelledPair | LabelledPrompt
 
 
 def hand_over(store: Path, rows: Labelled, places: Sequence[str], validation: Sequence[LabelledRow]) -> None:
-    """Write rows with where each came from, then the validation rows, into a run's folder."""
+    """Write rows with where each came from, then the validation rows, into a run's folder.
+
+    Raises:
+        TuneloopError: the disk is full, or refuses.
+    """
     asked = bool(len(rows)) and isinstance(rows[0], LabelledPrompt)  # they know it themselves, and some were left out
     pairs: Iterable[tuple[_One, str]] = zip(rows, repeat("") if asked else places, strict=not asked)
-    with (store / _ROWS).open("w", encoding="utf-8") as file:
-        for row, place in pairs:
-            file.write(json.dumps({"place": place, **_written(row)}) + "\n")
-        for row in validation:
-            file.write(json.dumps({"place": None, **_written(row)}) + "\n")
+    rest: Iterable[tuple[_One, str | None]] = zip(validation, repeat(None))
+    try:
+        with (store / _ROWS).open("w", encoding="utf-8") as file:
+            for row, place in chain(pairs, rest):
+                file.write(json.dumps({"place": place, **_written(row)}) + "\n")
+    except OSError as error:
+        with suppress(OSError):
+            (store / _ROWS).unlink()
+        raise TuneloopError(
+            f"rows could not be handed over in {store}: {error}; free disk space there, then run it again with --resume"
+        ) from error
 
 
-def handed_over(store: Path, *, on_disk: bool = False) -> tuple[Labelled, list[str], list[LabelledRow]]:
-    """Rows, their places, and validation rows; the rows `on_disk` where the owner kept them there."""
-    places, validation = list[str](), list[LabelledRow]()
+def handed_over(store: Path, *, on_disk: bool = False) -> tuple[Labelled, Sequence[str], list[LabelledRow]]:
+    """Rows, their places, and validation rows; the rows `on_disk` where the owner kept them there.
+
+    Raises:
+        TuneloopError: they shall be on disk, and it is full.
+    """
+    places, validation = _Places(store / _ROWS), list[LabelledRow]()
 
     def read() -> Iterator[_One]:
-        with (store / _ROWS).open(encoding="utf-8") as file:
+        end = 0
+        with (store / _ROWS).open("rb") as file:
             for line in file:
                 found = json.loads(line)
                 row = _read(found)
@@ -42,12 +60,35 @@ def handed_over(store: Path, *, on_disk: bool = False) -> tuple[Labelled, list[s
                     assert isinstance(row, LabelledRow)
                     validation.append(row)
                 else:
-                    places.append(found["place"])
+                    places.starts.append(end)
                     yield row
+                end += len(line)
 
     if on_disk:  # of supervised fine-tuning alone
         return LabelledStore(cast("Iterator[LabelledRow]", read())), places, validation
     return cast("Labelled", list(read())), places, validation
+
+
+class _Places(Sequence[str]):
+    """Where each row came from, read when it is asked for: 8 bytes a row are held."""
+
+    def __init__(self, path: Path) -> None:
+        self.starts = array("Q")
+        self._path = path
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[str]: ...
+    def __getitem__(self, index: int | slice) -> str | Sequence[str]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(len(self))[index]]
+        with self._path.open("rb") as file:
+            file.seek(self.starts[index])
+            return str(json.loads(file.readline())["place"])
 
 
 def _written(row: _One) -> dict[str, Any]:

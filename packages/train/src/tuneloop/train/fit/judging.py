@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,13 +62,9 @@ class Judging:
         """What judges, for the lineage."""
         return [*self.functions, *([self.model] if self.model is not None else [])]
 
-    def judge(
-        self, tokenizer: Any, *, dtype: str, device: str, attention: str, check: Callable[[], None]
-    ) -> Judge | None:
+    def judge(self, tokenizer: Any, *, dtype: str, device: str, attention: str) -> Judge | None:
         """Ready to judge; None where nothing is judged."""
         if self.folder is None:
             return Judge(self.functions) if self.functions else None
-        model = load_reward_model(
-            self.folder, self.base, tokenizer, dtype=dtype, device=device, attention=attention, check=check
-        )
+        model = load_reward_model(self.folder, self.base, tokenizer, dtype=dtype, device=device, attention=attention)
         return Judge(self.functions, model)

@@ -29,7 +29,7 @@ from tuneloop.train.fit.memory import give_memory_back, smaller
 from tuneloop.train.fit.ppo.keeping import WEIGHTS
 from tuneloop.train.fit.progress import FitResult, Watch
 from tuneloop.train.fit.trainers import Labelled
-from tuneloop.train.recipe import RunSection
+from tuneloop.train.recipe import Recipe, RunSection
 from tuneloop.train.stopping import Stopped
 
 _STOP = "stop"  # a file: the owner asks its children to save and end
@@ -119,7 +119,8 @@ def fit_in_processes(
             if last is not None and last.kind == "error":
                 raise TuneloopError(last.text)
             if last is not None and last.kind == "memory":
-                size = smaller(int(last.step), run.batch_size // run.launch.processes)
+                kind = Recipe.model_validate(spec.recipe).objective.kind
+                size = smaller(int(last.step), run.batch_size // run.launch.processes, kind)
                 watch.screen.say(
                     f"out of memory ({last.text}); starting again from the last checkpoint with {size} rows"
                 )

@@ -69,6 +69,7 @@ def fit(
             watch=watch,
             store=store,
             resume=resume,
+            micro_batch=micro_batch,
             clock=clock,
         )
     pad_id = pad_token_id(tokenizer)

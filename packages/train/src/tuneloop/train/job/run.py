@@ -249,13 +249,7 @@ class _Run:
                 reward_model=judging.folder,
             )
             return fit_in_processes(model, spec, examples.rows, places, prepared.validation, recipe.run, self._watch)
-        judge = judging.judge(
-            self._tokenizer,
-            dtype=loader.dtype,
-            device=loader.device,
-            attention=loader.attention,
-            check=self._watch.check,
-        )
+        judge = judging.judge(self._tokenizer, dtype=loader.dtype, device=loader.device, attention=loader.attention)
         profile = Path("profile") / self._run_id
         return fit(
             model,

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tuneloop.train.data.load import COMPARED, read_measured
+from tuneloop.train.data.load import COMPARED, read_measured, shared_among
 from tuneloop.train.data.quality.findings import judge_rows
 from tuneloop.train.data.quality.look import look
 from tuneloop.train.data.rows import Row
@@ -58,6 +58,6 @@ def leakage_of(
         of["leakage"].rows,
         of["near_leakage"].rows,
         (*of["leakage"].examples, *of["near_leakage"].examples),
-        tuple(found.refusals),
+        (*found.refusals, *shared_among(against, quality)),
         tuple(name for name in measured if name not in here),
     )

@@ -53,9 +53,10 @@ def fit_ppo(
     watch: Watch,
     store: CheckpointStore | None = None,
     resume: bool = False,
+    micro_batch: int | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> FitResult:
-    """Train the adapter of `model` in place over `steps` batches of answers; `Fitting` says what the rest means.
+    """Train the adapter of `model` in place over `steps` batches of answers; `fit` says what the rest means.
 
     Raises:
         Stopped: `watch.check` asked for it; the state is in `store`.
@@ -70,7 +71,7 @@ def fit_ppo(
     model.eval()
     watch.screen.say(f"reference: {hold_reference(model)}")
     with disable_input_dtype_casting(model) if amp else nullcontext():
-        learner = _Learner(model, tokenizer, recipe, objective, device, steps, watch, store, clock)
+        learner = _Learner(model, tokenizer, recipe, objective, device, steps, watch, store, micro_batch, clock)
         try:
             made = learner.learn(prompts, judge, resume=resume)
         finally:
@@ -92,13 +93,15 @@ class _Learner:
         steps: int,
         watch: Watch,
         store: CheckpointStore | None,
+        micro_batch: int | None,
         clock: Callable[[], float],
     ) -> None:
         self._recipe, self._objective, self._steps, self._watch = recipe, objective, steps, watch
         self._clock = clock
         self._stopped: Stopped | None = None
         self._tokenizer = tokenizer
-        self._state = RunState(micro_batch=int(recipe.run.micro_batch), learning_rate=recipe.learning_rate.value)
+        size = micro_batch or int(recipe.run.micro_batch)
+        self._state = RunState(micro_batch=size, learning_rate=recipe.learning_rate.value)
         self._tokens = 0
         critic = torch.nn.Linear(model.config.get_text_config().hidden_size, 1, device=device)
         torch.nn.init.zeros_(critic.weight)  # it expects nothing before it has seen anything
@@ -165,7 +168,7 @@ class _Learner:
         control = KlControl(learned.kl_coefficient, objective.target_kl)
         try:
             rollout = self._fitting(step, lambda size: self._ask([prompts[index] for index in chosen], size))
-            parts = judge.parts(rollout.answers)
+            parts = {name: self._judged(step, judge, name, rollout) for name in judge.names}
             scores_B = torch.tensor([sum(found) for found in zip(*parts.values(), strict=True)]).to(rollout.old_BA)
             update = self._updater.improve(
                 rollout, scores_B, control.coefficient, lambda work: self._fitting(step, work)
@@ -208,6 +211,9 @@ class _Learner:
             if _NO_NUMBERS not in str(error):
                 raise
             raise Wild("the policy's probabilities are no numbers") from None
+
+    def _judged(self, step: int, judge: Judge, name: str, rollout: Rollout) -> list[float]:
+        return self._fitting(step, lambda size: judge.part(name, rollout.answers, batch=size))
 
     def _metrics(
         self, rollout: Rollout, update: Update, loss: float, scores_B: torch.Tensor, kl_coefficient: float
@@ -261,7 +267,7 @@ class _Learner:
             f"out of memory while the optimiser changed weights in step {step} ({error}); going on from step "
             f"{found[0].step} with micro-batch {size}, batch size {self._recipe.run.batch_size} as before"
         )
-        self._go_on_with(found[1].model_copy(update={"micro_batch": size}))
+        self._go_on_with(self._state.model_copy(update={"micro_batch": size}))  # rollbacks since then stand
         return found[0]
 
     def _roll_back(self, error: Diverged) -> Learned:

@@ -9,7 +9,7 @@ nothing has changed, and nothing in it is drawn by chance. What is no number, or
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import torch
@@ -34,7 +34,7 @@ class HalfUpdated(TuneloopError):
 
 @dataclass(frozen=True)
 class Update:
-    """What one batch's updates did, in the mean."""
+    """What one update does, or a batch's in the mean."""
 
     policy_loss: float
     value_loss: float
@@ -99,11 +99,12 @@ class Updater:
             order_B = torch.randperm(size, generator=self._random)
             for chosen in order_B.split(size // objective.minibatches):
 
-                def compute(micro_batch: int, chosen: torch.Tensor = chosen) -> tuple[float, float, float]:
+                def compute(micro_batch: int, chosen: torch.Tensor = chosen) -> Update:
                     return self._gradients(rollout, advantages_BA, returns_BA, chosen, micro_batch)
 
-                updates.append((*(sums := fitting(compute)), self._apply(sums)))
-        means = torch.tensor(updates, dtype=torch.float64).mean(dim=0).tolist()
+                updates.append(update := fitting(compute))
+                self._apply(update)
+        means = torch.tensor([astuple(update) for update in updates], dtype=torch.float64).mean(dim=0).tolist()
         return Update(*means)
 
     def _gradients(
@@ -113,8 +114,8 @@ class Updater:
         returns_BA: torch.Tensor,
         chosen: torch.Tensor,
         micro_batch: int,
-    ) -> tuple[float, float, float]:
-        """(policy loss, value loss, clipped share) of some answers; their gradients are left in the weights."""
+    ) -> Update:
+        """What some answers teach; their gradients, clipped, are left in the weights."""
         objective = self._objective
         tokens = float(rollout.mask_BA[chosen].sum())
         sums = (0.0, 0.0, 0.0)
@@ -137,13 +138,13 @@ class Updater:
             (of_policy + objective.value_coefficient * of_values).backward()
             found = (float(of_policy.detach()), float(of_values.detach()), float(clipped) / tokens)
             sums = (sums[0] + found[0], sums[1] + found[1], sums[2] + found[2])
-        return sums
+        norm = torch.nn.utils.clip_grad_norm_(self._trained, self._recipe.optim.max_grad_norm)
+        return Update(*sums, float(norm))
 
-    def _apply(self, sums: tuple[float, float, float]) -> float:
-        """Let the optimiser move by what `_gradients` left; the gradient's norm."""
-        norm = float(torch.nn.utils.clip_grad_norm_(self._trained, self._recipe.optim.max_grad_norm))
-        loss = sums[0] + self._objective.value_coefficient * sums[1]
-        if (reason := judge_step(loss, norm, (), self._recipe.run.divergence)) is not None:
+    def _apply(self, update: Update) -> None:
+        """Let the optimiser move by what `_gradients` left."""
+        loss = update.policy_loss + self._objective.value_coefficient * update.value_loss
+        if (reason := judge_step(loss, update.grad_norm, (), self._recipe.run.divergence)) is not None:
             self._optimizer.zero_grad(set_to_none=True)
             raise Wild(reason)
         try:
@@ -152,4 +153,3 @@ class Updater:
             if not is_out_of_memory(error):
                 raise
             raise HalfUpdated(str(error).splitlines()[0] if str(error) else type(error).__name__) from None
-        return norm
