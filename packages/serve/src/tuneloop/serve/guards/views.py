@@ -44,6 +44,7 @@ _BACKWARDS = re.compile(
 _MORSE_CODE = (
     ".- -... -.-. -.. . ..-. --. .... .. .--- -.- .-.. -- -. --- .--. --.- .-. ... - ..- ...- .-- -..- -.-- --.."
 )
+_MORSE_MARKS = str.maketrans("·–−", ".--")
 _MORSE_LETTERS = dict(zip(_MORSE_CODE.split(" "), string.ascii_lowercase, strict=True))
 
 
@@ -64,7 +65,8 @@ def readings(text: str, *, decode: bool) -> Iterator[Reading]:
     budget, given = 4 * len(text) + 1_000, 0
     while waiting:
         path, raw, folded, depth, hidden = waiting.pop(0)
-        for name, found in _decoded(raw, folded, decode=decode):
+        respelt = path.endswith(_LOWERED)
+        for name, found in _decoded(raw, folded, decode=decode, respelt=respelt):
             budget -= len(found)
             if budget < 0 or given >= _MOST:
                 return
@@ -80,10 +82,11 @@ def readings(text: str, *, decode: bool) -> Iterator[Reading]:
                 waiting.append((f"{chain}>", found, reading.text, depth + 1, unseen))
 
 
+_LOWERED = ("reversed>", "leetspeak>", "split>")  # what these give has lost its case, and holds no base64
 _UNSEEN = {"tags", "selectors", "zero-width"}
 
 
-def _decoded(text: str, folded: str, *, decode: bool) -> Iterator[tuple[str, str]]:
+def _decoded(text: str, folded: str, *, decode: bool, respelt: bool) -> Iterator[tuple[str, str]]:
     if not text.isascii():
         for name, decoder in _HIDDEN:
             if found := decoder(text):
@@ -91,7 +94,7 @@ def _decoded(text: str, folded: str, *, decode: bool) -> Iterator[tuple[str, str
         if invisible_inside(text):
             yield "spaced", fold(text, " ")  # invisible characters in the place of blanks
     if decode:
-        for name, decoder in _ENCODED:
+        for name, decoder in _CASELESS if respelt else _ENCODED:
             if found := decoder(text):
                 yield name, found
         for name, decoder in _RESPELT:
@@ -169,8 +172,8 @@ def _decimal(text: str) -> str:
 
 
 def _morse(text: str) -> str:
-    plain = text.translate(str.maketrans("·–−", ".--"))
-    words = (re.split(r" ?[/|] ?| {2,}", run[0].strip()) for run in _MORSE.finditer(plain))
+    runs = (run[0].strip().translate(_MORSE_MARKS) for run in _MORSE.finditer(text))
+    words = (re.split(r" ?[/|] ?| {2,}", run) for run in runs)
     return _joined(" ".join("".join(_MORSE_LETTERS.get(c, "") for c in w.split()) for w in run) for run in words)
 
 
@@ -239,6 +242,7 @@ _ENCODED: tuple[tuple[str, Callable[[str], str]], ...] = (
     ("rot13", _rot13),
     ("spelt", _spelt),
 )
+_CASELESS = tuple((name, decoder) for name, decoder in _ENCODED if name not in {"base64", "base32"})
 _RESPELT: tuple[tuple[str, Callable[[str], str]], ...] = (  # of the folded text
     ("reversed", _reversed),
     ("leetspeak", _leet),
