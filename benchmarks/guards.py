@@ -132,7 +132,7 @@ def unseen_families() -> dict[str, Share]:
             value >= threshold or (value > threshold - classifier.PLAINLY_BENIGN and ruled(text))
             for text, value in zip(texts, values, strict=True)
         )
-        found[family] = share(hits, len(texts))
+        found[family] = share(int(hits), len(texts))  # of NumPy else, which JSON knows nothing of
     return found
 
 
