@@ -4,9 +4,9 @@
 
 `guards_unseen/` holds attacks and benign texts written by hand before the classifier was trained: nothing was tuned on
 them. The others come from templates that the classifier was never trained on; the share of families it never
-saw at all comes from training again without each. Real prose is the documents of installed packages. `--also` measures
-JSONL files of your own: {"text": …, "label": 0 or 1}. Writes `benchmarks/results/guards.json` and a picture. Takes
-three minutes of one processor.
+saw at all comes from training again without each. Real prose is the documents of every second installed package; those
+of the others helped to choose the threshold. `--also` measures JSONL files of your own:
+{"text": …, "label": 0 or 1}. Writes `benchmarks/results/guards.json` and a picture. Takes three minutes.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import json
 import math
 import random
 import time
+import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -36,6 +37,7 @@ from tuneloop.serve.guards.training.grammar import expanded, held_out_texts, tem
 RESULTS = Path(__file__).parent / "results"
 UNSEEN = Path(__file__).parent / "guards_unseen"
 EACH, SEED, CHARACTERS, REPEATS = 40, 11, 2_000, 300
+REPORTED_HALF = 1
 GUARDS = Guards(GuardPolicy(secrets="off", personal="off"))
 
 
@@ -130,16 +132,19 @@ def unseen_families() -> dict[str, Share]:
             value >= threshold or (value > threshold - classifier.PLAINLY_BENIGN and ruled(text))
             for text, value in zip(texts, values, strict=True)
         )
-        found[family] = share(hits, len(texts))
+        found[family] = share(int(hits), len(texts))  # of NumPy else, which JSON knows nothing of
     return found
 
 
 def prose() -> list[str]:
-    """Paragraphs of the descriptions of installed packages: real texts, none of them an attack."""
+    """Paragraphs of the descriptions of half of the installed packages: real texts, none of them an attack.
+
+    Those of the other half were looked at when the threshold was chosen.
+    """
     found = []
     for distribution in sorted(distributions(), key=lambda one: str(one.metadata["Name"]).lower()):
-        name = str(distribution.metadata["Name"])
-        if not name.startswith("tuneloop"):
+        name = str(distribution.metadata["Name"]).lower()
+        if not name.startswith("tuneloop") and zlib.crc32(name.encode()) % 2 == REPORTED_HALF:
             body = (distribution.read_text("METADATA") or "").partition("\n\n")[2]
             found += [part for part in body.split("\n\n") if 60 < len(part) < 2_000]
     random.Random(SEED).shuffle(found)

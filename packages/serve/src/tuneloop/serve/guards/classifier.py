@@ -27,10 +27,10 @@ BUCKETS = 1 << 16
 WINDOW = 3  # sentences
 LEAST = 80  # features, those of about four words: fewer weigh no more than if there were so many
 _WEAK = frozenset('_.ABVeqv"')  # concepts that every text holds: they make no window worth a look
-_FILLING = str.maketrans("", "", "_.teq")  # and those that come between others
+_FILLING = str.maketrans("", "", '_.teq"')  # and those that come between others
 MODEL = Path(__file__).parent / "classifier.json"
 _SPREAD = 0x9E3779B1  # Knuth's multiplier
-PLAINLY_BENIGN = 2.5  # below the threshold: there a rule alone does not count
+PLAINLY_BENIGN = 2.0  # below the threshold: there a rule alone does not count
 _SCALE = 4.0  # how steep the score is around 0.5
 
 
@@ -40,7 +40,7 @@ class Window:
 
     start: int
     end: int
-    pieces: tuple[frozenset[int], ...]
+    pieces: tuple[Set[int], ...]
 
 
 @dataclass(frozen=True)
@@ -55,12 +55,12 @@ class Classifier:
     def best(self, found: Sequence[Window]) -> tuple[float, Window | None]:
         """The highest decision value and the window that has it; what several windows share is added up once."""
         sums: dict[int, int] = {}
-        weights, highest, where = self.weights, -math.inf, None
+        worth_of, highest, where = self.weights.__getitem__, -math.inf, None
         for window in found:
             total = size = 0
             for piece in window.pieces:
                 if (worth := sums.get(id(piece))) is None:
-                    worth = sums[id(piece)] = sum([weights[f] for f in piece])
+                    worth = sums[id(piece)] = sum(map(worth_of, piece))
                 total += worth
                 size += len(piece)
             value = self.intercept + self.unit * total / math.sqrt(max(size, LEAST))
@@ -99,24 +99,26 @@ def windows(parts: Sequence[Sentence], marked: Sequence[Hit], seen: Set[tuple[st
 
     A run of sentences that were all `seen` in another reading of the text is left out.
     """
-    strong = [frozenset(part.concepts) - _WEAK for part in parts]
-    single: dict[int, frozenset[int]] = {}  # made for those sentences alone that a window needs
+    strong = [_strong(part.concepts) for part in parts]
+    single: dict[int, Set[int]] = {}  # made for those sentences alone that a window needs
     found = []
     for size in {1, min(WINDOW, len(parts))} - {0}:
         for first in range(len(parts) - size + 1):
             run = range(first, first + size)
             if seen and all(parts[at].tokens in seen for at in run):
                 continue
-            start, end = parts[run[0]].start, parts[run[-1]].end
+            start, end = parts[first].start, parts[first + size - 1].end
+            kinds = 0
+            for at in run:
+                kinds |= strong[at]
             # An attack says what to do and with what: where only one of both is named, there is nothing to judge.
-            if len(frozenset().union(*(strong[at] for at in run))) + _any_mark(marked, start, end) > 1:
+            if kinds.bit_count() > 1 or (kinds and _any_mark(marked, start, end)):
                 for at in run:
                     if at not in single:
-                        single[at] = frozenset(_features(parts[at]) | _marked(parts[at], marked))
+                        single[at] = _features(parts[at], marked)
                 pieces = [single[at] for at in run]
                 if size > 1:
-                    kinds = frozenset().union(*(strong[at] for at in run))
-                    pieces.append(_across("".join(sorted(kinds))))
+                    pieces.append(_across(kinds))
                 found.append(Window(start, end, tuple(pieces)))
     return found
 
@@ -125,19 +127,30 @@ def _any_mark(marked: Sequence[Hit], start: int, end: int) -> bool:
     return any(start - 60 <= hit.start <= end for hit in marked)
 
 
-def _features(part: Sentence) -> set[int]:
-    found: set[int] = set()
-    codes = []
-    for token in part.tokens:
-        code, grams = _of_word(token)
-        codes.append(code)
-        found.update(grams)
+def _strong(concepts: str) -> int:
+    """The concepts that make a window worth a look, a bit each."""
+    bits = 0
+    for concept in set(concepts) - _WEAK:
+        bits |= 1 << ord(concept)
+    return bits
+
+
+def _features(part: Sentence, marked: Sequence[Hit]) -> Set[int]:
+    # Quotation marks part no words: anybody can put them anywhere.
+    tokens = [word for word in part.tokens if word != '"'] if '"' in part.concepts else part.tokens
+    if not tokens:
+        return frozenset()
+    known = [_of_word(token) for token in tokens]
+    codes = [code for code, _ in known]
+    found: set[int] = set().union(*[grams for _, grams in known])
     mask = BUCKETS - 1  # pairs and triples of words, hashed from the words' own hashes: half the time of new texts
     found.update([(a * _SPREAD + b) >> 9 & mask for a, b in pairwise(codes)])
     triples = zip(codes, codes[1:], codes[2:], strict=False)
     found.update([((a * _SPREAD + b) * _SPREAD + c) >> 11 & mask for a, b, c in triples])
-    found.update(_hashed([f"^ {part.tokens[0]}", f"^ {' '.join(part.tokens[:2])}"]))  # what an order begins with
+    found.update(_hashed([f"^ {tokens[0]}", f"^ {' '.join(tokens[:2])}"]))  # what an order begins with
     found.update(_of_concepts(part.concepts))
+    if marked:
+        found.update(_marked(part, marked))
     return found
 
 
@@ -145,7 +158,7 @@ def _features(part: Sentence) -> set[int]:
 def _of_concepts(concepts: str) -> frozenset[int]:
     spoken = concepts.replace("_", "").replace(".", "")[:80]
     said = spoken.translate(_FILLING)[:60]
-    raw = concepts[:200]
+    raw = concepts.replace('"', "")[:200]
     found = [f"c {said[i : i + n]}" for n in (1, 2, 3, 4) for i in range(len(said) - n + 1)]
     found += [f"^ {said[:n]}" for n in (1, 2, 3)]
     found += [f"p {a}{b}" for i, a in enumerate(said) for b in said[i + 2 : i + 7]]
@@ -155,8 +168,9 @@ def _of_concepts(concepts: str) -> frozenset[int]:
 
 
 @lru_cache(maxsize=1024)
-def _across(kinds: str) -> frozenset[int]:
+def _across(bits: int) -> frozenset[int]:
     """Which concepts meet in a window: pairs across sentences, as `story … how to … harm`."""
+    kinds = [chr(at) for at in range(bits.bit_length()) if bits >> at & 1]
     return frozenset(_hashed(f"x {a}{b}" for i, a in enumerate(kinds) for b in kinds[i + 1 :]))
 
 

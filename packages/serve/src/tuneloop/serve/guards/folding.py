@@ -57,7 +57,7 @@ _ALWAYS = {
 _ALWAYS |= {0x1F1E6 + i: chr(97 + i) for i in range(26)}  # regional indicators: letters drawn as halves of flags
 _ALWAYS |= {base + i: chr(97 + i) for base in (0x1F150, 0x1F170) for i in range(26)}  # white letters on black
 _ALWAYS |= {ord(c): "'" for c in "‘’ʼ＇`´"} | {ord(c): '"' for c in "“”„«»"} | {ord(c): "-" for c in "‐‑‒–—−"}
-_WORD = re.compile(r"[^\W\d_]+")
+_WORD = re.compile(r"(?<![^\W\d_])[a-z]*[^\W\d_a-z][^\W\d_]*")  # of a lowered text, with a letter that is not ASCII
 _INVISIBLE = re.compile(
     "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f"
     "\ufeff\uffa0\ufff9-\ufffb\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff\x00-\x08\x0e-\x1f\x7f]"
@@ -83,8 +83,6 @@ def invisible_inside(text: str) -> bool:
 
 @lru_cache(maxsize=4096)
 def _folded(word: str) -> str:
-    if word.isascii():
-        return word
     folded = word.translate(_FOLD)
     if not folded.isascii():
         return word

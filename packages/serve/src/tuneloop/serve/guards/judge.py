@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from tuneloop.registry.guard_policy import GuardAction, GuardPolicy
 from tuneloop.serve.guards import classifier, rules, secrets
-from tuneloop.serve.guards.concepts import sentences
+from tuneloop.serve.guards.concepts import Tagged, sentences
 from tuneloop.serve.guards.topics import OFF_TOPIC, Topics, words_of
 from tuneloop.serve.guards.verdict import Outcome, Reason, Verdict
 from tuneloop.serve.guards.views import Reading, readings
@@ -72,32 +72,35 @@ class Guards:
     def _injection(self, text: str, read: Iterable[Reading]) -> tuple[float, list[Reason]]:
         if self.policy.injection == "off" and self.policy.hidden == "off":
             return 0.0, []
-        score, found, seen = 0.0, list[Reason](), set[tuple[str, ...]]()
+        score, found = 0.0, list[Reason]()
+        seen, known = set[tuple[str, ...]](), dict[str, Tagged]()
         for reading in read:
             if reading.hidden:
                 reason = Reason(
                     guard="hidden", kind=reading.name, action=self.policy.hidden, score=1, view=reading.name
                 )
                 found.append(reason)
-            here = self._attacks(reading, len(text), seen) if self.policy.injection != "off" else []
+            here = self._attacks(reading, len(text), seen, known) if self.policy.injection != "off" else []
             score = max([score, *(reason.score for reason in here)])
             found += [one for one in here if one.action != "off"]
             if score >= self.policy.block_from:
                 break  # nothing that follows changes the verdict
         return score, found
 
-    def _attacks(self, reading: Reading, characters: int, seen: set[tuple[str, ...]]) -> list[Reason]:
-        parts = sentences(reading.text)
+    def _attacks(
+        self, reading: Reading, characters: int, seen: set[tuple[str, ...]], known: dict[str, Tagged]
+    ) -> list[Reason]:
+        parts = sentences(reading.text, known)
         marked = rules.marks(reading.text)
         # Folding may change the length; then places in the folded text are none in the text.
         in_place = reading.name == "text" and len(reading.text) == characters
         windows = classifier.windows(parts, marked, seen)
-        seen.update(part.tokens for part in parts)
         found = [
             self._reason(hit.rule, rules.RULE_SCORE, reading, (hit.start, hit.end) if in_place else None)
-            for hit in rules.matches(parts, marked)
-            if not self._classifier.doubts(self._classifier.best(_around(windows, hit))[0])
+            for hit in rules.matches(parts, marked, seen)
+            if not self._doubted(hit, windows)
         ]
+        seen.update(part.tokens for part in parts)
         value, window = self._classifier.best(windows)
         if window is not None:
             where = (window.start, window.end) if in_place else None
@@ -105,11 +108,20 @@ class Guards:
             found.append(self._reason("classifier", score, reading, where))
         return found
 
+    def _doubted(self, hit: rules.Hit, windows: Sequence[classifier.Window]) -> bool:
+        """Whether neither the words right around a hit nor the sentences do look like an attack to the classifier.
+
+        Those right around it count by themselves: else benign words in the same sentence would outvote a rule.
+        """
+        near = classifier.windows([hit.near], ()) if hit.near else []
+        best = self._classifier.best
+        return self._classifier.doubts(max(best(near)[0], best(_around(windows, hit))[0]))
+
     def _reason(self, kind: str, score: float, reading: Reading, span: tuple[int, int] | None) -> Reason:
         policy = self.policy
         action: GuardAction = policy.injection if score >= policy.block_from else "off"
         if action == "off" and policy.flag_from is not None and score >= policy.flag_from:
-            action = "flag"
+            action = "sample" if policy.injection == "sample" else "flag"
         start, end = span or (None, None)
         return Reason(guard="injection", kind=kind, action=action, score=score, view=reading.name, start=start, end=end)
 

@@ -2,14 +2,15 @@
 
 A rule that matches is meant to be right alone; everything less certain is left to the classifier, which sees `marks` as
 features. All quantifiers are bounded and patterns over concepts run on one character a word, so that time stays
-linear. A sentence that talks about attacks (concept `V`) or about somebody's own text (`B`), that quotes or asks, is
-not judged by rules.
+linear. A sentence that talks about attacks (concept `V`) or about somebody's own text (`B`), or that asks, is not
+judged by rules. Quotation marks alone excuse nothing: anybody can put an order between them. Of a sentence that quotes,
+only the words outside the quotes say whether it reports what it quotes.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 
 from tuneloop.serve.guards.concepts import Sentence
@@ -24,6 +25,7 @@ class Hit:
     rule: str
     start: int
     end: int
+    near: Sentence | None = None  # the words around what a rule matched; None of a mark
 
 
 # Letters are concepts of lexicon.txt; `_` is a function word, `.` any other word.
@@ -39,22 +41,40 @@ _CONCEPTS: tuple[tuple[str, re.Pattern[str]], ...] = (
     ("exfiltrate", re.compile(r"[EO].{0,6}[DI].{0,10}T|T.{0,6}E.{0,6}D")),
     ("no-refusal", re.compile(r"G[_YWA]{0,3}X.{0,6}[CWAIL]|[CA].{0,5}G[_]{0,2}X")),
 )
-_TALK = re.compile(r"[VB\"]")
+_TALK = re.compile(r"[VB]")
+_AROUND = 8  # words on either side of a match that say whether a rule counts
+# With one of these outside the quotes a sentence reports, explains or tests what it quotes.
+_REPORTING = re.compile(
+    r"\b(?:report(?:s|ed)?|explain(?:s|ed)?|describe[sd]?|discuss(?:es)?|blogs?|articles?|papers?|study|talk|lecture|slides?"
+    r"|books?|authors?|researchers|examples?|tests?|tested|testers|filters?|detector|blocked|flagged|logs?|logged|strings?"
+    r"|sentences|prompts|tricks?|wrote|writes|typed|types|quote[sd]|titled|called|attack(?:s|ers?)?|why|whether"
+    r"|classify|label|annotate|proofread|translate|artikel|beispiel|explique|ejemplo|exemple)\b"
+)
+# … but not where something outside orders that it be done.
+_DOING = re.compile(
+    r"\b(?:do|execute|obey|follow|perform|run|carry|comply|apply|enact|instead|now|must|ignore|disregard|forget|override"
+    r"|immediately|proceed|tu|fais|haz|faites|hagas|mach|befolge)\b"
+)
 _ASKING = frozenset(
     ["is", "are", "was", "how", "why", "what", "which", "who", "when", "where", "does", "did", "explain", "describe"]
 )
 
 _NAMES = r"(?:ai|llms?|language models?|ai[ -]\w{1,12}|assistants?|chatbots?|agents?|copilot)"
 _RULE = r"(?:-{3}|={3}|#{3}|\*{3}|\[|\])"
-_MARKS: tuple[tuple[str, re.Pattern[str]], ...] = (
-    ("chat-token", re.compile(r"<\|(?:im_start|im_end|system|user|assistant|endoftext|start_header_id|eot_id)\|>")),
-    ("chat-token", re.compile(r"\[/?inst\]|<</?sys>>|<start_of_turn>|<end_of_turn>|<\|begin_of_text\|>")),
-    ("fake-turn", re.compile(r"(?m)^[ \t>#*\-\[<(]{0,8}(?:system|assistant|developer)[ \w]{0,24}[\])>*]{0,3}:")),
-    ("fake-turn", re.compile(r"</?(?:system|instructions?|assistant|prompt|context|user_?input|admin)>")),
-    ("fake-turn", re.compile(r"(?m)^#{2,4} ?(?:system|new instructions?|instructions?|admin|override)\b")),
-    ("fake-end", re.compile(rf"{_RULE} ?(?:end|begin|start|new) [\w ]{{2,30}}{_RULE}")),
+_MARKS: tuple[tuple[str, str, re.Pattern[str]], ...] = (  # without the literal in the middle there is no match
+    (
+        "chat-token",
+        "<|",
+        re.compile(r"<\|(?:im_start|im_end|system|user|assistant|endoftext|start_header_id|eot_id)\|>"),
+    ),
+    ("chat-token", "", re.compile(r"\[/?inst\]|<</?sys>>|<start_of_turn>|<end_of_turn>|<\|begin_of_text\|>")),
+    ("fake-turn", ":", re.compile(r"(?m)^[ \t>#*\-\[<(]{0,8}(?:system|assistant|developer)[ \w]{0,24}[\])>*]{0,3}:")),
+    ("fake-turn", "<", re.compile(r"</?(?:system|instructions?|assistant|prompt|context|user_?input|admin)>")),
+    ("fake-turn", "##", re.compile(r"(?m)^#{2,4} ?(?:system|new instructions?|instructions?|admin|override)\b")),
+    ("fake-end", "", re.compile(rf"{_RULE} ?(?:end|begin|start|new) [\w ]{{2,30}}{_RULE}")),
     (
         "image-url",
+        "](",
         re.compile(
             r"!\[[^\]\n]{0,80}\]\(\s?https?://[^)\s]{1,200}[?&/=][^)\s]{0,100}"
             r"(?:[{<\[$]|%7b|data|secret|prompt|context|history|chat|summary|=\))"
@@ -62,6 +82,7 @@ _MARKS: tuple[tuple[str, re.Pattern[str]], ...] = (
     ),
     (
         "to-models",
+        "",
         re.compile(
             r"\b(?:if you are an?|attention|note (?:to|for)|message (?:to|for)|instructions? (?:to|for)|dear|hey"
             rf"|important[ :]{{1,3}}(?:to|for)?) ?(?:all |any |the )?{_NAMES}\b"
@@ -69,14 +90,15 @@ _MARKS: tuple[tuple[str, re.Pattern[str]], ...] = (
     ),
     (
         "to-models",
+        "",
         re.compile(
             rf"\b{_NAMES}\b[\w ,]{{0,20}}\b(?:reading|processing|summari[sz]ing|parsing|reviewing|analy[sz]ing"
             r"|handling|ingesting|visiting|indexing|screening) (?:this|the)\b"
         ),
     ),
-    ("comment", re.compile(r"<!--[^>]{0,200}(?:ai|assistant|instruction|ignore|system)")),
-    ("override-tag", re.compile(r"\[(?:system|admin|override|urgent|hidden|sudo|new)[ _\w:.\-]{0,30}\]")),
-    ("override-tag", re.compile(r"\bsystem[ _-]?override\b")),
+    ("comment", "<!--", re.compile(r"<!--[^>]{0,200}(?:ai|assistant|instruction|ignore|system)")),
+    ("override-tag", "[", re.compile(r"\[(?:system|admin|override|urgent|hidden|sudo|new)[ _\w:.\-]{0,30}\]")),
+    ("override-tag", "override", re.compile(r"\bsystem[ _-]?override\b")),
 )
 # With one of these marks close by, such a sentence is an attack.
 _SUSPECT = re.compile(r"O.{0,6}[IPLY]|[NW].{0,8}[UM]|R.{0,6}[SDI]|U|T|E.{0,6}D|Y.{0,4}C|G.{0,3}X|WC|W.{0,3}Y")
@@ -85,21 +107,56 @@ _CARRIERS = frozenset({"chat-token", "to-models", "override-tag", "image-url"})
 
 def marks(text: str) -> list[Hit]:
     """The literal marks in a folded text; each is only a hint."""
-    return [Hit(name, match.start(), match.end()) for name, mark in _MARKS for match in mark.finditer(text)]
+    return [
+        Hit(name, match.start(), match.end())
+        for name, literal, mark in _MARKS
+        if literal in text
+        for match in mark.finditer(text)
+    ]
 
 
-def matches(parts: Sequence[Sentence], marked: Sequence[Hit]) -> Iterator[Hit]:
-    """The rules that match sentences of a folded text, each once a sentence."""
+def matches(
+    parts: Sequence[Sentence], marked: Sequence[Hit], seen: Set[tuple[str, ...]] = frozenset()
+) -> Iterator[Hit]:
+    """The rules that match sentences of a folded text, each once a sentence; not those `seen` in another reading."""
     for part in parts:
-        if _TALK.search(part.concepts) or part.tokens[0] in _ASKING:
+        if (not marked and part.tokens in seen) or excused(part):
             continue
+        bare = part.concepts.replace('"', "")
         named = set()
         for rule, pattern in _CONCEPTS:
-            if rule not in named and pattern.search(part.concepts):
+            if rule not in named and (match := pattern.search(bare)):
                 named.add(rule)
-                yield Hit(rule, part.start, part.end)
+                yield Hit(rule, part.start, part.end, _around(part, match))
         near = [hit for hit in marked if part.start - 200 <= hit.start <= part.end]
-        if near and _SUSPECT.search(part.concepts):
+        if near and (match := _SUSPECT.search(bare)):
             for hit in near:
                 if hit.rule in _CARRIERS:
-                    yield Hit(hit.rule, hit.start, max(hit.end, part.end))
+                    yield Hit(hit.rule, hit.start, max(hit.end, part.end), _around(part, match))
+
+
+def excused(part: Sentence) -> bool:
+    """Whether a sentence talks about text, so that rules do not judge it."""
+    if '"' not in part.tokens:
+        return _TALK.search(part.concepts) is not None or part.tokens[0] in _ASKING
+    outside, concepts, quoting = list[str](), "", False
+    for word, concept in zip(part.tokens, part.concepts, strict=True):
+        if word == '"':
+            quoting = not quoting
+        elif not quoting:
+            outside.append(word)
+            concepts += concept
+    if not outside:
+        return False
+    spoken = " ".join(outside)
+    if outside[0] in _ASKING:
+        return True
+    return not _DOING.search(spoken) and ("V" in concepts or _REPORTING.search(spoken) is not None)
+
+
+def _around(part: Sentence, match: re.Match[str]) -> Sentence:
+    """The words around a match in the concepts without quotation marks."""
+    kept = [at for at, word in enumerate(part.tokens) if word != '"']
+    near = kept[max(0, match.start() - _AROUND) : match.end() + _AROUND]
+    first, last = near[0], near[-1] + 1
+    return Sentence(part.tokens[first:last], part.concepts[first:last], part.start, part.end)

@@ -44,6 +44,7 @@ _BACKWARDS = re.compile(
 _MORSE_CODE = (
     ".- -... -.-. -.. . ..-. --. .... .. .--- -.- .-.. -- -. --- .--. --.- .-. ... - ..- ...- .-- -..- -.-- --.."
 )
+_MORSE_MARKS = str.maketrans("·–−", ".--")
 _MORSE_LETTERS = dict(zip(_MORSE_CODE.split(" "), string.ascii_lowercase, strict=True))
 
 
@@ -58,12 +59,14 @@ class Reading:
 
 def readings(text: str, *, decode: bool) -> Iterator[Reading]:
     """The folded text, then what is hidden in it or encoded."""
-    yield Reading("text", fold(text))
-    waiting, seen = [("", text, 0, False)], {text}
+    folded = fold(text)
+    yield Reading("text", folded)
+    waiting, seen = [("", text, folded, 0, False)], {text}
     budget, given = 4 * len(text) + 1_000, 0
     while waiting:
-        path, raw, depth, hidden = waiting.pop(0)
-        for name, found in _decoded(raw, decode=decode):
+        path, raw, folded, depth, hidden = waiting.pop(0)
+        respelt = path.endswith(_LOWERED)
+        for name, found in _decoded(raw, folded, decode=decode, respelt=respelt):
             budget -= len(found)
             if budget < 0 or given >= _MOST:
                 return
@@ -73,15 +76,17 @@ def readings(text: str, *, decode: bool) -> Iterator[Reading]:
             given += 1
             unseen = hidden or name in _UNSEEN
             chain = f"{path}{name}"
-            yield Reading(chain, fold(found), unseen)
+            reading = Reading(chain, fold(found), unseen)
+            yield reading
             if depth + 1 < _DEEPEST:
-                waiting.append((f"{chain}>", found, depth + 1, unseen))
+                waiting.append((f"{chain}>", found, reading.text, depth + 1, unseen))
 
 
+_LOWERED = ("reversed>", "leetspeak>", "split>")  # what these give has lost its case, and holds no base64
 _UNSEEN = {"tags", "selectors", "zero-width"}
 
 
-def _decoded(text: str, *, decode: bool) -> Iterator[tuple[str, str]]:
+def _decoded(text: str, folded: str, *, decode: bool, respelt: bool) -> Iterator[tuple[str, str]]:
     if not text.isascii():
         for name, decoder in _HIDDEN:
             if found := decoder(text):
@@ -89,8 +94,11 @@ def _decoded(text: str, *, decode: bool) -> Iterator[tuple[str, str]]:
         if invisible_inside(text):
             yield "spaced", fold(text, " ")  # invisible characters in the place of blanks
     if decode:
-        for name, decoder in _ENCODED:
+        for name, decoder in _CASELESS if respelt else _ENCODED:
             if found := decoder(text):
+                yield name, found
+        for name, decoder in _RESPELT:
+            if found := decoder(folded):
                 yield name, found
 
 
@@ -164,8 +172,8 @@ def _decimal(text: str) -> str:
 
 
 def _morse(text: str) -> str:
-    plain = text.translate(str.maketrans("·–−", ".--"))
-    words = (re.split(r" ?[/|] ?| {2,}", run[0].strip()) for run in _MORSE.finditer(plain))
+    runs = (run[0].strip().translate(_MORSE_MARKS) for run in _MORSE.finditer(text))
+    words = (re.split(r" ?[/|] ?| {2,}", run) for run in runs)
     return _joined(" ".join("".join(_MORSE_LETTERS.get(c, "") for c in w.split()) for w in run) for run in words)
 
 
@@ -187,9 +195,8 @@ def _rot13(text: str) -> str:
     return codecs.encode(text, "rot13") if len(_ROT13.findall(text.lower())) > 1 else ""
 
 
-def _reversed(text: str) -> str:
-    turned = fold(text)
-    return turned[::-1] if _BACKWARDS.search(turned) else ""
+def _reversed(folded: str) -> str:
+    return folded[::-1] if _BACKWARDS.search(folded) else ""
 
 
 def _spelt(text: str) -> str:
@@ -205,18 +212,16 @@ def _spelt(text: str) -> str:
     return _SPELT.sub(one, text)
 
 
-def _split(text: str) -> str:
+def _split(folded: str) -> str:
     """Words cut by string concatenation or by marks inside them."""
-    joined = _SPLIT.sub("", text)
-    lowered = fold(joined)
-    return _INNER.sub("", lowered) if joined != text or len(_INNER.findall(lowered)) > 2 else ""
+    joined = _SPLIT.sub("", folded)
+    return _INNER.sub("", joined) if joined != folded or len(_INNER.findall(joined)) > 2 else ""
 
 
-def _leet(text: str) -> str:
-    lowered = fold(text)
-    if len(_LEET.findall(lowered)) < 2:
+def _leet(folded: str) -> str:
+    if len(_LEET.findall(folded)) < 2:
         return ""
-    return _LEET.sub(lambda match: match[0].translate(_LEET_LETTERS), lowered)
+    return _LEET.sub(lambda match: match[0].translate(_LEET_LETTERS), folded)
 
 
 _HIDDEN: tuple[tuple[str, Callable[[str], str]], ...] = (
@@ -235,8 +240,11 @@ _ENCODED: tuple[tuple[str, Callable[[str], str]], ...] = (
     ("escapes", _escaped),
     ("morse", _morse),
     ("rot13", _rot13),
-    ("reversed", _reversed),
     ("spelt", _spelt),
+)
+_CASELESS = tuple((name, decoder) for name, decoder in _ENCODED if name not in {"base64", "base32"})
+_RESPELT: tuple[tuple[str, Callable[[str], str]], ...] = (  # of the folded text
+    ("reversed", _reversed),
     ("leetspeak", _leet),
     ("split", _split),
 )

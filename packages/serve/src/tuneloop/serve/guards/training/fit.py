@@ -28,7 +28,9 @@ from tuneloop.serve.guards.folding import fold
 from tuneloop.serve.guards.training.grammar import HELD_OUT_EVERY, expanded, held_out_texts, prose, templates
 
 SEED, EACH_ATTACK, EACH_BENIGN = 20_26, 32, 40
-BUDGET = 0.0225  # of benign texts full of trigger words, from a quarter of all templates left out: more than of others
+# Of benign texts full of trigger words, from a quarter of all templates left out: many more than of others. So chosen
+# that less than 1 % are stopped of held-out templates and of the descriptions of half of the packages at hand.
+BUDGET = 0.0425
 PROSE_BUDGET = 0.005  # of paragraphs of prose
 REGULARISATION = 10.0  # liblinear's C
 BENIGN_WEIGHT = 2.0
