@@ -36,9 +36,9 @@ setup: .venv/.project .venv-engine/.engine .venv/.system  ## make both environme
 demo: setup  ## run the whole loop on this machine and write a report
 	.venv/bin/tuneloop demo
 
-test: setup  ## run every test, two files at a time
+test: setup  ## run every test
 	@$(RUN) -m compileall -q packages  # once, not in each of the many processes that tests start
-	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(TESTS)
+	$(RUN) -m pytest $(TESTS)
 
 check: .venv/.project  ## lint, types, import contract, lock freshness
 	.venv/bin/ruff format --check .

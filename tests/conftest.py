@@ -1,7 +1,6 @@
 """Fixtures every package's tests share: a registry on a real database, and the small real base model.
 
-PostgreSQL runs in a cluster of its own, made once a session. `make test` runs two sessions side by side, since most
-tests wait more than they compute; a file's tests stay in one of them, and so do all that start a vLLM.
+PostgreSQL runs in a cluster of its own, made once a session.
 """
 
 from __future__ import annotations
@@ -17,10 +16,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
 from hypothesis import settings
-from xdist.remote import Producer
-from xdist.scheduler import LoadFileScheduling
 
 from postgres_cluster import PostgresCluster
 from tests_support import Clock
@@ -32,29 +28,6 @@ settings.register_profile("tuneloop", deadline=None, derandomize=True)
 settings.load_profile("tuneloop")
 ROOT = Path(__file__).parent.parent
 CACHE = ROOT / ".cache"
-
-
-def starts_engines(file: str) -> bool:
-    return "pytest.mark.engine" in (ROOT / file).read_text(encoding="utf-8")
-
-
-class FileByFile(LoadFileScheduling):  # type: ignore[misc]
-    """Deals whole files to the sessions, and all that start a vLLM to one of them."""
-
-    def _split_scope(self, nodeid: str) -> str:
-        file = nodeid.partition("::")[0]
-        return "engine" if starts_engines(file) else file
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> FileByFile:
-    return FileByFile(config, log)
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What takes longest comes first: whoever is done early then finds other files left."""
-    engines = {file: starts_engines(file) for file in {item.nodeid.partition("::")[0] for item in items}}
-    items.sort(key=lambda item: not engines[item.nodeid.partition("::")[0]])
 
 
 @pytest.fixture
@@ -129,12 +102,11 @@ def registries(request: pytest.FixtureRequest, registry_home: Path, clock: Clock
 def smollm2() -> Path:
     """SmolLM2-135M-Instruct as a Hugging Face folder, converted once into .cache/ by the verb users call."""
     folder = CACHE / "bases" / "smollm2-135m-instruct"
-    with FileLock(CACHE / "bases.lock"):
-        if not folder.is_dir():
-            command = [sys.executable, "-m", "tuneloop.cli", "base", "examples/python-helper/recipe.yaml", "--json"]
-            environment = os.environ | {"TUNELOOP_HOME": str(CACHE)}
-            done = subprocess.run(command, cwd=ROOT, env=environment, check=True, stdout=subprocess.PIPE)
-            assert json.loads(done.stdout)["folder"] == str(folder)
+    if not folder.is_dir():
+        command = [sys.executable, "-m", "tuneloop.cli", "base", "examples/python-helper/recipe.yaml", "--json"]
+        environment = os.environ | {"TUNELOOP_HOME": str(CACHE)}
+        done = subprocess.run(command, cwd=ROOT, env=environment, check=True, stdout=subprocess.PIPE)
+        assert json.loads(done.stdout)["folder"] == str(folder)
     return folder
 
 

@@ -232,7 +232,7 @@ def test_mlflow_failing_midway_leaves_a_failed_run_and_no_version(
     def away(*_: object, **__: object) -> None:
         raise MlflowException("gone")
 
-    monkeypatch.setattr(registry.versions._client, "create_model_version", away)
+    monkeypatch.setattr(registry.versions._client._get_registry_client(), "create_model_version", away)
     with pytest.raises(Unavailable, match="gone"):
         brought(registry, Folder(adapter), base)
     assert registry.versions.all("bot") == []

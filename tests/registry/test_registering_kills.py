@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
+from mlflow.tracking._model_registry.client import ModelRegistryClient
 
 from registry.offered import brought, make_base
 from serve.engine_support import write_adapter
@@ -75,8 +76,8 @@ def killed_after(last: str) -> Iterator[None]:
             dead.append(True)
             raise Killed
 
-    def mortal(name: str) -> Callable[..., object]:
-        write = getattr(MlflowClient, name)
+    def mortal(client: type, name: str) -> Callable[..., object]:
+        write = getattr(client, name)
 
         def then(*args: object, **kwargs: object) -> object:
             with dying(name):
@@ -91,7 +92,8 @@ def killed_after(last: str) -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         for name in set(WRITES) - {"commit"}:
-            patch.setattr(MlflowClient, name, mortal(name))
+            client = ModelRegistryClient if hasattr(ModelRegistryClient, name) else MlflowClient
+            patch.setattr(client, name, mortal(client, name))
         patch.setattr(Database, "writing", committed)
         with pytest.raises(Killed):
             yield
@@ -153,7 +155,7 @@ def test_why_it_failed_is_told_though_its_run_cannot_be_ended_and_the_next_ends_
 
         return fail
 
-    monkeypatch.setattr(MlflowClient, "create_model_version", away("no room"))
+    monkeypatch.setattr(ModelRegistryClient, "create_model_version", away("no room"))
     monkeypatch.setattr(MlflowClient, "set_terminated", away("gone since"))
     with pytest.raises(Unavailable, match="no room"):
         brought(registry, Folder(adapter), base)
