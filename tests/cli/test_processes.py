@@ -50,7 +50,10 @@ def _python(code: str, *arguments: str) -> list[str]:
 
 
 def _gone(pid: int) -> bool:
-    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def _soon(ready: Callable[[], bool], timeout_s: float = 20.0) -> None:

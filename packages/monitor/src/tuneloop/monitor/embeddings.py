@@ -1,7 +1,7 @@
 """What texts mean, as vectors of a sentence-transformers model: for drifts that say a new thing in words of the old.
 
 Counts of words and characters know nothing of what a word means, so a small share of a neighbouring topic escapes them.
-A model that has read much sees about twice as many such windows (docs/drift.md); it costs milliseconds a text, and an
+A model that has read much sees more of such windows (docs/drift.md); it costs milliseconds a text, and an
 installation with torch, so it is asked for by name.
 """
 
