@@ -2,10 +2,11 @@
 
     .venv/bin/python benchmarks/guards.py [--json FILE] [--also FILE.jsonl …]
 
-`guards_unseen/` holds attacks and benign texts written by hand before the classifier was trained: nothing was tuned on
-them. The others come from templates that the classifier was never trained on; the share of families it never
-saw at all comes from training again without each. Real prose is the documents of every second installed package; those
-of the others helped to choose the threshold. `--also` measures JSONL files of your own:
+`guards_unseen/` holds attacks and benign texts written by hand before the classifier was trained: their errors were
+never read, though the threshold was chosen with their totals in view. The others come from templates that the
+classifier was never trained on; the share of families it never saw at all comes from training again without each.
+Real prose is the documents of every second installed package; those of the others helped to choose the threshold.
+`--also` measures JSONL files of your own:
 {"text": …, "label": 0 or 1}. Writes `benchmarks/results/guards.json` and a picture. Takes three minutes.
 """
 
