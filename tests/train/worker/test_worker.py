@@ -1,31 +1,24 @@
-"""The worker from request to gated version, on real parts: what it learns from, and what survives its death."""
+"""The worker from request to gated version, on real parts: what it learns from, judges and may spend."""
 
 from __future__ import annotations
 
 import io
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
 
-import mlflow
 import pytest
 
-from tests_support import publish_version, request_record, retraining_request
+from tests_support import publish_version
+from train.worker.crew import MAIL, filed, run_states, worker
 from tuneloop.registry import Registry
 from tuneloop.registry.gates.declared import judge_declared
 from tuneloop.registry.nouns import (
     Check,
     Feedback,
     GateReport,
-    Message,
     RetrainingRequest,
     RetrainingRun,
     RetrainingState,
@@ -33,83 +26,16 @@ from tuneloop.registry.nouns import (
 )
 from tuneloop.registry.policies import GatePolicy, RetrainingPolicy
 from tuneloop.registry.retraining.history import history_of
-from tuneloop.registry.settings import RegistrySettings
 from tuneloop.train.base import base_of
 from tuneloop.train.data.near import normal
 from tuneloop.train.data.rows import Row
 from tuneloop.train.job import kept, run
-from tuneloop.train.job.begin import job_from_recipe
-from tuneloop.train.job.run import run_job
 from tuneloop.train.publishing.lineage import Lineage
-from tuneloop.train.recipe import load_recipe
 from tuneloop.train.retraining.estimate import Here, estimate
 from tuneloop.train.retraining.worker import Worker
 from tuneloop.train.screen import Screen
 from tuneloop.train.settings import WorkerSettings
 from tuneloop.train.stopping import StopFlag
-
-Rows = Callable[[int, int], list[dict[str, str]]]
-MAIL = "ann.example@python.org"
-
-
-@pytest.fixture(scope="module")
-def trained_home(
-    tmp_path_factory: pytest.TempPathFactory, recipe_in: Callable[[Path], Path], empty_state: Path
-) -> Path:
-    """A state folder in which version 1 of `bot` was trained for real, once; each test works on a copy."""
-    folder = tmp_path_factory.mktemp("trained")
-    with Registry.open(RegistrySettings(home=shutil.copytree(empty_state, folder / "home"))) as registry:
-        job = job_from_recipe(load_recipe(recipe_in(folder)), registry.settings.home)
-        run_job(job, registry, screen=Screen(io.StringIO()), stop=StopFlag())
-    return folder / "home"
-
-
-@pytest.fixture
-def registry_home(tmp_path: Path, trained_home: Path) -> Path:
-    return Path(shutil.copytree(trained_home, tmp_path / "home"))
-
-
-@pytest.fixture
-def champion(registry: Registry) -> Version:
-    return registry.versions.get("bot", 1)
-
-
-@pytest.fixture
-def request_waiting(registry: Registry, champion: Version, make_rows: Rows) -> RetrainingRequest:
-    """An approved request over a window with 30 corrections: one repeats an evaluation row, one holds an address."""
-    now = registry.clock()
-    asked = [*make_rows(100, 28), make_rows(60, 1)[0], {"instruction": f"Who is {MAIL}?", "output": f"Ask {MAIL}."}]
-    records = [
-        request_record(n, now + timedelta(seconds=n), messages=(Message(role="user", content=row["instruction"]),))
-        for n, row in enumerate(asked)
-    ]
-    registry.traffic.add_requests(records)
-    registry.traffic.add_feedback(
-        [
-            Feedback(id=f"fb-{n}", request_id=f"req-{n}", at=record.at, thumb="down", correction=row["output"])
-            for n, (row, record) in enumerate(zip(asked, records, strict=True))
-        ]
-    )
-    return filed(registry, window_start=records[0].at, window_end=records[-1].at)
-
-
-def filed(registry: Registry, **changes: object) -> RetrainingRequest:
-    request = retraining_request(registry.clock(), **({"recipe": "bot@1"} | changes))
-    registry.retraining.file(request, by="monitor")
-    return registry.retraining.approve(request.id, by="test", reason="drift is real")
-
-
-def worker(registry: Registry, lease_s: float = 60.0, screen: Screen | None = None) -> Worker:
-    settings = WorkerSettings(id="w", poll_s=0.1, lease_s=lease_s)
-    return Worker(registry, settings, threads=0, screen=screen or Screen(), stop=StopFlag())
-
-
-def run_states(registry: Registry) -> list[str]:
-    """The states of all MLflow runs of `bot`, the oldest first."""
-    client = mlflow.MlflowClient(registry.settings.mlflow)
-    experiment = client.get_experiment_by_name("bot")
-    runs = client.search_runs([experiment.experiment_id], order_by=["attributes.start_time ASC"])
-    return [run.info.status for run in runs]
 
 
 def texts(rows: tuple[Row, ...]) -> set[str]:
@@ -336,123 +262,3 @@ def test_a_base_that_changed_is_refused(
     assert done is not None
     assert done.state is RetrainingState.FAILED
     assert "is not the one bot@1 was trained on" in done.outcome
-
-
-class _Dies(Worker):
-    """A worker that is gone right after publishing, before it could judge or finish."""
-
-    def _report(self, version: Version, request: RetrainingRequest) -> GateReport:
-        raise KeyboardInterrupt(f"{version.name} is published, {request.id} is not finished")
-
-
-def test_death_after_publishing_leads_to_one_version_judged_by_the_next_worker(
-    registry: Registry, request_waiting: RetrainingRequest
-) -> None:
-    dying = _Dies(
-        registry,
-        WorkerSettings(id="dying", lease_s=1.0),
-        threads=0,
-        screen=Screen(io.StringIO()),
-        stop=StopFlag(),
-    )
-    with pytest.raises(KeyboardInterrupt):
-        dying.run_once()
-    assert registry.retraining.get(request_waiting.id).state is RetrainingState.RUNNING
-    time.sleep(1.2)  # the dead worker's lease runs out on the real clock
-    done = worker(registry).run_once()
-    assert done is not None
-    assert done.state in {RetrainingState.GATED, RetrainingState.REJECTED}
-    assert (done.attempts, done.result_version) == (2, 2)
-    assert [version.version for version in registry.versions.all("bot")] == [2, 1]
-    assert registry.gates.latest("bot", 2) is not None
-
-
-def test_a_lost_lease_stops_the_run_and_publishes_nothing(
-    registry: Registry, champion: Version, request_waiting: RetrainingRequest, tiny_recipe: Path
-) -> None:
-    long = tiny_recipe.with_name("long.yaml")
-    long.write_text(tiny_recipe.read_text().replace("retrain: {steps: 4", "retrain: {steps: 100000"))
-    registry.retraining.cancel(request_waiting.id, by="test", reason="make room")
-    window = {"window_start": request_waiting.window_start, "window_end": request_waiting.window_end}
-    request = filed(registry, idempotency_key="long", recipe=str(long), **window)
-    states: list[RetrainingState] = []
-
-    def work() -> None:
-        done = worker(registry, lease_s=1.0).run_once()
-        assert done is not None
-        states.append(done.state)
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    wait_for(lambda: len(run_states(registry)) == 2, 120)
-    registry.retraining.cancel(request.id, by="test", reason="changed my mind")
-    thread.join(timeout=60)
-    assert not thread.is_alive()
-    assert states == [RetrainingState.CANCELLED]
-    assert run_states(registry) == ["FINISHED", "KILLED"]
-    assert [version.version for version in registry.versions.all("bot")] == [1]
-
-
-@pytest.fixture
-def worker_process(registry_home: Path) -> Iterator[Callable[[], subprocess.Popen[str]]]:
-    started: list[subprocess.Popen[str]] = []
-
-    def start() -> subprocess.Popen[str]:
-        code = "from tuneloop.train.verbs import worker; worker(['--once'])"
-        environment = os.environ | {
-            "TUNELOOP_HOME": str(registry_home),
-            "TUNELOOP_WORKER_LEASE_S": "2",
-            "TUNELOOP_TRAIN_THREADS": "1",
-            "HF_HUB_OFFLINE": "1",
-        }
-        process = subprocess.Popen(
-            [sys.executable, "-u", "-c", code],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        started.append(process)
-        return process
-
-    yield start
-    for process in started:
-        process.kill()
-        process.communicate()
-
-
-def test_kill_9_in_the_middle_of_training_costs_nothing_but_time(
-    registry_home: Path,
-    tiny_recipe: Path,
-    request_waiting: RetrainingRequest,
-    registry: Registry,
-    worker_process: Callable[[], subprocess.Popen[str]],
-) -> None:
-    long = tiny_recipe.with_name("long.yaml")
-    long.write_text(tiny_recipe.read_text().replace("retrain: {steps: 4", "retrain: {steps: 400"))
-    registry.retraining.cancel(request_waiting.id, by="test", reason="make room")
-    window = {"window_start": request_waiting.window_start, "window_end": request_waiting.window_end}
-    request = filed(registry, idempotency_key="killed", recipe=str(long), **window)
-    first = worker_process()
-    assert first.stdout is not None
-    for line in first.stdout:
-        if line.startswith("step "):
-            break
-    first.send_signal(signal.SIGKILL)
-    assert first.wait(timeout=10) == -signal.SIGKILL
-    assert [version.version for version in registry.versions.all("bot")] == [1]
-    long.write_text(tiny_recipe.read_text())
-    time.sleep(2.2)  # the dead worker's lease runs out on the real clock
-    done = worker(registry).run_once()
-    assert done is not None
-    assert (done.id, done.attempts, done.result_version) == (request.id, 2, 2)
-    assert done.state in {RetrainingState.GATED, RetrainingState.REJECTED}
-    assert [version.version for version in registry.versions.all("bot")] == [2, 1]
-    assert registry.versions.for_request(request.id) == registry.versions.get("bot", 2)
-
-
-def wait_for(condition: Callable[[], bool], timeout_s: float) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {timeout_s} s"
-        time.sleep(0.2)
