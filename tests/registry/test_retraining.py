@@ -101,6 +101,20 @@ def test_a_dead_workers_request_goes_to_the_next_and_the_dead_ones_result_is_ref
     assert (done.state, done.result_version, done.lease_owner) == ("gated", 2, None)
 
 
+def test_a_lease_by_a_clock_that_was_a_day_ahead_holds_nobody_off(registries: Registry, clock: Clock) -> None:
+    _queued(registries)
+    first = registries.retraining.claim("w1", lease_s=30)
+    assert first is not None
+    clock.advance(-3_600)
+    assert registries.retraining.claim("w2", lease_s=30) is None, "no longer than a lease may last"
+    clock.advance(-23 * 3_600)
+    second = registries.retraining.claim("w2", lease_s=30)
+    assert second is not None
+    assert (second.id, second.fencing_token) == (first.id, first.fencing_token + 1)
+    with pytest.raises(Conflict, match="lease of w1 is lost"):
+        registries.retraining.renew(first, lease_s=30)
+
+
 def test_a_request_that_kills_its_workers_is_given_up(registries: Registry, clock: Clock) -> None:
     request = _queued(registries)
     for attempt in range(MAX_ATTEMPTS):

@@ -10,6 +10,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from tuneloop.registry.retraining.states import LONGEST_LEASE_S
 from tuneloop.registry.settings import Section
 
 
@@ -31,7 +32,8 @@ class WorkerSettings(Section):
 
     id: str = ""  # empty: host name and process id
     poll_s: float = Field(default=5.0, gt=0)  # between looks at an empty queue
-    lease_s: float = Field(default=60.0, ge=1)  # how long a dead worker's request waits; renewed three times as often
+    # How long a dead worker's request waits; renewed three times as often.
+    lease_s: float = Field(default=60.0, ge=1, le=LONGEST_LEASE_S)
     usd_per_hour: Decimal | None = Field(
         default=None, ge=0, le=1_000_000
     )  # what this machine costs; none: the price table's offer

@@ -23,6 +23,7 @@ from tuneloop.registry.retraining.kept import expect, locked
 from tuneloop.registry.retraining.runs import begin_run, end_run, held_back
 from tuneloop.registry.retraining.states import (
     ENDED,
+    LONGEST_LEASE_S,
     MAX_ATTEMPTS,
     NEXT_STATES,
     RESULTS,
@@ -51,14 +52,19 @@ class RetrainingQueue(Decisions):
         """Take the queued request that waits longest, or one whose worker let its lease run out; None where none is.
 
         A request that has already been tried `MAX_ATTEMPTS` times is failed instead; one that cannot be read is left
-        out, and said; one that a budget holds waits. What nobody has decided about for too long ends.
+        out, and said; one that a budget holds waits. What nobody has decided about for too long ends. A lease that ends
+        later than any could was written by a clock that was ahead: it holds nobody off.
         """
         self.expire(by=owner)
         now = self._clock()
+        never = now + timedelta(seconds=2 * LONGEST_LEASE_S)
         free = sa.or_(retraining.c.held_until.is_(None), retraining.c.held_until <= now)
         waiting = sa.or_(
             sa.and_(retraining.c.state == S.QUEUED, free),
-            sa.and_(retraining.c.state == S.RUNNING, retraining.c.lease_until < now),
+            sa.and_(
+                retraining.c.state == S.RUNNING,
+                sa.or_(retraining.c.lease_until < now, retraining.c.lease_until > never),
+            ),
         )
         # One row at a time: locking more would hide them from a worker that looks at this moment (PostgreSQL).
         # What was put back is behind what has waited since: an outage of one request's own never holds up the others.
@@ -76,10 +82,10 @@ class RetrainingQueue(Decisions):
                     outcome = f"given up after {request.attempts} attempts; the last worker was {request.lease_owner}"
                     ended = {"outcome": outcome, "fencing_token": request.fencing_token + 1}
                     ended |= {"lease_owner": None, "lease_until": None}
-                    end_run(connection, request.id, at=request.lease_until or now, end="lost")
+                    end_run(connection, request.id, at=min(request.lease_until or now, now), end="lost")
                     self._move(connection, request.id, S.FAILED, by=owner, note=outcome, **ended)
                     continue
-                end_run(connection, request.id, at=request.lease_until or now, end="lost")
+                end_run(connection, request.id, at=min(request.lease_until or now, now), end="lost")
                 return self._move(
                     connection,
                     request.id,

@@ -25,6 +25,7 @@ ENDED = frozenset({S.SHIPPED, S.REJECTED, S.FAILED, S.CANCELLED, S.EXPIRED})  # 
 RESULTS = frozenset({S.GATED, S.SHIPPED, S.REJECTED, S.FAILED})  # what `finish` may say of a request
 UNDECIDED = (S.PROPOSED, S.APPROVED)
 MAX_ATTEMPTS = 3
+LONGEST_LEASE_S = 3_600.0
 
 
 def idempotency_key(*parts: object) -> str:
