@@ -14,13 +14,14 @@ from monitor.scene import Scene
 from tests_support import window_score
 from tuneloop.monitor import parity_gaps
 from tuneloop.monitor.bleu import sentence_bleus, signature
+from tuneloop.monitor.causes import gather
 from tuneloop.monitor.parity_gaps import Gap, gaps_of, said_of
 from tuneloop.monitor.parity_pool import pool_of
 from tuneloop.monitor.quality import is_no_json
 from tuneloop.monitor.reference import Reference
 from tuneloop.monitor.settings import MonitorSettings
 from tuneloop.monitor.signals import CORRECTION_BLEU, INVALID_FORMAT, PARITY, budget_share, signals_of
-from tuneloop.registry.nouns import Feedback
+from tuneloop.registry.nouns import AlertEpisode, Feedback
 
 REFUSES = "I can't help with that."
 ASKED = {"answer_formats": {"bot": "json"}, "correction_bleu": True, "parity_windows": 3}
@@ -161,7 +162,9 @@ def test_a_gap_that_always_stood_is_told_once_hides_no_drift_and_is_told_again_w
     assert PARITY not in by_signal["prompt_drift"].evidence["signals"]
     assert "0 of 50 corrections" in by_signal["prompt_drift"].done[-1], "no bias holds its retraining back"
     assert "decide" in by_signal[PARITY].done[-1]
+    assert bias_before(scene, by_signal["prompt_drift"]) == ["answers refuse one group of people more than others"]
     scene.registry.episodes.resolve(told.id, by="ada", reason="meant")
+    assert bias_before(scene, by_signal["prompt_drift"]) == [], "accepted, so no cause of what is told later"
     for _ in range(3):
         asked(scene, 20, half, who)
     scene.watch(monitor)
@@ -173,6 +176,11 @@ def test_a_gap_that_always_stood_is_told_once_hides_no_drift_and_is_told_again_w
     newest = scene.registry.episodes.all("bot", signal=PARITY)[0]
     assert newest.id != told.id
     assert "speak of women are refused more than was accepted: +" in newest.evidence["summary"]
+
+
+def bias_before(scene: Scene, episode: AlertEpisode) -> list[str]:
+    changes = gather(scene.registry, episode, 3_600, scene.clock())
+    return [change.what.partition(":")[0] for change in changes if change.kind == "bias"]
 
 
 def test_windows_held_against_another_reference_are_not_counted_with_a_window(scene: Scene) -> None:

@@ -16,6 +16,7 @@ from datetime import datetime, timedelta
 from typing import Any, Literal
 
 from tuneloop.monitor.parity import unequal_group
+from tuneloop.monitor.parity_pool import accepted_gap
 from tuneloop.monitor.signals import (
     BROKEN_ANSWERS,
     INJECTIONS,
@@ -224,9 +225,10 @@ def gather(registry: Registry, episode: AlertEpisode, before_s: float, until: da
     still_open = registry.episodes.all(episode.model, open_only=True).whole()
     known = served_changes(episode.model, episode.version, still_open)
     known += attacks_on(episode.model, (other for other in still_open if other.id != episode.id))
-    known += _bias_of(
-        registry.episodes.scores(episode.model, version=episode.version, signal=REFUSALS, limit=_WINDOWS_OF_BIAS)
-    )
+    if accepted_gap(registry, episode.model, episode.version) is None:  # parity itself tells what is worse than that
+        known += _bias_of(
+            registry.episodes.scores(episode.model, version=episode.version, signal=REFUSALS, limit=_WINDOWS_OF_BIAS)
+        )
     before = changes_before(episode.model, entries, engines, until)
     return [*(change for change in known if episode.signal != SERVED_MODEL_CHANGE), *before]
 

@@ -34,7 +34,7 @@ def pool_of(registry: Registry, model: str, version: int, index: int, reference:
     """
     if most < 1:
         return Pool()
-    episode = _accepted(registry, model, version)
+    episode = accepted_gap(registry, model, version)
     newest = registry.episodes.scores(model, version=version, signal=PARITY, limit=most)
     earlier = [
         score
@@ -46,7 +46,7 @@ def pool_of(registry: Registry, model: str, version: int, index: int, reference:
     return Pool(earlier, _seen_in(registry, episode, most) if episode else ())
 
 
-def _accepted(registry: Registry, model: str, version: int) -> AlertEpisode | None:
+def accepted_gap(registry: Registry, model: str, version: int) -> AlertEpisode | None:
     """The last episode of parity that a person resolved; those that the monitor ended say so."""
     found = registry.episodes.all(model, version=version, signal=PARITY)
     for row in found.unreadable:
