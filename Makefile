@@ -26,6 +26,11 @@ LOCK_engine := --no-config requirements/engine.in --override requirements/engine
 LOCK_engine-cuda := --no-config requirements/engine-cuda.in
 LOCK_project := pyproject.toml --group dev $(PACKAGES:%=packages/%/pyproject.toml)
 
+LANES := train others
+LANE_train := tests/train
+LANE_others := tests --ignore=tests/train
+
+.PHONY: $(LANES:%=test-%)
 .PHONY: help setup demo test check locks lock bench clean
 
 help:  ## show this help
@@ -38,7 +43,12 @@ demo: setup  ## run the whole loop on this machine and write a report
 
 test: setup  ## run every test
 	@$(RUN) -m compileall -q packages  # once, not in each of the many processes that tests start
-	$(RUN) -m pytest $(TESTS)
+	$(RUN) -m pytest $(or $(TESTS),-m engine)
+	$(if $(TESTS),,@$(MAKE) --no-print-directory -j2 --output-sync=target $(LANES:%=test-%))
+
+# vLLM wants both cores, so what starts it runs first and alone; the rest in two lanes side by side, each shown at its end.
+$(LANES:%=test-%): test-%:
+	$(RUN) -m pytest -m "not engine" $(LANE_$*)
 
 check: .venv/.project  ## lint, types, import contract, lock freshness
 	.venv/bin/ruff format --check .
