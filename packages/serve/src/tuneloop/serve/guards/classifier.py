@@ -16,7 +16,7 @@ from array import array
 from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 
 from tuneloop.registry.errors import Unreadable
@@ -154,17 +154,38 @@ def _features(part: Sentence, marked: Sequence[Hit]) -> Set[int]:
     return found
 
 
+class _Buckets(dict[str, int]):
+    """The bucket of each gram of a kind, hashed once: texts repeat few runs of concepts again and again."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self._kind = kind
+
+    def __missing__(self, gram: str) -> int:
+        if len(self) >= _HELD:  # somebody writes runs that nobody writes: begin again
+            self.clear()
+        (bucket,) = _hashed([f"{self._kind} {gram}"])
+        self[gram] = bucket
+        return bucket
+
+
+_HELD = 20_000
+_SAID, _BEGUN, _APART, _SPOKEN, _RAW = map(_Buckets, "c^psr")
+_EMPTY = frozenset("".join(gram) for n in (3, 4) for gram in product("._", repeat=n))
+
+
 @lru_cache(maxsize=1024)
 def _of_concepts(concepts: str) -> frozenset[int]:
     spoken = concepts.replace("_", "").replace(".", "")[:80]
     said = spoken.translate(_FILLING)[:60]
     raw = concepts.replace('"', "")[:200]
-    found = [f"c {said[i : i + n]}" for n in (1, 2, 3, 4) for i in range(len(said) - n + 1)]
-    found += [f"^ {said[:n]}" for n in (1, 2, 3)]
-    found += [f"p {a}{b}" for i, a in enumerate(said) for b in said[i + 2 : i + 7]]
-    found += [f"s {spoken[i : i + n]}" for n in (2, 3) for i in range(len(spoken) - n + 1)]
-    found += [f"r {raw[i : i + n]}" for n in (3, 4) for i in range(len(raw) - n + 1) if raw[i : i + n].strip("._")]
-    return frozenset(_hashed(found))
+    found = [_SAID[said[i : i + n]] for n in (1, 2, 3, 4) for i in range(len(said) - n + 1)]
+    found += [_BEGUN[said[:n]] for n in (1, 2, 3)]
+    found += [_APART[a + b] for away in range(2, 7) for a, b in zip(said, said[away:], strict=False)]
+    found += [_SPOKEN[spoken[i : i + n]] for n in (2, 3) for i in range(len(spoken) - n + 1)]
+    grams = [raw[i : i + n] for n in (3, 4) for i in range(len(raw) - n + 1)]
+    found += [_RAW[gram] for gram in grams if gram not in _EMPTY]
+    return frozenset(found)
 
 
 @lru_cache(maxsize=1024)

@@ -25,28 +25,42 @@ _PEM = (
     r"(?:[^-]{1,8000}-----END [A-Z ]{5,40}-----)?"
 )
 # A format that an issuer publishes is enough; for the others (`checked`) the value must look random as well.
-_KNOWN: tuple[tuple[str, re.Pattern[str]], ...] = (
-    ("private-key", re.compile(_PEM)),
-    ("aws-key", re.compile(r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b")),
-    ("github-token", re.compile(r"\b(?:gh[pousr]_[A-Za-z0-9]{36,255}|github_pat_[A-Za-z0-9_]{50,255})\b")),
-    ("gitlab-token", re.compile(r"\bglpat-[A-Za-z0-9_-]{20,64}\b")),
-    ("slack-token", re.compile(r"\bxox[abeoprs]-[A-Za-z0-9-]{10,200}")),
-    ("google-key", re.compile(r"\bAIza[0-9A-Za-z_-]{35}\b")),
-    ("stripe-key", re.compile(r"\b[rs]k_(?:live|test)_[0-9A-Za-z]{16,128}\b")),
-    ("npm-token", re.compile(r"\bnpm_[A-Za-z0-9]{36}\b")),
-    ("pypi-token", re.compile(r"\bpypi-AgE[A-Za-z0-9_-]{50,300}")),
-    ("hugging-face-token", re.compile(r"\bhf_[A-Za-z0-9]{30,64}\b")),
-    ("sendgrid-key", re.compile(r"\bSG\.[A-Za-z0-9_-]{16,32}\.[A-Za-z0-9_-]{16,64}\b")),
-    ("telegram-token", re.compile(r"\b[0-9]{8,10}:AA[A-Za-z0-9_-]{33}\b")),
-    ("json-web-token", re.compile(r"\beyJ[A-Za-z0-9_-]{10,2000}\.eyJ[A-Za-z0-9_-]{10,4000}\.[A-Za-z0-9_-]{10,1000}")),
-    ("url-password", re.compile(r"\b[a-z][a-z0-9+.-]{1,20}://[^\s:/@]{1,64}:([^\s:/@]{3,128})@[\w.-]{1,255}")),
-)  # fmt: skip
-_CHECKED: tuple[tuple[str, re.Pattern[str]], ...] = (
-    ("model-key", re.compile(r"\b(sk-[A-Za-z0-9_-]{20,200})")),
-    ("gateway-key", re.compile(r"\b(tl-[A-Za-z0-9_-]{20,64})\b")),
-    ("bearer-token", re.compile(r"(?i)\bbearer\s{1,3}([A-Za-z0-9._~+/-]{20,500})")),
+# A text that holds none of the literals, in lower case, is not searched.
+_KNOWN: tuple[tuple[str, tuple[str, ...], re.Pattern[str]], ...] = (
+    ("private-key", ("-----begin",), re.compile(_PEM)),
+    ("aws-key", ("akia", "asia"), re.compile(r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b")),
+    (
+        "github-token",
+        ("ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_"),
+        re.compile(r"\b(?:gh[pousr]_[A-Za-z0-9]{36,255}|github_pat_[A-Za-z0-9_]{50,255})\b"),
+    ),
+    ("gitlab-token", ("glpat-",), re.compile(r"\bglpat-[A-Za-z0-9_-]{20,64}\b")),
+    ("slack-token", ("xox",), re.compile(r"\bxox[abeoprs]-[A-Za-z0-9-]{10,200}")),
+    ("google-key", ("aiza",), re.compile(r"\bAIza[0-9A-Za-z_-]{35}\b")),
+    ("stripe-key", ("k_live_", "k_test_"), re.compile(r"\b[rs]k_(?:live|test)_[0-9A-Za-z]{16,128}\b")),
+    ("npm-token", ("npm_",), re.compile(r"\bnpm_[A-Za-z0-9]{36}\b")),
+    ("pypi-token", ("pypi-age",), re.compile(r"\bpypi-AgE[A-Za-z0-9_-]{50,300}")),
+    ("hugging-face-token", ("hf_",), re.compile(r"\bhf_[A-Za-z0-9]{30,64}\b")),
+    ("sendgrid-key", ("sg.",), re.compile(r"\bSG\.[A-Za-z0-9_-]{16,32}\.[A-Za-z0-9_-]{16,64}\b")),
+    ("telegram-token", (":aa",), re.compile(r"\b[0-9]{8,10}:AA[A-Za-z0-9_-]{33}\b")),
+    (
+        "json-web-token",
+        ("eyj",),
+        re.compile(r"\beyJ[A-Za-z0-9_-]{10,2000}\.eyJ[A-Za-z0-9_-]{10,4000}\.[A-Za-z0-9_-]{10,1000}"),
+    ),
+    (
+        "url-password",
+        ("://",),
+        re.compile(r"\b[a-z][a-z0-9+.-]{1,20}://[^\s:/@]{1,64}:([^\s:/@]{3,128})@[\w.-]{1,255}"),
+    ),
+)
+_CHECKED: tuple[tuple[str, tuple[str, ...], re.Pattern[str]], ...] = (
+    ("model-key", ("sk-",), re.compile(r"\b(sk-[A-Za-z0-9_-]{20,200})")),
+    ("gateway-key", ("tl-",), re.compile(r"\b(tl-[A-Za-z0-9_-]{20,64})\b")),
+    ("bearer-token", ("bearer",), re.compile(r"(?i)\bbearer\s{1,3}([A-Za-z0-9._~+/-]{20,500})")),
     (
         "assigned-secret",
+        ("key", "token", "secret", "passw", "pwd"),
         re.compile(
             r"(?i)(?:api|access|secret|auth|private|encryption|client)?[_-]?(?:key|token|secret|passw(?:or)?d|pwd)"
             r"[\"']?\s{0,3}(?:=|:|is|:=|=>)\s{0,3}[\"']?([A-Za-z0-9_\-+/=.!@#$%^&*]{12,256})"
@@ -70,14 +84,14 @@ def entropy(value: str) -> float:
 
 
 def _candidates(text: str) -> Iterator[Found]:
-    for kind, pattern in _KNOWN:
-        for match in pattern.finditer(text):
-            group = 1 if pattern.groups else 0
-            yield Found(kind, match.start(group), match.end(group))
-    for kind, pattern in _CHECKED:
-        for match in pattern.finditer(text):
-            if _random(match[1]):
-                yield Found(kind, match.start(1), match.end(1))
+    lowered = text.lower()
+    for patterns, known in ((_KNOWN, True), (_CHECKED, False)):
+        for kind, literals, pattern in patterns:
+            if any(literal in lowered for literal in literals):
+                for match in pattern.finditer(text):
+                    group = 1 if pattern.groups else 0
+                    if known or _random(match[group]):
+                        yield Found(kind, match.start(group), match.end(group))
 
 
 def _random(value: str) -> bool:
