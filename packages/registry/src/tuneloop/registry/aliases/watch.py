@@ -38,7 +38,7 @@ from tuneloop.registry.versions.deadline import mlflow_within
 ASK_TIMEOUT_S = 4.0  # with a pause of at most 5 s, a move is seen within 10
 LATE_MIRROR_S = 15.0  # how long after its revision whoever wrote that may still move the aliases
 LONGEST_PAUSE_S = 60.0
-TOGETHER = 100  # models that MLflow is asked of in one call
+TOGETHER = 100  # models that MLflow is asked of in one call, at most: a server reads all versions of each
 ACTOR = "controller"
 _log = logging.getLogger(__name__)
 
@@ -50,6 +50,7 @@ class AliasWatch:
         self._registry = registry
         self._away = 0  # looks in a row that MLflow did not answer
         self._last = ""  # the last model that was seen where a look's time ran out: the next goes on behind it
+        self._together = TOGETHER  # fewer where so many have taken a look's whole time
 
     def pause_s(self, every_s: float) -> float:
         """How long to wait before the next look."""
@@ -74,6 +75,8 @@ class AliasWatch:
         except Unavailable:
             if not found:
                 self._away = min(self._away + 1, 10)
+                asked = min(self._together, len(routes))  # it may have been these: the next look asks others, and fewer
+                self._last, self._together = routes[asked - 1].model, max(1, asked // 2)
                 raise
         self._away, told = 0, found.copy()
         self._last = list(told)[-1] if len(told) < len(routes) else ""
@@ -93,14 +96,18 @@ class AliasWatch:
 
     def _see(self, routes: Sequence[Route], found: dict[str, Aliases | None]) -> None:
         """Put down what MLflow holds, so many models at a time, until the time is over; None: it has no such model."""
-        until = time.monotonic() + ASK_TIMEOUT_S
-        for start in range(0, len(routes), TOGETHER):
-            asked = routes[start : start + TOGETHER]
+        began = asked_at = time.monotonic()
+        start = 0
+        while start < len(routes) and asked_at - began <= ASK_TIMEOUT_S:
+            asked = routes[start : start + self._together]
             there = self._registry.versions.aliases_of(asked)
             for route in asked:
                 found[route.model] = there.get(route.model)
-            if time.monotonic() > until:
-                return
+            start, took_s, asked_at = start + len(asked), time.monotonic() - asked_at, time.monotonic()
+            if took_s < ASK_TIMEOUT_S / 16:
+                self._together = min(2 * self._together, TOGETHER)
+            elif took_s > ASK_TIMEOUT_S / 4:
+                self._together = max(1, self._together // 2)
 
     def _look(self, route: Route, seen: Aliases, accounted: Accounted | None) -> None:
         ours = () if seen == Aliases.of(route) else self._ours(route, accounted)
