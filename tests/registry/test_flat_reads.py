@@ -18,7 +18,7 @@ from mlflow.tracking import MlflowClient
 
 from registry.world import CHANGE
 from tests_support import Clock, publish_version
-from tuneloop.registry import Registry
+from tuneloop.registry import Registry, overview
 from tuneloop.registry.aliases.accounting import Aliases
 from tuneloop.registry.errors import InvalidInput
 from tuneloop.registry.nouns import Arm
@@ -83,6 +83,7 @@ def test_a_page_holds_the_newest_below_the_one_before_whatever_was_deleted(grown
     engine.dispose()
     there = [number for number in range(MANY, 0, -1) if number not in gone]
     assert [made.version for made in grown.versions.all("bot")] == there
+    assert grown.versions.newest_of(["bot", "nobody"]) == {"bot": there[0]}
     for size in (2, 7, MANY):
         assert [made.version for made in grown.versions.all("bot", newest=size)] == there[:size]
         found, cursor = list[int](), None
@@ -119,6 +120,6 @@ def test_no_model_is_read_whole_to_publish_sign_promote_list_or_watch(
     shadowless = route.model_copy(update={"arms": (Arm(version=1, weight_bp=10_000),)})
     grown.versions.mirror(shadowless)
     assert grown.versions.aliases("bot") == {"champion": 1}
-    assert grown.versions.models() == ["bot"]
+    assert [line.newest_version for line in overview.models(grown)] == [MANY + 1]
     assert [found.version for found in grown.versions.all("bot", newest=2)] == [MANY + 1, MANY]
     assert 0 < len(loaded) < MANY

@@ -14,7 +14,7 @@ from tests_support import (
     request_record,
     window_score,
 )
-from tuneloop.registry import Registry
+from tuneloop.registry import Registry, overview
 from tuneloop.registry.nouns import Arm
 
 
@@ -74,6 +74,22 @@ def test_what_json_says_is_what_there_is(lived_in: Registry, verb: Verb) -> None
     assert [entry["action"] for entry in read("retraining", "show", "rt_1")["history"]] == ["retraining.file"]
     assert "digest" not in read("key", "list")[0]
     assert "messages" not in read("requests", "bot")[0]
+
+
+def test_a_list_is_as_long_as_it_was_asked_for_and_says_that_there_is_more(
+    verb_there: Verb, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(overview, "MOST_ENTRIES", 1)
+    assert (
+        "there are earlier entries: `tuneloop audit rt_2 --limit 1000`" in verb_there("retraining", "show", "rt_2")[1]
+    )
+    for arguments in (("versions", "bot"), ("route", "history", "bot")):
+        _, said, told = verb_there(*arguments, "--json", "--newest", "1")
+        assert len(json.loads(said)) == 1
+        assert told == "these are the newest 1; --newest shows more\n"
+        _, said, told = verb_there(*arguments, "--json")
+        assert len(json.loads(said)) > 1
+        assert told == ""
 
 
 @pytest.mark.parametrize(

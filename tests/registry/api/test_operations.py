@@ -104,7 +104,7 @@ def test_what_is_read_is_what_the_registry_holds(shared_plane: Plane) -> None:
     assert verified["faults"] == []
     assert shared_plane.get(f"/v1/audit/verification?noted={verified['hash']}")["noted"] == verified["newest"]
     status = shared_plane.get("/v1/status")
-    assert (status["open_alerts"], status["open_retraining"]) == (1, 1)
+    assert (status["counts"]["alerts"], status["counts"]["retraining"]) == (1, 1)
     assert [gateway["id"] for gateway in status["gateways"]] == ["g1"]
     assert "digest" not in shared_plane.get("/v1/keys")["items"][0]
     me = shared_plane.get("/v1/whoami", Role.PROMOTER)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from tuneloop.registry.facade import Registry
 from tuneloop.registry.nouns import (
     AlertEpisode,
@@ -26,6 +28,7 @@ from tuneloop.registry.routes.shadowing import shadow_now as shadow_of
 from tuneloop.registry.versions.deadline import LOOKUP_TIMEOUT_S, mlflow_within
 
 _MODELS = "models"
+MOST_ENTRIES = 100  # of a request's history
 
 
 class ModelLine(Noun):
@@ -68,8 +71,9 @@ class RequestHistory(Noun):
     """A retraining request and what happened to it."""
 
     request: RetrainingRequest
-    history: tuple[AuditEntry, ...]  # the oldest first
-    runs: tuple[RetrainingRun, ...]  # likewise
+    history: tuple[AuditEntry, ...]  # the oldest first; of more than a hundred the newest
+    earlier: bool  # whether there are entries before these, which the audit log of the request's id has
+    runs: tuple[RetrainingRun, ...]  # the oldest first
     unreadable: tuple[str, ...]
 
 
@@ -87,8 +91,7 @@ class Status(Noun):
 
 def models(registry: Registry) -> list[ModelLine]:
     """Every registered model, by name."""
-    routes = registry.routes.current_all()
-    return [_model_line(registry, name, routes.get(name)) for name in _model_names(registry)]
+    return _model_lines(registry, _model_names(registry))
 
 
 def models_page(registry: Registry, ask: Ask) -> Page[ModelLine]:
@@ -97,8 +100,7 @@ def models_page(registry: Registry, ask: Ask) -> Page[ModelLine]:
     names = [name for name in _model_names(registry) if after is None or name > after[0]]
     shown = names[: ask.limit]
     following = cursor_at(_MODELS, shown[-1:]) if len(names) > len(shown) else None
-    routes = registry.routes.current_all()
-    return Page([_model_line(registry, name, routes.get(name)) for name in shown], following)
+    return Page(_model_lines(registry, shown), following)
 
 
 def versions_page(registry: Registry, model: str, ask: Ask) -> Page[Version]:
@@ -189,10 +191,18 @@ def request_history(registry: Registry, request_id: str) -> RequestHistory:
     Raises:
         NotFound: there is none of that id.
     """
-    request, entries = registry.retraining.get(request_id), registry.audit.entries(request_id)
+    request, entries = registry.retraining.get(request_id), registry.audit.entries(request_id, limit=MOST_ENTRIES + 1)
+    earlier = len(entries) > MOST_ENTRIES
+    del entries[MOST_ENTRIES:]
     runs = registry.retraining.runs(request_id=request_id)
     unreadable = (*entries.unreadable, *runs.unreadable)
-    return RequestHistory(request=request, history=tuple(entries[::-1]), runs=tuple(runs[::-1]), unreadable=unreadable)
+    return RequestHistory(
+        request=request,
+        history=tuple(entries[::-1]),
+        earlier=earlier,
+        runs=tuple(runs[::-1]),
+        unreadable=unreadable,
+    )
 
 
 def status(registry: Registry) -> tuple[Status, dict[str, str]]:
@@ -218,11 +228,15 @@ def _model_names(registry: Registry) -> list[str]:
     return mlflow_within(registry, registry.versions.models, LOOKUP_TIMEOUT_S)
 
 
-def _model_line(registry: Registry, name: str, route: Route | None) -> ModelLine:
-    newest = mlflow_within(registry, lambda: registry.versions.page(name, Ask(limit=1)).items, LOOKUP_TIMEOUT_S)
-    return ModelLine(
-        model=name,
-        newest_version=newest[0].version if newest else None,
-        split_bp=route.split_text if route else None,
-        revision=route.revision if route else None,
-    )
+def _model_lines(registry: Registry, names: Sequence[str]) -> list[ModelLine]:
+    routes = registry.routes.current_all()
+    newest = mlflow_within(registry, lambda: registry.versions.newest_of(names), LOOKUP_TIMEOUT_S)
+    return [
+        ModelLine(
+            model=name,
+            newest_version=newest.get(name),
+            split_bp=route.split_text if route else None,
+            revision=route.revision if route else None,
+        )
+        for name, route in ((name, routes.get(name)) for name in names)
+    ]

@@ -50,6 +50,14 @@ def tell_unreadable(rows: Sequence[str]) -> None:
         click.echo(f"cannot be read: {one_line(row)}", err=True)
 
 
+def tell_more(found: list[Any], newest: int) -> None:
+    """Keep of a list that was asked for one more than `newest` only those, the first, and say on standard error that
+    there are more."""
+    if len(found) > newest:
+        del found[newest:]
+        click.echo(f"these are the newest {newest:,}; --newest shows more", err=True)
+
+
 def one_line(text: str) -> str:
     """Somebody's text as one line: what breaks a line or is not seen is written as its escape."""
     return _seen(text.replace("\n", "\\n"))
@@ -107,4 +115,8 @@ by_user_option = click.option(
     "--by", default=_user, callback=who, show_default="the operating system's user", help="Who does it."
 )
 reason_option = click.option("--reason", required=True, callback=_said, help="Why; kept for ever.")
+MOST_ROWS = 1_000_000_000  # a list may be asked for; beyond what any database counts to it is an error
+newest_option = click.option(
+    "--newest", type=click.IntRange(1, MOST_ROWS), default=50, show_default=True, help="At most so many, the newest."
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")

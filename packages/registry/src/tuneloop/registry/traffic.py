@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Literal
+from typing import Any, Literal
 
 import sqlalchemy as sa
 from pydantic import AwareDatetime, FiniteFloat
@@ -181,10 +181,18 @@ class Traffic:
         self._db.tell(found.unreadable)
         return found
 
+    def newest(self, model: str, limit: int) -> Rows[RequestLine]:
+        """The newest records of a model without their text, in order of time."""
+        newest_first = (requests.c.at.desc(), requests.c.id.desc())
+        with self._db.reading() as connection:
+            rows = connection.execute(_lines(model).order_by(*newest_first).limit(limit)).mappings().all()
+        found = readable(RequestLine, rows)
+        found.reverse()
+        return found
+
     def page(self, model: str, ask: Ask) -> Page[RequestLine]:
         """Records of a model without their text, the newest first, page by page."""
-        query = sa.select(*(requests.c[name] for name in RequestLine.model_fields)).where(requests.c.model == model)
-        return page(self._db, RequestLine, query, (requests.c.at, requests.c.id), ask)
+        return page(self._db, RequestLine, _lines(model), (requests.c.at, requests.c.id), ask)
 
     def feedback_page(self, request_id: str, ask: Ask) -> Page[Feedback]:
         """All feedback that came for one request, in order of time, also what does not count, page by page."""
@@ -320,3 +328,8 @@ class Traffic:
                 attempt.rollback()
         insert = self._db.insert(table).on_conflict_do_nothing(index_elements=["id"]).returning(table.c.id)
         return set(connection.execute(insert, [row_of(item, table) for item in items]).scalars())
+
+
+def _lines(model: str) -> sa.Select[Any]:
+    columns = (requests.c[name] for name in RequestLine.model_fields)
+    return sa.select(*columns).where(requests.c.model == model)

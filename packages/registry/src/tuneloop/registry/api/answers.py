@@ -63,16 +63,16 @@ class Revocation(Noun):
 
 
 class StatusNow(Status):
-    """The state of everything; of each list the first so many, and how many there are."""
+    """The state of everything; of each list the first so many."""
 
-    open_alerts: int
-    open_retraining: int
+    counts: dict[str, int] = Field(description="How many of each list there are; of more than 200 the first are shown.")
 
     @classmethod
     def of(cls, status: Status) -> Self:
         """At most a page of each list."""
-        lists = {name: getattr(status, name)[:MOST_PER_PAGE] for name in Status.model_fields}
-        return cls(**lists, open_alerts=len(status.alerts), open_retraining=len(status.retraining))
+        lists = {name: getattr(status, name) for name in Status.model_fields}
+        counts = {name: len(found) for name, found in lists.items()}
+        return cls(**{name: found[:MOST_PER_PAGE] for name, found in lists.items()}, counts=counts)
 
 
 class KeyAnswer(Noun):

@@ -67,6 +67,8 @@ def retraining_show(request_id: str, as_json: bool) -> None:
             until = "a person approves it" if request.held_until is None else f"{request.held_until:%Y-%m-%d %H:%M} UTC"
             text += f"held until {until}: {request.held}\n"
         text += table(["AT (UTC)", "WHAT", "BY", "NOTE"], rows)
+        if found.earlier:
+            text += f"\nthere are earlier entries: `tuneloop audit {request_id} --limit 1000` shows more"
         if runs:
             text += "\n\n" + _runs_table(runs, registry.clock())
         emit({"request": request, "history": history, "runs": runs}, as_json, text)

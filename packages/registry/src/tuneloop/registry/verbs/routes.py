@@ -10,7 +10,17 @@ from tuneloop.registry import overview
 from tuneloop.registry.errors import InvalidInput
 from tuneloop.registry.facade import Registry
 from tuneloop.registry.nouns import Interval, Route, parse_version_name, version_name
-from tuneloop.registry.printing import by_option, emit, json_option, reason_option, table, tell_unreadable, who
+from tuneloop.registry.printing import (
+    by_option,
+    emit,
+    json_option,
+    newest_option,
+    reason_option,
+    table,
+    tell_more,
+    tell_unreadable,
+    who,
+)
 from tuneloop.registry.routes.changes import differences
 from tuneloop.registry.routes.promotion import Change, hold_out, override, set_route
 from tuneloop.registry.routes.promotion import promote as promote_version
@@ -82,11 +92,13 @@ def route_show(model: str, as_json: bool) -> None:
 
 @route.command("history")
 @click.argument("model")
+@newest_option
 @json_option
-def route_history(model: str, as_json: bool) -> None:
-    """List every revision, the newest first."""
+def route_history(model: str, newest: int, as_json: bool) -> None:
+    """List a route's revisions, the newest first."""
     with Registry.open() as registry:
-        found = registry.routes.history(model)
+        found = registry.routes.history(model, limit=newest + 1)
+        tell_more(found, newest)
         if not found and not found.unreadable:
             registry.route(model)  # raises what to do when there is none
         tell_unreadable(found.unreadable)

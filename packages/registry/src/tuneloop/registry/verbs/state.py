@@ -12,10 +12,17 @@ from tuneloop.registry.errors import Unreadable
 from tuneloop.registry.facade import Registry
 from tuneloop.registry.nouns import RequestRecord
 from tuneloop.registry.paging import MOST_PER_PAGE, Ask
-from tuneloop.registry.printing import by_option, emit, json_option, reason_option, table, tell_unreadable
+from tuneloop.registry.printing import (
+    MOST_ROWS,
+    by_option,
+    emit,
+    json_option,
+    newest_option,
+    reason_option,
+    table,
+    tell_unreadable,
+)
 from tuneloop.registry.trace import trace as trace_back
-
-MOST_ROWS = 1_000_000_000  # a list may be asked for; beyond what any database counts to it is an error
 
 
 @click.command()
@@ -80,18 +87,22 @@ def trace(request_id: str, as_json: bool) -> None:
 
 @click.command()
 @click.argument("model")
-@click.option("--newest", type=click.IntRange(1, MOST_ROWS), help="Only so many, the newest.")
+@newest_option
 @click.option("--sampled", is_flag=True, help="Only what guards marked for people to read, with what was said.")
 @json_option
-def requests(model: str, newest: int | None, sampled: bool, as_json: bool) -> None:
+def requests(model: str, newest: int, sampled: bool, as_json: bool) -> None:
     """List a model's requests in order of time, without their text unless it is kept for people to read."""
     with Registry.open() as registry:
-        found = registry.traffic.window(model, newest=newest, sampled=sampled)
+        if sampled:
+            marked = registry.traffic.window(model, newest=newest, sampled=True)
+            if not marked:
+                registry.check_model(model)
+            emit(list(marked), as_json, "\n".join(map(_to_read, marked)) or "nothing is marked for people to read")
+            return
+        found = registry.traffic.newest(model, newest)
+        tell_unreadable(found.unreadable)
         if not found:
             registry.check_model(model)
-        if sampled:
-            emit(list(found), as_json, "\n".join(map(_to_read, found)) or "nothing is marked for people to read")
-            return
         rows = [
             [
                 r.id,
@@ -105,9 +116,8 @@ def requests(model: str, newest: int | None, sampled: bool, as_json: bool) -> No
             ]
             for r in found
         ]
-        shown = [r.model_dump(mode="json", exclude={"messages", "answer"}) for r in found]
         headers = ["REQUEST", "AT (UTC)", "REVISION", "ASSIGNED", "SERVED", "STATUS", "MS", "ERROR"]
-        emit(shown, as_json, table(headers, rows))
+        emit(list(found), as_json, table(headers, rows))
 
 
 def _to_read(record: RequestRecord) -> str:

@@ -11,7 +11,16 @@ from tuneloop.registry.facade import Registry
 from tuneloop.registry.gates.declared import judge_again
 from tuneloop.registry.nouns import Version, parse_version_name, version_name
 from tuneloop.registry.policies import GatePolicy
-from tuneloop.registry.printing import by_option, emit, json_option, reason_option, table, tell_unreadable
+from tuneloop.registry.printing import (
+    by_option,
+    emit,
+    json_option,
+    newest_option,
+    reason_option,
+    table,
+    tell_more,
+    tell_unreadable,
+)
 from tuneloop.registry.verbs.lineage import environment_text
 from tuneloop.registry.verbs.policy import policy_options, set_policy, show_policy
 from tuneloop.registry.versions.lineage import ComparedVersion, MeasuredMetric, run_kept
@@ -46,14 +55,18 @@ def models(as_json: bool) -> None:
 
 @click.command()
 @click.argument("model")
-@click.option("--newest", type=click.IntRange(1), help="Only so many, the newest.")
+@newest_option
 @json_option
-def versions(model: str, newest: int | None, as_json: bool) -> None:
-    """List a model's versions with their lineage and metrics."""
+def versions(model: str, newest: int, as_json: bool) -> None:
+    """List a model's versions with their lineage and metrics, the newest first."""
     with Registry.open() as registry:
-        found = registry.versions.all(model, newest=newest)
+        found = registry.versions.all(model, newest=newest + 1)
+        tell_more(found, newest)
         if not found:
             registry.versions.get(model, 1)  # raises with the names that exist
+        if as_json:
+            emit(found, as_json, "")
+            return
         rows = [
             [
                 v.name,

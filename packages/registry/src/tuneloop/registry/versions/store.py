@@ -149,6 +149,14 @@ class Versions(SignedFiles, Mirroring):
                 return sorted(names)
 
     @asking
+    def newest_of(self, models: Sequence[str]) -> dict[str, int]:
+        """The number of the newest version of each of these models that has one of ours."""
+        if self._tables is not None:
+            return self._tables.newest_tagged(models, VERSION_TAG)
+        newest = ((model, self.all(model, newest=1)) for model in models)
+        return {model: versions[0].version for model, versions in newest if versions}
+
+    @asking
     def for_request(self, request_id: str) -> Version | None:
         """The version a retraining request made, if it made one."""
         condition = f"tags.`{_REQUEST_TAG}` = '{_safe(request_id)}'"

@@ -10,8 +10,10 @@ from __future__ import annotations
 from collections.abc import Collection
 
 import sqlalchemy as sa
+from mlflow.entities.model_registry.model_version_stages import STAGE_DELETED_INTERNAL
 from mlflow.store.model_registry.dbmodels.models import (
     SqlModelVersion,
+    SqlModelVersionTag,
     SqlRegisteredModel,
     SqlRegisteredModelAlias,
     SqlRegisteredModelTag,
@@ -38,6 +40,26 @@ class Tables:
         with self._store.ManagedSessionMaker() as session:
             rows = self._store._get_query(session, made).filter(made.name == model)
             return int(rows.with_entities(sa.func.max(made.version)).scalar() or 0)
+
+    def newest_tagged(self, models: Collection[str], key: str) -> dict[str, int]:
+        """The highest number of a version that is there and carries a tag, of each of these models that has one."""
+        model, made, tag = SqlRegisteredModel, SqlModelVersion, SqlModelVersionTag
+        of_it = sa.and_(tag.workspace == model.workspace, tag.name == model.name, tag.key == key)
+        same = sa.and_(made.workspace == tag.workspace, made.name == tag.name, made.version == tag.version)
+        newest = (
+            sa.select(tag.version)
+            .join(made, same)
+            .where(of_it, made.current_stage != STAGE_DELETED_INTERNAL)
+            .order_by(tag.version.desc())
+            .limit(1)
+            .correlate(model)
+            .scalar_subquery()
+        )
+        with self._store.ManagedSessionMaker() as session:
+            rows = (
+                self._store._get_query(session, model).filter(model.name.in_(models)).with_entities(model.name, newest)
+            )
+            return {name: int(version) for name, version in rows if version is not None}
 
     def aliases(self, models: Collection[str], names: Collection[str]) -> dict[str, dict[str, int]]:
         """What these aliases of these models name. A model that MLflow does not have is left out."""
