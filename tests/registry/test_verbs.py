@@ -79,10 +79,10 @@ def test_what_json_says_is_what_there_is(lived_in: Registry, verb: Verb) -> None
 def test_a_list_is_as_long_as_it_was_asked_for_and_says_that_there_is_more(
     verb_there: Verb, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(overview, "MOST_ENTRIES", 1)
-    assert (
-        "there are earlier entries: `tuneloop audit rt_2 --limit 1000`" in verb_there("retraining", "show", "rt_2")[1]
-    )
+    assert "there are earlier entries" not in verb_there("retraining", "show", "rt_1")[1]
+    monkeypatch.setattr(overview, "MOST_ENTRIES", 0)
+    said = verb_there("retraining", "show", "rt_1")[1]
+    assert "there are earlier entries: `tuneloop audit rt_1 --limit 1000`" in said
     for arguments in (("versions", "bot"), ("route", "history", "bot")):
         _, said, told = verb_there(*arguments, "--json", "--newest", "1")
         assert len(json.loads(said)) == 1
