@@ -149,18 +149,13 @@ def saved_bytes(config: dict[str, Any], tuning: TuningSection, dtype: str, token
 
 
 def test_memory_and_time_are_right_on_every_measured_point() -> None:
-    """Memory within 10 %, never more than 5 % low, time within 25 %; fitted points and held-out ones.
-
-    One point is known to miss, on the safe side: a quantised base with checkpointing took less than is planned for it.
-    """
+    """Memory within 10 %, never more than 5 % low, time within 25 %; fitted points and held-out ones."""
     accuracy = load_benchmark()
     points = json.loads(accuracy.POINTS.read_text(encoding="utf-8"))
     assert len(points) >= 19
     gflops = max(kept["measured"].get("gflops", 0.0) for kept in points)
     compared = {json.dumps(kept["point"]): accuracy.compared(kept, gflops) for kept in points}
-    outside = {p: c for p, c in compared.items() if not -0.05 <= c["memory_error"] <= 0.10}
-    assert [(accuracy.named(c), c["checkpointing"]) for c in outside.values()] == [("qlora", True)]
-    assert all(0.10 < c["memory_error"] < 0.15 for c in outside.values())
+    assert not {p: c["memory_error"] for p, c in compared.items() if not -0.05 <= c["memory_error"] <= 0.10}
     assert not {p: c["time_error"] for p, c in compared.items() if abs(c.get("time_error", 0.0)) > 0.25}
 
 
