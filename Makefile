@@ -26,12 +26,12 @@ LOCK_engine := --no-config requirements/engine.in --override requirements/engine
 LOCK_engine-cuda := --no-config requirements/engine-cuda.in
 LOCK_project := pyproject.toml --group dev $(PACKAGES:%=packages/%/pyproject.toml)
 
-LANES := train others
-LANE_train := tests/train
-LANE_others := tests --ignore=tests/train
+# Tests that start no vLLM run in two lanes side by side, which take about as long.
+LANES := 1 2
+LANE_1 := tests/train tests/docs tests/deploy
+LANE_2 := tests $(LANE_1:%=--ignore=%)
 
-.PHONY: $(LANES:%=test-%)
-.PHONY: help setup demo test check locks lock bench clean
+.PHONY: $(LANES:%=test-%) help setup demo test check locks lock bench clean
 
 help:  ## show this help
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -41,12 +41,12 @@ setup: .venv/.project .venv-engine/.engine .venv/.system  ## make both environme
 demo: setup  ## run the whole loop on this machine and write a report
 	.venv/bin/tuneloop demo
 
+# vLLM wants both cores: what starts it runs first and alone. A lane is shown when it has ended.
 test: setup  ## run every test
 	@$(RUN) -m compileall -q packages  # once, not in each of the many processes that tests start
 	$(RUN) -m pytest $(or $(TESTS),-m engine)
 	$(if $(TESTS),,@$(MAKE) --no-print-directory -j2 --output-sync=target $(LANES:%=test-%))
 
-# vLLM wants both cores, so what starts it runs first and alone; the rest in two lanes side by side, each shown at its end.
 $(LANES:%=test-%): test-%:
 	$(RUN) -m pytest -m "not engine" $(LANE_$*)
 
