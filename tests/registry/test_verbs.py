@@ -198,8 +198,11 @@ def test_who_made_and_revoked_a_key_is_on_record_with_the_user_as_default(
     verb("key", "new", "--owner", "team-d")
     made = lived_in.audit.entries(limit=2, action="key.new")
     assert [(e.actor, e.detail["owner"]) for e in made] == [("grace", "team-d"), ("ada", "team-c")]
-    verb("key", "revoke", made[0].subject)
-    assert lived_in.audit.entries(limit=1)[0].actor == "grace"
+    verb("key", "revoke", made[0].subject, "--reason", "it leaked")
+    assert [(e.actor, e.detail) for e in lived_in.audit.entries(limit=1)] == [("grace", {"reason": "it leaked"})]
+    verb("key", "new", "--owner", "team-e", "--reason", "their pilot")
+    assert lived_in.audit.entries(limit=1)[0].detail["reason"] == "their pilot"
+    assert verb("key", "revoke", made[0].subject, "--reason", " ")[0] == 2
     assert "the operating system's user" in " ".join(verb("key", "new", "--help")[1].split())
 
 

@@ -107,4 +107,5 @@ by_user_option = click.option(
     "--by", default=_user, callback=who, show_default="the operating system's user", help="Who does it."
 )
 reason_option = click.option("--reason", required=True, callback=_said, help="Why; kept for ever.")
+may_reason_option = click.option("--reason", callback=_said, help="Why; kept for ever.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
