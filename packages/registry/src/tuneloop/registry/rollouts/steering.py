@@ -65,7 +65,8 @@ def resume(registry: Registry, model: str, change: Change) -> Rollout:
 
     Raises:
         InvalidInput: none is paused.
-        Refused: its version is the champion, another version has a share, or an experiment of the model runs.
+        Refused: its version is the champion, another version has a share, an experiment of the model runs, or nobody
+            approves it now.
         Conflict: somebody changed it meanwhile.
     """
     paused = registry.rollouts.open(model)
@@ -78,6 +79,7 @@ def resume(registry: Registry, model: str, change: Change) -> Rollout:
         raise Refused(f"{paused.name} is the champion already; end its rollout: `tuneloop rollout abort {model}`")
     if any(arm.weight_bp > 0 and arm.version != paused.version for arm in route.arms[:-1]):
         raise Refused(f"another version has a share of {model} ({route.split_text}); take it away, then resume")
+    check_approved(registry, model, route, (Arm(version=paused.version, weight_bp=FULL_SHARE_BP),))
     at = _beginning(registry, route, paused.version, paused.plan, change)
     return registry.rollouts.resume(paused, at, by=change.by, reason=change.reason)
 
