@@ -88,17 +88,18 @@ def judge_again(registry: Registry, version: Version, *, by: str = "gate", reaso
     policy, now = registry.policies.get(model, GatePolicy), _champion(registry, model)
     free = now is None or registry.routes.has_led(model, version.version)  # no rollback waits for a gate
     champion = None if free else now
-    before = None if champion is None else registry.gates.latest(model, version.version, champion=champion)
-    before = before or registry.gates.latest(model, version.version)
+    reports = registry.gates.all(model, version.version).whole()
+    before = _shown(reports, champion)
     declared = judge_declared(registry, version, policy)
     if before is None:  # nothing that is declared shows that it answers well
         detail = "it never was: a person answers for a first version"
         kept: tuple[Check, ...] = (Check(name=COMPARED, verdict="inconclusive", detail=detail),)
     else:
         compared = compare_again(registry, version, before, policy, champion)
-        was = registry.policies.get(model, GatePolicy, at=before.at)
+        newest = reports[0]
+        was = registry.policies.get(model, GatePolicy, at=newest.at)
         anew = {LATENCY, LEAKAGE, BIASED, SIGNED, *was.metrics, *policy.metrics}
-        others = (check for check in before.checks if set_of(check) is None and check.name not in anew)
+        others = (check for check in newest.checks if set_of(check) is None and check.name not in anew)
         kept = (*compared, *others)
     report = GateReport(
         model=model,
@@ -167,6 +168,13 @@ def signed(key: str | None) -> Check:
     if key is None:
         return Check(name=SIGNED, verdict="fail", detail="nobody has signed its files; `tuneloop sign` does")
     return Check(name=SIGNED, verdict="pass", detail=f"by key {key}")
+
+
+def _shown(reports: Sequence[GateReport], champion: int | None) -> GateReport | None:
+    """The report that shows most: the newest with a comparison, with this champion if there is one; else the newest."""
+    compared = [one for one in reports if any(set_of(check) and check.interval for check in one.checks)]
+    with_it = [one for one in compared if champion in {None, one.champion}]
+    return next(iter((*with_it, *compared, *reports)), None)
 
 
 def _champion(registry: Registry, model: str) -> int | None:

@@ -51,11 +51,16 @@ class Gates:
             detail |= {} if reason is None else {"reason": reason}
             audit.record(connection, at=report.at, actor=by, action="gate.judge", subject=name, detail=detail)
 
-    def latest(self, model: str, version: int, *, champion: int | None = None) -> GateReport | None:
-        """The newest judgement of a version, or the newest against that champion; None when it was never judged."""
+    def all(self, model: str, version: int) -> Rows[GateReport]:
+        """Every judgement of a version, the newest first."""
         here = sa.and_(gate_reports.c.model == model, gate_reports.c.version == version)
-        if champion is not None:
-            here = sa.and_(here, gate_reports.c.champion == champion)
+        with self._db.reading() as connection:
+            rows = connection.execute(sa.select(gate_reports).where(here).order_by(gate_reports.c.id.desc())).mappings()
+            return readable(GateReport, rows)
+
+    def latest(self, model: str, version: int) -> GateReport | None:
+        """The newest judgement of a version; None when it was never judged."""
+        here = sa.and_(gate_reports.c.model == model, gate_reports.c.version == version)
         with self._db.reading() as connection:
             row = (
                 connection.execute(sa.select(gate_reports).where(here).order_by(gate_reports.c.id.desc()).limit(1))
