@@ -14,7 +14,7 @@ from tuneloop.registry.facade import Registry
 from tuneloop.registry.nouns import FULL_SHARE_BP, Arm, GateReport, Route, TrialSignal, version_name
 from tuneloop.registry.rollouts.controller import LOOK_COST, Controller
 from tuneloop.registry.rollouts.rollout import Rollout, RolloutPlan, RolloutState, Taken, new_rollout_id, worst
-from tuneloop.registry.routes.promotion import Change, take_share
+from tuneloop.registry.routes.promotion import Change, set_route
 from tuneloop.registry.routes.staging import check_approved
 from tuneloop.registry.routes.store import lost_race
 from tuneloop.registry.versions.deadline import LOOKUP_TIMEOUT_S, mlflow_within
@@ -23,6 +23,7 @@ S = RolloutState
 LOOK_EVERY_S = 0.5
 SAY_EVERY_S = 30.0  # what a rollout waits for, where nothing else is to be said
 _TRIES = 5
+_TAKEN_BACK = "route.rollback"  # what it is to the route, whoever asks for it
 
 
 def declare(registry: Registry, model: str, version: int, plan: RolloutPlan, change: Change) -> Rollout:
@@ -128,7 +129,7 @@ def abort(
 
     Raises:
         InvalidInput: no rollout is open; a share that none gave stays.
-        Conflict, Unavailable: like `take_share`.
+        Conflict, Unavailable: like `set_route`.
     """
     for _ in range(_TRIES - 1):
         now = registry.route(model)
@@ -155,7 +156,11 @@ def _abort(registry: Registry, model: str, change: Change) -> tuple[Rollout, Rou
     experiment = registry.experiments.running(model)
     tried = experiment is not None and there.version in experiment.declaration.arms
     if there.version != route.champion and route.split.get(there.version, 0) > 0 and not tried:
-        return there, take_share(registry, model, there.version, change, expected_revision=route.revision, follow=end)
+        split = route.split | {there.version: 0}
+        split[route.champion] += route.split[there.version]
+        return there, set_route(
+            registry, model, split, change, expected_revision=route.revision, action=_TAKEN_BACK, follow=end
+        )
     with registry.database.writing() as connection:
         end(connection, route)
     return there, route

@@ -151,28 +151,6 @@ def override(
     return route
 
 
-def take_share(
-    registry: Registry,
-    model: str,
-    version: int,
-    change: Change,
-    *,
-    expected_revision: int,
-    follow: Follow | None = None,
-) -> Route:
-    """Take one challenger's share back to the champion; the others keep theirs. Like a rollback it loads nothing.
-
-    Raises:
-        NotFound: there is no route.
-        Conflict: another writer was first.
-        Unavailable: a gateway did not apply the revision in time (the route is changed).
-    """
-    now = _current(registry, model, expected_revision)
-    assert now is not None
-    left = {version: 0, now.champion: now.split[now.champion] + now.split[version]}
-    return _put(registry, model, now, arrange(now, now.split | left), change, _ROLLBACK, follow=follow)
-
-
 def hold_out(
     registry: Registry, model: str, share_bp: int, change: Change, *, expected_revision: int | None = None
 ) -> Route:
