@@ -117,9 +117,12 @@ def test_a_pass_counts_by_the_policy_it_was_judged_by(registries: Registry, cloc
     assert verdicts(judge_again(registries, three)).keys() == {"better on fresh", "not worse on old"}
 
 
-@pytest.mark.parametrize(
-    ("policy", "verdict"),
-    [
+def test_margins_and_rows_are_judged_again_by_the_kept_intervals(registry: Registry, tmp_path: Path) -> None:
+    made = registry.versions.get("bot", 2)
+    sets = {name: {"rows": 60, "digest": name} for name in ("fresh", "old")}
+    (tmp_path / "data.json").write_text(json.dumps({"sets": sets}))
+    registry.versions.log_file(made.run_id, tmp_path / "data.json")
+    for policy, verdict in (
         (GatePolicy(), "pass"),
         (GatePolicy(margin=0.05), "pass"),
         (GatePolicy(margin=0.01), "inconclusive"),
@@ -127,23 +130,15 @@ def test_a_pass_counts_by_the_policy_it_was_judged_by(registries: Registry, cloc
         (GatePolicy(min_rows=60), "pass"),
         (GatePolicy(min_rows=61), "inconclusive"),
         (GatePolicy(margins={"safety": 0.1}), "inconclusive"),
-    ],
-    ids=lambda value: str(value) if isinstance(value, str) else value.model_dump_json(exclude_defaults=True),
-)
-def test_margins_and_rows_are_judged_again_by_the_kept_intervals(
-    registry: Registry, tmp_path: Path, policy: GatePolicy, verdict: str
-) -> None:
-    made = registry.versions.get("bot", 2)
-    sets = {name: {"rows": 60, "digest": name} for name in ("fresh", "old")}
-    (tmp_path / "data.json").write_text(json.dumps({"sets": sets}))
-    registry.versions.log_file(made.run_id, tmp_path / "data.json")
-    passes(registry, 2, against=1, old=CLOSE)
-    registry.policies.set("bot", policy, by=BY, reason=REASON)
-    report = judge_again(registry, made)
-    assert report.verdict == verdict
-    assert judge_again(registry, made).checks == report.checks
-    registry.policies.set("bot", GatePolicy(margin=0.05, min_rows=60), by=BY, reason=REASON)
-    assert judge_again(registry, made).verdict == "pass", "nothing of what is kept is lost by judging again"
+    ):
+        registry.policies.set("bot", GatePolicy(), by=BY, reason=REASON)
+        passes(registry, 2, against=1, old=CLOSE)
+        registry.policies.set("bot", policy, by=BY, reason=REASON)
+        report = judge_again(registry, made)
+        assert report.verdict == verdict, policy
+        assert judge_again(registry, made).checks == report.checks
+        registry.policies.set("bot", GatePolicy(margin=0.05, min_rows=60), by=BY, reason=REASON)
+        assert judge_again(registry, made).verdict == "pass", "nothing of what is kept is lost by judging again"
 
 
 def test_a_rollout_that_was_let_in_goes_on_and_is_asked_anew_when_a_person_resumes_it(
