@@ -6,20 +6,23 @@ Simulated tests go through the code that judges live ones (`tuneloop.registry.ex
 planned looks 100,000, whose promise is kept with less room), seeds fixed. A/A tests are looked at from 100 units an arm
 on, up to 197 times; beside them stands the t-test at each look, as a dashboard shows it. A/B tests have a fixed one of
 the same power beside them. Writes `benchmarks/results/experiment_validity.json` and five pictures. Takes ten minutes of
-one processor; `--only` replaces single parts of the file, `--quick` (500 tests, half a minute) writes nothing.
+one processor; `--only` replaces single parts of the file, `--quick` (500 tests, half a minute) writes nothing. Exits 1
+where a promise is not kept: more than 5 % of A/A tests claim a difference, beyond what so many tests leave to chance,
+or a report judges otherwise than the tables.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from experiment_parts import bandit, false_positives, pictures, planned, power, split
-from experiment_parts.simulation import binary, ratio, skewed, very_skewed
+from experiment_parts.simulation import ALPHA, binary, ratio, skewed, very_skewed
+from tuneloop.registry.statistics.intervals import wilson
 
 RESULTS = Path(__file__).parent / "results" / "experiment_validity.json"
 PARTS = ("false_positives", "planned", "power", "split", "bandit")
@@ -131,6 +134,29 @@ def measure_bandit(tests: int, folder: Path | None) -> Results:
     }
 
 
+def broken_promises(results: Results, parts: Sequence[str]) -> list[str]:
+    """What was promised of these parts and is not so: a share counts where its whole 95 % interval lies above it."""
+    rows: list[tuple[str, float, int]] = []
+    if "false_positives" in parts:
+        rows += [
+            (f"{row['metric']}, looked at all the time", row["sequence"], row["tests"])
+            for row in results["false_positives"]
+        ]
+    if "planned" in parts:
+        rows += [
+            (f"{row['metric']}, arms {row['arms']}, planned looks", row["wrong"], row["tests"])
+            for row in results["planned"]
+        ]
+    found = [
+        f"{name}: {share:.2%} of {tests:,} tests claimed a difference, at most {ALPHA:.0%} are promised"
+        for name, share, tests in rows
+        if wilson(round(share * tests), tests).low > ALPHA
+    ]
+    if "power" in parts and (same := results["same_as_live"]["the same"]) < 1.0:
+        found.append(f"a report's own code judges {1 - same:.1%} of the tests otherwise than the tables")
+    return found
+
+
 def _without_curves(row: Results) -> Results:
     return {name: value for name, value in row.items() if not name.endswith("curve")}
 
@@ -158,6 +184,8 @@ def main() -> None:
         results |= measures[part](500 if options.quick else 10_000, folder)
         if not options.quick:
             options.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    if broken := broken_promises(results, parts):
+        raise SystemExit("\n".join(broken))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.stats import norm
 
-from experiment_parts.simulation import ALPHA, ARM, Draw, at_looks, chunks, tau
+from experiment_parts.simulation import ALPHA, ARM, Draw, at_looks, chunks, radii, tau
 from tuneloop.registry.experiments.effect import (
     Difference,
     Floats,
@@ -17,7 +17,6 @@ from tuneloop.registry.experiments.effect import (
     difference,
     part_of,
     quantile_part,
-    radii,
 )
 
 LOOKS: Indices = np.arange(100, ARM + 1, 25)

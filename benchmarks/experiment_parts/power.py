@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.stats import norm
 
 from experiment_parts.simulated import declared, evidence_of
-from experiment_parts.simulation import ALPHA, POWER, at_looks, chunks
+from experiment_parts.simulation import ALPHA, POWER, at_looks, chunks, radii
 from tuneloop.registry.experiments.analysis import Compared, analyse
-from tuneloop.registry.experiments.effect import Floats, Indices, Sums, difference, part_of, radii
-from tuneloop.registry.experiments.planning import fixed_units, sequence_units, sequential_units
-from tuneloop.registry.experiments.spending import SPENDABLE, boundaries
+from tuneloop.registry.experiments.effect import Floats, Indices, Sums, difference, part_of
+from tuneloop.registry.experiments.planning import fixed_units, sequence_units
+from tuneloop.registry.experiments.spending import SPENDABLE, boundaries, inflation
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ def ab(tests: int, *, base: float = 0.10, effect: float = 0.02) -> list[Found]:
     """A/B tests of a binary metric, whose declared effect is 2 points, with true effects of a half to twice that."""
     spread = 2 * sum(p * (1 - p) for p in (base, base + effect))
     fixed = fixed_units(spread, effect, alpha=ALPHA, power=POWER)
-    planned = sequential_units(spread, effect, 5, alpha=ALPHA, power=POWER)
+    planned = math.ceil(fixed * inflation([k / 5 for k in range(1, 6)], ALPHA, POWER))
     most = sequence_units(spread, effect, alpha=ALPHA, power=POWER)
     looks = np.unique(np.concatenate([np.arange(100, most // 2, 25), [most // 2]]))
     fifths = np.ceil(np.arange(1, 6) * planned / 10).astype(int)

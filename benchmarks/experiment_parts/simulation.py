@@ -9,9 +9,11 @@ import numpy as np
 from scipy.stats import norm
 
 from tuneloop.registry.experiments.effect import Floats, Indices, Sums
+from tuneloop.registry.statistics.sequences import radius
 
 ALPHA, POWER, CHUNK = 0.05, 0.8, 250
 ARM = 5_000  # units of each arm at the last look
+radii = np.vectorize(radius, otypes=[float])  # many tests at once
 Draw = Callable[[np.random.Generator, tuple[int, int]], tuple[Floats, Floats]]  # of shape (tests, units)
 
 

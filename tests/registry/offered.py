@@ -55,9 +55,16 @@ def make_whole(folder: Path, *, seed: int = 0, shards: int = 1, template: str = 
         found = {"weight_map": {name: shard for shard, held in there.items() for name in held}}
         (folder / "model.safetensors.index.json").write_text(json.dumps(found))
     (folder / "config.json").write_text(json.dumps(_CONFIG))
-    (folder / "tokenizer.json").write_text(json.dumps(_TOKENIZER))
+    write_tokenizer(folder)
     (folder / "chat_template.jinja").write_text(template)
     return folder
+
+
+def write_tokenizer(folder: Path) -> Path:
+    """The tokenizer of three words, as older ones write it."""
+    path = folder / "tokenizer.json"
+    path.write_text(json.dumps(_TOKENIZER))
+    return path
 
 
 def change_json(path: Path, **changes: Any) -> None:

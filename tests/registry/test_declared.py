@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from tests_support import publish_version, request_record
 from tuneloop.registry import Registry
 from tuneloop.registry.errors import Unreadable
 from tuneloop.registry.gates.declared import Found, judge_again, judge_declared, latency, leakage
+from tuneloop.registry.gates.verdicts import within
 from tuneloop.registry.nouns import Check, GateReport
-from tuneloop.registry.policies import GatePolicy
+from tuneloop.registry.policies import GatePolicy, Threshold
 
 
 @pytest.mark.parametrize(
@@ -51,6 +53,22 @@ def test_leakage_is_what_was_found_and_not_left_out(findings: list[Found], verdi
     assert leakage(findings).verdict == verdict
 
 
+@pytest.mark.parametrize(
+    ("value", "bounds", "verdict"),
+    [
+        (4.9, Threshold(min=5), "fail"),
+        (20.0, Threshold(min=1, max=20), "pass"),
+        (20.1, Threshold(min=1, max=20), "fail"),
+        (math.nan, Threshold(min=1), "fail"),
+        (None, Threshold(max=1), "inconclusive"),
+    ],
+)
+def test_a_measure_must_lie_where_the_policy_says(value: float | None, bounds: Threshold, verdict: str) -> None:
+    check = within("bleu.old", value, bounds)
+    assert (check.name, check.verdict) == ("bleu.old", verdict)
+    assert "is asked for" in check.detail
+
+
 def test_only_answers_of_the_version_itself_count(registries: Registry) -> None:
     now = registries.clock()
     others: list[dict[str, Any]] = [
@@ -80,12 +98,12 @@ def test_a_version_is_judged_again_when_testers_have_asked_it(registry: Registry
     path.write_text("latency_p95_ms: 500\nleakage: refuse\nsigned: true\n")
     assert verb("gate", "bot", "--set", str(path), *WHO)[0] == 0
 
-    said = verb("gate", "bot@2", "--judge")[1]
+    said = verb("gate", "bot@2", "--judge", *WHO)[1]
     assert "nothing it answered is on record; at most 500 ms is asked for" in said
     assert registry.gates.approver("bot", 2) is None
     now = registry.clock()
     registry.traffic.add_requests([request_record(n, now, served_version=2, assigned_version=None) for n in range(80)])
-    judged = json.loads(verb("gate", "bot@2", "--judge", "--json")[1])
+    judged = json.loads(verb("gate", "bot@2", "--judge", *WHO, "--json")[1])
     assert {check["name"]: check["verdict"] for check in judged["checks"]} == {
         "better on fresh": "pass",
         "latency p95": "pass",
@@ -94,6 +112,10 @@ def test_a_version_is_judged_again_when_testers_have_asked_it(registry: Registry
     }
     assert (judged["champion"], registry.gates.approver("bot", 2)) == (1, "gate")
     assert verb("gate", "bot", "--judge")[0] == 2
+    noted = [(entry.actor, entry.detail.get("reason")) for entry in registry.audit.entries(action="gate.judge")]
+    assert noted == [("ada", "test"), ("ada", "test"), ("gate", None)]
+    code, _, err = verb("gate", "bot@2", "--judge", "--by", "ada")
+    assert (code, "judging a version again needs --by and --reason" in err) == (2, True)
 
 
 def test_what_is_declared_alone_never_lets_a_first_version_in(registry: Registry, tmp_path: Path) -> None:

@@ -121,6 +121,17 @@ def test_a_rotated_keys_old_secret_opens_for_its_time_of_grace_and_an_older_one_
         registries.keys.rotate(made.id, by="ada")
 
 
+def test_a_key_was_revoked_by_whoever_was_first(registries: Registry, clock: Clock) -> None:
+    _, made = registries.keys.new("team-a", by="ada")
+    revoked = registries.keys.revoke(made.id, by="ada", reason="leaked")
+    assert revoked.revoked_at == clock()
+    clock.advance(60)
+    assert registries.keys.revoke(made.id, by="grace", reason="again") == revoked
+    assert registries.keys.all() == [revoked]
+    revocations = registries.audit.entries(made.id, action="key.revoke")
+    assert [(entry.actor, entry.detail) for entry in revocations] == [("ada", {"reason": "leaked"})]
+
+
 def test_usage_is_counted_once_however_often_a_record_comes_and_by_its_own_month(registries: Registry) -> None:
     now = registries.clock()
     asked = [

@@ -11,7 +11,7 @@ import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from registry.offered import brought, left, make_base, their_run, their_version
+from registry.offered import brought, change_json, left, make_base, their_run, their_version, write_tokenizer
 from registry.verbs import Verb
 from serve.engine_support import write_adapter
 from tests_support import beat_engine
@@ -19,7 +19,7 @@ from tuneloop.registry import Registry
 from tuneloop.registry.errors import Conflict, InvalidInput, NotFound, TuneloopError, Unavailable
 from tuneloop.registry.routes.promotion import Change, promote
 from tuneloop.registry.versions.adapters import SERVED_MODULES
-from tuneloop.registry.versions.artifacts import base_digest, folder_digest, template_digest
+from tuneloop.registry.versions.artifacts import base_digest, folder_digest, template_digest, tokenizer_digest
 from tuneloop.registry.versions.sources import Folder, MlflowRun, MlflowVersion, Source
 
 
@@ -99,6 +99,15 @@ def a_template_of_its_own(folder: Path, _base: Path) -> None:
     (folder / "chat_template.jinja").write_text("{{ other }}")
 
 
+def a_tokenizer_of_its_own(folder: Path, base: Path) -> None:
+    change_json(write_tokenizer(base), added_tokens=[])
+    change_json(write_tokenizer(folder), added_tokens=[{"id": 3, "content": "<x>"}])
+
+
+def a_tokenizer_that_the_base_has_not(folder: Path, _base: Path) -> None:
+    write_tokenizer(folder)
+
+
 def a_damaged_tokenizer(folder: Path, _base: Path) -> None:
     (folder / "tokenizer_config.json").write_text("[")
 
@@ -113,6 +122,8 @@ REFUSED: list[tuple[Callable[[Path, Path], None], str]] = [
     (a_rank_of_600, "rank 600 is above 512, the most that vLLM serves"),
     (of_a_wider_base, "belongs to another base"),
     (a_template_of_its_own, "it was saved with the chat template"),
+    (a_tokenizer_of_its_own, "its tokenizer is not that of tiny, which engines ask it with"),
+    (a_tokenizer_that_the_base_has_not, "its tokenizer is not that of tiny"),
     (a_damaged_tokenizer, "tokenizer_config.json cannot be read"),
 ]
 
@@ -132,6 +143,15 @@ def test_a_folder_that_cannot_be_served_is_refused_and_leaves_nothing_behind(
         brought(registry, Folder(adapter), base)
     assert left(registry, client) == before
     assert not (registry.settings.home / "artifacts").exists()
+
+
+def test_an_adapter_may_bring_its_bases_tokenizer_saved_anew(registry: Registry, base: Path, adapter: Path) -> None:
+    merges = {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": [["a", "b"]]}
+    write_tokenizer(base)
+    told = {"model": merges, "added_tokens": [], "padding": {"direction": "Left"}, "version": "1.0"}
+    (adapter / "tokenizer.json").write_text(json.dumps(told, indent=2))  # pairs, padding and layout as newer ones write
+    made = brought(registry, Folder(adapter), base)
+    assert made.tokenizer_digest == tokenizer_digest(base) is not None
 
 
 def test_a_base_or_template_other_than_what_serves_the_model_is_refused(

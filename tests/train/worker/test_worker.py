@@ -16,6 +16,7 @@ from train.worker.crew import MAIL, filed, run_states, worker
 from tuneloop.registry import Registry
 from tuneloop.registry.gates.declared import judge_declared
 from tuneloop.registry.nouns import (
+    Arm,
     Check,
     Feedback,
     GateReport,
@@ -111,6 +112,28 @@ def test_a_version_that_lacks_nothing_but_traffic_waits_for_it(
     done = worker(registry).run_once()
     assert done is not None
     assert (done.state, done.result_version) == (state, 2)
+
+
+def test_a_request_says_that_its_versions_pass_lets_nobody_in_where_the_champion_changed_meanwhile(
+    registry: Registry, request_waiting: RetrainingRequest
+) -> None:
+    publish_version(registry, registry.settings.home / "made", request_id=request_waiting.id, parent=1)
+    better = Check(name="better on fresh", verdict="pass", detail="")
+    registry.gates.record(GateReport(model="bot", version=2, champion=1, at=registry.clock(), checks=(better,)))
+    history = registry.routes.history("bot", limit=1)
+    registry.routes.write(
+        "bot",
+        [Arm(version=3, weight_bp=10_000)],
+        by="ada",
+        reason="another",
+        expected_revision=history[0].revision if history else 0,
+    )
+    done = worker(registry).run_once()
+    assert done is not None
+    assert done.state is RetrainingState.GATED
+    assert (
+        "it may get no share: its gate held it against bot@1, and bot@3 is the champion now; judge it" in done.outcome
+    )
 
 
 @pytest.mark.parametrize("differs", ["", "torch"])

@@ -61,7 +61,7 @@ class Registry:
         self.rollouts = Rollouts(self.database, clock)
         self.policies = Policies(self.database, clock)
         self.retraining = RetrainingQueue(self.database, clock, self.policies)
-        self.gates = Gates(self.database, clock, self.policies)
+        self.gates = Gates(self.database, clock, self.policies, self.routes, self.rollouts)
         self.experiments = Experiments(self.database, clock)
 
     @classmethod

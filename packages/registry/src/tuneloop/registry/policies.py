@@ -78,6 +78,11 @@ class GatePolicy(Noun):
     bias: Literal["no more than the champion"] | None = None  # by gender, race and age, as `tuneloop bias check` found
     signed: bool = False  # its files must be
 
+    @property
+    def judging(self) -> Self:
+        """What of it judges a version: whose approval counts is asked whenever a version is to get a share."""
+        return self.model_copy(update={"person": False, "approver_role": False, "approver": "anyone"})
+
     @model_validator(mode="after")
     def _primary_has_no_margin(self) -> Self:
         if FRESH in self.margins:
@@ -113,14 +118,16 @@ class Policies:
         self._db = database
         self._clock = clock
 
-    def get(self, model: str, policy: type[PolicyT]) -> PolicyT:
-        """A model's policy of one kind; the defaults when none was ever set.
+    def get(self, model: str, policy: type[PolicyT], *, at: datetime | None = None) -> PolicyT:
+        """A model's policy of one kind, now or as it was `at` a time; the defaults when none was set by then.
 
         Raises:
             Unreadable: the one that was set is none.
         """
         kind, verb = _KINDS[policy]
         query = sa.select(policies.c.body).where(policies.c.model == model, policies.c.kind == kind)
+        if at is not None:
+            query = query.where(policies.c.at <= at)
         with self._db.reading() as connection:
             body = connection.execute(query.order_by(policies.c.id.desc()).limit(1)).scalar()
         try:

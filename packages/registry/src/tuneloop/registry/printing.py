@@ -115,6 +115,7 @@ by_user_option = click.option(
     "--by", default=_user, callback=who, show_default="the operating system's user", help="Who does it."
 )
 reason_option = click.option("--reason", required=True, callback=_said, help="Why; kept for ever.")
+may_reason_option = click.option("--reason", callback=_said, help="Why; kept for ever.")
 MOST_ROWS = 1_000_000_000  # a list may be asked for; beyond what any database counts to it is an error
 newest_option = click.option(
     "--newest", type=click.IntRange(1, MOST_ROWS), default=50, show_default=True, help="At most so many, the newest."

@@ -139,18 +139,18 @@ class Keys:
             return secret, key.model_copy(update=values)
 
     def revoke(self, key_id: str, *, by: str, reason: str | None = None) -> ApiKey:
-        """Make a key unusable; gateways follow within 2 s.
+        """Make a key unusable; gateways follow within 2 s. One revoked before stays as it was.
 
         Raises:
             NotFound: there is no such key.
         """
         now = self._clock()
-        with self._db.writing() as connection:
-            here = api_keys.c.id == key_id
-            if connection.execute(sa.update(api_keys).where(here).values(revoked_at=now)).rowcount == 0:
-                raise NotFound(f"no API key {key_id!r}; `tuneloop key list` shows them")
+        with self._changing(key_id) as (connection, key):
+            if key.revoked_at is not None:
+                return key
+            self._update(connection, key_id, revoked_at=now)
             audit.record(connection, at=now, actor=by, action="key.revoke", subject=key_id, detail=_why(reason))
-            return noun_of(ApiKey, connection.execute(sa.select(api_keys).where(here)).mappings().one())
+            return key.model_copy(update={"revoked_at": now})
 
     @contextmanager
     def _changing(self, key_id: str) -> Iterator[tuple[Connection, ApiKey]]:

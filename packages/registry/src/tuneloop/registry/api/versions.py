@@ -96,7 +96,7 @@ def get_gate(model: ModelPath, version: VersionPath, here: Here) -> Judged:
 
 @router.post("/models/{model}/versions/{version}/gate", tags=["gates"], dependencies=needs(Permission.APPROVE))
 def judge_version(model: ModelPath, version: VersionPath, body: Judging, here: Here) -> Judged:
-    """Judge a version again by its latency, data, bias and signature; what its training has shown stands."""
+    """Judge a version again, by what its gate asks for now and against the present champion, as kept figures say."""
     with one_of_few(_judging):
         found = overview.version(here.registry, model, version)
         judge_again(here.registry, found, by=here.actor, reason=body.reason)

@@ -9,7 +9,6 @@ looks are is computed with them.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +20,7 @@ from tuneloop.registry.experiments.gather import Evidence, Stream
 from tuneloop.registry.experiments.planning import sequence_units, spans_until, unit_spread
 from tuneloop.registry.experiments.spending import SPENDABLE, boundaries
 from tuneloop.registry.experiments.split_check import MISMATCH, mismatch_p_value
+from tuneloop.registry.statistics.correction import holm
 from tuneloop.registry.statistics.sequences import p_value, radius
 
 LEAST_UNITS = 100  # of each arm; with fewer, a skewed metric's mean is not yet normal
@@ -218,20 +218,11 @@ def _guardrails(declared: Declaration, evidence: Evidence, arm: int, until_s: fl
         found.append(
             Guarded(metric, metric.margin, look, p_value(beyond, spread, effect=metric.margin) if beyond > 0 else 1.0)
         )
-    harmed = holm([guarded.p_harm for guarded in found], 1 - declared.level)
+    corrected = holm([guarded.p_harm for guarded in found])
     return tuple(
-        Guarded(one.metric, one.margin, one.look, one.p_harm, harm) for one, harm in zip(found, harmed, strict=True)
+        Guarded(one.metric, one.margin, one.look, one.p_harm, p <= 1 - declared.level)
+        for one, p in zip(found, corrected, strict=True)
     )
-
-
-def holm(p_values: Sequence[float], alpha: float) -> list[bool]:
-    """Which hypotheses fall, with probability `alpha` at most that any true one does: Holm (1979)."""
-    fallen = [False] * len(p_values)
-    for rank, place in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
-        if p_values[place] > alpha / (len(p_values) - rank):
-            break
-        fallen[place] = True
-    return fallen
 
 
 def _more_units(declared: Declaration, evidence: Evidence, arm: int, look: Look | None, units: int) -> int | None:

@@ -15,11 +15,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from tuneloop.registry.statistics.sequences import drawn_variance, radius, stratum_shares
+from tuneloop.registry.statistics.sequences import drawn_variance, stratum_shares
 
 Floats = NDArray[np.float64]
 Indices = NDArray[np.int64]
-radii = np.vectorize(radius, otypes=[float])
 _REACH = 1.0  # standard errors to each side of a quantile, from which its own standard error is read
 
 

@@ -9,7 +9,6 @@ from itertools import pairwise
 from scipy.optimize import brentq
 from scipy.stats import norm
 
-from tuneloop.registry.experiments.spending import inflation
 from tuneloop.registry.statistics.sequences import radius
 
 _MOST = 1e12  # units; more than there are people
@@ -47,12 +46,6 @@ def sequence_units(spread: float, effect: float, *, alpha: float, power: float) 
     if missing(_MOST) <= 0:  # so small that all people would not
         return int(_MOST)
     return math.ceil(float(brentq(missing, fewest, _MOST, rtol=1e-9)))
-
-
-def sequential_units(spread: float, effect: float, looks: int, *, alpha: float, power: float) -> int:
-    """The most units a group-sequential test of so many equally spaced looks needs."""
-    fractions = [(look + 1) / looks for look in range(looks)]
-    return math.ceil(fixed_units(spread, effect, alpha=alpha, power=power) * inflation(fractions, alpha, power))
 
 
 def spans_until(units: float, seen: Sequence[int]) -> float | None:

@@ -1,4 +1,4 @@
-"""What a gate policy declares beside the comparison with the champion: latency, leakage, bias, a signature.
+"""What a gate policy declares beside the comparison with the champion: metrics, latency, leakage, bias, a signature.
 
 Each is judged by what is on record of the version itself; no data is inconclusive, never a pass. They can be judged
 again when more is known: a version that testers were given has latencies, one that was just trained has none.
@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 from tuneloop.registry.errors import Unreadable
 from tuneloop.registry.facade import Registry
+from tuneloop.registry.gates.compared import compare_again
+from tuneloop.registry.gates.verdicts import set_of, within
 from tuneloop.registry.nouns import Check, GateReport, Interval, Noun, Version, version_name
 from tuneloop.registry.policies import GatePolicy
 from tuneloop.registry.statistics.intervals import quantile_interval
@@ -60,15 +62,14 @@ def judge_declared(registry: Registry, version: Version, policy: GatePolicy) -> 
         Unreadable: what its run says of its data is damaged.
         Unavailable: the database or MLflow does not answer.
     """
-    checks = []
+    checks = [within(name, version.metrics.get(name), bounds) for name, bounds in sorted(policy.metrics.items())]
     if policy.latency_p95_ms is not None:
         times_ms = registry.traffic.answered_ms(version.model, version.version, newest=_NEWEST)
         checks.append(latency(times_ms, policy.latency_p95_ms))
     if policy.leakage is not None:
         checks.append(leakage(_found(version, kept_json(registry, version, DATA))))
     if policy.bias is not None:
-        route = next(iter(registry.routes.history(version.model)), None)
-        champion = route.champion if route else None
+        champion = _champion(registry, version.model)
         checks.append(bias(_attributes(version, kept_json(registry, version, BIAS)), version, champion))
     if policy.signed:
         checks.append(signed(version.signed_by))
@@ -76,23 +77,35 @@ def judge_declared(registry: Registry, version: Version, policy: GatePolicy) -> 
 
 
 def judge_again(registry: Registry, version: Version, *, by: str = "gate", reason: str | None = None) -> GateReport:
-    """Judge what the policy declares anew, and record that with what the version's training has shown.
+    """Judge anew by the policy in force and against the present champion, as far as what is kept allows; recorded.
+
+    What row-by-row comparisons have shown stands: of them, those against the present champion.
 
     Raises:
         Like `judge_declared`.
     """
-    before = registry.gates.latest(version.model, version.version)
-    declared = judge_declared(registry, version, registry.policies.get(version.model, GatePolicy))
+    at, model = registry.clock(), version.model  # a policy that is set from now on is another
+    policy, now = registry.policies.get(model, GatePolicy), _champion(registry, model)
+    free = now is None or registry.routes.has_led(model, version.version)  # no rollback waits for a gate
+    champion = None if free else now
+    reports = registry.gates.all(model, version.version).whole()
+    before = _shown(reports, champion)
+    declared = judge_declared(registry, version, policy)
     if before is None:  # nothing that is declared shows that it answers well
         detail = "it never was: a person answers for a first version"
         kept: tuple[Check, ...] = (Check(name=COMPARED, verdict="inconclusive", detail=detail),)
     else:
-        kept = tuple(check for check in before.checks if check.name not in {LATENCY, LEAKAGE, BIASED, SIGNED})
+        compared = compare_again(registry, version, before, policy, champion)
+        newest = reports[0]
+        was = registry.policies.get(model, GatePolicy, at=newest.at)
+        anew = {LATENCY, LEAKAGE, BIASED, SIGNED, *was.metrics, *policy.metrics}
+        others = (check for check in newest.checks if set_of(check) is None and check.name not in anew)
+        kept = (*compared, *others)
     report = GateReport(
-        model=version.model,
+        model=model,
         version=version.version,
-        champion=before.champion if before else None,
-        at=registry.clock(),
+        champion=None if before is None else champion or before.champion,
+        at=at,
         checks=(*kept, *declared),
     )
     registry.gates.record(report, by=by, reason=reason)
@@ -155,6 +168,18 @@ def signed(key: str | None) -> Check:
     if key is None:
         return Check(name=SIGNED, verdict="fail", detail="nobody has signed its files; `tuneloop sign` does")
     return Check(name=SIGNED, verdict="pass", detail=f"by key {key}")
+
+
+def _shown(reports: Sequence[GateReport], champion: int | None) -> GateReport | None:
+    """The report that shows most: the newest with a comparison, with this champion if there is one; else the newest."""
+    compared = [one for one in reports if any(set_of(check) and check.interval for check in one.checks)]
+    with_it = [one for one in compared if champion in {None, one.champion}]
+    return next(iter((*with_it, *compared, *reports)), None)
+
+
+def _champion(registry: Registry, model: str) -> int | None:
+    route = next(iter(registry.routes.history(model, limit=1).whole()), None)
+    return route.champion if route else None
 
 
 def _attributes(version: Version, kept: dict[str, Any]) -> list[Attribute]:

@@ -11,21 +11,36 @@ import sqlalchemy as sa
 from tuneloop.registry import audit
 from tuneloop.registry.access.roles import Role
 from tuneloop.registry.database import Database, Rows, noun_of, readable, row_of, write_last
-from tuneloop.registry.errors import InvalidInput, Refused
+from tuneloop.registry.errors import InvalidInput, Refused, Unreadable
 from tuneloop.registry.expiry import expires_at
 from tuneloop.registry.nouns import Approval, GateReport, version_name
 from tuneloop.registry.paging import Ask, Page, page
 from tuneloop.registry.policies import GatePolicy, Policies
+from tuneloop.registry.rollouts.rollout import RolloutState
+from tuneloop.registry.rollouts.store import Rollouts
+from tuneloop.registry.routes.store import Routes
 from tuneloop.registry.tables import approvals, gate_reports
 
 
 class Gates:
-    """A version may serve when its newest gate report passes or a person approved it, and nobody has revoked that."""
+    """A version may serve when its newest gate report passes or a person approved it, and nobody has revoked that.
 
-    def __init__(self, database: Database, clock: Callable[[], datetime], policies: Policies) -> None:
+    A report's pass counts as long as what it was judged by stands: the champion, and the gate policy.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        clock: Callable[[], datetime],
+        policies: Policies,
+        routes: Routes,
+        rollouts: Rollouts,
+    ) -> None:
         self._db = database
         self._clock = clock
         self._policies = policies
+        self._routes = routes
+        self._rollouts = rollouts
 
     def record(self, report: GateReport, *, by: str = "gate", reason: str | None = None) -> None:
         """Store a judgement; `by` and `reason` are those of who had it judged, where somebody did."""
@@ -35,6 +50,13 @@ class Gates:
             detail: dict[str, Any] = {"verdict": report.verdict, "champion": report.champion}
             detail |= {} if reason is None else {"reason": reason}
             audit.record(connection, at=report.at, actor=by, action="gate.judge", subject=name, detail=detail)
+
+    def all(self, model: str, version: int) -> Rows[GateReport]:
+        """Every judgement of a version, the newest first."""
+        here = sa.and_(gate_reports.c.model == model, gate_reports.c.version == version)
+        with self._db.reading() as connection:
+            rows = connection.execute(sa.select(gate_reports).where(here).order_by(gate_reports.c.id.desc())).mappings()
+            return readable(GateReport, rows)
 
     def latest(self, model: str, version: int) -> GateReport | None:
         """The newest judgement of a version; None when it was never judged."""
@@ -108,17 +130,18 @@ class Gates:
     def approver(self, model: str, version: int) -> str | None:
         """Who approved the version: a person, `gate` when its newest report passes, or nobody.
 
-        A person's newest decision that has not expired goes before the gate's. Where the gate policy asks for a person
-        the gate lets nothing in; where it asks for a token's role, approvals without one do not count, and where it
-        asks for another person than the trainer, no other approval does.
+        A person's newest decision that has not expired goes before the gate's, whose pass may be over (`_over`). Where
+        the gate policy asks for a person the gate lets nothing in; where it asks for a token's role, approvals without
+        one do not count, and where it asks for another person than the trainer, no other approval does.
         """
         policy = self._policies.get(model, GatePolicy)
         decided = self._newest(model, version, policy, in_force=True)
         if decided is not None:
             return decided.by if decided.granted and self._against(decided) is None else None
         report = self.latest(model, version)
-        passed = report is not None and report.verdict == "pass"
-        return "gate" if passed and not policy.person else None
+        if report is None or report.verdict != "pass" or policy.person:
+            return None
+        return "gate" if self._over(report, policy) is None else None
 
     def why_not(self, model: str, version: int) -> str:
         """Why nobody approves the version, in words that follow its name."""
@@ -131,7 +154,8 @@ class Gates:
         report = self.latest(model, version)
         gate = f"its gate says {report.verdict}" if report else "no gate has judged it"
         if report is not None and report.verdict == "pass":
-            gate += f", and the gate policy of {model} asks for a person too"
+            person = f"{gate}, and the gate policy of {model} asks for a person too"
+            gate = person if policy.person else self._over(report, policy) or gate
         newest = self._newest(model, version, GatePolicy(), in_force=True)
         if newest is not None and newest.granted:
             return f"the approval by {newest.by} does not count: {_by_token(model)}; and {gate}"
@@ -144,6 +168,40 @@ class Gates:
         """What people decided about a version, the newest first, page by page."""
         here = sa.and_(approvals.c.model == model, approvals.c.version == version)
         return page(self._db, Approval, sa.select(approvals).where(here), (approvals.c.id,), ask)
+
+    def _over(self, report: GateReport, policy: GatePolicy) -> str | None:
+        """Why a report's pass lets nothing in any more; None where it does.
+
+        It was held against a champion by a policy, and says nothing of another. What was champion before stays free,
+        so that no rollback waits for a gate; so does what is being rolled out, which was let in when that was declared.
+        Which policy it was judged by is told by time: that in force when the judgement began.
+        """
+        model, version, found = report.model, report.version, self._routes.history(report.model, limit=1)
+        if found.unreadable:
+            return "its gate says pass, and whether against the present champion is not known: the route is damaged"
+        route = found[0] if found else None
+        again = f"judge it again: `tuneloop gate {version_name(model, version)} --judge --by YOU --reason WHY`"
+        if route is not None and route.champion not in {report.champion, version}:
+            held = "no champion" if report.champion is None else version_name(model, report.champion)
+            now = version_name(model, route.champion)
+            why = f"its gate held it against {held}, and {now} is the champion now; {again}"
+        elif not self._judged_by(policy, report):
+            why = f"its gate says pass by a gate policy that has been revised since; {again}"
+        else:
+            return None
+        if route is None:
+            return why
+        rollouts = self._rollouts.all(model, states=frozenset({RolloutState.RUNNING}))
+        if any((one.version, one.champion) == (version, route.champion) for one in rollouts):
+            return None
+        return None if self._routes.has_led(model, version) else why
+
+    def _judged_by(self, policy: GatePolicy, report: GateReport) -> bool:
+        """Whether a policy judges as that did which was in force when a report was begun."""
+        try:
+            return self._policies.get(report.model, GatePolicy, at=report.at).judging == policy.judging
+        except Unreadable:  # what it asked for is not known
+            return False
 
     def _newest(self, model: str, version: int, policy: GatePolicy, *, in_force: bool) -> Approval | None:
         query = sa.select(approvals).where(approvals.c.model == model, approvals.c.version == version)

@@ -14,7 +14,7 @@ from tuneloop.registry.facade import Registry
 from tuneloop.registry.nouns import FULL_SHARE_BP, Arm, GateReport, Route, TrialSignal, version_name
 from tuneloop.registry.rollouts.controller import LOOK_COST, Controller
 from tuneloop.registry.rollouts.rollout import Rollout, RolloutPlan, RolloutState, Taken, new_rollout_id, worst
-from tuneloop.registry.routes.promotion import Change, rollback
+from tuneloop.registry.routes.promotion import Change, set_route
 from tuneloop.registry.routes.staging import check_approved
 from tuneloop.registry.routes.store import lost_race
 from tuneloop.registry.versions.deadline import LOOKUP_TIMEOUT_S, mlflow_within
@@ -23,6 +23,7 @@ S = RolloutState
 LOOK_EVERY_S = 0.5
 SAY_EVERY_S = 30.0  # what a rollout waits for, where nothing else is to be said
 _TRIES = 5
+_TAKEN_BACK = "route.rollback"  # what it is to the route, whoever asks for it
 
 
 def declare(registry: Registry, model: str, version: int, plan: RolloutPlan, change: Change) -> Rollout:
@@ -41,10 +42,12 @@ def declare(registry: Registry, model: str, version: int, plan: RolloutPlan, cha
     if route.champion == version:
         raise Refused(f"{name} is the champion already")
     there = registry.rollouts.open(model)
-    if others := [version_name(model, a.version) for a in route.arms[:-1] if a.weight_bp > 0 and a.version != version]:
+    if others := [a.version for a in route.arms[:-1] if a.weight_bp > 0 and a.version != version]:
+        its_own = there is not None and others == [there.version]  # an abort takes no other share away
         raise Refused(
-            f"{', '.join(others)} has a share of {model}'s traffic; one rollout at a time: finish it, or "
-            f"take its share away with `tuneloop {'rollback' if there is None else 'rollout abort'} {model}`"
+            f"{', '.join(version_name(model, one) for one in others)} has a share of {model}'s traffic; one rollout at "
+            f"a time: finish it, or take the share away with `tuneloop {'rollout abort' if its_own else 'rollback'} "
+            f"{model}`"
         )
     if there is not None and there.version != version and there.state is S.RUNNING:
         raise Refused(
@@ -53,7 +56,7 @@ def declare(registry: Registry, model: str, version: int, plan: RolloutPlan, cha
         )
     if version not in route.split:
         mlflow_within(registry, lambda: registry.versions.get(model, version), LOOKUP_TIMEOUT_S)
-    check_approved(registry, model, route, (Arm(version=version, weight_bp=plan.steps[0].weight_bp),))
+    check_approved(registry, model, route, (Arm(version=version, weight_bp=FULL_SHARE_BP),))
     _expect_judged(registry, route, plan)
     return registry.rollouts.declare(_beginning(registry, route, version, plan, change), instead_of=there)
 
@@ -63,7 +66,8 @@ def resume(registry: Registry, model: str, change: Change) -> Rollout:
 
     Raises:
         InvalidInput: none is paused.
-        Refused: its version is the champion, another version has a share, or an experiment of the model runs.
+        Refused: its version is the champion, another version has a share, an experiment of the model runs, or nobody
+            approves it now.
         Conflict: somebody changed it meanwhile.
     """
     paused = registry.rollouts.open(model)
@@ -76,6 +80,7 @@ def resume(registry: Registry, model: str, change: Change) -> Rollout:
         raise Refused(f"{paused.name} is the champion already; end its rollout: `tuneloop rollout abort {model}`")
     if any(arm.weight_bp > 0 and arm.version != paused.version for arm in route.arms[:-1]):
         raise Refused(f"another version has a share of {model} ({route.split_text}); take it away, then resume")
+    check_approved(registry, model, route, (Arm(version=paused.version, weight_bp=FULL_SHARE_BP),))
     at = _beginning(registry, route, paused.version, paused.plan, change)
     return registry.rollouts.resume(paused, at, by=change.by, reason=change.reason)
 
@@ -112,7 +117,10 @@ def _expect_no_experiment(registry: Registry, model: str) -> None:
 def abort(
     registry: Registry, model: str, change: Change, *, expected_revision: int | None = None
 ) -> tuple[Rollout, Route]:
-    """End the open rollout of a model and take the canary's share away; needs no controller, and loads nothing.
+    """End the open rollout of a model and take its version's share away; needs no controller, and loads nothing.
+
+    Shares that others have stay: a person, or an experiment, gave them. So does that of the rollout's own version where
+    a running experiment names it.
 
     `expected_revision` is the route's as the caller saw it; None ends whatever is there.
 
@@ -121,7 +129,7 @@ def abort(
 
     Raises:
         InvalidInput: no rollout is open; a share that none gave stays.
-        Conflict, Unavailable: like `rollback`.
+        Conflict, Unavailable: like `set_route`.
     """
     for _ in range(_TRIES - 1):
         now = registry.route(model)
@@ -145,8 +153,14 @@ def _abort(registry: Registry, model: str, change: Change) -> tuple[Rollout, Rou
     def end(connection: Connection, written: Route) -> None:
         registry.rollouts.abort(connection, there, by=change.by, reason=change.reason, revision=written.revision)
 
-    if any(arm.weight_bp > 0 for arm in route.arms[:-1]):
-        return there, rollback(registry, model, change, expected_revision=route.revision, follow=end)
+    experiment = registry.experiments.running(model)
+    tried = experiment is not None and there.version in experiment.declaration.arms
+    if there.version != route.champion and route.split.get(there.version, 0) > 0 and not tried:
+        split = route.split | {there.version: 0}
+        split[route.champion] += route.split[there.version]
+        return there, set_route(
+            registry, model, split, change, expected_revision=route.revision, action=_TAKEN_BACK, follow=end
+        )
     with registry.database.writing() as connection:
         end(connection, route)
     return there, route

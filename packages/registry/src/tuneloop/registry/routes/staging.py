@@ -23,16 +23,16 @@ _log = logging.getLogger(__name__)
 
 
 def check_approved(registry: Registry, model: str, before: Route | None, arms: Sequence[Arm]) -> None:
-    """Refuse a share to what nobody approved.
+    """Refuse a share, or a larger one, to what nobody approved.
 
     The champion was let in when it became one: what takes a challenger's traffic back to it must never wait for an
-    approval.
+    approval, nor for that of another challenger which keeps what it has.
 
     Raises:
         Refused: names the version and what its gate says.
     """
     for arm in arms:
-        if arm.weight_bp == 0 or (before is not None and arm.version == before.champion):
+        if arm.weight_bp <= _had_bp(before, arm) or (before is not None and arm.version == before.champion):
             continue
         if registry.gates.approver(model, arm.version) is None:
             name = version_name(model, arm.version)
@@ -40,6 +40,10 @@ def check_approved(registry: Registry, model: str, before: Route | None, arms: S
                 f"{name} is not approved ({registry.gates.why_not(model, arm.version)}); "
                 f"`tuneloop approve {name} --by YOU --reason WHY`, or --force with a reason, on record"
             )
+
+
+def _had_bp(before: Route | None, arm: Arm) -> int:
+    return before.split.get(arm.version, 0) if before is not None else 0
 
 
 def check_kept(registry: Registry, before: Route, arms: Sequence[Arm]) -> None:
@@ -195,7 +199,7 @@ def warn_if_nothing_serves(registry: Registry) -> None:
 
 
 def stage(registry: Registry, before: Route, arms: Sequence[Arm], *, by: str, reason: str) -> int:
-    """Have every arm that gets a share loaded before it gets it; the revision the next write must find as the newest.
+    """Have every arm that gets more loaded before it gets it; the revision the next write must find as the newest.
 
     What cannot be loaded is taken out of the route again. The champion is not waited for: it serves already, or
     nothing could be done about it here.
@@ -206,7 +210,7 @@ def stage(registry: Registry, before: Route, arms: Sequence[Arm], *, by: str, re
     """
     if not registry.fleet.engines():  # nothing serves anyway: the route says what the first engine will load
         return before.revision
-    sharing = [arm.version for arm in arms if arm.weight_bp > 0 and arm.version != before.champion]
+    sharing = [arm.version for arm in arms if arm.weight_bp > _had_bp(before, arm) and arm.version != before.champion]
     missing = [version for version in sharing if not registry.fleet.serving(version_name(before.model, version))]
     revision = before.revision
     if any(version not in before.split for version in missing):

@@ -98,6 +98,12 @@ class Routes:
             if len(rows) < _PAGE:
                 return
 
+    def has_led(self, model: str, version: int) -> bool:
+        """Whether a version is, or ever was, the champion; revisions that cannot be read tell nothing."""
+        query = sa.select(routes.c.arms).where(routes.c.model == model).order_by(routes.c.revision.desc())
+        with self._db.reading() as connection:
+            return any(_last(arms) == version for arms in connection.execute(query).scalars())
+
     def page(self, model: str, ask: Ask) -> Page[Route]:
         """A model's revisions, the newest first, page by page."""
         return page(self._db, Route, sa.select(routes).where(routes.c.model == model), (routes.c.revision,), ask)
@@ -187,6 +193,12 @@ class Routes:
             if follow is not None:
                 follow(connection, route)
         return route
+
+
+def _last(arms: object) -> object:
+    """The version of the last of a row's arms, whole routes of which are too many to read."""
+    last = arms[-1] if isinstance(arms, list) and arms else None
+    return last.get("version") if isinstance(last, dict) else None
 
 
 def _overrides(newest: Route | None, arms: Sequence[Arm]) -> dict[str, int]:

@@ -14,7 +14,7 @@ from tuneloop.registry.database import faults
 from tuneloop.registry.errors import InvalidInput, NotFound, Unavailable
 from tuneloop.registry.facade import Registry
 from tuneloop.registry.nouns import ApiKey
-from tuneloop.registry.printing import by_user_option, emit, json_option, table, tell_unreadable
+from tuneloop.registry.printing import by_user_option, emit, json_option, may_reason_option, table, tell_unreadable
 
 _LIFT = "none"
 _LIMITS = (  # option, field, what it says
@@ -87,10 +87,18 @@ def key() -> None:
 @click.option("--pin", is_flag=True, help="It may ask for MODEL@VERSION.")
 @_limit_options
 @by_user_option
+@may_reason_option
 @click.option("--days", type=float, help="It expires after so many days.")
 @json_option
 def key_new(
-    owner: str, models: tuple[str, ...], pin: bool, by: str, days: float | None, as_json: bool, **given: str | None
+    owner: str,
+    models: tuple[str, ...],
+    pin: bool,
+    by: str,
+    reason: str | None,
+    days: float | None,
+    as_json: bool,
+    **given: str | None,
 ) -> None:
     """Make a key; the secret is printed once and not kept."""
     limits = _changed(KeyLimits(), given)
@@ -102,6 +110,7 @@ def key_new(
             may_pin=pin,
             ttl_s=days * 86_400 if days is not None else None,
             limits=limits,
+            reason=reason,
         )
         click.echo(f"written to {registry.database.shown}: gateways on that database take it within 2 s", err=True)
         for model in models:
@@ -145,7 +154,7 @@ def key_list(as_json: bool) -> None:
 @click.argument("key_id")
 @_limit_options
 @by_user_option
-@click.option("--reason", help="Why; kept for ever.")
+@may_reason_option
 @json_option
 def key_limit(key_id: str, by: str, reason: str | None, as_json: bool, **given: str | None) -> None:
     """Change a key's limits, `none` lifts one; the others stay. Gateways follow within 2 s."""
@@ -164,7 +173,7 @@ def _require_some(given: dict[str, str | None]) -> None:
 @click.argument("owner")
 @_owner_options
 @by_user_option
-@click.option("--reason", help="Why; kept for ever.")
+@may_reason_option
 @json_option
 def key_owner(owner: str, by: str, reason: str | None, as_json: bool, **given: str | None) -> None:
     """Limit what all keys of an owner may take together; `none` lifts one. Gateways follow within 2 s."""
@@ -191,7 +200,7 @@ def key_owners(as_json: bool) -> None:
 @click.argument("key_id")
 @click.option("--grace-days", type=float, default=1.0, show_default=True, help="The old secret opens for so long.")
 @by_user_option
-@click.option("--reason", help="Why; kept for ever.")
+@may_reason_option
 @json_option
 def key_rotate(key_id: str, grace_days: float, by: str, reason: str | None, as_json: bool) -> None:
     """Give a key a new secret, printed once; models, limits and what was used stay."""
@@ -222,8 +231,9 @@ def key_usage(key_id: str | None, month: datetime | None, as_json: bool) -> None
 @key.command("revoke")
 @click.argument("key_id")
 @by_user_option
-def key_revoke(key_id: str, by: str) -> None:
+@may_reason_option
+def key_revoke(key_id: str, by: str, reason: str | None) -> None:
     """Make a key unusable; gateways follow within 2 s."""
     with Registry.open() as registry:
-        registry.keys.revoke(key_id, by=by)
+        registry.keys.revoke(key_id, by=by, reason=reason)
     click.echo(f"{key_id} is revoked")

@@ -23,7 +23,7 @@ def policy_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "--set", "path", type=click.Path(path_type=Path, dir_okay=False), help="YAML file with the new policy."
         ),
-        click.option("--by", callback=who, help="Who sets it."),
+        click.option("--by", callback=who, help="Who does it."),
         click.option("--reason", help="Why; kept for ever."),
     )
     for option in reversed(options):

@@ -39,8 +39,8 @@ def register(
     """Make what was trained elsewhere, an adapter or whole weights, the next version of MODEL.
 
     It is looked at first: safetensors and text only; of an adapter its rank, of whole weights that they are all there;
-    and that base, tokenizer and chat template are those of the model. What is refused leaves nothing behind; what is
-    accepted is signed, and waits for an approval.
+    that base and chat template are those of the model, and that a tokenizer it brings along is the base's. What is
+    refused leaves nothing behind; what is accepted is signed, and waits for an approval.
     """
     from tuneloop.registry.versions.registering import register as registered
 

@@ -147,7 +147,7 @@ def rollout_list(model: str | None, as_json: bool) -> None:
 @reason_option
 @json_option
 def rollout_abort(model: str, by: str, reason: str, as_json: bool) -> None:
-    """End the rollout and take the canary's share away."""
+    """End the rollout and take its version's share away; other versions keep theirs."""
     with Registry.open() as registry:
         ended, now = abort(registry, model, Change(by, reason))
         said = f"{ended.id} of {ended.name} is aborted\n{route_line(now)}"

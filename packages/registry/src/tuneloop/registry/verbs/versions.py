@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from tuneloop.registry import actions, overview
+from tuneloop.registry.errors import InvalidInput
 from tuneloop.registry.facade import Registry
 from tuneloop.registry.gates.declared import judge_again
 from tuneloop.registry.nouns import Version, parse_version_name, version_name
@@ -121,13 +122,14 @@ def _measure(found: MeasuredMetric | None) -> str | None:
 def gate(name: str, path: Path | None, by: str | None, reason: str | None, judge: bool, as_json: bool) -> None:
     """Show how a version was judged, or what a model's gate asks for.
 
-    With --set the gate of a MODEL asks for what the file says from now on. With --judge a VERSION is judged again by
-    its latency, its data and its signature, and what its training has shown stands.
+    With --set the gate of a MODEL asks for what the file says from now on. With --judge a VERSION is judged again, by
+    what is asked for now and against the present champion: its metrics, latency, data, bias and signature, and what its
+    training has shown, as far as that is kept. Both need --by and --reason.
     """
     if "@" in name:
         if path is not None:
             raise click.UsageError("--set is for a model's gate: give the name of a model, without @")
-        _show_judgement(name, judge, as_json)
+        _show_judgement(name, judge, by, reason, as_json)
         return
     if judge:
         raise click.UsageError("--judge is for a version: write MODEL@NUMBER")
@@ -138,11 +140,13 @@ def gate(name: str, path: Path | None, by: str | None, reason: str | None, judge
         show_policy(registry, name, GatePolicy, as_json)
 
 
-def _show_judgement(version: str, judge: bool, as_json: bool) -> None:
+def _show_judgement(version: str, judge: bool, by: str | None, reason: str | None, as_json: bool) -> None:
     model, number = parse_version_name(version)
+    if judge and (by is None or not (reason or "").strip()):
+        raise InvalidInput("judging a version again needs --by and --reason: it is kept for ever")
     with Registry.open() as registry:
         if judge:
-            judge_again(registry, overview.version(registry, model, number))
+            judge_again(registry, overview.version(registry, model, number), by=by or "", reason=reason)
         judged, decisions = overview.judged(registry, model, number), registry.gates.decisions(model, number)
         report, approver = judged.report, judged.approver
         tell_unreadable(decisions.unreadable)

@@ -133,7 +133,7 @@ def _adapter(registry: Registry, offer: _Offer) -> VersionDraft:
     if base is None or on is None:
         raise InvalidInput(f"{offer.called} is no whole model, and of an adapter must be known what it adapts: --base")
     engines = [engine for engine in registry.fleet.engines() if engine.max_loras]
-    speaks = _other_base(registry, offer.model, on, engines) + _own_template(folder, on)
+    speaks = _other_base(registry, offer.model, on, engines) + _own_template(folder, on) + _own_tokenizer(folder, base)
     offer.check(speaks + unservable(folder, Limits(on, _highest_rank(engines, on), base_shapes(base))))
     config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     rank = max([config["r"], *(config.get("rank_pattern") or {}).values()])
@@ -205,6 +205,16 @@ def _own_template(folder: Path, on: Base) -> list[str]:
     return [
         f"it was saved with the chat template {own[:19]}…, and {on.name} has {on.template_digest[:19]}…: it would be "
         "asked in a form it never saw; give the base with its own template"
+    ]
+
+
+def _own_tokenizer(folder: Path, base: Path) -> list[str]:
+    """What speaks against the tokenizer that the adapter brings along, if it does: engines give it the base's."""
+    if (own := tokenizer_digest(folder)) is None or own == tokenizer_digest(base):
+        return []
+    return [
+        f"its tokenizer is not that of {base.resolve().name}, which engines ask it with: the same words would be other "
+        "tokens; give the base it was trained on, or, where that has it in another form, take the tokenizer's files out"
     ]
 
 

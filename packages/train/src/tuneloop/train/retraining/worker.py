@@ -128,6 +128,9 @@ class Worker:
             return self._finish(request, RetrainingState.FAILED, f"{kind}{error}")
         passed = report.verdict == "pass" or waits_for_traffic(report)
         outcome = f"{version.name} {report.verdict}: " + "; ".join(f"{c.name} {c.verdict}" for c in report.checks)
+        gates = self._registry.gates
+        if report.verdict == "pass" and gates.approver(version.model, version.version) is None:
+            outcome += f"; it may get no share: {gates.why_not(version.model, version.version)}"
         return self._finish(
             request, RetrainingState.GATED if passed else RetrainingState.REJECTED, outcome, version.version
         )
@@ -252,15 +255,15 @@ class Worker:
             return known
         lineage = Lineage(self._registry.versions, version)
         retrain = lineage.recipe().recipe.retrain
+        at = self._registry.clock()  # a policy that is set from now on is another
         policy = self._registry.policies.get(version.model, GatePolicy)
         compared = judge(
             lineage.pairs(),
-            version.metrics,
             Rules.of(retrain, policy),
             model=version.model,
             version=version.version,
             champion=request.base_version,
-            at=self._registry.clock(),
+            at=at,
         )
         checks = (*compared.checks, *judge_declared(self._registry, version, policy))
         report = compared.model_copy(update={"checks": checks})
