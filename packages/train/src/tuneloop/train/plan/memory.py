@@ -39,7 +39,9 @@ class Allocator:
     quantised: float = 0.0  # of the loss's, not held where the base was quantised when read: it left room behind
 
 
-_CPU = Allocator(fixed=710 * MIB, activations=1.17, loss=1.52, a_tile=0.43, low=0.92, high=1.08, dora=1.0, quantised=0.2)
+_CPU = Allocator(
+    fixed=710 * MIB, activations=1.17, loss=1.52, a_tile=0.43, low=0.92, high=1.08, dora=1.0, quantised=0.2
+)
 _CUDA = Allocator(
     fixed=int(0.8 * GIB), activations=1.05, loss=1.05, a_tile=0.0, low=0.90, high=1.20
 )  # not measured here: wider
