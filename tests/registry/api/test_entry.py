@@ -8,6 +8,7 @@ import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from urllib.parse import urlparse
 
 import httpx
@@ -15,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from registry.api.asked import path_of
 from registry.api.plane import GENEROUS, Plane, running
 from tests_support import beat_gateway
 from tuneloop.registry import Registry
@@ -24,7 +26,7 @@ from tuneloop.registry.api.entry import network_of
 from tuneloop.registry.api.health import READY_FOR_S
 from tuneloop.registry.api.limits import Buckets
 from tuneloop.registry.api.problems import STATUS
-from tuneloop.registry.api.routing import CHANGES
+from tuneloop.registry.api.routing import CHANGES, REPORTS, reading_much
 from tuneloop.registry.routes import promotion
 
 WHY = {"reason": "test"}
@@ -313,6 +315,21 @@ def test_what_takes_no_place_in_the_queue_goes_on_while_changes_wait(
     plane.registry.fleet.forget_gateway("g2")
     again = plane.ask("PATCH", f"{BOT}/route/overrides", json=WHY | {"keys": {"t": 2}})
     assert again.status_code == 200, "the places are free again"
+
+
+def test_what_reads_much_has_few_places_and_keeps_nobody_else_out(plane: Plane) -> None:
+    reading = (f"{BOT}/rollout", f"{BOT}/route/shadow", path_of(plane, "/v1/experiments/OVER/report"))
+    with ExitStack() as others:
+        for _ in range(REPORTS):
+            others.enter_context(reading_much())
+        for path in reading:
+            turned_away = plane.ask("GET", path)
+            assert is_problem(turned_away, "rate-limited"), path
+            assert turned_away.headers["retry-after"] == "5"
+        assert plane.get(f"{BOT}/route")
+        assert plane.ask("PATCH", f"{BOT}/route/overrides", json=WHY | {"keys": {"t": 2}}).status_code == 200
+    for path in reading:
+        assert plane.get(path), "the places are free again"
 
 
 def test_failures_are_told_in_the_log_once_a_minute(registry: Registry, caplog: pytest.LogCaptureFixture) -> None:
