@@ -79,8 +79,7 @@ class Routes:
     def history(self, model: str, limit: int = 1_000) -> Rows[Route]:
         """A model's revisions, the newest first; whoever decides by them takes them `whole`."""
         query = sa.select(routes).where(routes.c.model == model).order_by(routes.c.revision.desc()).limit(limit)
-        with self._db.reading() as connection:
-            return readable(Route, connection.execute(query).mappings())
+        return readable(Route, self._db.rows(query))
 
     def back(self, model: str) -> Iterator[Route]:
         """A model's revisions, the newest first, read as far back as they are asked for.
