@@ -81,13 +81,14 @@ class Routes:
         query = sa.select(routes).where(routes.c.model == model).order_by(routes.c.revision.desc()).limit(limit)
         return readable(Route, self._db.rows(query))
 
-    def back(self, model: str) -> Iterator[Route]:
-        """A model's revisions, the newest first, read as far back as they are asked for.
+    def back(self, model: str, *, first: int = 1) -> Iterator[Route]:
+        """A model's revisions from `first` on, the newest first, read as far back as they are asked for.
 
         Raises:
             Unreadable: it has come to one that cannot be read.
         """
-        query = sa.select(routes).where(routes.c.model == model).order_by(routes.c.revision.desc()).limit(_PAGE)
+        here = sa.and_(routes.c.model == model, routes.c.revision >= first)
+        query = sa.select(routes).where(here).order_by(routes.c.revision.desc()).limit(_PAGE)
         rows: Sequence[sa.RowMapping] = ()
         while True:
             further = query.where(routes.c.revision < rows[-1]["revision"]) if rows else query
