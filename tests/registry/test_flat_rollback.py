@@ -86,9 +86,9 @@ def test_a_rollback_reads_a_handful_of_revisions_whatever_is_damaged_before_them
     promote(old, "bot", 1, CHANGE)
     assert rollback(old, "bot", CHANGE).champion == 2
     assert 0 < len(validated) < 20
+    assert [rollback(old, "bot", CHANGE).champion for _ in range(3)] == [1, 2, 1]
     with pytest.raises(Unreadable, match="say where to go back to: `tuneloop rollback bot --to REVISION`"):
-        for _ in range(5):
-            rollback(old, "bot", CHANGE)
+        rollback(old, "bot", CHANGE)
 
 
 def test_an_experiment_reads_the_revisions_since_its_start_whatever_is_damaged_before(
