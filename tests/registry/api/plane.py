@@ -16,6 +16,7 @@ from registry.experiment_traffic import NO_PLAN
 from tests_support import beat_engine, beat_gateway
 from tuneloop.registry import Registry
 from tuneloop.registry.access.roles import Role
+from tuneloop.registry.api.problems import STATUS
 from tuneloop.registry.api.server import config, listening
 from tuneloop.registry.experiments.declaration import Declaration
 from tuneloop.registry.nouns import version_name
@@ -50,6 +51,15 @@ class Plane:
         answer = self.ask("GET", path, role, **said)
         assert answer.status_code == 200, answer.text
         return answer.json()
+
+
+def is_problem(answer: httpx.Response, kind: str) -> bool:
+    """Whether an answer is a problem of this kind, as every problem is told."""
+    said = answer.json()
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert said.keys() == {"type", "title", "status", "detail"}
+    assert said["status"] == answer.status_code == STATUS[kind][0]  # type: ignore[index]
+    return bool(said["type"] == f"urn:tuneloop:problem:{kind}")
 
 
 @contextmanager

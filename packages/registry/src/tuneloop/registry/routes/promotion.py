@@ -32,6 +32,7 @@ from tuneloop.registry.versions.deadline import LOOKUP_TIMEOUT_S, mlflow_within
 APPLY_TIMEOUT_S = 5.0
 MIRROR_TIMEOUT_S = 5.0  # nobody waits for MLflow's aliases longer than for the gateways
 _ROLLBACK = "route.rollback"
+_ENTRIES_EACH = 4  # of the audit log, to begin with
 _FEW = 2  # revisions, which as a rule tell who was champion before; then twice as many, and so on
 Follow = Callable[[Connection, Route], None]  # what else is written in the transaction of a route's revision
 _log = logging.getLogger(__name__)
@@ -232,9 +233,7 @@ def _former_champion(registry: Registry, model: str) -> int | None:
             read = max(_FEW, 2 * read)
             damage = _extend(seen, back, read)
             whole = damage is None and len(seen) < read
-            # Of so many revisions no more than that are rollbacks.
-            rollbacks = registry.audit.entries(model, limit=len(seen), action=_ROLLBACK).whole()
-            before = champions_before(seen, {entry.detail["revision"] for entry in rollbacks}, whole=whole)
+            before = champions_before(seen, _rollbacks(registry, model, seen), whole=whole)
             if before or whole:
                 return before[-1] if before else None
             if damage is not None:
@@ -254,6 +253,17 @@ def _extend(seen: list[Route], back: Iterator[Route], size: int) -> Unreadable |
     except Unreadable as error:
         return error
     return None
+
+
+def _rollbacks(registry: Registry, model: str, seen: Sequence[Route]) -> set[int]:
+    """Which of the newest revisions a rollback wrote: the log has each in turn, among what else was done to a model."""
+    limit = _ENTRIES_EACH * len(seen)
+    while True:
+        entries = registry.audit.entries(model, limit=limit).whole()
+        written = {entry.detail["revision"]: entry.action for entry in entries if "revision" in entry.detail}
+        if len(entries) < limit or min(written, default=seen[-1].revision + 1) <= seen[-1].revision:
+            return {revision for revision, action in written.items() if action == _ROLLBACK}
+        limit *= _ENTRIES_EACH
 
 
 def champions_before(newest: Sequence[Route], rollbacks: Collection[int], *, whole: bool) -> list[int]:
