@@ -20,6 +20,7 @@ from tuneloop.registry.api.problems import STATUS
 from tuneloop.registry.api.server import config, listening
 from tuneloop.registry.experiments.declaration import Declaration
 from tuneloop.registry.nouns import version_name
+from tuneloop.registry.rollouts.rollout import RolloutState
 from tuneloop.registry.settings import ApiSettings
 
 DECLARED = {
@@ -85,11 +86,14 @@ def running(registry: Registry, settings: ApiSettings = GENEROUS) -> Iterator[Pl
 
 
 def let_experiment(registry: Registry) -> None:
-    """An experiment of `bot` that is over, and one that has not started."""
-    declared = Declaration.model_validate(DECLARED)
+    """An experiment of `bot` that is over, for which its rollout was paused, and one that has not started."""
+    declared, [rollout] = Declaration.model_validate(DECLARED), registry.rollouts.all("bot")
+    with registry.database.writing() as connection:
+        paused = registry.rollouts.end(connection, rollout, RolloutState.PAUSED, "an experiment")
     over, _draft = (registry.experiments.new(declared, NO_PLAN, by="ada", reason="r") for _ in range(2))
     registry.experiments.start(over.id, revision=2, by="ada", reason="r")
     registry.experiments.stop(over.id, by="ada", reason="r")
+    registry.rollouts.resume(paused, rollout.model_copy(update={"taken": ()}), by="ada", reason="r")
 
 
 def let_silence(registry: Registry) -> None:
