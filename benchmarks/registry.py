@@ -1,4 +1,5 @@
-"""What the registry costs as it grows: versions read, listed, published, promoted; routes read; gateways that follow.
+"""What the registry costs as it grows: versions read, listed, published, promoted, rolled back; routes read; gateways
+that follow.
 
     .venv/bin/python benchmarks/registry.py [--quick] [--only PARTS] [--json FILE]
 

@@ -18,10 +18,11 @@ from conftest import postgres_binaries
 from postgres_cluster import PostgresCluster
 from tests_support import publish_version
 from tuneloop.registry import Registry
+from tuneloop.registry.audit import chained
 from tuneloop.registry.database import row_of
 from tuneloop.registry.nouns import Arm, Route
 from tuneloop.registry.settings import RegistrySettings
-from tuneloop.registry.tables import aliases, routes
+from tuneloop.registry.tables import aliases, audit, audit_head, routes
 
 CHUNK = 5_000
 MLFLOW_TABLES = ("model_versions", "model_version_tags")
@@ -53,6 +54,7 @@ def grown(url: Callable[[], str], versions: int) -> Iterator[Registry]:
         numbers = range(1, versions + 1)
         made = [Route(model="bot", revision=n, arms=arms, salt="s", by="ada", reason="r", at=now) for n in numbers]
         _write(registry, routes, [row_of(route, routes) for route in made])
+        _record(registry, made)
         registry.versions.mirror(registry.routes.current("bot"))
         for number in (1, 2):
             registry.gates.approve("bot", number, by="ada", reason="benchmark")
@@ -114,6 +116,23 @@ def _write(registry: Registry, table: sa.Table, rows: Sequence[Row]) -> None:
     with registry.database.writing() as connection:
         _insert(connection, table, rows)
     _analyse(registry.database.engine)
+
+
+def _record(registry: Registry, revisions: Sequence[Route]) -> None:
+    """The audit log as it is after these revisions were written."""
+    with registry.database.reading() as connection:
+        head = connection.execute(sa.select(audit_head)).mappings().one()
+    rows: list[Row] = []
+    number, last = head["id"], head["hash"]
+    for route in revisions:
+        number += 1
+        row = {"id": number, "at": route.at, "actor": route.by, "action": "route.set", "subject": route.model}
+        row["detail"] = {"revision": route.revision, "split": route.split_text, "reason": route.reason}
+        last = row["hash"] = chained(last, row)
+        rows.append(row)
+    _write(registry, audit, rows)
+    with registry.database.writing() as connection:
+        connection.execute(sa.update(audit_head).values(id=number, hash=last))
 
 
 def _insert(connection: sa.Connection, table: sa.Table, rows: Sequence[Row]) -> None:

@@ -13,10 +13,11 @@ from statistics import median
 from tests_support import beat_engine, publish_version
 from tuneloop.registry import Registry
 from tuneloop.registry.overview import models
-from tuneloop.registry.routes.promotion import Change, promote
+from tuneloop.registry.routes.promotion import Change, promote, rollback
 
 PAGE = 50
 BY_NUMBER = ["version_number DESC"]
+WARM = 2  # pairs that are not measured
 
 
 @dataclass(frozen=True)
@@ -42,13 +43,13 @@ def timed_ms(call: Callable[[], object]) -> float:
 def pairs_of(ours: Callable[[], object], theirs: Callable[[], object], times: int) -> tuple[float, float, float]:
     """Medians of both, and of the ratio of each pair; who goes first changes, and the first pairs warm up."""
     pairs = []
-    for number in range(times + 2):
+    for number in range(times + WARM):
         if number % 2:
             theirs_ms, ours_ms = timed_ms(theirs), timed_ms(ours)
         else:
             ours_ms, theirs_ms = timed_ms(ours), timed_ms(theirs)
         pairs.append((ours_ms, theirs_ms))
-    measured = pairs[2:]
+    measured = pairs[WARM:]
     return median(a for a, _ in measured), median(b for _, b in measured), median(a / b for a, b in measured)
 
 
@@ -94,6 +95,7 @@ class Size:
             self._line("connect", connect, many, lambda: client.search_registered_models(max_results=1)),
             self._alone("versions, every one", timed_ms(lambda: registry.versions.all("bot"))),
             self._promotions(),
+            self._rollbacks(),
             self._publishing(),
         ]
 
@@ -109,6 +111,21 @@ class Size:
             registry.versions._client.set_registered_model_alias("bot", "baseline", next(others))
 
         return self._line("promote", ours, "set_registered_model_alias", theirs)
+
+    def _rollbacks(self) -> Line:
+        """Each one champion further back, of promotions made before."""
+        registry, numbers, others = self.registry, cycle((2, 1)), cycle("21")
+        beat_engine(registry, "bot@1", "bot@2")
+        for _ in range(self.pairs + WARM + 1):
+            promote(registry, "bot", next(numbers), Change("ada", "benchmark"))
+
+        def ours() -> None:
+            rollback(registry, "bot", Change("ada", "benchmark"))
+
+        def theirs() -> None:
+            registry.versions._client.set_registered_model_alias("bot", "baseline", next(others))
+
+        return self._line("rollback", ours, "set_registered_model_alias", theirs)
 
     def _publishing(self) -> Line:
         """A run with a tiny file, signed, and a version of it; the client's is the version alone."""

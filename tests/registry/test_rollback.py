@@ -23,15 +23,15 @@ CHANGE = Change("ada", "test")
 def test_a_damaged_revision_of_before_is_left_out_of_the_history_and_a_rollback_must_be_told_where_to(
     two_versions: Registry,
 ) -> None:
-    promote(two_versions, "bot", 2, CHANGE)
-    promote(two_versions, "bot", 1, CHANGE)
+    for number in (2, 1, 2):
+        promote(two_versions, "bot", number, CHANGE)
     with two_versions.database.writing() as connection:
-        connection.execute(sa.text("UPDATE routes SET arms = '5' WHERE revision = 1"))
+        connection.execute(sa.text("UPDATE routes SET arms = '5' WHERE revision = 3"))
     history = two_versions.routes.history("bot")
-    assert ([route.revision for route in history], len(history.unreadable)) == ([3, 2], 1)
+    assert ([route.revision for route in history], len(history.unreadable)) == ([4, 2, 1], 1)
     with pytest.raises(Unreadable, match="say where to go back to: `tuneloop rollback bot --to REVISION`"):
         rollback(two_versions, "bot", CHANGE)
-    assert rollback(two_versions, "bot", CHANGE, to_revision=2).champion == 2
+    assert rollback(two_versions, "bot", CHANGE, to_revision=1).champion == 1
 
 
 def test_promotion_keeps_the_former_champion_loaded_and_rollback_returns_to_it(two_versions: Registry) -> None:

@@ -66,8 +66,10 @@ def end_rollout(registry: Registry) -> None:
 
 def begin(registry: Registry) -> None:
     """As somebody does who wants to look."""
+    end_rollout(registry)
     [draft] = [one for one in registry.experiments.all() if one.started_at is None]
-    registry.experiments.start(draft.id, revision=2, by="ada", reason="r")
+    revision = registry.routes.current("bot").revision
+    registry.experiments.start(draft.id, revision=revision, by="ada", reason="r")
 
 
 def offer(registry: Registry, number: int = 1) -> None:

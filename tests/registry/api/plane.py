@@ -16,9 +16,11 @@ from registry.experiment_traffic import NO_PLAN
 from tests_support import beat_engine, beat_gateway
 from tuneloop.registry import Registry
 from tuneloop.registry.access.roles import Role
+from tuneloop.registry.api.problems import STATUS
 from tuneloop.registry.api.server import config, listening
 from tuneloop.registry.experiments.declaration import Declaration
 from tuneloop.registry.nouns import version_name
+from tuneloop.registry.rollouts.rollout import RolloutState
 from tuneloop.registry.settings import ApiSettings
 
 DECLARED = {
@@ -52,6 +54,15 @@ class Plane:
         return answer.json()
 
 
+def is_problem(answer: httpx.Response, kind: str) -> bool:
+    """Whether an answer is a problem of this kind, as every problem is told."""
+    said = answer.json()
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert said.keys() == {"type", "title", "status", "detail"}
+    assert said["status"] == answer.status_code == STATUS[kind][0]  # type: ignore[index]
+    return bool(said["type"] == f"urn:tuneloop:problem:{kind}")
+
+
 @contextmanager
 def running(registry: Registry, settings: ApiSettings = GENEROUS) -> Iterator[Plane]:
     """A control plane on a free port, until the block ends."""
@@ -75,11 +86,14 @@ def running(registry: Registry, settings: ApiSettings = GENEROUS) -> Iterator[Pl
 
 
 def let_experiment(registry: Registry) -> None:
-    """An experiment of `bot` that is over, and one that has not started."""
-    declared = Declaration.model_validate(DECLARED)
+    """An experiment of `bot` that is over, for which its rollout was paused, and one that has not started."""
+    declared, [rollout] = Declaration.model_validate(DECLARED), registry.rollouts.all("bot")
+    with registry.database.writing() as connection:
+        paused = registry.rollouts.end(connection, rollout, RolloutState.PAUSED, "an experiment")
     over, _draft = (registry.experiments.new(declared, NO_PLAN, by="ada", reason="r") for _ in range(2))
     registry.experiments.start(over.id, revision=2, by="ada", reason="r")
     registry.experiments.stop(over.id, by="ada", reason="r")
+    registry.rollouts.resume(paused, rollout.model_copy(update={"taken": ()}), by="ada", reason="r")
 
 
 def let_silence(registry: Registry) -> None:

@@ -7,7 +7,6 @@ import json
 import socket
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urlparse
 
 import httpx
@@ -15,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from registry.api.plane import GENEROUS, Plane, running
+from registry.api.plane import GENEROUS, Plane, is_problem, running
 from tests_support import beat_gateway
 from tuneloop.registry import Registry
 from tuneloop.registry.access.roles import Role
@@ -23,8 +22,6 @@ from tuneloop.registry.api.app import make_app
 from tuneloop.registry.api.entry import network_of
 from tuneloop.registry.api.health import READY_FOR_S
 from tuneloop.registry.api.limits import Buckets
-from tuneloop.registry.api.problems import STATUS
-from tuneloop.registry.api.routing import CHANGES
 from tuneloop.registry.routes import promotion
 
 WHY = {"reason": "test"}
@@ -39,14 +36,6 @@ class Seconds:
 
     def __call__(self) -> float:
         return self.now_s
-
-
-def is_problem(answer: httpx.Response, kind: str) -> bool:
-    said = answer.json()
-    assert answer.headers["content-type"] == "application/problem+json"
-    assert said.keys() == {"type", "title", "status", "detail"}
-    assert said["status"] == answer.status_code == STATUS[kind][0]  # type: ignore[index]
-    return bool(said["type"] == f"urn:tuneloop:problem:{kind}")
 
 
 @pytest.mark.parametrize(
@@ -284,35 +273,6 @@ def test_a_database_without_its_tables_is_unavailable_and_not_ready(plane: Plane
     time.sleep(READY_FOR_S)
     assert plane.ask("GET", "/readyz", None).status_code == 503
     assert plane.ask("GET", "/healthz", None).status_code == 200
-
-
-def test_what_takes_no_place_in_the_queue_goes_on_while_changes_wait(
-    plane: Plane, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(promotion, "APPLY_TIMEOUT_S", 2.0)
-    beat_gateway(plane.registry, {"bot": 1}, id="g2")  # it never follows
-    with ThreadPoolExecutor(CHANGES + 1) as pool:
-        waiting = [pool.submit(plane.ask, "PATCH", f"{BOT}/route/overrides", json=WHY | {"keys": {"t": 2}})]
-        deadline = time.monotonic() + 10
-        while plane.registry.routes.current("bot").revision < 3 and time.monotonic() < deadline:
-            time.sleep(0.01)
-        for revision in range(4, 3 + CHANGES):
-            waiting.append(pool.submit(plane.ask, "PATCH", f"{BOT}/route/overrides", json=WHY | {"keys": {"t": 2}}))
-            while plane.registry.routes.current("bot").revision < revision and time.monotonic() < deadline:
-                time.sleep(0.01)
-        turned_away = plane.ask("PATCH", f"{BOT}/route/overrides", json=WHY | {"keys": {"t": 2}})
-        assert is_problem(turned_away, "rate-limited")
-        assert turned_away.headers["retry-after"] == "5"
-        assert plane.get("/v1/whoami")
-        before = plane.registry.routes.current("bot").revision
-        taken_back = plane.ask("POST", f"{BOT}/rollback", json=WHY)
-        assert is_problem(taken_back, "late"), "it is written, and the gateway that follows nothing is waited for"
-        assert plane.registry.routes.current("bot").revision == before + 1
-        assert {done.result().status_code for done in waiting} == {503}
-    monkeypatch.undo()
-    plane.registry.fleet.forget_gateway("g2")
-    again = plane.ask("PATCH", f"{BOT}/route/overrides", json=WHY | {"keys": {"t": 2}})
-    assert again.status_code == 200, "the places are free again"
 
 
 def test_failures_are_told_in_the_log_once_a_minute(registry: Registry, caplog: pytest.LogCaptureFixture) -> None:

@@ -168,6 +168,19 @@ class Database:
             for write in last:
                 write()
 
+    def rows(self, query: sa.Select[Any]) -> Iterator[RowMapping]:
+        """What a query finds: read to its end, and the transaction with it, before the first row comes, and each let
+        go of as it is taken. A server ends a session that waits in a transaction, and who takes many rows is slow.
+
+        Raises:
+            DatabaseAway: the database does not answer.
+        """
+        with self.reading() as connection:
+            found = list(connection.execute(query).all())
+        found.reverse()
+        while found:
+            yield found.pop()._mapping
+
     def insert(self, table: sa.Table) -> postgresql.Insert | sqlite.Insert:
         """An INSERT that knows ON CONFLICT, which both databases have in the same form."""
         return sqlite.insert(table) if self.is_sqlite else postgresql.insert(table)
@@ -299,9 +312,13 @@ def readable(kind: type[NounT], rows: Iterable[Mapping[str, Any] | RowMapping]) 
     wrong: list[str] = []
     for row in rows:
         try:
-            good.append(noun_of(kind, row))
+            noun = noun_of(kind, row)
         except Unreadable as error:
             wrong.append(str(error))
+            continue
+        if good:  # of the same columns: a set of each one's own would take as much memory as all else it holds
+            object.__setattr__(noun, "__pydantic_fields_set__", good[0].__pydantic_fields_set__)
+        good.append(noun)
     good.unreadable = tuple(wrong)
     return good
 

@@ -174,8 +174,7 @@ class Traffic:
             query = query.order_by(requests.c.at.desc(), requests.c.id.desc()).limit(newest)
         else:
             query = query.order_by(requests.c.at, requests.c.id).limit(oldest)
-        with self._db.reading() as connection:
-            found = readable(RequestRecord, connection.execute(query).mappings())
+        found = readable(RequestRecord, self._db.rows(query))
         if newest is not None:
             found.reverse()
         self._db.tell(found.unreadable)
@@ -253,11 +252,8 @@ class Traffic:
             .join(requests, requests.c.id == feedback.c.request_id)
             .where(here, _THEIRS, feedback.c.at <= until)
         )
-        with self._db.reading() as connection:
-            records = connection.execute(asked.order_by(requests.c.at, requests.c.id)).mappings()
-            outcomes = readable(Outcome, records)
-            given = connection.execute(said.order_by(feedback.c.at, feedback.c.id)).mappings()
-            opinions = readable(Opinion, given)
+        outcomes = readable(Outcome, self._db.rows(asked.order_by(requests.c.at, requests.c.id)))
+        opinions = readable(Opinion, self._db.rows(said.order_by(feedback.c.at, feedback.c.id)))
         self._db.tell([*outcomes.unreadable, *opinions.unreadable])
         by_request: dict[str, list[Opinion]] = {}
         for opinion in opinions:
@@ -286,17 +282,14 @@ class Traffic:
         ]
         here = sa.and_(copies.c.model == model, copies.c.served_version == version, copies.c.at > since)
         query = sa.select(*both).join_from(copies, requests, requests.c.id == copies.c.shadow_of).where(here)
-        with self._db.reading() as connection:
-            found = readable(Pair, connection.execute(query.order_by(copies.c.at).limit(first)).mappings())
+        found = readable(Pair, self._db.rows(query.order_by(copies.c.at).limit(first)))
         self._db.tell(found.unreadable)
         return found
 
     def shadows_of(self, request_id: str) -> Rows[RequestRecord]:
         """What shadows answered to copies of one request."""
         query = sa.select(shadow_requests).where(shadow_requests.c.shadow_of == request_id)
-        with self._db.reading() as connection:
-            rows = connection.execute(query.order_by(shadow_requests.c.at)).mappings()
-            return readable(RequestRecord, rows)
+        return readable(RequestRecord, self._db.rows(query.order_by(shadow_requests.c.at)))
 
     def caught(self, model: str, guards: Sequence[str], *, since: datetime, until: datetime) -> tuple[int, int]:
         """How many requests of a model one of these guards found something in, `since` <= at <= `until`, whether it

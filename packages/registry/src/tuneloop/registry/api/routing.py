@@ -43,7 +43,7 @@ from tuneloop.registry.routes.shadowing import ShadowNow, shadow
 router = APIRouter()
 # A change waits for gateways, and for an engine to load what is new, up to two minutes: so many may, reads go on.
 CHANGES = 4
-REPORTS = 2  # which read a whole experiment's records; places of their own, so that no reader keeps changes out
+REPORTS = 2  # which read a whole trial's or experiment's records; places of their own: no reader keeps changes out
 _changes, _returns = threading.BoundedSemaphore(CHANGES), threading.BoundedSemaphore(CHANGES)
 _reports = threading.BoundedSemaphore(REPORTS)
 READ = needs(Permission.READ)
@@ -246,7 +246,8 @@ def roll_back(model: ModelPath, body: Rollback, here: Here) -> Route:
 @router.get("/models/{model}/rollout", tags=["rollouts"], dependencies=READ)
 def get_rollout(model: ModelPath, here: Here) -> RolloutNow:
     """The open rollout, and the running canary judged as it stands now."""
-    return overview.rollout_now(here.registry, model)
+    with reading_much():
+        return overview.rollout_now(here.registry, model)
 
 
 @router.get("/models/{model}/rollout-policy", tags=["rollouts"], dependencies=READ)

@@ -33,7 +33,7 @@ from tuneloop.registry.experiments.spending import inflation
 from tuneloop.registry.experiments.store import STEP, another_runs
 from tuneloop.registry.facade import Registry
 from tuneloop.registry.nouns import Route, version_name
-from tuneloop.registry.rollouts.rollout import RolloutState
+from tuneloop.registry.routes.claims import claim_for_experiment, expect_no_rollout
 from tuneloop.registry.routes.promotion import Change, set_route
 from tuneloop.registry.versions.deadline import LOOKUP_TIMEOUT_S, mlflow_within
 
@@ -145,18 +145,20 @@ def start(registry: Registry, experiment_id: str, change: Change) -> tuple[Exper
         raise Refused(f"{draft.id} is {draft.state}, not draft: declare a new one to look again")
     if other := registry.experiments.running(draft.model):  # whose split must not be changed under it
         raise another_runs(other)
-    rollout = registry.rollouts.open(draft.model)
-    if rollout is not None and rollout.state is RolloutState.RUNNING:
-        raise Refused(
-            f"{rollout.name} is being rolled out ({rollout.id}), and an experiment would change its split: wait, "
-            f"or end it with `tuneloop rollout abort {draft.model}`"
-        )
+    with registry.database.reading() as connection:
+        expect_no_rollout(connection, draft.model)
     route = registry.route(draft.model)
     if {arm.version: arm.weight_bp for arm in route.arms if arm.weight_bp > 0} != draft.declaration.arms:
         split = _split(route, draft.declaration.arms)
-        action, noted = "experiment.split", {"experiment": draft.id}
         route = set_route(
-            registry, draft.model, split, change, expected_revision=route.revision, action=action, noted=noted
+            registry,
+            draft.model,
+            split,
+            change,
+            expected_revision=route.revision,
+            action="experiment.split",
+            noted={"experiment": draft.id},
+            follow=lambda connection, _: claim_for_experiment(registry.database, connection, draft.model),
         )
     started = registry.experiments.start(draft.id, revision=route.revision, by=change.by, reason=change.reason)
     return started, route

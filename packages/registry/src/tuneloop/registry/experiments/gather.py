@@ -22,7 +22,6 @@ from tuneloop.registry.routes.assignment import held_out
 from tuneloop.registry.traffic import Opinion, Outcome
 
 Opinions = Mapping[str, Sequence[Opinion]]
-_ALL = 1_000_000  # more revisions than one route ever has
 
 
 @dataclass(frozen=True)
@@ -76,12 +75,13 @@ def gather(registry: Registry, experiment: Experiment, until: datetime) -> Evide
     """The evidence of a started experiment up to a time.
 
     Raises:
-        Unreadable: a revision of the route cannot be read, so who was given what is not known.
+        Unreadable: a revision since the start cannot be read, so who was given what is not known.
     """
     assert experiment.started_at is not None, "a draft has no traffic"
+    assert experiment.first_revision is not None, "it started under one"
     declared = experiment.declaration
-    history = registry.routes.history(experiment.model, limit=_ALL).whole()[::-1]
-    history = [r for r in history if r.revision >= (experiment.first_revision or 0) and r.at <= until]
+    since = registry.routes.back(experiment.model, first=experiment.first_revision)
+    history = [route for route in since if route.at <= until][::-1]
     strata, others = strata_of(declared, history)
     outcomes, opinions = registry.traffic.outcomes(experiment.model, since=experiment.started_at, until=until)
     sorting = _Sorting(declared, strata, history)

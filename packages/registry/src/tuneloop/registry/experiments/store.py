@@ -19,6 +19,7 @@ from tuneloop.registry.database import Database, Rows, noun_of, readable, row_of
 from tuneloop.registry.errors import Conflict, NotFound, Refused, Unreadable
 from tuneloop.registry.experiments.declaration import Declaration, Experiment, ExperimentPlan, ExperimentState
 from tuneloop.registry.paging import Ask, Page, page
+from tuneloop.registry.routes.claims import claim_for_experiment
 from tuneloop.registry.tables import experiments, routes
 
 _START = "experiment.start"
@@ -133,11 +134,12 @@ class Experiments:
 
         Raises:
             NotFound: there is none of that id.
-            Refused: it has started before, or another one of the model is running.
+            Refused: it has started before, or another one or a rollout of the model is running.
             Conflict: the route has changed meanwhile.
         """
         with self._db.writing() as connection:
             draft = self._in_state(connection, experiment_id, ExperimentState.DRAFT, "declare a new one to look again")
+            claim_for_experiment(self._db, connection, draft.model)
             newest = sa.select(sa.func.max(routes.c.revision)).where(routes.c.model == draft.model)
             if (now := connection.execute(newest).scalar()) != revision:
                 raise Conflict(f"route of {draft.model}: you saw revision {revision}, it is at {now} now; start again")

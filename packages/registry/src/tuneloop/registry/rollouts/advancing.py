@@ -1,19 +1,29 @@
 """Going on with one rollout whose lease is held: look, decide, and write what follows as one transaction.
 
 The route decides what is real. A revision that somebody else wrote and that moves anybody pauses the rollout; one that
-moves nobody (keys with a version of their own, something staged) does not.
+moves nobody (keys with a version of their own, something staged) does not. What hinders a look, damage for example, is
+said on the rollout like an inconclusive check, and pauses it once it has waited as long as it may.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sqlalchemy.engine import Connection
 
-from tuneloop.registry.errors import DatabaseAway, InvalidInput, NotFound, Refused, Unavailable
+from tuneloop.registry.errors import (
+    Conflict,
+    DatabaseAway,
+    InvalidInput,
+    NotFound,
+    Refused,
+    TuneloopError,
+    Unavailable,
+)
 from tuneloop.registry.facade import Registry
-from tuneloop.registry.nouns import FULL_SHARE_BP, GateReport, Route
+from tuneloop.registry.nouns import FULL_SHARE_BP, Check, GateReport, Route
 from tuneloop.registry.rollouts.judging import judgement, trial_of
 from tuneloop.registry.rollouts.rollout import (
     Action,
@@ -31,6 +41,7 @@ from tuneloop.registry.rollouts.rollout import (
 from tuneloop.registry.routes.promotion import Change, promote, rollback, set_route
 
 _KEEP_EVERY_S = 5.0  # how old the judgement that people read may be
+_log = logging.getLogger(__name__)
 
 
 def go_on(registry: Registry, held: Rollout, *, controller: str) -> None:
@@ -39,7 +50,20 @@ def go_on(registry: Registry, held: Rollout, *, controller: str) -> None:
     Raises:
         Conflict: somebody changed the route or the rollout meanwhile; the next look sees what.
         Unavailable: the database is away; or a gateway is late to follow a change, which is written.
+        Exception: one that nobody foresaw; it is said on the rollout, too.
     """
+    try:
+        _go_on(registry, held, controller)
+    except (Conflict, Unavailable):
+        raise
+    except TuneloopError as error:
+        _hindered(registry, held, str(error))
+    except Exception as error:
+        _hindered(registry, held, f"an error that nobody foresaw ({type(error).__name__}): the controller's log has it")
+        raise
+
+
+def _go_on(registry: Registry, held: Rollout, controller: str) -> None:
     route = registry.routes.current(held.model)
     if route.split.get(held.version) == FULL_SHARE_BP:
         said = f"{route.by} gave it everything in revision {route.revision}: {route.reason}"
@@ -73,6 +97,21 @@ def judged(registry: Registry, rollout: Rollout) -> GateReport | None:
     step = rollout.plan.steps[rollout.step]
     limits, named = step.limits(rollout.plan.limits), None if step.checks is None else tuple(step.checks)
     return judgement(registry, rollout.model, rollout.version, limits, trial, min_samples=step.min_samples, named=named)
+
+
+def _hindered(registry: Registry, held: Rollout, why: str) -> None:
+    """Say what hinders a look where people look, or pause with it once nothing was decided in time."""
+    now = registry.rollouts.get(held.id)  # the look may have written before it failed
+    if now.fencing_token != held.fencing_token:
+        return
+    check = Check(name="judgement", verdict="inconclusive", detail=why)
+    at = registry.clock()
+    report = GateReport(model=now.model, version=now.version, champion=now.champion, at=at, checks=(check,))
+    if (waited_s := (at - now.since).total_seconds()) > now.plan.give_up_s:
+        _end(registry, now, RolloutState.PAUSED, f"nothing decided after {waited_s:.0f} s: {why}", report=report)
+    elif now.checks != report.checks:
+        _log.warning("%s: %s", now.id, why)
+        registry.rollouts.keep(now, report)
 
 
 @dataclass(frozen=True)

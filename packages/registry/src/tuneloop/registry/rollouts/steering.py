@@ -14,6 +14,7 @@ from tuneloop.registry.facade import Registry
 from tuneloop.registry.nouns import FULL_SHARE_BP, Arm, GateReport, Route, TrialSignal, version_name
 from tuneloop.registry.rollouts.controller import LOOK_COST, Controller
 from tuneloop.registry.rollouts.rollout import Rollout, RolloutPlan, RolloutState, Taken, new_rollout_id, worst
+from tuneloop.registry.routes.claims import expect_no_experiment
 from tuneloop.registry.routes.promotion import Change, set_route
 from tuneloop.registry.routes.staging import check_approved
 from tuneloop.registry.routes.store import lost_race
@@ -105,13 +106,9 @@ def _expect_judged(registry: Registry, route: Route, plan: RolloutPlan) -> None:
 
 
 def _expect_no_experiment(registry: Registry, model: str) -> None:
-    """Its split is part of what an experiment declared: a rollout would change it with every step."""
-    running = registry.experiments.running(model)
-    if running is not None:
-        raise Refused(
-            f"experiment {running.id} of {model} is running, and a rollout would change its split: let it end, or "
-            f"`tuneloop experiment stop {running.id} --by YOU --reason WHY`"
-        )
+    """Asked first, since it is the reason for what else would be refused; and again when the rollout is let run."""
+    with registry.database.reading() as connection:
+        expect_no_experiment(connection, model)
 
 
 def abort(

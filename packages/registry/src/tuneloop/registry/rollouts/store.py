@@ -18,6 +18,7 @@ from tuneloop.registry.errors import Conflict, NotFound
 from tuneloop.registry.nouns import Check, GateReport, Route, kept
 from tuneloop.registry.paging import Ask, Page, page
 from tuneloop.registry.rollouts.rollout import OPEN, Rollout, RolloutState, Taken
+from tuneloop.registry.routes.claims import claim_for_rollout
 from tuneloop.registry.tables import rollouts
 
 S = RolloutState
@@ -67,9 +68,11 @@ class Rollouts:
         """Put a new rollout on record, in place of one that is open.
 
         Raises:
+            Refused: an experiment of the model runs.
             Conflict: somebody else declared, or changed the one it takes the place of, at the same moment.
         """
         with self._db.writing() as connection:
+            claim_for_rollout(self._db, connection, rollout.model)
             if instead_of is not None:
                 ended = f"{rollout.by} declared {rollout.id} of {rollout.name} in its place"
                 self._change(connection, instead_of, OPEN, state=S.ABORTED, outcome=ended, **_FREE)
@@ -208,9 +211,11 @@ class Rollouts:
         """Let a paused rollout run on from where the route stands now: `at` is it as it begins anew.
 
         Raises:
+            Refused: an experiment of the model runs.
             Conflict: somebody changed it meanwhile.
         """
         with self._db.writing() as connection:
+            claim_for_rollout(self._db, connection, paused.model)
             resumed = self._change(
                 connection,
                 paused,

@@ -8,7 +8,7 @@ seconds or not at all: its own client tries for minutes, and nobody who takes a 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +32,8 @@ from tuneloop.registry.versions.deadline import LOOKUP_TIMEOUT_S, mlflow_within
 APPLY_TIMEOUT_S = 5.0
 MIRROR_TIMEOUT_S = 5.0  # nobody waits for MLflow's aliases longer than for the gateways
 _ROLLBACK = "route.rollback"
-_ALL = 1_000_000  # more revisions than one route ever has
+_ENTRIES_EACH = 4  # of the audit log, to begin with
+_FEW = 2  # revisions, which as a rule tell who was champion before; then twice as many, and so on
 Follow = Callable[[Connection, Route], None]  # what else is written in the transaction of a route's revision
 _log = logging.getLogger(__name__)
 
@@ -214,42 +215,77 @@ def rollback(
     elif any(arm.weight_bp > 0 for arm in now.arms[:-1]):
         arms = arrange(now, {arm.version: 0 for arm in now.arms[:-1]} | {now.champion: FULL_SHARE_BP})
     else:
-        former = _former_champions(registry, model)
-        if not former:
+        former = _former_champion(registry, model)
+        if former is None:
             raise Refused(
                 f"nothing else served {model} before {version_name(model, now.champion)}: nothing to go back to; "
                 f"`tuneloop route history {model}` shows every split, `tuneloop promote` makes another the champion"
             )
-        arms = arrange(now, {now.champion: 0, former[-1]: FULL_SHARE_BP})
+        arms = arrange(now, {now.champion: 0, former: FULL_SHARE_BP})
     return _put(registry, model, now, arms, change, _ROLLBACK, noted, follow, shadow)
 
 
-def _former_champions(registry: Registry, model: str) -> list[int]:
+def _former_champion(registry: Registry, model: str) -> int | None:
+    """Who served before the present champion, from no more revisions than that takes; None: nobody else did."""
+    back, seen, read = registry.routes.back(model), list[Route](), 0
     try:
-        rollbacks = registry.audit.entries(model, limit=_ALL, action=_ROLLBACK).whole()
-        history = registry.routes.history(model, limit=_ALL).whole()
+        while True:
+            read = max(_FEW, 2 * read)
+            damage = _extend(seen, back, read)
+            whole = damage is None and len(seen) < read
+            before = champions_before(seen, _rollbacks(registry, model, seen), whole=whole)
+            if before or whole:
+                return before[-1] if before else None
+            if damage is not None:
+                raise damage
     except Unreadable as error:
         raise Unreadable(
             f"who served {model} before cannot be told for certain: {error}; say where to go back to: "
             f"`tuneloop rollback {model} --to REVISION`, of those `tuneloop route history {model}` shows"
         ) from None
-    return champions_before(history, {entry.detail["revision"] for entry in rollbacks})
 
 
-def champions_before(history: Sequence[Route], rollbacks: Collection[int]) -> list[int]:
-    """The champions before the present one, the latest last. What a rollback has left is not among them.
+def _extend(seen: list[Route], back: Iterator[Route], size: int) -> Unreadable | None:
+    """Read further back until there are so many revisions, if there are; and what hindered it."""
+    try:
+        while len(seen) < size and (route := next(back, None)) is not None:
+            seen.append(route)
+    except Unreadable as error:
+        return error
+    return None
+
+
+def _rollbacks(registry: Registry, model: str, seen: Sequence[Route]) -> set[int]:
+    """Which of the newest revisions a rollback wrote: the log has each in turn, among what else was done to a model."""
+    limit = _ENTRIES_EACH * len(seen)
+    while True:
+        entries = registry.audit.entries(model, limit=limit).whole()
+        written = {entry.detail["revision"]: entry.action for entry in entries if "revision" in entry.detail}
+        if len(entries) < limit or min(written, default=seen[-1].revision + 1) <= seen[-1].revision:
+            return {revision for revision, action in written.items() if action == _ROLLBACK}
+        limit *= _ENTRIES_EACH
+
+
+def champions_before(newest: Sequence[Route], rollbacks: Collection[int], *, whole: bool) -> list[int]:
+    """The champions before the present one, the latest last, as far as these revisions tell. What a rollback has left
+    is not among them.
 
     Args:
-        history: every revision, the newest first.
+        newest: the newest revisions, the newest first.
         rollbacks: which of them a rollback wrote.
+        whole: whether these are all revisions there are.
     """
     line: list[int] = []
-    for route in reversed(history):
+    for route in reversed(newest):
         if line and route.champion == line[-1]:
             continue
         if route.revision in rollbacks and route.champion in line:
             while line[-1] != route.champion:
                 line.pop()
+        elif (
+            route.revision in rollbacks and not whole
+        ):  # it may have left everybody seen here: who is below is not known
+            line = [route.champion]
         else:
             line.append(route.champion)
     return line[:-1]

@@ -79,16 +79,16 @@ class Routes:
     def history(self, model: str, limit: int = 1_000) -> Rows[Route]:
         """A model's revisions, the newest first; whoever decides by them takes them `whole`."""
         query = sa.select(routes).where(routes.c.model == model).order_by(routes.c.revision.desc()).limit(limit)
-        with self._db.reading() as connection:
-            return readable(Route, connection.execute(query).mappings())
+        return readable(Route, self._db.rows(query))
 
-    def back(self, model: str) -> Iterator[Route]:
-        """A model's revisions, the newest first, read as far back as they are asked for.
+    def back(self, model: str, *, first: int = 1) -> Iterator[Route]:
+        """A model's revisions from `first` on, the newest first, read as far back as they are asked for.
 
         Raises:
             Unreadable: it has come to one that cannot be read.
         """
-        query = sa.select(routes).where(routes.c.model == model).order_by(routes.c.revision.desc()).limit(_PAGE)
+        here = sa.and_(routes.c.model == model, routes.c.revision >= first)
+        query = sa.select(routes).where(here).order_by(routes.c.revision.desc()).limit(_PAGE)
         rows: Sequence[sa.RowMapping] = ()
         while True:
             further = query.where(routes.c.revision < rows[-1]["revision"]) if rows else query
