@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from registry.rolling import GRACE, PLAN, now, pass_time
 from registry.world import CHANGE, Users, splits
 from tests_support import Clock
-from tuneloop.registry import Registry
+from tuneloop.registry import Registry, overview
 from tuneloop.registry.errors import DatabaseAway
 from tuneloop.registry.guard_policy import GuardPolicy
 from tuneloop.registry.nouns import Arm
@@ -66,6 +66,10 @@ def test_a_damaged_policy_is_said_on_the_rollout_once_and_mended_it_goes_on(
     assert [(check.name, check.verdict) for check in held.checks] == [("judgement", "inconclusive")]
     assert held.checks[0].detail.startswith(DAMAGED)
     assert [record.message.startswith(f"{held.id}: {DAMAGED}") for record in caplog.records] == [True]
+    told = overview.rollout_now(registries, "bot")
+    assert told.rollout == held
+    assert told.report is not None
+    assert [check.detail.startswith(DAMAGED) for check in told.report.checks] == [True]
     registries.policies.set("bot", GuardPolicy(), by="ada", reason="mended")
     pass_time(registries, users, clock, controller)
     assert (now(registries).state, now(registries).step) == (S.RUNNING, 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from tuneloop.registry.errors import Unreadable
 from tuneloop.registry.facade import Registry
 from tuneloop.registry.nouns import (
     AlertEpisode,
@@ -21,6 +22,7 @@ from tuneloop.registry.nouns import (
 from tuneloop.registry.paging import Ask, Page, cursor_at
 from tuneloop.registry.policies import RolloutPolicy
 from tuneloop.registry.rollouts.advancing import judged as judged_now
+from tuneloop.registry.rollouts.advancing import not_judged
 from tuneloop.registry.rollouts.judging import judgement, trial_of
 from tuneloop.registry.rollouts.rollout import OPEN, Rollout
 from tuneloop.registry.routes.shadowing import ShadowNow
@@ -175,14 +177,22 @@ def rollout_now(registry: Registry, model: str) -> RolloutNow:
         NotFound: the model has no route.
     """
     route, there = registry.route(model), registry.rollouts.open(model)
-    number, report, own = canary_of(route), None, False
-    if number is not None and there is not None and there.version == number and there.step is not None:
-        report, own = judged_now(registry, there), True
-    elif number is not None:
-        limits = registry.policies.get(model, RolloutPolicy).limits
-        report = judgement(registry, model, number, limits, trial_of(registry, model, number))
+    number = canary_of(route)
+    if number is None:
+        return RolloutNow(route=route, rollout=there, report=None, verdict=None, own_limits=False)
+    own = there if there is not None and there.version == number and there.step is not None else None
+    try:
+        report = judged_now(registry, own) if own is not None else _by_policy(registry, model, number)
+    except Unreadable as error:  # what else there is to know is told all the same
+        report = not_judged(model, number, route.champion, registry.clock(), str(error))
     verdict = report.verdict if report else None
-    return RolloutNow(route=route, rollout=there, report=report, verdict=verdict, own_limits=own)
+    return RolloutNow(route=route, rollout=there, report=report, verdict=verdict, own_limits=own is not None)
+
+
+def _by_policy(registry: Registry, model: str, number: int) -> GateReport:
+    """The judgement of a share that no rollout set."""
+    limits = registry.policies.get(model, RolloutPolicy).limits
+    return judgement(registry, model, number, limits, trial_of(registry, model, number))
 
 
 def request_history(registry: Registry, request_id: str) -> RequestHistory:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 
 from sqlalchemy.engine import Connection
 
@@ -104,14 +105,19 @@ def _hindered(registry: Registry, held: Rollout, why: str) -> None:
     now = registry.rollouts.get(held.id)  # the look may have written before it failed
     if now.fencing_token != held.fencing_token:
         return
-    check = Check(name="judgement", verdict="inconclusive", detail=why)
     at = registry.clock()
-    report = GateReport(model=now.model, version=now.version, champion=now.champion, at=at, checks=(check,))
+    report = not_judged(now.model, now.version, now.champion, at, why)
     if (waited_s := (at - now.since).total_seconds()) > now.plan.give_up_s:
         _end(registry, now, RolloutState.PAUSED, f"nothing decided after {waited_s:.0f} s: {why}", report=report)
     elif now.checks != report.checks:
         _log.warning("%s: %s", now.id, why)
         registry.rollouts.keep(now, report)
+
+
+def not_judged(model: str, version: int, champion: int | None, at: datetime, why: str) -> GateReport:
+    """What stands for a judgement where something hinders it."""
+    check = Check(name="judgement", verdict="inconclusive", detail=why)
+    return GateReport(model=model, version=version, champion=champion, at=at, checks=(check,))
 
 
 @dataclass(frozen=True)
