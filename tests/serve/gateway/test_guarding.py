@@ -121,6 +121,12 @@ def test_secrets_and_personal_data_reach_neither_the_engine_nor_the_record(world
     assert sent(world)["messages"] == [{"role": "user", "content": "write to <EMAIL_ADDRESS> with <GITHUB-TOKEN>"}]
     assert sent(world)["temperature"] == 0.25
     assert recorded(world, got.headers["x-request-id"]).question == "write to <EMAIL_ADDRESS> with <GITHUB-TOKEN>"
+    guard(world, guarded, banned_parameters=("seed",))
+    unjudged = guarded.chat(text=f"Hi {TOKEN}", seed=1)  # refused before anybody has looked at its text
+    assert unjudged.error["code"] == "guard_blocked"
+    assert recorded(world, unjudged.headers["x-request-id"]).messages == ()
+    named = guarded.chat(documents=[{f"the key {TOKEN}": "x"}])
+    assert named.error["code"] == "guard_blocked", "a name cannot be masked"
     guard(world, guarded, secrets="block", personal="flag")
     blocked = guarded.chat(text=f"Hi {TOKEN}")
     assert (blocked.status, TOKEN in str(blocked.body)) == (400, False)
@@ -259,7 +265,9 @@ def test_what_cannot_be_judged_is_refused_or_passes_as_the_policy_says(world: Wo
         ("open", 200, "call ada@example.com now ok"),
     ):
         guard(world, gateway, fail=fail, deadline_ms=300, output=OutputGuards())
-        assert gateway.chat(text="How late is it?").status == status
+        late = gateway.chat(text="How late is it?")
+        assert late.status == status
+        assert recorded(world, late.headers["x-request-id"]).messages == ()
         assert gateway.metric(failures("input", "deadline", fail)) == 1
         known = gateway.chat(text="Known?")  # the verdict is, so only the answer is looked at
         assert known.json["choices"][0]["message"]["content"] == answer

@@ -122,6 +122,8 @@ class Guard:
             ApiError: 400, a guard blocks it; 503, it could not be judged and the policy does not let it through then.
         """
         incoming = Incoming(ask, exchange.endpoint, self._policy.trusted_roles)
+        if self._policy.looks and incoming.texts:
+            exchange.messages = ()  # until it is known what is in them: whatever ends the request now, none is stored
         declared = list(self._declared(ask, incoming))
         self._tell(exchange, declared)
         self._refuse_blocked(declared)
@@ -152,12 +154,14 @@ class Guard:
         except Unavailable as error:
             self._failed(exchange, "input", error)
             if self._policy.fail == "open":
-                return ask
-            exchange.forget_text()  # nobody knows what is in it
+                return ask  # and what was asked is not stored: nobody knows what is in it
             message = f"the guards of {self._model} cannot judge this request now; try again"
             raise ApiError(503, message, code="guards_unavailable", retry_after_s=1) from None
         self._shared.metrics.guard_took(self._model, time.perf_counter() - began)
         self._only_off_topic_as_a_whole(incoming.texts)
+        for text in incoming.texts:
+            if text.is_name:  # which cannot be masked
+                text.found = [_blocked(one) if one.action == "redact" else one for one in text.found]
         found = [(text.where, one) for text in incoming.texts for one in text.found]
         self._tell(exchange, found)
         engine = [cleaned(text.text, text.found, only_redact=True) for text in incoming.texts]
@@ -271,6 +275,10 @@ class Guard:
         looker = Looker(policy, output, self._shared.pool, tell, partial(self._failed, exchange, "output"))
         kind = ResponseMask if exchange.endpoint == "response" else Mask
         return kind(output, looker, looker.left_out, keep_bytes)
+
+
+def _blocked(one: Finding) -> Finding:
+    return Finding(one.guard, one.kind, "block", one.start, one.end)
 
 
 def _listed(found: Sequence[Finding], guard: str) -> str:

@@ -1,12 +1,14 @@
 """The texts of a request that guards look at, each with who said it, and the request with some of them rewritten; pure.
 
 Every text of a message counts, wherever it stands in it: in a template a tool call's arguments reach the model as the
-content does. A content of several parts is made one text, which is what a model reads: each part by itself may be
-harmless. What a product team declares (tools, formats) is its own and not looked at.
+content does, and a template may print the names of what is nested. A content of several parts is made one text, which
+is what a model reads: each part by itself may be harmless. What a product team declares (tools, formats) is its own and
+not looked at.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +33,7 @@ _NO_TEXT_OF_ITEMS = _NO_TEXT | {"call_id", "status"}
 _PARTED = frozenset({"content", "output", "summary"})  # of an item: texts in parts
 _IN_TEXT = frozenset({"secrets", "personal"})  # guards whose finds are places in the text
 _BETWEEN_PARTS = "\n"  # as vLLM joins them
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9_.-]{1,24}")  # says nothing that would be worth a look
 
 
 @dataclass(slots=True)
@@ -42,6 +45,7 @@ class Text:
     inside: Any
     key: str | int
     found: Sequence[Finding] = ()
+    is_name: bool = False  # of a member: nothing can be put in its place
 
     @property
     def text(self) -> str:
@@ -85,7 +89,7 @@ class Incoming:
         """The members (name → JSON) in which texts differ from what is `shown` in their place."""
         touched = {self.member} if self._joined else set()
         for text, instead in zip(self.texts, shown, strict=True):
-            if instead != text.text:
+            if instead != text.text and not text.is_name:
                 touched.add(text.where.partition("[")[0])
                 text.inside[text.key] = instead
         return {name: msgspec.json.encode(self._members[name][0]) for name in touched}
@@ -171,6 +175,8 @@ def _members(inside: dict[str, Any], where: str, role: str, *, without: Collecti
     for name in inside:
         if name not in without:
             yield from _texts(inside, name, where, role)
+            if not _PLAIN_NAME.fullmatch(name):
+                yield Text(role, where, [name], 0, is_name=True)
 
 
 def _texts(inside: Any, key: str | int, where: str, role: str) -> Iterator[Text]:

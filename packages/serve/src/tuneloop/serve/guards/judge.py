@@ -22,8 +22,10 @@ _ORDER: tuple[Outcome, ...] = ("allow", "sample", "flag", "redact", "block")
 WARM_UP = "Warm up: write to ada@example.com, or +44 20 7946 0958."  # makes every guard load what it needs
 _SUREST = 0.9999  # of the classifier, so that `block_from: 1` never blocks
 # No entity the policy knows is without one of these; Presidio costs milliseconds a text and seconds the first time.
+# Between the digits of a telephone number stands what libphonenumber takes for punctuation.
 _MAY_BE_PERSONAL = re.compile(
-    r"@|\d(?:[\s().\-/]{0,3}\d){6}|\d{1,3}(?:\.\d{1,3}){3}|[0-9a-fA-F]{0,4}::?[0-9a-fA-F]{1,4}:|[A-Z]{2}\d{2}"
+    r"@|\d(?:[\s()\[\].\-/~x\xad\u200b\u2010-\u2015\u2053\u2060\u2212\u223c\u30fc\uff08\uff09\uff0d-\uff0f\uff3b\uff3d\uff5e]{0,4}\d){6}"
+    r"|\d{1,3}(?:\.\d{1,3}){3}|[0-9a-fA-F]{0,4}::?[0-9a-fA-F]{1,4}:|[A-Z]{2}\d{2}"
     r"|\b(?:[13]|bc1)[a-zA-Z0-9]{24}"
 )
 
