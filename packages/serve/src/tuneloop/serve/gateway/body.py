@@ -16,7 +16,7 @@ import msgspec
 from tuneloop.serve.gateway import embeddings
 from tuneloop.serve.gateway.errors import ApiError, bad_request
 from tuneloop.serve.gateway.responses import items
-from tuneloop.serve.gateway.responses.items import chars_in
+from tuneloop.serve.gateway.responses.items import BETWEEN_PARTS, chars_in
 from tuneloop.serve.gateway.splice import DuplicateKey, Members, members
 
 Endpoint = Literal["chat", "completion", "response", "embedding"]
@@ -258,7 +258,7 @@ def _text(index: int, message: _Message) -> str:
                 f"messages[{index}].content: parts of type {part.type!r} are not allowed; this gateway takes text only",
                 param="messages",
             )
-    return "\n".join(part.text or part.refusal or "" for part in message.content)
+    return BETWEEN_PARTS.join(part.text or part.refusal or "" for part in message.content)
 
 
 def _completion(found: Members, said: Any) -> tuple[tuple[str, str], ...]:

@@ -19,7 +19,8 @@ from tuneloop.serve.gateway.body import MEMBER, ROLES, Ask, Endpoint
 from tuneloop.serve.gateway.embeddings import MOST_TEXTS
 from tuneloop.serve.gateway.errors import bad_request
 from tuneloop.serve.gateway.guard_worker import Finding
-from tuneloop.serve.gateway.responses.items import SAID_BY
+from tuneloop.serve.gateway.responses.items import BETWEEN_PARTS, SAID_BY
+from tuneloop.serve.guards.verdict import replaced
 
 _SAID_BY = {"prompt": "prompt", "suffix": "prompt", "documents": "tool", "chat_template_kwargs": "user"}
 _SAID_TOO: dict[Endpoint, dict[str, str]] = {
@@ -32,7 +33,6 @@ _NO_TEXT = frozenset({"role", "type", "id", "tool_call_id"})  # of a message, an
 _NO_TEXT_OF_ITEMS = _NO_TEXT | {"call_id", "status"}
 _PARTED = frozenset({"content", "output", "summary"})  # of an item: texts in parts
 _IN_TEXT = frozenset({"secrets", "personal"})  # guards whose finds are places in the text
-_BETWEEN_PARTS = "\n"  # as vLLM joins them
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_.-]{1,24}")  # says nothing that would be worth a look
 
 
@@ -132,7 +132,7 @@ class Incoming:
         """The parts of an item's content, or of what a tool put out, made one."""
         parts: list[dict[str, Any]] = item[name]
         if len(parts) > 1:
-            text = _BETWEEN_PARTS.join(part.get("text") or part.get("refusal") or "" for part in parts)
+            text = BETWEEN_PARTS.join(part.get("text") or part.get("refusal") or "" for part in parts)
             if item.get("type") == "reasoning":
                 made: dict[str, Any] = {"type": parts[0]["type"]}
             elif role == "assistant":
@@ -147,7 +147,7 @@ class Incoming:
         """The parts of a message's content, made one."""
         parts: list[dict[str, Any]] = message["content"]
         if len(parts) > 1:
-            text = _BETWEEN_PARTS.join(part.get(part["type"]) or "" for part in parts)
+            text = BETWEEN_PARTS.join(part.get(part["type"]) or "" for part in parts)
             message["content"] = parts = [{"type": "text", "text": text}]
             self._joined = True
         return parts
@@ -155,20 +155,8 @@ class Incoming:
 
 def cleaned(text: str, found: Sequence[Finding], *, only_redact: bool) -> str:
     """The text with its secrets and personal data replaced: all of them, or those that the policy asks for."""
-    spans = sorted(
-        (one.start, one.end, one.kind.upper())
-        for one in found
-        if one.guard in _IN_TEXT
-        and one.start is not None
-        and one.end is not None
-        and (one.action == "redact" or not only_redact)
-    )
-    parts, at = [], 0
-    for start, end, kind in spans:
-        if start >= at:
-            parts += [text[at:start], f"<{kind}>"]
-        at = max(at, end)
-    return "".join([*parts, text[at:]])
+    placed = (one for one in found if one.guard in _IN_TEXT and (one.action == "redact" or not only_redact))
+    return replaced(text, ((o.start, o.end, o.kind) for o in placed if o.start is not None and o.end is not None))
 
 
 def _members(inside: dict[str, Any], where: str, role: str, *, without: Collection[str]) -> Iterator[Text]:

@@ -15,7 +15,7 @@ from tuneloop.registry.guard_policy import GuardAction, GuardPolicy
 from tuneloop.serve.guards import classifier, rules, secrets
 from tuneloop.serve.guards.concepts import Tagged, sentences
 from tuneloop.serve.guards.topics import OFF_TOPIC, Topics, words_of
-from tuneloop.serve.guards.verdict import Outcome, Reason, Verdict
+from tuneloop.serve.guards.verdict import Outcome, Reason, Verdict, replaced
 from tuneloop.serve.guards.views import Reading, readings
 
 _ORDER: tuple[Outcome, ...] = ("allow", "sample", "flag", "redact", "block")
@@ -178,14 +178,5 @@ def _outcome(action: GuardAction) -> Outcome:
 
 
 def _redacted(text: str, reasons: Sequence[Reason]) -> str:
-    spans = sorted(
-        (reason.start, reason.end, reason.kind.upper())
-        for reason in reasons
-        if reason.action == "redact" and reason.start is not None and reason.end is not None
-    )
-    parts, at = [], 0
-    for start, end, kind in spans:
-        if start >= at:
-            parts += [text[at:start], f"<{kind}>"]
-        at = max(at, end)  # overlapping finds (a password that is an e-mail address) go under the first one's name
-    return "".join([*parts, text[at:]])
+    found = (reason for reason in reasons if reason.action == "redact")
+    return replaced(text, ((r.start, r.end, r.kind) for r in found if r.start is not None and r.end is not None))

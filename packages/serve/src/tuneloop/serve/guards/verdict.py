@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal
 
 from tuneloop.registry.guard_policy import GuardAction
 from tuneloop.registry.nouns import Noun
 
+Span = tuple[int, int, str]  # from and to, in characters, and the kind of what stands there
 Outcome = Literal["allow", "sample", "flag", "redact", "block"]
 
 
@@ -17,7 +19,7 @@ class Reason(Noun):
     kind: str  # a rule's name, `classifier`, a kind of secret, a Presidio entity, a topic
     action: GuardAction
     score: float  # 0–1: how sure
-    view: str = "text"  # the reading in which it was found: `text`, `folded`, or a chain such as `base64`
+    view: str = "text"  # the reading in which it was found: `text`, or a chain such as `base64>reversed`
     start: int | None = None  # where in the text, in characters; None: in another reading, or all of it
     end: int | None = None
 
@@ -30,3 +32,14 @@ class Verdict(Noun):
     score: float  # 0–1: how likely the text is an attack; secrets and personal data do not raise it
     ms: float
     redacted: str | None = None  # the text with what is to be redacted replaced; None unless the action is redact
+
+
+def replaced(text: str, spans: Iterable[Span]) -> str:
+    """The text with each span's kind in its place; of spans that overlap (a password that is an e-mail address) the
+    first one's names both."""
+    parts, at = [], 0
+    for start, end, kind in sorted(spans):
+        if start >= at:
+            parts += [text[at:start], f"<{kind.upper()}>"]
+        at = max(at, end)
+    return "".join([*parts, text[at:]])
