@@ -155,6 +155,32 @@ def test_who_leaves_before_anything_came_pays_for_the_prompt(world: World, strea
     assert used.completion_tokens == 0
 
 
+def test_what_no_engine_could_take_is_given_back_however_it_was_refused(world: World) -> None:
+    engine = world.engine("e1", "bot@1", fault="status_503")
+    world.route((1, 10_000))
+    mine, _ = limited(world, world.gateway(), requests_per_minute=2)
+    assert [mine.chat().error["code"] for _ in range(4)] == ["engine_busy"] * 4
+    engine.stop()
+    assert [mine.chat().error["code"] for _ in range(4)] == ["engine_unavailable"] * 4
+
+
+def test_a_whole_answer_that_is_late_is_not_asked_for_twice_and_pays_what_it_reserved(world: World) -> None:
+    slow, other = world.engine("e1", "bot@1", fault="never_answers"), world.engine("e2", "bot@1")
+    world.route((1, 10_000))
+    gateway = world.gateway(prices=PRICES, first_byte_timeout_s=0.3)
+    mine, key = limited(world, gateway, budget_usd_per_month=Decimal(100))
+    got = mine.chat(max_tokens=20)
+    assert (got.status, got.error["code"]) == (504, "engine_timeout")
+    assert (len(slow.seen), len(other.seen)) == (1, 0)
+    record = until(lambda: next(iter(world.registry.traffic.window("bot")), None))
+    assert (record.completion_tokens, record.guards["usage"]) == (20, "estimated")
+    [used] = world.registry.usage.month(world.registry.clock(), keys=[key.id])
+    assert (used.prompt_tokens > 0, used.completion_tokens) == (True, 20)
+    slow.fault = "none"
+    mine.chat()
+    assert len(slow.seen) == 2, "late is not gone: it is asked on"
+
+
 def test_a_rotated_keys_secrets_both_open_until_the_grace_is_over(world: World) -> None:
     gateway = serving(world)
     mine, key = limited(world, gateway)

@@ -3,8 +3,8 @@ left.
 
 Called on the event loop alone; a key without limits never comes here. All keys of an owner share one meter beside their
 own. Tokens are reserved as the prompt's estimate and
-the most its answer may take, and settled with the engine's count; so is money. What never reached an engine is given
-back whole.
+the most its answer may take, and settled with the engine's count; so is money. What no engine took is given back whole;
+a whole answer that was not waited for any longer costs what was reserved, as its engine may be at work on it.
 """
 
 from __future__ import annotations
@@ -144,7 +144,8 @@ class Limits:
         meter, now_s = taken.meter, self._clock()
         meter.open -= 1
         meter.reserved -= taken.money
-        if exchange.target is None:  # no engine was asked; who was refused for what it asked has asked nonetheless
+        untaken = exchange.status == 503 and not exchange.committed and exchange.usage is None
+        if exchange.target is None or untaken:  # who was refused for what it asked has asked nonetheless
             if exchange.status >= 500 or exchange.left:
                 meter.requests.settle(taken.second, -1)
             meter.tokens.settle(taken.second, -taken.tokens)
@@ -152,6 +153,9 @@ class Limits:
         took_s = now_s - taken.began_s
         meter.mean_s += (took_s - meter.mean_s) / _REMEMBERED if meter.mean_s else took_s
         usage = exchange.usage
+        if usage is None and exchange.overdue:
+            usage = exchange.usage = Usage(taken.prompt, taken.tokens - taken.prompt)
+            exchange.guards["usage"] = "estimated"
         # The engine's count comes last. Who leaves before it pays for the prompt, and for what of an answer was sent.
         if usage is None and (exchange.committed or exchange.left):
             usage = exchange.usage = Usage(taken.prompt, exchange.events)
