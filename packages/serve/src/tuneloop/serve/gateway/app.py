@@ -64,6 +64,7 @@ class Gateway:
             self._metrics.limited,
             self._metrics.shed,
             self._metrics.waited,
+            lambda: self._recorder.stored_until_s,
         )
         self._metrics.watch_admission(self._admission)
         self._shadows = Shadows(

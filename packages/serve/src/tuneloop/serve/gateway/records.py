@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tuneloop.registry.errors import InvalidInput, Unavailable
@@ -39,8 +39,16 @@ _FEEDBACK_TEXTS = ("label", "comment", "correction")
 class Recorder:
     """Takes finished exchanges and feedback; one thread stores them."""
 
-    def __init__(self, settings: GatewaySettings, link: Link, folder: Path, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        settings: GatewaySettings,
+        link: Link,
+        folder: Path,
+        metrics: Metrics,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._settings = settings
+        self._clock = clock
         self._metrics = metrics
         self._redactor = Redactor() if settings.record_text == "redacted" else None
         self._requests = Store(
@@ -60,6 +68,9 @@ class Recorder:
         self._queue: deque[Exchange] = deque()
         self._bytes_in = self._bytes_out = 0  # one writer each: the event loop, the thread
         self._storing = 0
+        self._taken = 0  # from the queue and stored, or given up, since the start
+        self._marks: deque[tuple[float, int]] = deque()  # when it was so late, so many had been added
+        self._reached_s = self.stored_until_s = clock()  # all that had been added by then is in the database
         self._dropped = 0
         self._drop_lock = threading.Lock()
         self._wake = threading.Event()
@@ -148,6 +159,7 @@ class Recorder:
 
     def _run(self) -> None:
         while True:
+            self._marks.append((self._clock(), self._taken + len(self._queue)))
             batch = [self._queue.popleft() for _ in range(min(BATCH, len(self._queue)))]
             self._storing = len(batch)
             try:
@@ -158,11 +170,20 @@ class Recorder:
                 self._drop(len(batch), "a defect of the gateway")
             self._bytes_out += sum(exchange.text_bytes for exchange in batch)
             self._storing = 0
+            self._taken += len(batch)
             self._replay()
+            self._reach()
             if not self._queue:
                 if self._stopping:
                     return
                 self._wake.wait(PAUSE_S)
+
+    def _reach(self) -> None:
+        """See how far the database has come; what is on disk may be of any time before."""
+        while self._marks and self._marks[0][1] <= self._taken:
+            self._reached_s = self._marks.popleft()[0]
+        if not self._requests.has_files:
+            self.stored_until_s = self._reached_s
 
     def _replay(self) -> None:
         for store in (self._requests, self._feedback):

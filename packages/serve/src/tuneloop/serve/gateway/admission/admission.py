@@ -28,14 +28,20 @@ class Admission:
         refused: Callable[[str, Told], None],
         shed: Callable[[Shed], None],
         waited: Callable[[float], None],
+        stored_until_s: Callable[[], float],
     ) -> None:
-        """`refused` hears of key and limit, `shed` why nobody waits, `waited` how many seconds somebody did."""
+        """`refused` hears of key and limit, `shed` why nobody waits, `waited` how many seconds somebody did.
+
+        `stored_until_s` says, on the monotonic clock, until when what has ended here is in the database.
+        """
         self._settings = settings
         self._waited = waited
         self.turns = Turns(settings.max_in_flight, settings.max_waiting, settings.queue_timeout_s, shed)
         hurry = threading.Event()
         self._limits = Limits(settings.prices, settings.reserve_tokens, refused, hurry.set)
-        self.sharing = Sharing(link, settings.effective_id, self._limits, settings.prices, snapshot, hurry)
+        self.sharing = Sharing(
+            link, settings.effective_id, self._limits, settings.prices, snapshot, hurry, stored_until_s
+        )
 
     @property
     def is_shared(self) -> bool:

@@ -39,7 +39,7 @@ _OF_OWNER: dict[Kind, Told] = {
     "tokens": "owner_tokens",
     "budget": "owner_budget",
 }
-SEEN_AFTER_S = 5.0  # from the end of a request until its record can be read, as a rule far less
+SEEN_AFTER_S = 5.0  # what is said to be in the database can be read by then, as a rule at once
 _REMEMBERED = 20  # requests that the mean time of a key's is made of
 _NOTHING = Decimal(0)
 
@@ -185,7 +185,7 @@ class Limits:
                     meter.parts[kind].held, meter.parts[kind].others = held, shared.others[key][kind]
 
     def learn_spending(self, spent: Mapping[str, Decimal], read_s: float) -> None:
-        """Take what is on record of this month's spending, as it was read at `read_s` of this clock."""
+        """Take what is on record of this month's spending: all that had ended here at `read_s` of this clock."""
         self._spent = spent
         for key, meter in self._meters.items():
             meter.on_record(spent.get(key, _NOTHING), read_s - SEEN_AFTER_S)
