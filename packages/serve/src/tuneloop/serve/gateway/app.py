@@ -92,6 +92,7 @@ class Gateway:
                 settings=settings,
                 recorder=self._recorder,
                 authenticate=lambda scope: self._completions.authenticate(scope, utc_now()),
+                count=self._admission.count,
                 routes=self._routes,
                 not_ready=self.not_ready,
                 last_known=lambda: self._refresh.trouble,

@@ -70,6 +70,17 @@ class Admission:
             exchange.turn_began = await self.turns.wait(key.id, key.limits.priority, cost)
             self._waited((exchange.elapsed_ms() - arrived_ms) / 1e3)
 
+    async def count(self, key: ApiKey) -> None:
+        """Let in a request that no engine is asked for.
+
+        Raises:
+            ApiError: 429, its key has too many within a minute.
+        """
+        limited = not (key.owner_limits is None and key.limits.are_none)
+        if limited and not self._limits.count(key, at_last=False):
+            await self.sharing.renewal()
+            self._limits.count(key)
+
     def leave(self, exchange: Exchange) -> None:
         """A request has ended, or was not let in."""
         if exchange.turn_began is not None:

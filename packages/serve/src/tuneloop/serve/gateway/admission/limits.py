@@ -122,6 +122,26 @@ class Limits:
         exchange.limit_headers = self._headers([one.meter for one in taken], now_s)
         return True
 
+    def count(self, key: ApiKey, *, at_last: bool = True) -> bool:
+        """Take one request that no engine is asked for, or nothing; False as `admit` does.
+
+        Raises:
+            ApiError: 429, too many requests within a minute.
+        """
+        now_s, scopes = self._clock(), scopes_of(key)
+        for scope in scopes:
+            meter = self._meter(scope)
+            try:
+                self._check_window("requests", meter.requests, 1, meter, scope, now_s)
+            except _Refusal as refusal:
+                if refusal.is_elsewhere and not at_last:
+                    return False
+                self._refused(key.id, _OF_OWNER[refusal.kind] if scope.is_owner else refusal.kind)
+                raise refusal.error from None
+        for scope in scopes:
+            self._meter(scope).requests.add(now_s, 1)
+        return True
+
     def _meter(self, scope: Scope) -> Meter:
         meter = self._meters.get(scope.id)
         if meter is None:

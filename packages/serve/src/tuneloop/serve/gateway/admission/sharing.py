@@ -126,9 +126,8 @@ class Sharing:
             if key.owner_limits is not None and key.owner_limits.budget_usd_per_month is not None
         }
         if budgets or owners:
-            read_s = min(
-                self._clock(), self._stored_until_s()
-            )  # before it reads: what is stored meanwhile may be missed
+            # Asked before it reads: what is stored from here on may be missed.
+            read_s = min(self._clock(), self._stored_until_s())
             with self._link.registry() as registry:
                 spent = self._spent(registry, budgets) | self._spent_by(registry, owners)
             call(lambda: self._limits.learn_spending(spent, read_s))
