@@ -14,6 +14,7 @@ from tuneloop.registry import Registry
 from tuneloop.registry.errors import Unavailable
 from tuneloop.registry.nouns import RequestRecord
 from tuneloop.registry.settings import RegistrySettings
+from tuneloop.serve.gateway import records
 from tuneloop.serve.gateway.link import Link
 from tuneloop.serve.gateway.metrics import Metrics
 from tuneloop.serve.gateway.records import Recorder
@@ -50,8 +51,8 @@ class Held:
 
 
 @pytest.fixture
-def held(registry_home: Path, tmp_path: Path) -> Iterator[Held]:
-    found = Held(registry_home, tmp_path / "spool")
+def held(registry_home: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Held]:
+    found = Held(registry_home, tmp_path / "spool", **getattr(request, "param", {}))
     yield found
     found.stop()
 
@@ -87,3 +88,23 @@ def test_what_is_on_disk_is_not_stored_until_it_is_brought_in(held: Held) -> Non
     assert held.stored() == []
     until(lambda: recorder.stored_until_s == 200.0)
     assert len(held.stored()) == 2
+
+
+@pytest.mark.parametrize("held", [{"record_text": "redacted", "record_queue": 8}], indirect=True)
+def test_text_goes_before_a_record_is_lost(held: Held, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder = held.recorder
+    monkeypatch.setattr(records, "BATCH", 1)
+    assert recorder._redactor is not None
+    recorder._redactor.stop()  # what is given to it now is stored with `failed`, at once
+    waiting = [original() for _ in range(9)]
+    for exchange in waiting:
+        exchange.messages = (("user", "hello"),)
+        recorder.add(exchange)
+    assert [bool(exchange.messages) for exchange in waiting[:8]] == [True] * 4 + [False] * 4
+    assert recorder.dropped == 1, "the ninth has no place, with or without text"
+    held.answers.set()
+    recorder.start()
+    until(lambda: len(held.stored()) == 8)
+    told = {record.id: record.guards["redaction"] for record in held.stored()}
+    skipped, failed = ["skipped"] * 2, ["failed"] * 2
+    assert [told[exchange.id] for exchange in waiting[:8]] == skipped + failed + ["skipped"] * 4
