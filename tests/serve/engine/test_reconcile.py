@@ -67,6 +67,15 @@ def test_nothing_is_unloaded_while_a_gateway_applies_an_older_route() -> None:
     assert steps(draining(gateways=Gateways(late=frozenset({"other"})))) == [(Step.UNLOAD, "m@1")]
 
 
+def test_what_a_silent_gateway_may_still_serve_stays_unless_its_room_is_needed() -> None:
+    silent = Gateways(cut_off=frozenset({"m"}))
+    long_ago = draining(since_s=0.0, gateways=silent, wanted=("m@2",), usable_slots=2)
+    assert (Step.UNLOAD, "m@1") not in steps(long_ago)
+    crowded = draining(since_s=999.0, gateways=silent, wanted=("m@2",), usable_slots=1)
+    assert (Step.UNLOAD, "m@1") in steps(crowded)
+    assert steps(draining(gateways=Gateways(cut_off=frozenset({"other"})))) == [(Step.UNLOAD, "m@1")]
+
+
 def test_a_drain_that_takes_too_long_ends_and_says_why() -> None:
     busy = Gateways(in_flight={"m@1": 3})
     assert plan(draining(since_s=940.0, gateways=busy)) == (

@@ -10,16 +10,17 @@ import pytest
 import sqlalchemy as sa
 from pydantic import TypeAdapter
 
-from tests_support import beat_gateway, publish_version
+from tests_support import Clock, beat_gateway, publish_version
 from tuneloop.registry import Registry
 from tuneloop.registry.errors import InvalidInput, Unavailable
 from tuneloop.registry.files import write_atomically
+from tuneloop.registry.fleet import STALE_AFTER_S
 from tuneloop.registry.nouns import Arm, GatewayState, Version, utc_now
 from tuneloop.registry.settings import RegistrySettings
 from tuneloop.registry.versions.adapters import Base
 from tuneloop.serve.engine import wanted
 from tuneloop.serve.engine.reconcile import Gateways
-from tuneloop.serve.engine.wanted import MEMORY, RegistryWatch, Sight
+from tuneloop.serve.engine.wanted import CUT_OFF_S, MEMORY, RegistryWatch, Sight
 
 BASE = Base("base", "sha256:base", "sha256:template")
 
@@ -67,6 +68,25 @@ def test_gateways_in_flight_and_behind_are_seen(registry: Registry, tmp_path: Pa
             )
         )
     assert watch_of(registry, tmp_path).look().gateways == Gateways({"bot@1": 4}, frozenset({"bot"}))
+
+
+def test_a_gateway_that_fell_silent_counts_as_behind_for_a_while_and_one_that_ended_does_not(
+    registries: Registry, clock: Clock, tmp_path: Path
+) -> None:
+    publish_version(registries, tmp_path / "v1")
+    route(registries, (1, 10_000))
+    watch = watch_of(registries, tmp_path)
+    beat_gateway(registries, {"bot": 0}, id="g1", in_flight={"e1|bot@1": 2})
+    beat_gateway(registries, {"bot": 1}, id="g2")
+    beat_gateway(registries, {"bot": 0}, id="g3")
+    registries.fleet.forget_gateway("g3")
+    assert watch.look().gateways == Gateways({"bot@1": 2}, frozenset({"bot"}))
+    clock.advance(STALE_AFTER_S)
+    assert watch.look().gateways == Gateways({}, frozenset(), frozenset({"bot"}))
+    clock.advance(CUT_OFF_S - STALE_AFTER_S - 1)
+    assert watch.look().gateways == Gateways({}, frozenset(), frozenset({"bot"}))
+    clock.advance(1)
+    assert watch.look().gateways == Gateways()
 
 
 def test_with_the_registry_away_the_last_wanted_adapters_are_still_known(registry: Registry, tmp_path: Path) -> None:

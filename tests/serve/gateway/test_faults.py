@@ -87,6 +87,16 @@ def test_a_dead_engine_costs_no_request(world: World) -> None:
     assert gateway.metric('tuneloop_retries_total{model="bot"}') <= 2
 
 
+@pytest.mark.parametrize("fault", ["status_500", "status_503"])
+def test_an_engine_that_fails_at_once_does_not_draw_the_requests_of_a_healthy_one(world: World, fault: Fault) -> None:
+    bad, good = world.engine("e1", "bot@1", fault=fault), world.engine("e2", "bot@1")
+    world.route((1, 10_000))
+    gateway = world.gateway()
+    assert [gateway.chat(stream=n % 2 == 0).status for n in range(100)] == [200] * 100
+    assert len(good.seen) == 100
+    assert 1 <= len(bad.seen) < 20
+
+
 def test_a_dying_fleet_does_not_get_double_load(world: World) -> None:
     engine = world.engine("e1", "bot@1", fault="status_500")
     world.route((1, 10_000))
@@ -112,7 +122,7 @@ def test_a_hanging_engine_is_left_for_another(world: World) -> None:
     world.engine("e1", "bot@1", fault="never_answers")
     world.engine("e2", "bot@1")
     world.route((1, 10_000))
-    got = world.gateway(first_byte_timeout_s=0.3).chat()
+    got = world.gateway(first_byte_timeout_s=0.3).chat(stream=True)
     assert got.status == 200
     assert recorded(world, got.headers["x-request-id"]).engine == "e2"
 

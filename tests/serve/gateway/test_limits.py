@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 import time
 from decimal import Decimal
@@ -153,6 +154,68 @@ def test_who_leaves_before_anything_came_pays_for_the_prompt(world: World, strea
     [used] = world.registry.usage.month(world.registry.clock(), keys=[key.id])
     assert used.prompt_tokens > 0
     assert used.completion_tokens == 0
+
+
+def test_what_no_engine_could_take_is_given_back_however_it_was_refused(world: World) -> None:
+    engine = world.engine("e1", "bot@1", fault="status_503")
+    world.route((1, 10_000))
+    mine, _ = limited(world, world.gateway(), requests_per_minute=2)
+    assert [mine.chat().error["code"] for _ in range(4)] == ["engine_busy"] * 4
+    engine.stop()
+    assert [mine.chat().error["code"] for _ in range(4)] == ["engine_unavailable"] * 4
+
+
+def test_a_whole_answer_that_is_late_is_not_asked_for_twice_and_pays_what_it_reserved(world: World) -> None:
+    slow, other = world.engine("e1", "bot@1", fault="never_answers"), world.engine("e2", "bot@1")
+    world.route((1, 10_000))
+    gateway = world.gateway(prices=PRICES, first_byte_timeout_s=0.3)
+    mine, key = limited(world, gateway, budget_usd_per_month=Decimal(100))
+    got = mine.chat(max_tokens=20)
+    assert (got.status, got.error["code"]) == (504, "engine_timeout")
+    assert (len(slow.seen), len(other.seen)) == (1, 0)
+    record = until(lambda: next(iter(world.registry.traffic.window("bot")), None))
+    assert (record.completion_tokens, record.guards["usage"]) == (20, "estimated")
+    [used] = world.registry.usage.month(world.registry.clock(), keys=[key.id])
+    assert (used.prompt_tokens > 0, used.completion_tokens) == (True, 20)
+    slow.fault = "none"
+    mine.chat()
+    assert len(slow.seen) == 2, "late is not gone: it is asked on"
+
+
+def test_feedback_counts_as_a_request_of_its_key(world: World) -> None:
+    gateway = serving(world)
+    mine, key = limited(world, gateway, requests_per_minute=3, tokens_per_minute=1_000)
+    said = {"request_id": mine.chat().headers["x-request-id"], "thumb": "up"}
+    assert mine.call("/v1/feedback", said | {"thumb": "sideways"}).status == 400  # nothing is taken for it
+    assert [mine.call("/v1/feedback", said).status for _ in range(2)] == [201, 201]
+    assert refused(mine.call("/v1/feedback", said)) > 1
+    assert refused(mine.chat()) > 1
+    assert gateway.metric(f'tuneloop_limited_requests_total{{key="{key.id}",limit="requests"}}') == 2
+    assert gateway.call("/v1/feedback", said).status == 201  # a key without limits
+
+
+def test_feedback_that_would_wait_behind_too_much_of_it_is_refused_and_may_come_again(world: World) -> None:
+    gateway = serving(world, feedback_queue=1)
+    said = {"request_id": gateway.chat().headers["x-request-id"], "thumb": "up"}
+    until(lambda: world.registry.traffic.window("bot"))
+    got: list[Got] = []
+    threads = [threading.Thread(target=lambda: got.append(gateway.call("/v1/feedback", said))) for _ in range(4)]
+    held = sqlite3.connect(world.home / "tuneloop.db", isolation_level=None)
+    held.execute("BEGIN IMMEDIATE")  # the database keeps the first one waiting
+    try:
+        for thread in threads:
+            thread.start()
+        until(lambda: len(got) == 3)
+        assert {(one.status, one.error["code"], one.headers["retry-after"]) for one in got} == {
+            (503, "overloaded", "1")
+        }
+    finally:
+        held.execute("ROLLBACK")
+        held.close()
+        for thread in threads:
+            thread.join(20)
+    assert got[-1].status == 201
+    assert gateway.call("/v1/feedback", said).status == 201
 
 
 def test_a_rotated_keys_secrets_both_open_until_the_grace_is_over(world: World) -> None:

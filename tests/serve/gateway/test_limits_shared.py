@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -46,13 +47,24 @@ class Front:
     prices: Mapping[str, Price] = field(default_factory=dict)
     let_in: list[float] = field(default_factory=list)
     retry_after_s: list[int | None] = field(default_factory=list)
+    stored_until_s: float = math.inf
 
     def __post_init__(self) -> None:
         self.limits = Limits(self.prices, 512, lambda *_: None, lambda: None, clock=self.seconds, now=self.clock)
         view = Snapshot.of(self.clock(), {}, (), (self.key,))
         link = Link(self.registry.settings, open_registry=lambda _: self.registry)
         hurry = threading.Event()
-        self.sharing = Sharing(link, self.name, self.limits, self.prices, lambda: view, hurry, self.clock, self.seconds)
+        self.sharing = Sharing(
+            link,
+            self.name,
+            self.limits,
+            self.prices,
+            lambda: view,
+            hurry,
+            lambda: self.stored_until_s,
+            self.clock,
+            self.seconds,
+        )
 
     def seconds(self) -> float:
         return self.clock().timestamp()
@@ -185,6 +197,26 @@ def test_a_key_with_a_budget_is_refused_until_it_is_known_what_it_has_spent(regi
     assert (caught.value.status, caught.value.code, caught.value.retry_after_s) == (503, "not_ready", 1)
     front.look()
     assert front.ask(1) == 1
+
+
+def test_what_was_spent_is_counted_until_it_is_on_record_however_long_that_takes(
+    registries: Registry, clock: Clock
+) -> None:
+    _, key = registries.keys.new("team-a", by="test", limits=KeyLimits(budget_usd_per_month=Decimal("0.0001")))
+    price = Price(prompt_usd_per_million=Decimal(1), completion_usd_per_million=Decimal(1))
+    front = Front("g", registries, clock, key, {"bot": price})
+    front.look()
+    let_in = front.ask(100)
+    assert 0 < let_in < 100
+    front.stored_until_s = front.seconds() - 1.0
+    for _ in range(3):
+        clock.advance(60)
+        front.look()
+        assert front.ask(100) == 0, "its records wait: nobody else knows what was spent"
+    front.stored_until_s = front.seconds()
+    clock.advance(10)
+    front.look()
+    assert front.ask(100) == let_in, "no such record is in the database, so nothing was spent"
 
 
 def test_all_keys_of_an_owner_share_its_limits_on_every_gateway_and_keep_their_own(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from datetime import timedelta
 from pathlib import Path
@@ -15,6 +16,7 @@ from tuneloop.registry.access.keys import key_digest
 from tuneloop.registry.errors import InvalidInput
 from tuneloop.registry.nouns import AdapterState, ApiKey, Arm, EngineState, Route, utc_now
 from tuneloop.registry.routes.assignment import assign, held_out, key_hash
+from tuneloop.serve.gateway.breaker import LONGEST_PAUSE_S, Breaker
 from tuneloop.serve.gateway.errors import ApiError
 from tuneloop.serve.gateway.load import SET_ASIDE_S, Load, RetryBudget
 from tuneloop.serve.gateway.routing import pick, plan
@@ -155,7 +157,7 @@ def test_a_pin_needs_a_key_that_may_and_a_version_in_the_route() -> None:
 
 
 def picked(snapshot: Snapshot, *versions: int, load: dict[str, int] | None = None, **more: Any) -> str | None:
-    target = pick(snapshot, "bot", versions, Counter(load or {}).__getitem__, **more)
+    target = pick(snapshot, "bot", versions, Counter(load or {}).__getitem__, **({"draw": lambda: 0.0} | more))
     return target.slot if target else None
 
 
@@ -192,6 +194,52 @@ def test_load_counts_while_requests_are_there_and_forgets_engines_set_aside() ->
     assert load.aside() == {"e1"}
     now[0] = SET_ASIDE_S + 0.1
     assert load.aside() == frozenset()
+
+
+def test_a_pause_grows_while_failures_go_on_lets_one_try_at_a_time_and_ends_with_a_success() -> None:
+    now = [0.0]
+    breaker = Breaker(lambda: now[0])
+    pauses = []
+    for _ in range(6):
+        for _ in range(50):  # they were under way together
+            breaker.failed("e1", 1.0)
+        began = now[0]
+        while breaker.now():
+            now[0] += 0.25
+        pauses.append(now[0] - began)
+        breaker.trying("e1")
+        assert breaker.now() == {"e1"}, "one tries, the others go elsewhere"
+    assert pauses == [1.0, 2.0, 4.0, 8.0, LONGEST_PAUSE_S, LONGEST_PAUSE_S]
+    now[0] += LONGEST_PAUSE_S
+    assert not breaker.now(), "who tried is still at it: another may"
+    breaker.trying("e1")
+    breaker.succeeded("e1")
+    assert not breaker.now()
+    breaker.failed("e1", 1.0)
+    now[0] += 1.0
+    assert not breaker.now(), "the first pause again"
+
+
+def test_a_slot_that_fails_is_passed_over_for_the_same_version_elsewhere_and_never_for_another() -> None:
+    load = Load(clock=lambda: 0.0)
+    load.shun("e1|bot@1", busy=False)
+    load.shun("e1|bot@2", busy=True)
+    known = view(engine("e1", v1=READY, v2=READY), engine("e2", v1=READY))
+    assert load.aside() == frozenset()
+    assert picked(known, 1, load={"e2": 9}, shun=load.shunned()) == "e2|bot@1"
+    assert picked(known, 2, 1, load={"e1": 9}, shun=load.shunned()) == "e1|bot@2"
+    load.shun("e2|bot@1", busy=False)
+    assert picked(known, 1, load={"e2": 9}, shun=load.shunned()) == "e1|bot@1", "all fail: the least loaded"
+    load.answered(Target(1, "bot@1", "e2", "http://e2"))
+    assert picked(known, 1, load={"e2": 9}, shun=load.shunned()) == "e2|bot@1"
+
+
+def test_engines_of_equal_load_are_taken_evenly_and_a_busier_one_never() -> None:
+    known = view(*(engine(f"e{n}", v1=READY) for n in range(4)))
+    draw = random.Random(7).random
+    found = Counter(picked(known, 1, load={"e1": 1}, draw=draw) for _ in range(600))
+    assert found.keys() == {"e0|bot@1", "e2|bot@1", "e3|bot@1"}
+    assert min(found.values()) > 150
 
 
 def test_retries_stay_within_their_share() -> None:

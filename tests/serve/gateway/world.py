@@ -150,12 +150,13 @@ class World:
         )
 
     def gateway(self, **settings: Any) -> Address:
-        """A gateway on a thread of this process; ready when this returns."""
+        """A gateway on a thread of this process; of engines with equal load it takes the first."""
         fields: dict[str, Any] = {"port": 0, "id": "gw", "record_text": "none", "poll_s": 0.1, "drain_s": 5.0}
         gateway = GatewaySettings(**(fields | settings))
         listener = self.stack.enter_context(listening(gateway.host, gateway.port))
         port = listener.getsockname()[1]
-        server = uvicorn.Server(config(gateway.model_copy(update={"port": port}), self.registry.settings))
+        gateway = gateway.model_copy(update={"port": port})
+        server = uvicorn.Server(config(gateway, self.registry.settings, draw=lambda: 0.0))
         thread = threading.Thread(target=lambda: server.run(sockets=[listener]))
         thread.start()
 

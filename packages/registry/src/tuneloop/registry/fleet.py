@@ -45,6 +45,14 @@ class Fleet:
         """Gateways by id."""
         return readable(GatewayState, self._rows(gateways, live_only))
 
+    def silent_gateways(self, within_s: float) -> Rows[GatewayState]:
+        """Gateways that are not live, did not end in order, and were heard of within `within_s`, by id."""
+        now, at = self._clock(), gateways.c.at
+        silent = at <= now - timedelta(seconds=STALE_AFTER_S), at > now - timedelta(seconds=within_s)
+        with self._db.reading() as connection:
+            query = sa.select(gateways).where(*silent).order_by(gateways.c.id)
+            return readable(GatewayState, list(connection.execute(query).mappings()))
+
     def forget_engine(self, engine_id: str) -> None:
         """Take an engine that shut down in order off the list."""
         with self._db.writing() as connection:

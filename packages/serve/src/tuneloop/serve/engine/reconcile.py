@@ -1,7 +1,9 @@
 """What to do next so that vLLM holds what the routes want: a pure plan, made again on every pass.
 
 An adapter's life: fetch → load → warm → ready → drain → unload. Invariants: nothing is unloaded while a gateway may
-still send to it; what is unknown (the registry is away) unloads nothing; one slot stays free.
+still send to it; what is unknown (the registry is away) unloads nothing; one slot stays free. A gateway that the
+registry has not heard of for a while may have died, or serves on with the routes it knew: what it may send to stays
+for `wanted.CUT_OFF_S`, as long as nothing that is wanted needs the room.
 """
 
 from __future__ import annotations
@@ -60,10 +62,11 @@ class Held:
 
 @dataclass(frozen=True)
 class Gateways:
-    """What the live gateways say about this engine."""
+    """What the gateways say about this engine."""
 
     in_flight: Mapping[str, int] = field(default_factory=dict)  # version name → requests, over all gateways
     late: frozenset[str] = frozenset()  # models whose newest route revision some gateway does not apply yet
+    cut_off: frozenset[str] = frozenset()  # the same of gateways that have not been heard of for a while
 
 
 @dataclass(frozen=True)
@@ -141,6 +144,9 @@ def _drained(name: str, held: Held, view: View, gateways: Gateways) -> Action | 
     """Unload once no gateway sends to it or can still decide to; or when that takes too long."""
     model, _ = parse_version_name(name)
     running = gateways.in_flight.get(name, 0)
+    coming = set(view.wanted) - view.loaded
+    if model in gateways.cut_off and len(view.loaded) + len(coming) <= view.usable_slots:
+        return None
     if running == 0 and model not in gateways.late:
         return Action(Step.UNLOAD, name)
     if view.now_s - held.since_s >= view.drain_timeout_s:

@@ -16,12 +16,13 @@ from pydantic import TypeAdapter, ValidationError
 from tuneloop.registry import Registry
 from tuneloop.registry.errors import InvalidInput, TuneloopError, Unavailable
 from tuneloop.registry.files import OWNER_ONLY, write_atomically
-from tuneloop.registry.nouns import EngineState, Route, Version, version_name
+from tuneloop.registry.nouns import EngineState, GatewayState, Route, Version, version_name
 from tuneloop.registry.versions.adapters import Base, wrong_base
 from tuneloop.registry.versions.deadline import LOOKUP_TIMEOUT_S, mlflow_within
 from tuneloop.serve.engine.reconcile import Gateways
 
 MEMORY = "wanted.json"
+CUT_OFF_S = 600.0  # a gateway that did not end in order may serve on without the registry: what it serves stays so long
 _MEMORY = TypeAdapter(tuple[Version, ...])
 
 
@@ -159,6 +160,7 @@ class RegistryWatch(FleetMember):
         late: set[str] = set()
         try:
             gateways = self.registry.fleet.gateways()
+            silent = self.registry.fleet.silent_gateways(CUT_OFF_S)
         except (TuneloopError, ValueError) as error:  # the routes could be read: adapters are loaded all the same
             strange["gateways"] = f"cannot be read, so nothing is unloaded: {str(error).partition(chr(10))[0]}"
             return None
@@ -170,8 +172,9 @@ class RegistryWatch(FleetMember):
                 engine, _, name = key.partition("|")
                 if engine == self._engine_id:
                     running[name] += count
-            late |= {model for model, route in routes.items() if gateway.applied.get(model, 0) < route.revision}
-        return Gateways(dict(running), frozenset(late))
+            late |= _behind(gateway, routes)
+        cut_off = frozenset(model for gateway in silent for model in _behind(gateway, routes))
+        return Gateways(dict(running), frozenset(late), cut_off)
 
     def _remember(self, wanted: tuple[Version, ...]) -> dict[str, str]:
         """Keep what is wanted for the next life; why that failed, under the file's name."""
@@ -182,3 +185,8 @@ class RegistryWatch(FleetMember):
         except OSError as error:
             return {MEMORY: f"cannot be written, and a start without the registry would serve what it says: {error}"}
         return {}
+
+
+def _behind(gateway: GatewayState, routes: dict[str, Route]) -> set[str]:
+    """The models whose newest revision it did not say that it applies."""
+    return {model for model, route in routes.items() if gateway.applied.get(model, 0) < route.revision}

@@ -10,7 +10,7 @@ import asyncio
 import gc
 import logging
 import random
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,10 @@ GC_THRESHOLDS = (10_000, 20, 20)  # requests make few cycles: Python's own (700,
 class Gateway:
     """One gateway; `folder` is its own, for what must survive it."""
 
-    def __init__(self, settings: GatewaySettings, registry: RegistrySettings) -> None:
+    def __init__(
+        self, settings: GatewaySettings, registry: RegistrySettings, draw: Callable[[], float] = random.random
+    ) -> None:
+        """`draw` (0 to below 1) decides between engines of equal load."""
         self.settings = settings
         self.folder = gateway_folder(registry, settings)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -62,6 +65,7 @@ class Gateway:
             self._metrics.limited,
             self._metrics.shed,
             self._metrics.waited,
+            lambda: self._recorder.stored_until_s,
         )
         self._metrics.watch_admission(self._admission)
         self._shadows = Shadows(
@@ -82,12 +86,14 @@ class Gateway:
             self._tracing,
             self._finished,
             self._metrics.retried,
+            draw,
         )
         self._rest = rest.build(
             rest.Services(
                 settings=settings,
                 recorder=self._recorder,
                 authenticate=lambda scope: self._completions.authenticate(scope, utc_now()),
+                count=self._admission.count,
                 routes=self._routes,
                 not_ready=self.not_ready,
                 last_known=lambda: self._refresh.trouble,

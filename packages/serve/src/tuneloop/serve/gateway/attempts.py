@@ -22,7 +22,7 @@ from tuneloop.serve.gateway.responses.mask import ResponseMask
 from tuneloop.serve.gateway.settings import GatewaySettings
 from tuneloop.serve.gateway.snapshot import Target
 from tuneloop.serve.gateway.sse import EngineError, Relay
-from tuneloop.serve.gateway.upstream import EngineFailure, Reply, Upstream, lost, refused, too_late
+from tuneloop.serve.gateway.upstream import EngineFailure, Reply, Sign, Upstream, lost, refused, too_late
 
 EVENT_BYTES_PER_CHAR = 64  # an event is some 250 bytes and says a word
 _JSON = (b"content-type", b"application/json")
@@ -75,9 +75,9 @@ class Attempts:
             try:
                 opened = await self._open(exchange, ask, target)
             except EngineFailure as failure:
-                if failure.set_aside:
-                    self._load.set_aside(target.engine)
+                self._tell(target, failure.sign)
                 raise
+            self._load.answered(target)
             exchange.error = None
             try:
                 await self._deliver(line, send, exchange, opened)
@@ -85,6 +85,13 @@ class Attempts:
                 opened.reply.close()
         finally:
             self._load.put_down(target)
+
+    def _tell(self, target: Target, sign: Sign) -> None:
+        """Note what a failure says of the engine."""
+        if sign == "gone":
+            self._load.set_aside(target.engine)
+        elif sign != "none":
+            self._load.shun(target.slot, busy=sign == "busy")
 
     async def _open(self, exchange: Exchange, ask: Ask, target: Target) -> Opened:
         """Send the request to an engine and wait until there is something for the client."""
@@ -100,7 +107,8 @@ class Attempts:
             if reply is not None:
                 reply.close()
             if isinstance(error, TimeoutError):
-                raise too_late(target.engine, self._first_byte_timeout_s) from None
+                exchange.overdue = not ask.stream
+                raise too_late(target.engine, self._first_byte_timeout_s, stream=ask.stream) from None
             if isinstance(error, ValueError) and reply is not None:
                 said = EngineError(f"an answer that is no answer: {error}")
                 raise refused(target.engine, ask.endpoint, 200, said) from error

@@ -64,7 +64,9 @@ class Completions:
         tracing: Tracing,
         finished: Callable[[Exchange], None],
         retried: Callable[[str], None],
+        draw: Callable[[], float],
     ) -> None:
+        """`draw` (0 to below 1) decides between engines of equal load."""
         self._settings = settings
         self._snapshot = snapshot
         self._load = load
@@ -74,6 +76,7 @@ class Completions:
         self._tracing = tracing
         self._finished = finished
         self._retried = retried
+        self._draw = draw
         self._limits = Limits(settings.max_prompt_chars, settings.max_tokens, settings.max_choices)
         self._budget = RetryBudget(settings.retry_share)
         self._running: Attempts | None = None
@@ -183,7 +186,10 @@ class Completions:
         assert exchange.plan is not None
         route, versions = exchange.plan.route, exchange.plan.versions
         avoid = self._load.aside().union(avoid)
-        target = pick(self._view(), route.model, versions, self._load.of, avoid=avoid, never=never)
+        shun, draw = self._load.shunned(), self._draw
+        target = pick(
+            self._view(), route.model, versions, self._load.of, avoid=avoid, shun=shun, never=never, draw=draw
+        )
         if target is None:
             message = f"no engine serves {route.model} now; try again in a few seconds"
             if not self._view().engines:

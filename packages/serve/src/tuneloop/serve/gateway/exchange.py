@@ -63,6 +63,7 @@ class Exchange(msgspec.Struct):
     committed: bool = False  # the response's status has been sent
     delivered: bool = False  # the client has been sent all of a stream: leaving now is no loss to it
     left: bool = False  # the client went away first
+    overdue: bool = False  # a whole answer that no longer was waited for
     guards: dict[str, str] = {}  # guard → verdict
     mask: Callable[[int], Mask | ResponseMask] | None = (
         None  # makes what hides parts of the answer; takes how many bytes it may keep

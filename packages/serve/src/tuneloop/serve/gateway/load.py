@@ -1,4 +1,4 @@
-"""What one gateway knows of the load it makes: requests in flight, engines to set aside, retries it may still spend.
+"""What one gateway knows of the load it makes: requests in flight, engines to pass over, retries it may still spend.
 
 Touched by the event loop alone; other threads get copies.
 """
@@ -8,29 +8,39 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from tuneloop.serve.gateway.breaker import Breaker
 from tuneloop.serve.gateway.snapshot import Target
 
-SET_ASIDE_S = 2.0
+SET_ASIDE_S = 2.0  # after a first failure
+BUSY_S = 0.5  # after an engine first said that it has no room
 RETRY_BURST = 10.0
 
 
 class Load:
-    """Requests in flight, by slot and by engine, and the engines that did not answer lately.
+    """Requests in flight, by slot and by engine, and what failed lately.
+
+    What fails at once has nothing in flight, and would else draw every request as the least loaded. An engine that is
+    gone, to which no connection can be made or which hangs, is set aside: before it another version is taken. One that
+    fails to answer, or has no room, is shunned for that version alone and only while others have the same version: a
+    version that fails wherever it is must be seen to fail.
 
     A shadow's copies are in flight on a slot, which an engine must not unload meanwhile, and count for no engine: what
     steers requests is requests.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
         self._slots: dict[str, int] = {}
         self._engines: dict[str, int] = {}
-        self._aside: dict[str, float] = {}
+        self._gone = Breaker(clock)  # by engine
+        self._failing = Breaker(clock)  # by slot
 
     def carry(self, target: Target) -> None:
         """Count one request more; `put_down` must follow."""
         self.carry_copy(target)
         self._engines[target.engine] = self._engines.get(target.engine, 0) + 1
+        if self._gone.paused or self._failing.paused:
+            self._gone.trying(target.engine)
+            self._failing.trying(target.slot)
 
     def put_down(self, target: Target) -> None:
         """One request has ended."""
@@ -54,19 +64,26 @@ class Load:
         return dict(self._slots)
 
     def set_aside(self, engine: str) -> None:
-        """Prefer others for `SET_ASIDE_S`.
+        """It is gone."""
+        self._gone.failed(engine, SET_ASIDE_S)
 
-        An engine that refuses connections has nothing in flight, and would else draw every request.
-        """
-        self._aside[engine] = self._clock() + SET_ASIDE_S
+    def shun(self, slot: str, *, busy: bool) -> None:
+        """It failed to answer, or is busy: not broken, but not the least loaded either."""
+        self._failing.failed(slot, BUSY_S if busy else SET_ASIDE_S)
+
+    def answered(self, target: Target) -> None:
+        """It has begun to answer."""
+        if self._gone.paused or self._failing.paused:
+            self._gone.succeeded(target.engine)
+            self._failing.succeeded(target.slot)
 
     def aside(self) -> frozenset[str]:
         """The engines set aside now."""
-        if not self._aside:
-            return frozenset()
-        now = self._clock()
-        self._aside = {engine: until for engine, until in self._aside.items() if until > now}
-        return frozenset(self._aside)
+        return self._gone.now()
+
+    def shunned(self) -> frozenset[str]:
+        """The slots to pass over now where others have the same version."""
+        return self._failing.now()
 
 
 def _less(counter: dict[str, int], key: str) -> None:

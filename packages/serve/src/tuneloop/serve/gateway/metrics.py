@@ -38,7 +38,7 @@ class Metrics:
             "records_dropped", "records lost: queue full, or disk and database refused"
         )
         self.records_without_text = self._counter(
-            "records_without_text", "records stored without text: redaction failed"
+            "records_without_text", "records stored without text: redaction failed, or too many waited for it"
         )
         self._guard_findings = self._counter(
             "guard_findings",

@@ -2,8 +2,8 @@
 when it is away.
 
 A record waits in memory for a fraction of a second (after a start: until the redaction worker is warm, about 3 s),
-then it is in the database or in an fsynced file. Feedback is acknowledged only then. What cannot be kept is counted,
-never silently gone.
+then it is in the database or in an fsynced file. Feedback is acknowledged only then. Redaction takes most of the time,
+so where more comes than it can do, text goes before a record does. What cannot be kept is counted, never silently gone.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tuneloop.registry.errors import InvalidInput, Unavailable
@@ -39,8 +39,16 @@ _FEEDBACK_TEXTS = ("label", "comment", "correction")
 class Recorder:
     """Takes finished exchanges and feedback; one thread stores them."""
 
-    def __init__(self, settings: GatewaySettings, link: Link, folder: Path, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        settings: GatewaySettings,
+        link: Link,
+        folder: Path,
+        metrics: Metrics,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._settings = settings
+        self._clock = clock
         self._metrics = metrics
         self._redactor = Redactor() if settings.record_text == "redacted" else None
         self._requests = Store(
@@ -60,6 +68,9 @@ class Recorder:
         self._queue: deque[Exchange] = deque()
         self._bytes_in = self._bytes_out = 0  # one writer each: the event loop, the thread
         self._storing = 0
+        self._taken = 0  # from the queue and stored, or given up, since the start
+        self._marks: deque[tuple[float, int]] = deque()  # when it was so late, so many had been added
+        self._reached_s = self.stored_until_s = clock()  # all that had been added by then is in the database
         self._dropped = 0
         self._drop_lock = threading.Lock()
         self._wake = threading.Event()
@@ -81,6 +92,11 @@ class Recorder:
         """Whether what nobody would miss should be left out, so that requests keep their records."""
         few = 2 * len(self._queue) < self._settings.record_queue
         return not few or 2 * (self._bytes_in - self._bytes_out) > self._settings.record_queue_bytes
+
+    @property
+    def _is_crowded(self) -> bool:
+        """Whether the queue may soon be full, though what comes is without text."""
+        return 4 * len(self._queue) >= 3 * self._settings.record_queue
 
     def start(self) -> None:
         """Start the thread and, if text is kept, the redaction worker."""
@@ -112,12 +128,17 @@ class Recorder:
             exchange.forget_text()
             self._queue.append(exchange)
             return
-        if self._bytes_in - self._bytes_out + exchange.text_bytes > self._settings.record_queue_bytes:
-            exchange.forget_text()
-            exchange.guards["redaction"] = "skipped"
-            self._metrics.records_without_text.inc()
-        self._bytes_in += exchange.text_bytes
+        size = exchange.text_bytes
+        if size and (self.is_half_full or self._bytes_in - self._bytes_out + size > self._settings.record_queue_bytes):
+            self._skip_text(exchange)
+            size = 0
+        self._bytes_in += size
         self._queue.append(exchange)
+
+    def _skip_text(self, exchange: Exchange) -> None:
+        exchange.forget_text()
+        exchange.guards["redaction"] = "skipped"
+        self._metrics.records_without_text.inc()
 
     def add_feedback(self, feedback: Feedback) -> None:
         """Store feedback; once this returns it survives kill -9. Waits for redaction and for the database or a disk.
@@ -148,21 +169,32 @@ class Recorder:
 
     def _run(self) -> None:
         while True:
+            self._marks.append((self._clock(), self._taken + len(self._queue)))
             batch = [self._queue.popleft() for _ in range(min(BATCH, len(self._queue)))]
             self._storing = len(batch)
+            size = sum(exchange.text_bytes for exchange in batch)
             try:
                 if batch:
                     self._store(batch)
             except Exception:
                 log.exception("storing records failed")
                 self._drop(len(batch), "a defect of the gateway")
-            self._bytes_out += sum(exchange.text_bytes for exchange in batch)
+            self._bytes_out += size
             self._storing = 0
+            self._taken += len(batch)
             self._replay()
+            self._reach()
             if not self._queue:
                 if self._stopping:
                     return
                 self._wake.wait(PAUSE_S)
+
+    def _reach(self) -> None:
+        """See how far the database has come; what is on disk may be of any time before."""
+        while self._marks and self._marks[0][1] <= self._taken:
+            self._reached_s = self._marks.popleft()[0]
+        if not self._requests.has_files:
+            self.stored_until_s = self._reached_s
 
     def _replay(self) -> None:
         for store in (self._requests, self._feedback):
@@ -178,6 +210,8 @@ class Recorder:
         for exchange in batch:
             if len(records) % AT_ONCE == AT_ONCE - 1 and not self._stopping:
                 time.sleep(BREATH_S)
+            if self._redactor is not None and self._is_crowded and exchange.text_bytes:
+                self._skip_text(exchange)  # those that came while there was room hold up the others
             records.append(self._redacted(record_of(exchange, self._settings.record_text_chars)))
         try:
             refused = self._requests.keep(records)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -70,6 +70,7 @@ class Services:
     settings: GatewaySettings
     recorder: Recorder
     authenticate: Callable[[Scope], ApiKey]  # raises ApiError
+    count: Callable[[ApiKey], Awaitable[None]]  # takes a request of a key's limits; raises ApiError
     routes: Callable[[], dict[str, Route]]
     not_ready: Callable[[], str]  # why the gateway cannot serve; empty when it can
     last_known: Callable[[], Mapping[str, str]]  # part of the registry → why it is served as it was known last
@@ -107,6 +108,7 @@ def _add_models(app: FastAPI, services: Services) -> None:
 
 def _add_feedback(app: FastAPI, services: Services) -> None:
     limit, timeout_s = services.settings.max_body_bytes, services.settings.body_timeout_s
+    places = asyncio.Semaphore(services.settings.feedback_queue)  # it is redacted before records: not without end
 
     @app.post("/v1/feedback", status_code=201)
     async def feedback(request: Request) -> dict[str, str]:
@@ -118,8 +120,13 @@ def _add_feedback(app: FastAPI, services: Services) -> None:
             first = error.errors()[0]
             name = ".".join(map(str, first["loc"]))
             raise bad_request(f"{name or 'body'}: {first['msg']}", param=name or None) from None
+        await services.count(key)
+        if places.locked():
+            message = "too much feedback waits to be stored; send it again in a second"
+            raise ApiError(503, message, code="overloaded", retry_after_s=1)
         try:
-            await asyncio.to_thread(services.recorder.add_feedback, noun)
+            async with places:
+                await asyncio.to_thread(services.recorder.add_feedback, noun)
         except InvalidInput as error:
             raise bad_request(str(error)) from None
         except Unavailable as error:

@@ -8,6 +8,7 @@ staged and not yet approved. A pinned version has no stand-in.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Collection, Sequence
 
 import msgspec
@@ -78,12 +79,15 @@ def pick(
     load: Callable[[str], int],
     *,
     avoid: Collection[str] = (),
+    shun: Collection[str] = (),
     never: str = "",
+    draw: Callable[[], float] = random.random,
 ) -> Target | None:
     """The least loaded engine for the first version that has one; None when no engine serves any of them.
 
-    `load` gives the requests in flight on an engine; engines in `avoid` are taken only when there is no other way, the
-    slot `never` not at all.
+    `load` gives the requests in flight on an engine; engines in `avoid` are taken only when there is no other way,
+    slots in `shun` only when no other has the version, the slot `never` not at all. `draw` (0 to below 1) decides
+    between engines of equal load, so that gateways that each have few requests do not all send them to the same one.
     """
     targets = snapshot.targets
     for shunned in (avoid, ()):
@@ -91,8 +95,10 @@ def pick(
             able: Sequence[Target] = targets.get((model, version), ())
             if shunned or never:
                 able = [target for target in able if target.engine not in shunned and target.slot != never]
+            if shun and len(able) > 1:
+                able = [target for target in able if target.slot not in shun] or able
             if able:
-                return able[0] if len(able) == 1 else min(able, key=lambda target: load(target.engine))
+                return able[0] if len(able) == 1 else min(able, key=lambda target: load(target.engine) + draw())
         if not avoid:
             break
     return None

@@ -5,10 +5,11 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import random
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -49,14 +50,16 @@ def serve(settings: GatewaySettings, registry: RegistrySettings) -> None:
             log.info("gateway %s has ended", settings.effective_id)
 
 
-def config(settings: GatewaySettings, registry: RegistrySettings) -> uvicorn.Config:
-    """How uvicorn runs a gateway."""
+def config(
+    settings: GatewaySettings, registry: RegistrySettings, draw: Callable[[], float] = random.random
+) -> uvicorn.Config:
+    """How uvicorn runs a gateway; `draw` (0 to below 1) decides between engines of equal load."""
 
     class Protocol(GatewayProtocol):
         unread_timeout_s = settings.idle_timeout_s
 
     return uvicorn.Config(
-        Gateway(settings, registry),
+        Gateway(settings, registry, draw),
         loop="uvloop",
         http=Protocol,
         ws="none",

@@ -29,7 +29,8 @@ class GatewaySettings(Section):
     record_text: Literal["redacted", "none"] = "redacted"  # none: no prompts, answers or corrections are kept
     record_text_chars: int = Field(default=32_000, ge=0)  # of one message or answer; longer ones are cut in the record
     record_queue: int = Field(default=10_000, ge=1)  # records that may wait in memory; more are dropped, and counted
-    record_queue_bytes: int = Field(default=64_000_000, ge=0)  # of waiting text; above it records go without theirs
+    record_queue_bytes: int = Field(default=64_000_000, ge=0)  # of waiting text; above half of either text is left out
+    feedback_queue: int = Field(default=32, ge=1)  # feedback that may wait to be redacted and stored; more is refused
 
     max_body_bytes: int = Field(default=1_000_000, ge=1)
     max_prompt_chars: int = Field(default=100_000, ge=1)

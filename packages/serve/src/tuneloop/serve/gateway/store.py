@@ -47,6 +47,11 @@ class Store(Generic[NounT]):
         self._replay_at = 0.0
         self._tried_aside = False
 
+    @property
+    def has_files(self) -> bool:
+        """Whether something may be on disk that is not in the database yet."""
+        return self._may_have_files
+
     def keep(self, items: Sequence[NounT]) -> list[NounT]:
         """Store items durably; returns those that the database refuses for what they hold.
 

@@ -21,17 +21,19 @@ _MAX_BODY_BYTES = 64_000_000
 _END_S = 1.0  # an engine ends its response right after its last event
 _NOT_EVERYWHERE: frozenset[Endpoint] = frozenset({"response", "embedding"})  # engines have them, or not
 Retry = Literal["anywhere", "elsewhere", "never"]
+# What it tells of the engine: nothing; it is gone; it does not answer for this version; it has no room for it now.
+Sign = Literal["none", "gone", "failing", "busy"]
 
 
 class EngineFailure(Exception):
     """An attempt that failed: what to answer if it was the last, what to record, and whether another may be made."""
 
-    def __init__(self, error: ApiError, detail: str, *, retry: Retry, set_aside: bool = False) -> None:
+    def __init__(self, error: ApiError, detail: str, *, retry: Retry, sign: Sign = "none") -> None:
         super().__init__(detail)
         self.error = error
         self.detail = detail  # names the engine and the cause: for records and logs, not for clients
         self.retry = retry
-        self.set_aside = set_aside  # the engine seems to be gone: use others first for a while
+        self.sign = sign
 
 
 class Reply:
@@ -129,7 +131,7 @@ class Upstream:
         except TimeoutError:  # an OSError too
             raise
         except OSError as error:
-            raise lost(engine, error, set_aside=isinstance(error, ConnectionFailed)) from error
+            raise lost(engine, error, gone=isinstance(error, ConnectionFailed)) from error
         reply = Reply(engine, answer)
         if status == 200:
             return reply
@@ -144,12 +146,11 @@ class Upstream:
         await self._client.close()
 
 
-def lost(engine: str, cause: Exception, *, set_aside: bool = False) -> EngineFailure:
+def lost(engine: str, cause: Exception, *, gone: bool = False) -> EngineFailure:
     """The connection to the engine could not be made, or broke."""
     error = ApiError(503, "the engine does not answer; try again", code="engine_unavailable", retry_after_s=1)
-    return EngineFailure(
-        error, f"engine {engine}: {type(cause).__name__} {cause}", retry="anywhere", set_aside=set_aside
-    )
+    detail = f"engine {engine}: {type(cause).__name__} {cause}"
+    return EngineFailure(error, detail, retry="anywhere", sign="gone" if gone else "failing")
 
 
 def refused(engine: str, endpoint: Endpoint, status: int, said: EngineError) -> EngineFailure:
@@ -161,20 +162,27 @@ def refused(engine: str, endpoint: Endpoint, status: int, said: EngineError) -> 
         return EngineFailure(ApiError(400, message, code="endpoint_not_supported"), detail, retry="elsewhere")
     if status == 404:  # the version was unloaded between our last look and now
         error = ApiError(503, "the version is not ready; try again", code="engine_unavailable", retry_after_s=1)
-        return EngineFailure(error, detail, retry="elsewhere")
+        return EngineFailure(error, detail, retry="elsewhere", sign="busy")
     if status in {429, 503}:
         error = ApiError(503, "the engines are busy; try again", code="engine_busy", retry_after_s=1)
-        return EngineFailure(error, detail, retry="elsewhere")
+        return EngineFailure(error, detail, retry="elsewhere", sign="busy")
     if 400 <= status < 500 and status not in {401, 403, 405, 407}:
         error = ApiError(status, said.message, code="invalid_value", param=said.param)
         # What an engine says about a bad request may quote it: for the client, not for the record.
         return EngineFailure(error, f"engine {engine} refused the request with {status}", retry="never")
-    return EngineFailure(ApiError(502, "the engine failed; try again", code="engine_error"), detail, retry="anywhere")
+    error = ApiError(502, "the engine failed; try again", code="engine_error")
+    return EngineFailure(error, detail, retry="anywhere", sign="failing")
 
 
-def too_late(engine: str, timeout_s: float) -> EngineFailure:
-    """Nothing came in time."""
+def too_late(engine: str, timeout_s: float, *, stream: bool) -> EngineFailure:
+    """Nothing came in time.
+
+    A stream's first event says that the engine is at work, so one without it hangs. A whole answer comes at its end:
+    one that takes long says nothing of its engine, and elsewhere it would take as long, and be paid for twice.
+    """
     error = ApiError(504, f"the engine gave no answer within {timeout_s:g} s", code="engine_timeout")
-    return EngineFailure(
-        error, f"engine {engine} gave no answer within {timeout_s:g} s", retry="elsewhere", set_aside=True
-    )
+    detail = f"engine {engine} gave no answer within {timeout_s:g} s"
+    if stream:
+        return EngineFailure(error, detail, retry="elsewhere", sign="gone")
+    message = f"{error.message}; ask for a stream, or for a shorter answer by max_tokens"
+    return EngineFailure(ApiError(504, message, code="engine_timeout"), detail, retry="never")

@@ -28,14 +28,20 @@ class Admission:
         refused: Callable[[str, Told], None],
         shed: Callable[[Shed], None],
         waited: Callable[[float], None],
+        stored_until_s: Callable[[], float],
     ) -> None:
-        """`refused` hears of key and limit, `shed` why nobody waits, `waited` how many seconds somebody did."""
+        """`refused` hears of key and limit, `shed` why nobody waits, `waited` how many seconds somebody did.
+
+        `stored_until_s` says, on the monotonic clock, until when what has ended here is in the database.
+        """
         self._settings = settings
         self._waited = waited
         self.turns = Turns(settings.max_in_flight, settings.max_waiting, settings.queue_timeout_s, shed)
         hurry = threading.Event()
         self._limits = Limits(settings.prices, settings.reserve_tokens, refused, hurry.set)
-        self.sharing = Sharing(link, settings.effective_id, self._limits, settings.prices, snapshot, hurry)
+        self.sharing = Sharing(
+            link, settings.effective_id, self._limits, settings.prices, snapshot, hurry, stored_until_s
+        )
 
     @property
     def is_shared(self) -> bool:
@@ -63,6 +69,17 @@ class Admission:
             cost = prompt_tokens(ask) + answer_tokens(ask, self._settings.reserve_tokens)
             exchange.turn_began = await self.turns.wait(key.id, key.limits.priority, cost)
             self._waited((exchange.elapsed_ms() - arrived_ms) / 1e3)
+
+    async def count(self, key: ApiKey) -> None:
+        """Let in a request that no engine is asked for.
+
+        Raises:
+            ApiError: 429, its key has too many within a minute.
+        """
+        limited = not (key.owner_limits is None and key.limits.are_none)
+        if limited and not self._limits.count(key, at_last=False):
+            await self.sharing.renewal()
+            self._limits.count(key)
 
     def leave(self, exchange: Exchange) -> None:
         """A request has ended, or was not let in."""

@@ -3,8 +3,8 @@ left.
 
 Called on the event loop alone; a key without limits never comes here. All keys of an owner share one meter beside their
 own. Tokens are reserved as the prompt's estimate and
-the most its answer may take, and settled with the engine's count; so is money. What never reached an engine is given
-back whole.
+the most its answer may take, and settled with the engine's count; so is money. What no engine took is given back whole;
+a whole answer that was not waited for any longer costs what was reserved, as its engine may be at work on it.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _OF_OWNER: dict[Kind, Told] = {
     "tokens": "owner_tokens",
     "budget": "owner_budget",
 }
-SEEN_AFTER_S = 5.0  # from the end of a request until its record can be read, as a rule far less
+SEEN_AFTER_S = 5.0  # what is said to be in the database can be read by then, as a rule at once
 _REMEMBERED = 20  # requests that the mean time of a key's is made of
 _NOTHING = Decimal(0)
 
@@ -122,6 +122,26 @@ class Limits:
         exchange.limit_headers = self._headers([one.meter for one in taken], now_s)
         return True
 
+    def count(self, key: ApiKey, *, at_last: bool = True) -> bool:
+        """Take one request that no engine is asked for, or nothing; False as `admit` does.
+
+        Raises:
+            ApiError: 429, too many requests within a minute.
+        """
+        now_s, scopes = self._clock(), scopes_of(key)
+        for scope in scopes:
+            meter = self._meter(scope)
+            try:
+                self._check_window("requests", meter.requests, 1, meter, scope, now_s)
+            except _Refusal as refusal:
+                if refusal.is_elsewhere and not at_last:
+                    return False
+                self._refused(key.id, _OF_OWNER[refusal.kind] if scope.is_owner else refusal.kind)
+                raise refusal.error from None
+        for scope in scopes:
+            self._meter(scope).requests.add(now_s, 1)
+        return True
+
     def _meter(self, scope: Scope) -> Meter:
         meter = self._meters.get(scope.id)
         if meter is None:
@@ -144,7 +164,8 @@ class Limits:
         meter, now_s = taken.meter, self._clock()
         meter.open -= 1
         meter.reserved -= taken.money
-        if exchange.target is None:  # no engine was asked; who was refused for what it asked has asked nonetheless
+        untaken = exchange.status == 503 and not exchange.committed and exchange.usage is None
+        if exchange.target is None or untaken:  # who was refused for what it asked has asked nonetheless
             if exchange.status >= 500 or exchange.left:
                 meter.requests.settle(taken.second, -1)
             meter.tokens.settle(taken.second, -taken.tokens)
@@ -152,6 +173,9 @@ class Limits:
         took_s = now_s - taken.began_s
         meter.mean_s += (took_s - meter.mean_s) / _REMEMBERED if meter.mean_s else took_s
         usage = exchange.usage
+        if usage is None and exchange.overdue:
+            usage = exchange.usage = Usage(taken.prompt, taken.tokens - taken.prompt)
+            exchange.guards["usage"] = "estimated"
         # The engine's count comes last. Who leaves before it pays for the prompt, and for what of an answer was sent.
         if usage is None and (exchange.committed or exchange.left):
             usage = exchange.usage = Usage(taken.prompt, exchange.events)
@@ -181,7 +205,7 @@ class Limits:
                     meter.parts[kind].held, meter.parts[kind].others = held, shared.others[key][kind]
 
     def learn_spending(self, spent: Mapping[str, Decimal], read_s: float) -> None:
-        """Take what is on record of this month's spending, as it was read at `read_s` of this clock."""
+        """Take what is on record of this month's spending: all that had ended here at `read_s` of this clock."""
         self._spent = spent
         for key, meter in self._meters.items():
             meter.on_record(spent.get(key, _NOTHING), read_s - SEEN_AFTER_S)

@@ -46,15 +46,20 @@ class Sharing:
         prices: Mapping[str, Price],
         snapshot: Callable[[], Snapshot | None],
         hurry: threading.Event,
+        stored_until_s: Callable[[], float],
         now: Callable[[], datetime] = utc_now,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Whoever cannot wait a second for the next renewal sets `hurry`."""
+        """Whoever cannot wait a second for the next renewal sets `hurry`.
+
+        `stored_until_s` says, on `clock`, until when what has ended here is in the database.
+        """
         self._link = link
         self._holder = Holder(gateway, secrets.token_hex(4))
         self._limits = limits
         self._prices = prices
         self._snapshot = snapshot
+        self._stored_until_s = stored_until_s
         self._now = now
         self._clock = clock
         self._renewed = asyncio.Event()
@@ -121,7 +126,8 @@ class Sharing:
             if key.owner_limits is not None and key.owner_limits.budget_usd_per_month is not None
         }
         if budgets or owners:
-            read_s = self._clock()
+            # Asked before it reads: what is stored from here on may be missed.
+            read_s = min(self._clock(), self._stored_until_s())
             with self._link.registry() as registry:
                 spent = self._spent(registry, budgets) | self._spent_by(registry, owners)
             call(lambda: self._limits.learn_spending(spent, read_s))
