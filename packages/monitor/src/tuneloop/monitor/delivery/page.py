@@ -16,6 +16,7 @@ from tuneloop.registry.evidence import (
     changes_of_evidence,
     findings_of,
     listed_of,
+    pages_too,
     since_of,
     summary_of,
 )
@@ -52,6 +53,7 @@ class Page:
     done: tuple[str, ...]
     runbook: str
     next: tuple[str, ...]  # commands
+    pages_too: tuple[str, ...] = ()  # signals that page by themselves and joined it when it was a page
 
 
 def page_of(
@@ -90,6 +92,7 @@ def page_of(
         done=tuple(one_line(line) for line in episode.done[-5:]),
         runbook=f"{runbook_base}{episode.runbook}",
         next=tuple(next_commands(episode)),
+        pages_too=tuple(pages_too(episode)),
     )
 
 
