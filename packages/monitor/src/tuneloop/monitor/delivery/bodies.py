@@ -11,7 +11,7 @@ from email.message import EmailMessage
 from email.utils import format_datetime
 from typing import Any
 
-from tuneloop.monitor.delivery.page import Page, text_lines
+from tuneloop.monitor.delivery.page import Page, most_left_out, text_lines
 from tuneloop.registry.deliveries.receivers import Email
 from tuneloop.registry.printing import plain
 
@@ -29,11 +29,14 @@ def webhook(page: Page) -> bytes:
 
 def slack(page: Page) -> bytes:
     """As incoming webhooks take it: the line for the notification, the page as blocks."""
-    lines = [_slack_text(line) for line in text_lines(page)]
+    for left_out in range(most_left_out(page) + 1):
+        lines = [_slack_text(line) for line in text_lines(page, left_out)]
+        rest = "\n".join(lines[2:]).replace("```", "'''")
+        if len(rest) <= _SLACK_CHARS:
+            break
     blocks: list[dict[str, Any]] = [
         {"type": "section", "text": {"type": "mrkdwn", "text": f"*{lines[0][:_SLACK_CHARS]}*"}}
     ]
-    rest = "\n".join(lines[2:]).replace("```", "'''")
     blocks.append({"type": "section", "text": {"type": "mrkdwn", "text": f"```{rest[:_SLACK_CHARS]}```"}})
     colour = _COLOURS["resolved" if page.state == "resolved" else page.severity]
     said = {"text": _slack_text(page.title), "attachments": [{"color": colour, "blocks": blocks}]}
@@ -59,7 +62,9 @@ def alertmanager(page: Page, now: datetime, lasts: timedelta) -> bytes:
     alerts = _alerts(page, now, lasts)
     if page.transition == "worse":
         start = _stamp(page.opened_at)
-        alerts.append({"labels": {**_labels(page, page.signal), "severity": "ticket"}, "startsAt": start, "endsAt": _stamp(now)})
+        alerts.append(
+            {"labels": {**_labels(page, page.signal), "severity": "ticket"}, "startsAt": start, "endsAt": _stamp(now)}
+        )
     return json.dumps(alerts, ensure_ascii=False).encode()
 
 
