@@ -61,10 +61,8 @@ def alertmanager(page: Page, now: datetime, lasts: timedelta) -> bytes:
     """What API v2 takes; the alert of the ticket ends where it has become a page."""
     alerts = _alerts(page, now, lasts)
     if page.transition == "worse":
-        start = _stamp(page.opened_at)
-        alerts.append(
-            {"labels": {**_labels(page, page.signal), "severity": "ticket"}, "startsAt": start, "endsAt": _stamp(now)}
-        )
+        labels = {**_labels(page, page.signal), "severity": "ticket"}
+        alerts.append({"labels": labels, "startsAt": _stamp(page.opened_at), "endsAt": _stamp(now)})
     return json.dumps(alerts, ensure_ascii=False).encode()
 
 

@@ -128,9 +128,8 @@ class Sending:
                     server.login(receiver.username, _secret(receiver.password_file))
                 refused = server.send_message(message, receiver.sender, to)
         except smtplib.SMTPRecipientsRefused as error:
-            if delivery not in self._unreached or set(error.recipients) != set(
-                to
-            ):  # nobody has it, or not all answered
+            broke_off = set(error.recipients) != set(to)
+            if broke_off or delivery not in self._unreached:  # nobody has it
                 raise NotTaken(f"{type(error).__name__}: {error}") from None
             refused = error.recipients
         except (OSError, smtplib.SMTPException, ValueError) as error:
