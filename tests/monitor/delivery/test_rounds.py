@@ -292,3 +292,20 @@ def test_an_attack_that_joins_a_page_is_told_as_worse_once(ours: Registry, clock
     ours.episodes.update(worse, again, by="monitor", action="episode.window")
     rounds(ours, clock, 2)
     assert len(hook.told) == 2
+
+
+def test_alertmanager_has_an_alert_of_its_own_of_what_joined_a_page_and_both_end(
+    ours: Registry, clock: Clock, hook: HttpReceiver
+) -> None:
+    """It notifies of new labels, not of an alert whose text has changed."""
+    tell(ours, {"kind": "alertmanager", "name": "am", "url": hook.url})
+    worse = attacked(ours, latency_page(ours))
+    rounds(ours, clock)
+    standing = {alert["labels"]["signal"]: alert for alert in json.loads(hook.told[-1].body)}
+    assert standing.keys() == {"latency", "injections"}
+    assert {alert["labels"]["severity"] for alert in standing.values()} == {"page"}
+    end(ours, worse)
+    rounds(ours, clock)
+    ended = {alert["labels"]["signal"]: alert["endsAt"] for alert in json.loads(hook.told[-1].body)}
+    assert ended.keys() == standing.keys()
+    assert all(ended[signal] < standing[signal]["endsAt"] for signal in ended)
