@@ -80,9 +80,9 @@ def takes(episode: AlertEpisode, score: WindowScore, group_s: float) -> bool:
     """Whether an alarm belongs to an open episode: it has that signal or problem already, or was seen close to it.
 
     `group_s` is how far apart in time two problems of a model may be and still be one: from the first window that
-    raised a signal, or from the last. A served model that changed is
-    one with nothing else, and of one version: whoever restarts an engine must not take a drift for over, nor the other
-    way round. Nor is a group of people that is treated worse: that may stand while drifts come and go.
+    raised a signal, or from the last. A served model that changed is one with nothing else, and of one version: whoever
+    restarts an engine must not take a drift for over, nor the other way round. Nor is a group of people that is treated
+    worse: that may stand while drifts come and go.
     """
     if episode.signal in OF_SERVING or score.signal in OF_SERVING:
         return episode.signal == score.signal and episode.version == score.version
