@@ -123,9 +123,9 @@ class Deliverer:
         now = self._registry.clock()
         if standing.away_until is not None and now < standing.away_until <= now + timedelta(seconds=LONGEST_WAIT_S):
             return
+        left = [row for row in waiting if not self._overtaken(receiver, row, waiting)]
         silences = self._registry.silences.all()
         told = self._registry.outbox.told(receiver.name)
-        left = [row for row in waiting if not self._overtaken(receiver, row, waiting)]
         while due := list(heads(left, now)):
             for row in due:
                 became = "away" if self._stopping() else self._deliver(receiver, standing, row, silences, told)
