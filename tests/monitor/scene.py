@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -25,6 +25,19 @@ from tuneloop.registry.nouns import AlertEpisode, Arm, Feedback, Message, Reques
 
 # Most tests count what the engine reads, so its canaries are left alone unless a test is about them.
 SMALL = MonitorSettings(window=20, reference=60, mean_run_length=2_000, clear_after=2, canary_every_s=0)
+
+
+class Killed(BaseException):
+    """Nothing of the process goes on."""
+
+
+def failing(fault: BaseException) -> Callable[..., Any]:
+    """What fails in this way whenever it is called."""
+
+    def fails(*_arguments: Any, **_named: Any) -> None:
+        raise fault
+
+    return fails
 
 
 class TickingClock(Clock):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import random
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from monitor.delivery.post import tell
 from monitor.engine import fake_engine
-from monitor.scene import Scene
+from monitor.scene import Killed, Scene, failing
 from small_base import make_small_base
 from tests_support import beat_engine
 from tuneloop.monitor.canaries import (
@@ -33,6 +34,7 @@ from tuneloop.monitor.metrics import Metrics
 from tuneloop.monitor.reading import read_texts
 from tuneloop.monitor.watch import Monitor
 from tuneloop.registry.episodes import resolved
+from tuneloop.registry.errors import Unavailable
 from tuneloop.registry.nouns import AlertEpisode, Arm, WindowScore
 from tuneloop.registry.policies import RetrainingPolicy
 
@@ -377,3 +379,25 @@ def test_a_version_that_leaves_the_route_takes_its_episode_along(watched: Scene)
     scene.registry.routes.write("bot", [Arm(version=2, weight_bp=10_000)], by="ada", reason="test", expected_revision=2)
     scene.watch(monitor, serves=("bot@2",))
     assert of_canaries(scene)[0].state == "resolved"
+
+
+@pytest.mark.parametrize("fault", [Killed(), Unavailable("the database is away")])
+def test_a_change_that_was_stored_and_not_acted_on_is_told_once_by_the_next_pass(
+    watched: Scene, fault: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene = watched
+    scene.watch(scene.monitor())
+    scene.engine.moved = 0.02
+    with monkeypatch.context() as patched, suppress(Killed, Unavailable):
+        patched.setattr(scene.registry.episodes, "open", failing(fault))
+        served(scene, scene.monitor())
+    assert (checks(scene)[-1].verdict, of_canaries(scene)) == ("drift", [])
+    scene.engine.moved = 0.0  # repaired meanwhile
+    scene.watch()
+    (episode,) = of_canaries(scene)
+    assert (episode.state, episode.windows) == ("open", (checks(scene)[-1].id,))
+    scene.watch()
+    assert of_canaries(scene) == [episode]
+    scene.registry.episodes.resolve(episode.id, by="ada", reason="mended")
+    scene.watch()
+    assert [found.state for found in of_canaries(scene)] == ["resolved"]

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import pytest
 
 from monitor.scene import Scene
 from tests_support import alert_episode, window_score
-from tuneloop.monitor.alerts import takes
+from tuneloop.monitor.alerts import MAX_WINDOWS, joined, opened, takes
 from tuneloop.monitor.clearing import is_quiet
 from tuneloop.monitor.slo import Slo
 from tuneloop.monitor.watch import Monitor
 from tuneloop.registry.deliveries.outbox import Outbox
 from tuneloop.registry.deliveries.receivers import EVERY_MODEL, ReceiversPolicy, Webhook
 from tuneloop.registry.episodes import resolved
+from tuneloop.registry.nouns import WindowScore
 
 TOLD = ReceiversPolicy(receivers=(Webhook(kind="webhook", name="ops", url="http://127.0.0.1:9", secret_file="/key"),))
 
@@ -180,12 +183,38 @@ def test_latency_seen_apart_is_a_problem_of_its_own(scene: Scene, group_s: float
     scene.usual(60, total_ms=100.0, ttft_ms=20.0)
     scene.drifted(20, total_ms=100.0, ttft_ms=20.0)
     scene.clock.advance(apart_s)
-    scene.drifted(20, total_ms=100.0, ttft_ms=900.0)
+    scene.usual(20, total_ms=100.0, ttft_ms=900.0)
     scene.watch(monitor)
     drift, latency = sorted(scene.registry.episodes.all("bot"), key=lambda found: found.signal, reverse=True)
     assert set(drift.evidence["signals"]) == {"prompt_drift", "perplexity"}
     assert (latency.signal, latency.severity, latency.runbook) == ("latency", "page", "docs/runbooks/latency.md")
     assert latency.evidence["signals"]["latency"]["engines"] == {"e1": [20, 20]}
+
+
+def test_latency_seen_beside_a_drift_that_goes_on_is_the_same_episode(scene: Scene) -> None:
+    monitor = scene.monitor(latency_ms=500.0, ttft_ms=200.0, group_s=10.0)
+    scene.usual(60, total_ms=100.0, ttft_ms=20.0)
+    scene.drifted(60, total_ms=100.0, ttft_ms=20.0)
+    scene.drifted(20, total_ms=100.0, ttft_ms=900.0)
+    scene.watch(monitor)
+    assert set(scene.the_episode().evidence["signals"]) == {"prompt_drift", "perplexity", "latency"}
+
+
+def test_an_episode_that_has_enough_windows_still_knows_how_long_it_goes_on(scene: Scene) -> None:
+    start, long = scene.clock(), timedelta(minutes=5)
+
+    def seen(n: int, signal: str = "prompt_drift") -> WindowScore:
+        fields = {"window_start": start + n * long, "window_end": start + (n + 1) * long}
+        detail = {"mean_run_length": 10_000, "reference": {}}
+        return window_score(start + (n + 1) * long, id=f"{signal}/{n}", signal=signal, detail=detail, **fields)
+
+    episode, last = opened(seen(0), start), MAX_WINDOWS + 10
+    for n in range(1, last + 1):
+        episode = joined(episode, seen(n), start + (n + 1) * long)
+    assert len(episode.windows) == MAX_WINDOWS
+    assert takes(episode, seen(last + 1, "latency"), long.total_seconds())
+    assert not takes(episode, seen(last + 3, "latency"), long.total_seconds())
+    assert joined(episode, seen(last), scene.clock()) == episode, "a window that is judged again adds nothing"
 
 
 def test_a_signal_whose_problem_joined_an_open_episode_joins_it_too(scene: Scene) -> None:

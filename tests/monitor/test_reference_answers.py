@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import random
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
 
-from monitor.scene import Scene
+from monitor.scene import Killed, Scene, failing
 from tests_support import beat_engine
 from tuneloop.monitor.bleu import _corpus, corpus_bleu, paired_fall
 from tuneloop.monitor.canary_stream import CanaryStream
@@ -19,7 +20,7 @@ from tuneloop.monitor.metrics import Metrics
 from tuneloop.monitor.reference_answers import ReferenceAnswers, read_questions
 from tuneloop.monitor.signals import REFERENCE_BLEU
 from tuneloop.registry.episodes import resolved
-from tuneloop.registry.errors import InvalidInput
+from tuneloop.registry.errors import InvalidInput, Unavailable
 from tuneloop.registry.nouns import Arm
 
 WORDS = [f"word{n}" for n in range(40)]
@@ -129,6 +130,41 @@ def test_resolving_it_by_hand_accepts_what_serves(scene: Scene, asked: Reference
     check(scene, asked)
     assert verdicts(scene) == ["none", "drift", "none", "none"]
     assert "rounds" in scene.scores(REFERENCE_BLEU)[2].detail, "a new baseline"
+
+
+@pytest.mark.parametrize("fault", [Killed(), Unavailable("the database is away")])
+def test_an_alarm_that_was_stored_and_not_acted_on_is_told_once_by_the_next_round(
+    scene: Scene, asked: ReferenceAnswers, fault: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, scene.engine.says = scene.engine.says, lambda _question: "It is another."
+    with monkeypatch.context() as patched, suppress(Killed):
+        patched.setattr(scene.registry.episodes, "open", failing(fault))
+        check(scene, asked)
+    assert (verdicts(scene), scene.registry.episodes.all("bot")) == (["none", "drift"], [])
+    scene.engine.says = before  # repaired meanwhile
+    made = fresh(scene)
+    made.round()
+    episode = scene.the_episode()
+    assert (episode.state, episode.windows) == ("open", (scene.scores(REFERENCE_BLEU)[-1].id,))
+    made.round()
+    assert scene.the_episode() == episode
+    scene.registry.episodes.resolve(episode.id, by="ada", reason="mended")
+    made.round()
+    assert scene.the_episode().state == "resolved"
+
+
+def test_broken_answers_are_no_new_baseline_because_another_champion_came_and_went(
+    scene: Scene, asked: ReferenceAnswers
+) -> None:
+    scene.engine.says = lambda _question: "It is another."
+    check(scene, asked)
+    scene.promote(2)
+    Keeper(scene.registry, scene.settings, watches_canaries=True).end_replaced(scene.registry.routes.history("bot")[0])
+    assert scene.the_episode().state == "resolved"
+    scene.promote(1, reason="bot@2 is bad")
+    check(scene, asked)
+    assert verdicts(scene) == ["none", "drift", "drift"]
+    assert [episode.state for episode in scene.registry.episodes.all("bot")] == ["open", "resolved"]
 
 
 def test_an_engine_that_fails_concludes_nothing_and_is_left_alone_for_a_while(

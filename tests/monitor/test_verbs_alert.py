@@ -15,10 +15,12 @@ from monitor.delivery.servers import HttpReceiver, http_receiver
 from monitor.scene import Scene
 from monitor.test_verbs import tuneloop
 from tests_support import ODD_EVIDENCE
+from tuneloop.monitor.delivery.page import next_commands
 from tuneloop.monitor.heartbeat import Heartbeat
 from tuneloop.monitor.settings import MonitorSettings
 from tuneloop.monitor.verbs import VERBS
 from tuneloop.registry import Registry
+from tuneloop.registry.deliveries.receivers import MOST_EXAMPLES
 from tuneloop.registry.errors import InvalidInput, NotFound, Refused
 from tuneloop.registry.nouns import Arm
 
@@ -193,3 +195,31 @@ def test_a_heartbeat_follows_each_whole_pass_and_no_other(scene: Scene) -> None:
     made._watch = watched  # type: ignore[method-assign, assignment]
     made.run(ending)
     assert beats == ["whole", "whole"]
+
+
+@pytest.mark.parametrize(
+    ("causes", "signal", "expected"),
+    [
+        (["deploy", "drift"], "refusals", "tuneloop route history bot"),
+        (["attack"], "injections", "tuneloop guard policy bot"),
+        (["load"], "latency", "tuneloop status"),
+        ([], "served_model_change", "tuneloop status"),
+        (["drift"], "prompt_drift", "tuneloop retraining list"),
+    ],
+)
+def test_an_alert_leads_where_its_page_does(
+    registry: Registry, home: Path, causes: list[str], signal: str, expected: str
+) -> None:
+    evidence = {"causes": [{"kind": kind, "why": "it is"} for kind in causes]}
+    episode = open_episode(registry, signal=signal, evidence=evidence)
+    acknowledge = "tuneloop alert ack ep1 --by YOU"
+    assert list(next_commands(episode)) == ["tuneloop alert show ep1", expected, acknowledge]
+    shown = typed(home, "alert show ep1").output.splitlines()
+    assert shown[-2:] == [f"next       {expected}; tuneloop report bot", f"           {acknowledge}"]
+    typed(home, "alert ack ep1 --by ada")
+    assert typed(home, "alert show ep1").output.splitlines()[-1] == shown[-2], "nobody is asked to take it again"
+
+
+def test_an_alert_shows_as_many_examples_as_a_page_carries(registry: Registry, home: Path) -> None:
+    open_episode(registry)  # it has seven
+    assert typed(home, "alert show ep1").output.count("\nexample ") == MOST_EXAMPLES

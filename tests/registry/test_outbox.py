@@ -12,6 +12,7 @@ from tests_support import Clock, alert_episode
 from tuneloop.registry import Registry, audit
 from tuneloop.registry.deliveries.outbox import delivery_id, transition_of
 from tuneloop.registry.deliveries.receivers import EVERY_MODEL, ReceiversPolicy
+from tuneloop.registry.deliveries.silences import silenced
 from tuneloop.registry.errors import Conflict, InvalidInput, Unreadable
 from tuneloop.registry.nouns import AlertEpisode
 from tuneloop.registry.tables import policies
@@ -183,3 +184,35 @@ def test_most_changes_are_nothing_to_tell(registry: Registry) -> None:
     assert transition_of(over, over) is None
     with pytest.raises(InvalidInput):
         registry.silences.add("bot", 0, by="ada", reason="r")
+
+
+def found(*signals: str, too: str = "") -> dict[str, Any]:
+    return {"signals": {signal: {"pages_too": True} if signal == too else {} for signal in signals}}
+
+
+def test_a_page_that_joins_a_page_is_to_be_told_under_a_key_of_its_own(registries: Registry) -> None:
+    tell(registries, chat("all"))
+    now = registries.clock()
+    drift = registries.episodes.open(alert_episode(now, severity="ticket", evidence=found("prompt_drift")))
+    late = changed(registries, drift, severity="page", evidence=found("prompt_drift", "latency"))
+    attack = changed(registries, late, evidence=found("prompt_drift", "latency", "injections", too="injections"))
+    changed(registries, attack, windows=("w1", "w2"))
+    rows = [(row.transition, row.sequence) for row in registries.outbox.all()]
+    assert sorted(rows, key=lambda row: row[1]) == [("opened", 0), ("worse", 1), ("worse", 2)]
+    assert len({row.id for row in registries.outbox.all()}) == 3
+    (opened,) = (row for row in registries.outbox.all() if row.transition == "opened")
+    assert registries.outbox.told_as_page(opened, now, now), "who hears of all of it at once is told once"
+    assert [row.transition for row in registries.outbox.waiting()] == ["opened"]
+
+
+def test_a_silence_of_a_signal_keeps_nothing_else_quiet(registries: Registry) -> None:
+    now = registries.clock()
+    latency = registries.silences.add("bot", 600, by="ada", reason="r", signal="latency")
+    slow = alert_episode(now, signal="latency", evidence=found("latency"))
+    attacked = alert_episode(now, signal="latency", evidence=found("latency", "injections"))
+    assert silenced(slow, [latency], now) == latency
+    assert silenced(attacked, [latency], now) is None
+    both = [latency, registries.silences.add("bot", 60, by="ada", reason="r", signal="injections")]
+    assert silenced(attacked, both, now) == both[1], "each of its signals is silenced, the attack the shorter"
+    assert silenced(attacked, both, now + timedelta(seconds=60)) is None
+    assert silenced(slow, both, now + timedelta(seconds=60)) == latency

@@ -85,6 +85,8 @@ class MailReceiver:
     port: int = 0
     ca_file: str = ""
     refuses: set[str] = field(default_factory=set)
+    puts_off: set[str] = field(default_factory=set)  # refuses for a while
+    reached: list[list[str]] = field(default_factory=list)  # addresses of each mail
     logins: list[tuple[str, str, bool]] = field(default_factory=list)  # user, password, encrypted
     mails: list[EmailMessage] = field(default_factory=list)
 
@@ -116,6 +118,7 @@ class _Smtp(socketserver.StreamRequestHandler):
         self.wfile.write(f"{line}\r\n".encode())
 
     def handle(self) -> None:
+        self.to: list[str] = []
         self.say("220 localhost ready")
         while line := self.rfile.readline().decode().strip():
             verb = line[:4].upper()
@@ -145,7 +148,13 @@ class _Smtp(socketserver.StreamRequestHandler):
             self.say("235 welcome")
         elif verb == "RCPT" and any(f"<{address}>" in line for address in self.server.receiver.refuses):
             self.say("550 nobody here")
+        elif verb == "RCPT" and any(f"<{address}>" in line for address in self.server.receiver.puts_off):
+            self.say("450 try again later")
+        elif verb == "RCPT":
+            self.to.append(line[line.index("<") + 1 : line.index(">")])
+            self.say("250 fine")
         elif verb == "DATA":
+            self.server.receiver.reached.append(self.to)
             self.say("354 go on")
             lines = list(iter(lambda: self.rfile.readline().decode().rstrip("\r\n"), "."))
             text = "\n".join(line.removeprefix(".") if line.startswith("..") else line for line in lines)

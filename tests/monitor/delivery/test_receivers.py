@@ -13,6 +13,7 @@ import pytest
 from monitor.delivery.post import EVIDENCE, acknowledge, deliverer, end, open_episode, rounds, tell, worsen
 from monitor.delivery.servers import HttpReceiver, MailReceiver, http_receiver, mail_receiver
 from tests_support import ODD_EVIDENCE, Clock
+from tuneloop.monitor.delivery.deciding import LONGEST_WAIT_S
 from tuneloop.monitor.delivery.redacting import NOT_SHOWN, Redactor
 from tuneloop.monitor.delivery.signature import REPLAY_WINDOW_S, is_signed
 from tuneloop.registry import Registry
@@ -212,3 +213,66 @@ def test_a_secret_is_read_at_each_attempt_and_its_absence_is_said(
     address.write_text(hook.url)
     rounds(ours, clock)
     assert hook.ids() == [row.id]
+
+
+def test_a_long_page_loses_examples_in_slack_and_never_what_to_do(
+    ours: Registry, clock: Clock, hook: HttpReceiver
+) -> None:
+    tell(ours, {"kind": "slack", "name": "chat", "url": hook.url})
+    texts = [{"request_id": f"r{n}", "question": f"{n}" + "<>" * 99} for n in range(5)]
+    changes = [{"what": f"change {n} " + "&" * 60} for n in range(10)]
+    evidence = EVIDENCE | {"changes": changes, "signals": {"prompt_drift": {"examples": texts}}}
+    open_episode(ours, evidence=evidence)
+    rounds(ours, clock)
+    (told,) = hook.told
+    said = json.loads(told.body)["attachments"][0]["blocks"][1]["text"]["text"]
+    assert len(said) <= 3_000
+    assert said.endswith("\nnext       tuneloop alert ack ep1 --by YOU```")
+    assert "\nrunbook    docs/runbooks/prompt_drift.md\n" in said
+    assert "\ncause      drift: users ask other questions\n" in said
+    assert "more lines; `tuneloop alert show ep1` has them" in said
+    kept = said.count("\nexample ") + said.count("\nbefore ")
+    assert f"\nleft out   {15 - kept} more lines" in said
+    assert kept > 5, "no more is left out than must be"
+
+
+def test_an_address_refused_for_a_while_is_tried_again_alone_under_the_same_id(
+    ours: Registry, clock: Clock, mail: MailReceiver, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    everybody = ["ada@example.com", "bob@example.com", "eve@example.com"]
+    tell(ours, email(mail, tmp_path, to=everybody))
+    mail.refuses, mail.puts_off = {"eve@example.com"}, {"bob@example.com"}
+    open_episode(ours)
+    with deliverer(ours) as made:
+        made.round(to_the_end=True)
+        (row,) = ours.outbox.all()
+        assert (row.state, row.error) == ("waiting", "it refuses bob@example.com for a while; the others have it")
+        open_episode(ours, id="ep2", signal="latency")
+        made.round(to_the_end=True)
+        assert len(mail.mails) == 2, "another episode waits for nobody"
+        mail.puts_off = set()
+        clock.advance(LONGEST_WAIT_S)
+        made.round(to_the_end=True)
+    assert {row.state for row in ours.outbox.all()} == {"sent"}
+    id_of_first = f"<{row.id}@example.com>"
+    reached = [to for to, one in zip(mail.reached, mail.mails, strict=True) if one["Message-ID"] == id_of_first]
+    assert reached == [["ada@example.com"], ["bob@example.com"]]
+    assert caplog.text.count("it refuses eve@example.com; the others have it") == 2, "of either episode, for good"
+
+
+def test_who_has_a_mail_does_not_wait_for_who_is_refused_to_hear_that_it_got_worse(
+    ours: Registry, clock: Clock, mail: MailReceiver, tmp_path: Path
+) -> None:
+    tell(ours, email(mail, tmp_path, to=["ada@example.com", "bob@example.com"]))
+    mail.puts_off = {"bob@example.com"}
+    episode = open_episode(ours)
+    with deliverer(ours) as made:
+        made.round(to_the_end=True)
+        worsen(ours, episode)
+        made.round(to_the_end=True)
+        assert [one["Subject"].partition(":")[0] for one in mail.mails][1:] == ["[page] got worse"]
+        mail.puts_off = set()
+        clock.advance(LONGEST_WAIT_S)
+        made.round(to_the_end=True)
+    assert mail.reached == [["ada@example.com"], ["ada@example.com"], ["bob@example.com"]]
+    assert [row.state for row in ours.outbox.all()] == ["sent", "sent"]

@@ -13,12 +13,14 @@ from prometheus_client import generate_latest
 
 from monitor.delivery.post import deliverer, end, open_episode, rounds, tell, worsen
 from monitor.delivery.servers import HttpReceiver, Told, http_receiver
-from tests_support import Clock
+from tests_support import Clock, window_score
+from tuneloop.monitor.alerts import joined
 from tuneloop.monitor.delivery.deciding import FIRST_WAIT_S, LONGEST_WAIT_S, wait_s
 from tuneloop.monitor.metrics import Metrics
 from tuneloop.registry import Registry
 from tuneloop.registry.episodes import shown_state
 from tuneloop.registry.errors import InvalidInput, NotFound, Refused
+from tuneloop.registry.nouns import AlertEpisode
 
 DEAD = "http://127.0.0.1:9/hook"  # the discard port: nobody listens
 
@@ -247,3 +249,63 @@ def test_a_clock_that_goes_back_holds_up_nothing(ours: Registry, clock: Clock, h
     clock.advance(-86_400)
     rounds(ours, clock)
     assert len(hook.told) == 1
+
+
+def attacked(registry: Registry, episode: AlertEpisode) -> AlertEpisode:
+    """Guards catch a campaign while the episode is open."""
+    now = registry.clock()
+    shares = {"shares": {"reference": 0.0, "window": 0.5}}
+    alarm = window_score(now, id="w9", signal="injections", detail=shares)
+    worse = joined(episode, alarm, now)
+    registry.episodes.update(episode, worse, by="monitor", action="episode.window")
+    return worse
+
+
+def latency_page(registry: Registry) -> AlertEpisode:
+    evidence = {"summary": "bot@1 is slow", "signals": {"latency": {}}}
+    return open_episode(registry, signal="latency", severity="page", evidence=evidence)
+
+
+def test_an_attack_that_joins_a_silenced_latency_is_told(ours: Registry, clock: Clock, hook: HttpReceiver) -> None:
+    tell(ours, chat(hook))
+    ours.silences.add("bot", 86_400, by="ada", reason="the engine is being moved", signal="latency")
+    clock.advance(1)
+    episode = latency_page(ours)
+    rounds(ours, clock)
+    assert hook.told == []
+    clock.advance(1_200)
+    attacked(ours, episode)
+    rounds(ours, clock, 2)
+    assert titles(hook) == [
+        "[page] bot@1 is slow; bot@1 is attacked: it is asked more that guards stop or flag (0% → 50%)"
+    ]
+
+
+def test_an_attack_that_joins_a_page_is_told_as_worse_once(ours: Registry, clock: Clock, hook: HttpReceiver) -> None:
+    tell(ours, chat(hook))
+    episode = latency_page(ours)
+    rounds(ours, clock)
+    worse = attacked(ours, episode)
+    rounds(ours, clock, 2)
+    assert [title.partition(": ")[0] for title in titles(hook)] == ["[page] bot@1 is slow", "[page] got worse"]
+    again = joined(worse, window_score(ours.clock(), id="w10", signal="injections"), ours.clock())
+    ours.episodes.update(worse, again, by="monitor", action="episode.window")
+    rounds(ours, clock, 2)
+    assert len(hook.told) == 2
+
+
+def test_alertmanager_has_an_alert_of_its_own_of_what_joined_a_page_and_both_end(
+    ours: Registry, clock: Clock, hook: HttpReceiver
+) -> None:
+    """It notifies of new labels, not of an alert whose text has changed."""
+    tell(ours, {"kind": "alertmanager", "name": "am", "url": hook.url})
+    worse = attacked(ours, latency_page(ours))
+    rounds(ours, clock)
+    standing = {alert["labels"]["signal"]: alert for alert in json.loads(hook.told[-1].body)}
+    assert standing.keys() == {"latency", "injections"}
+    assert {alert["labels"]["severity"] for alert in standing.values()} == {"page"}
+    end(ours, worse)
+    rounds(ours, clock)
+    ended = {alert["labels"]["signal"]: alert["endsAt"] for alert in json.loads(hook.told[-1].body)}
+    assert ended.keys() == standing.keys()
+    assert all(ended[signal] < standing[signal]["endsAt"] for signal in ended)

@@ -79,9 +79,10 @@ def opened(score: WindowScore, at: datetime, pages: Sequence[str] = PAGES) -> Al
 def takes(episode: AlertEpisode, score: WindowScore, group_s: float) -> bool:
     """Whether an alarm belongs to an open episode: it has that signal or problem already, or was seen close to it.
 
-    `group_s` is how far apart in time two problems of a model may be and still be one. A served model that changed is
-    one with nothing else, and of one version: whoever restarts an engine must not take a drift for over, nor the other
-    way round. Nor is a group of people that is treated worse: that may stand while drifts come and go.
+    `group_s` is how far apart in time two problems of a model may be and still be one: from the first window that
+    raised a signal, or from the last. A served model that changed is one with nothing else, and of one version: whoever
+    restarts an engine must not take a drift for over, nor the other way round. Nor is a group of people that is treated
+    worse: that may stand while drifts come and go.
     """
     if episode.signal in OF_SERVING or score.signal in OF_SERVING:
         return episode.signal == score.signal and episode.version == score.version
@@ -93,7 +94,8 @@ def takes(episode: AlertEpisode, score: WindowScore, group_s: float) -> bool:
     margin = timedelta(seconds=group_s)
     return group_s > 0 and any(
         score.window_start <= window[1] + margin and score.window_end >= window[0] - margin
-        for window in map(window_of, findings.values())
+        for finding in findings.values()
+        for window in (window_of(finding), window_of(part_of(finding, "last")))
         if window is not None
     )
 
@@ -105,31 +107,49 @@ def taker(episodes: Iterable[AlertEpisode], score: WindowScore, group_s: float) 
 
 
 def joined(episode: AlertEpisode, score: WindowScore, at: datetime, pages: Sequence[str] = PAGES) -> AlertEpisode:
-    """The episode with one more window of evidence; the same episode when it has that window or enough of them.
+    """The episode with one more window of evidence; the same episode when it has that window. One that has enough of
+    them keeps only how long it goes on.
 
     When prompts changed *and* the model finds them or their true answers harder, or users dislike its answers and the
     answers have changed too, users are likely hurt: the ticket becomes a page. So it does when a signal joins that
-    pages by itself.
+    pages by itself; where it is a page already, that is told as well.
     """
     findings = findings_of(episode)
     agrees = score.signal in findings
-    if score.id in episode.windows or (agrees and len(episode.windows) >= MAX_WINDOWS):
+    full = agrees and len(episode.windows) >= MAX_WINDOWS
+    if score.id in episode.windows or (full and not _goes_on(findings[score.signal], score)):
         return episode
     evidence = episode.evidence
-    if agrees and (engines := part_of(findings[score.signal], "engines")):
-        both = _moved if score.signal == SERVED_MODEL_CHANGE else _added
-        finding = findings[score.signal] | {"engines": both(engines, score.detail["engines"])}
+    if agrees:
+        finding = findings[score.signal]
+        if _goes_on(finding, score):
+            finding = finding | {"last": _times(score)}
+        if not full and (engines := part_of(finding, "engines")):
+            both = _moved if score.signal == SERVED_MODEL_CHANGE else _added
+            finding = finding | {"engines": both(engines, score.detail["engines"])}
         evidence = evidence | {"signals": findings | {score.signal: finding}}
-    if not agrees:
+    else:
+        too = {"pages_too": True} if score.signal in pages and episode.severity == "page" else {}
         evidence = evidence | {
             "summary": f"{summary_of(episode)}; {summary(score)}",
-            "signals": findings | {score.signal: _finding(score)},
+            "signals": findings | {score.signal: _finding(score) | too},
         }
     raised = {*findings, score.signal}
     hurt = (PROMPT_DRIFT in raised and raised & set(PERPLEXITIES)) or (THUMBS_DOWN in raised and len(raised) > 1)
     severity = "page" if hurt or score.signal in pages else episode.severity
-    windows = (*episode.windows, score.id)
+    windows = episode.windows if full else (*episode.windows, score.id)
     return episode.model_copy(update={"windows": windows, "evidence": evidence, "severity": severity, "updated_at": at})
+
+
+def ended_by_person(episode: AlertEpisode) -> bool:
+    """Whether somebody said that what was seen is right as it is; what the monitor ended itself says so."""
+    return episode.resolved_at is not None and not {"cleared", "champion"} & episode.evidence.keys()
+
+
+def _goes_on(finding: Mapping[str, Any], score: WindowScore) -> bool:
+    """Whether a window is later than all that a finding knows of."""
+    known = [window for window in (window_of(finding), window_of(part_of(finding, "last"))) if window is not None]
+    return all(score.window_end > end for _, end in known)
 
 
 def _added(one: Mapping[str, Sequence[int]], other: Mapping[str, Sequence[int]]) -> dict[str, list[int]]:
@@ -189,12 +209,15 @@ def _of_answers(signal: str, detail: Mapping[str, Any]) -> str:
     return f"gives answers of another length (median {was:.0f} → {now:.0f} characters)"
 
 
+def _times(score: WindowScore) -> dict[str, str]:
+    return {"window_start": score.window_start.isoformat(), "window_end": score.window_end.isoformat()}
+
+
 def _finding(score: WindowScore) -> dict[str, Any]:
     kept = {key: score.detail[key] for key in _KEPT if key in score.detail}
     return {
         "window": score.id,
-        "window_start": score.window_start.isoformat(),
-        "window_end": score.window_end.isoformat(),
+        **_times(score),
         "detector": DETECTORS[score.signal],
         "n": score.n,
         "statistic": score.statistic,

@@ -42,6 +42,11 @@ class StreamEpisodes:
         if changed != episode:  # each check may tell of another engine
             self._registry.episodes.update(episode, self._explained(changed, now), by=BY, action="episode.window")
 
+    def take_up(self, newest: WindowScore | None) -> None:
+        """Act on the last check's alarm, in case a monitor was stopped before it did; has effect once."""
+        if newest is not None and newest.verdict == "drift":
+            self.raised(newest)
+
     def _explained(self, episode: AlertEpisode, now: datetime) -> AlertEpisode:
         return explained(episode, gather(self._registry, episode, self._settings.changes_s, now))
 

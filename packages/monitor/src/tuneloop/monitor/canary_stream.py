@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 import numpy as np
 
+from tuneloop.monitor.alerts import ended_by_person
 from tuneloop.monitor.canaries import Round, canaries
 from tuneloop.monitor.detectors import Outcome
 from tuneloop.monitor.metrics import Metrics
@@ -130,7 +131,7 @@ class CanaryStream:
         if since.detail["canaries"] != digest:
             return True  # the texts themselves have changed
         return any(
-            e.resolved_at is not None and e.resolved_at > since.at and "cleared" not in e.evidence
+            ended_by_person(e) and e.resolved_at is not None and e.resolved_at > since.at
             for e in self.episodes(newest.model, newest.version)
         )
 

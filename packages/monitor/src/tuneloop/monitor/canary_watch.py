@@ -28,7 +28,6 @@ from tuneloop.registry.errors import Unavailable
 from tuneloop.registry.nouns import EngineState, Route, WindowScore, version_name
 
 log = logging.getLogger("tuneloop.monitor")
-_RECENT = 50  # checks read back to see whether the stream has gone quiet
 
 
 class CanaryWatch:
@@ -55,6 +54,7 @@ class CanaryWatch:
 
     def _watch_version(self, model: str, version: int) -> None:
         newest = self._stream.newest(model, version)
+        self._episodes.take_up(newest)
         if newest is None or self._stream.wants_baseline(newest):  # `Baselines` is about to freeze it
             return
         if self._registry.clock() < newest.window_end + timedelta(seconds=self._settings.canary_every_s):

@@ -19,6 +19,12 @@ from tuneloop.registry.nouns import AlertEpisode, WindowScore
 _STREAM = ("model", "version", "signal")
 
 
+def _label_sets(metric: Counter | Gauge) -> list[dict[str, str]]:
+    """By what a metric is told apart now, in the order it names them."""
+    samples = next(iter(metric.collect())).samples
+    return [sample.labels for sample in samples if not sample.name.endswith("_created")]
+
+
 class Metrics:
     """The monitor's numbers; cheap to set, labels of a version leave with it."""
 
@@ -106,14 +112,17 @@ class Metrics:
             self._threshold.labels(*stream).set(score.threshold)
 
     def only(self, champions: Mapping[str, int], routed: Mapping[str, Collection[int]]) -> None:
-        """Drop the streams of versions that are champions no more; of canaries and trials, of what left its route."""
-        for gauge in (self._statistic, self._threshold):
-            for sample in next(iter(gauge.collect())).samples:
-                labels = sample.labels
+        """Drop the streams of versions that are champions no more; of canaries and trials, of what left its route; and
+        the lag of models that have none."""
+        for of_streams in (self._statistic, self._threshold, self._judged):
+            for labels in _label_sets(of_streams):
                 model, version = labels["model"], int(labels["version"])
                 of_any_arm = labels["signal"] in (SERVED_MODEL_CHANGE, *DETECTORS_OF_TRIALS)
                 if version not in routed.get(model, ()) if of_any_arm else champions.get(model) != version:
-                    gauge.remove(*(labels[name] for name in _STREAM))
+                    of_streams.remove(*labels.values())
+        for labels in _label_sets(self._lag):
+            if labels["model"] not in champions:
+                self._lag.remove(labels["model"])
 
     def open_episodes(self, episodes: Sequence[AlertEpisode]) -> None:
         """The episodes that are open after a pass, less those that are silenced."""

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tuneloop.monitor.alerts import ended_by_person
 from tuneloop.monitor.reference import Reference, score_id
 from tuneloop.monitor.signals import PARITY
 from tuneloop.registry import Registry
@@ -47,12 +48,11 @@ def pool_of(registry: Registry, model: str, version: int, index: int, reference:
 
 
 def accepted_gap(registry: Registry, model: str, version: int) -> AlertEpisode | None:
-    """The last episode of parity that a person resolved; those that the monitor ended say so."""
+    """The last episode of parity that a person resolved."""
     found = registry.episodes.all(model, version=version, signal=PARITY)
     for row in found.unreadable:
         log.error("left out of what %s has been through: %s", version_name(model, version), row)
-    by_hand = [e for e in found if e.resolved_at is not None and not {"cleared", "champion"} & e.evidence.keys()]
-    return by_hand[0] if by_hand else None
+    return next(filter(ended_by_person, found), None)
 
 
 def _seen_in(registry: Registry, episode: AlertEpisode, most: int) -> list[WindowScore]:

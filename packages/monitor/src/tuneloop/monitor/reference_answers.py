@@ -115,6 +115,7 @@ class ReferenceAnswers:
 
     def _looked_at(self, model: str, version: int) -> None:
         try:
+            self._episodes.take_up(self._stream.newest(model, version))
             engines = self._registry.fleet.serving(version_name(model, version))
             if engines:
                 self._look(model, version, engines[0], self._sets[model])

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from tuneloop.monitor.signals import OF_SERVING
+from tuneloop.monitor.delivery.page import next_commands
+from tuneloop.registry.deliveries.receivers import MOST_EXAMPLES
 from tuneloop.registry.evidence import (
     causes_of_evidence,
     changes_of_evidence,
@@ -47,9 +48,9 @@ def episode_lines(episode: AlertEpisode, state: str) -> Iterator[str]:
     yield ""
     yield f"runbook    {episode.runbook}"
     if episode.state != "resolved":
-        first = "tuneloop status" if episode.signal in OF_SERVING else "tuneloop retraining list"
+        _, first, *more = next_commands(episode)  # this is the first of them
         yield f"next       {first}; tuneloop report {episode.model}"
-        yield f"           tuneloop alert ack {episode.id} --by YOU"
+        yield from (f"           {command}" for command in more)
 
 
 def window_row(score: WindowScore) -> tuple[object, ...]:
@@ -81,7 +82,7 @@ def _finding_lines(signal: str, finding: dict[str, Any]) -> Iterator[str]:
     for word in listed_of(finding, "words", "word", "reference", "window")[:5]:
         shares = f"{_share(word['reference'])} of the reference, {_share(word['window'])} of the window"
         yield f"word       {one_line(str(word['word']))}: {shares}"
-    for example in listed_of(finding, "examples", "question", "request_id")[:3]:
+    for example in listed_of(finding, "examples", "question", "request_id")[:MOST_EXAMPLES]:
         yield f"example    {one_line(str(example['question'])[:100])}"
         yield f"           tuneloop trace {example['request_id']}"
 

@@ -62,7 +62,7 @@ def resolve(episode_id: str, *, by: str, reason: str) -> None:
 @click.option(
     "--signal",
     type=click.Choice([*get_args(Signal), *get_args(ServingSignal)]),
-    help="Of the model's only those of one signal.",
+    help="Of the model's only those in which nothing but this signal is seen.",
 )
 @click.option("--for", "for_s", required=True, callback=seconds, help="How long: 90s, 30m, 2h, 3d.")
 @by_option

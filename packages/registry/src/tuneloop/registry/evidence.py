@@ -56,6 +56,11 @@ def window_of(finding: Mapping[str, Any]) -> tuple[datetime, datetime] | None:
     return None if begin is None or end is None else (begin, end)
 
 
+def pages_too(episode: AlertEpisode) -> list[str]:
+    """The signals that page by themselves and joined it when it was a page already."""
+    return sorted(signal for signal, finding in findings_of(episode).items() if finding.get("pages_too") is True)
+
+
 def _time(said: object) -> datetime | None:
     try:
         at = datetime.fromisoformat(str(said))

@@ -11,7 +11,7 @@ from email.message import EmailMessage
 from email.utils import format_datetime
 from typing import Any
 
-from tuneloop.monitor.delivery.page import Page, text_lines
+from tuneloop.monitor.delivery.page import Page, most_left_out, text_lines
 from tuneloop.registry.deliveries.receivers import Email
 from tuneloop.registry.printing import plain
 
@@ -29,11 +29,14 @@ def webhook(page: Page) -> bytes:
 
 def slack(page: Page) -> bytes:
     """As incoming webhooks take it: the line for the notification, the page as blocks."""
-    lines = [_slack_text(line) for line in text_lines(page)]
+    for left_out in range(most_left_out(page) + 1):
+        lines = [_slack_text(line) for line in text_lines(page, left_out)]
+        rest = "\n".join(lines[2:]).replace("```", "'''")
+        if len(rest) <= _SLACK_CHARS:
+            break
     blocks: list[dict[str, Any]] = [
         {"type": "section", "text": {"type": "mrkdwn", "text": f"*{lines[0][:_SLACK_CHARS]}*"}}
     ]
-    rest = "\n".join(lines[2:]).replace("```", "'''")
     blocks.append({"type": "section", "text": {"type": "mrkdwn", "text": f"```{rest[:_SLACK_CHARS]}```"}})
     colour = _COLOURS["resolved" if page.state == "resolved" else page.severity]
     said = {"text": _slack_text(page.title), "attachments": [{"color": colour, "blocks": blocks}]}
@@ -56,18 +59,22 @@ def email(page: Page, receiver: Email, at: datetime) -> EmailMessage:
 
 def alertmanager(page: Page, now: datetime, lasts: timedelta) -> bytes:
     """What API v2 takes; the alert of the ticket ends where it has become a page."""
-    labels = _labels(page.episode, page.model, page.version, page.signal)
-    alerts = [_alert(page, labels, now, lasts)]
+    alerts = _alerts(page, now, lasts)
     if page.transition == "worse":
-        start = _stamp(page.opened_at)
-        alerts.append({"labels": {**labels, "severity": "ticket"}, "startsAt": start, "endsAt": _stamp(now)})
+        labels = {**_labels(page, page.signal), "severity": "ticket"}
+        alerts.append({"labels": labels, "startsAt": _stamp(page.opened_at), "endsAt": _stamp(now)})
     return json.dumps(alerts, ensure_ascii=False).encode()
 
 
 def renewal(pages: Sequence[Page], now: datetime, lasts: timedelta) -> bytes:
     """Alertmanager forgets what nobody repeats, and everything when it restarts."""
-    alerts = [_alert(page, _labels(page.episode, page.model, page.version, page.signal), now, lasts) for page in pages]
+    alerts = [alert for page in pages for alert in _alerts(page, now, lasts)]
     return json.dumps(alerts, ensure_ascii=False).encode()
+
+
+def _alerts(page: Page, now: datetime, lasts: timedelta) -> list[dict[str, Any]]:
+    """One, and one of each signal that joined a page: Alertmanager notifies of labels, not of what they say."""
+    return [_alert(page, _labels(page, signal), now, lasts) for signal in (page.signal, *page.pages_too)]
 
 
 def _alert(page: Page, labels: dict[str, str], now: datetime, lasts: timedelta) -> dict[str, Any]:
@@ -87,8 +94,9 @@ def _alert(page: Page, labels: dict[str, str], now: datetime, lasts: timedelta) 
     }
 
 
-def _labels(episode: str, model: str, version: int, signal: str) -> dict[str, str]:
-    return {"alertname": ALERT, "episode": episode, "model": model, "version": str(version), "signal": signal}
+def _labels(page: Page, signal: str) -> dict[str, str]:
+    of_episode = {"episode": page.episode, "model": page.model, "version": str(page.version)}
+    return {"alertname": ALERT, **of_episode, "signal": signal}
 
 
 def _stamp(at: datetime) -> str:

@@ -10,12 +10,14 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+from tuneloop.monitor.signals import OF_SERVING
 from tuneloop.registry.deliveries.outbox import Delivery
 from tuneloop.registry.evidence import (
     causes_of_evidence,
     changes_of_evidence,
     findings_of,
     listed_of,
+    pages_too,
     since_of,
     summary_of,
 )
@@ -24,6 +26,8 @@ from tuneloop.registry.printing import one_line
 
 Redact = Callable[[Sequence[str]], list[str]]  # texts without personal data, in their order
 _EXAMPLE_CHARS = 200
+_SPARED = ("examples", "changes", "done", "causes")  # left out first where a page has to be short
+_OF_ENGINES = ("engine", "served model", "load")  # what no training mends
 _SAID = {"opened": "", "worse": "got worse: ", "acknowledged": "acknowledged: ", "resolved": "resolved: "}
 
 
@@ -52,6 +56,7 @@ class Page:
     done: tuple[str, ...]
     runbook: str
     next: tuple[str, ...]  # commands
+    pages_too: tuple[str, ...] = ()  # signals that page by themselves and joined it when it was a page
 
 
 def page_of(
@@ -90,6 +95,7 @@ def page_of(
         done=tuple(one_line(line) for line in episode.done[-5:]),
         runbook=f"{runbook_base}{episode.runbook}",
         next=tuple(next_commands(episode)),
+        pages_too=tuple(pages_too(episode)),
     )
 
 
@@ -101,7 +107,7 @@ def next_commands(episode: AlertEpisode) -> Iterable[str]:
     kind, _ = next(iter(causes_of_evidence(episode)), ("", ""))
     if kind == "deploy":
         yield f"tuneloop route history {episode.model}"
-    elif kind in {"engine", "served model"}:
+    elif kind in _OF_ENGINES or (not kind and episode.signal in OF_SERVING):
         yield "tuneloop status"
     elif kind == "attack":
         yield f"tuneloop guard policy {episode.model}"
@@ -113,8 +119,19 @@ def next_commands(episode: AlertEpisode) -> Iterable[str]:
         yield f"tuneloop alert ack {episode.id} --by YOU"
 
 
-def text_lines(page: Page) -> Iterable[str]:
-    """The page for a reader, a line at a time."""
+def most_left_out(page: Page) -> int:
+    """How many of its texts a page can do without; the runbook and what to type next are none of them."""
+    return sum(len(getattr(page, name)) for name in _SPARED)
+
+
+def text_lines(page: Page, left_out: int = 0) -> Iterable[str]:
+    """The page for a reader, a line at a time; where it has to be short, without so many texts, which it says."""
+    kept: dict[str, tuple[str, ...]] = {}
+    spare = left_out
+    for field in _SPARED:
+        texts: tuple[str, ...] = getattr(page, field)
+        kept[field] = texts[: max(len(texts) - spare, 0)]
+        spare -= len(texts) - len(kept[field])
     yield page.what
     yield ""
     yield f"model      {version_name(page.model, page.version)}"
@@ -125,12 +142,14 @@ def text_lines(page: Page) -> Iterable[str]:
     if page.sure:
         yield f"how sure   {page.sure}"
     for name, texts in (
-        ("cause", page.causes),
-        ("example", page.examples),
-        ("before", page.changes),
-        ("done", page.done),
+        ("cause", kept["causes"]),
+        ("example", kept["examples"]),
+        ("before", kept["changes"]),
+        ("done", kept["done"]),
     ):
         yield from (f"{name:<10} {text}" for text in texts)
+    if left_out:
+        yield f"left out   {left_out} more lines; `tuneloop alert show {page.episode}` has them"
     yield f"runbook    {page.runbook}"
     yield from (f"next       {command}" for command in page.next)
 

@@ -17,7 +17,7 @@ from typing import Literal
 
 from tuneloop.monitor.delivery.deciding import LONGEST_WAIT_S, fate, heads, wait_s
 from tuneloop.monitor.delivery.page import Page, Redact, page_of
-from tuneloop.monitor.delivery.sending import AnyReceiver, NotTaken, Sending
+from tuneloop.monitor.delivery.sending import AnyReceiver, NotTaken, PartlyTaken, Sending
 from tuneloop.monitor.metrics import Metrics
 from tuneloop.monitor.settings import MonitorSettings
 from tuneloop.registry import Registry
@@ -123,9 +123,9 @@ class Deliverer:
         now = self._registry.clock()
         if standing.away_until is not None and now < standing.away_until <= now + timedelta(seconds=LONGEST_WAIT_S):
             return
+        left = [row for row in waiting if not self._overtaken(receiver, row, waiting)]
         silences = self._registry.silences.all()
         told = self._registry.outbox.told(receiver.name)
-        left = list(waiting)
         while due := list(heads(left, now)):
             for row in due:
                 became = "away" if self._stopping() else self._deliver(receiver, standing, row, silences, told)
@@ -159,12 +159,10 @@ class Deliverer:
         try:
             self._sending.send(receiver, self._page(receiver, row, episode))
         except NotTaken as error:
-            self._failed(receiver, standing, row, error)
-            return "away"
+            return self._failed(receiver, standing, row, error)
         except Exception as error:  # an odd secret or page is a failure like any other: it is counted and given up
             log.exception("%s: %s could not be sent", receiver.name, row.id)
-            self._failed(receiver, standing, row, NotTaken(f"a defect of the monitor: {type(error).__name__}"))
-            return "away"
+            return self._failed(receiver, standing, row, NotTaken(f"a defect of the monitor: {type(error).__name__}"))
         paged = row.transition == "opened" and episode.severity == "page" and not isinstance(receiver, Alertmanager)
         as_page = paged and outbox.told_as_page(row, now, self._registry.clock())
         outbox.end(row.id, "sent", self._registry.clock())
@@ -173,19 +171,41 @@ class Deliverer:
         log.info("%s has %s of %s (%s)", receiver.name, row.transition, row.episode_id, row.id)
         return "ended as page" if as_page else "ended"
 
-    def _failed(self, receiver: AnyReceiver, standing: _Standing, row: Delivery, error: NotTaken) -> None:
-        now, attempts = self._registry.clock(), row.attempts + 1
+    def _failed(self, receiver: AnyReceiver, standing: _Standing, row: Delivery, error: NotTaken) -> Became:
+        if isinstance(error, PartlyTaken):  # the receiver is there
+            standing.failures, standing.away_until = 0, None
+            self._put_off(receiver, row, error)
+            return "waits"
         standing.failures += 1
+        if self._put_off(receiver, row, error):
+            away = max(min(error.retry_s, LONGEST_WAIT_S), wait_s(standing.failures, self._rng))
+            standing.away_until = self._registry.clock() + timedelta(seconds=away)
+        return "away"
+
+    def _put_off(self, receiver: AnyReceiver, row: Delivery, error: NotTaken) -> bool:
+        """Have it tried again later, unless that was done for long enough."""
+        now, attempts = self._registry.clock(), row.attempts + 1
         if now - (row.first_at or now) >= timedelta(seconds=self._settings.delivery_give_up_s):
             self._registry.outbox.end(row.id, "given up", now, str(error))
+            self._sending.forget(row.id)
             log.error("%s: %s given up after %d attempts: %s", receiver.name, row.id, attempts, error)
-            return
+            return False
         asked = min(error.retry_s, LONGEST_WAIT_S)
         until = now + timedelta(seconds=max(asked, wait_s(attempts, self._rng)))
         self._registry.outbox.postpone(row.id, until, str(error))
-        away = max(asked, wait_s(standing.failures, self._rng))
-        standing.away_until = now + timedelta(seconds=away)
         log.warning("%s did not take %s, attempt %d: %s", receiver.name, row.id, attempts, error)
+        return True
+
+    def _overtaken(self, receiver: AnyReceiver, row: Delivery, waiting: Sequence[Delivery]) -> bool:
+        """End a mail that waits for some of its addresses only, where a later one of its episode is to go to all of
+        them: that tells these as much, and who has the first is not to wait for them."""
+        later = any(one.episode_id == row.episode_id and one.sequence > row.sequence for one in waiting)
+        if not later or not self._sending.some_have(row.id):
+            return False
+        self._registry.outbox.end(row.id, "sent", self._registry.clock(), row.error)
+        self._sending.forget(row.id)
+        log.warning("%s: the next mail of %s tells those that %s did not reach", receiver.name, row.episode_id, row.id)
+        return True
 
     def _renew(self, receiver: Alertmanager, standing: _Standing, silences: Sequence[Silence]) -> None:
         now = self._registry.clock()

@@ -26,6 +26,7 @@ log = logging.getLogger("tuneloop.monitor.delivery")
 ALERTS_PATH = "/api/v2/alerts"
 AnyReceiver = Webhook | Slack | Alertmanager | Email
 _TAKEN = range(200, 300)
+_FOR_A_WHILE = range(400, 500)  # of what a mail server answers
 
 
 class NotTaken(Unavailable):
@@ -36,24 +37,42 @@ class NotTaken(Unavailable):
         self.retry_s = retry_s
 
 
+class PartlyTaken(NotTaken):
+    """Some addresses of a mail have it, others were refused for a while (a full mailbox, greylisting)."""
+
+
 class Sending:
-    """Attempts at receivers; `lasts` is how long an alert stands in Alertmanager when nobody repeats it."""
+    """Attempts at receivers; `lasts` is how long an alert stands in Alertmanager when nobody repeats it.
+
+    Which addresses a mail has not reached is known to this process alone: the next one sends it to all of them again,
+    under the same id.
+    """
 
     def __init__(self, timeout_s: float, lasts: timedelta, clock: Callable[[], datetime]) -> None:
         self._timeout_s = timeout_s
         self._lasts = lasts
         self._clock = clock
+        self._unreached: dict[str, list[str]] = {}  # delivery that others have → addresses
+
+    def some_have(self, delivery: str) -> bool:
+        """Whether a mail waits for some of its addresses only."""
+        return delivery in self._unreached
+
+    def forget(self, delivery: str) -> None:
+        """No more is to be tried of it."""
+        self._unreached.pop(delivery, None)
 
     def send(self, receiver: AnyReceiver, page: Page) -> None:
         """Have the receiver take one page.
 
         Raises:
+            PartlyTaken: some addresses of a mail are to be tried again; another attempt is at those alone.
             NotTaken: it did not, or it is not known whether it did.
         """
         now = self._clock()
         key = {signature.DELIVERY_HEADER: page.delivery}
         if isinstance(receiver, Email):
-            self._mail(receiver, bodies.email(page, receiver, now))
+            self._mail(receiver, page.delivery, bodies.email(page, receiver, now))
         elif isinstance(receiver, Alertmanager):
             self._to_alertmanager(receiver, bodies.alertmanager(page, now, self._lasts))
         elif isinstance(receiver, Slack):
@@ -92,7 +111,8 @@ class Sending:
         moved = "; redirects are not followed, set the address it names" if status in range(300, 400) else ""
         raise NotTaken(f"it answers {status}{moved}", float(retry) if retry.isdigit() and len(retry) < 6 else 0.0)
 
-    def _mail(self, receiver: Email, message: EmailMessage) -> None:
+    def _mail(self, receiver: Email, delivery: str, message: EmailMessage) -> None:
+        to = self._unreached.get(delivery, list(receiver.to))
         try:
             context = ssl.create_default_context(cafile=receiver.ca_file)
             if receiver.tls == "implicit":
@@ -106,11 +126,21 @@ class Sending:
                     server.starttls(context=context)
                 if receiver.username is not None and receiver.password_file is not None:
                     server.login(receiver.username, _secret(receiver.password_file))
-                refused = server.send_message(message, receiver.sender, list(receiver.to))
+                refused = server.send_message(message, receiver.sender, to)
+        except smtplib.SMTPRecipientsRefused as error:
+            broke_off = set(error.recipients) != set(to)
+            if broke_off or delivery not in self._unreached:  # nobody has it
+                raise NotTaken(f"{type(error).__name__}: {error}") from None
+            refused = error.recipients
         except (OSError, smtplib.SMTPException, ValueError) as error:
             raise NotTaken(f"{type(error).__name__}: {error}") from None
-        if refused:  # trying again would write to the others again
-            log.error("%s: it refuses %s; the others have it", receiver.name, ", ".join(sorted(refused)))
+        later = [address for address in to if address in refused and refused[address][0] in _FOR_A_WHILE]
+        if for_good := sorted(set(refused) - set(later)):
+            log.error("%s: it refuses %s; the others have it", receiver.name, ", ".join(for_good))
+        if later:
+            self._unreached[delivery] = later
+            raise PartlyTaken(f"it refuses {', '.join(later)} for a while; the others have it")
+        self.forget(delivery)
 
 
 @cache

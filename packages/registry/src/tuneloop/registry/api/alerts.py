@@ -42,7 +42,9 @@ class Quiet(Body):
     for_s: float = Field(gt=0, le=LONGEST_S, allow_inf_nan=False, description="How long, in seconds.", examples=[7200])
     episode_id: EpisodeId | None = None
     model: ModelName | None = Field(None, examples=["bot"])
-    signal: Signal | ServingSignal | None = Field(None, description="Of the model's only those of one signal.")
+    signal: Signal | ServingSignal | None = Field(
+        None, description="Of the model's only those in which nothing but this signal is seen."
+    )
 
 
 class Unquiet(Body):

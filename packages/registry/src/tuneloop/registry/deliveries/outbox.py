@@ -20,6 +20,7 @@ from sqlalchemy.engine import Connection
 
 from tuneloop.registry.database import Database, Rows, faults, readable
 from tuneloop.registry.deliveries.receivers import EVERY_MODEL, ReceiversPolicy
+from tuneloop.registry.evidence import findings_of, pages_too
 from tuneloop.registry.nouns import AlertEpisode, Noun
 from tuneloop.registry.paging import Ask, Page, page
 from tuneloop.registry.tables import deliveries, policies
@@ -56,9 +57,10 @@ class Backlog:
     given_up: int  # within the last day
 
 
-def delivery_id(episode_id: str, transition: Transition, receiver: str) -> str:
-    """The same for the same, whoever asks."""
-    return "dl_" + sha256(f"{episode_id}\0{transition}\0{receiver}".encode()).hexdigest()[:24]
+def delivery_id(episode_id: str, transition: Transition, receiver: str, joined: Sequence[str] = ()) -> str:
+    """The same for the same, whoever asks; `joined` are the signals by which a page got worse."""
+    parts = (episode_id, transition, receiver, *joined)
+    return "dl_" + sha256("\0".join(parts).encode()).hexdigest()[:24]
 
 
 def transition_of(before: AlertEpisode | None, after: AlertEpisode) -> Transition | None:
@@ -67,9 +69,15 @@ def transition_of(before: AlertEpisode | None, after: AlertEpisode) -> Transitio
         return "opened"
     if after.state == "resolved":
         return None if before.state == "resolved" else "resolved"
-    if after.severity == "page" and before.severity != "page":
+    if after.severity == "page" and (before.severity != "page" or _joined(before, after)):
         return "worse"
     return "acknowledged" if after.state == "acknowledged" and before.state != "acknowledged" else None
+
+
+def _joined(before: AlertEpisode | None, after: AlertEpisode) -> list[str]:
+    """The problems a page has now that would page alone: whoever works on the one has not heard of the other."""
+    known = findings_of(before) if before is not None else {}
+    return [signal for signal in pages_too(after) if signal not in known]
 
 
 def receivers_in_force(connection: Connection) -> ReceiversPolicy | None:
@@ -99,6 +107,7 @@ def enqueue(
     policy = receivers_in_force(connection) if transition is not None else None
     if transition is None or policy is None:
         return
+    joined = _joined(before, after) if transition == "worse" else []
     known: dict[str, list[str]] = {}
     query = sa.select(deliveries.c.receiver, deliveries.c.transition).where(deliveries.c.episode_id == after.id)
     for receiver_name, told in connection.execute(query):
@@ -108,7 +117,7 @@ def enqueue(
         if not receiver.takes(after.model, after.severity) or (transition not in _TOLD and not heard):
             continue
         values = {
-            "id": delivery_id(after.id, transition, receiver.name),
+            "id": delivery_id(after.id, transition, receiver.name, joined),
             "episode_id": after.id,
             "receiver": receiver.name,
             "transition": transition,
@@ -191,15 +200,16 @@ class Outbox:
     def told_as_page(self, opened: Delivery, read_at: datetime, at: datetime) -> bool:
         """The episode was told as the page it had become: when it was one before anything was tried (else before it
         was read), that it got worse is no news. A ticket may have gone out with an attempt that seemed to fail."""
-        worse = delivery_id(opened.episode_id, "worse", opened.receiver)
         where = (
-            deliveries.c.id == worse,
+            deliveries.c.episode_id == opened.episode_id,
+            deliveries.c.receiver == opened.receiver,
+            deliveries.c.transition == "worse",
             deliveries.c.state == "waiting",
             deliveries.c.created_at <= (opened.first_at or read_at),
         )
         values = {"state": "dropped", "ended_at": at, "error": "it was told as a page from the first"}
         with self._db.writing() as connection:
-            return connection.execute(sa.update(deliveries).where(*where).values(**values)).rowcount == 1
+            return connection.execute(sa.update(deliveries).where(*where).values(**values)).rowcount > 0
 
     def backlogs(self, receivers: Sequence[str], at: datetime) -> dict[str, Backlog]:
         """By receiver: what fails, and what was given up."""

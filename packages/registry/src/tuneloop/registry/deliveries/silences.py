@@ -40,19 +40,34 @@ class Silence(Noun):
         """When it ends, or ended."""
         return self.until if self.revoked_at is None else min(self.until, self.revoked_at)
 
+    def stands(self, model: str, at: datetime) -> bool:
+        """Whether it asks for quiet about anything of that model at that time."""
+        return model == self.model and self.created_at <= at < self.ends_at
+
     def covers(self, episode: AlertEpisode, at: datetime) -> bool:
-        """Whether it asks for quiet about that episode at that time."""
-        if episode.model != self.model or not self.created_at <= at < self.ends_at:
+        """Whether it asks for quiet about that episode at that time: of a signal, only where nothing else is in it."""
+        if not self.stands(episode.model, at):
             return False
         if self.episode_id is not None:
             return episode.id == self.episode_id
-        return self.signal is None or self.signal in {episode.signal, *findings_of(episode)}
+        return self.signal is None or _signals(episode) == {self.signal}
 
 
 def silenced(episode: AlertEpisode, found: Iterable[Silence], at: datetime) -> Silence | None:
-    """The silence that covers an episode at a time and ends last."""
-    covering = [silence for silence in found if silence.covers(episode, at)]
+    """The silence that covers an episode at a time and ends last; where it takes those of several signals together to
+    cover all that is in it, the first of them to end."""
+    standing = [silence for silence in found if silence.stands(episode.model, at)]
+    covering = [silence for silence in standing if silence.covers(episode, at)]
+    signals = _signals(episode)
+    of_signals = [silence for silence in standing if silence.episode_id is None and silence.signal in signals]
+    lasting = {str(silence.signal): silence for silence in sorted(of_signals, key=lambda silence: silence.ends_at)}
+    if lasting.keys() == signals:
+        covering.append(min(lasting.values(), key=lambda silence: silence.ends_at))
     return max(covering, key=lambda silence: silence.ends_at, default=None)
+
+
+def _signals(episode: AlertEpisode) -> set[str]:
+    return {episode.signal, *findings_of(episode)}
 
 
 class Silences:
