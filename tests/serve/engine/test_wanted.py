@@ -87,6 +87,11 @@ def test_a_gateway_that_fell_silent_counts_as_behind_for_a_while_and_one_that_en
     assert watch.look().gateways == Gateways({}, frozenset(), frozenset({"bot"}))
     clock.advance(1)
     assert watch.look().gateways == Gateways()
+    beat_gateway(registries, {"bot": 1}, id="g1")
+    with registries.database.writing() as connection:
+        connection.execute(sa.text("UPDATE gateways SET applied = '5' WHERE id = 'g1'"))
+    clock.advance(STALE_AFTER_S)
+    assert watch.look().gateways == Gateways({}, frozenset(), frozenset({"bot"})), "nobody knows what it applies"
 
 
 def test_with_the_registry_away_the_last_wanted_adapters_are_still_known(registry: Registry, tmp_path: Path) -> None:

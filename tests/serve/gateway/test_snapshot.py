@@ -16,7 +16,7 @@ from tuneloop.registry.access.keys import key_digest
 from tuneloop.registry.errors import InvalidInput
 from tuneloop.registry.nouns import AdapterState, ApiKey, Arm, EngineState, Route, utc_now
 from tuneloop.registry.routes.assignment import assign, held_out, key_hash
-from tuneloop.serve.gateway.breaker import LONGEST_PAUSE_S, Breaker
+from tuneloop.serve.gateway.breaker import FORGOTTEN_AFTER_S, LONGEST_PAUSE_S, Breaker
 from tuneloop.serve.gateway.errors import ApiError
 from tuneloop.serve.gateway.load import SET_ASIDE_S, Load, RetryBudget
 from tuneloop.serve.gateway.routing import pick, plan
@@ -218,6 +218,9 @@ def test_a_pause_grows_while_failures_go_on_lets_one_try_at_a_time_and_ends_with
     breaker.failed("e1", 1.0)
     now[0] += 1.0
     assert not breaker.now(), "the first pause again"
+    now[0] += FORGOTTEN_AFTER_S
+    assert not breaker.now()
+    assert not breaker.paused, "an engine that left costs requests nothing"
 
 
 def test_a_slot_that_fails_is_passed_over_for_the_same_version_elsewhere_and_never_for_another() -> None:

@@ -173,8 +173,9 @@ class RegistryWatch(FleetMember):
                 if engine == self._engine_id:
                     running[name] += count
             late |= _behind(gateway, routes)
-        cut_off = frozenset(model for gateway in silent for model in _behind(gateway, routes))
-        return Gateways(dict(running), frozenset(late), cut_off)
+        cut_off = set(routes) if silent.unreadable else set()
+        cut_off.update(*(_behind(gateway, routes) for gateway in silent))
+        return Gateways(dict(running), frozenset(late), frozenset(cut_off))
 
     def _remember(self, wanted: tuple[Version, ...]) -> dict[str, str]:
         """Keep what is wanted for the next life; why that failed, under the file's name."""

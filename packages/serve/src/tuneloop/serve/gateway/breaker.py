@@ -12,6 +12,7 @@ from collections.abc import Callable
 import msgspec
 
 LONGEST_PAUSE_S = 15.0
+FORGOTTEN_AFTER_S = 60.0  # engines leave, and nobody asks them again
 
 
 class _Pause(msgspec.Struct):
@@ -55,4 +56,7 @@ class Breaker:
         if not self.paused:
             return frozenset()
         now = self._clock()
-        return frozenset(name for name, pause in self.paused.items() if pause.until > now)
+        found = frozenset(name for name, pause in self.paused.items() if pause.until > now)
+        if len(found) < len(self.paused):
+            self.paused = {n: pause for n, pause in self.paused.items() if now - pause.until < FORGOTTEN_AFTER_S}
+        return found

@@ -137,7 +137,7 @@ class Recorder:
 
     def _skip_text(self, exchange: Exchange) -> None:
         exchange.forget_text()
-        exchange.guards["redaction"] = "skipped"
+        exchange.guards = exchange.guards | {"redaction": "skipped"}  # anew: a thread may be reading them for a span
         self._metrics.records_without_text.inc()
 
     def add_feedback(self, feedback: Feedback) -> None:
