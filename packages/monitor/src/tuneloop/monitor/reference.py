@@ -141,7 +141,7 @@ def _season(registry: Registry, history: Sequence[Route], version: int, size: in
     if now < until:
         return Gathering(f"the reference of {model}@{version} is gathered until {until:%Y-%m-%d %H:%M}Z")
     found: list[RequestRecord] = []
-    few = registry.traffic.window(model, since=since, version=version, oldest=size)
+    few = registry.traffic.window(model, since=since, until=now, version=version, oldest=size)
     if len(few) + len(few.unreadable) < size:  # one look, not one for each hour since: it may stay so for long
         by_hour = groupby(few, lambda record: -((since - record.at) // timedelta(hours=1)))
         found += [record for _, hour in by_hour for record in islice(hour, _AN_HOUR) if judgeable(record)]
@@ -191,9 +191,9 @@ def of_like_times(reference: Reference, window: Sequence[RequestRecord], size: i
 
 def _beginning(registry: Registry, history: Sequence[Route], version: int, size: int) -> Reference | Gathering:
     model, since = history[0].model, became_champion(history, version)
-    limit = 2 * size
+    limit, now = 2 * size, registry.clock()
     while True:
-        served = registry.traffic.window(model, since=since, version=version, oldest=limit)
+        served = registry.traffic.window(model, since=since, until=now, version=version, oldest=limit)
         usable = [record for record in served if judgeable(record)]
         if len(usable) >= size:
             return reference_of(usable[:size], frozen=False)

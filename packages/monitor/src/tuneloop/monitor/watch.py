@@ -27,6 +27,7 @@ from tuneloop.monitor.settings import MonitorSettings
 from tuneloop.monitor.signals import DETECTORS, INVALID_FORMAT, OWN_REFERENCE, PERPLEXITIES, windowed
 from tuneloop.monitor.standards import Standard, Standards, compared
 from tuneloop.monitor.standing import standing
+from tuneloop.monitor.streams import last_scores
 from tuneloop.monitor.windows import Window, judged_window, next_window, progress
 from tuneloop.registry import Registry
 from tuneloop.registry.deliveries.silences import silenced
@@ -188,7 +189,7 @@ class Monitor:
     def _finish_last(self, history: Sequence[Route], version: int) -> None:
         """Complete the last judged window, in case a monitor was stopped in the midst of it."""
         model = history[0].model
-        anchors = self._registry.episodes.scores(model, version=version, signal=ANCHOR, limit=1)
+        anchors = last_scores(self._registry, model, version, ANCHOR, 1)
         standard = self._standards.of_judged(history, anchors[0]) if anchors else None
         if standard is not None:
             window = judged_window(self._registry, anchors[0])
