@@ -3,12 +3,16 @@
 Invariants: a window of a signal is judged once (its score's id is made of model, version, signal and index), an
 alarm is acted on at least once and has effect once, so a monitor killed anywhere goes on where it stopped. It needs
 no state of its own.
+
+A pass is whole within minutes, whatever has queued up: models share SPEND_S of it for their windows, each judges one at
+least, and goes on in the next. A pass that was cut short is followed by one that begins with who had no turn.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -37,6 +41,9 @@ from tuneloop.registry.rollouts.rollout import OPEN
 from tuneloop.registry.routes.store import CurrentRoutes
 
 log = logging.getLogger("tuneloop.monitor")
+# Of a pass, for all champions; a window takes engines about 11 s, and a monitor without a whole pass for 600 s is paged
+# for. Challengers have as much again as `challengers.SPEND_S` says.
+SPEND_S = 120.0
 
 
 @dataclass(frozen=True)
@@ -53,7 +60,7 @@ class ModelState:
 
 class Monitor:
     """Watches every model that has a route. `stopping` is asked between windows, so a stop is prompt; `alive` is called
-    after each whole pass of `run`."""
+    after each whole pass of `run`; `elapsed` tells seconds that no clock's being set changes."""
 
     def __init__(
         self,
@@ -64,8 +71,12 @@ class Monitor:
         stopping: Callable[[], bool] = lambda: False,
         alive: Callable[[], object] = lambda: None,
         canaries: CanaryWatch | None = None,
+        elapsed: Callable[[], float] = time.monotonic,
     ) -> None:
         self._alive = alive
+        self._elapsed = elapsed
+        self._passes = 0
+        self._turns: dict[str, int] = {}  # model → the last pass that looked at it
         self._registry = registry
         self._settings = settings
         self._scorer = scorer
@@ -104,7 +115,7 @@ class Monitor:
         self._registry.retraining.expire(by=BY)
         self._look_for_standing()  # before the windows: a backlog of them may take engines minutes
         routes = self._registry.routes.current_all()
-        states = [self._watched(model, routes) for model in sorted({*routes, *routes.unreadable})]
+        states = sorted(self._each(routes), key=lambda state: state.model)
         tried = self._challengers.watch(self._registry.routes.current_all())  # last, and for a while only
         states = [replace(state, failure=state.failure or tried.get(state.model, "")) for state in states]
         self._metrics.only(
@@ -122,6 +133,15 @@ class Monitor:
             self._metrics.passed(now, loud)
         return states
 
+    def _each(self, routes: CurrentRoutes) -> Iterator[ModelState]:
+        """Every model in turn: first those that the last pass did not come to."""
+        models = {*routes, *routes.unreadable}
+        self._passes += 1
+        self._turns = {model: self._turns.get(model, 0) for model in models}
+        for model in sorted(models, key=lambda model: (self._turns[model], model)):
+            self._turns[model] = self._passes
+            yield self._watched(model, routes, SPEND_S / len(models))
+
     def _look_for_standing(self) -> None:
         rollouts = self._registry.rollouts.all(states=OPEN)
         requests = self._registry.retraining.all(open_only=True)
@@ -130,9 +150,9 @@ class Monitor:
             log.error("not looked at for whether it stands still: %s", row)
         self._metrics.stands(standing(rollouts, experiments, requests, self._registry.clock()))
 
-    def _watched(self, model: str, routes: CurrentRoutes) -> ModelState:
+    def _watched(self, model: str, routes: CurrentRoutes, spend_s: float) -> ModelState:
         try:
-            return self._watch(model)
+            return self._watch(model, spend_s)
         except (Stopped, Unavailable):
             raise
         except TuneloopError as error:
@@ -143,7 +163,7 @@ class Monitor:
             failure = f"{type(error).__name__}: {error}"
         return ModelState(model, routes[model].champion if model in routes else None, 0, 0, "", failure)
 
-    def _watch(self, model: str) -> ModelState:
+    def _watch(self, model: str, spend_s: float) -> ModelState:
         history = self._registry.routes.history(model)
         if history.unreadable:
             self._registry.routes.current(model)  # raises when the newest is among them: what serves is not known then
@@ -159,21 +179,26 @@ class Monitor:
             self._keeper.pursue(model)
         else:
             self._finish_last(history, version)
+            until = self._elapsed() + spend_s
             while True:
                 self._keeper.pursue(model)  # after each window: a backlog of them may take engines minutes
                 done = progress(self._registry, history, version, standard.reference, self._settings.late_s)
                 window = next_window(self._registry, model, version, done, self._settings.window)
-                if isinstance(window, tuple) or self._stopping():
+                if isinstance(window, tuple) or self._stopping() or (judged and self._elapsed() >= until):
                     break
                 scores = self._judge_window(model, version, standard, window)
                 standard = standard.held_to(window)
                 judged, alarms = judged + 1, alarms + sum(score.verdict == "drift" for score in scores)
             held = window if isinstance(window, tuple) else window.records
-            if self._keeper.heard(model) is None:
+            whole = not isinstance(window, tuple)
+            if not whole and self._keeper.heard(model) is None:
                 ahead = () if standard.reference.frozen or self._settings.season_days else standard.reference.records
                 self._read_ahead(model, version, (*ahead, *held))
+            name = f"window {done.next_index} of {model}@{version}"
             waiting = (
-                f"window {done.next_index} of {model}@{version} holds {len(held)} of {self._settings.window} records"
+                f"{name} is whole and waits for the next pass"
+                if whole
+                else f"{name} holds {len(held)} of {self._settings.window} records"
             )
         if self._said.get(model) != waiting:
             self._said[model] = waiting
