@@ -32,6 +32,7 @@ from tuneloop.monitor.signals import DETECTORS, INVALID_FORMAT, OWN_REFERENCE, P
 from tuneloop.monitor.standards import Standard, Standards, compared
 from tuneloop.monitor.standing import standing
 from tuneloop.monitor.streams import last_scores
+from tuneloop.monitor.textless import Textless, without_text
 from tuneloop.monitor.windows import Window, judged_window, next_window, progress
 from tuneloop.registry import Registry
 from tuneloop.registry.deliveries.silences import silenced
@@ -88,6 +89,7 @@ class Monitor:
         self._signals = windowed(settings)
         self._standards = Standards(registry, settings, scorer)
         self._keeper = Keeper(registry, settings, watches_canaries=canaries is not None)
+        self._textless = Textless(registry)
         self._said: dict[str, str] = {}
 
     def run(self, wait: Callable[[float], object]) -> None:
@@ -171,8 +173,12 @@ class Monitor:
         if self._canaries is not None:  # first: what a changed model does to the traffic is no drift of it
             self._canaries.watch(history[0])
         self._keeper.end_replaced(history[0])
+        if self._textless.has_nothing_left(model, version):
+            self._keeper.pursue(model)
+            return ModelState(model, version, 0, 0, without_text(model, version))
         standard = self._standards.of(history)
         judged = alarms = 0
+        whole = False
         if isinstance(standard, Gathering):
             waiting = standard.why
             self._read_ahead(model, version, standard.records)
@@ -200,6 +206,8 @@ class Monitor:
                 if whole
                 else f"{name} holds {len(held)} of {self._settings.window} records"
             )
+        if not whole and self._textless.gone_through(model, version):
+            return ModelState(model, version, judged, alarms, without_text(model, version))
         if self._said.get(model) != waiting:
             self._said[model] = waiting
             log.info("%s", waiting)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from tuneloop.monitor.reference import ANCHOR, JUST_BEFORE, Reference, champion_since, judgeable
+from tuneloop.monitor.reference import ANCHOR, JUST_BEFORE, Reference, champion_since
 from tuneloop.monitor.streams import last_scores
 from tuneloop.registry import Registry
 from tuneloop.registry.nouns import RequestRecord, Route, WindowScore
@@ -78,14 +78,16 @@ def next_window(
     """The next whole window, or the records that wait for it to fill."""
     limit, until = len(done.taken) + 4 * size, registry.clock()
     while True:
-        served = registry.traffic.window(model, since=done.horizon, until=until, version=version, oldest=limit)
-        fresh = [record for record in served if judgeable(record) and record.id not in done.taken]
+        served = registry.traffic.window(
+            model, since=done.horizon, until=until, version=version, oldest=limit, asked=True
+        )
+        fresh = [record for record in served if record.id not in done.taken]
         if len(fresh) >= size:
             records = tuple(fresh[:size])
             return Window(done.next_index, records, size, max(done.high_water, records[-1].at))
         if len(served) + len(served.unreadable) < limit:
             return tuple(fresh)
-        limit *= 2
+        limit *= 2  # so many cannot be read
 
 
 def judged_window(registry: Registry, anchor: WindowScore) -> Window:

@@ -20,7 +20,7 @@ from tuneloop.registry.paging import Ask, Page, page
 from tuneloop.registry.questions import has_question
 from tuneloop.registry.tables import feedback, requests, shadow_requests
 
-_ANSWERED = 200
+ANSWERED = 200
 CLIENT_FAULT = 400
 SERVER_FAULT = 500
 _FOUND = ("block", "flag", "sample", "pass")  # how a verdict that tells of a find begins; `pass`: sampled, not drawn
@@ -177,7 +177,7 @@ class Traffic:
         if sampled:
             query = query.where(sa.cast(requests.c.guards, sa.Text).like(f'%"{SAMPLED}%'))
         if asked:
-            query = query.where(requests.c.status == _ANSWERED, has_question(is_sqlite=self._db.is_sqlite))
+            query = query.where(requests.c.status == ANSWERED, has_question(is_sqlite=self._db.is_sqlite))
         if newest is not None:
             query = query.order_by(requests.c.at.desc(), requests.c.id.desc()).limit(newest)
         else:
