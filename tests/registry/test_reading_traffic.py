@@ -79,7 +79,8 @@ def test_only_answers_whose_question_is_on_record_are_read_where_those_are_asked
     assert ids(wanted) == [f"req-{n}" for n in (0, 4, 6, 7, 8, 10)]
     assert ids(registries.traffic.window("bot", asked=True)) == ids(wanted)
     assert ids(registries.traffic.window("bot", asked=True, oldest=2)) == ids(wanted[:2])
-    damaged = [sa.text("'7'"), *(sa.literal(value, requests.c.messages.type) for value in ({"user": 1}, ["a"], [[]]))]
+    odd: list[object] = [7, {"user": 1}, ["a"], [[]]]
+    damaged: list[object] = [sa.literal(value, requests.c.messages.type) for value in odd]
     if registries.database.is_sqlite:  # a JSONB holds nothing that is no JSON
         damaged[0] = sa.text("'{'")
     with registries.database.writing() as connection:
