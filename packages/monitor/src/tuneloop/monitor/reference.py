@@ -61,6 +61,7 @@ class Gathering:
 
     why: str
     records: tuple[RequestRecord, ...] = ()  # those that are sure to be in it, but for one that arrives late
+    early: bool = False  # nothing was looked for: its time is not over
 
 
 def reference_of(records: Sequence[RequestRecord], *, frozen: bool) -> Reference:
@@ -140,7 +141,7 @@ def _season(registry: Registry, history: Sequence[Route], version: int, size: in
     assert since is not None
     until, now = since + timedelta(days=days), registry.clock()
     if now < until:
-        return Gathering(f"the reference of {model}@{version} is gathered until {until:%Y-%m-%d %H:%M}Z")
+        return Gathering(f"the reference of {model}@{version} is gathered until {until:%Y-%m-%d %H:%M}Z", early=True)
     found: list[RequestRecord] = []
     few = registry.traffic.window(model, since=since, until=now, version=version, oldest=size, asked=True)
     if len(few) + len(few.unreadable) < size:  # one look, not one for each hour since: it may stay so for long

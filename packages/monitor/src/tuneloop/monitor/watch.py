@@ -178,8 +178,8 @@ class Monitor:
             return ModelState(model, version, 0, 0, without_text(model, version))
         standard = self._standards.of(history)
         judged = alarms = 0
-        whole = False
         if isinstance(standard, Gathering):
+            looked = not standard.early
             waiting = standard.why
             self._read_ahead(model, version, standard.records)
             self._keeper.pursue(model)
@@ -195,18 +195,16 @@ class Monitor:
                 scores = self._judge_window(model, version, standard, window)
                 standard = standard.held_to(window)
                 judged, alarms = judged + 1, alarms + sum(score.verdict == "drift" for score in scores)
-            held = window if isinstance(window, tuple) else window.records
-            whole = not isinstance(window, tuple)
-            if not whole and self._keeper.heard(model) is None:
-                ahead = () if standard.reference.frozen or self._settings.season_days else standard.reference.records
-                self._read_ahead(model, version, (*ahead, *held))
-            name = f"window {done.next_index} of {model}@{version}"
-            waiting = (
-                f"{name} is whole and waits for the next pass"
-                if whole
-                else f"{name} holds {len(held)} of {self._settings.window} records"
-            )
-        if not whole and self._textless.gone_through(model, version):
+            waiting = f"window {done.next_index} of {model}@{version}"
+            looked = isinstance(window, tuple)
+            if isinstance(window, Window):
+                waiting += " is whole and waits for the next pass"
+            else:
+                waiting += f" holds {len(window)} of {self._settings.window} records"
+                if self._keeper.heard(model) is None:
+                    early = not standard.reference.frozen and not self._settings.season_days
+                    self._read_ahead(model, version, (*(standard.reference.records if early else ()), *window))
+        if looked and self._textless.gone_through(model, version):
             return ModelState(model, version, judged, alarms, without_text(model, version))
         if self._said.get(model) != waiting:
             self._said[model] = waiting
