@@ -142,7 +142,7 @@ class Monitor:
         self._turns = {model: self._turns.get(model, 0) for model in models}
         for model in sorted(models, key=lambda model: (self._turns[model], model)):
             self._turns[model] = self._passes
-            yield self._watched(model, routes, SPEND_S / len(models))
+            yield self._watched(model, routes)
 
     def _look_for_standing(self) -> None:
         rollouts = self._registry.rollouts.all(states=OPEN)
@@ -152,9 +152,9 @@ class Monitor:
             log.error("not looked at for whether it stands still: %s", row)
         self._metrics.stands(standing(rollouts, experiments, requests, self._registry.clock()))
 
-    def _watched(self, model: str, routes: CurrentRoutes, spend_s: float) -> ModelState:
+    def _watched(self, model: str, routes: CurrentRoutes) -> ModelState:
         try:
-            return self._watch(model, spend_s)
+            return self._watch(model)
         except (Stopped, Unavailable):
             raise
         except TuneloopError as error:
@@ -165,7 +165,7 @@ class Monitor:
             failure = f"{type(error).__name__}: {error}"
         return ModelState(model, routes[model].champion if model in routes else None, 0, 0, "", failure)
 
-    def _watch(self, model: str, spend_s: float) -> ModelState:
+    def _watch(self, model: str) -> ModelState:
         history = self._registry.routes.history(model)
         if history.unreadable:
             self._registry.routes.current(model)  # raises when the newest is among them: what serves is not known then
@@ -185,7 +185,7 @@ class Monitor:
             self._keeper.pursue(model)
         else:
             self._finish_last(history, version)
-            until = self._elapsed() + spend_s
+            until = self._elapsed() + SPEND_S / max(len(self._turns), 1)
             while True:
                 self._keeper.pursue(model)  # after each window: a backlog of them may take engines minutes
                 done = progress(self._registry, history, version, standard.reference, self._settings.late_s)
