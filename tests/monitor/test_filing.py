@@ -8,7 +8,8 @@ from decimal import Decimal
 import pytest
 
 from monitor.scene import Scene
-from tests_support import alert_episode
+from tests_support import alert_episode, statements
+from tuneloop.monitor.filing import pursue
 from tuneloop.registry.nouns import AlertEpisode, RetrainingState
 from tuneloop.registry.policies import RetrainingPolicy
 from tuneloop.registry.retraining.budgets import Estimate
@@ -58,6 +59,43 @@ def test_the_data_window_holds_the_first_drifted_record_and_every_correction(dri
     found = drifting.registry.traffic.window("bot", since=request.window_start, until=request.window_end)
     assert found[0].id == first.request_ids[0]
     assert len(drifting.registry.traffic.feedback_for([record.id for record in found])) == request.rows
+
+
+@pytest.mark.parametrize(("policy", "counts"), [({"enabled": False}, 0), ({"min_rows": 99}, 1)])
+def test_no_record_is_read_to_decide_whether_a_request_is_due(
+    drifting: Scene, policy: dict[str, object], counts: int
+) -> None:
+    drifting.correct(drifting.drifted(12))
+    set_policy(drifting, **policy)
+    with statements(drifting.registry) as asked:
+        pursue(drifting.registry, episode_of(drifting))
+    traffic = [statement for statement in asked if "FROM requests" in statement or "FROM feedback" in statement]
+    assert len(traffic) == counts
+    assert not any("messages" in statement for statement in asked)
+    assert drifting.requests() == []
+
+
+def test_what_did_not_help_backs_off_and_waits_for_corrections_it_has_not_learned_from(drifting: Scene) -> None:
+    set_policy(drifting, cooldown_s=100, auto_approve=True)
+    drifting.correct(drifting.drifted(12))
+    drifting.clock.advance(1)  # the last correction came a second after its answer
+    drifting.watch()
+    queue = drifting.registry.retraining
+    claimed = queue.claim("w1", lease_s=60)
+    assert claimed is not None
+    queue.finish(claimed, RetrainingState.FAILED, by="w1", outcome="no better")
+    drifting.clock.advance(100)
+    pursue(drifting.registry, episode_of(drifting))
+    assert f"{claimed.id} did not help: failed (no better); after 1" in episode_of(drifting).done[-1]
+    drifting.clock.advance(100)
+    pursue(drifting.registry, episode_of(drifting))
+    assert "0 of 10 corrections since" in episode_of(drifting).done[-1]
+    assert f"the end of what {claimed.id} learned from" in episode_of(drifting).done[-1]
+    drifting.correct(drifting.drifted(10))
+    drifting.clock.advance(1)
+    pursue(drifting.registry, episode_of(drifting))
+    second, _ = drifting.requests()
+    assert (second.rows, second.window_start) == (22, claimed.window_start), "it learns from the whole drift"
 
 
 def test_one_request_however_often_it_is_looked_at(drifting: Scene) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests_support import alert_episode, retraining_request
-from tuneloop.monitor.policy import File, Hold, Pending, decide
+from tuneloop.monitor.policy import Corrected, File, Hold, Pending, decide
 from tuneloop.registry.nouns import RetrainingState
 from tuneloop.registry.policies import RetrainingPolicy
 
@@ -24,6 +24,15 @@ def episode(*signals: str) -> Any:
         "signals": {signal: {} for signal in signals or ("prompt_drift",)},
     }
     return alert_episode(NOW - HOUR, evidence=evidence)
+
+
+def corrected(rows: int) -> Corrected:
+    """So many, all of them after whatever time is asked about."""
+    return lambda _after: rows
+
+
+def never(_after: datetime | None) -> int:
+    raise AssertionError("corrections were counted where the answer does not hang on them")
 
 
 def past(state: RetrainingState, hours_ago: float, episode_id: str | None = "ep1", **changes: Any) -> Any:
@@ -47,6 +56,14 @@ def past(state: RetrainingState, hours_ago: float, episode_id: str | None = "ep1
         (("prompt_drift",), {}, [past(RetrainingState.CANCELLED, 99, "other")], 99, None),
         (("prompt_drift",), {}, [past(RetrainingState.REJECTED, 99)], 99, "rejected"),
         (("prompt_drift",), {}, [past(RetrainingState.REJECTED, 99, result_version=2)], 99, None),
+        (("prompt_drift",), {}, [past(RetrainingState.REJECTED, 11, result_version=2)], 99, "cooldown"),
+        (("prompt_drift",), {}, [past(RetrainingState.REJECTED, 13, result_version=2)], 99, None),
+        (("prompt_drift",), {}, [past(RetrainingState.FAILED, n) for n in (99, 23)], 99, "cooldown"),
+        (("prompt_drift",), {}, [past(RetrainingState.FAILED, n) for n in (99, 25)], 99, None),
+        (("prompt_drift",), {}, [past(RetrainingState.FAILED, n, "other") for n in (9, 8, 7)], 99, None),
+        (("prompt_drift",), {"cooldown_s": 1e8}, [past(RetrainingState.FAILED, n) for n in range(99)], 99, "cooldown"),
+        (("prompt_drift",), {"cooldown_s": 0}, [past(RetrainingState.FAILED, n) for n in range(2_000)], 99, None),
+        (("prompt_drift",), {}, [past(RetrainingState.EXPIRED, 7)], 99, None),
         (("prompt_drift",), {}, [past(RetrainingState.EXPIRED, 99)], 99, None),
         (("prompt_drift",), {}, [past(RetrainingState.RUNNING, 99, "other")], 99, "pending"),
         (("prompt_drift",), {}, [past(RetrainingState.PROPOSED, 0)], 0, "pending"),
@@ -56,7 +73,7 @@ def past(state: RetrainingState, hours_ago: float, episode_id: str | None = "ep1
 def test_the_policy_table(
     signals: tuple[str, ...], policy: dict[str, Any], requests: list[Any], rows: int, kind: str | None
 ) -> None:
-    decision = decide(episode(*signals), RetrainingPolicy(**policy), requests, rows, NOW)
+    decision = decide(episode(*signals), RetrainingPolicy(**policy), requests, corrected(rows), NOW)
     if kind == "pending":
         assert decision == Pending(requests[0])
     elif kind is None:
@@ -66,10 +83,51 @@ def test_the_policy_table(
         assert decision.kind == kind
 
 
+def test_what_did_not_help_says_so_and_only_corrections_after_its_data_earn_another_attempt() -> None:
+    tried = past(RetrainingState.REJECTED, 20, result_version=2, outcome="no better on users' corrections")
+    held = decide(episode(), RetrainingPolicy(cooldown_s=12 * 3600.0), [tried], never, NOW)
+    assert held == Hold(
+        "cooldown",
+        f"{tried.id} did not help: rejected (no better on users' corrections); after 1 of this episode that did not "
+        "ship the cooldown is 24 h and lasts until 2026-11-01 16:00:00Z",
+    )
+    asked: list[datetime | None] = []
+
+    def since_then(after: datetime | None) -> int:
+        asked.append(after)
+        return 49
+
+    held = decide(episode(), RetrainingPolicy(), [tried], since_then, NOW)
+    assert held == Hold(
+        "rows", f"49 of 50 corrections since 2026-10-31T16:00:00Z, the end of what {tried.id} learned from"
+    )
+    assert asked == [tried.window_end]
+
+
+@pytest.mark.parametrize(
+    ("signals", "policy", "requests"),
+    [
+        (("prompt_drift",), {"enabled": False}, []),
+        (("latency",), {}, []),
+        (("prompt_drift",), {}, [past(RetrainingState.SHIPPED, 5, "other")]),
+        (("prompt_drift",), {}, [past(RetrainingState.CANCELLED, 99)]),
+        (("prompt_drift",), {}, [past(RetrainingState.RUNNING, 99)]),
+    ],
+)
+def test_corrections_are_counted_only_where_the_answer_hangs_on_them(
+    signals: tuple[str, ...], policy: dict[str, Any], requests: list[Any]
+) -> None:
+    assert not isinstance(decide(episode(*signals), RetrainingPolicy(**policy), requests, never, NOW), File)
+    if not requests:
+        return
+    attacked = alert_episode(NOW, signal="injections", evidence={"signals": {"injections": {}}})
+    assert not isinstance(decide(episode(), RetrainingPolicy(), [], never, NOW, attack=attacked), File)
+
+
 def test_the_same_moment_decided_twice_has_one_key_and_a_second_attempt_another() -> None:
     policy = RetrainingPolicy(cooldown_s=0)
-    first, again = (decide(episode(), policy, [], 60, NOW + n * HOUR) for n in range(2))
-    retry = decide(episode(), policy, [past(RetrainingState.FAILED, 1)], 60, NOW)
+    first, again = (decide(episode(), policy, [], corrected(60), NOW + n * HOUR) for n in range(2))
+    retry = decide(episode(), policy, [past(RetrainingState.FAILED, 1)], corrected(60), NOW)
     assert isinstance(first, File)
     assert isinstance(again, File)
     assert isinstance(retry, File)
@@ -77,8 +135,8 @@ def test_the_same_moment_decided_twice_has_one_key_and_a_second_attempt_another(
 
 
 def test_the_policys_recipe_wins_over_the_champions_own() -> None:
-    own = decide(episode(), RetrainingPolicy(), [], 60, NOW)
-    given = decide(episode(), RetrainingPolicy(recipe="recipes/again.yaml"), [], 60, NOW)
+    own = decide(episode(), RetrainingPolicy(), [], corrected(60), NOW)
+    given = decide(episode(), RetrainingPolicy(recipe="recipes/again.yaml"), [], corrected(60), NOW)
     assert isinstance(own, File)
     assert isinstance(given, File)
     assert (own.recipe, given.recipe) == ("bot@1", "recipes/again.yaml")

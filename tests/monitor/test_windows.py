@@ -66,11 +66,6 @@ def test_refused_cut_off_and_textless_requests_are_no_part_of_it(scene: Scene) -
     assert state.waiting == "window 0 of bot@1 holds 10 of 20 records"
 
 
-def test_traffic_stored_without_text_says_why_nothing_is_watched(scene: Scene) -> None:
-    scene.usual(100, messages=())
-    assert "all without text" in scene.watch().waiting
-
-
 def test_each_record_is_judged_once_over_restarts_and_replayed_spools(scene: Scene) -> None:
     sent = []
     for n in (65, 7, 30, 1, 41, 20):

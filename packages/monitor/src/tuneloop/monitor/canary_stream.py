@@ -24,6 +24,7 @@ from tuneloop.monitor.reading import read_texts
 from tuneloop.monitor.reference import score_id
 from tuneloop.monitor.settings import MonitorSettings
 from tuneloop.monitor.signals import DETECTORS, SERVED_MODEL_CHANGE
+from tuneloop.monitor.streams import last_scores
 from tuneloop.registry import Registry
 from tuneloop.registry.errors import NotFound
 from tuneloop.registry.nouns import AlertEpisode, EngineState, WindowScore, version_name
@@ -145,7 +146,7 @@ class CanaryStream:
 
     def newest(self, model: str, version: int) -> WindowScore | None:
         """The last reading."""
-        return next(iter(self.scores(model, version, 1)), None)
+        return next(iter(last_scores(self.registry, model, version, self.signal, 1)), None)
 
     def scores(self, model: str, version: int, limit: int) -> Sequence[WindowScore]:
         """The last readings, the oldest first."""

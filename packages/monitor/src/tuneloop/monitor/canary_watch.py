@@ -22,6 +22,7 @@ import numpy as np
 from tuneloop.monitor.canaries import FRESH_ROUNDS, SPLITS, Baseline, changed_test, looks_moved, quiet
 from tuneloop.monitor.canary_episodes import StreamEpisodes
 from tuneloop.monitor.canary_stream import CanaryStream
+from tuneloop.monitor.clocks import SetRight
 from tuneloop.monitor.detectors import Outcome, window_alpha
 from tuneloop.monitor.signals import SERVED_MODEL_CHANGE, budget_share
 from tuneloop.registry.errors import Unavailable
@@ -37,6 +38,7 @@ class CanaryWatch:
         self._stream, self._episodes = stream, StreamEpisodes(stream)
         self._registry, self._settings = stream.registry, stream.settings
         self._share = budget_share(SERVED_MODEL_CHANGE, stream.settings)
+        self._set_right = SetRight(stream.registry.clock)
 
     def watch(self, route: Route) -> None:
         """Check every version of the route that is due; end the episodes of those that left it.
@@ -57,6 +59,7 @@ class CanaryWatch:
         self._episodes.take_up(newest)
         if newest is None or self._stream.wants_baseline(newest):  # `Baselines` is about to freeze it
             return
+        newest = self._set_right(newest)
         if self._registry.clock() < newest.window_end + timedelta(seconds=self._settings.canary_every_s):
             return
         engines = self._registry.fleet.serving(version_name(model, version))

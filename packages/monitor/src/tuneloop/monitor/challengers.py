@@ -159,7 +159,7 @@ class Challengers:
         limit = 4 * size + sum(score.window_end > since for score in judged) * size
         while True:
             served = self._registry.traffic.window(
-                trial.model, since=since, until=until, version=trial.version, oldest=limit
+                trial.model, since=since, until=until, version=trial.version, oldest=limit, asked=True
             )
             mine = [record for record in served if _of_arm(record, trial.version) and record.id not in taken]
             if len(mine) >= size:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
+from functools import partial
 
 from tuneloop.monitor.causes import is_attack
 from tuneloop.monitor.policy import File, Hold, decide
@@ -19,7 +20,7 @@ from tuneloop.registry.episodes import noted
 from tuneloop.registry.evidence import since_of
 from tuneloop.registry.nouns import AlertEpisode, RetrainingRequest, RetrainingState
 from tuneloop.registry.policies import RetrainingPolicy
-from tuneloop.registry.retraining.queue import ENDED, new_request_id
+from tuneloop.registry.retraining.queue import new_request_id
 
 BY = "monitor"
 
@@ -30,16 +31,23 @@ def pursue(registry: Registry, episode: AlertEpisode) -> AlertEpisode:
     now = registry.clock()
     since = since_of(episode) - JUST_BEFORE
     requests = registry.retraining.all(episode.model).whole()
-    under_way = any(request.state not in ENDED for request in requests)
-    rows = 0 if under_way else corrections(registry, episode.model, since, now)  # reads every record since the drift
+    corrected = partial(registry.traffic.corrected, episode.model, since=since, until=now)
     open_now = registry.episodes.all(episode.model, open_only=True).whole()
-    decision = decide(episode, policy, requests, rows, now, _serving(open_now), _attack(open_now))
+    decision = decide(
+        episode,
+        policy,
+        requests,
+        lambda after: corrected(after=after),
+        now,
+        _serving(open_now),
+        _attack(open_now),
+    )
     if isinstance(decision, Hold):
         if episode.evidence.get("held") == decision.kind:
             return episode
         return _note(registry, episode, f"no retraining yet: {decision.reason}", "episode.hold", held=decision.kind)
     request = (
-        _file(registry, episode, decision, since=since, now=now, rows=rows)
+        _file(registry, episode, decision, since=since, now=now, rows=corrected())
         if isinstance(decision, File)
         else decision.request
     )
@@ -51,12 +59,6 @@ def pursue(registry: Registry, episode: AlertEpisode) -> AlertEpisode:
     if episode.evidence.get("held") == request.id:
         return episode
     return _note(registry, episode, note, "episode.retraining", held=request.id)
-
-
-def corrections(registry: Registry, model: str, since: datetime, until: datetime) -> int:
-    """How many answers between the two times a user corrected."""
-    records = registry.traffic.window(model, since=since, until=until)
-    return len(registry.traffic.corrections_for([record.id for record in records]))
 
 
 def _file(

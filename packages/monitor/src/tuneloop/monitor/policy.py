@@ -1,12 +1,13 @@
 """Whether an episode earns a retraining request now. Pure: everything it weighs is an argument.
 
 Storms are stopped here: one open request per model, a cooldown between requests, enough fresh corrections to learn
-from.
+from. What was trained for an episode and did not help backs off: the cooldown doubles with each such attempt, and only
+corrections that came after the last one's data count.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -15,6 +16,11 @@ from tuneloop.registry.evidence import findings_of, since_of, summary_of
 from tuneloop.registry.nouns import AlertEpisode, RetrainingRequest, RetrainingState, version_name
 from tuneloop.registry.policies import RetrainingPolicy
 from tuneloop.registry.retraining.queue import ENDED, idempotency_key
+
+_TRIED = frozenset({RetrainingState.REJECTED, RetrainingState.FAILED})  # and not taken back, or left to expire
+_LONGEST_S = 10 * 365 * 86_400.0  # no policy's cooldown is longer
+_DOUBLINGS = 30  # more would not fit into a time
+Corrected = Callable[[datetime | None], int]
 
 
 @dataclass(frozen=True)
@@ -45,7 +51,7 @@ def decide(
     episode: AlertEpisode,
     policy: RetrainingPolicy,
     requests: Sequence[RetrainingRequest],
-    rows: int,
+    corrected: Corrected,
     now: datetime,
     serving: AlertEpisode | None = None,
     attack: AlertEpisode | None = None,
@@ -56,7 +62,8 @@ def decide(
         episode: an episode that is not resolved.
         policy: the model's policy in force.
         requests: every retraining request of the model, ended ones included.
-        rows: records with a user's correction since the episode's first window began.
+        corrected: how many records since the episode's first window began a user corrected; given a time, after it.
+            Asked last, where everything else allows a request: it reads.
         now: the time.
         serving: the open episode that says the served model changed while its version did not, if there is one.
         attack: the open episode in which guards catch more attacks than before, if there is one.
@@ -68,11 +75,16 @@ def decide(
     if under_way is not None:
         return Pending(under_way)
     mine = [request for request in requests if request.episode_id == episode.id]
-    held = _held_by_past(requests, mine, policy, now)
+    tried = sorted((request for request in mine if request.state in _TRIED), key=lambda request: request.created_at)
+    held = _held_by_a_person(mine) or _backs_off(tried, policy, now) or _held_by_past(requests, policy, now)
     if held is not None:
         return held
+    learned = tried[-1].window_end if tried else None
+    rows = corrected(learned)
     if rows < policy.min_rows:
-        return Hold("rows", f"{rows} of {policy.min_rows} corrections since {since_of(episode):%Y-%m-%dT%H:%M:%S}Z")
+        since = f"{learned or since_of(episode):%Y-%m-%dT%H:%M:%S}Z"
+        of = f", the end of what {tried[-1].id} learned from" if tried else ""
+        return Hold("rows", f"{rows} of {policy.min_rows} corrections since {since}{of}")
     recipe = policy.recipe or version_name(episode.model, episode.version)
     data = episode.evidence.get("window_digest", episode.id)
     window = f"{data}/{len(mine)}"  # the attempt counts: a failed run may be asked for again
@@ -115,15 +127,28 @@ def _held_by_cause(episode: AlertEpisode) -> Hold | None:
     return None
 
 
-def _held_by_past(
-    requests: Sequence[RetrainingRequest], mine: Sequence[RetrainingRequest], policy: RetrainingPolicy, now: datetime
-) -> Hold | None:
+def _held_by_a_person(mine: Sequence[RetrainingRequest]) -> Hold | None:
     stopped = next((request for request in mine if _person_said_no(request)), None)
-    if stopped is not None:
-        return Hold(
-            str(stopped.state),
-            f"{stopped.id} for this episode was {stopped.state} ({stopped.outcome}); not asked for again",
-        )
+    if stopped is None:
+        return None
+    why = f"{stopped.id} for this episode was {stopped.state} ({stopped.outcome}); not asked for again"
+    return Hold(str(stopped.state), why)
+
+
+def _backs_off(tried: Sequence[RetrainingRequest], policy: RetrainingPolicy, now: datetime) -> Hold | None:
+    """What was trained for this episode, the oldest first, and did not ship: each doubles the cooldown."""
+    if not tried:
+        return None
+    cooldown_s = min(policy.cooldown_s * 2 ** min(len(tried), _DOUBLINGS), _LONGEST_S)
+    last, until = tried[-1], tried[-1].created_at + timedelta(seconds=cooldown_s)
+    if now >= until:
+        return None
+    said = f"{last.id} did not help: {last.state}{f' ({last.outcome})' if last.outcome else ''}"
+    backs = f"after {len(tried)} of this episode that did not ship the cooldown is {cooldown_s / 3600:g} h"
+    return Hold("cooldown", f"{said}; {backs} and lasts until {until:%Y-%m-%d %H:%M:%S}Z")
+
+
+def _held_by_past(requests: Sequence[RetrainingRequest], policy: RetrainingPolicy, now: datetime) -> Hold | None:
     newest = max(requests, key=lambda request: request.created_at, default=None)
     if newest is not None and now < (until := newest.created_at + timedelta(seconds=policy.cooldown_s)):
         return Hold("cooldown", f"{newest.id} is {newest.state}; the cooldown lasts until {until:%Y-%m-%d %H:%M:%S}Z")

@@ -19,6 +19,7 @@ from typing import Any
 from tuneloop.registry import Registry
 from tuneloop.registry.errors import NotFound
 from tuneloop.registry.nouns import RequestRecord, Route, WindowScore
+from tuneloop.registry.traffic import ANSWERED
 
 ANCHOR = "prompt_drift"  # scored first for every window: its scores are the list of windows
 _AN_HOUR = 50  # records of each hour that a season's reference may hold
@@ -60,6 +61,7 @@ class Gathering:
 
     why: str
     records: tuple[RequestRecord, ...] = ()  # those that are sure to be in it, but for one that arrives late
+    early: bool = False  # nothing was looked for: its time is not over
 
 
 def reference_of(records: Sequence[RequestRecord], *, frozen: bool) -> Reference:
@@ -70,7 +72,7 @@ def reference_of(records: Sequence[RequestRecord], *, frozen: bool) -> Reference
 
 def judgeable(record: RequestRecord) -> bool:
     """Answered, and with the question on record: refusals and cut-off answers say nothing about what is normal."""
-    return record.status == 200 and bool(record.question)
+    return record.status == ANSWERED and bool(record.question)
 
 
 def became_champion(history: Sequence[Route], version: int) -> datetime | None:
@@ -139,18 +141,17 @@ def _season(registry: Registry, history: Sequence[Route], version: int, size: in
     assert since is not None
     until, now = since + timedelta(days=days), registry.clock()
     if now < until:
-        return Gathering(f"the reference of {model}@{version} is gathered until {until:%Y-%m-%d %H:%M}Z")
+        return Gathering(f"the reference of {model}@{version} is gathered until {until:%Y-%m-%d %H:%M}Z", early=True)
     found: list[RequestRecord] = []
-    few = registry.traffic.window(model, since=since, version=version, oldest=size)
+    few = registry.traffic.window(model, since=since, until=now, version=version, oldest=size, asked=True)
     if len(few) + len(few.unreadable) < size:  # one look, not one for each hour since: it may stay so for long
         by_hour = groupby(few, lambda record: -((since - record.at) // timedelta(hours=1)))
-        found += [record for _, hour in by_hour for record in islice(hour, _AN_HOUR) if judgeable(record)]
+        found += [record for _, hour in by_hour for record in islice(hour, _AN_HOUR)]
         return _too_few(model, version, found, size)
     for start, end in _hours(since, now):
         if start >= until and len(found) >= size:
             return reference_of(found, frozen=False)
-        served = registry.traffic.window(model, since=start, until=end, version=version, oldest=_AN_HOUR)
-        found += [record for record in served if judgeable(record)]
+        found += registry.traffic.window(model, since=start, until=end, version=version, oldest=_AN_HOUR, asked=True)
     return _too_few(model, version, found, size)
 
 
@@ -191,20 +192,14 @@ def of_like_times(reference: Reference, window: Sequence[RequestRecord], size: i
 
 def _beginning(registry: Registry, history: Sequence[Route], version: int, size: int) -> Reference | Gathering:
     model, since = history[0].model, became_champion(history, version)
-    limit = 2 * size
+    limit, now = 2 * size, registry.clock()
     while True:
-        served = registry.traffic.window(model, since=since, version=version, oldest=limit)
-        usable = [record for record in served if judgeable(record)]
-        if len(usable) >= size:
-            return reference_of(usable[:size], frozen=False)
-        if len(served) + len(served.unreadable) < limit:
-            break
-        limit *= 2
-    if served and not any(record.question for record in served):
-        return Gathering(
-            f"{len(served)} answers of {model}@{version} are on record, all without text; prompts cannot be watched"
-        )
-    return _too_few(model, version, usable, size)
+        found = registry.traffic.window(model, since=since, until=now, version=version, oldest=limit, asked=True)
+        if len(found) >= size:
+            return reference_of(found[:size], frozen=False)
+        if len(found) + len(found.unreadable) < limit:
+            return _too_few(model, version, found, size)
+        limit *= 2  # so many cannot be read
 
 
 def _frozen(registry: Registry, first: WindowScore) -> Reference | Gathering:

@@ -3,12 +3,16 @@
 Invariants: a window of a signal is judged once (its score's id is made of model, version, signal and index), an
 alarm is acted on at least once and has effect once, so a monitor killed anywhere goes on where it stopped. It needs
 no state of its own.
+
+A pass is whole within minutes, whatever has queued up: models share SPEND_S of it for their windows, each judges one at
+least, and goes on in the next. A pass that was cut short is followed by one that begins with who had no turn.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -27,6 +31,8 @@ from tuneloop.monitor.settings import MonitorSettings
 from tuneloop.monitor.signals import DETECTORS, INVALID_FORMAT, OWN_REFERENCE, PERPLEXITIES, windowed
 from tuneloop.monitor.standards import Standard, Standards, compared
 from tuneloop.monitor.standing import standing
+from tuneloop.monitor.streams import last_scores
+from tuneloop.monitor.textless import Textless, without_text
 from tuneloop.monitor.windows import Window, judged_window, next_window, progress
 from tuneloop.registry import Registry
 from tuneloop.registry.deliveries.silences import silenced
@@ -36,6 +42,9 @@ from tuneloop.registry.rollouts.rollout import OPEN
 from tuneloop.registry.routes.store import CurrentRoutes
 
 log = logging.getLogger("tuneloop.monitor")
+# Of a pass, for all champions; a window takes engines about 11 s, and a monitor without a whole pass for 600 s is paged
+# for. Challengers have as much again as `challengers.SPEND_S` says.
+SPEND_S = 120.0
 
 
 @dataclass(frozen=True)
@@ -52,7 +61,7 @@ class ModelState:
 
 class Monitor:
     """Watches every model that has a route. `stopping` is asked between windows, so a stop is prompt; `alive` is called
-    after each whole pass of `run`."""
+    after each whole pass of `run`; `elapsed` tells seconds that no clock's being set changes."""
 
     def __init__(
         self,
@@ -63,8 +72,12 @@ class Monitor:
         stopping: Callable[[], bool] = lambda: False,
         alive: Callable[[], object] = lambda: None,
         canaries: CanaryWatch | None = None,
+        elapsed: Callable[[], float] = time.monotonic,
     ) -> None:
         self._alive = alive
+        self._elapsed = elapsed
+        self._passes = 0
+        self._turns: dict[str, int] = {}  # model → the last pass that looked at it
         self._registry = registry
         self._settings = settings
         self._scorer = scorer
@@ -76,6 +89,7 @@ class Monitor:
         self._signals = windowed(settings)
         self._standards = Standards(registry, settings, scorer)
         self._keeper = Keeper(registry, settings, watches_canaries=canaries is not None)
+        self._textless = Textless(registry)
         self._said: dict[str, str] = {}
 
     def run(self, wait: Callable[[float], object]) -> None:
@@ -103,7 +117,7 @@ class Monitor:
         self._registry.retraining.expire(by=BY)
         self._look_for_standing()  # before the windows: a backlog of them may take engines minutes
         routes = self._registry.routes.current_all()
-        states = [self._watched(model, routes) for model in sorted({*routes, *routes.unreadable})]
+        states = sorted(self._each(routes), key=lambda state: state.model)
         tried = self._challengers.watch(self._registry.routes.current_all())  # last, and for a while only
         states = [replace(state, failure=state.failure or tried.get(state.model, "")) for state in states]
         self._metrics.only(
@@ -120,6 +134,15 @@ class Monitor:
         else:
             self._metrics.passed(now, loud)
         return states
+
+    def _each(self, routes: CurrentRoutes) -> Iterator[ModelState]:
+        """Every model in turn: first those that the last pass did not come to."""
+        models = {*routes, *routes.unreadable}
+        self._passes += 1
+        self._turns = {model: self._turns.get(model, 0) for model in models}
+        for model in sorted(models, key=lambda model: (self._turns[model], model)):
+            self._turns[model] = self._passes
+            yield self._watched(model, routes)
 
     def _look_for_standing(self) -> None:
         rollouts = self._registry.rollouts.all(states=OPEN)
@@ -150,30 +173,39 @@ class Monitor:
         if self._canaries is not None:  # first: what a changed model does to the traffic is no drift of it
             self._canaries.watch(history[0])
         self._keeper.end_replaced(history[0])
+        if self._textless.has_nothing_left(model, version):
+            self._keeper.pursue(model)
+            return ModelState(model, version, 0, 0, without_text(model, version))
         standard = self._standards.of(history)
         judged = alarms = 0
         if isinstance(standard, Gathering):
+            looked = not standard.early
             waiting = standard.why
             self._read_ahead(model, version, standard.records)
             self._keeper.pursue(model)
         else:
             self._finish_last(history, version)
+            until = self._elapsed() + SPEND_S / max(len(self._turns), 1)
             while True:
                 self._keeper.pursue(model)  # after each window: a backlog of them may take engines minutes
                 done = progress(self._registry, history, version, standard.reference, self._settings.late_s)
                 window = next_window(self._registry, model, version, done, self._settings.window)
-                if isinstance(window, tuple) or self._stopping():
+                if isinstance(window, tuple) or self._stopping() or (judged and self._elapsed() >= until):
                     break
                 scores = self._judge_window(model, version, standard, window)
                 standard = standard.held_to(window)
                 judged, alarms = judged + 1, alarms + sum(score.verdict == "drift" for score in scores)
-            held = window if isinstance(window, tuple) else window.records
-            if self._keeper.heard(model) is None:
-                ahead = () if standard.reference.frozen or self._settings.season_days else standard.reference.records
-                self._read_ahead(model, version, (*ahead, *held))
-            waiting = (
-                f"window {done.next_index} of {model}@{version} holds {len(held)} of {self._settings.window} records"
-            )
+            waiting = f"window {done.next_index} of {model}@{version}"
+            looked = isinstance(window, tuple)
+            if isinstance(window, Window):
+                waiting += " is whole and waits for the next pass"
+            else:
+                waiting += f" holds {len(window)} of {self._settings.window} records"
+                if self._keeper.heard(model) is None:
+                    early = not standard.reference.frozen and not self._settings.season_days
+                    self._read_ahead(model, version, (*(standard.reference.records if early else ()), *window))
+        if looked and self._textless.gone_through(model, version):
+            return ModelState(model, version, judged, alarms, without_text(model, version))
         if self._said.get(model) != waiting:
             self._said[model] = waiting
             log.info("%s", waiting)
@@ -188,7 +220,7 @@ class Monitor:
     def _finish_last(self, history: Sequence[Route], version: int) -> None:
         """Complete the last judged window, in case a monitor was stopped in the midst of it."""
         model = history[0].model
-        anchors = self._registry.episodes.scores(model, version=version, signal=ANCHOR, limit=1)
+        anchors = last_scores(self._registry, model, version, ANCHOR, 1)
         standard = self._standards.of_judged(history, anchors[0]) if anchors else None
         if standard is not None:
             window = judged_window(self._registry, anchors[0])

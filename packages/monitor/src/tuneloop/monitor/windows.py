@@ -3,7 +3,8 @@ late.
 
 A window takes the oldest records that no window and not the reference holds yet. A record that arrives late (a
 gateway's spool was replayed) joins the next window; one later than `late_s` is left out, so that looking back stays
-cheap.
+cheap. One that a gateway whose clock is ahead has stamped with a time to come is judged when that time has come: taken
+at once it would put everything till then out of reach.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from tuneloop.monitor.reference import ANCHOR, JUST_BEFORE, Reference, champion_since, judgeable
+from tuneloop.monitor.reference import ANCHOR, JUST_BEFORE, Reference, champion_since
+from tuneloop.monitor.streams import last_scores
 from tuneloop.registry import Registry
 from tuneloop.registry.nouns import RequestRecord, Route, WindowScore
 
@@ -54,11 +56,13 @@ def progress(
 ) -> Progress:
     """Where the next window begins, from the windows already judged."""
     model = history[0].model
-    judged = registry.episodes.scores(model, version=version, signal=ANCHOR, limit=_LOOK_BACK)
-    high_water = max([reference.records[-1].at, *(_high_water(score) for score in judged)])
+    judged, now = last_scores(registry, model, version, ANCHOR, _LOOK_BACK), registry.clock()
+    marks = [mark for mark in map(_high_water, judged) if mark <= now]
+    of_reference = [record.at for record in reference.records if record.at <= now]
+    high_water = max([*of_reference, *marks], default=champion_since(history))
     horizon = high_water - timedelta(seconds=late_s)
     if judged and judged[0].detail["window"] > 0:
-        horizon = max(horizon, _high_water(judged[0]))  # what older windows hold lies before their high water
+        horizon = max([horizon, *marks[:1]])  # what older windows hold lies before their high water
     taken = set(reference.ids).union(*(score.request_ids for score in judged))
     return Progress(
         next_index=max((score.detail["window"] for score in judged), default=-1) + 1,
@@ -72,16 +76,18 @@ def next_window(
     registry: Registry, model: str, version: int, done: Progress, size: int
 ) -> Window | tuple[RequestRecord, ...]:
     """The next whole window, or the records that wait for it to fill."""
-    limit = len(done.taken) + 4 * size
+    limit, until = len(done.taken) + 4 * size, registry.clock()
     while True:
-        served = registry.traffic.window(model, since=done.horizon, version=version, oldest=limit)
-        fresh = [record for record in served if judgeable(record) and record.id not in done.taken]
+        served = registry.traffic.window(
+            model, since=done.horizon, until=until, version=version, oldest=limit, asked=True
+        )
+        fresh = [record for record in served if record.id not in done.taken]
         if len(fresh) >= size:
             records = tuple(fresh[:size])
             return Window(done.next_index, records, size, max(done.high_water, records[-1].at))
         if len(served) + len(served.unreadable) < limit:
             return tuple(fresh)
-        limit *= 2
+        limit *= 2  # so many cannot be read
 
 
 def judged_window(registry: Registry, anchor: WindowScore) -> Window:
@@ -100,4 +106,9 @@ def records_of(registry: Registry, windows: Sequence[WindowScore]) -> tuple[Requ
 
 
 def _high_water(score: WindowScore) -> datetime:
+    """Not after it was judged: earlier releases took records with a time to come."""
+    return min(score.at, _said_high_water(score))
+
+
+def _said_high_water(score: WindowScore) -> datetime:
     return datetime.fromisoformat(score.detail["high_water"])

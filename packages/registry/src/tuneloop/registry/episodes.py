@@ -5,7 +5,7 @@ What people are to be told of a change is written to the outbox in the change's 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from typing import Any, Literal
 
@@ -79,6 +79,14 @@ class Episodes:
             newest = connection.execute(query.order_by(window_scores.c.at.desc()).limit(limit)).mappings()
             found = readable(WindowScore, newest)
         found.reverse()
+        self._db.tell(found.unreadable)
+        return found
+
+    def scores_of(self, score_ids: Sequence[str]) -> Rows[WindowScore]:
+        """Those of these judged windows that are there, in no order, less what cannot be read, which is logged."""
+        with self._db.reading() as connection:
+            rows = connection.execute(sa.select(window_scores).where(window_scores.c.id.in_(score_ids))).mappings()
+            found = readable(WindowScore, rows)
         self._db.tell(found.unreadable)
         return found
 

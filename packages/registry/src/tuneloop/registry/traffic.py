@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Literal
 
 import sqlalchemy as sa
@@ -17,8 +17,10 @@ from tuneloop.registry.guard_policy import SAMPLED
 from tuneloop.registry.inserting import Inserting
 from tuneloop.registry.nouns import Feedback, Noun, RequestLine, RequestRecord
 from tuneloop.registry.paging import Ask, Page, page
+from tuneloop.registry.questions import has_question
 from tuneloop.registry.tables import feedback, requests, shadow_requests
 
+ANSWERED = 200
 CLIENT_FAULT = 400
 SERVER_FAULT = 500
 _FOUND = ("block", "flag", "sample", "pass")  # how a verdict that tells of a find begins; `pass`: sampled, not drawn
@@ -26,6 +28,8 @@ _IDS_AT_ONCE = 500  # in one query; databases bound how many they take
 # What came with another API key than the request's does not count: nobody speaks for other people's users. The request
 # may not be on record yet.
 _THEIRS = sa.or_(feedback.c.api_key.is_(None), requests.c.id.is_(None), feedback.c.api_key == requests.c.api_key)
+_CORRECTS = sa.func.length(sa.func.trim(sa.func.coalesce(feedback.c.correction, ""), " \t\n\r\f\v")) > 0
+_CLOCKS_APART = timedelta(days=1)  # feedback may be stamped so long before the answer that it is of
 
 
 class Opinion(Noun):
@@ -155,9 +159,11 @@ class Traffic:
         newest: int | None = None,
         oldest: int | None = None,
         sampled: bool = False,
+        asked: bool = False,
     ) -> Rows[RequestRecord]:
         """Records of a model in order of time: `since` < at ≤ `until`, of one served version, at most so many; with
-        `sampled` of those alone that a guard marked for people to read.
+        `sampled` of those alone that a guard marked for people to read, with `asked` of those that were answered (200)
+        and have the question on record.
 
         `newest` or `oldest` says from which end they are counted. Those that cannot be read are left out and logged.
         """
@@ -170,6 +176,8 @@ class Traffic:
             query = query.where(requests.c.served_version == version)
         if sampled:
             query = query.where(sa.cast(requests.c.guards, sa.Text).like(f'%"{SAMPLED}%'))
+        if asked:
+            query = query.where(requests.c.status == ANSWERED, has_question(is_sqlite=self._db.is_sqlite))
         if newest is not None:
             query = query.order_by(requests.c.at.desc(), requests.c.id.desc()).limit(newest)
         else:
@@ -243,11 +251,10 @@ class Traffic:
         thought of them by then, in order of time."""
         here = sa.and_(requests.c.model == model, requests.c.at > since, requests.c.at <= until)
         asked = sa.select(*(requests.c[name] for name in Outcome.model_fields)).where(here)
-        corrected = sa.func.length(sa.func.trim(sa.func.coalesce(feedback.c.correction, ""))) > 0
         said = (
             sa.select(
                 *(feedback.c[name] for name in ("id", "request_id", "at", "score", "thumb")),
-                corrected.label("corrected"),
+                _CORRECTS.label("corrected"),
             )
             .join(requests, requests.c.id == feedback.c.request_id)
             .where(here, _THEIRS, feedback.c.at <= until)
@@ -259,6 +266,22 @@ class Traffic:
         for opinion in opinions:
             by_request.setdefault(opinion.request_id, []).append(opinion)
         return outcomes, by_request
+
+    def corrected(self, model: str, *, since: datetime, until: datetime, after: datetime | None = None) -> int:
+        """How many requests of a model, `since` < at ≤ `until`, a user corrected, by feedback that counts (`_THEIRS`);
+        with `after` those alone whose correction came after that time, and by `until`.
+
+        Costs the feedback of that time, however many requests there are.
+        """
+        here = (requests.c.model == model, requests.c.at > since, requests.c.at <= until)
+        asked = sa.select(requests.c.id).where(requests.c.id == feedback.c.request_id, *here, _THEIRS)
+        query = sa.select(sa.func.count(feedback.c.request_id.distinct())).where(
+            feedback.c.at > since - _CLOCKS_APART, _CORRECTS, asked.correlate(feedback).exists()
+        )
+        if after is not None:
+            query = query.where(feedback.c.at > after, feedback.c.at <= until)
+        with self._db.reading() as connection:
+            return int(connection.execute(query).scalar_one())
 
     def guarded(self, model: str, *, since: datetime, until: datetime) -> frozenset[str]:
         """The requests in whose answers output guards found something; that they could not look is no find."""

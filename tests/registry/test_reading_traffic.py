@@ -1,0 +1,90 @@
+"""What the database is asked so that nobody reads all traffic: how many were corrected, and whose question is known."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import sqlalchemy as sa
+
+from tests_support import Clock, request_record, statements
+from tuneloop.registry import Registry
+from tuneloop.registry.nouns import Feedback, Message, RequestRecord
+from tuneloop.registry.tables import requests
+
+
+def test_corrections_are_counted_as_those_who_read_them_find_them(registries: Registry, clock: Clock) -> None:
+    def said(number: int, of: int, correction: str | None, later_s: float = 1, api_key: str | None = None) -> Feedback:
+        at = began + timedelta(seconds=of + later_s)
+        return Feedback(id=f"f{number}", request_id=f"req-{of}", at=at, correction=correction, api_key=api_key)
+
+    began = clock()
+    records = [request_record(n, began + timedelta(seconds=n)) for n in range(9)]
+    records.append(request_record(9, began + timedelta(seconds=9), model="cat"))
+    registries.traffic.add_requests(records)
+    registries.traffic.add_feedback(
+        [
+            said(0, 0, "It adds."),  # of the first record, which `since` leaves out
+            said(1, 1, "It adds."),
+            said(2, 1, "It subtracts."),
+            said(3, 2, " \n\t"),
+            said(4, 3, None),
+            said(5, 4, "It adds.", api_key="key_2"),  # somebody else's
+            said(6, 5, "It adds.", api_key="key_1"),
+            said(7, 6, "It adds.", later_s=3_600),
+            said(8, 7, "It adds.", later_s=-60),  # by a gateway whose clock is behind
+            said(9, 8, "It adds."),  # of a record that came later
+            said(10, 9, "It adds."),  # another model's
+            said(11, 99, "It adds."),  # not on record
+        ]
+    )
+    since, until = began, began + timedelta(seconds=7)
+    read = registries.traffic.window("bot", since=since, until=until)
+    corrected = set(registries.traffic.corrections_for([record.id for record in read]))
+    assert corrected == {"req-1", "req-5", "req-6", "req-7"}
+    with statements(registries) as asked:
+        assert registries.traffic.corrected("bot", since=since, until=until) == 4
+    assert sum("FROM" in statement for statement in asked) == 1
+    later = began + timedelta(seconds=1.5)
+    at_last = began + timedelta(days=1)
+    assert registries.traffic.corrected("bot", since=since, until=at_last, after=later) == 4  # 1 again, 5, 6, 8
+    assert registries.traffic.corrected("bot", since=since, until=until, after=later) == 2  # 6 is not said by then
+
+
+def test_only_answers_whose_question_is_on_record_are_read_where_those_are_asked_for(
+    registries: Registry, clock: Clock
+) -> None:
+    def turns(*texts: tuple[str, str]) -> tuple[Message, ...]:
+        return tuple(Message(role=role, content=content) for role, content in texts)
+
+    told = [
+        turns(("user", "Why?")),
+        turns(),
+        turns(("user", "")),
+        turns(("system", "Be brief."), ("assistant", "Yes?")),
+        turns(("prompt", "Once ")),
+        turns(("user", "Why?"), ("assistant", "So."), ("user", "")),
+        turns(("user", ""), ("assistant", '"role": "user", "content": "'), ("user", 'What is "role"?')),
+        turns(("user", "Why?"), ("tool", "")),
+        *(turns((("user", "assistant")[n % 2], str(n))) for n in range(2)),
+        turns(*((("user", "assistant")[n % 2], "Why?" if n == 10 else "") for n in range(12))),
+    ]
+    records = [request_record(n, clock() + timedelta(seconds=n), messages=said) for n, said in enumerate(told)]
+    records.append(request_record(len(told), clock() + timedelta(seconds=60), status=503))
+    registries.traffic.add_requests(records)
+
+    def ids(found: list[RequestRecord]) -> list[str]:
+        return [record.id for record in found]
+
+    wanted = [record for record in registries.traffic.window("bot") if record.status == 200 and record.question]
+    assert ids(wanted) == [f"req-{n}" for n in (0, 4, 6, 7, 8, 10)]
+    assert ids(registries.traffic.window("bot", asked=True)) == ids(wanted)
+    assert ids(registries.traffic.window("bot", asked=True, oldest=2)) == ids(wanted[:2])
+    odd: list[object] = [7, {"user": 1}, ["a"], [[]]]
+    damaged: list[object] = [sa.literal(value, requests.c.messages.type) for value in odd]
+    if registries.database.is_sqlite:  # a JSONB holds nothing that is no JSON
+        damaged[0] = sa.text("'{'")
+    with registries.database.writing() as connection:
+        for number, value in enumerate(damaged):
+            damage = sa.update(requests).where(requests.c.id == f"req-{number}").values(messages=value)
+            connection.execute(damage)
+    assert ids(registries.traffic.window("bot", asked=True)) == ids(wanted[1:])
