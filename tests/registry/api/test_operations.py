@@ -239,12 +239,12 @@ def test_what_is_not_there_is_not_found(shared_plane: Plane, path: str) -> None:
 
 def test_an_episode_of_which_nothing_can_be_understood_is_listed_beside_the_others(plane: Plane) -> None:
     now = plane.registry.clock()
-    plane.registry.silences.add("bot", 60, by="ada", reason="r", signal="injections")
+    plane.registry.silences.add("bot", 60, by="ada", reason="r", signal="prompt_drift")
     for number, evidence in enumerate(ODD_EVIDENCE):
         plane.registry.episodes.open(alert_episode(now, id=f"odd{number}", version=90 + number, evidence=evidence))
     plane.registry.episodes.open(alert_episode(now, id="last", version=99))
     listed = {one["id"]: one["shown_as"] for one in plane.get("/v1/alerts?model=bot")["items"]}
-    expected = dict.fromkeys(("odd0", "odd1", "last"), "open") | dict.fromkeys(("odd2", "odd3"), "silenced")
+    expected = dict.fromkeys(("odd2", "odd3"), "open") | dict.fromkeys(("odd0", "odd1", "last"), "silenced")
     assert {name: listed.get(name) for name in expected} == expected
 
 
