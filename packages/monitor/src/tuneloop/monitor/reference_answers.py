@@ -25,6 +25,7 @@ import numpy as np
 from tuneloop.monitor.bleu import corpus_bleu, paired_fall
 from tuneloop.monitor.canary_episodes import StreamEpisodes
 from tuneloop.monitor.canary_stream import CanaryStream
+from tuneloop.monitor.clocks import SetRight
 from tuneloop.monitor.detectors import Outcome, window_alpha
 from tuneloop.monitor.scorer import Stopped
 from tuneloop.monitor.signals import REFERENCE_BLEU, budget_share
@@ -86,6 +87,7 @@ class ReferenceAnswers:
         self._settings, self._registry = stream.settings, stream.registry
         self._share = budget_share(REFERENCE_BLEU, stream.settings)
         self._sets = {model: read_questions(Path(path)) for model, path in stream.settings.reference_answers.items()}
+        self._set_right = SetRight(stream.registry.clock)
         self._left_alone: dict[str, datetime] = {}  # model whose engine failed → until when
 
     def run(self, wait: Callable[[float], object]) -> None:
@@ -142,6 +144,7 @@ class ReferenceAnswers:
             quiet = Outcome(0.0, 0.0, 1.0, 0.0, 0)
             self._stream.store(model, version, newest, ("none", quiet, detail), n=len(answers), start=began)
             return
+        newest = self._set_right(newest)
         if began < newest.window_end + timedelta(seconds=self._pause_s):
             return
         gamma = self._settings.mean_run_length
