@@ -7,7 +7,7 @@ On SQLite and on PostgreSQL (a cluster of its own), with 10, 1,000 and 100,000 v
 route, each operation of ours in turn with the call to MLflow's own client that comes nearest; ratios are medians of
 such pairs. `connect` is a registry's first word with MLflow. Then looks at the aliases of many models, also behind an
 MLflow server; the gateway looking up 1,000 models of 5 arms; and the time from the write of a route until each of 50
-gateways applies it. Takes about seven minutes; `--quick`, with 10 and 1,000 versions and 10 gateways, about two. Exits 1
+gateways applies it. Takes some seven minutes; `--quick`, with 10 and 1,000 versions and 10 gateways, about two. Exits 1
 where a promise is not kept: an operation takes ten times as long with the most versions as with the fewest, a look at
 aliases more than the time it has, a change more than 2 s to a gateway, or one in a hundred lookups more than 1 ms.
 
