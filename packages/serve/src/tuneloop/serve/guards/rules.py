@@ -10,7 +10,7 @@ only the words outside the quotes say whether it reports what it quotes.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 
 from tuneloop.serve.guards.concepts import Sentence
@@ -61,48 +61,20 @@ _ASKING = frozenset(
 
 _NAMES = r"(?:ai|llms?|language models?|ai[ -]\w{1,12}|assistants?|chatbots?|agents?|copilot)"
 _RULE = r"(?:-{3}|={3}|#{3}|\*{3}|\[|\])"
-
-
-def _holds(*literals: str) -> Callable[[str], object]:
-    return lambda text: any(literal in text for literal in literals)
-
-
-_NAMED = re.compile(rf"\b{_NAMES}\b").search
-# What a text must hold for the pattern to be worth a search: most texts hold none of it.
-_MARKS: tuple[tuple[str, Callable[[str], object], re.Pattern[str]], ...] = (
+_MARKS: tuple[tuple[str, str, re.Pattern[str]], ...] = (  # without the literal in the middle there is no match
     (
         "chat-token",
-        _holds("<|"),
+        "<|",
         re.compile(r"<\|(?:im_start|im_end|system|user|assistant|endoftext|start_header_id|eot_id)\|>"),
     ),
-    (
-        "chat-token",
-        _holds("inst]", "sys>>", "_of_turn>", "<|begin"),
-        re.compile(r"\[/?inst\]|<</?sys>>|<start_of_turn>|<end_of_turn>|<\|begin_of_text\|>"),
-    ),
-    (
-        "fake-turn",
-        _holds("system", "assistant", "developer"),
-        re.compile(r"(?m)^[ \t>#*\-\[<(]{0,8}(?:system|assistant|developer)[ \w]{0,24}[\])>*]{0,3}:"),
-    ),
-    (
-        "fake-turn",
-        _holds("<"),
-        re.compile(r"</?(?:system|instructions?|assistant|prompt|context|user_?input|admin)>"),
-    ),
-    (
-        "fake-turn",
-        _holds("##"),
-        re.compile(r"(?m)^#{2,4} ?(?:system|new instructions?|instructions?|admin|override)\b"),
-    ),
-    (
-        "fake-end",
-        _holds("---", "===", "###", "***", "[", "]"),
-        re.compile(rf"{_RULE} ?(?:end|begin|start|new) [\w ]{{2,30}}{_RULE}"),
-    ),
+    ("chat-token", "", re.compile(r"\[/?inst\]|<</?sys>>|<start_of_turn>|<end_of_turn>|<\|begin_of_text\|>")),
+    ("fake-turn", ":", re.compile(r"(?m)^[ \t>#*\-\[<(]{0,8}(?:system|assistant|developer)[ \w]{0,24}[\])>*]{0,3}:")),
+    ("fake-turn", "<", re.compile(r"</?(?:system|instructions?|assistant|prompt|context|user_?input|admin)>")),
+    ("fake-turn", "##", re.compile(r"(?m)^#{2,4} ?(?:system|new instructions?|instructions?|admin|override)\b")),
+    ("fake-end", "", re.compile(rf"{_RULE} ?(?:end|begin|start|new) [\w ]{{2,30}}{_RULE}")),
     (
         "image-url",
-        _holds("]("),
+        "](",
         re.compile(
             r"!\[[^\]\n]{0,80}\]\(\s?https?://[^)\s]{1,200}[?&/=][^)\s]{0,100}"
             r"(?:[{<\[$]|%7b|data|secret|prompt|context|history|chat|summary|=\))"
@@ -110,7 +82,7 @@ _MARKS: tuple[tuple[str, Callable[[str], object], re.Pattern[str]], ...] = (
     ),
     (
         "to-models",
-        _NAMED,
+        "",
         re.compile(
             r"\b(?:if you are an?|attention|note (?:to|for)|message (?:to|for)|instructions? (?:to|for)|dear|hey"
             rf"|important[ :]{{1,3}}(?:to|for)?) ?(?:all |any |the )?{_NAMES}\b"
@@ -118,19 +90,15 @@ _MARKS: tuple[tuple[str, Callable[[str], object], re.Pattern[str]], ...] = (
     ),
     (
         "to-models",
-        _NAMED,
+        "",
         re.compile(
             rf"\b{_NAMES}\b[\w ,]{{0,20}}\b(?:reading|processing|summari[sz]ing|parsing|reviewing|analy[sz]ing"
             r"|handling|ingesting|visiting|indexing|screening) (?:this|the)\b"
         ),
     ),
-    ("comment", _holds("<!--"), re.compile(r"<!--[^>]{0,200}(?:ai|assistant|instruction|ignore|system)")),
-    (
-        "override-tag",
-        _holds("["),
-        re.compile(r"\[(?:system|admin|override|urgent|hidden|sudo|new)[ _\w:.\-]{0,30}\]"),
-    ),
-    ("override-tag", _holds("override"), re.compile(r"\bsystem[ _-]?override\b")),
+    ("comment", "<!--", re.compile(r"<!--[^>]{0,200}(?:ai|assistant|instruction|ignore|system)")),
+    ("override-tag", "[", re.compile(r"\[(?:system|admin|override|urgent|hidden|sudo|new)[ _\w:.\-]{0,30}\]")),
+    ("override-tag", "override", re.compile(r"\bsystem[ _-]?override\b")),
 )
 # With one of these marks close by, such a sentence is an attack.
 _SUSPECT = re.compile(r"O.{0,6}[IPLY]|[NW].{0,8}[UM]|R.{0,6}[SDI]|U|T|E.{0,6}D|Y.{0,4}C|G.{0,3}X|WC|W.{0,3}Y")
@@ -141,8 +109,8 @@ def marks(text: str) -> list[Hit]:
     """The literal marks in a folded text; each is only a hint."""
     return [
         Hit(name, match.start(), match.end())
-        for name, worth_a_search, mark in _MARKS
-        if worth_a_search(text)
+        for name, literal, mark in _MARKS
+        if literal in text
         for match in mark.finditer(text)
     ]
 
