@@ -61,6 +61,15 @@ def test_what_some_revision_since_the_last_accounting_said_is_our_own_mirror() -
     assert compare(Aliases(None, None), ONE, (ONE,), None) == LateMirror(), "nobody has mirrored yet"
 
 
+def test_what_was_moved_back_is_known_until_it_is_on_record() -> None:
+    moved = Accounted(Aliases(1, None), 3, "revert", 5)
+    assert compare(Aliases.of(TWO), TWO, (TWO,), moved) == Settled((Move("champion", 2, 1),))
+    adopted = _route(4, 1)
+    assert compare(Aliases.of(adopted), adopted, (TWO, adopted), moved) == Settled(), "a newer route says so"
+    reported = Accounted(Aliases(1, None), 3, "report", 5)
+    assert compare(Aliases.of(TWO), TWO, (TWO,), reported) == Settled(), "whoever moved it moved it back"
+
+
 def test_anything_else_was_moved_by_somebody() -> None:
     settled = Accounted(Aliases(2, None), 3, "", 2)
     back = compare(Aliases(1, None), TWO, (TWO,), settled)
@@ -245,6 +254,25 @@ def test_a_watch_killed_after_it_saw_a_move_is_followed_by_one_that_deals_with_i
     AliasWatch(watched).turn()
     assert watched.versions.aliases("bot") == {"champion": 1}
     assert [entry.action for entry in about_aliases(watched)] == ["alias.moved", "alias.reverted"]
+
+
+def test_what_was_moved_back_is_put_on_record_also_where_the_watch_was_killed_or_overtaken_before_it_wrote_that(
+    watched: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    move(watched, 2)
+    mirror, other = watched.versions.mirror, AliasWatch(watched)
+
+    def overtaken(route: Route) -> None:
+        mirror(route)
+        monkeypatch.setattr(watched.versions, "mirror", mirror)
+        other.turn()
+
+    monkeypatch.setattr(watched.versions, "mirror", overtaken)
+    AliasWatch(watched).turn()
+    moved, reverted = about_aliases(watched)
+    assert (moved.action, reverted.action) == ("alias.moved", "alias.reverted")
+    assert reverted.detail["reason"] == "moved back, by policy"
+    assert reverted.detail["moved"] == {"champion": {"was": 1, "is": 2}}
 
 
 def test_five_watches_at_once_put_a_move_on_record_once(watched: Registry) -> None:

@@ -63,6 +63,8 @@ class Move:
 class Settled:
     """The aliases say what the route says."""
 
+    back: tuple[Move, ...] = ()  # what was moved back for this revision and is not on record yet
+
 
 @dataclass(frozen=True)
 class LateMirror:
@@ -101,7 +103,10 @@ def compare(
     """
     wanted = Aliases.of(newest)
     if seen == wanted:
-        return Settled()
+        dealt_with = accounted is not None and accounted.pending in ("revert", "adopt")
+        if accounted is None or not dealt_with or accounted.revision != newest.revision:
+            return Settled()
+        return Settled(_moves(accounted.aliases, wanted))
     if accounted is not None and accounted.pending and seen == accounted.aliases:
         if accounted.pending != "report":
             return Unfinished(_moves(seen, wanted))

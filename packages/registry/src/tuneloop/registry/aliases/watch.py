@@ -112,9 +112,13 @@ class AliasWatch:
     def _look(self, route: Route, seen: Aliases, accounted: Accounted | None) -> None:
         ours = () if seen == Aliases.of(route) else self._ours(route, accounted)
         match compare(seen, route, ours, accounted):
-            case Settled():
+            case Settled(back):
+                # Between moving back and putting that on record a watch may be killed, or overtaken by this one.
+                reverted = (
+                    ("by policy" if accounted.pending == "revert" else "not adopted") if accounted and back else ""
+                )
                 if accounted is None or (accounted.revision, accounted.pending) != (route.revision, ""):
-                    self._account(route, accounted, seen, "")
+                    self._account(route, accounted, seen, "", back, reverted=reverted)
             case LateMirror():
                 self._mirror(route)
             case Moved(moves):
