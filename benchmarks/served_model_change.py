@@ -3,11 +3,12 @@
     python benchmarks/served_model_change.py [--json FILE] [--without-engine]
 
 SmolLM2-135M-Instruct with a LoRA adapter of ten steps is what served first. Against its baseline of twelve readings
-are held: the same again (also while six users ask), the adapter after one more step of AdamW, an adapter trained on
-other rows; and, of the base itself, an int8 copy. First through transformers (float32; the int8 copy by PyTorch's
-dynamic quantisation), then through vLLM, launched as the engine agent does (the int8 copy as a quantised export is
-written). "sees" is the monitor's own test at its default level. Also told: the noise of the baseline, the distance in
-nats per token, and what a reading takes. Three starts of vLLM: about five minutes on two idle cores.
+are held: the same again (also while six users ask it, and while six ask another adapter and the base), the adapter
+after one more step of AdamW, an adapter trained on other rows; and, of the base itself, an int8 copy. First through
+transformers (float32; the int8 copy by PyTorch's dynamic quantisation), then through vLLM, launched as the engine
+agent does (the int8 copy as a quantised export is written). "sees" is the monitor's own test at its default level.
+Also told: the noise of the baseline, the distance in nats per token, and what a reading takes. Three starts of vLLM:
+about five minutes on two idle cores.
 """
 
 from __future__ import annotations
@@ -202,6 +203,8 @@ def through_vllm(base: Path, adapters: dict[str, Path], scratch: Path) -> Iterat
         yield check("vLLM", "unchanged", first, read["first"], CHECKS)
         with users(url, "first", 6):
             yield check("vLLM", "unchanged, six users ask", first, read["first"], CHECKS)
+        with users(url, "swapped", 3), users(url, base.name, 3):
+            yield check("vLLM", "unchanged, six ask others", first, read["first"], CHECKS)
         yield check("vLLM", "one training step", first, read["one more step"], 1)
         yield check("vLLM", "swapped adapter", first, read["swapped"], 1)
     model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16).eval()

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import random
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,16 @@ def test_an_engine_without_noise_never_alarms_unchanged_and_sees_the_smallest_ch
     assert changed_test(frozen, [MEAN + 0.001] * FRESH_ROUNDS, 1 / SPLITS).alarm
 
 
+def test_an_engine_frozen_in_a_quiet_hour_and_read_in_a_busy_one_is_not_called_another_model() -> None:
+    """What a busy engine reads falls on one of two sides, by who shares its batches; the baseline saw one of them."""
+    frozen = Baseline(np.tile(MEAN, (BASELINE_ROUNDS, 1)))
+    other = MEAN + np.resize([0.05, -0.05], TOKENS)
+    busy = [MEAN, other, other, MEAN, other, other]
+    assert looks_moved(frozen, other)
+    assert not changed_test(frozen, busy, 0.05).alarm
+    assert changed_test(frozen, [other] * FRESH_ROUNDS, 1 / SPLITS).alarm
+
+
 def test_other_tokens_are_a_change_and_a_level_nothing_can_reach_is_refused() -> None:
     frozen = baseline(np.random.default_rng(14))
     assert looks_moved(frozen, MEAN[:-1])
@@ -98,8 +109,7 @@ def test_other_tokens_are_a_change_and_a_level_nothing_can_reach_is_refused() ->
 
 def _without_floor(rows: np.ndarray) -> Baseline:
     class Bare(Baseline):
-        @property
-        def floor(self) -> float:
+        def floor(self, _fresh: Sequence[np.ndarray] = ()) -> float:
             return 0.0
 
     return Bare(rows)

@@ -8,8 +8,8 @@ token, and its p-value is exact, over all `SPLITS` ways to tell the fresh rounds
 changed, and rounds are alike whenever they are read, P(p <= alpha) <= alpha; the look before it only lowers that.
 
 Rounds are not quite alike where the load is not: a busy engine computes in other batches. So the difference must
-also exceed `NOISE_FACTOR` times the largest distance among the baseline's rounds, and `LEAST_NATS`; measured in
-`benchmarks/served_model_change.py`.
+also exceed `NOISE_FACTOR` times the largest distance among the baseline's rounds, the same of the fresh ones (the
+baseline may have been read in a quieter hour), and `LEAST_NATS`; measured in `benchmarks/served_model_change.py`.
 
 The statistic and test follow "Log Probability Tracking of LLM APIs" (arXiv 2512.03816); reading all tokens of a
 text, instead of the first generated one, gets twenty numbers for the same prefill. The texts were written for this
@@ -55,13 +55,11 @@ class Baseline:
     @property
     def noise(self) -> float:
         """The largest distance of one round from the mean of the others, nats per token."""
-        total, others = self.rounds.sum(axis=0), len(self.rounds) - 1
-        return max(_distance(row, (total - row) / others) for row in self.rounds)
+        return _noise(self.rounds)
 
-    @property
-    def floor(self) -> float:
-        """The smallest difference that may be called a change."""
-        return max(NOISE_FACTOR * self.noise, LEAST_NATS)
+    def floor(self, fresh: Sequence[Round] = ()) -> float:
+        """The smallest difference that may be called a change, beside fresh rounds that may be noisier."""
+        return max(NOISE_FACTOR * self.noise, NOISE_FACTOR * _noise(fresh) if len(fresh) else 0.0, LEAST_NATS)
 
 
 def looks_moved(baseline: Baseline, seen: Round) -> bool:
@@ -73,7 +71,7 @@ def looks_moved(baseline: Baseline, seen: Round) -> bool:
 
 def quiet(baseline: Baseline, seen: Round, alpha: float) -> Outcome:
     """What a check says that needed no test; its p-value is the largest, since none was made."""
-    return Outcome(_distance(seen, baseline.rounds.mean(axis=0)), baseline.floor, 1.0, alpha, 0)
+    return Outcome(_distance(seen, baseline.rounds.mean(axis=0)), baseline.floor(), 1.0, alpha, 0)
 
 
 def changed_test(baseline: Baseline, fresh: Sequence[Round], alpha: float) -> Outcome:
@@ -85,7 +83,7 @@ def changed_test(baseline: Baseline, fresh: Sequence[Round], alpha: float) -> Ou
     if alpha * SPLITS < 1:
         raise ValueError(f"level {alpha:g} cannot be reached: the smallest p-value is 1 / {SPLITS:,}")
     if any(row.shape != baseline.rounds[0].shape or not np.isfinite(row).all() for row in fresh):
-        return Outcome(MAX_NATS, baseline.floor, 1 / SPLITS, alpha, SPLITS)
+        return Outcome(MAX_NATS, baseline.floor(), 1 / SPLITS, alpha, SPLITS)
     rows = np.concatenate([baseline.rounds, np.stack(fresh)])
     total = rows.sum(axis=0)
     permuted = np.concatenate([_statistics(masks, rows, total) for masks in np.array_split(_splits(), 16)])
@@ -93,9 +91,10 @@ def changed_test(baseline: Baseline, fresh: Sequence[Round], alpha: float) -> Ou
     p_value = float((permuted >= observed - _TIE).mean())
     allowed = min(math.floor(alpha * SPLITS + 1e-9), SPLITS - 1)  # splits that may reach the true one in an alarm
     threshold = float(np.partition(permuted, SPLITS - 1 - allowed)[SPLITS - 1 - allowed])
-    if observed <= baseline.floor:
+    floor = baseline.floor(fresh)
+    if observed <= floor:
         p_value = 1.0
-    return Outcome(observed, max(threshold, baseline.floor), p_value, alpha, SPLITS)
+    return Outcome(observed, max(threshold, floor), p_value, alpha, SPLITS)
 
 
 @cache
@@ -111,6 +110,11 @@ def _statistics(masks: NDArray[np.float64], rows: NDArray[np.float64], total: Ro
     inside = masks @ rows
     found: NDArray[np.float64] = np.abs(inside / FRESH_ROUNDS - (total - inside) / BASELINE_ROUNDS).mean(axis=1)
     return found
+
+
+def _noise(rounds: Sequence[Round] | NDArray[np.float64]) -> float:
+    total, others = np.sum(rounds, axis=0), len(rounds) - 1
+    return max(_distance(row, (total - row) / others) for row in rounds)
 
 
 def _distance(one: Round, other: Round) -> float:

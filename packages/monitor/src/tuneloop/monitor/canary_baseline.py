@@ -91,5 +91,5 @@ class Baselines:
             "noise": max(baseline.noise for baseline in frozen.values()),
             "canaries": texts_digest(),
         }
-        quiet_one = Outcome(0.0, frozen[first].floor, 1.0, 0.0, 0)
+        quiet_one = Outcome(0.0, frozen[first].floor(), 1.0, 0.0, 0)
         self._stream.store(model, version, newest, ("none", quiet_one, detail), n=BASELINE_ROUNDS, start=began)

@@ -5,8 +5,9 @@ batched with adapter requests gets whatever adapter lies there. `--max-loras` ab
 that slot empty only at first: unloading does not free a slot, so after as many loads as there are slots the last one is
 filled for good. Those kernels also copy an adapter's weights once for every token. The plugin replaces the product that
 they serve: tokens are grouped by slot once a step, slot -1 adds nothing, and each group is multiplied with weights that
-lie where they are (in bfloat16 the first of the two factors is widened, as vLLM does it). GPU kernels do both by
-themselves and get no plugin.
+lie where they are (in bfloat16 the first of the two factors is widened, as vLLM does it). A token is rounded alike
+whoever shares its batch: else what a version answers would hang on who else asks, by as much as a training step. GPU
+kernels do both by themselves and get no plugin.
 
 vLLM's scheduler waits for its worker in a loop that gives its core away by `sched_yield` alone. Where cores are few,
 whoever takes in new requests does not get that core: measured on two, a request that came while three streams ran
@@ -56,7 +57,7 @@ def install():
                 given, made = x[:length], y[:length]
             else:
                 rows = rows[rows < length]
-                given, made = x[rows], y.new_zeros(rows.shape[0], y.shape[1])
+                given, made = x[rows], y[rows]  # added to what is there, so that it is rounded as when it is alone
             begin = 0
             for down, up, width in zip(downs, ups, output_slices, strict=True):
                 down, up = down[slot].flatten(0, -2), up[slot].flatten(0, -2)
@@ -64,7 +65,7 @@ def install():
                 made[:, begin : begin + width].addmm_(low.to(y.dtype), up.t(), alpha=scale)
                 begin += width
             if rows is not None:
-                y.index_add_(0, rows, made)
+                y.index_copy_(0, rows, made)
 
     add_lora_linear.tuneloop_guard = True
     PunicaWrapperCPU.update_metadata, PunicaWrapperCPU.add_lora_linear = update_metadata, add_lora_linear
