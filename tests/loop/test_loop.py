@@ -120,6 +120,10 @@ def test_7_the_drift_opened_one_episode_and_nothing_alarmed_before(evidence: Jso
     # The drill makes version 1 champion again, for whom this traffic is still strange; it ends when version 2 is back.
     assert {(episode.version, episode.state) for episode in episodes} == {(1, "resolved")}
     assert len(episodes) <= 2
+    canaries = registry.episodes.scores("python-helper", signal="served_model_change", limit=100)
+    verdicts = {score.verdict for score in canaries}
+    assert "none" in verdicts
+    assert "drift" not in verdicts, "both versions share an engine, and are what they were"
 
 
 def test_8_one_retraining_request_made_version_2_through_the_gate(evidence: Json, registry: Registry) -> None:
