@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from tuneloop.registry.errors import InvalidInput
 from tuneloop.registry.nouns import Arm, Route, Shadow
+from tuneloop.registry.routes.arranging import arrange
 from tuneloop.registry.routes.assignment import assign, bucket, held_out, key_hash, shadowed
-from tuneloop.registry.routes.changes import differences
-from tuneloop.registry.routes.promotion import arrange
+from tuneloop.registry.routes.changes import differences, moved_bp
 
 PAGE = Path(__file__).parents[2] / "docs" / "assignment.md"
 weights = st.integers(min_value=0, max_value=10_000)
@@ -82,6 +83,96 @@ def test_versions_are_the_published_ones(
     made = tuple(Arm(version=int(number), weight_bp=int(weight_bp)) for number, weight_bp in shares)
     route = _route(0, salt, int(holdout_bp)).model_copy(update={"model": model, "arms": made})
     assert assign(route, key) == int(version)
+
+
+@pytest.mark.parametrize(("salt", "model", "arms", "key", "version"), published("Versions of arms that name places"))
+def test_versions_of_arms_that_name_places_are_the_published_ones(
+    salt: str, model: str, arms: str, key: str, version: str
+) -> None:
+    def arm(number: str, share: str) -> Arm:
+        weight_bp, _, spans = share.partition(":")
+        pairs = [span.split("-") for span in spans.split(",")]
+        places = tuple((int(first), int(end)) for first, end in pairs)
+        return Arm(version=int(number), weight_bp=int(weight_bp), places=places)
+
+    made = tuple(arm(*one.split("=")) for one in arms.split())
+    route = Route.model_validate(_route(0, salt).model_copy(update={"model": model, "arms": made}).model_dump())
+    assert assign(route, key) == int(version)
+
+
+@st.composite
+def splits(draw: st.DrawFn) -> dict[int, int]:
+    """Shares of up to four versions, coarse enough to meet again."""
+    versions = draw(st.lists(st.integers(1, 4), min_size=1, max_size=4, unique=True))
+    cuts = sorted(draw(st.lists(st.integers(0, 20), min_size=len(versions) - 1, max_size=len(versions) - 1)))
+    ends = [0, *cuts, 20]
+    return {v: 500 * (end - first) for v, first, end in zip(versions, ends, ends[1:], strict=False)}
+
+
+def follow(before: Route | None, split: dict[int, int]) -> Route:
+    arms = arrange(before, split)
+    fields = (before or _route(0)).model_dump() | {"arms": [arm.model_dump() for arm in arms]}
+    return Route.model_validate(fields)
+
+
+def owned(route: Route) -> dict[int, set[int]]:
+    spans = zip(route.arms, route.spans, strict=True)
+    return {arm.version: {place for span in theirs for place in range(*span)} for arm, theirs in spans}
+
+
+@given(wanted=st.lists(splits(), min_size=2, max_size=5))
+def test_of_any_number_of_arms_only_those_whose_share_changes_give_or_take_keys(wanted: list[dict[int, int]]) -> None:
+    """Through any history: no fewer keys could move, and one that is raised loses none."""
+    before = follow(None, wanted[0])
+    for split in wanted[1:]:
+        after = follow(before, split)
+        old, new = owned(before), owned(after)
+        for version in {*old, *new}:
+            had, has = old.get(version, set()), new.get(version, set())
+            assert had <= has or has <= had, "who takes gives none"
+            assert len(has) == split.get(version, 0)
+        gained = sum(max(0, split[v] - before.split.get(v, 0)) for v in split)
+        assert moved_bp(before, after) == gained
+        before = after
+
+
+@given(wanted=splits(), raised=st.integers(0, 3), by=st.integers(1, 10))
+def test_lowering_an_arm_is_the_inverse_of_raising_it_beside_any_others(
+    wanted: dict[int, int], raised: int, by: int
+) -> None:
+    first = follow(follow(None, wanted), {v: wanted[v] for v in reversed(wanted)})
+    champion, arm = first.champion, list(wanted)[raised % len(wanted)]
+    share = min(500 * by, first.split[champion] - 1)
+    if arm == champion or share < 1:
+        return
+    up = follow(first, {**first.split, arm: first.split[arm] + share, champion: first.split[champion] - share})
+    assert owned(up)[arm] > owned(first)[arm]
+    assert follow(up, first.split).spans == first.spans
+
+
+def test_a_canary_that_is_raised_moves_nobody_between_two_others() -> None:
+    before = follow(follow(None, {1: 10_000}), {3: 1_000, 2: 1_000, 1: 8_000})
+    after = follow(before, {3: 2_000, 2: 1_000, 1: 7_000})
+    moves = Counter((assign(before, f"user-{i}"), assign(after, f"user-{i}")) for i in range(5_000))
+    assert {move for move in moves if move[0] != move[1]} == {(1, 3)}
+    back = follow(after, {3: 0, 2: 1_000, 1: 9_000})
+    moves = Counter((assign(after, f"user-{i}"), assign(back, f"user-{i}")) for i in range(5_000))
+    assert {move for move in moves if move[0] != move[1]} == {(3, 1)}
+
+
+@pytest.mark.parametrize(
+    "places",
+    [
+        {2: ((0, 1_000),), 1: ((1_000, 9_999),)},
+        {2: ((0, 1_000),), 1: ((500, 9_500),)},
+        {2: ((0, 2_000), (2_000, 1_000)), 1: ((1_000, 10_000),)},
+        {2: ((0, 1_000),)},
+    ],
+)
+def test_places_that_are_no_whole_are_refused(places: dict[int, tuple[tuple[int, int], ...]]) -> None:
+    arms = [{"version": v, "weight_bp": bp, "places": places.get(v)} for v, bp in ((2, 1_000), (1, 9_000))]
+    with pytest.raises(ValidationError, match=r"names .* places for|do not name each"):
+        Route.model_validate(_route(0).model_dump() | {"arms": arms})
 
 
 @settings(max_examples=30)

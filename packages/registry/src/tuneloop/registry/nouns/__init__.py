@@ -30,7 +30,7 @@ from tuneloop.registry.nouns.episodes import (
 from tuneloop.registry.nouns.fleet import AdapterState, EngineState, GatewayState
 from tuneloop.registry.nouns.gates import Approval, Check, GateReport
 from tuneloop.registry.nouns.retraining import RetrainingRequest, RetrainingRun, RetrainingState
-from tuneloop.registry.nouns.routes import Arm, Route, Shadow
+from tuneloop.registry.nouns.routes import Arm, Route, Shadow, Span, in_order
 from tuneloop.registry.nouns.traffic import Feedback, Message, RequestLine, RequestRecord
 from tuneloop.registry.nouns.versions import Version
 
@@ -63,11 +63,13 @@ __all__ = [
     "ServingSignal",
     "Shadow",
     "Signal",
+    "Span",
     "TrialSignal",
     "Verdict",
     "Version",
     "WindowScore",
     "as_tuple",
+    "in_order",
     "kept",
     "parse_version_name",
     "said_of",

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import accumulate
 from typing import Self
 
 from pydantic import AwareDatetime, Field, model_validator
 
 from tuneloop.registry.nouns.base import FULL_SHARE_BP, ModelName, Noun
+
+Span = tuple[int, int]  # places of the split, from the first to before the second
 
 
 class Arm(Noun):
@@ -14,6 +18,13 @@ class Arm(Noun):
 
     version: int = Field(ge=1)
     weight_bp: int = Field(ge=0, le=FULL_SHARE_BP)
+    places: tuple[Span, ...] | None = None  # which it owns, in the order it took them; None: those its order gives it
+
+
+def in_order(arms: Sequence[Arm]) -> tuple[tuple[Span, ...], ...]:
+    """The places of each arm where none names its own: one run after the other, from 0 upwards."""
+    ends = accumulate(arm.weight_bp for arm in arms)
+    return tuple(((end - arm.weight_bp, end),) if arm.weight_bp else () for arm, end in zip(arms, ends, strict=True))
 
 
 class Shadow(Noun):
@@ -31,7 +42,8 @@ class Shadow(Noun):
 class Route(Noun):
     """Which versions of a model get which share; append-only, one row per revision.
 
-    Challengers own the buckets from 0 upwards in the order of `arms`; the champion is the last arm and owns the rest.
+    The champion is the last arm. Places of the split are owned in the order of `arms`, from 0 upwards, unless the arms
+    name theirs: of three or more each keeps its own while the others' shares change (`routes.arranging`).
     """
 
     model: ModelName
@@ -59,16 +71,34 @@ class Route(Noun):
                 f"weights sum to {total}, not {FULL_SHARE_BP} basis points ({self.split_text}); "
                 f"add {FULL_SHARE_BP - total} to one arm"
             )
+        if any(arm.places is not None for arm in self.arms):
+            self._places_make_a_whole()
         if strangers := set(self.overrides.values()) - set(versions):
             raise ValueError(f"keys are overridden to versions {sorted(strangers)}, which are no arms of the route")
         if self.shadow is not None and self.split.get(self.shadow.version) != 0:
             raise ValueError(f"the shadow {self.shadow.version} is no arm without a share ({self.split_text})")
         return self
 
+    def _places_make_a_whole(self) -> None:
+        for arm, spans in zip(self.arms, self.spans, strict=True):
+            if (owned := sum(end - first for first, end in spans)) != arm.weight_bp:
+                raise ValueError(f"version {arm.version} names {owned} places for {arm.weight_bp} basis points")
+        runs = sorted(span for spans in self.spans for span in spans)
+        begins, ends = [first for first, _ in runs], [end for _, end in runs]
+        if any(first >= end for first, end in runs) or begins != [0, *ends[:-1]] or ends[-1] != FULL_SHARE_BP:
+            raise ValueError(f"the arms do not name each of the {FULL_SHARE_BP:,} places once: {runs}")
+
     @property
     def champion(self) -> int:
         """The stable arm: what serves when the assigned version cannot."""
         return self.arms[-1].version
+
+    @property
+    def spans(self) -> tuple[tuple[Span, ...], ...]:
+        """The places of each arm, in the order in which it took them."""
+        if any(arm.places is not None for arm in self.arms):
+            return tuple(arm.places or () for arm in self.arms)
+        return in_order(self.arms)
 
     @property
     def split(self) -> dict[int, int]:

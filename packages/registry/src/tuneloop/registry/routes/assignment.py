@@ -1,7 +1,8 @@
 """Which version answers which key: a pure function of (route, key), so every replica agrees without talking.
 
-`bucket = BLAKE2b-64(salt ‖ 0 ‖ model ‖ 0 ‖ key) mod 10,000`. A challenger of weight w owns `[0, w)`, so raising w only
-moves keys from the champion to it, and lowering it is the exact inverse. Costs about 2 µs.
+`bucket = BLAKE2b-64(salt ‖ 0 ‖ model ‖ 0 ‖ key) mod 10,000`, and each of the places is an arm's. A challenger that is
+raised only takes places, of those whose share falls, and lowering it is the exact inverse (`arranging`). Costs about
+2 µs.
 
 A route may hold a share of the keys out: they get the champion whatever the split says. Their places come from a salt
 of their own, so who is held out tells nothing of who would get which arm, and from the key's hash, so that a record,
@@ -53,6 +54,9 @@ def assign(route: Route, key: str) -> int:
     upper = 0
     for arm in route.arms:
         upper += arm.weight_bp
-        if place < upper:
+        if arm.places is None:
+            if place < upper and arm.weight_bp:
+                return arm.version
+        elif any(first <= place < end for first, end in arm.places):
             return arm.version
     raise AssertionError(f"weights of {route.model} revision {route.revision} do not cover bucket {place}")

@@ -57,7 +57,13 @@ def moved_bp(before: Route, after: Route) -> float:
 
 def _places(route: Route) -> list[int]:
     """The version of each place in the split."""
-    return [arm.version for arm in route.arms for _ in range(arm.weight_bp)]
+    owners = {
+        place: arm.version
+        for arm, spans in zip(route.arms, route.spans, strict=True)
+        for first, end in spans
+        for place in range(first, end)
+    }
+    return [owners[place] for place in range(FULL_SHARE_BP)]
 
 
 def _bp(share: int | None) -> str | None:

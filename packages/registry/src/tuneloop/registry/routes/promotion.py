@@ -18,6 +18,7 @@ from tuneloop.registry.database import write_last
 from tuneloop.registry.errors import InvalidInput, Refused, TuneloopError, Unreadable
 from tuneloop.registry.facade import Registry
 from tuneloop.registry.nouns import FULL_SHARE_BP, Arm, RetrainingState, Route, Shadow, version_name
+from tuneloop.registry.routes.arranging import arrange
 from tuneloop.registry.routes.assignment import key_hash
 from tuneloop.registry.routes.staging import (
     check_approved,
@@ -289,38 +290,6 @@ def champions_before(newest: Sequence[Route], rollbacks: Collection[int], *, who
         else:
             line.append(route.champion)
     return line[:-1]
-
-
-def arrange(before: Route | None, split: Mapping[int, int]) -> tuple[Arm, ...]:
-    """The arms in order: challengers as they stood, new ones after them, the champion last.
-
-    The champion stays while it has a share, so raising a canary never moves a key back; without one the heaviest
-    follows.
-
-    Raises:
-        InvalidInput: a version or a weight is out of range, or there are no arms.
-    """
-    if not split:
-        raise InvalidInput("a route needs at least one VERSION=WEIGHT")
-    for version, weight_bp in split.items():
-        if version < 1:
-            raise InvalidInput(f"version {version} does not exist; versions are numbered from 1")
-        if not 0 <= weight_bp <= FULL_SHARE_BP:
-            raise InvalidInput(
-                f"weight {weight_bp} of version {version} is not between 0 and {FULL_SHARE_BP} basis points"
-            )
-    if total := sum(split.values()) - FULL_SHARE_BP:
-        raise InvalidInput(
-            f"weights sum to {total + FULL_SHARE_BP}, not {FULL_SHARE_BP} basis points; add {-total} to one version"
-        )
-    standing = [arm.version for arm in before.arms] if before else []
-    champion = (
-        before.champion if before and split.get(before.champion, 0) > 0 else max(split, key=lambda v: (split[v], v))
-    )
-    order = [v for v in standing if v in split and v != champion] + [
-        v for v in split if v not in standing and v != champion
-    ]
-    return tuple(Arm(version=v, weight_bp=split[v]) for v in (*order, champion))
 
 
 def _current(registry: Registry, model: str, expected_revision: int | None) -> Route | None:
