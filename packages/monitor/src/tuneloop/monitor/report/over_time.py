@@ -125,7 +125,7 @@ def _middle(values: Sequence[float]) -> Middle | None:
 
 def _bounds(low: float, high: float) -> list[float]:
     """Round bounds, the first at most `low` and the last above `high`."""
-    powers = range(int(np.floor(np.log10(low))), int(np.floor(np.log10(high))) + 2)
+    powers = range(int(np.floor(np.log10(low))) - 1, int(np.floor(np.log10(high))) + 3)
     round_ones = [lead * 10.0**power for power in powers for lead in _LEADS]
     return [
         *round_ones[bisect_right(round_ones, low) - 1 : bisect_right(round_ones, high)],
