@@ -1,6 +1,7 @@
 """Drift: what the detectors see, how soon, how often they cry wolf and what they cost, beside Evidently's defaults.
 
     .venv/bin/python benchmarks/drift.py [--json FILE] [--rounds 8] [--pairs 14] [--only power,scalars,peers,cost]
+    .venv/bin/python benchmarks/drift.py --draw     # the curves of docs/drift.md anew, from the figures there are
 
 Text is what the machine holds: synopses of the distribution's packages by section, docstrings by library; each topic
 against its nearest neighbour. Evidently is installed into a scratch environment (`--scratch`, 700 MB); without a
@@ -17,10 +18,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from drift_parts import corpus, cost, peers, picture, power, scalars
+from drift_parts import corpus, cost, curves, peers, picture, power, scalars
 from drift_parts.corpus import Pair
 
 RESULTS = Path(__file__).parent / "results" / "drift.json"
+DOCS = Path(__file__).parents[1] / "docs"
 PARTS = ("power", "scalars", "peers", "cost")
 
 
@@ -34,7 +36,12 @@ def main() -> None:
     parser.add_argument("--peer-s", type=float, default=360.0, help="what Evidently may take of the time")
     parser.add_argument("--only", default=",".join(PARTS))
     parser.add_argument("--scratch", type=Path, default=Path(".cache/drift-peers"))
+    parser.add_argument("--draw", action="store_true", help="measure nothing: draw the curves of the figures there are")
     options = parser.parse_args()
+    if options.draw:
+        for path in curves.draw(json.loads(options.json.read_text(encoding="utf-8")), DOCS):
+            print(path)
+        return
     texts = corpus.topics()
     pairs = spread(corpus.neighbours(texts), options.pairs)
     lengths = [len(text) for text in texts[pairs[0].usual]]
@@ -50,6 +57,7 @@ def main() -> None:
         results[part] = measures[part]()
         options.json.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         tell(part, results[part])
+    curves.draw(results, DOCS)
     if set(PARTS) <= set(results):
         picture.draw(results, options.json.with_suffix(".png"))
 

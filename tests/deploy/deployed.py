@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from tuneloop.serve.gateway.metrics import Metrics as GatewayMetrics
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
+DASHBOARDS = DEPLOY / "grafana" / "dashboards"
 RULES = [DEPLOY / "prometheus" / name for name in ("rules.yml", "slo.yml")]
 _OF_KIND = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count"), "gauge": ("",)}
 
@@ -35,22 +37,50 @@ def rules() -> list[dict[str, Any]]:
     return [rule for file in files for group in file["groups"] for rule in group["rules"]]
 
 
-def dashboard() -> dict[str, Any]:
-    """The dashboard as Grafana reads it."""
-    found: dict[str, Any] = json.loads((DEPLOY / "grafana" / "dashboard.json").read_text(encoding="utf-8"))
+RECORDED = {rule["record"] for rule in rules() if "record" in rule}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a panel, or an annotation, asks Prometheus for; its variables filled in."""
+
+    board: str
+    panel: str
+    expr: str
+    legend: str
+
+    @property
+    def called_by(self) -> set[str]:
+        """The labels that its series are named by."""
+        return set(re.findall(r"{{\s*(\w+)\s*}}", self.legend))
+
+    @property
+    def is_of_vllm(self) -> bool:
+        """Whether engines are asked."""
+        return "vllm:" in self.expr
+
+
+def dashboards() -> dict[str, dict[str, Any]]:
+    """Every dashboard as Grafana reads it, by the name of its file."""
+    return {path.name: json.loads(path.read_text(encoding="utf-8")) for path in sorted(DASHBOARDS.glob("*.json"))}
+
+
+def panels(board: dict[str, Any]) -> list[dict[str, Any]]:
+    """A dashboard's panels, without the rows between them."""
+    return [panel for panel in board["panels"] if panel["type"] != "row"]
+
+
+def queries() -> list[Asked]:
+    """Every PromQL expression of the dashboards; `.+` for the models: a label that is not there finds nothing."""
+    found = []
+    for name, board in dashboards().items():
+        asked = [(p["title"], t["expr"], t["legendFormat"]) for p in panels(board) for t in p["targets"]]
+        asked += [(note["name"], note["expr"], note["titleFormat"]) for note in board["annotations"]["list"]]
+        found += [
+            Asked(name, title, expr.replace("$__rate_interval", "10s").replace("$model", ".+"), legend)
+            for title, expr, legend in asked
+        ]
     return found
-
-
-def panels() -> list[dict[str, Any]]:
-    """The dashboard's panels, without the rows between them."""
-    return [panel for panel in dashboard()["panels"] if panel["type"] != "row"]
-
-
-def queries() -> list[str]:
-    """Every PromQL expression of the dashboard with its variables filled in."""
-    found = [target["expr"] for panel in panels() for target in panel["targets"]]
-    found += [note["expr"] for note in dashboard()["annotations"]["list"]]
-    return [text.replace("$__rate_interval", "10s").replace("$model", ".*") for text in found]
 
 
 def exported_metrics() -> set[str]:
@@ -58,12 +88,21 @@ def exported_metrics() -> set[str]:
     return set(_names(GatewayMetrics().registry)) | set(_names(MonitorMetrics().collectors))
 
 
-def vllm_metrics() -> set[str]:
-    """The gauges that the installed vLLM exports, from its source."""
+def vllm_metrics() -> dict[str, set[str]]:
+    """The series that the installed vLLM exports, each with its labels, from its source."""
     found = list((ROOT / ".venv-engine").glob("lib/python3.*/site-packages/vllm/v1/metrics/loggers.py"))
     if not found:
         pytest.fail("vLLM is not installed; `make setup` makes .venv-engine")
-    return set(re.findall(r'name="(vllm:\w+)"', found[0].read_text(encoding="utf-8")))
+    source = found[0].read_text(encoding="utf-8")
+    of_all = set(re.findall(r'"(\w+)"', re.findall(r"\blabelnames = \[(.*?)\]", source)[0]))
+    defined = re.findall(
+        r'_(gauge|counter|histogram)_cls\(\s*name="(vllm:\w+)",.*?labelnames=labelnames(?: \+ \[(.*?)\])?', source, re.S
+    )
+    return {
+        name + ending: of_all | set(re.findall(r'"(\w+)"', more)) | ({"le"} if ending == "_bucket" else set())
+        for kind, name, more in defined
+        for ending in _OF_KIND[kind]
+    }
 
 
 def metrics_in(expression: str) -> set[str]:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,11 @@ from serve.gateway.test_clients_that_leave import connect
 from serve.gateway.world import Address, make_world, until
 from tests_support import alert_episode, free_port, publish_version, window_score
 from tuneloop.monitor.metrics import Metrics as MonitorMetrics
-from tuneloop.monitor.signals import LATENCY, SERVED_MODEL_CHANGE, TRAFFIC_SIGNALS
+from tuneloop.monitor.signals import DETECTORS, DETECTORS_OF_TRIALS
 from tuneloop.monitor.standing import Standing, Waiting
 from tuneloop.registry import Registry
 from tuneloop.registry.access.limits import KeyLimits
+from tuneloop.registry.deliveries.outbox import Backlog
 from tuneloop.registry.guard_policy import GuardPolicy
 from tuneloop.registry.nouns import utc_now
 from tuneloop.registry.rollouts.rollout import RolloutState
@@ -61,11 +62,14 @@ def asked(url: str, **query: str) -> Any:
         return json.loads(response.read())["data"]
 
 
-def export_monitor(stack: ExitStack) -> int:
+def export_monitor(stack: ExitStack, receivers: Mapping[str, Backlog]) -> int:
     """The monitor's metrics after a pass that judged every signal and found things standing; their port."""
     metrics, now, port = MonitorMetrics(), utc_now(), free_port()
-    for signal in (*TRAFFIC_SIGNALS, LATENCY, SERVED_MODEL_CHANGE):
+    for signal in DETECTORS:
         metrics.judged(window_score(now, id=signal, signal=signal, request_ids=("req_1",)), now)
+    for signal in DETECTORS_OF_TRIALS:
+        metrics.compared(window_score(now, id=signal, signal=signal, version=2))
+    metrics.receivers(receivers, len(receivers))
     metrics.stands(
         Standing(
             {("bot", RolloutState.RUNNING): 1, ("other", RolloutState.PAUSED): 1},
@@ -80,6 +84,23 @@ def export_monitor(stack: ExitStack) -> int:
     stack.callback(server.server_close)
     stack.callback(server.shutdown)
     return port
+
+
+def start_prometheus(stack: ExitStack, folder: Path, targets: Mapping[str, list[str]]) -> str:
+    """Prometheus with the files of `deploy/`, looking every second; its address."""
+    config = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text(encoding="utf-8"))
+    config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
+    for job in config["scrape_configs"]:  # vLLM itself is not here: its metrics are held against its source elsewhere
+        urls = targets.get(job["job_name"], ["http://127.0.0.1:1"])
+        job["static_configs"] = [{"targets": [url.removeprefix("http://") for url in urls]}]
+    for path in RULES:
+        (folder / path.name).write_text(path.read_text(encoding="utf-8"))
+    (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
+    address = f"127.0.0.1:{free_port()}"
+    command = ["prometheus", f"--config.file={folder / 'prometheus.yml'}", f"--web.listen-address={address}"]
+    command += [f"--storage.tsdb.path={folder / 'tsdb'}"]
+    stack.enter_context(process(command, folder / "prometheus.log"))
+    return address
 
 
 def provoke(gateway: Address, engines: Sequence[FaultyEngine], limited: str) -> None:
@@ -111,22 +132,11 @@ def test_prometheus_fills_every_rule_and_panel_from_real_exporters(tmp_path: Pat
         world.registry.policies.set("unserved", hurried, by="test", reason="test")
         secret, _ = world.registry.keys.new("team", by="test", limits=KeyLimits(requests_per_minute=1))
         gateway = world.gateway(max_in_flight=1, queue_timeout_s=0.5, guard_workers=1)
-        targets = {"gateway": gateway.url, "monitor": f"http://127.0.0.1:{export_monitor(stack)}"}
+        # One of them tells nobody itself, so that the episode is Prometheus' to tell.
+        monitors = [export_monitor(stack, receivers) for receivers in ({}, {"pager": Backlog(30.0, 1)})]
+        targets = {"gateway": [gateway.url], "monitor": [f"http://127.0.0.1:{port}" for port in monitors]}
 
-        config = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text(encoding="utf-8"))
-        config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
-        for job in config[
-            "scrape_configs"
-        ]:  # vLLM itself is not here: its metrics are held against its source elsewhere
-            url = targets.get(job["job_name"], "http://127.0.0.1:1")
-            job["static_configs"] = [{"targets": [url.removeprefix("http://")]}]
-        for path in RULES:
-            (tmp_path / path.name).write_text(path.read_text(encoding="utf-8"))
-        (tmp_path / "prometheus.yml").write_text(yaml.safe_dump(config))
-        address = f"127.0.0.1:{free_port()}"
-        command = ["prometheus", f"--config.file={tmp_path / 'prometheus.yml'}", f"--web.listen-address={address}"]
-        command += [f"--storage.tsdb.path={tmp_path / 'tsdb'}"]
-        stack.enter_context(process(command, tmp_path / "prometheus.log"))
+        address = start_prometheus(stack, tmp_path, targets)
         api = f"http://{address}/api/v1"
         until(lambda: answers(f"http://{address}/-/ready"), 20, "Prometheus is ready")
 
@@ -140,17 +150,21 @@ def test_prometheus_fills_every_rule_and_panel_from_real_exporters(tmp_path: Pat
         def traffic() -> None:
             for number in range(6):
                 served(unit=f"user-{number}", stream=number % 2 == 0)
+            served(text="write to ada@example.com")  # which a guard redacts
             served(model="shadowed")
             assert gateway.chat(model="unserved").status == 503
             assert gateway.chat(model="unserved", text=long).error["code"] == "guards_unavailable"
 
-        def empty() -> list[str]:
+        def unnamed() -> set[str]:
+            """The queries that find nothing, or no series with a label they are called by."""
             traffic()
-            ours = [query for query in queries() if "vllm:" not in query or "tuneloop_" in query]
-            return [query for query in ours if not asked(f"{api}/query", query=query)["result"]]
+            ours = [query for query in queries() if not query.is_of_vllm]
+            found = {one.expr: asked(f"{api}/query", query=one.expr)["result"] for one in ours}
+            labels = {expr: set().union(*(series["metric"] for series in result)) for expr, result in found.items()}
+            return {one.expr for one in ours if not found[one.expr] or not one.called_by <= labels[one.expr]}
 
         quiet = {'ALERTS{alertstate="firing"}', "changes(tuneloop_route_revision[1m]) > 0"}
-        until(lambda: set(empty()) <= quiet, 40, "every query of the dashboard finds something")
+        until(lambda: unnamed() <= quiet, 40, "every query of the dashboards finds what it is called by")
         loaded = [rule for group in asked(f"{api}/rules")["groups"] for rule in group["rules"]]
         assert {rule["health"] for rule in loaded} == {"ok"}
         assert asked(f"{api}/query", query="tuneloop_registry_up")["result"][0]["value"][1] == "1"

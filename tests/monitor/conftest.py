@@ -6,13 +6,10 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import pytest
 
 from monitor.engine import FakeEngine, fake_engine
-from monitor.scene import Scene, TickingClock
-from tuneloop.registry import Registry
-from tuneloop.registry.settings import RegistrySettings
+from monitor.scene import Scene, opened
 
 
 @pytest.fixture
@@ -24,11 +21,7 @@ def engine() -> Iterator[FakeEngine]:
 @pytest.fixture
 def scene(registry_home: Path, engine: FakeEngine) -> Iterator[Scene]:
     """`bot@1` is champion; nothing was asked yet."""
-    clock = TickingClock()
-    settings = RegistrySettings(home=registry_home)
-    with Registry.open(settings, clock=clock) as registry, httpx.Client(timeout=5, trust_env=False) as client:
-        made = Scene(registry, clock, engine, client)
-        made.promote(1)
+    with opened(registry_home, engine) as made:
         yield made
 
 

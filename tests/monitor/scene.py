@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -22,6 +24,7 @@ from tuneloop.monitor.settings import MonitorSettings
 from tuneloop.monitor.watch import ModelState, Monitor
 from tuneloop.registry import Registry
 from tuneloop.registry.nouns import AlertEpisode, Arm, Feedback, Message, RequestRecord, RetrainingRequest, WindowScore
+from tuneloop.registry.settings import RegistrySettings
 
 # Most tests count what the engine reads, so its canaries are left alone unless a test is about them.
 SMALL = MonitorSettings(window=20, reference=60, mean_run_length=2_000, clear_after=2, canary_every_s=0)
@@ -38,6 +41,17 @@ def failing(fault: BaseException) -> Callable[..., Any]:
         raise fault
 
     return fails
+
+
+@contextmanager
+def opened(home: Path, engine: FakeEngine) -> Iterator[Scene]:
+    """A scene on a state folder of its own: `bot@1` is champion; nothing was asked yet."""
+    clock = TickingClock()
+    settings = RegistrySettings(home=home)
+    with Registry.open(settings, clock=clock) as registry, httpx.Client(timeout=5, trust_env=False) as client:
+        made = Scene(registry, clock, engine, client)
+        made.promote(1)
+        yield made
 
 
 class TickingClock(Clock):

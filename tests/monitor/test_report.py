@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 import re
+import shutil
 import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -13,16 +16,21 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from monitor.scene import Scene
+from monitor.engine import fake_engine
+from monitor.scene import Scene, opened
 from tests_support import beat_engine, publish_version, retraining_request
 from tuneloop.monitor.bias.check import check_version
 from tuneloop.monitor.bias.templates import own_templates
 from tuneloop.monitor.report import write_report
+from tuneloop.monitor.report.arms import rows_of
 from tuneloop.monitor.report.draw import _round_ticks
 from tuneloop.monitor.report.figures import Figures
+from tuneloop.monitor.report.gather import gather
+from tuneloop.monitor.report.page import render
 from tuneloop.registry.database import row_of
 from tuneloop.registry.errors import InvalidInput, NotFound
-from tuneloop.registry.nouns import RetrainingRun
+from tuneloop.registry.experiments.declaration import Declaration, ExperimentPlan, Primary
+from tuneloop.registry.nouns import Arm, RetrainingRun
 from tuneloop.registry.nouns import RetrainingState as S
 from tuneloop.registry.rollouts.advancing import go_on
 from tuneloop.registry.rollouts.controller import LEASE_S
@@ -32,12 +40,33 @@ from tuneloop.registry.routes.promotion import Change
 from tuneloop.registry.statistics.intervals import wilson
 from tuneloop.registry.tables import retraining_runs
 
-PICTURES = ("loss", "perplexity", "traffic", "drift", "quality", "served", "latency")
+HALVES = {1: 5_000, 2: 5_000}
+PICTURES = ("loss", "perplexity", "traffic", "drift", "quality", "served", "heat", "speed", "latency", "guards")
 
 
-@pytest.fixture
-def story(scene: Scene, tmp_path: Path) -> Scene:
-    """Two versions with their runs, traffic that drifted, an episode, a promotion."""
+@dataclass(frozen=True)
+class Told:
+    """A story, and its report as it was written when it ended."""
+
+    scene: Scene
+    page: Path
+    text: str
+    figures: Figures
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory, empty_state: Path) -> Iterator[Told]:
+    """Written once: those who look at it change nothing of it."""
+    folder = tmp_path_factory.mktemp("told")
+    home = Path(shutil.copytree(empty_state, folder / "home"))
+    with fake_engine() as engine, opened(home, engine) as scene:
+        play(scene, folder)
+        page, values = write_report(scene.registry, "bot", folder / "out")
+        yield Told(scene, page, page.read_text(), Figures.model_validate_json(values.read_text()))
+
+
+def play(scene: Scene, folder: Path) -> None:
+    """Two versions with their runs, traffic that drifted, an episode, guards that found something, a promotion."""
     versions = scene.registry.versions
     for number, (parent, metrics, before) in enumerate(
         (
@@ -46,7 +75,7 @@ def story(scene: Scene, tmp_path: Path) -> Scene:
         ),
         1,
     ):
-        made = publish_version(scene.registry, tmp_path / f"v{number}", parent=parent, metrics=metrics)
+        made = publish_version(scene.registry, folder / f"v{number}", parent=parent, metrics=metrics)
         versions.log_metrics(made.run_id, before, step=0)
         versions.log_metrics(made.run_id, metrics, step=20)
         for step in range(1, 21):
@@ -59,8 +88,14 @@ def story(scene: Scene, tmp_path: Path) -> Scene:
     scene.watch()
     retrained(scene)
     scene.promote(2, "<script>alert(1)</script>")
-    scene.drifted(30, served_version=2)
-    return scene
+    streamed = {"stream": True, "ttft_ms": 20.0, "total_ms": 420.0, "completion_tokens": 21, "queue_ms": 5.0}
+    scene.drifted(30, served_version=2, guards={"personal": "redact: EMAIL_ADDRESS"}, **streamed)
+
+
+def section(text: str, name: str) -> str:
+    found = re.search(rf'<section id="{name}">.*?</section>', text, re.S)
+    assert found is not None
+    return found[0]
 
 
 def retrained(scene: Scene) -> None:
@@ -106,30 +141,11 @@ def rolling(scene: Scene, folder: Path) -> None:
         go_on(registry, held, controller="c")
 
 
-def test_what_was_checked_for_bias_stands_in_the_report_with_its_intervals(story: Scene, tmp_path: Path) -> None:
-    beat_engine(story.registry, "bot@1", "bot@2", url=story.engine.url, at=story.clock.now)
-    for number in (2, 1):  # the champion first
-        version = story.registry.versions.get("bot", number)
-        check_version(story.registry, story.client, version, own_templates(), margin=0.1, concurrency=2)
-    page, values = write_report(story.registry, "bot", tmp_path / "out")
-    figures = Figures.model_validate_json(values.read_text())
-    assert [(result.of, result.champion) for result in figures.bias] == [("bot@1", "bot@2"), ("bot@2", None)]
-    section = re.search(r'<section id="bias">.*?</section>', page.read_text(), re.S)
-    assert section is not None
-    (gender, *_) = figures.bias[1].attributes
-    assert gender.alone.gap is not None
-    assert f"{gender.alone.gap.estimate:+.3f} [{gender.alone.gap.low:+.3f}" in section[0]
-
-
-def test_the_report_holds_every_picture_and_every_figure(story: Scene, tmp_path: Path) -> None:
-    page, values = write_report(story.registry, "bot", tmp_path / "out")
-    text = page.read_text()
+def test_the_report_holds_every_picture_and_every_figure(told: Told) -> None:
+    text, figures = told.text, told.figures
     assert "tuneloop bias check bot@2" in text
     for name in PICTURES:
-        section = re.search(rf'<section id="{name}">.*?</section>', text, re.S)
-        assert section is not None
-        assert len(section[0].split("<path")) > 10, f"the picture of {name} is empty"
-    figures = Figures.model_validate_json(values.read_text())
+        assert len(section(text, name).split("<path")) > 10, f"the picture of {name} is empty"
     assert figures.perplexity == {
         "stdlib": {"base": 38.0, "bot@1": 9.0, "bot@2": 9.1},
         "numpy": {"bot@1": 31.0, "bot@2": 12.0},
@@ -141,17 +157,96 @@ def test_the_report_holds_every_picture_and_every_figure(story: Scene, tmp_path:
     assert (figures.requests, figures.answered, figures.corrections) == (132, 130, 3)
     assert [point.verdict for point in figures.drift["prompt_drift"]] == ["none", "drift"]
     assert sum(figures.latency["total"].counts) == figures.latency["total"].n == 130
-    assert figures.latency["ttft"].n == 80
+    assert figures.latency["ttft"].n == 110
     assert len(figures.episodes) == len(figures.open_episodes) == 1
     assert (figures.champion, figures.revision) == ("bot@2", 2)
-    became = figures.retraining
+    assert (figures.rollout, "None is open." in text) == (None, True)
+
+
+def test_the_retraining_history_says_what_became_of_each_request(told: Told) -> None:
+    became = told.figures.retraining
     assert (became.by_state, became.ended) == ({"proposed": 1, "shipped": 1, "failed": 2}, 3)
     assert became.shipped == wilson(1, 3)
-    assert "Of the 3 that ended, <b>33 %</b> shipped (95 % interval 6 to 79 %)" in " ".join(text.split())
+    assert "Of the 3 that ended, <b>33 %</b> shipped (95 % interval 6 to 79 %)" in " ".join(told.text.split())
     held, shipped = became.requests[0], became.requests[-1]
     assert (held.request.held, held.runs, held.cost_usd) == ("above the month", 0, Decimal("0.00"))
     assert (shipped.runs, shipped.hours, shipped.cost_usd) == (1, 0.75, Decimal("1.50"))
-    assert (figures.rollout, "None is open." in text) == (None, True)
+
+
+def test_each_signal_stands_as_its_newest_window_left_it(told: Told) -> None:
+    states = {state.signal: state for state in told.figures.signals}
+    drifted, unread = states["prompt_drift"], states["thumbs_down"]
+    assert (drifted.newest.verdict, drifted.windows, drifted.alarms) == ("drift", 2, 1)
+    assert drifted.newest == told.figures.drift["prompt_drift"][-1]
+    assert (unread.newest.verdict, unread.reason[:9]) == ("not enough data", "3 answers")
+    shown = section(told.text, "signals")
+    assert f'<td class="fails">drift</td>\n      <td class="n">{drifted.newest.statistic:.4g}</td>' in shown
+    assert f"not enough data: {unread.reason}" in shown
+
+
+def test_how_fast_answers_came_and_what_guards_found_are_shares_and_times_of_records(told: Told) -> None:
+    figures = told.figures
+    assert figures.heat is not None
+    assert figures.speed is not None
+    assert figures.guards is not None
+    rows = [sum(column) for column in zip(*figures.heat.answers, strict=True)]
+    assert dict(zip(figures.heat.bounds_ms, rows, strict=False)) == {100.0: 100, 200.0: 30}
+    between = [middle for middle in figures.speed.between_tokens_ms if middle is not None]
+    assert {(middle.p50, middle.p95) for middle in between} == {(20.0, 20.0)}, "400 ms after the first, 20 more tokens"
+    assert sum(middle.n for middle in between) == 30
+    written = sum(figures.speed.tokens_per_s) * figures.speed.span_s
+    assert math.isclose(written, 30 * 21)
+    assert figures.guards.shares["personal data or secrets found"] == wilson(30, 132)
+    assert figures.guards.shares["stopped by a guard"] == wilson(0, 132)
+
+
+def test_each_slice_says_how_it_does_with_an_interval_or_that_it_is_too_small(told: Told) -> None:
+    found = {(one.field, one.value): one for one in told.figures.slices}
+    assert {field for field, _ in found} == {"version", "streamed"}, "no other field has two values"
+    first, second = found["version", "bot@1"], found["version", "bot@2"]
+    assert (first.requests, second.requests) == (102, 30)
+    assert first.failed == wilson(2, 102), "a request that nobody answered counts for the version that was to"
+    assert second.failed == wilson(0, 30)
+    assert (first.corrected, first.thumbs_down) == (wilson(3, 100), None)
+    assert second.p95_ms is not None
+    assert (second.p95_ms.estimate, second.p95_ms.high) == (420.0, None), "thirty bound no 95th percentile from above"
+    assert "2.0 % [0.5, 6.9]" in section(told.text, "slices")
+
+
+def test_an_experiment_stands_in_the_report_with_its_arms_and_their_difference(scene: Scene, tmp_path: Path) -> None:
+    registry = scene.registry
+    metric = Primary(kind="binary", measure="error", goal="lower", minimum_effect=0.1)
+    declared = Declaration(model="bot", hypothesis="<b>it</b> fails less", arms=HALVES, control=1, primary=metric)
+    made = registry.experiments.new(declared, ExperimentPlan(days_seen=1.5, units_seen=7), by="ada", reason="r")
+    arms = [Arm(version=version, weight_bp=share) for version, share in HALVES.items()]
+    route = registry.routes.write("bot", arms, by="ada", reason="half", expected_revision=1)
+    registry.experiments.start(made.id, revision=route.revision, by="ada", reason="r")
+    for version, failed in ((1, 60), (2, 0)):
+        served = {"revision": route.revision, "assigned_version": version, "served_version": version}
+        scene.usual(failed, status=503, error="cut", **served)
+        scene.usual(120 - failed, **served)
+    page, values = write_report(registry, "bot", tmp_path / "out")
+    (report,) = Figures.model_validate_json(values.read_text()).experiments
+    shown = section(page.read_text(), "experiments")
+    assert "&lt;b&gt;it&lt;/b&gt; fails less" in shown
+    control, treatment = rows_of(report)
+    assert (control.units.units, control.value, control.difference) == (120, "50.0 %", "–")
+    assert (treatment.value, treatment.verdict) == ("0.0 %", "better")
+    assert treatment.difference.startswith("\u221250.0 points [\u2212")
+    assert treatment.difference in shown
+
+
+def test_what_was_checked_for_bias_stands_in_the_report_with_its_intervals(told: Told, tmp_path: Path) -> None:
+    story = told.scene
+    beat_engine(story.registry, "bot@1", "bot@2", url=story.engine.url, at=story.clock.now)
+    for number in (2, 1):  # the champion first
+        version = story.registry.versions.get("bot", number)
+        check_version(story.registry, story.client, version, own_templates(), margin=0.1, concurrency=2)
+    figures = gather(story.registry, "bot")
+    assert [(result.of, result.champion) for result in figures.bias] == [("bot@1", "bot@2"), ("bot@2", None)]
+    (gender, *_) = figures.bias[1].attributes
+    assert gender.alone.gap is not None
+    assert f"{gender.alone.gap.estimate:+.3f} [{gender.alone.gap.low:+.3f}" in section(render(figures), "bias")
 
 
 def test_an_open_rollout_is_shown_with_its_step_and_its_last_judgement(scene: Scene, tmp_path: Path) -> None:
@@ -168,9 +263,8 @@ def test_an_open_rollout_is_shown_with_its_step_and_its_last_judgement(scene: Sc
     assert "No controller drives it." in page.read_text()
 
 
-def test_the_page_loads_nothing_and_runs_nothing(story: Scene, tmp_path: Path) -> None:
-    page, _ = write_report(story.registry, "bot", tmp_path / "out")
-    text = page.read_text()
+def test_the_page_loads_nothing_and_runs_nothing(told: Told) -> None:
+    text = told.text
     assert "<script" not in text
     assert "&lt;script&gt;" in text, "a reason is text, not markup"
     assert not re.search(r'(?:src|href)="(?!#|data:,")', text)
@@ -208,11 +302,10 @@ def test_a_folder_that_cannot_be_written_is_one_clear_error(scene: Scene, tmp_pa
         write_report(scene.registry, "bot", tmp_path / "file" / "out")
 
 
-def test_a_browser_shows_it_without_complaint(story: Scene, tmp_path: Path) -> None:
-    page, _ = write_report(story.registry, "bot", tmp_path / "out")
+def test_a_browser_shows_it_without_complaint(told: Told, tmp_path: Path) -> None:
     options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
     done = subprocess.run(
-        ["chromium", *options, "--enable-logging=stderr", "--dump-dom", page.as_uri()],
+        ["chromium", *options, "--enable-logging=stderr", "--dump-dom", told.page.as_uri()],
         capture_output=True,
         text=True,
         timeout=60,

@@ -97,10 +97,10 @@ def rules(objectives: Mapping[str, Slo]) -> str:
         bad = f'sum by (model) (rate(tuneloop_requests_total{{status=~"5.."}}[{window}]))'
         lines += _recording(_ERRORS, "", window, f"{bad} / sum by (model) (rate(tuneloop_requests_total[{window}]))")
     many = f'sum by (model) (increase(tuneloop_requests_total{{status=~"5.."}}[1h])) >= {FEWEST}'
-    for selector, slo in _selected(known):
+    for selector, slo in selected(known):
         if slo.errors is not None:
             lines += _alerts(_ERRORS, "", selector, slo.errors, many, 0.0)
-    if timed := [(selector, slo) for selector, slo in _selected(known) if slo.latency is not None]:
+    if timed := [(selector, slo) for selector, slo in selected(known) if slo.latency is not None]:
         lines += ["", "  - name: tuneloop-slo-latency", "    rules:"]
         for bound in sorted({slo.latency_s for _, slo in timed if slo.latency_s is not None}):
             for window in WINDOWS:
@@ -121,7 +121,7 @@ def rules(objectives: Mapping[str, Slo]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _selected(known: Mapping[str, Slo]) -> Iterator[tuple[str, Slo]]:
+def selected(known: Mapping[str, Slo]) -> Iterator[tuple[str, Slo]]:
     """Each objective with the selector of its models; the one of every other model comes last."""
     named = sorted(set(known) - {EVERY_OTHER})
     for model in named:

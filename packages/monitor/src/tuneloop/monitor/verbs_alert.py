@@ -174,3 +174,25 @@ def rules(*, out: Path | None) -> None:
     else:
         write_atomically(out, text.encode())
         click.echo(str(out))
+
+
+@alert.command()
+@click.option(
+    "--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder to write them into."
+)
+def dashboards(*, out: Path) -> None:
+    """Write Grafana dashboards: for who is on call, who owns a model, who sees to capacity."""
+    from tuneloop.monitor import boards
+    from tuneloop.monitor.settings import MonitorSettings
+    from tuneloop.registry.errors import InvalidInput
+    from tuneloop.registry.files import write_atomically
+
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for name, text in boards.dashboards(MonitorSettings.load().slo).items():
+            write_atomically(out / name, text.encode())
+            click.echo(str(out / name))
+    except OSError as error:
+        raise InvalidInput(
+            f"{out} cannot be written to ({error.strerror}); give --out a folder that can be, with room in it"
+        ) from None

@@ -8,24 +8,21 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from itertools import pairwise
-from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
-from matplotlib.dates import AutoDateLocator, ConciseDateFormatter, date2num
+from matplotlib.dates import date2num
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
+from tuneloop.monitor.report.canvas import ALARM, GREY, INK, PALETTE, WIDTH, canvas, day, duration, span, time_axis
+from tuneloop.monitor.report.draw_speed import guards, heat, speed
 from tuneloop.monitor.report.figures import Figures, Spread, WindowPoint
 from tuneloop.monitor.signals import OF_SERVING, QUALITIES
 from tuneloop.registry.evidence import findings_of, since_of
 from tuneloop.registry.nouns import version_name
 
-PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
-GREY, INK, ALARM = "#8a8f98", "#23272f", "#D55E00"
-WIDTH = 9.6  # inches
 _LEAST_TICKS = 3
 _STYLE = {
     "svg.fonttype": "path",
@@ -71,7 +68,10 @@ def pictures(figures: Figures) -> dict[str, str]:
             "drift": _streams(figures, [s for s in figures.drift if s not in (*QUALITIES, *OF_SERVING)]),
             "quality": _streams(figures, [s for s in QUALITIES if s in figures.drift]),
             "served": _streams(figures, [s for s in OF_SERVING if s in figures.drift]),
+            "heat": heat(figures),
+            "speed": speed(figures),
             "latency": _latency(figures),
+            "guards": guards(figures),
         }
         return {name: _svg(name, figure) for name, figure in drawn.items() if figure is not None}
 
@@ -83,12 +83,6 @@ def _svg(name: str, figure: Figure) -> str:
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     text = buffer.getvalue()
     return text[text.index("<svg") :]
-
-
-def _canvas(rows: int, height: float) -> tuple[Figure, list[Any]]:
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
-    axes = figure.subplots(rows, 1, squeeze=False, sharex=rows > 1)
-    return figure, [row[0] for row in axes]
 
 
 def _colour(figures: Figures, name: str) -> str:
@@ -103,7 +97,7 @@ def _loss(figures: Figures) -> Figure | None:
     with_curve = [version for version in figures.versions if version.loss]
     if not with_curve:
         return None
-    figure, (axes,) = _canvas(1, 3.2)
+    figure, (axes,) = canvas(1, 3.2)
     for version in with_curve:
         steps, losses = zip(*version.loss, strict=True)
         marker = "o" if len(steps) < 40 else ""
@@ -119,7 +113,7 @@ def _perplexity(figures: Figures) -> Figure | None:
     sets = list(figures.perplexity)
     if not sets:
         return None
-    figure, (axes,) = _canvas(1, 3.4)
+    figure, (axes,) = canvas(1, 3.4)
     names = [n for n in ("base", *(v.name for v in figures.versions)) if any(n in figures.perplexity[s] for s in sets)]
     width = 0.8 / len(names)
     values = [v for series in figures.perplexity.values() for v in series.values()]
@@ -147,7 +141,7 @@ def _traffic(figures: Figures) -> Figure | None:
     traffic = figures.traffic
     if traffic is None:
         return None
-    figure, (axes,) = _canvas(1, 3.4)
+    figure, (axes,) = canvas(1, 3.4)
     starts, width = date2num(list(traffic.starts)), traffic.span_s / 86_400
     below = [0] * len(starts)
     for name, counts in traffic.answers.items():
@@ -174,9 +168,9 @@ def _traffic(figures: Figures) -> Figure | None:
             fontsize=8,
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6},
         )
-    axes.set(ylabel=f"requests per {_span(traffic.span_s)}")
+    axes.set(ylabel=f"requests per {span(traffic.span_s)}")
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-    _time_axis(axes)
+    time_axis(axes)
     axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure
 
@@ -184,7 +178,7 @@ def _traffic(figures: Figures) -> Figure | None:
 def _streams(figures: Figures, signals: Sequence[str]) -> Figure | None:
     if not signals:
         return None
-    figure, rows = _canvas(len(signals), 2.5 * len(signals) + 0.4)
+    figure, rows = canvas(len(signals), 2.5 * len(signals) + 0.4)
     for axes, signal in zip(rows, signals, strict=True):
         title, unit = _SIGNAL_UNITS.get(signal, (signal, "statistic"))
         axes.set_title(title, loc="left", fontsize=11)
@@ -193,9 +187,9 @@ def _streams(figures: Figures, signals: Sequence[str]) -> Figure | None:
         for number, episode in enumerate(e for e in reversed(figures.episodes) if signal in findings_of(e)):
             end = episode.resolved_at or figures.made_at
             label = "episode" if number == 0 else None
-            axes.axvspan(_day(since_of(episode)), _day(end), color=ALARM, alpha=0.10, lw=0, label=label)
+            axes.axvspan(day(since_of(episode)), day(end), color=ALARM, alpha=0.10, lw=0, label=label)
         axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=9)
-    _time_axis(rows[-1])
+    time_axis(rows[-1])
     return figure
 
 
@@ -203,20 +197,22 @@ def _stream(axes: Axes, figures: Figures, points: Sequence[WindowPoint]) -> None
     judged = [point for point in points if point.verdict != "not enough data"]
     for version in sorted({point.version for point in judged}):
         own = [point for point in judged if point.version == version]
-        name, times = version_name(figures.model, version), [_day(point.at) for point in own]
+        name, times = version_name(figures.model, version), [day(point.at) for point in own]
         axes.plot(times, [p.statistic for p in own], "o-", ms=4, color=_colour(figures, name), label=name)
         axes.plot(times, [p.threshold for p in own], "_", ms=9, color=INK, ls=":", lw=1)
     alarms = [point for point in judged if point.verdict == "drift"]
     if judged:
         axes.plot([], [], "_", ms=9, color=INK, ls=":", lw=1, label="threshold")
     if alarms:
-        at, high = [_day(p.at) for p in alarms], [p.statistic for p in alarms]
+        at, high = [day(p.at) for p in alarms], [p.statistic for p in alarms]
         axes.plot(at, high, "X", ms=9, color=ALARM, mec="white", label="alarm")
-    missing = [_day(point.at) for point in points if point.verdict == "not enough data"]
+    missing = [day(point.at) for point in points if point.verdict == "not enough data"]
     if missing:
         axes.plot(missing, [0.0] * len(missing), "|", ms=10, color=GREY, label="not enough data")
     if not judged:
         axes.set_yticks([])  # nothing has a height here
+    elif min(min(p.statistic, p.threshold) for p in judged) >= 0:
+        axes.set_ylim(bottom=0)
 
 
 def _latency(figures: Figures) -> Figure | None:
@@ -239,7 +235,7 @@ def _histogram(axes: Axes, title: str, spread: Spread) -> None:
     for number, (label, value) in enumerate(spread.percentiles_ms.items()):
         axes.axvline(value, color=(INK, PALETTE[0], ALARM)[number], lw=1.4)
         axes.annotate(
-            f"{label} {_duration(value)}",
+            f"{label} {duration(value)}",
             (value, top * (1.27 - 0.12 * number)),
             xytext=(4 if label == "p99" else -4, 0),
             textcoords="offset points",
@@ -266,25 +262,6 @@ def _round_ticks(low: float, high: float) -> list[float]:
     return ticks
 
 
-def _time_axis(axes: Axes) -> None:
-    locator = AutoDateLocator(minticks=4, maxticks=9)
-    axes.xaxis.set_major_locator(locator)
-    axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
-    axes.set_xlabel("time (UTC)")
-
-
-def _day(at: datetime) -> float:
-    return float(date2num(at))
-
-
-def _span(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
-
-
-def _duration(ms: float) -> str:
-    return f"{ms:,.0f} ms" if ms < 10_000 else f"{ms / 1000:,.1f} s"
-
-
 def alt_texts(figures: Figures) -> Mapping[str, str]:
     """What each picture shows, for those who cannot see it."""
     return {
@@ -294,5 +271,8 @@ def alt_texts(figures: Figures) -> Mapping[str, str]:
         "drift": "The statistic of every window with its threshold, one panel per signal; shaded spans are episodes.",
         "quality": "Shares of worse answers and their length in every window, one panel per signal, with thresholds.",
         "served": "How far fixed texts read from what they read when the version first served, with thresholds.",
+        "heat": "Answers by time and by how long they took; darker is more, a hatched column had none.",
+        "speed": "Tokens written a second, time between tokens and time in the queue, over time.",
+        "guards": "Share of requests over time that guards stopped, or found attacks or personal data in.",
         "latency": f"Histogram of answer times of {figures.model} with the 50th, 95th and 99th percentile.",
     }

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from decimal import Decimal
+from typing import NamedTuple
 
 from pydantic import AwareDatetime
 
 from tuneloop.monitor.bias.check import BiasResult
+from tuneloop.registry.experiments.report import Report
 from tuneloop.registry.nouns import AlertEpisode, Interval, Noun, RetrainingRequest, RetrainingState
 from tuneloop.registry.rollouts.rollout import Rollout
 
@@ -53,6 +55,65 @@ class Spread(Noun):
     percentiles_ms: dict[str, float]
 
 
+class HeatMap(Noun):
+    """Answers by when they came and how long they took."""
+
+    span_s: float
+    starts: tuple[AwareDatetime, ...]
+    bounds_ms: tuple[float, ...]  # of the rows: one more than there are
+    answers: tuple[tuple[int, ...], ...]  # one row of numbers per span; all 0: nothing was answered then
+
+
+class Middle(NamedTuple):
+    """Of one span's values."""
+
+    n: int
+    p50: float
+    p95: float
+
+
+class SpeedOverTime(Noun):
+    """How fast answers came; None where there was nothing to measure."""
+
+    span_s: float
+    starts: tuple[AwareDatetime, ...]
+    requests_per_s: tuple[float, ...]
+    tokens_per_s: tuple[float, ...]  # written
+    between_tokens_ms: tuple[Middle | None, ...]  # of streams: mean of each
+    queue_ms: tuple[Middle | None, ...]  # arrival → sent to the engine
+
+
+class GuardsOverTime(Noun):
+    """In how many requests guards found what."""
+
+    span_s: float
+    starts: tuple[AwareDatetime, ...]
+    requests: tuple[int, ...]
+    found: dict[str, tuple[int, ...]]  # what → requests of each span
+    shares: dict[str, Interval]  # what → share of all requests
+
+
+class Quantile(Noun):
+    """A quantile and its interval, open where there are too few values."""
+
+    estimate: float
+    low: float | None
+    high: float | None
+
+
+class Slice(Noun):
+    """How a part of the traffic did; None: too few to say."""
+
+    field: str
+    value: str
+    requests: int
+    failed: Interval | None  # status 500 and above
+    p95_ms: Quantile | None  # of answers
+    thumbs_down: Interval | None  # of thumbs
+    corrected: Interval | None  # of answers
+    refused: Interval | None  # of answers with text on record
+
+
 class WindowPoint(Noun):
     """One judged window of a stream."""
 
@@ -62,6 +123,16 @@ class WindowPoint(Noun):
     threshold: float
     p_value: float | None
     verdict: str
+
+
+class SignalState(Noun):
+    """The newest window of a signal, and how its windows went."""
+
+    signal: str
+    newest: WindowPoint
+    reason: str  # why there is not enough data; else empty
+    windows: int
+    alarms: int
 
 
 class Retrained(Noun):
@@ -101,7 +172,13 @@ class Figures(Noun):
     traffic: TrafficOverTime | None
     drift: dict[str, tuple[WindowPoint, ...]]  # signal → windows in order of time
     mean_run_length: int | None
+    signals: tuple[SignalState, ...]
     latency: dict[str, Spread]  # `total`, `ttft`
+    heat: HeatMap | None
+    speed: SpeedOverTime | None
+    guards: GuardsOverTime | None
+    slices: tuple[Slice, ...]
+    experiments: tuple[Report, ...]  # those that have begun, the newest first
     episodes: tuple[AlertEpisode, ...]
     retraining: RetrainingHistory
     bias: tuple[BiasResult, ...] = ()  # the newest check of each version in the route that was checked

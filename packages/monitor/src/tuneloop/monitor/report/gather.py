@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from datetime import timedelta
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -15,18 +14,23 @@ from tuneloop.monitor.report.figures import (
     Retrained,
     RetrainingHistory,
     Revision,
+    SignalState,
     Spread,
     TrafficOverTime,
     VersionRow,
     WindowPoint,
 )
-from tuneloop.monitor.signals import DETECTORS
+from tuneloop.monitor.report.over_time import Spans, guards, heat_map, speed
+from tuneloop.monitor.report.slices import slices_of
+from tuneloop.monitor.signals import DETECTORS, DETECTORS_OF_TRIALS
 from tuneloop.registry import Registry
+from tuneloop.registry.experiments import conduct
+from tuneloop.registry.experiments.report import Report
 from tuneloop.registry.nouns import RequestRecord, Version, WindowScore, version_name
 from tuneloop.registry.retraining.history import history_of
 
 MOST_RECORDS = 50_000
-SPANS = 48
+MOST_EXPERIMENTS = 5
 BINS = 40
 
 
@@ -43,6 +47,8 @@ def gather(registry: Registry, model: str) -> Figures:
     scores = registry.episodes.scores(model)
     history = reversed(registry.routes.history(model))
     answered = [record for record in records if record.status == 200]
+    feedback = registry.traffic.feedback_for([record.id for record in records])
+    spans = Spans.of(records) if records else None
     return Figures(
         model=model,
         made_at=registry.clock(),
@@ -51,16 +57,17 @@ def gather(registry: Registry, model: str) -> Figures:
         revision=route.revision,
         requests=len(records),
         answered=len(answered),
-        corrections=len(registry.traffic.corrections_for([record.id for record in records])),
+        corrections=sum(any((f.correction or "").strip() for f in items) for items in feedback.values()),
         versions=tuple(_version_row(registry, version) for version in versions),
         base=versions[0].base if versions else "base",
         perplexity=_perplexity(registry, versions),
         revisions=tuple(
             Revision(revision=r.revision, at=r.at, split=r.split_text, by=r.by, reason=r.reason) for r in history
         ),
-        traffic=traffic_over_time(model, records),
+        traffic=traffic_over_time(model, spans, records) if spans else None,
         drift={signal: points for signal in DETECTORS if (points := _points(scores, signal))},
         mean_run_length=_budget(scores),
+        signals=tuple(_states(scores)),
         latency={
             name: spread
             for name, spread in (
@@ -69,6 +76,11 @@ def gather(registry: Registry, model: str) -> Figures:
             )
             if spread is not None
         },
+        heat=heat_map(spans, records) if spans else None,
+        speed=speed(spans, records) if spans else None,
+        guards=guards(spans, records) if spans else None,
+        slices=tuple(slices_of(records, feedback)),
+        experiments=tuple(_experiments(registry, model)),
         episodes=tuple(registry.episodes.all(model).whole()),
         retraining=_retraining(registry, model),
         bias=tuple(
@@ -85,23 +97,42 @@ def _budget(scores: Sequence[WindowScore]) -> int | None:
     return next((s.detail["mean_run_length"] for s in reversed(scores) if "mean_run_length" in s.detail), None)
 
 
-def traffic_over_time(model: str, records: Sequence[RequestRecord]) -> TrafficOverTime | None:
-    """Answers by served version in `SPANS` equal spans; None without records."""
-    if not records:
-        return None
-    first, last = records[0].at, records[-1].at
-    span_s = max((last - first).total_seconds() / SPANS, 1.0)
-    spans = min(SPANS, int((last - first).total_seconds() / span_s) + 1)
+def traffic_over_time(model: str, spans: Spans, records: Sequence[RequestRecord]) -> TrafficOverTime:
+    """Answers by served version in each span."""
     counts: dict[str, Counter[int]] = {}
     for record in records:
         answered = record.status == 200 and record.served_version is not None
         name = version_name(model, record.served_version) if answered and record.served_version else "none"
-        counts.setdefault(name, Counter())[min(int((record.at - first).total_seconds() / span_s), spans - 1)] += 1
+        counts.setdefault(name, Counter())[spans.which(record.at)] += 1
     return TrafficOverTime(
-        span_s=span_s,
-        starts=tuple(first + timedelta(seconds=i * span_s) for i in range(spans)),
-        answers={name: tuple(counts[name][i] for i in range(spans)) for name in sorted(counts)},
+        span_s=spans.span_s,
+        starts=spans.starts,
+        answers={name: tuple(counts[name][i] for i in range(spans.n)) for name in sorted(counts)},
     )
+
+
+def _states(scores: Sequence[WindowScore]) -> Iterator[SignalState]:
+    """Each signal as its newest window left it, of the version that has it."""
+    for signal in (*DETECTORS, *DETECTORS_OF_TRIALS):
+        of_signal = [score for score in scores if score.signal == signal]
+        if of_signal:
+            newest = of_signal[-1]
+            own = [score for score in of_signal if score.version == newest.version]
+            (point,) = _points([newest], signal)
+            yield SignalState(
+                signal=signal,
+                newest=point,
+                reason=str(newest.detail.get("reason", "")) if newest.verdict == "not enough data" else "",
+                windows=len(own),
+                alarms=sum(score.verdict == "drift" for score in own),
+            )
+
+
+def _experiments(registry: Registry, model: str) -> Iterator[Report]:
+    begun = [one for one in registry.experiments.all(model).whole() if one.started_at is not None]
+    begun.sort(key=lambda one: one.started_at or one.created_at, reverse=True)
+    for one in begun[:MOST_EXPERIMENTS]:
+        yield conduct.report(registry, one.id)
 
 
 def _retraining(registry: Registry, model: str) -> RetrainingHistory:

@@ -8,11 +8,13 @@ from pathlib import Path
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from tuneloop.monitor.report.arms import rows_of
 from tuneloop.monitor.report.draw import alt_texts, pictures
 from tuneloop.monitor.report.figures import Figures
 from tuneloop.monitor.report.gather import gather
 from tuneloop.registry import Registry
 from tuneloop.registry.errors import InvalidInput
+from tuneloop.registry.experiments import words
 from tuneloop.registry.files import write_atomically
 from tuneloop.registry.verbs.retraining import hours_text
 
@@ -42,6 +44,7 @@ def render(figures: Figures) -> str:
     """The page as text; nothing in it is loaded from anywhere else."""
     source = files("tuneloop.monitor.report").joinpath("template.html.j2").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["arms"] = rows_of
     environment.filters["hours"] = hours_text
     drawn = {name: Markup(svg) for name, svg in pictures(figures).items()}  # noqa: S704 (our own drawing, not a user's text)
-    return environment.from_string(source).render(f=figures, pictures=drawn, alt=alt_texts(figures))
+    return environment.from_string(source).render(f=figures, pictures=drawn, alt=alt_texts(figures), words=words)

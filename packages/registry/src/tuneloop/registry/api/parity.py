@@ -91,6 +91,7 @@ OF_OTHERS_NOT_SERVED: dict[str, str] = {
     "monitor": "a process",
     "alert receivers": "it names files with secrets on the monitor's machine, and where users' words go: no token may",
     "alert rules": "it makes a file from the monitor's settings, and needs no database",
+    "alert dashboards": "it makes files from the monitor's settings, and needs no database",
     "drift check": "it reads files of whoever types it, and no database",
     "drift windows": "for whoever tunes the monitor, by the thousand; `get_alert` tells what was found",
     "report": "the page is made where somebody looks at it",

@@ -1,0 +1,109 @@
+"""How each part of the traffic does: by version, engine, time of day, length of the question and the like. Pure.
+
+Every figure has its interval of 95 %, each by itself: of twenty of them one lies beside the truth. What rests on fewer
+than `LEAST` requests is left out, and is no zero.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from tuneloop.monitor.quality import is_refusal, thumbs_of
+from tuneloop.monitor.report.figures import Quantile, Slice
+from tuneloop.monitor.report.over_time import ANSWERED
+from tuneloop.registry.nouns import Feedback, Interval, RequestRecord, version_name
+from tuneloop.registry.statistics.intervals import quantile_interval, wilson
+
+LEAST = 10
+MOST_VALUES = 12  # of a field, those with most requests
+LEVEL = 0.95
+_SERVER_FAULT = 500
+_HOURS = 6
+_LENGTHS = (1, 33, 129, 513, 2_049)  # tokens of a prompt, from which on it is another slice
+_NUMBERS = re.compile(r"\d[\d,]*")
+
+
+def _time_of_day(record: RequestRecord) -> str:
+    first = record.at.hour // _HOURS * _HOURS
+    return f"{first:02d}–{first + _HOURS:02d} UTC"
+
+
+def _length(record: RequestRecord) -> str | None:
+    if record.prompt_tokens is None:
+        return None
+    place = max(bisect_right(_LENGTHS, record.prompt_tokens), 1)
+    first = f"{_LENGTHS[place - 1]:,}"
+    return f"{first} tokens or more" if place == len(_LENGTHS) else f"{first}–{_LENGTHS[place] - 1:,} tokens"
+
+
+def _version(record: RequestRecord) -> str | None:
+    """Which answered, or was to."""
+    version = record.served_version if record.served_version is not None else record.assigned_version
+    return version_name(record.model, version) if version is not None else None
+
+
+FIELDS: dict[str, Callable[[RequestRecord], str | None]] = {
+    "version": _version,
+    "engine": lambda r: r.engine,
+    "endpoint": lambda r: r.endpoint,
+    "streamed": lambda r: "yes" if r.stream else "no",
+    "time of day": _time_of_day,
+    "length of prompt": _length,
+    "API key": lambda r: r.api_key,
+}
+
+
+def slices_of(records: Sequence[RequestRecord], feedback: Mapping[str, Sequence[Feedback]]) -> Iterator[Slice]:
+    """Each value of each field that has more than one, with how its requests did."""
+    thumbs = thumbs_of(feedback)
+    corrected = {
+        request_id
+        for request_id, items in feedback.items()
+        if any(item.correction and item.correction.strip() for item in items)
+    }
+    for field, value_of in FIELDS.items():
+        values = [value_of(record) for record in records]
+        counted = Counter(value for value in values if value is not None)
+        if len(counted) > 1:
+            for value in sorted((name for name, _ in counted.most_common(MOST_VALUES)), key=_order):
+                held = [record for record, own in zip(records, values, strict=True) if own == value]
+                yield _slice(field, value, held, thumbs, corrected)
+
+
+def _order(value: str) -> tuple[int, str]:
+    """By the number it begins with, so that short prompts stand before long ones."""
+    found = _NUMBERS.match(value)
+    return (int(found[0].replace(",", "")) if found else 0), value
+
+
+def _slice(
+    field: str, value: str, records: Sequence[RequestRecord], thumbs: Mapping[str, bool], corrected: set[str]
+) -> Slice:
+    answered = [record for record in records if record.status == ANSWERED]
+    rated = [thumbs[record.id] for record in answered if record.id in thumbs]
+    with_text = [record.answer for record in answered if record.answer is not None]
+    return Slice(
+        field=field,
+        value=value,
+        requests=len(records),
+        failed=_share(record.status >= _SERVER_FAULT for record in records),
+        p95_ms=_p95([record.total_ms for record in answered]),
+        thumbs_down=_share(rated),
+        corrected=_share(record.id in corrected for record in answered),
+        refused=_share(is_refusal(answer) for answer in with_text),
+    )
+
+
+def _share(hits: Iterator[bool] | Sequence[bool]) -> Interval | None:
+    told = [*hits]
+    return wilson(sum(told), len(told), LEVEL) if len(told) >= LEAST else None
+
+
+def _p95(values: Sequence[float]) -> Quantile | None:
+    if len(values) < LEAST:
+        return None
+    estimate, low, high = quantile_interval(values, 0.95, LEVEL)
+    return Quantile(estimate=estimate, low=low, high=high)
