@@ -21,6 +21,7 @@ from tuneloop.monitor.report import write_report
 from tuneloop.monitor.report.draw import _round_ticks
 from tuneloop.monitor.report.figures import Figures
 from tuneloop.registry.database import row_of
+from tuneloop.registry.episodes import noted
 from tuneloop.registry.errors import InvalidInput, NotFound
 from tuneloop.registry.nouns import RetrainingRun
 from tuneloop.registry.nouns import RetrainingState as S
@@ -122,6 +123,14 @@ def test_what_was_checked_for_bias_stands_in_the_report_with_its_intervals(story
 
 
 def test_the_report_holds_every_picture_and_every_figure(story: Scene, tmp_path: Path) -> None:
+    episode, (request, *_) = story.the_episode(), story.requests()
+    figures_of = {"unit": "nats per token", "before": {"value": 6.1, "low": 6.0, "high": 6.2}, "after": None}
+    after: dict[str, Any] = {"request": request.id, "before": "bot@1", "after": "bot@2"}
+    after |= {"verdict": "not enough data yet"}
+    after |= {"signals": {"perplexity": figures_of | {"moved": "not enough data yet"}}}
+    story.registry.episodes.update(
+        episode, noted(episode, "shipped", story.clock(), aftermath=after), by="m", action="e"
+    )
     page, values = write_report(story.registry, "bot", tmp_path / "out")
     text = page.read_text()
     assert "tuneloop bias check bot@2" in text
@@ -144,6 +153,8 @@ def test_the_report_holds_every_picture_and_every_figure(story: Scene, tmp_path:
     assert figures.latency["ttft"].n == 80
     assert len(figures.episodes) == len(figures.open_episodes) == 1
     assert (figures.champion, figures.revision) == ("bot@2", 2)
+    assert f"<b>bot@2, which {request.id} made, in place of bot@1: not enough data yet</b>" in text
+    assert "perplexity 6.1 [6 to 6.2] nats per token → not known: not enough data yet" in text
     became = figures.retraining
     assert (became.by_state, became.ended) == ({"proposed": 1, "shipped": 1, "failed": 2}, 3)
     assert became.shipped == wilson(1, 3)

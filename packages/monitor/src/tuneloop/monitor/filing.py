@@ -12,6 +12,7 @@ from datetime import datetime
 from functools import partial
 
 from tuneloop.monitor.causes import is_attack
+from tuneloop.monitor.following import in_vain
 from tuneloop.monitor.policy import File, Hold, decide
 from tuneloop.monitor.reference import JUST_BEFORE
 from tuneloop.monitor.signals import OF_SERVING
@@ -41,6 +42,7 @@ def pursue(registry: Registry, episode: AlertEpisode) -> AlertEpisode:
         now,
         _serving(open_now),
         _attack(open_now),
+        in_vain(registry, requests, episode),
     )
     if isinstance(decision, Hold):
         if episode.evidence.get("held") == decision.kind:

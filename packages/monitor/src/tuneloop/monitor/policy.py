@@ -1,8 +1,8 @@
 """Whether an episode earns a retraining request now. Pure: everything it weighs is an argument.
 
 Storms are stopped here: one open request per model, a cooldown between requests, enough fresh corrections to learn
-from. What was trained for an episode and did not help backs off: the cooldown doubles with each such attempt, and only
-corrections that came after the last one's data count.
+from. What was trained and did not help backs off, whether it shipped or not: the cooldown doubles with each such
+attempt, and only corrections that came after the last one's data count.
 """
 
 from __future__ import annotations
@@ -55,6 +55,7 @@ def decide(
     now: datetime,
     serving: AlertEpisode | None = None,
     attack: AlertEpisode | None = None,
+    in_vain: Sequence[RetrainingRequest] = (),
 ) -> File | Hold | Pending:
     """File, hold or wait.
 
@@ -67,6 +68,7 @@ def decide(
         now: the time.
         serving: the open episode that says the served model changed while its version did not, if there is one.
         attack: the open episode in which guards catch more attacks than before, if there is one.
+        in_vain: what shipped for earlier episodes of the same signals and did not help.
     """
     held = _held_by_others(episode, serving, attack) or _held_by_cause(episode) or _held_by_policy(episode, policy)
     if held is not None:
@@ -75,7 +77,8 @@ def decide(
     if under_way is not None:
         return Pending(under_way)
     mine = [request for request in requests if request.episode_id == episode.id]
-    tried = sorted((request for request in mine if request.state in _TRIED), key=lambda request: request.created_at)
+    failed = [request for request in mine if request.state in _TRIED]
+    tried = sorted([*failed, *in_vain], key=lambda request: request.created_at)
     held = _held_by_a_person(mine) or _backs_off(tried, policy, now) or _held_by_past(requests, policy, now)
     if held is not None:
         return held
@@ -136,7 +139,8 @@ def _held_by_a_person(mine: Sequence[RetrainingRequest]) -> Hold | None:
 
 
 def _backs_off(tried: Sequence[RetrainingRequest], policy: RetrainingPolicy, now: datetime) -> Hold | None:
-    """What was trained for this episode, the oldest first, and did not ship: each doubles the cooldown."""
+    """What was trained for this episode and did not ship, or shipped for one like it in vain, the oldest first: each
+    doubles the cooldown."""
     if not tried:
         return None
     cooldown_s = min(policy.cooldown_s * 2 ** min(len(tried), _DOUBLINGS), _LONGEST_S)
@@ -144,7 +148,10 @@ def _backs_off(tried: Sequence[RetrainingRequest], policy: RetrainingPolicy, now
     if now >= until:
         return None
     said = f"{last.id} did not help: {last.state}{f' ({last.outcome})' if last.outcome else ''}"
-    backs = f"after {len(tried)} of this episode that did not ship the cooldown is {cooldown_s / 3600:g} h"
+    shipped = sum(request.state == RetrainingState.SHIPPED for request in tried)
+    counted = [f"{len(tried) - shipped} of this episode that did not ship"] if len(tried) > shipped else []
+    counted += [f"{shipped} that shipped"] if shipped else []
+    backs = f"after {' and '.join(counted)} the cooldown is {cooldown_s / 3600:g} h"
     return Hold("cooldown", f"{said}; {backs} and lasts until {until:%Y-%m-%d %H:%M:%S}Z")
 
 
