@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests_support import alert_episode, retraining_request
+from tuneloop.monitor.attacks import Attacks
 from tuneloop.monitor.policy import Corrected, File, Hold, Pending, decide
 from tuneloop.registry.nouns import RetrainingState
 from tuneloop.registry.policies import RetrainingPolicy
@@ -121,7 +122,7 @@ def test_corrections_are_counted_only_where_the_answer_hangs_on_them(
     if not requests:
         return
     attacked = alert_episode(NOW, signal="injections", evidence={"signals": {"injections": {}}})
-    assert not isinstance(decide(episode(), RetrainingPolicy(), [], never, NOW, attack=attacked), File)
+    assert not isinstance(decide(episode(), RetrainingPolicy(), [], never, NOW, attacks=Attacks(on=attacked)), File)
 
 
 def test_the_same_moment_decided_twice_has_one_key_and_a_second_attempt_another() -> None:

@@ -175,7 +175,7 @@ class Keeper:
     def pursue(self, model: str) -> None:
         """Do for each open one what the policy says."""
         for episode in self._open_episodes(model):
-            pursue(self._registry, episode)
+            pursue(self._registry, episode, self._settings.clear_after)
 
     def _open_episodes(self, model: str) -> list[AlertEpisode]:
         """Those this monitor answers for; others may have opened some of other signals."""
