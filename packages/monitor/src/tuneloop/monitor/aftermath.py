@@ -2,7 +2,7 @@
 raised it, against the same figure on the new one, over its first windows. Pure.
 
 Only fresh records of the new version are looked at: it has learned from those that alarmed. What users ask is no
-version's doing, and another length of answers no harm, so these two are shown and decide nothing; where nothing else
+version's doing, and other answers or another length no harm, so these are shown and decide nothing; where nothing else
 alarmed, what the model made of the questions in that window stands in for it. The window that alarmed was chosen for
 being bad: what was a false alarm looks mended afterwards whatever was trained.
 """
@@ -18,6 +18,7 @@ import numpy as np
 from tuneloop.monitor.detectors import mean_rise_test
 from tuneloop.monitor.quality import share_rise_test
 from tuneloop.monitor.signals import (
+    ANSWER_DRIFT,
     ANSWER_LENGTH,
     BROKEN_ANSWERS,
     CORRECTION_BLEU,
@@ -33,11 +34,12 @@ from tuneloop.registry.statistics.intervals import wilson
 
 SHARES = (THUMBS_DOWN, REFUSALS, BROKEN_ANSWERS, INVALID_FORMAT, LATENCY)
 OF_VERSION = (*PERPLEXITIES, CORRECTION_BLEU, *SHARES)  # what another version answers for
-SHOWN = (PROMPT_DRIFT, ANSWER_LENGTH)  # and no verdict rests on it
+SHOWN = (PROMPT_DRIFT, ANSWER_DRIFT, ANSWER_LENGTH)  # and no verdict rests on it
 STAND_INS = PERPLEXITIES
 LEVEL = 0.025  # of either way a signal may have gone, so that together they are 5 %
 _UNITS = dict.fromkeys(SHARES, "share") | dict.fromkeys(PERPLEXITIES, "nats per token")
-_UNITS |= {CORRECTION_BLEU: "BLEU", ANSWER_LENGTH: "characters", PROMPT_DRIFT: "standard deviations"}
+_UNITS |= {CORRECTION_BLEU: "BLEU", ANSWER_LENGTH: "characters"}
+_UNITS |= dict.fromkeys((PROMPT_DRIFT, ANSWER_DRIFT), "standard deviations")
 
 Verdict = Literal["helped", "did not help", "not enough data yet", "not enough data"]
 Moved = Literal["better", "worse", "no different", "not enough data yet", "not enough data", "decides nothing"]
@@ -127,7 +129,7 @@ def values_of(signal: str, score: WindowScore) -> list[float] | None:
 
 
 def _figure(signal: str, scores: Sequence[WindowScore]) -> Figure | None:
-    if signal == PROMPT_DRIFT:
+    if signal in (PROMPT_DRIFT, ANSWER_DRIFT):
         return Figure(float(np.mean([score.statistic for score in scores])), None, None, sum(s.n for s in scores))
     if signal == ANSWER_LENGTH:
         lengths = [score.detail["characters"]["window"] for score in scores if "characters" in score.detail]
