@@ -59,6 +59,7 @@ class Page:
     next: tuple[str, ...]  # commands
     pages_too: tuple[str, ...] = ()  # signals that page by themselves and joined it when it was a page
     silenced: str = ""  # for what and until when, where it is told despite that
+    despite: tuple[str, ...] = ()  # the causes it is told of then
 
 
 def page_of(
@@ -99,7 +100,8 @@ def page_of(
         runbook=f"{runbook_base}{episode.runbook}",
         next=tuple(next_commands(episode)),
         pages_too=tuple(pages_too(episode)),
-        silenced="" if silence is None else _silenced_text(silence, episode),
+        silenced="" if silence is None else _silenced_text(silence),
+        despite=() if silence is None else tuple(sorted(silence.uncovered(episode))),
     )
 
 
@@ -144,7 +146,7 @@ def text_lines(page: Page, left_out: int = 0) -> Iterable[str]:
     if page.resolved_at is not None:
         yield f"until      {page.resolved_at:%Y-%m-%d %H:%M:%S}Z"
     if page.silenced:
-        yield f"silenced   {page.silenced}"
+        yield f"silenced   {page.silenced}; told once all the same, of {', '.join(page.despite)}"
     if page.sure:
         yield f"how sure   {page.sure}"
     for name, texts in (
@@ -160,10 +162,9 @@ def text_lines(page: Page, left_out: int = 0) -> Iterable[str]:
     yield from (f"next       {command}" for command in page.next)
 
 
-def _silenced_text(silence: Silence, episode: AlertEpisode) -> str:
-    joined = ", ".join(sorted(silence.uncovered(episode))) or "something else"
+def _silenced_text(silence: Silence) -> str:
     until = f"until {silence.ends_at:%Y-%m-%d %H:%M:%S}Z (by {silence.by}: {silence.reason})"
-    return one_line(f"for {silence.cause or 'what it was then'} {until}; told once all the same, of {joined}")
+    return one_line(f"for {silence.cause or 'what it was then'} {until}")
 
 
 def _questions(episode: AlertEpisode, most: int) -> list[str]:
