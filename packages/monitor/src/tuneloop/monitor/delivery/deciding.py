@@ -36,7 +36,7 @@ def heads(waiting: Iterable[Delivery], now: datetime) -> Iterator[Delivery]:
 
 def is_despite(row: Delivery, causes: Iterable[str]) -> bool:
     """Whether a delivery tells that one of these causes joined under a silence."""
-    return row.id in {despite_id(row.episode_id, row.receiver, cause) for cause in causes}
+    return row.transition == "worse" and row.id in {despite_id(row.episode_id, row.receiver, cause) for cause in causes}
 
 
 def fate(

@@ -126,7 +126,8 @@ class Deliverer:
         left = [row for row in waiting if not self._overtaken(receiver, row, waiting)]
         silences = self._registry.silences.all()
         told = self._registry.outbox.told(receiver.name)
-        left = [row for row in left if not self._passed_over(row, left, silences)]
+        loud = [row for row in left if is_despite(row, APART)]
+        left = [row for row in left if not self._passed_over(row, loud, silences)]
         while due := list(heads(left, now)):
             for row in due:
                 became = "away" if self._stopping() else self._deliver(receiver, standing, row, silences, told)
@@ -210,11 +211,11 @@ class Deliverer:
         log.warning("%s: the next mail of %s tells those that %s did not reach", receiver.name, row.episode_id, row.id)
         return True
 
-    def _passed_over(self, row: Delivery, left: Sequence[Delivery], silences: Sequence[Silence]) -> bool:
+    def _passed_over(self, row: Delivery, loud: Sequence[Delivery], silences: Sequence[Silence]) -> bool:
         """End what a silence holds back where something later of its episode goes out despite that: a page tells the
         episode as it stands, and nothing goes out behind what came later."""
-        later = [one for one in left if one.episode_id == row.episode_id and one.sequence > row.sequence]
-        if row.transition == "opened" or not any(is_despite(one, APART) for one in later):
+        later = [one for one in loud if one.episode_id == row.episode_id and one.sequence > row.sequence]
+        if row.transition == "opened" or not later:
             return False
         try:
             episode = self._registry.episodes.get(row.episode_id)
