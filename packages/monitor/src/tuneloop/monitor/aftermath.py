@@ -29,6 +29,7 @@ from tuneloop.monitor.signals import (
     REFUSALS,
     THUMBS_DOWN,
 )
+from tuneloop.registry.evidence import part_of
 from tuneloop.registry.nouns import WindowScore
 from tuneloop.registry.statistics.intervals import wilson
 
@@ -118,11 +119,13 @@ def written(found: Mapping[str, Compared]) -> dict[str, dict[str, Any]]:
 def values_of(signal: str, score: WindowScore) -> list[float] | None:
     """What a window's figure is the mean of, one a record; None where that was not kept."""
     if signal in SHARES:
-        share = score.statistic if signal == LATENCY else score.detail["shares"]["window"]
+        share = score.statistic if signal == LATENCY else part_of(score.detail, "shares").get("window")
+        if not isinstance(share, float | int):
+            return None
         hits = round(share * score.n)
         return [1.0] * hits + [0.0] * (score.n - hits)
     if signal in PERPLEXITIES:
-        return list(score.detail["window_nats"].values())
+        return list(part_of(score.detail, "window_nats").values())
     if signal == CORRECTION_BLEU:
         return score.detail.get("window_bleu")
     return None
@@ -130,10 +133,13 @@ def values_of(signal: str, score: WindowScore) -> list[float] | None:
 
 def _figure(signal: str, scores: Sequence[WindowScore]) -> Figure | None:
     if signal in (PROMPT_DRIFT, ANSWER_DRIFT):
-        return Figure(float(np.mean([score.statistic for score in scores])), None, None, sum(s.n for s in scores))
+        return Figure(
+            round(float(np.mean([score.statistic for score in scores])), 5), None, None, sum(s.n for s in scores)
+        )
     if signal == ANSWER_LENGTH:
-        lengths = [score.detail["characters"]["window"] for score in scores if "characters" in score.detail]
-        return Figure(float(np.median(lengths)), None, None, sum(s.n for s in scores)) if lengths else None
+        medians = [part_of(score.detail, "characters").get("window") for score in scores]
+        lengths = [median for median in medians if isinstance(median, float | int)]
+        return Figure(round(float(np.median(lengths)), 5), None, None, sum(s.n for s in scores)) if lengths else None
     values = _pooled(signal, scores)
     if not values:
         return None

@@ -34,9 +34,13 @@ class Follower:
 
     def follow(self, history: Sequence[Route]) -> None:
         """Judge what serves, or has served, because an episode asked for it; `history` the newest first."""
+        answered: set[str] = set()
         for request in self._registry.retraining.all(history[0].model):
             shipped = request.state == RetrainingState.SHIPPED and request.result_version is not None
-            if not shipped or request.episode_id is None or request.id in self._decided:
+            if not shipped or request.episode_id is None or request.episode_id in answered:
+                continue
+            answered.add(request.episode_id)  # the newest of an episode's, should there be more
+            if request.id in self._decided:
                 continue
             try:
                 episode = self._registry.episodes.get(request.episode_id)
