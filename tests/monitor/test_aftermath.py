@@ -88,7 +88,7 @@ def test_an_episode_shows_before_and_after_once_what_it_asked_for_has_shipped_wh
     watched(drifting, 80)
     pending = first_episode(drifting).evidence["aftermath"]
     assert (pending["verdict"], pending["signals"]["perplexity"]["after"]) == ("not enough data yet", None)
-    assert first_episode(drifting).done[-1].endswith("took over from bot@1: whether it helped is not known yet")
+    assert "resolved: bot@2 took over from bot@1" in first_episode(drifting).done[-1]
     watched(drifting, 20)
     killed(drifting, monkeypatch, written=False)
     killed(drifting, monkeypatch, written=True)

@@ -81,10 +81,8 @@ class Follower:
         if after == known:
             return verdict
         changed = episode.model_copy(update={"evidence": episode.evidence | {"aftermath": after}})
-        said = f"{names[1]}, which {request.id} made, took over from {names[0]}: whether it helped is not known yet"
         if verdict != PENDING:
             said = "; ".join(aftermath_lines(changed))
-        if verdict != known.get("verdict"):
             changed = noted(changed, said, self._registry.clock())
             log.warning("episode %s: %s", episode.id, said)
         else:
