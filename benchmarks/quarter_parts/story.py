@@ -13,6 +13,7 @@ from quarter_parts.people import Told
 from quarter_parts.plan import START
 from quarter_parts.world import Quarter
 from tuneloop.monitor.delivery.page import Page, text_lines
+from tuneloop.registry.evidence import aftermath_lines
 
 _WIDTH = 118
 _TIMES = ("since", "opened_at", "resolved_at")
@@ -103,6 +104,10 @@ def _reckoning(quarter: Quarter, found: Findings) -> Iterator[str]:
         yield from (f"- {fault}" for fault in found.faults)
     else:
         yield "Every event was found within its bound, named rightly and told once; only drifts asked for retraining."
+    trained = [lines for row in found.rows for episode in row.episodes if (lines := aftermath_lines(episode))]
+    if trained:
+        yield "\nWhat was trained, before and after:\n"
+        yield from (f"- {first}: {'; '.join(figures)}." for first, *figures in trained)
     unended = [row.event.name for row in found.rows if over_at(quarter, row.event) == quarter.plan.end]
     if unended:
         yield f"\nStill going on at the end: {', '.join(unended)}."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -9,7 +10,9 @@ import numpy as np
 import pytest
 
 from monitor.scene import Scene
-from tests_support import Clock, request_record
+from tests_support import Clock, alert_episode, request_record
+from tuneloop.monitor.attacks import Attacks
+from tuneloop.monitor.policy import File, Hold, decide
 from tuneloop.monitor.quality import share_rise_test
 from tuneloop.registry import Registry
 from tuneloop.registry.guard_policy import GuardPolicy, injections_looked_for
@@ -74,6 +77,56 @@ def test_while_an_attack_lasts_another_episode_asks_for_no_training_either(guard
     assert (likeliest["kind"], likeliest["why"]) == ("attack", f"{attack.id}: {attack.evidence['summary']}")
     assert f"is under attack ({attack.id} says so)" in drift.done[-1]
     assert guarded.requests() == []
+
+
+def test_a_drift_that_goes_on_after_an_attack_asks_for_training_on_what_came_after_it(guarded: Scene) -> None:
+    def windows(n: int, *, attacked: bool = False) -> None:
+        """All of other questions, all corrected; under attack with a false correction of every second one."""
+        for _ in range(n):
+            guarded.correct(guarded.drifted(10) + guarded.drifted(10, **(FLAGGED if attacked else {})))
+            guarded.watch(serves=())
+
+    guarded.usual(60)
+    guarded.registry.policies.set("bot", RetrainingPolicy(min_rows=30), by="ada", reason="test")
+    windows(1)
+    assert "20 of 30 corrections since" in guarded.the_episode().done[-1]
+    windows(1, attacked=True)
+    assert "it waits until guards catch no more than before" in guarded.the_episode().done[-1]
+    windows(1)
+    assert guarded.requests() == [], "one window without attacks is not quiet yet"
+    windows(1)
+    after, alarm = guarded.scores("injections")[2], guarded.scores("injections")[1]
+    assert [score.verdict for score in guarded.scores("injections")] == ["none", "drift", "none", "none"]
+    episode = guarded.the_episode()
+    assert episode.state == "open"
+    assert f"20 of 30 corrections since {after.window_end:%Y-%m-%dT%H:%M:%S}Z" in episode.done[-1]
+    windows(1)
+    (request,) = guarded.requests()
+    assert (
+        f"asked after {after.window_end:%Y-%m-%d %H:%M:%S}Z: until then there was an attack"
+        in (guarded.the_episode().done[-1])
+    )
+    chosen = guarded.registry.traffic.window("bot", since=request.window_start, until=request.window_end)
+    ids = {record.id for record in chosen}
+    assert ids.isdisjoint(alarm.request_ids)
+    assert ids.isdisjoint(after.request_ids), "the attack may have ended in it"
+    assert request.rows == len(ids) == 40
+
+
+def test_what_only_an_attack_has_raised_asks_for_no_training_when_it_is_over(guarded: Scene) -> None:
+    until = guarded.clock()
+    evidence = {"signals": {"injections": {}, "prompt_drift": {"window_start": str(until), "window_end": str(until)}}}
+    over = Attacks(until=until + timedelta(seconds=1))
+    episode = alert_episode(until, evidence=evidence)
+
+    def counted(_after: datetime | None) -> int:
+        return 99
+
+    held = decide(episode, RetrainingPolicy(), [], counted, guarded.clock(), attacks=over)
+    assert isinstance(held, Hold)
+    assert (held.kind, held.reason.partition("; ")[2]) == ("after an attack", "it waits for what is seen without one")
+    later = replace(over, until=until)
+    assert isinstance(decide(episode, RetrainingPolicy(), [], counted, guarded.clock(), attacks=later), File)
 
 
 def test_without_a_guard_it_is_not_known_whether_there_are_attacks(scene: Scene) -> None:

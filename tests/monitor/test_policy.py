@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests_support import alert_episode, retraining_request
+from tuneloop.monitor.attacks import Attacks
 from tuneloop.monitor.policy import Corrected, File, Hold, Pending, decide
 from tuneloop.registry.nouns import RetrainingState
 from tuneloop.registry.policies import RetrainingPolicy
@@ -104,6 +105,20 @@ def test_what_did_not_help_says_so_and_only_corrections_after_its_data_earn_anot
     assert asked == [tried.window_end]
 
 
+def test_what_shipped_in_vain_doubles_the_cooldown_like_what_did_not_ship() -> None:
+    def decided(hours_ago: float, *more: Any) -> Any:
+        vain = past(RetrainingState.SHIPPED, hours_ago, "other", outcome="bot@2 serves everything")
+        return decide(episode(), RetrainingPolicy(), [vain, *more], corrected(99), NOW, in_vain=[vain])
+
+    held = decided(11)
+    assert isinstance(held, Hold)
+    assert "did not help: shipped (bot@2 serves everything); after 1 that shipped the cooldown is 12 h" in held.reason
+    assert isinstance(decided(13), File)
+    held = decided(30, past(RetrainingState.FAILED, 23))
+    assert isinstance(held, Hold)
+    assert "after 1 of this episode that did not ship and 1 that shipped the cooldown is 24 h" in held.reason
+
+
 @pytest.mark.parametrize(
     ("signals", "policy", "requests"),
     [
@@ -121,7 +136,7 @@ def test_corrections_are_counted_only_where_the_answer_hangs_on_them(
     if not requests:
         return
     attacked = alert_episode(NOW, signal="injections", evidence={"signals": {"injections": {}}})
-    assert not isinstance(decide(episode(), RetrainingPolicy(), [], never, NOW, attack=attacked), File)
+    assert not isinstance(decide(episode(), RetrainingPolicy(), [], never, NOW, attacks=Attacks(on=attacked)), File)
 
 
 def test_the_same_moment_decided_twice_has_one_key_and_a_second_attempt_another() -> None:

@@ -159,7 +159,7 @@ def test_broken_answers_are_no_new_baseline_because_another_champion_came_and_we
     scene.engine.says = lambda _question: "It is another."
     check(scene, asked)
     scene.promote(2)
-    Keeper(scene.registry, scene.settings, watches_canaries=True).end_replaced(scene.registry.routes.history("bot")[0])
+    Keeper(scene.registry, scene.settings, watches_canaries=True).end_replaced(scene.registry.routes.history("bot"))
     assert scene.the_episode().state == "resolved"
     scene.promote(1, reason="bot@2 is bad")
     check(scene, asked)

@@ -28,6 +28,7 @@ from tuneloop.monitor.report.figures import Figures
 from tuneloop.monitor.report.gather import gather
 from tuneloop.monitor.report.page import render
 from tuneloop.registry.database import row_of
+from tuneloop.registry.episodes import noted
 from tuneloop.registry.errors import InvalidInput, NotFound
 from tuneloop.registry.experiments.declaration import Declaration, ExperimentPlan, Primary
 from tuneloop.registry.nouns import Arm, RetrainingRun
@@ -90,6 +91,18 @@ def play(scene: Scene, folder: Path) -> None:
     scene.promote(2, "<script>alert(1)</script>")
     streamed = {"stream": True, "ttft_ms": 20.0, "total_ms": 420.0, "completion_tokens": 21, "queue_ms": 5.0}
     scene.drifted(30, served_version=2, guards={"personal": "redact: EMAIL_ADDRESS"}, **streamed)
+    shipped(scene)
+
+
+def shipped(scene: Scene) -> None:
+    """What the episode shows of the version that its request made, before enough is known of it."""
+    episode, (request, *_) = scene.the_episode(), scene.requests()
+    figures_of = {"unit": "nats per token", "before": {"value": 6.1, "low": 6.0, "high": 6.2}, "after": None}
+    after: dict[str, Any] = {"request": request.id, "before": "bot@1", "after": "bot@2"}
+    after |= {"verdict": "not enough data yet"}
+    after |= {"signals": {"perplexity": figures_of | {"moved": "not enough data yet"}}}
+    found = noted(episode, "shipped", scene.clock(), aftermath=after)
+    scene.registry.episodes.update(episode, found, by="m", action="e")
 
 
 def section(text: str, name: str) -> str:
@@ -161,6 +174,9 @@ def test_the_report_holds_every_picture_and_every_figure(told: Told) -> None:
     assert len(figures.episodes) == len(figures.open_episodes) == 1
     assert (figures.champion, figures.revision) == ("bot@2", 2)
     assert (figures.rollout, "None is open." in text) == (None, True)
+    (request, *_) = told.scene.requests()
+    assert f"<b>bot@2, which {request.id} made, in place of bot@1: not enough data yet</b>" in text
+    assert "perplexity 6.1 [6 to 6.2] nats per token → not known: not enough data yet" in text
 
 
 def test_the_retraining_history_says_what_became_of_each_request(told: Told) -> None:

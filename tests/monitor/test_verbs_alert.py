@@ -62,6 +62,7 @@ def test_an_episode_is_silenced_listed_and_heard_again(registry: Registry, home:
     said = typed(home, "alert silence ep1 --for 2h --by ada", "--reason", "a load test").output
     silence = said.partition(":")[0]
     assert ": ep1 is silenced until 20" in said
+    assert "it is silenced for drift; what joins it by another cause (attack or deploy or engine) is told once" in said
     assert typed(home, "alerts").output.splitlines()[1].split()[4] == "silenced"
     assert json.loads(typed(home, "alerts --json").output)[0]["shown_as"] == "silenced"
     assert typed(home, "alert show ep1 --json").exit_code == 0

@@ -10,10 +10,12 @@ import sqlalchemy as sa
 
 from tests_support import Clock, alert_episode
 from tuneloop.registry import Registry, audit
+from tuneloop.registry.actions import silence
 from tuneloop.registry.deliveries.outbox import delivery_id, transition_of
 from tuneloop.registry.deliveries.receivers import EVERY_MODEL, ReceiversPolicy
-from tuneloop.registry.deliveries.silences import silenced
+from tuneloop.registry.deliveries.silences import silenced, told_despite
 from tuneloop.registry.errors import Conflict, InvalidInput, Unreadable
+from tuneloop.registry.evidence import findings_of
 from tuneloop.registry.nouns import AlertEpisode
 from tuneloop.registry.tables import policies
 
@@ -216,3 +218,24 @@ def test_a_silence_of_a_signal_keeps_nothing_else_quiet(registries: Registry) ->
     assert silenced(attacked, both, now) == both[1], "each of its signals is silenced, the attack the shorter"
     assert silenced(attacked, both, now + timedelta(seconds=60)) is None
     assert silenced(slow, both, now + timedelta(seconds=60)) == latency
+
+
+def test_a_silence_of_an_episode_covers_what_was_seen_in_it_and_the_cause_it_had(registries: Registry) -> None:
+    now, causes = registries.clock(), [{"kind": "drift", "why": "w", "explains": ["prompt_drift", "latency"]}]
+    drift = alert_episode(now, evidence=found("prompt_drift") | {"causes": causes})
+    registries.episodes.open(drift)
+    one = silence(registries, 600, by="ada", reason="r", episode_id="ep1")
+    assert registries.silences.all() == [one], "as it was written"
+    engine = {"kind": "engine", "why": "w", "explains": ["latency"]}
+    slow = alert_episode(now, evidence=found("prompt_drift", "latency") | {"causes": [*causes, engine]})
+    assert told_despite(slow, [one], now) == {"engine"}
+    assert told_despite(slow.model_copy(update={"evidence": slow.evidence | {"causes": causes}}), [one], now) == set()
+    again = registries.silences.add(
+        "bot", 60, by="ada", reason="r", episode_id="ep1", cause="drift", signals=findings_of(slow)
+    )
+    assert told_despite(slow, [one, again], now) == set(), "who silenced it then had seen it"
+    assert told_despite(slow, [one, again], now + timedelta(seconds=60)) == {"engine"}
+    model = registries.silences.add("bot", 600, by="ada", reason="r")
+    assert told_despite(slow, [one, model], now) == set()
+    early = one.model_copy(update={"cause": None, "signals": None})
+    assert told_despite(slow, [early], now) == set(), "an earlier release did not write down what it was for"

@@ -166,7 +166,7 @@ def test_the_life_of_a_version_in_verbs(lived_in: Registry, verb: Verb) -> None:
     code, out, _ = verb("promote", "bot@3", *WHO, "--json")
     assert (code, json.loads(out)["arms"]) == (
         0,
-        [{"version": 1, "weight_bp": 0}, {"version": 3, "weight_bp": 10_000}],
+        [{"version": 1, "weight_bp": 0, "places": None}, {"version": 3, "weight_bp": 10_000, "places": None}],
     )
     assert verb("rollback", "bot", *WHO)[1] == "bot revision 4: 3=0 1=10000 (by ada: test)\n"
     assert verb("route", "set", "bot", "3=2500", "1=7500", *WHO)[0] == 0

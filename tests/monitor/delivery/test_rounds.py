@@ -11,13 +11,17 @@ from typing import Any
 import pytest
 from prometheus_client import generate_latest
 
-from monitor.delivery.post import deliverer, end, open_episode, rounds, tell, worsen
+from monitor.delivery.post import acknowledge, deliverer, end, open_episode, rounds, tell, worsen
 from monitor.delivery.servers import HttpReceiver, Told, http_receiver
+from monitor.scene import Killed, failing
 from tests_support import Clock, window_score
 from tuneloop.monitor.alerts import joined
 from tuneloop.monitor.delivery.deciding import FIRST_WAIT_S, LONGEST_WAIT_S, wait_s
+from tuneloop.monitor.delivery.rounds import LEASE_S
 from tuneloop.monitor.metrics import Metrics
 from tuneloop.registry import Registry
+from tuneloop.registry.actions import silence
+from tuneloop.registry.deliveries.outbox import Outbox
 from tuneloop.registry.episodes import shown_state
 from tuneloop.registry.errors import InvalidInput, NotFound, Refused
 from tuneloop.registry.nouns import AlertEpisode
@@ -170,7 +174,7 @@ def test_a_silence_holds_deliveries_until_it_ends_and_no_longer(
 ) -> None:
     tell(ours, chat(hook))
     episode = open_episode(ours)
-    silence = ours.silences.add("bot", 7_200, by="ada", reason="a load test", episode_id="ep1")
+    asked = ours.silences.add("bot", 7_200, by="ada", reason="a load test", episode_id="ep1")
     open_episode(ours, id="ep2", signal="latency")
     rounds(ours, clock, 3, every_s=600)
     assert [json.loads(told.body)["text"] for told in hook.told] == [
@@ -182,7 +186,7 @@ def test_a_silence_holds_deliveries_until_it_ends_and_no_longer(
     rounds(ours, clock)
     assert len(hook.told) == 2, "it is open still"
     assert shown_state(episode, ours.silences.all(), clock.now) == "open"
-    assert [entry.action for entry in ours.audit.entries(silence.id)] == ["silence.new"]
+    assert [entry.action for entry in ours.audit.entries(asked.id)] == ["silence.new"]
 
 
 def test_what_began_and_ended_under_a_silence_is_recorded_and_never_told(
@@ -209,17 +213,17 @@ def test_an_all_clear_under_a_silence_is_told_to_who_was_told_of_the_episode(
     tell(ours, chat(hook))
     episode = open_episode(ours)
     rounds(ours, clock)
-    silence = ours.silences.add("bot", 86_400, by="ada", reason="known")
+    asked = ours.silences.add("bot", 86_400, by="ada", reason="known")
     clock.advance(1)
     end(ours, episode)
     rounds(ours, clock)
     assert len(hook.told) == 1
     clock.advance(60)
-    ours.silences.revoke(silence.id, by="grace", reason="done")
+    ours.silences.revoke(asked.id, by="grace", reason="done")
     rounds(ours, clock)
     assert titles(hook)[1].startswith("[ticket] resolved")
     with pytest.raises(Refused, match="ended at 2026-11-01 12:01:05Z already"):
-        ours.silences.revoke(silence.id, by="grace", reason="again")
+        ours.silences.revoke(asked.id, by="grace", reason="again")
 
 
 def test_a_silence_needs_an_end_and_a_reason(ours: Registry) -> None:
@@ -279,6 +283,70 @@ def test_an_attack_that_joins_a_silenced_latency_is_told(ours: Registry, clock: 
     assert titles(hook) == [
         "[page] bot@1 is slow; bot@1 is attacked: it is asked more that guards stop or flag (0% → 50%)"
     ]
+
+
+def caused(registry: Registry, episode: AlertEpisode, signal: str, *kinds: str) -> AlertEpisode:
+    """A signal joins, and these are the causes of it, the likeliest first."""
+    signals = {**episode.evidence["signals"], signal: {}}
+    causes = [{"kind": kind, "why": f"{kind} it is", "explains": list(signals)} for kind in kinds]
+    evidence = episode.evidence | {"signals": signals, "causes": causes}
+    after = episode.model_copy(update={"evidence": evidence, "updated_at": registry.clock()})
+    registry.episodes.update(episode, after, by="monitor", action="episode.window")
+    return after
+
+
+@pytest.mark.parametrize(
+    ("kind", "heard"), [("attack", True), ("attack", False), ("deploy", True), ("engine", True), ("load", True)]
+)
+def test_what_joins_a_silenced_episode_by_another_cause_is_told_once_despite_the_silence(
+    ours: Registry, clock: Clock, hook: HttpReceiver, kind: str, *, heard: bool
+) -> None:
+    tell(ours, chat(hook))
+    episode = open_episode(ours)
+    rounds(ours, clock, int(heard))
+    made = silence(ours, 86_400, by="ada", reason="a new course", episode_id="ep1")
+    assert (made.cause, made.signals) == ("drift", ("prompt_drift",))
+    clock.advance(1)
+    episode = acknowledge(ours, worsen(ours, caused(ours, episode, "perplexity", "drift")))
+    rounds(ours, clock, 2)
+    assert len(hook.told) == heard, "the same cause is what the silence is for"
+    for _ in range(3):
+        clock.advance(1)
+        episode = caused(ours, episode, "latency", "drift", kind)
+        rounds(ours, clock, 2)
+    loud = titles(hook)[heard:]
+    assert len(loud) == (kind != "load"), "once, and only what somebody could do something about"
+    if loud:
+        assert loud[0].startswith("[page] got worse: " if heard else "[page] bot@1 is asked")
+        said = f"silenced   for drift until {made.until:%Y-%m-%d %H:%M:%S}Z (by ada: a new course)"
+        assert f"{said}; told once all the same, of {kind}" in hook.told[-1].body.decode()
+    end(ours, episode)
+    rounds(ours, clock, 2)
+    assert len(hook.told) == heard + len(loud), "the rest waits until the silence ends"
+    ours.silences.revoke(made.id, by="ada", reason="done")
+    rounds(ours, clock, 2)
+    assert "silenced" not in hook.told[-1].body.decode()
+    assert len(set(hook.ids())) == len(hook.told), "each under a key of its own"
+    assert "waiting" not in {row.state for row in ours.outbox.all()}
+
+
+def test_killed_while_it_tells_what_joined_under_a_silence_a_monitor_tells_it_again_as_the_same(
+    ours: Registry, clock: Clock, hook: HttpReceiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tell(ours, {"kind": "alertmanager", "name": "am", "url": hook.url})
+    episode = open_episode(ours)
+    silence(ours, 86_400, by="ada", reason="a new course", episode_id="ep1")
+    caused(ours, episode, "injections", "attack", "drift")
+    with monkeypatch.context() as patched:
+        patched.setattr(Outbox, "end", failing(Killed()))
+        with pytest.raises(Killed):
+            rounds(ours, clock)
+    clock.advance(LEASE_S)
+    rounds(ours, clock, 2)
+    assert [[alert["labels"].get("despite") for alert in json.loads(told.body)] for told in hook.told] == [
+        ["attack"]
+    ] * 2
+    assert {(row.transition, row.state) for row in ours.outbox.all()} == {("opened", "sent"), ("worse", "dropped")}
 
 
 def test_an_attack_that_joins_a_page_is_told_as_worse_once(ours: Registry, clock: Clock, hook: HttpReceiver) -> None:

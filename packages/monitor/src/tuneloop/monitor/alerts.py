@@ -13,6 +13,7 @@ from hashlib import sha256
 from typing import Any
 
 from tuneloop.monitor.signals import (
+    ANSWER_DRIFT,
     BROKEN_ANSWERS,
     CORRECTION_BLEU,
     DETECTORS,
@@ -176,9 +177,10 @@ def is_news(score: WindowScore, past: Sequence[AlertEpisode]) -> bool:
 def summary(score: WindowScore) -> str:
     """One line for the person who is woken up."""
     name, detail = version_name(score.model, score.version), score.detail
-    if score.signal == PROMPT_DRIFT:
+    if score.signal in (PROMPT_DRIFT, ANSWER_DRIFT):
         words = [f"{w['word']!r} {w['reference']:.0%} → {w['window']:.0%}" for w in detail.get("words", [])[:3]]
-        return f"{name} is asked other questions than before" + (f" ({', '.join(words)})" if words else "")
+        what = "is asked other questions" if score.signal == PROMPT_DRIFT else "gives other answers"
+        return f"{name} {what} than before" + (f" ({', '.join(words)})" if words else "")
     if score.signal in PERPLEXITIES:
         nats, what = detail["nats"], "its questions" if score.signal == PERPLEXITY else "the answers users want"
         return f"{name} finds {what} harder ({nats['reference']:.2f} → {nats['window']:.2f} nats per token)"

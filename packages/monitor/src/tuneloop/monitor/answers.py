@@ -33,6 +33,7 @@ def correction_bleu(held: Comparison, alpha: float, rng: np.random.Generator) ->
         "unit": "mean BLEU of answers against corrections, below the reference's",
         "bleu": {what: round(100.0 - float(np.mean(values)), 2) for what, values in lost.items()},
         "signature": signature(),
+        "window_bleu": [round(100.0 - value, 3) for value in lost["window"]],
     }
     if result.alarm:
         by_id = dict(zip((r.id for r in corrected), lost["window"], strict=True))

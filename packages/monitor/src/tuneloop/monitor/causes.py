@@ -18,6 +18,7 @@ from typing import Any, Literal
 from tuneloop.monitor.parity import unequal_group
 from tuneloop.monitor.parity_pool import accepted_gap
 from tuneloop.monitor.signals import (
+    ANSWER_DRIFT,
     BROKEN_ANSWERS,
     INJECTIONS,
     INVALID_FORMAT,
@@ -167,15 +168,20 @@ def causes_of(episode: AlertEpisode, changes: Sequence[Change]) -> list[Cause]:
     asked = tuple(s for s in signals if s != INJECTIONS)
     by_drift = asked if PROMPT_DRIFT in signals else tuple(s for s in signals if s in _OF_ANSWERS)
     if by_drift:
-        harder = any(s in PERPLEXITIES for s in by_drift)
-        why = (
-            "what users ask or want is harder than it was" if harder else "answers fit what users ask less than before"
-        )
-        why = "users ask other questions" if PROMPT_DRIFT in signals else why
-        found.append(Cause("drift", why, by_drift))
+        found.append(Cause("drift", _drift_why(by_drift), by_drift))
     if not found:
         found.append(Cause("load", "nothing was changed just before, and no engine alone is slow", signals))
     return sorted(found, key=lambda cause: (-len(cause.explains), ORDER.index(cause.kind)))
+
+
+def _drift_why(explained_by_it: Sequence[str]) -> str:
+    if PROMPT_DRIFT in explained_by_it:
+        return "users ask other questions"
+    if tuple(explained_by_it) == (ANSWER_DRIFT,):
+        return "answers are other texts than before, though users ask what they asked"
+    if any(signal in PERPLEXITIES for signal in explained_by_it):
+        return "what users ask or want is harder than it was"
+    return "answers fit what users ask less than before"
 
 
 def slow_engine(engines: Mapping[str, Sequence[int]]) -> str | None:

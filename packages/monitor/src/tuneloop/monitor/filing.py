@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from datetime import datetime
 from functools import partial
 
-from tuneloop.monitor.causes import is_attack
+from tuneloop.monitor.attacks import attacks_during
+from tuneloop.monitor.following import in_vain
 from tuneloop.monitor.policy import File, Hold, decide
 from tuneloop.monitor.reference import JUST_BEFORE
 from tuneloop.monitor.signals import OF_SERVING
@@ -25,14 +26,19 @@ from tuneloop.registry.retraining.queue import new_request_id
 BY = "monitor"
 
 
-def pursue(registry: Registry, episode: AlertEpisode) -> AlertEpisode:
+def pursue(registry: Registry, episode: AlertEpisode, clear_after: int) -> AlertEpisode:
     """Do what the policy asks for this open episode; returns the episode as it stands then."""
     policy = registry.policies.get(episode.model, RetrainingPolicy)
     now = registry.clock()
-    since = since_of(episode) - JUST_BEFORE
-    requests = registry.retraining.all(episode.model).whole()
-    corrected = partial(registry.traffic.corrected, episode.model, since=since, until=now)
+    begun = since_of(episode) - JUST_BEFORE
     open_now = registry.episodes.all(episode.model, open_only=True).whole()
+    attacks = attacks_during(registry, episode, open_now, begun, clear_after)
+    since = (
+        begun if attacks.until is None else max(begun, attacks.until + JUST_BEFORE)
+    )  # what was recorded under an attack is not learned from
+    until = min(now, attacks.looked_until or now)
+    requests = registry.retraining.all(episode.model).whole()
+    corrected = partial(registry.traffic.corrected, episode.model, since=since, until=until)
     decision = decide(
         episode,
         policy,
@@ -40,20 +46,23 @@ def pursue(registry: Registry, episode: AlertEpisode) -> AlertEpisode:
         lambda after: corrected(after=after),
         now,
         _serving(open_now),
-        _attack(open_now),
+        attacks,
+        in_vain(registry, requests, episode),
     )
     if isinstance(decision, Hold):
         if episode.evidence.get("held") == decision.kind:
             return episode
         return _note(registry, episode, f"no retraining yet: {decision.reason}", "episode.hold", held=decision.kind)
     request = (
-        _file(registry, episode, decision, since=since, now=now, rows=corrected())
+        _file(registry, episode, decision, since=since, until=until, now=now, rows=corrected())
         if isinstance(decision, File)
         else decision.request
     )
     if request.episode_id == episode.id:
         _approve(registry, request, policy)
         note = f"filed retraining {request.id} on {request.rows} corrections"
+        if since > begun:
+            note += f", all of what was asked after {since:%Y-%m-%d %H:%M:%S}Z: until then there was an attack"
     else:
         note = f"retraining {request.id} of another episode is under way"
     if episode.evidence.get("held") == request.id:
@@ -62,7 +71,14 @@ def pursue(registry: Registry, episode: AlertEpisode) -> AlertEpisode:
 
 
 def _file(
-    registry: Registry, episode: AlertEpisode, decision: File, *, since: datetime, now: datetime, rows: int
+    registry: Registry,
+    episode: AlertEpisode,
+    decision: File,
+    *,
+    since: datetime,
+    until: datetime,
+    now: datetime,
+    rows: int,
 ) -> RetrainingRequest:
     request = RetrainingRequest(
         id=new_request_id(),
@@ -72,7 +88,7 @@ def _file(
         episode_id=episode.id,
         reason=decision.reason,
         window_start=since,
-        window_end=now,
+        window_end=until,
         rows=rows,
         recipe=decision.recipe,
         state=RetrainingState.PROPOSED,
@@ -90,10 +106,6 @@ def _approve(registry: Registry, request: RetrainingRequest, policy: RetrainingP
 
 def _serving(open_now: Sequence[AlertEpisode]) -> AlertEpisode | None:
     return next((episode for episode in open_now if episode.signal in OF_SERVING), None)
-
-
-def _attack(open_now: Sequence[AlertEpisode]) -> AlertEpisode | None:
-    return next((episode for episode in open_now if is_attack(episode)), None)
 
 
 def _note(registry: Registry, episode: AlertEpisode, note: str, action: str, *, held: str) -> AlertEpisode:

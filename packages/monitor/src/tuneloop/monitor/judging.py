@@ -20,6 +20,7 @@ from tuneloop.monitor.quality import is_broken, is_no_json, is_refusal, length_c
 from tuneloop.monitor.scorer import Scored, Scorer
 from tuneloop.monitor.settings import MonitorSettings
 from tuneloop.monitor.signals import (
+    ANSWER_DRIFT,
     ANSWER_LENGTH,
     ATTACK_GUARDS,
     BROKEN_ANSWERS,
@@ -78,7 +79,7 @@ class Judge:
         if signal in (CORRECTION_BLEU, PARITY):
             return (parity if signal == PARITY else correction_bleu)(held, alpha, rng)
         if signal in QUALITIES:
-            return quality(signal, held, alpha, rng)
+            return quality(signal, held, alpha, rng, self._embed)
         return prompt_drift(held, alpha, rng, self._embed)
 
     def _perplexity(self, signal: str, held: Comparison, rng: np.random.Generator) -> Judgement:
@@ -153,8 +154,26 @@ def injections(held: Comparison, alpha: float) -> Judgement:
 
 def prompt_drift(held: Comparison, alpha: float, rng: np.random.Generator, embed: Embed | None = None) -> Judgement:
     """Whether the window's questions are other questions than the reference's."""
-    reference, window = held.reference.records, held.window.records
-    before, now = [record.question for record in reference], [record.question for record in window]
+    return _text_drift(held.reference.records, held.window.records, _question, alpha, rng, embed)
+
+
+def _question(record: RequestRecord) -> str:
+    return record.question
+
+
+def _answer(record: RequestRecord) -> str:
+    return record.answer or ""
+
+
+def _text_drift(
+    reference: Sequence[RequestRecord],
+    window: Sequence[RequestRecord],
+    text: Callable[[RequestRecord], str],
+    alpha: float,
+    rng: np.random.Generator,
+    embed: Embed | None,
+) -> Judgement:
+    before, now = list(map(text, reference)), list(map(text, window))
     found = text_test(before + now, len(before), alpha, rng, embed)
     result = found.outcome
     detail: dict[str, Any] = {"unit": "standard deviations", "looks": found.looks}
@@ -164,7 +183,9 @@ def prompt_drift(held: Comparison, alpha: float, rng: np.random.Generator, embed
     return Judgement("drift" if result.alarm else "none", len(now), result, detail)
 
 
-def quality(signal: str, held: Comparison, alpha: float, rng: np.random.Generator) -> Judgement:
+def quality(
+    signal: str, held: Comparison, alpha: float, rng: np.random.Generator, embed: Embed | None = None
+) -> Judgement:
     """Whether answers are worse than the reference's, or other, by one of the signals in `QUALITIES`."""
     before, now = held.reference.records, held.window.records
     if signal == THUMBS_DOWN:
@@ -181,6 +202,8 @@ def quality(signal: str, held: Comparison, alpha: float, rng: np.random.Generato
                 missing = len(records) - len(side)
                 reason = f"{missing} of the {what}'s {len(records)} answers are on record without their text"
                 return Judgement("not enough data", len(now), None, {"reason": reason, "too_little_text": True})
+    if signal == ANSWER_DRIFT:
+        return _text_drift(before, now, _answer, alpha, rng, embed)
     if signal == ANSWER_LENGTH:
         result = length_change_test(before, now, alpha, rng)
         lengths = [len(record.answer or "") for record in now]

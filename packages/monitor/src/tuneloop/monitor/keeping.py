@@ -24,6 +24,7 @@ from tuneloop.monitor.clearing import (
 )
 from tuneloop.monitor.embeddings import embeddings_of
 from tuneloop.monitor.filing import BY, pursue
+from tuneloop.monitor.following import Follower
 from tuneloop.monitor.reference import ANCHOR
 from tuneloop.monitor.settings import MonitorSettings
 from tuneloop.monitor.signals import (
@@ -56,6 +57,7 @@ class Keeper:
         self._settings = settings
         self._watches_canaries = watches_canaries
         self._signals = windowed(settings)
+        self._follower = Follower(registry, settings.clear_after)
         self._looked: dict[
             str, tuple[str, ...]
         ] = {}  # open episode → the newest window, and its signals, when it stayed
@@ -154,8 +156,10 @@ class Keeper:
         self._looked.pop(episode.id, None)
         log.warning("episode %s resolved: %s", episode.id, note)
 
-    def end_replaced(self, route: Route) -> None:
-        """End those of versions that the champion has replaced; `CanaryWatch` ends a served model that changed."""
+    def end_replaced(self, history: Sequence[Route]) -> None:
+        """End those of versions that the champion has replaced, and say what became of what they asked for;
+        `CanaryWatch` ends a served model that changed. `history` the newest first."""
+        route = history[0]
         for episode in self._open_episodes(route.model):
             if episode.version != route.champion and episode.signal != SERVED_MODEL_CHANGE:
                 before, after = version_name(route.model, episode.version), version_name(route.model, route.champion)
@@ -166,11 +170,12 @@ class Keeper:
                 )
                 self._registry.episodes.update(episode, over, by=BY, action="episode.resolve")
                 log.warning("episode %s resolved: %s", episode.id, note)
+        self._follower.follow(history)
 
     def pursue(self, model: str) -> None:
         """Do for each open one what the policy says."""
         for episode in self._open_episodes(model):
-            pursue(self._registry, episode)
+            pursue(self._registry, episode, self._settings.clear_after)
 
     def _open_episodes(self, model: str) -> list[AlertEpisode]:
         """Those this monitor answers for; others may have opened some of other signals."""

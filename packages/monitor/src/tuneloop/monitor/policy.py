@@ -1,8 +1,8 @@
 """Whether an episode earns a retraining request now. Pure: everything it weighs is an argument.
 
 Storms are stopped here: one open request per model, a cooldown between requests, enough fresh corrections to learn
-from. What was trained for an episode and did not help backs off: the cooldown doubles with each such attempt, and only
-corrections that came after the last one's data count.
+from. What was trained and did not help backs off, whether it shipped or not: the cooldown doubles with each such
+attempt, and only corrections that came after the last one's data count.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from tuneloop.monitor.attacks import Attacks, seen_since
 from tuneloop.monitor.causes import is_of_bias, is_of_serving
 from tuneloop.registry.evidence import findings_of, since_of, summary_of
 from tuneloop.registry.nouns import AlertEpisode, RetrainingRequest, RetrainingState, version_name
@@ -20,6 +21,7 @@ from tuneloop.registry.retraining.queue import ENDED, idempotency_key
 _TRIED = frozenset({RetrainingState.REJECTED, RetrainingState.FAILED})  # and not taken back, or left to expire
 _LONGEST_S = 10 * 365 * 86_400.0  # no policy's cooldown is longer
 _DOUBLINGS = 30  # more would not fit into a time
+NO_ATTACKS = Attacks()
 Corrected = Callable[[datetime | None], int]
 
 
@@ -54,7 +56,8 @@ def decide(
     corrected: Corrected,
     now: datetime,
     serving: AlertEpisode | None = None,
-    attack: AlertEpisode | None = None,
+    attacks: Attacks = NO_ATTACKS,
+    in_vain: Sequence[RetrainingRequest] = (),
 ) -> File | Hold | Pending:
     """File, hold or wait.
 
@@ -66,23 +69,31 @@ def decide(
             Asked last, where everything else allows a request: it reads.
         now: the time.
         serving: the open episode that says the served model changed while its version did not, if there is one.
-        attack: the open episode in which guards catch more attacks than before, if there is one.
+        attacks: whether guards catch more attacks than before, and until when they did.
+        in_vain: what shipped for earlier episodes of the same signals and did not help.
     """
-    held = _held_by_others(episode, serving, attack) or _held_by_cause(episode) or _held_by_policy(episode, policy)
+    held = (
+        _held_by_others(episode, serving, attacks)
+        or _held_by_cause(episode)
+        or _held_by_policy(episode, policy)
+        or _held_after_attack(episode, policy, attacks.until)
+    )
     if held is not None:
         return held
     under_way = next((request for request in requests if request.state not in ENDED), None)
     if under_way is not None:
         return Pending(under_way)
     mine = [request for request in requests if request.episode_id == episode.id]
-    tried = sorted((request for request in mine if request.state in _TRIED), key=lambda request: request.created_at)
+    failed = [request for request in mine if request.state in _TRIED]
+    tried = sorted([*failed, *in_vain], key=lambda request: request.created_at)
     held = _held_by_a_person(mine) or _backs_off(tried, policy, now) or _held_by_past(requests, policy, now)
     if held is not None:
         return held
     learned = tried[-1].window_end if tried else None
     rows = corrected(learned)
     if rows < policy.min_rows:
-        since = f"{learned or since_of(episode):%Y-%m-%dT%H:%M:%S}Z"
+        begun = max(since_of(episode), attacks.until or since_of(episode))
+        since = f"{learned or begun:%Y-%m-%dT%H:%M:%S}Z"
         of = f", the end of what {tried[-1].id} learned from" if tried else ""
         return Hold("rows", f"{rows} of {policy.min_rows} corrections since {since}{of}")
     recipe = policy.recipe or version_name(episode.model, episode.version)
@@ -96,16 +107,25 @@ def _signals(episode: AlertEpisode, policy: RetrainingPolicy) -> list[str]:
     return [signal for signal in findings_of(episode) if signal in policy.signals]
 
 
-def _held_by_others(episode: AlertEpisode, serving: AlertEpisode | None, attack: AlertEpisode | None) -> Hold | None:
+def _held_by_others(episode: AlertEpisode, serving: AlertEpisode | None, attacks: Attacks) -> Hold | None:
     """What is open may be none of training's business, in this episode or beside it."""
     if serving is not None:
         what = "this episode" if serving.id == episode.id else serving.id
         why = f"what engines serve is not the version any more ({what} says so): that is repaired in serving"
         return Hold("serving", f"{why}, not by training")
-    if attack is not None:
+    if (attack := attacks.on) is not None:
         what = "this episode" if attack.id == episode.id else attack.id
-        return Hold("attack", f"{episode.model} is under attack ({what} says so): training would learn from it")
+        why = f"{episode.model} is under attack ({what} says so): training would learn from it"
+        return Hold("attack", f"{why}; it waits until guards catch no more than before")
     return None
+
+
+def _held_after_attack(episode: AlertEpisode, policy: RetrainingPolicy, until: datetime | None) -> Hold | None:
+    """What was raised under an attack may be the attack's doing; what is raised after it is not."""
+    if until is None or seen_since(episode, until, _signals(episode, policy)):
+        return None
+    why = f"the attack was over at {until:%Y-%m-%d %H:%M:%S}Z, and nothing was raised again since"
+    return Hold("after an attack", f"{why}; it waits for what is seen without one")
 
 
 def _held_by_policy(episode: AlertEpisode, policy: RetrainingPolicy) -> Hold | None:
@@ -136,7 +156,8 @@ def _held_by_a_person(mine: Sequence[RetrainingRequest]) -> Hold | None:
 
 
 def _backs_off(tried: Sequence[RetrainingRequest], policy: RetrainingPolicy, now: datetime) -> Hold | None:
-    """What was trained for this episode, the oldest first, and did not ship: each doubles the cooldown."""
+    """What was trained for this episode and did not ship, or shipped for one like it in vain, the oldest first: each
+    doubles the cooldown."""
     if not tried:
         return None
     cooldown_s = min(policy.cooldown_s * 2 ** min(len(tried), _DOUBLINGS), _LONGEST_S)
@@ -144,7 +165,10 @@ def _backs_off(tried: Sequence[RetrainingRequest], policy: RetrainingPolicy, now
     if now >= until:
         return None
     said = f"{last.id} did not help: {last.state}{f' ({last.outcome})' if last.outcome else ''}"
-    backs = f"after {len(tried)} of this episode that did not ship the cooldown is {cooldown_s / 3600:g} h"
+    shipped = sum(request.state == RetrainingState.SHIPPED for request in tried)
+    counted = [f"{len(tried) - shipped} of this episode that did not ship"] if len(tried) > shipped else []
+    counted += [f"{shipped} that shipped"] if shipped else []
+    backs = f"after {' and '.join(counted)} the cooldown is {cooldown_s / 3600:g} h"
     return Hold("cooldown", f"{said}; {backs} and lasts until {until:%Y-%m-%d %H:%M:%S}Z")
 
 

@@ -27,7 +27,7 @@ class MonitorSettings(Section):
     mean_run_length: int = Field(
         default=10_000, le=MAX_RUN_LENGTH
     )  # records between false alarms, over all streams of a model
-    embeddings: str = ""  # a sentence-transformers model that questions are read with too: folder, package, or hub name
+    embeddings: str = ""  # a sentence-transformers model that texts are read with too: folder, package, or hub name
     clear_after: int = Field(default=3, ge=1)  # quiet windows in a row that end an episode
     canary_every_s: float = Field(
         default=300.0, ge=0
@@ -50,6 +50,9 @@ class MonitorSettings(Section):
     changes_s: float = Field(default=6 * 3600.0, ge=0)  # how far before an episode its page looks for what changed
     answer_formats: dict[str, Literal["json"]] = {}  # by model, "*" every other: what its answers have to parse as
     reference_answers: dict[str, str] = {}  # model → a file of fixed questions with the answers they should get
+    answer_drift: bool = (
+        False  # whether the texts of answers are held against the reference's, as those of questions are
+    )
     correction_bleu: bool = False  # whether answers are held against users' corrections of them
     parity_windows: int = Field(
         default=0, ge=0, le=50

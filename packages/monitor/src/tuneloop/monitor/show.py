@@ -8,6 +8,7 @@ from typing import Any
 from tuneloop.monitor.delivery.page import next_commands
 from tuneloop.registry.deliveries.receivers import MOST_EXAMPLES
 from tuneloop.registry.evidence import (
+    aftermath_lines,
     causes_of_evidence,
     changes_of_evidence,
     findings_of,
@@ -42,6 +43,11 @@ def episode_lines(episode: AlertEpisode, state: str) -> Iterator[str]:
     yield from (f"before     {one_line(what)}" for what in changes_of_evidence(episode))
     for signal, finding in findings_of(episode).items():
         yield from _finding_lines(signal, finding)
+    first, *figures = aftermath_lines(episode) or [""]
+    if first:
+        yield ""
+        yield f"retrained  {one_line(first)}"
+        yield from (f"           {one_line(line)}" for line in figures)
     if episode.done:
         yield ""
         yield from (f"done       {one_line(line)}" for line in episode.done)

@@ -1,7 +1,7 @@
 """The signals of a champion: which problem each tells of, what it is tested by, and its part of the false-alarm budget.
 
-Prompt drift, the perplexities (of questions, and of the answers users say they should have got) and the quality of
-answers tell of the same problem (the version no longer fits what it is asked) and share an episode; latency is a
+Prompt drift, the perplexities (of questions, and of the answers users say they should have got), other answers and
+worse ones tell of the same problem (the version no longer fits what it is asked) and share an episode; latency is a
 problem of its own, and so are attacks, a group of people that is treated worse (which may stand for long, and no drift
 may be taken for it), and a served model that changed, which `canary_watch` looks for.
 """
@@ -14,11 +14,14 @@ PROMPT_DRIFT, PERPLEXITY, LATENCY = "prompt_drift", "perplexity", "latency"
 CORRECTION_PERPLEXITY = "correction_perplexity"
 PERPLEXITIES = (PERPLEXITY, CORRECTION_PERPLEXITY)
 THUMBS_DOWN, REFUSALS, BROKEN_ANSWERS = "thumbs_down", "refusals", "broken_answers"
-ANSWER_LENGTH = "answer_length"
+ANSWER_LENGTH, ANSWER_DRIFT = "answer_length", "answer_drift"
 INVALID_FORMAT, CORRECTION_BLEU, PARITY = "invalid_format", "correction_bleu", "parity"  # where settings ask for them
-QUALITIES = (THUMBS_DOWN, REFUSALS, BROKEN_ANSWERS, ANSWER_LENGTH, INVALID_FORMAT, CORRECTION_BLEU, PARITY)
+QUALITIES = (
+    *(THUMBS_DOWN, REFUSALS, BROKEN_ANSWERS, ANSWER_LENGTH),
+    *(INVALID_FORMAT, CORRECTION_BLEU, ANSWER_DRIFT, PARITY),
+)
 TRAFFIC_SIGNALS = (PROMPT_DRIFT, *PERPLEXITIES, *QUALITIES)
-OWN_REFERENCE = (PROMPT_DRIFT, *PERPLEXITIES, ANSWER_LENGTH)  # what another version's says nothing of
+OWN_REFERENCE = (PROMPT_DRIFT, *PERPLEXITIES, ANSWER_LENGTH, ANSWER_DRIFT)  # what another version's says nothing of
 SERVED_MODEL_CHANGE = "served_model_change"
 REFERENCE_BLEU = "reference_bleu"
 OF_SERVING = (SERVED_MODEL_CHANGE, REFERENCE_BLEU)  # of one version each, and one problem with nothing else
@@ -32,6 +35,7 @@ DETECTORS = {
     BROKEN_ANSWERS: "share of answers that are empty or repeat themselves, Fisher's exact test",
     ANSWER_LENGTH: "mean of log lengths, permutation test, two-sided",
     INVALID_FORMAT: "share of answers that do not parse, Fisher's exact test",
+    ANSWER_DRIFT: "all texts, words and neighbours, permutation test",
     CORRECTION_BLEU: "fall of the mean BLEU of answers against corrections, permutation test",
     PARITY: "refusals and lengths of answers by group of people, Fisher's exact and permutation tests, Holm",
     INJECTIONS: "share of requests that guards stopped or flagged as attacks, Fisher's exact test",
@@ -65,6 +69,7 @@ def windowed(settings: MonitorSettings) -> tuple[str, ...]:
     asked_for = {
         INVALID_FORMAT: bool(settings.answer_formats),
         CORRECTION_BLEU: settings.correction_bleu,
+        ANSWER_DRIFT: settings.answer_drift,
         PARITY: settings.parity_windows > 0,
         LATENCY: settings.watches_latency,
     }
@@ -83,5 +88,6 @@ def budget_share(signal: str, settings: MonitorSettings) -> float:
     What tells of a drift, or of lateness, gets four times as much as each way in which answers can be worse, and as
     the canaries and attacks, which need less: a change of the served model, or a campaign, is seen at any level.
     """
-    weights = {name: _LIGHT if name in (*QUALITIES, INJECTIONS, *OF_SERVING) else 1.0 for name in signals_of(settings)}
+    lighter = {*QUALITIES, INJECTIONS, *OF_SERVING} - {ANSWER_DRIFT}
+    weights = {name: _LIGHT if name in lighter else 1.0 for name in signals_of(settings)}
     return weights[signal] / sum(weights.values())

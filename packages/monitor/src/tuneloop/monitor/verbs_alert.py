@@ -72,11 +72,15 @@ def silence(
 ) -> None:
     """Have nothing delivered for a while; it is recorded all the same, and told afterwards if it is still open."""
     from tuneloop.registry import Registry, actions
+    from tuneloop.registry.deliveries.silences import APART
 
     with Registry.open() as registry:
         made = actions.silence(registry, for_s, by=by, reason=reason, model=model, episode_id=episode_id, signal=signal)
     what = episode_id or (f"{signal} of {made.model}" if signal else f"everything of {made.model}")
     click.echo(f"{made.id}: {what} is silenced until {made.until:%Y-%m-%d %H:%M:%S}Z")
+    if made.cause:
+        others = " or ".join(cause for cause in APART if cause != made.cause)
+        click.echo(f"it is silenced for {made.cause}; what joins it by another cause ({others}) is told once")
 
 
 @alert.command()

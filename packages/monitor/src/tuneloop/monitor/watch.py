@@ -172,7 +172,7 @@ class Monitor:
         version = history[0].champion
         if self._canaries is not None:  # first: what a changed model does to the traffic is no drift of it
             self._canaries.watch(history[0])
-        self._keeper.end_replaced(history[0])
+        self._keeper.end_replaced(history)
         if self._textless.has_nothing_left(model, version):
             self._keeper.pursue(model)
             return ModelState(model, version, 0, 0, without_text(model, version))

@@ -9,6 +9,7 @@ from tuneloop.registry import audit
 from tuneloop.registry.access.roles import Role
 from tuneloop.registry.deliveries.silences import Silence
 from tuneloop.registry.errors import InvalidInput, Refused, Unavailable
+from tuneloop.registry.evidence import causes_of_evidence, findings_of
 from tuneloop.registry.facade import Registry
 from tuneloop.registry.files import is_file
 from tuneloop.registry.nouns import Approval, Route, Version, parse_version_name
@@ -124,7 +125,8 @@ def silence(
     episode_id: str | None = None,
     signal: str | None = None,
 ) -> Silence:
-    """Have nothing delivered for a while of one episode, or of a model with or without one signal.
+    """Have nothing delivered for a while of one episode, for the cause it seems to have now, or of a model with or
+    without one signal.
 
     Raises:
         InvalidInput: neither or both are named, or no possible time.
@@ -133,11 +135,14 @@ def silence(
     """
     if (episode_id is None) == (model is None) or (signal is not None and model is None):
         raise InvalidInput("name one episode, or a model with or without one of its signals; not both")
+    cause, signals = None, None
     if episode_id is not None:
         episode = registry.episodes.get(episode_id)
         if episode.state == "resolved":
             raise Refused(f"{episode_id} is resolved already; there is nothing to silence")
-        model = episode.model
+        model, (cause, _) = episode.model, next(iter(causes_of_evidence(episode)), ("", ""))
+        signals = {episode.signal, *findings_of(episode)}
     elif model is not None:
         registry.check_model(model)
-    return registry.silences.add(str(model), for_s, by=by, reason=reason, episode_id=episode_id, signal=signal)
+    of_episode = {"episode_id": episode_id, "cause": cause}
+    return registry.silences.add(str(model), for_s, by=by, reason=reason, signal=signal, signals=signals, **of_episode)

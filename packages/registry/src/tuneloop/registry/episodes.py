@@ -65,6 +65,7 @@ class Episodes:
         version: int | None = None,
         signal: str | None = None,
         since: datetime | None = None,
+        verdict: str | None = None,
         limit: int = 10_000,
     ) -> Rows[WindowScore]:
         """Windows judged after `since`, in order of time, less those that cannot be read, which are logged."""
@@ -75,6 +76,8 @@ class Episodes:
             query = query.where(window_scores.c.signal == signal)
         if since is not None:
             query = query.where(window_scores.c.at > since)
+        if verdict is not None:
+            query = query.where(window_scores.c.verdict == verdict)
         with self._db.reading() as connection:
             newest = connection.execute(query.order_by(window_scores.c.at.desc()).limit(limit)).mappings()
             found = readable(WindowScore, newest)

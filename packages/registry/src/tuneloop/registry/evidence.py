@@ -61,6 +61,34 @@ def pages_too(episode: AlertEpisode) -> list[str]:
     return sorted(signal for signal, finding in findings_of(episode).items() if finding.get("pages_too") is True)
 
 
+def aftermath_lines(episode: AlertEpisode) -> list[str]:
+    """Whether what was trained for it helped, then each signal before and after; nothing where nothing has shipped."""
+    after = part_of(episode.evidence, "aftermath")
+    if not {"request", "before", "after", "verdict"} <= after.keys():
+        return []
+    lines = [f"{after['after']}, which {after['request']} made, in place of {after['before']}: {after['verdict']}"]
+    found = part_of(after, "signals")
+    for signal in found:
+        one = part_of(found, signal)
+        was, now = (_figure_text(part_of(one, name), str(one.get("unit"))) for name in ("before", "after"))
+        lines.append(f"{signal} {was} → {now}: {one.get('moved')}")
+    return lines
+
+
+def _figure_text(figure: Mapping[str, Any], unit: str) -> str:
+    value, *ends = (figure.get(name) for name in ("value", "low", "high"))
+    if not isinstance(value, float | int):
+        return "not known"
+
+    def text(number: float) -> str:
+        return f"{100 * number:.0f} %" if unit == "share" else f"{number:.4g}"
+
+    low, high = ends
+    between = isinstance(low, float | int) and isinstance(high, float | int)
+    interval = f" [{text(low)} to {text(high)}]" if between and low is not None and high is not None else ""
+    return f"{text(value)}{interval}" + ("" if unit == "share" else f" {unit}")
+
+
 def _time(said: object) -> datetime | None:
     try:
         at = datetime.fromisoformat(str(said))

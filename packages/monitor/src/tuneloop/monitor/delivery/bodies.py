@@ -96,7 +96,8 @@ def _alert(page: Page, labels: dict[str, str], now: datetime, lasts: timedelta) 
 
 def _labels(page: Page, signal: str) -> dict[str, str]:
     of_episode = {"episode": page.episode, "model": page.model, "version": str(page.version)}
-    return {"alertname": ALERT, **of_episode, "signal": signal}
+    despite = {"despite": ",".join(page.despite)} if page.despite else {}  # it notifies of labels it has not seen
+    return {"alertname": ALERT, **of_episode, "signal": signal, **despite}
 
 
 def _stamp(at: datetime) -> str:

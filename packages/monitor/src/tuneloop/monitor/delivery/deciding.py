@@ -7,8 +7,8 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
 from typing import Literal
 
-from tuneloop.registry.deliveries.outbox import Delivery
-from tuneloop.registry.deliveries.silences import Silence, silenced
+from tuneloop.registry.deliveries.outbox import Delivery, despite_id
+from tuneloop.registry.deliveries.silences import Silence, silenced, told_despite
 from tuneloop.registry.nouns import AlertEpisode
 
 FIRST_WAIT_S, LONGEST_WAIT_S = 5.0, 900.0
@@ -34,14 +34,24 @@ def heads(waiting: Iterable[Delivery], now: datetime) -> Iterator[Delivery]:
             yield row
 
 
-def fate(episode: AlertEpisode, silences: Sequence[Silence], told: Collection[str], now: datetime) -> Fate:
+def is_despite(row: Delivery, causes: Iterable[str]) -> bool:
+    """Whether a delivery tells that one of these causes joined under a silence."""
+    return row.transition == "worse" and row.id in {despite_id(row.episode_id, row.receiver, cause) for cause in causes}
+
+
+def fate(
+    row: Delivery, episode: AlertEpisode, silences: Sequence[Silence], told: Collection[str], now: datetime
+) -> Fate:
     """Whether a delivery goes out now.
 
-    While a silence covers its episode it waits. What ended under a silence is never told to whom it was not told
+    While a silence covers its episode it waits, unless it tells of what joined by a cause that the silence is not for;
+    to whom nothing was told before, the opening does. What ended under a silence is never told to whom it was not told
     before.
     """
     if silenced(episode, silences, now) is not None:
-        return "hold"
+        causes = told_despite(episode, silences, now) if episode.state != "resolved" else frozenset()
+        first = bool(causes) and row.transition == "opened" and episode.id not in told
+        return "send" if first or is_despite(row, causes) else "hold"
     over = episode.resolved_at if episode.state == "resolved" else None
     unheard = over is not None and silenced(episode, silences, over) is not None and episode.id not in told
     return "drop" if unheard else "send"

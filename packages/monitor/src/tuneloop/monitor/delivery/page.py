@@ -12,6 +12,7 @@ from datetime import datetime
 
 from tuneloop.monitor.signals import OF_SERVING
 from tuneloop.registry.deliveries.outbox import Delivery
+from tuneloop.registry.deliveries.silences import Silence
 from tuneloop.registry.evidence import (
     causes_of_evidence,
     changes_of_evidence,
@@ -57,6 +58,8 @@ class Page:
     runbook: str
     next: tuple[str, ...]  # commands
     pages_too: tuple[str, ...] = ()  # signals that page by themselves and joined it when it was a page
+    silenced: str = ""  # for what and until when, where it is told despite that
+    despite: tuple[str, ...] = ()  # the causes it is told of then
 
 
 def page_of(
@@ -66,6 +69,7 @@ def page_of(
     examples: int,
     redact: Redact,
     runbook_base: str = "",
+    silence: Silence | None = None,
 ) -> Page:
     """The page of one delivery, of the episode as it stands."""
     evidence = episode.evidence
@@ -96,6 +100,8 @@ def page_of(
         runbook=f"{runbook_base}{episode.runbook}",
         next=tuple(next_commands(episode)),
         pages_too=tuple(pages_too(episode)),
+        silenced="" if silence is None else _silenced_text(silence),
+        despite=() if silence is None else tuple(sorted(silence.uncovered(episode))),
     )
 
 
@@ -139,6 +145,8 @@ def text_lines(page: Page, left_out: int = 0) -> Iterable[str]:
     yield f"since      {page.since:%Y-%m-%d %H:%M:%S}Z"
     if page.resolved_at is not None:
         yield f"until      {page.resolved_at:%Y-%m-%d %H:%M:%S}Z"
+    if page.silenced:
+        yield f"silenced   {page.silenced}; told once all the same, of {', '.join(page.despite)}"
     if page.sure:
         yield f"how sure   {page.sure}"
     for name, texts in (
@@ -152,6 +160,11 @@ def text_lines(page: Page, left_out: int = 0) -> Iterable[str]:
         yield f"left out   {left_out} more lines; `tuneloop alert show {page.episode}` has them"
     yield f"runbook    {page.runbook}"
     yield from (f"next       {command}" for command in page.next)
+
+
+def _silenced_text(silence: Silence) -> str:
+    until = f"until {silence.ends_at:%Y-%m-%d %H:%M:%S}Z (by {silence.by}: {silence.reason})"
+    return one_line(f"for {silence.cause or 'what it was then'} {until}")
 
 
 def _questions(episode: AlertEpisode, most: int) -> list[str]:

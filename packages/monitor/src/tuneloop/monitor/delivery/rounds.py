@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Literal
 
-from tuneloop.monitor.delivery.deciding import LONGEST_WAIT_S, fate, heads, wait_s
+from tuneloop.monitor.delivery.deciding import LONGEST_WAIT_S, fate, heads, is_despite, wait_s
 from tuneloop.monitor.delivery.page import Page, Redact, page_of
 from tuneloop.monitor.delivery.sending import AnyReceiver, NotTaken, PartlyTaken, Sending
 from tuneloop.monitor.metrics import Metrics
@@ -23,7 +23,7 @@ from tuneloop.monitor.settings import MonitorSettings
 from tuneloop.registry import Registry
 from tuneloop.registry.deliveries.outbox import Delivery
 from tuneloop.registry.deliveries.receivers import Alertmanager
-from tuneloop.registry.deliveries.silences import Silence, silenced
+from tuneloop.registry.deliveries.silences import APART, Silence, silenced, told_despite
 from tuneloop.registry.errors import NotFound, TuneloopError
 from tuneloop.registry.nouns import AlertEpisode
 
@@ -126,6 +126,8 @@ class Deliverer:
         left = [row for row in waiting if not self._overtaken(receiver, row, waiting)]
         silences = self._registry.silences.all()
         told = self._registry.outbox.told(receiver.name)
+        loud = [row for row in left if is_despite(row, APART)]
+        left = [row for row in left if not self._passed_over(row, loud, silences)]
         while due := list(heads(left, now)):
             for row in due:
                 became = "away" if self._stopping() else self._deliver(receiver, standing, row, silences, told)
@@ -150,14 +152,14 @@ class Deliverer:
         except NotFound:
             outbox.end(row.id, "dropped", now, "its episode is gone")
             return "ended"
-        what = fate(episode, silences, told, now)
+        what = fate(row, episode, silences, told, now)
         if what == "drop":
             outbox.end(row.id, "dropped", now, "the episode ended under a silence")
             return "ended"
         if what == "hold" or not outbox.claim(row, now, LEASE_S):
             return "waits"
         try:
-            self._sending.send(receiver, self._page(receiver, row, episode))
+            self._sending.send(receiver, self._page(receiver, row, episode, silences))
         except NotTaken as error:
             return self._failed(receiver, standing, row, error)
         except Exception as error:  # an odd secret or page is a failure like any other: it is counted and given up
@@ -165,6 +167,8 @@ class Deliverer:
             return self._failed(receiver, standing, row, NotTaken(f"a defect of the monitor: {type(error).__name__}"))
         paged = row.transition == "opened" and episode.severity == "page" and not isinstance(receiver, Alertmanager)
         as_page = paged and outbox.told_as_page(row, now, self._registry.clock())
+        if row.transition == "opened":
+            outbox.told_with_opening(row, told_despite(episode, silences, now), self._registry.clock())
         outbox.end(row.id, "sent", self._registry.clock())
         told.add(row.episode_id)
         standing.failures, standing.away_until = 0, None
@@ -207,6 +211,23 @@ class Deliverer:
         log.warning("%s: the next mail of %s tells those that %s did not reach", receiver.name, row.episode_id, row.id)
         return True
 
+    def _passed_over(self, row: Delivery, loud: Sequence[Delivery], silences: Sequence[Silence]) -> bool:
+        """End what a silence holds back where something later of its episode goes out despite that: a page tells the
+        episode as it stands, and nothing goes out behind what came later."""
+        later = [one for one in loud if one.episode_id == row.episode_id and one.sequence > row.sequence]
+        if row.transition == "opened" or not later:
+            return False
+        try:
+            episode = self._registry.episodes.get(row.episode_id)
+        except NotFound:
+            return False
+        now = self._registry.clock()
+        causes = told_despite(episode, silences, now)
+        if is_despite(row, causes) or not any(is_despite(one, causes) for one in later):
+            return False
+        self._registry.outbox.end(row.id, "dropped", now, "it was told with what came despite a silence")
+        return True
+
     def _renew(self, receiver: Alertmanager, standing: _Standing, silences: Sequence[Silence]) -> None:
         now = self._registry.clock()
         if standing.renewed_at is not None and now < standing.renewed_at + timedelta(seconds=RENEW_S):
@@ -215,7 +236,7 @@ class Deliverer:
         # Those that ended lately too: another monitor may have repeated one as it ended.
         lately = now - timedelta(seconds=2 * RENEW_S)
         pages = [
-            self._page(receiver, _repetition(episode, receiver.name, now), episode)
+            self._page(receiver, _repetition(episode, receiver.name, now), episode, silences)
             for episode in self._registry.episodes.all()
             if episode.id in told
             and (episode.resolved_at is None or episode.resolved_at > lately)
@@ -231,9 +252,11 @@ class Deliverer:
                 standing.away_until = now + timedelta(seconds=wait_s(standing.failures, self._rng))
                 log.warning("%s: %d open alerts not repeated: %s", receiver.name, len(pages), error)
 
-    def _page(self, receiver: AnyReceiver, row: Delivery, episode: AlertEpisode) -> Page:
-        base = self._settings.runbook_base
-        return page_of(row, episode, examples=receiver.examples, redact=self._redact, runbook_base=base)
+    def _page(self, receiver: AnyReceiver, row: Delivery, episode: AlertEpisode, silences: Sequence[Silence]) -> Page:
+        base, silence = self._settings.runbook_base, silenced(episode, silences, self._registry.clock())
+        return page_of(
+            row, episode, examples=receiver.examples, redact=self._redact, runbook_base=base, silence=silence
+        )
 
 
 def _done_with(one: Delivery, row: Delivery, became: Became) -> bool:

@@ -49,6 +49,7 @@ _SIGNAL_UNITS = {
     "broken_answers": ("Empty or repeating answers", "share of\nanswers"),
     "answer_length": ("Length of answers", "difference of\nlog lengths"),
     "invalid_format": ("Answers that do not parse", "share of\nanswers"),
+    "answer_drift": ("Drift of answers", "standard\ndeviations"),
     "correction_bleu": ("BLEU against users' corrections", "lost since\nthe reference"),
     "parity": ("Parity between groups of people", "-log10 of\nHolm's p"),
     "injections": ("Attacks that guards caught", "share of\nrequests"),

@@ -8,7 +8,7 @@ it is sent, given up or dropped, so a sender that is killed leaves it to the nex
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from hashlib import sha256
@@ -20,10 +20,11 @@ from sqlalchemy.engine import Connection
 
 from tuneloop.registry.database import Database, Rows, faults, readable
 from tuneloop.registry.deliveries.receivers import EVERY_MODEL, ReceiversPolicy
+from tuneloop.registry.deliveries.silences import Silence, told_despite
 from tuneloop.registry.evidence import findings_of, pages_too
 from tuneloop.registry.nouns import AlertEpisode, Noun
 from tuneloop.registry.paging import Ask, Page, page
-from tuneloop.registry.tables import deliveries, policies
+from tuneloop.registry.tables import deliveries, policies, silences
 
 Transition = Literal["opened", "worse", "acknowledged", "resolved"]
 DeliveryState = Literal["waiting", "sent", "given up", "dropped"]
@@ -61,6 +62,11 @@ def delivery_id(episode_id: str, transition: Transition, receiver: str, joined: 
     """The same for the same, whoever asks; `joined` are the signals by which a page got worse."""
     parts = (episode_id, transition, receiver, *joined)
     return "dl_" + sha256("\0".join(parts).encode()).hexdigest()[:24]
+
+
+def despite_id(episode_id: str, receiver: str, cause: str) -> str:
+    """Of what is told, once, of a cause that joined while the episode was silenced for another."""
+    return delivery_id(episode_id, "worse", receiver, ("despite a silence", cause))
 
 
 def transition_of(before: AlertEpisode | None, after: AlertEpisode) -> Transition | None:
@@ -104,32 +110,45 @@ def enqueue(
     A receiver hears how an episode goes on only after it was told, or is to be told, that there is one.
     """
     transition = transition_of(before, after)
-    policy = receivers_in_force(connection) if transition is not None else None
-    if transition is None or policy is None:
+    apart = _despite(connection, after, at) if before is not None and after.state != "resolved" else ()
+    policy = receivers_in_force(connection) if transition is not None or apart else None
+    if policy is None:
         return
     joined = _joined(before, after) if transition == "worse" else []
     known: dict[str, list[str]] = {}
-    query = sa.select(deliveries.c.receiver, deliveries.c.transition).where(deliveries.c.episode_id == after.id)
+    query = sa.select(deliveries.c.receiver, deliveries.c.id).where(deliveries.c.episode_id == after.id)
     for receiver_name, told in connection.execute(query):
         known.setdefault(receiver_name, []).append(told)
     for receiver in policy.receivers:
         heard = known.get(receiver.name, [])
-        if not receiver.takes(after.model, after.severity) or (transition not in _TOLD and not heard):
+        if not receiver.takes(after.model, after.severity):
             continue
-        values = {
-            "id": delivery_id(after.id, transition, receiver.name, joined),
-            "episode_id": after.id,
-            "receiver": receiver.name,
-            "transition": transition,
-            "sequence": len(heard),
-            "created_at": at,
-            "state": "waiting",
-            "attempts": 0,
-            "next_at": at,
-            "error": "",
-        }
-        insert = database.insert(deliveries).values(**values)
-        connection.execute(insert.on_conflict_do_nothing(index_elements=["id"]))
+        keys = [despite_id(after.id, receiver.name, cause) for cause in apart]
+        due: list[tuple[str, Transition]] = [(key, "worse") for key in keys if key not in heard]
+        if transition is not None and not (transition == "worse" and due) and (transition in _TOLD or heard):
+            due.insert(0, (delivery_id(after.id, transition, receiver.name, joined), transition))
+        for place, (key, what) in enumerate(due, len(heard)):
+            values = {
+                "id": key,
+                "episode_id": after.id,
+                "receiver": receiver.name,
+                "transition": what,
+                "sequence": place,
+                "created_at": at,
+                "state": "waiting",
+                "attempts": 0,
+                "next_at": at,
+                "error": "",
+            }
+            insert = database.insert(deliveries).values(**values)
+            connection.execute(insert.on_conflict_do_nothing(index_elements=["id"]))
+
+
+def _despite(connection: Connection, episode: AlertEpisode, at: datetime) -> list[str]:
+    """The causes that no silence of an episode covers, though it is silenced."""
+    query = sa.select(silences).where(silences.c.model == episode.model, silences.c.until > at)
+    standing = readable(Silence, connection.execute(query).mappings())
+    return sorted(told_despite(episode, standing, at))
 
 
 class Outbox:
@@ -210,6 +229,14 @@ class Outbox:
         values = {"state": "dropped", "ended_at": at, "error": "it was told as a page from the first"}
         with self._db.writing() as connection:
             return connection.execute(sa.update(deliveries).where(*where).values(**values)).rowcount > 0
+
+    def told_with_opening(self, opened: Delivery, causes: Iterable[str], at: datetime) -> None:
+        """That these causes joined under a silence goes out with the episode's opening: nobody had heard of it."""
+        keys = [despite_id(opened.episode_id, opened.receiver, cause) for cause in causes]
+        where = (deliveries.c.id.in_(keys), deliveries.c.state == "waiting")
+        values = {"state": "dropped", "ended_at": at, "error": "it was told with the episode's opening"}
+        with self._db.writing() as connection:
+            connection.execute(sa.update(deliveries).where(*where).values(**values))
 
     def backlogs(self, receivers: Sequence[str], at: datetime) -> dict[str, Backlog]:
         """By receiver: what fails, and what was given up."""

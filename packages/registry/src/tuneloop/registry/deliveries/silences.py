@@ -1,4 +1,8 @@
-"""Silences: for a time nothing is delivered of one episode, or of a model's; what is seen is on record all the same."""
+"""Silences: for a time nothing is delivered of one episode, or of a model's; what is seen is on record all the same.
+
+Who silences an episode has seen what it is of. A signal of another cause that joins it later is news all the same,
+where somebody could do something about it: an attack, a deploy, an engine. It is told once, and the silence goes on.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +17,12 @@ from pydantic import AwareDatetime
 from tuneloop.registry import audit
 from tuneloop.registry.database import Database, Rows, noun_of, readable, row_of
 from tuneloop.registry.errors import InvalidInput, NotFound, Refused
-from tuneloop.registry.evidence import findings_of
+from tuneloop.registry.evidence import findings_of, listed_of
 from tuneloop.registry.nouns import AlertEpisode, Noun
 from tuneloop.registry.paging import Ask, Page, page
 from tuneloop.registry.tables import silences
 
+APART = ("attack", "deploy", "engine")  # causes that a silence of an episode for another one does not cover
 LONGEST_S = 90 * 86_400.0  # what nobody wants to hear of for longer is a rule to change
 
 
@@ -28,6 +33,8 @@ class Silence(Noun):
     model: str
     episode_id: str | None = None  # None: every episode of the model, …
     signal: str | None = None  # … or those that this signal is among
+    cause: str | None = None  # the likeliest of the episode when it was asked for; None: not known, it covers every one
+    signals: tuple[str, ...] | None = None  # what had been seen in the episode then
     created_at: AwareDatetime
     until: AwareDatetime
     by: str
@@ -52,6 +59,15 @@ class Silence(Noun):
             return episode.id == self.episode_id
         return self.signal is None or _signals(episode) == {self.signal}
 
+    def uncovered(self, episode: AlertEpisode) -> frozenset[str]:
+        """The causes, of those in `APART`, of what has joined its episode since, other than the one it is for."""
+        if self.episode_id is None or self.cause is None or self.signals is None:
+            return frozenset()
+        since = _signals(episode) - set(self.signals)
+        causes = listed_of(episode.evidence, "causes", "kind", "explains")
+        joined = {str(cause["kind"]) for cause in causes if not since.isdisjoint(map(str, cause["explains"]))}
+        return frozenset(joined & set(APART) - {self.cause})
+
 
 def silenced(episode: AlertEpisode, found: Iterable[Silence], at: datetime) -> Silence | None:
     """The silence that covers an episode at a time and ends last; where it takes those of several signals together to
@@ -64,6 +80,15 @@ def silenced(episode: AlertEpisode, found: Iterable[Silence], at: datetime) -> S
     if lasting.keys() == signals:
         covering.append(min(lasting.values(), key=lambda silence: silence.ends_at))
     return max(covering, key=lambda silence: silence.ends_at, default=None)
+
+
+def told_despite(episode: AlertEpisode, found: Iterable[Silence], at: datetime) -> frozenset[str]:
+    """The causes of what has joined a silenced episode that no silence of it covers."""
+    standing = [silence for silence in found if silence.stands(episode.model, at)]
+    covering = [silence for silence in standing if silence.covers(episode, at)]
+    if not covering or silenced(episode, [s for s in standing if s.episode_id is None], at) is not None:
+        return frozenset()  # nobody silenced it, or its whole model, or each of its signals
+    return frozenset.intersection(*(silence.uncovered(episode) for silence in covering))
 
 
 def _signals(episode: AlertEpisode) -> set[str]:
@@ -86,8 +111,10 @@ class Silences:
         reason: str,
         episode_id: str | None = None,
         signal: str | None = None,
+        cause: str | None = None,
+        signals: Iterable[str] | None = None,
     ) -> Silence:
-        """Ask for quiet from now on.
+        """Ask for quiet from now on; of an episode for its `cause` and with the `signals` it has now.
 
         Raises:
             InvalidInput: no time, too long a time, or nobody or no reason is named.
@@ -102,12 +129,14 @@ class Silences:
             model=model,
             episode_id=episode_id,
             signal=signal,
+            cause=cause,
+            signals=None if signals is None else tuple(sorted(signals)),
             created_at=now,
             until=now + timedelta(seconds=for_s),
             by=by,
             reason=reason,
         )
-        detail = {"model": model, "episode": episode_id, "signal": signal, "reason": reason}
+        detail = {"model": model, "episode": episode_id, "signal": signal, "cause": cause, "reason": reason}
         detail |= {"until": made.until.isoformat()}
         with self._db.writing() as connection:
             connection.execute(sa.insert(silences).values(**row_of(made, silences)))

@@ -20,7 +20,13 @@ Signal = Literal[  # those a retraining policy may name
     "correction_bleu",
     "latency",
 ]
-ServingSignal = Literal["served_model_change", "injections", "parity", "reference_bleu"]  # what training cannot repair
+ServingSignal = Literal[  # what training cannot repair, or not by itself
+    "served_model_change",
+    "injections",
+    "parity",
+    "reference_bleu",
+    "answer_drift",
+]
 TrialSignal = Literal[  # what the monitor judges of a challenger against its champion at the same time
     "trial_refusals",
     "trial_broken_answers",

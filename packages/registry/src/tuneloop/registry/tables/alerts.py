@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
-from tuneloop.registry.tables.columns import id_column, integer_column, json_column, metadata, text_column, time_column
+from tuneloop.registry.tables.columns import (
+    Json,
+    id_column,
+    integer_column,
+    json_column,
+    metadata,
+    text_column,
+    time_column,
+)
 
 window_scores = sa.Table(
     "window_scores",
@@ -79,6 +87,8 @@ silences = sa.Table(
     text_column("model"),
     text_column("episode_id", nullable=True),
     text_column("signal", nullable=True),
+    text_column("cause", nullable=True),
+    sa.Column("signals", Json, nullable=True),
     time_column("created_at"),
     time_column("until", index=True),
     text_column("by"),

@@ -1,0 +1,163 @@
+"""After a version that an episode asked for has shipped, the episode shows before and after, and what did not help
+backs off."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from monitor.engine import STRANGE_NATS, FakeEngine
+from monitor.scene import Killed, Scene, TickingClock
+from tests_support import window_score
+from tuneloop.monitor.aftermath import Compared, compared, verdict_of
+from tuneloop.monitor.show import episode_lines
+from tuneloop.registry import Registry
+from tuneloop.registry.evidence import aftermath_lines
+from tuneloop.registry.nouns import AlertEpisode, RetrainingState, WindowScore
+from tuneloop.registry.policies import RetrainingPolicy
+
+
+@pytest.fixture
+def clock() -> TickingClock:
+    return TickingClock()
+
+
+@pytest.fixture
+def drifting(registries: Registry, clock: TickingClock, engine: FakeEngine) -> Iterator[Scene]:
+    """On both databases: a drift has asked for a retraining, which a worker has finished."""
+    with httpx.Client(timeout=5, trust_env=False) as client:
+        scene = Scene(registries, clock, engine, client)
+        scene.promote(1)
+        asked(scene)
+        yield scene
+
+
+def asked(scene: Scene) -> None:
+    policy = RetrainingPolicy(min_rows=10, auto_approve=True, cooldown_s=100)
+    scene.registry.policies.set("bot", policy, by="ada", reason="test")
+    scene.usual(60)
+    scene.correct(scene.drifted(20))
+    scene.watch()
+    trained(scene, 2)
+
+
+def trained(scene: Scene, version: int) -> None:
+    """A worker makes it, and it serves everything."""
+    queue = scene.registry.retraining
+    claimed = queue.claim("w1", lease_s=60)
+    assert claimed is not None
+    queue.finish(claimed, RetrainingState.GATED, by="w1", outcome="pass", result_version=version)
+    queue.finish(claimed, RetrainingState.SHIPPED, by="w1", outcome="bot@2 serves everything")
+    scene.promote(version, "retrained")
+
+
+def first_episode(scene: Scene) -> AlertEpisode:
+    return scene.registry.episodes.all("bot")[-1]
+
+
+def watched(scene: Scene, questions: int) -> None:
+    """So many more questions like those that drifted, and a pass."""
+    scene.drifted(questions, served_version=2)
+    assert scene.watch(serves=("bot@1", "bot@2")).failure == ""
+
+
+def killed(scene: Scene, monkeypatch: pytest.MonkeyPatch, *, written: bool) -> None:
+    """A pass that is killed at the verdict, before or after that is written."""
+    store = type(scene.registry.episodes)
+    real = store.update
+
+    def update(*args: Any, **named: Any) -> None:
+        if named["action"] != "episode.aftermath" or written:
+            real(*args, **named)
+        if named["action"] == "episode.aftermath":
+            raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store, "update", update)
+        with pytest.raises(Killed):
+            watched(scene, 0)
+
+
+def test_an_episode_shows_before_and_after_once_what_it_asked_for_has_shipped_wherever_a_monitor_is_killed(
+    drifting: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drifting.engine.more = lambda name, _question: -STRANGE_NATS / 2 if name == "bot@2" else 0.0
+    watched(drifting, 80)
+    pending = first_episode(drifting).evidence["aftermath"]
+    assert (pending["verdict"], pending["signals"]["perplexity"]["after"]) == ("not enough data yet", None)
+    assert "resolved: bot@2 took over from bot@1" in first_episode(drifting).done[-1]
+    watched(drifting, 20)
+    killed(drifting, monkeypatch, written=False)
+    killed(drifting, monkeypatch, written=True)
+    watched(drifting, 0)
+    episode = first_episode(drifting)
+    (request,) = drifting.requests()
+    after = episode.evidence["aftermath"]
+    assert (episode.state, after["verdict"], after["request"]) == ("resolved", "helped", request.id)
+    perplexity = after["signals"]["perplexity"]
+    assert perplexity["before"]["value"] == episode.evidence["signals"]["perplexity"]["nats"]["window"]
+    assert perplexity["after"]["high"] < perplexity["before"]["low"]
+    assert (perplexity["before"]["n"], perplexity["after"]["n"]) == (20, 2 * 20)
+    assert after["signals"]["prompt_drift"]["moved"] == "decides nothing"
+    text = "\n".join(episode_lines(episode, "resolved"))
+    assert f"retrained  bot@2, which {request.id} made, in place of bot@1: helped" in text
+    assert "nats per token: better" in text
+    assert sum("in place of bot@1: helped" in line for line in episode.done) == 1
+
+
+def test_what_shipped_and_did_not_help_says_so_and_backs_off(scene: Scene) -> None:
+    asked(scene)  # and the engine finds what is asked as hard as ever
+    watched(scene, 100)
+    watched(scene, 0)
+    (first,) = scene.requests()
+    assert first_episode(scene).evidence["aftermath"]["verdict"] == "did not help"
+    assert "perplexity" in aftermath_lines(first_episode(scene))[1]
+    scene.correct(scene.usual(20, served_version=2))
+    scene.watch(serves=("bot@2",))
+    again = scene.registry.episodes.all("bot")[0]
+    assert (again.version, again.state) == (2, "open")
+    assert f"{first.id} did not help: shipped" in again.done[-1]
+    assert "after 1 that shipped the cooldown is" in again.done[-1]
+    assert len(scene.requests()) == 1
+    scene.clock.advance(200)
+    scene.watch(serves=("bot@2",))
+    assert len(scene.requests()) == 2, "and when it is over it is asked for"
+
+
+def shares(number: int, hits: int, n: int = 40, verdict: str = "none") -> WindowScore:
+    detail = {"shares": {"reference": 0.0, "window": round(hits / n, 4)}, "window": number}
+    return window_score(TickingClock()(), id=f"w{number}", signal="refusals", n=n, verdict=verdict, detail=detail)
+
+
+@pytest.mark.parametrize(
+    ("hits", "moved"), [((1, 0, 2), "better"), ((20, 20, 20), "no different"), ((39, 40, 38), "worse")]
+)
+def test_a_share_is_better_or_worse_where_chance_does_not_make_it_so(hits: tuple[int, ...], moved: str) -> None:
+    windows = [shares(number, hit) for number, hit in enumerate(hits)]
+    unjudged = shares(9, 40, verdict="not enough data")
+    found = compared("refusals", shares(0, 20), [unjudged, *windows], 3, 1, closed=False)
+    assert found is not None
+    assert found.after is not None
+    assert (found.moved, found.after.n, found.before.value) == (moved, 120, 0.5)
+    assert found.before.low is not None
+    assert found.before.low < 0.5
+    too_few = compared("refusals", shares(0, 20), [unjudged, *windows[:2]], 3, 1, closed=False)
+    assert too_few is not None
+    assert (too_few.after, too_few.moved) == (None, "not enough data yet")
+
+
+def test_it_helped_where_something_is_better_and_nothing_worse() -> None:
+    def said(*moves: str, closed: bool = False) -> str:
+        one = compared("refusals", shares(0, 20), [], 1, 1, closed=False)
+        assert one is not None
+        found = {str(n): Compared(one.unit, one.before, None, move) for n, move in enumerate(moves)}  # type: ignore[arg-type]
+        return verdict_of(found, closed=closed)
+
+    assert said("better", "no different", "decides nothing") == "helped"
+    assert said("better", "worse") == said("no different", "decides nothing") == "did not help"
+    assert said("better", "not enough data yet") == "not enough data yet"
+    assert said("better", "not enough data", closed=True) == "helped"
+    assert said("not enough data", "decides nothing", closed=True) == "not enough data"
