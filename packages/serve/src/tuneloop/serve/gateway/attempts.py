@@ -77,12 +77,19 @@ class Attempts:
             except EngineFailure as failure:
                 self._tell(target, failure.sign)
                 raise
-            self._load.answered(target)
+            self._load.begun(target)
             exchange.error = None
             try:
                 await self._deliver(line, send, exchange, opened)
+            except ApiError:  # an engine that begins each time and never ends would else draw every stream
+                self._load.shun(target.slot, busy=False)
+                raise
             finally:
                 opened.reply.close()
+            if exchange.error is None:
+                self._load.answered(target)
+            elif exchange.status >= 500:
+                self._load.shun(target.slot, busy=False)
         finally:
             self._load.put_down(target)
 
