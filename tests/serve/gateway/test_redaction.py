@@ -15,24 +15,31 @@ from tuneloop.registry.errors import Unavailable
 from tuneloop.serve.gateway.redactor import Redactor
 
 SECRET = "write to ada@example.com"
+KEY = "AKIA" + "IOSFODNN7EXAMPLE"
+PEM = "-----BEGIN PRIVATE KEY-----\n" + "MIIEvQIBADANBgkqhkiG9w0BAQEFAASC\n" * 3 + "-----END PRIVATE KEY-----"
 
 
 def test_prompts_answers_and_corrections_are_redacted_before_they_are_stored(world: World) -> None:
     world.engine("e1", "bot@1", words=3)
     world.route((1, 10_000))
     gateway = world.gateway(record_text="redacted", record_text_chars=60, drain_s=30.0)
-    got = gateway.chat(text=SECRET, stream=True)
+    got = gateway.chat(text=f"{SECRET} {KEY}", stream=True)
     request_id = got.headers["x-request-id"]
-    body = {"request_id": request_id, "correction": f"Better {SECRET}", "comment": SECRET, "label": "wrong"}
+    body = {
+        "request_id": request_id,
+        "correction": f"Better {SECRET}\n{PEM}",
+        "comment": f"{KEY}, {SECRET}",
+        "label": KEY,
+    }
     assert gateway.call("/v1/feedback", body).status == 201
     feedback = world.registry.traffic.feedback_for([request_id])[request_id][0]
     assert (feedback.correction, feedback.comment, feedback.label) == (
-        "Better write to <EMAIL_ADDRESS>",
-        "write to <EMAIL_ADDRESS>",
-        "wrong",
+        "Better write to <EMAIL_ADDRESS>\n<PRIVATE-KEY>",
+        "<AWS-KEY>, write to <EMAIL_ADDRESS>",
+        "<AWS-KEY>",
     )
     record = recorded(world, request_id)
-    assert record.question == "write to <EMAIL_ADDRESS>"
+    assert record.question == "write to <EMAIL_ADDRESS> <AWS-KEY>"
     assert record.answer == '{"model":"bot@1"} "choices":[] é\n\nw0 w1 w2 '
     assert gateway.chat(text="x" * 100).status == 200
     assert (

@@ -84,7 +84,9 @@ class Shared:
 class Leases:
     """The parts that gateways hold."""
 
-    def __init__(self, database: Database, fleet: Fleet, clock: Callable[[], datetime], steady: Callable[[], float]) -> None:
+    def __init__(
+        self, database: Database, fleet: Fleet, clock: Callable[[], datetime], steady: Callable[[], float]
+    ) -> None:
         self._db = database
         self._fleet = fleet
         self._clock = clock
