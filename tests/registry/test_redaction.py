@@ -63,7 +63,9 @@ def test_times_versions_and_places_are_no_telephone_numbers(text: str) -> None:
     assert redact(text).text == text
 
 
-@pytest.mark.parametrize("said", ["{}, 2026-11-30 14:15:59", "2026-11-30T14:15, and {}", "10.1.2.3 or {}", "v2.1: {}", "{}"])
+@pytest.mark.parametrize(
+    "said", ["{}, 2026-11-30 14:15:59", "2026-11-30T14:15, and {}", "10.1.2.3 or {}", "v2.1: {}", "{}"]
+)
 @pytest.mark.parametrize("number", ["212-555-0187", "+49 30 12345678", "1.800.555.0199", "030 12345678", "2125550187"])
 def test_a_telephone_number_beside_them_is_one_still(said: str, number: str) -> None:
     assert redact(said.format(number)).text == said.format("<PHONE_NUMBER>").replace("10.1.2.3", "<IP_ADDRESS>")

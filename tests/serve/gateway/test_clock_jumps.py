@@ -1,4 +1,4 @@
-"""Clocks that are set: an hour back, a day ahead, and right again. Time that passes is told by a clock that nobody sets."""
+"""Clocks that are set: an hour back, a day ahead, and right again; what passes is told by one that nobody sets."""
 
 from __future__ import annotations
 

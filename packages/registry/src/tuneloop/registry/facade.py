@@ -87,8 +87,8 @@ class Registry:
         Settings that are handed over say where a state is, or begins. Those that are found, in whatever folder somebody
         stands, name one that is there, unless `begin` says that it may begin here.
 
-        `clock` is what this machine shows, `steady` a clock in seconds that nobody sets: left out, the machine's own, or
-        `clock` itself where that is another one.
+        `clock` is what this machine shows, `steady` a clock in seconds that nobody sets: left out, the machine's own,
+        or `clock` itself where that is another one.
 
         Raises:
             InvalidInput: the settings are wrong.

@@ -21,8 +21,8 @@ class Load:
 
     What fails at once has nothing in flight, and would else draw every request as the least loaded. An engine that is
     gone, to which no connection can be made or which hangs, is set aside: before it another version is taken. One that
-    fails to answer, breaks off, or has no room, is shunned for that version alone and only while others have the same version: a
-    version that fails wherever it is must be seen to fail.
+    fails to answer, breaks off, or has no room, is shunned for that version alone and only while others have the same
+    version: a version that fails wherever it is must be seen to fail.
 
     A shadow's copies are in flight on a slot, which an engine must not unload meanwhile, and count for no engine: what
     steers requests is requests.
