@@ -18,7 +18,7 @@ from tuneloop.registry.routes.assignment import key_hash
 from tuneloop.registry.tables import feedback, requests, shadow_requests
 
 ADA, BOB = key_hash("ada"), key_hash("bob")
-WHO = {"by": "grace", "reason": "she asked for it"}
+WHO: dict[str, Any] = {"by": "grace", "reason": "she asked for it"}
 
 
 def said(number: int, request_id: str, clock: Clock) -> Feedback:

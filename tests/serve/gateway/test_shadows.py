@@ -320,8 +320,11 @@ def test_a_busy_engine_and_requests_that_wait_for_their_turn_come_before_copies(
 def test_no_copy_goes_where_the_breaker_lets_no_request_go(slow: FaultyEngine) -> None:
     async def run() -> None:
         shadows, load, _, why, _ = await unit_world(slow)
-        for what in (lambda: load.shun("e1|bot@2", busy=False), lambda: load.set_aside("e1")):
-            what()
+        for is_gone in (False, True):
+            if is_gone:
+                load.set_aside("e1")
+            else:
+                load.shun("e1|bot@2", busy=False)
             shadows.copy(original(), ASK)
             await ended(lambda: len(why) == 1)
             assert (why.pop(), slow.seen) == ("no_engine", [])

@@ -11,7 +11,9 @@ import threading
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from typing import TypeVar
 
+NameT = TypeVar("NameT", bound=Hashable)
 FORGOTTEN_AFTER_S = 3_600.0  # a row that is not looked at any more
 
 
@@ -31,7 +33,7 @@ class Ages:
         self._known: dict[Hashable, _Known] = {}
         self._lock = threading.Lock()
 
-    def seen(self, stamps: Mapping[Hashable, datetime], now: datetime) -> dict[Hashable, float]:
+    def seen(self, stamps: Mapping[NameT, datetime], now: datetime) -> dict[NameT, float]:
         """Seconds since each was heard of; `now` is what this machine's clock shows."""
         with self._lock:
             steady_s = self._steady()

@@ -59,7 +59,7 @@ class Fleet:
     def live_gateways(self, connection: Connection) -> set[str]:
         """The ids of the live gateways, read in a transaction of somebody else's."""
         stamps = sa.select(gateways.c.id, gateways.c.at).where(gateways.c.at > self._clock() - _LOOKED_AT)
-        ages = self._ages[gateways.name].seen(dict(connection.execute(stamps).tuples()), self._clock())
+        ages = self._ages[gateways.name].seen({row.id: row.at for row in connection.execute(stamps)}, self._clock())
         return {str(name) for name, age_s in ages.items() if age_s < STALE_AFTER_S}
 
     def forget_engine(self, engine_id: str) -> None:
