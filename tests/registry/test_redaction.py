@@ -45,6 +45,37 @@ def test_what_a_programmer_writes_stays(text: str) -> None:
     assert (found.text, found.found) == (text, {})
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "It began at 30.11.2026 14:15, they say.",
+        "[1974-04-27T03:30:40.064441] began",
+        "at 2005-06-28 08:45:16,895393 UTC",
+        "at 14:24:02.547890",
+        "It stands at -19.0961975, 37.386914.",
+        "id 9615a32e-71b5-4f55-819e-038721858664",
+        "EAN 0855090837346",
+        "It runs v4.12.2125550187 now.",
+        "release 212.555.0187",
+    ],
+)
+def test_times_versions_and_places_are_no_telephone_numbers(text: str) -> None:
+    assert redact(text).text == text
+
+
+@pytest.mark.parametrize(
+    "said", ["{}, 2026-11-30 14:15:59", "2026-11-30T14:15, and {}", "10.1.2.3 or {}", "v2.1: {}", "{}"]
+)
+@pytest.mark.parametrize("number", ["212-555-0187", "+49 30 12345678", "1.800.555.0199", "030 12345678", "2125550187"])
+def test_a_telephone_number_beside_them_is_one_still(said: str, number: str) -> None:
+    assert redact(said.format(number)).text == said.format("<PHONE_NUMBER>").replace("10.1.2.3", "<IP_ADDRESS>")
+
+
+@pytest.mark.parametrize("number", ["020 7946 0958", "01 23 45 67 89"])
+def test_british_and_french_numbers_are_found_without_their_countrys_code(number: str) -> None:
+    assert redact(f"Call {number}!").text == "Call <PHONE_NUMBER>!"
+
+
 def test_finds_are_counted_by_kind_and_the_rest_of_the_text_stays() -> None:
     found = redact("a@example.org wrote to b@example.com and c@example.net from 10.1.2.3: zoë said «no».")
     assert (

@@ -19,7 +19,7 @@ from tuneloop.registry.experiments.declaration import Declaration
 from tuneloop.registry.nouns import RetrainingState
 from tuneloop.registry.rollouts import steering
 from tuneloop.registry.rollouts.rollout import RolloutState
-from tuneloop.registry.routes.assignment import assign
+from tuneloop.registry.routes.assignment import assign, key_hash
 from tuneloop.registry.routes.promotion import Change, set_route
 
 WHY = {"reason": "test"}
@@ -161,6 +161,7 @@ WRITES = (
     ),
     Write("new_key", "POST", "/v1/keys", {"owner": "team-b", "models": ["bot"]}, "key.new", "", 201),
     Write("limit_key", "PUT", "/v1/keys/KEY/limits", {"limits": {"streams": 2}}, "key.limit", ""),
+    Write("forget_user", "POST", "/v1/users/forget", {"user": "ada"}, "user.forget", f"user:{key_hash('ada')}"),
     Write("limit_owner", "PUT", "/v1/owner-limits", {"owner": "b", "limits": {"streams": 2}}, "owner.limit", "owner:b"),
     Write("rotate_key", "POST", "/v1/keys/KEY/rotate", {"grace_days": 2}, "key.rotate", ""),
     Write("revoke_key", "POST", "/v1/keys/KEY/revoke", {}, "key.revoke", ""),

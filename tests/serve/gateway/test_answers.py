@@ -55,6 +55,18 @@ def test_the_official_client_gets_whole_answers(world: World) -> None:
     assert [seen.path for seen in engine.seen] == ["/v1/chat/completions", "/v1/completions"]
 
 
+def test_the_time_between_events_is_counted_by_engine_and_tokens_by_owner(world: World) -> None:
+    world.engine("e1", "bot@1", pause_s=0.02)
+    world.route((1, 10_000))
+    gateway = world.gateway()
+    assert gateway.chat(stream=True).status == 200
+    labels = 'engine="e1",model="bot",version="1"'
+    assert gateway.metric(f"tuneloop_inter_token_seconds_count{{{labels}}}") >= 2
+    assert gateway.metric(f"tuneloop_inter_token_seconds_sum{{{labels}}}") >= 0.04
+    assert gateway.metric('tuneloop_engine_queue_seconds_count{engine="e1",model="bot"}') == 1
+    assert gateway.metric('tuneloop_owner_tokens_total{kind="prompt",owner="test"}') == 7
+
+
 @pytest.mark.parametrize("asks_for_usage", [False, True])
 def test_the_official_client_gets_streams_and_usage_only_when_it_asks(world: World, asks_for_usage: bool) -> None:
     engine = world.engine("e1", "bot@1")

@@ -116,7 +116,6 @@ def test_a_body_that_never_comes_is_not_waited_for(gateway: Address) -> None:
         ("POST", "/v1/load_lora_adapter", 404),
         ("GET", "/v1/feedback", 405),
         ("GET", "/docs", 404),
-        ("GET", "/openapi.json", 404),
     ],
 )
 def test_other_paths_and_methods_get_an_openai_shaped_error(

@@ -97,6 +97,17 @@ def test_an_engine_that_fails_at_once_does_not_draw_the_requests_of_a_healthy_on
     assert 1 <= len(bad.seen) < 20
 
 
+@pytest.mark.parametrize("fault", ["dies_in_mid_stream", "ends_without_done"])
+def test_an_engine_that_breaks_each_stream_off_after_it_began_draws_few(world: World, fault: Fault) -> None:
+    bad, good = world.engine("e1", "bot@1", fault=fault), world.engine("e2", "bot@1")
+    world.route((1, 10_000))
+    gateway = world.gateway()
+    whole = sum(b"data: [DONE]" in gateway.chat(stream=True).body for _ in range(40))
+    assert 1 <= len(bad.seen) < 10
+    assert len(good.seen) == 40 - len(bad.seen)
+    assert whole >= len(good.seen)
+
+
 def test_a_dying_fleet_does_not_get_double_load(world: World) -> None:
     engine = world.engine("e1", "bot@1", fault="status_500")
     world.route((1, 10_000))

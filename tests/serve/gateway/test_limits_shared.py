@@ -6,6 +6,7 @@ import math
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from decimal import Decimal
 
 import pytest
@@ -48,10 +49,13 @@ class Front:
     let_in: list[float] = field(default_factory=list)
     retry_after_s: list[int | None] = field(default_factory=list)
     stored_until_s: float = math.inf
+    wall: Callable[[], datetime] | None = None  # where it is not `clock` that its machine shows
+    steady: Callable[[], float] | None = None
 
     def __post_init__(self) -> None:
-        self.limits = Limits(self.prices, 512, lambda *_: None, lambda: None, clock=self.seconds, now=self.clock)
-        view = Snapshot.of(self.clock(), {}, (), (self.key,))
+        now = self.wall or self.clock
+        self.limits = Limits(self.prices, 512, lambda *_: None, lambda: None, clock=self.seconds, now=now)
+        view = Snapshot.of(now(), {}, (), (self.key,))
         link = Link(self.registry.settings, open_registry=lambda _: self.registry)
         hurry = threading.Event()
         self.sharing = Sharing(
@@ -62,12 +66,12 @@ class Front:
             lambda: view,
             hurry,
             lambda: self.stored_until_s,
-            self.clock,
+            now,
             self.seconds,
         )
 
     def seconds(self) -> float:
-        return self.clock().timestamp()
+        return self.steady() if self.steady is not None else self.clock().timestamp()
 
     def look(self) -> None:
         """As its threads do every second."""

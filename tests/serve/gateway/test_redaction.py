@@ -13,31 +13,39 @@ from serve.gateway.world import World, until
 from tests_support import free_port
 from tuneloop.registry.errors import Unavailable
 from tuneloop.serve.gateway.redactor import Redactor
+from tuneloop.serve.guards import secrets
 
 SECRET = "write to ada@example.com"
+KEY = "AKIA" + "IOSFODNN7EXAMPLE"
+PEM = "-----BEGIN PRIVATE KEY-----\n" + "MIIEvQIBADANBgkqhkiG9w0BAQEFAASC\n" * 3 + "-----END PRIVATE KEY-----"
 
 
 def test_prompts_answers_and_corrections_are_redacted_before_they_are_stored(world: World) -> None:
     world.engine("e1", "bot@1", words=3)
     world.route((1, 10_000))
     gateway = world.gateway(record_text="redacted", record_text_chars=60, drain_s=30.0)
-    got = gateway.chat(text=SECRET, stream=True)
+    got = gateway.chat(text=f"{SECRET} {KEY}", stream=True)
     request_id = got.headers["x-request-id"]
-    body = {"request_id": request_id, "correction": f"Better {SECRET}", "comment": SECRET, "label": "wrong"}
+    body = {
+        "request_id": request_id,
+        "correction": f"Better {SECRET}\n{PEM}",
+        "comment": f"{KEY}, {SECRET}",
+        "label": KEY,
+    }
     assert gateway.call("/v1/feedback", body).status == 201
     feedback = world.registry.traffic.feedback_for([request_id])[request_id][0]
     assert (feedback.correction, feedback.comment, feedback.label) == (
-        "Better write to <EMAIL_ADDRESS>",
-        "write to <EMAIL_ADDRESS>",
-        "wrong",
+        "Better write to <EMAIL_ADDRESS>\n<PRIVATE-KEY>",
+        "<AWS-KEY>, write to <EMAIL_ADDRESS>",
+        "<AWS-KEY>",
     )
     record = recorded(world, request_id)
-    assert record.question == "write to <EMAIL_ADDRESS>"
+    assert record.question == "write to <EMAIL_ADDRESS> <AWS-KEY>"
     assert record.answer == '{"model":"bot@1"} "choices":[] é\n\nw0 w1 w2 '
-    assert gateway.chat(text="x" * 100).status == 200
+    assert gateway.chat(text="x" * 50 + f" {KEY} {SECRET}").status == 200  # the cut goes through the key
     assert (
         until(lambda: next((r for r in world.registry.traffic.window("bot") if r.question[:1] == "x"), None)).question
-        == "x" * 60
+        == "x" * 50 + " <AWS-KEY>"
     )
 
     workers = multiprocessing.active_children()
@@ -90,3 +98,10 @@ def test_a_role_is_the_clients_text_too(world: World) -> None:
 
 def files(folder: Path) -> list[bytes]:
     return [path.read_bytes() for path in folder.rglob("*") if path.is_file()]
+
+
+def test_a_private_key_that_was_cut_is_redacted_to_where_it_ends() -> None:
+    cut = PEM[:80]
+    assert [(one.kind, one.start, one.end) for one in secrets.find(f"so: {cut}")] == [("private-key", 4, 84)]
+    [header] = secrets.find("A file begins with -----BEGIN PRIVATE KEY-----, then base64.")
+    assert header.end - header.start == len("-----BEGIN PRIVATE KEY-----")

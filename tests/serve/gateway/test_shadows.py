@@ -315,3 +315,22 @@ def test_a_busy_engine_and_requests_that_wait_for_their_turn_come_before_copies(
         assert finished == []
 
     asyncio.run(run())
+
+
+def test_no_copy_goes_where_the_breaker_lets_no_request_go(slow: FaultyEngine) -> None:
+    async def run() -> None:
+        shadows, load, _, why, _ = await unit_world(slow)
+        for is_gone in (False, True):
+            if is_gone:
+                load.set_aside("e1")
+            else:
+                load.shun("e1|bot@2", busy=False)
+            shadows.copy(original(), ASK)
+            await ended(lambda: len(why) == 1)
+            assert (why.pop(), slow.seen) == ("no_engine", [])
+            load.answered(Target(2, "bot@2", "e1", slow.url))
+        shadows.copy(original(), ASK)
+        await ended(lambda: len(slow.seen) == 1)
+        await shadows.stop()
+
+    asyncio.run(run())

@@ -237,6 +237,30 @@ def test_a_slot_that_fails_is_passed_over_for_the_same_version_elsewhere_and_nev
     assert picked(known, 1, load={"e2": 9}, shun=load.shunned()) == "e2|bot@1"
 
 
+def test_the_pauses_of_one_that_breaks_off_grow_though_it_begins_each_time_and_a_busy_one_has_only_to_begin() -> None:
+    now = [0.0]
+    load, target = Load(clock=lambda: now[0]), Target(1, "bot@1", "e1", "http://e1")
+    pauses = []
+    for _ in range(3):
+        load.carry(target)
+        load.begun(target)
+        load.shun(target.slot, busy=False)
+        load.put_down(target)
+        began = now[0]
+        while load.shunned():
+            now[0] += 0.5
+        pauses.append(now[0] - began)
+    assert pauses == [2.0, 4.0, 8.0]
+    load.carry(target)
+    load.begun(target)
+    assert load.shunned() == {target.slot}, "it has begun before, too"
+    load.answered(target)
+    assert not load.shunned()
+    load.shun(target.slot, busy=True)
+    load.begun(target)
+    assert not load.shunned()
+
+
 def test_engines_of_equal_load_are_taken_evenly_and_a_busier_one_never() -> None:
     known = view(*(engine(f"e{n}", v1=READY) for n in range(4)))
     draw = random.Random(7).random

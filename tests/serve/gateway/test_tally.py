@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
+
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 
-from tuneloop.registry.nouns import Arm, Route, utc_now
+from tuneloop.registry.nouns import ApiKey, Arm, Route, utc_now
+from tuneloop.serve.gateway.admission.prices import Price
 from tuneloop.serve.gateway.exchange import Exchange
 from tuneloop.serve.gateway.routing import Plan
 from tuneloop.serve.gateway.snapshot import Target
 from tuneloop.serve.gateway.sse import Usage
-from tuneloop.serve.gateway.tally import SECONDS, Tally
+from tuneloop.serve.gateway.tally import MOST_OWNERS, SECONDS, Tally
 
 ROUTE = Route(
     model="bot", revision=1, arms=(Arm(version=1, weight_bp=10_000),), salt="s", by="b", reason="r", at=utc_now()
 )
+
+
+def key_of(number: int, owner: str) -> ApiKey:
+    return ApiKey(id=f"key_{number}", digest=f"d{number}", owner=owner, models=(), may_pin=False, created_at=utc_now())
 
 
 def ended(seconds: float, status: int = 200, usage: Usage | None = None, *, asked: bool = True) -> Exchange:
@@ -59,3 +66,41 @@ def test_requests_and_tokens_are_counted_by_what_became_of_them() -> None:
     assert shown(registry, "tuneloop_request_seconds_count") == [
         'tuneloop_request_seconds_count{model="bot",version="1"} 3.0'
     ]
+
+
+def test_times_are_told_by_engine_and_spending_by_owner_at_the_prices_in_force() -> None:
+    price = Price(prompt_usd_per_million=Decimal(1_000_000), completion_usd_per_million=Decimal(2_000_000))
+    registry, tally = CollectorRegistry(), Tally({"bot": price})
+    registry.register(tally)
+    tally.applies([key_of(1, "team-a"), key_of(2, "team-a"), key_of(3, "team-b")])
+    for number in (1, 2, 3, 4):
+        exchange = ended(1.0, usage=Usage(3, 4))
+        exchange.api_key, exchange.queue_ms = f"key_{number}", 20.0
+        tally.finished(exchange)
+        assert exchange.target is not None
+        tally.between(exchange.target).add(0.02)
+    tally.applies([])  # a key that is gone is its owner's still
+    assert shown(registry, "tuneloop_owner_spent_usd_total") == [
+        f'tuneloop_owner_spent_usd_total{{owner="{owner}"}} {usd}'
+        for owner, usd in (("(other)", 11.0), ("team-a", 22.0), ("team-b", 11.0))
+    ]
+    assert 'tuneloop_owner_tokens_total{kind="completion",owner="team-a"} 8.0' in shown(registry, "tuneloop_owner_t")
+    assert 'tuneloop_engine_queue_seconds_bucket{engine="e1",le="0.025",model="bot"} 4.0' in shown(
+        registry, "tuneloop_engine_queue_seconds_bucket"
+    )
+    assert shown(registry, "tuneloop_inter_token_seconds_count") == [
+        'tuneloop_inter_token_seconds_count{engine="e1",model="bot",version="1"} 4.0'
+    ]
+
+
+def test_owners_beyond_a_bound_are_summed_up() -> None:
+    registry, tally = CollectorRegistry(), Tally()
+    registry.register(tally)
+    tally.applies([key_of(number, f"team-{number}") for number in range(2 * MOST_OWNERS)])
+    for number in range(2 * MOST_OWNERS):
+        exchange = ended(1.0, usage=Usage(1, 0))
+        exchange.api_key = f"key_{number}"
+        tally.finished(exchange)
+    lines = shown(registry, 'tuneloop_owner_tokens_total{kind="prompt"')
+    assert len(lines) == MOST_OWNERS + 1
+    assert sum(float(line.rpartition(" ")[2]) for line in lines) == 2 * MOST_OWNERS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
@@ -41,19 +42,26 @@ class Registry:
     """Every store. Cheap to make; safe to share between threads, not between processes."""
 
     def __init__(
-        self, settings: RegistrySettings, clock: Callable[[], datetime] = utc_now, *, begin: bool = True
+        self,
+        settings: RegistrySettings,
+        clock: Callable[[], datetime] = utc_now,
+        steady: Callable[[], float] | None = None,
+        *,
+        begin: bool = True,
     ) -> None:
+        if steady is None:
+            steady = time.monotonic if clock is utc_now else lambda: clock().timestamp()
         self.settings = settings
         self.clock = clock
         self.database = Database(settings.database, begin=begin)
         self.audit = Audit(self.database)
         self.routes = Routes(self.database, clock)
         self.traffic = Traffic(self.database)
-        self.fleet = Fleet(self.database, clock)
+        self.fleet = Fleet(self.database, clock, steady)
         self.keys = Keys(self.database, clock)
         self.owners = Owners(self.database, clock)
         self.usage = Usage(self.database)
-        self.leases = Leases(self.database, clock)
+        self.leases = Leases(self.database, self.fleet, clock, steady)
         self.tokens = Tokens(self.database, clock)
         self.episodes = Episodes(self.database, clock)
         self.outbox = Outbox(self.database)
@@ -70,6 +78,7 @@ class Registry:
         settings: RegistrySettings | None = None,
         *,
         clock: Callable[[], datetime] = utc_now,
+        steady: Callable[[], float] | None = None,
         upgrade: bool = True,
         begin: bool = False,
     ) -> Self:
@@ -78,12 +87,15 @@ class Registry:
         Settings that are handed over say where a state is, or begins. Those that are found, in whatever folder somebody
         stands, name one that is there, unless `begin` says that it may begin here.
 
+        `clock` is what this machine shows, `steady` a clock in seconds that nobody sets: left out, the machine's own,
+        or `clock` itself where that is another one.
+
         Raises:
             InvalidInput: the settings are wrong.
             NotFound: there is no state where the settings that were found say, and it is not to begin there.
             Unavailable: the database does not answer.
         """
-        registry = cls(settings or RegistrySettings.load(), clock, begin=begin or settings is not None)
+        registry = cls(settings or RegistrySettings.load(), clock, steady, begin=begin or settings is not None)
         if upgrade:
             registry.database.upgrade()
         return registry

@@ -8,21 +8,28 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 
 import sqlalchemy as sa
+from sqlalchemy.engine import Connection
 
+from tuneloop.registry.ages import Ages
 from tuneloop.registry.database import Database, Rows, readable, row_of
 from tuneloop.registry.errors import Late, Unavailable
 from tuneloop.registry.nouns import EngineState, GatewayState
 from tuneloop.registry.tables import engines, gateways
 
 STALE_AFTER_S = 10.0
+_LOOKED_AT = timedelta(days=3)  # a clock that is set further ahead loses those that live
 
 
 class Fleet:
-    """Heartbeats in, the live ones out. An engine or gateway silent for `STALE_AFTER_S` is not live."""
+    """Heartbeats in, the live ones out. An engine or gateway silent for `STALE_AFTER_S` is not live.
 
-    def __init__(self, database: Database, clock: Callable[[], datetime]) -> None:
+    A clock that is set makes nobody live or dead, once a heartbeat has been seen (`ages`).
+    """
+
+    def __init__(self, database: Database, clock: Callable[[], datetime], steady: Callable[[], float]) -> None:
         self._db = database
         self._clock = clock
+        self._ages = {table.name: Ages(steady) for table in (engines, gateways)}
         self._stopping = threading.Event()
 
     def stop_waiting(self) -> None:
@@ -47,11 +54,13 @@ class Fleet:
 
     def silent_gateways(self, within_s: float) -> Rows[GatewayState]:
         """Gateways that are not live, did not end in order, and were heard of within `within_s`, by id."""
-        now, at = self._clock(), gateways.c.at
-        silent = at <= now - timedelta(seconds=STALE_AFTER_S), at > now - timedelta(seconds=within_s)
-        with self._db.reading() as connection:
-            query = sa.select(gateways).where(*silent).order_by(gateways.c.id)
-            return readable(GatewayState, list(connection.execute(query).mappings()))
+        return readable(GatewayState, [r for r, age_s in self._aged(gateways) if STALE_AFTER_S <= age_s < within_s])
+
+    def live_gateways(self, connection: Connection) -> set[str]:
+        """The ids of the live gateways, read in a transaction of somebody else's."""
+        stamps = sa.select(gateways.c.id, gateways.c.at).where(gateways.c.at > self._clock() - _LOOKED_AT)
+        ages = self._ages[gateways.name].seen({row.id: row.at for row in connection.execute(stamps)}, self._clock())
+        return {str(name) for name, age_s in ages.items() if age_s < STALE_AFTER_S}
 
     def forget_engine(self, engine_id: str) -> None:
         """Take an engine that shut down in order off the list."""
@@ -114,8 +123,15 @@ class Fleet:
             connection.execute(insert.on_conflict_do_update(index_elements=["id"], set_=values))
 
     def _rows(self, table: sa.Table, live_only: bool) -> list[sa.RowMapping]:
-        query = sa.select(table).order_by(table.c.id)
         if live_only:
-            query = query.where(table.c.at > self._clock() - timedelta(seconds=STALE_AFTER_S))
+            return [row for row, age_s in self._aged(table) if age_s < STALE_AFTER_S]
         with self._db.reading() as connection:
-            return list(connection.execute(query).mappings())
+            return list(connection.execute(sa.select(table).order_by(table.c.id)).mappings())
+
+    def _aged(self, table: sa.Table) -> list[tuple[sa.RowMapping, float]]:
+        """Every row that may be of one that lives, by id, and how many seconds ago it was heard of."""
+        query = sa.select(table).where(table.c.at > self._clock() - _LOOKED_AT).order_by(table.c.id)
+        with self._db.reading() as connection:
+            rows = list(connection.execute(query).mappings())
+        ages = self._ages[table.name].seen({row["id"]: row["at"] for row in rows}, self._clock())
+        return [(row, ages[row["id"]]) for row in rows]

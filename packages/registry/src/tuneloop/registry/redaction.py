@@ -15,6 +15,12 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from tuneloop.registry import lookalikes
+from tuneloop.registry.lookalikes import is_within
+
+_PHONE = "PHONE_NUMBER"
+# Whose numbers are found without a country's code; Presidio's own list has two (UK, FE) that libphonenumber has not.
+_PHONE_REGIONS = ("US", "GB", "DE", "FR", "IL", "IN", "CA", "BR")
 # Entity → the least score that counts. Patterns whose false alarms outnumber their finds (licence and passport
 # numbers) are left out.
 _MIN_SCORE = {
@@ -47,7 +53,10 @@ class Personal:
 
 
 def find(text: str, entities: Collection[str] = tuple(_MIN_SCORE)) -> list[Personal]:
-    """The personal data of those kinds in a text, from left to right; where finds overlap, the surest stands."""
+    """The personal data of those kinds in a text, from left to right; where finds overlap, the surest stands.
+
+    What is a date, a time, a version, a coordinate or an address of a machine is no telephone number.
+    """
     spans = [
         Personal(found.entity_type, found.start, found.end, found.score)
         for recognizer in _recognizers()
@@ -55,6 +64,9 @@ def find(text: str, entities: Collection[str] = tuple(_MIN_SCORE)) -> list[Perso
         for found in recognizer.analyze(text=text, entities=wanted, nlp_artifacts=None) or ()
         if found.score >= _MIN_SCORE[found.entity_type]
     ]
+    if any(span.entity == _PHONE for span in spans):
+        forms = lookalikes.spans(text)
+        spans = [one for one in spans if one.entity != _PHONE or not is_within(one.start, one.end, forms, text)]
     kept: list[Personal] = []
     for span in sorted(spans, key=lambda span: (-span.score, span.start - span.end)):
         if all(span.end <= other.start or span.start >= other.end for other in kept):
@@ -86,7 +98,7 @@ def _recognizers() -> tuple[Any, ...]:
 
     return (
         OfflineEmailRecognizer(),
-        known.PhoneRecognizer(),
+        known.PhoneRecognizer(supported_regions=_PHONE_REGIONS),
         known.CreditCardRecognizer(),
         known.IbanRecognizer(),
         known.UsSsnRecognizer(),

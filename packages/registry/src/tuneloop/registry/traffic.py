@@ -10,9 +10,11 @@ import sqlalchemy as sa
 from pydantic import AwareDatetime, FiniteFloat
 from sqlalchemy.engine import Connection
 
+from tuneloop.registry import forgetting
 from tuneloop.registry.access.usage import Booking
 from tuneloop.registry.database import Database, Rows, noun_of, readable, row_of
 from tuneloop.registry.errors import NotFound
+from tuneloop.registry.forgetting import Forgotten
 from tuneloop.registry.guard_policy import SAMPLED
 from tuneloop.registry.inserting import Inserting
 from tuneloop.registry.nouns import Feedback, Noun, RequestLine, RequestRecord
@@ -103,15 +105,20 @@ class Traffic:
     def __init__(self, database: Database) -> None:
         self._db = database
         self._booking = Booking(database)
+        self._forgotten = forgetting.Memory()
         self._inserting = {table: Inserting(database, table) for table in (requests, shadow_requests, feedback)}
 
     def add_requests(self, records: Sequence[RequestRecord]) -> None:
         """Store a batch in one transaction, and count what is new in it as its keys' usage.
 
-        What a shadow answered goes to a table of its own and is nobody's usage.
+        What a shadow answered goes to a table of its own and is nobody's usage. What is of a user who was forgotten
+        since then is neither stored nor counted.
         """
-        asked = [record for record in records if record.shadow_of is None]
         with self._db.writing() as connection:
+            if late := self._forgotten.late(connection, records):
+                connection.execute(sa.delete(feedback).where(feedback.c.request_id.in_(late)))
+                records = [record for record in records if record.id not in late]
+            asked = [record for record in records if record.shadow_of is None]
             stored = self._insert(connection, requests, asked)
             first = {record.id: record for record in reversed(asked)}
             self._booking.book(connection, (first[record_id] for record_id in stored))
@@ -121,6 +128,21 @@ class Traffic:
         """Store feedback in one transaction; once this returns it survives kill -9."""
         with self._db.writing() as connection:
             self._insert(connection, feedback, items)
+
+    def forget(
+        self, user: str, *, by: str, reason: str, at: datetime, model: str | None = None, hashed: bool = False
+    ) -> Forgotten:
+        """Delete what is on record of a user, known by the sticky key its requests came with: requests, the copies that
+        shadows answered, and feedback. Whatever of it is brought in later is not stored.
+
+        `hashed` says that `user` is the hash that records keep.
+
+        Raises:
+            InvalidInput: it is no such key, or nobody is named.
+        """
+        known = forgetting.hash_of(user, hashed=hashed)
+        with self._db.writing() as connection:
+            return forgetting.forget(connection, known, model, at=at, by=by, reason=reason)
 
     def request(self, request_id: str) -> RequestRecord:
         """One request.

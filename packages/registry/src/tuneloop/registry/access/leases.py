@@ -15,14 +15,16 @@ from datetime import datetime, timedelta
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from tuneloop.registry.ages import Ages
 from tuneloop.registry.database import Database
-from tuneloop.registry.fleet import STALE_AFTER_S
-from tuneloop.registry.tables import gateways, limit_leases
+from tuneloop.registry.fleet import Fleet
+from tuneloop.registry.tables import limit_leases
 
 KINDS = ("requests", "tokens", "streams")
 FLOOR_PARTS = 4  # a floor is an even share divided by this
 LEASE_S = 70.0  # a window's minute, a second for its edges, and clocks that differ by a few seconds
 REWRITE_AFTER_S = 5.0
+_KEPT = timedelta(days=3)  # of keys that nobody uses any more; a clock that is set ahead must not lose what is held
 _LOCK = 7463012
 Parts = dict[str, int]  # kind → part of the limit of that kind
 
@@ -82,9 +84,13 @@ class Shared:
 class Leases:
     """The parts that gateways hold."""
 
-    def __init__(self, database: Database, clock: Callable[[], datetime]) -> None:
+    def __init__(
+        self, database: Database, fleet: Fleet, clock: Callable[[], datetime], steady: Callable[[], float]
+    ) -> None:
         self._db = database
+        self._fleet = fleet
         self._clock = clock
+        self._ages = Ages(steady)
 
     def renew(self, holder: Holder, needs: Mapping[str, Mapping[str, Need]]) -> Shared:
         """Say what a gateway needs of the limits of its busy keys, and learn what it may use; gives back the rest.
@@ -97,16 +103,17 @@ class Leases:
         with self._db.writing() as connection:
             if not self._db.is_sqlite:  # which has one writer at a time anyway
                 connection.execute(sa.text(f"SELECT pg_advisory_xact_lock({_LOCK})"))
-            living = sa.select(gateways.c.id).where(gateways.c.at > now - timedelta(seconds=STALE_AFTER_S))
-            live = {*connection.execute(living).scalars(), holder.gateway}
+            live = self._fleet.live_gateways(connection) | {holder.gateway}
             theirs: dict[str, list[sa.RowMapping]] = {key: [] for key in names}
             mine: dict[str, sa.RowMapping] = {}
             query = sa.select(limit_leases).where(limit_leases.c.api_key.in_(names))
-            for row in connection.execute(query).mappings():
-                if row["holder"] == holder.name:
-                    mine[row["api_key"]] = row
-                elif row["at"] > now - timedelta(seconds=LEASE_S):
-                    theirs[row["api_key"]].append(row)
+            rows = {(row["api_key"], row["holder"]): row for row in connection.execute(query).mappings()}
+            ages = self._ages.seen({which: row["at"] for which, row in rows.items()}, now)
+            for (key, name), row in rows.items():
+                if name == holder.name:
+                    mine[key] = row
+                elif ages[key, name] < LEASE_S:
+                    theirs[key].append(row)
             others = {key: _others(need, theirs[key], live - {holder.gateway}) for key, need in needs.items()}
             held = {
                 key: {kind: part_of(one, others[key][kind], len(live)) for kind, one in need.items()}
@@ -115,17 +122,18 @@ class Leases:
             for key, parts in held.items():
                 self._write(connection, holder, key, parts, mine.get(key), now)
             gone = sa.and_(limit_leases.c.holder == holder.name, limit_leases.c.api_key.not_in(names))
-            old = limit_leases.c.at < now - timedelta(seconds=LEASE_S)
-            connection.execute(sa.delete(limit_leases).where(sa.or_(gone, old)))
+            over = [which for which, age_s in ages.items() if age_s >= LEASE_S and which[1] != holder.name]
+            old = sa.tuple_(limit_leases.c.api_key, limit_leases.c.holder).in_(over)
+            oldest = limit_leases.c.at < now - _KEPT
+            connection.execute(sa.delete(limit_leases).where(sa.or_(gone, old, oldest)))
             ended = sa.and_(here, limit_leases.c.holder != holder.name, limit_leases.c.streams != 0)
             connection.execute(sa.update(limit_leases).where(ended).values(streams=0))
         return Shared(len(live), held, others)
 
     def nothing(self, holder: Holder) -> Shared:
         """What a gateway learns that holds and needs nothing: how many live; writes nothing."""
-        since = self._clock() - timedelta(seconds=STALE_AFTER_S)
         with self._db.reading() as connection:
-            live = set(connection.execute(sa.select(gateways.c.id).where(gateways.c.at > since)).scalars())
+            live = self._fleet.live_gateways(connection)
         return Shared(len(live | {holder.gateway}), {}, {})
 
     def _write(
@@ -138,7 +146,7 @@ class Leases:
         now: datetime,
     ) -> None:
         values = {kind: parts.get(kind, 0) for kind in KINDS}
-        fresh = before is not None and before["at"] > now - timedelta(seconds=REWRITE_AFTER_S)
+        fresh = before is not None and abs(now - before["at"]) < timedelta(seconds=REWRITE_AFTER_S)
         if before is not None and fresh and all(before[kind] == part for kind, part in values.items()):
             return
         named = {"api_key": key, "holder": holder.name, "gateway": holder.gateway}

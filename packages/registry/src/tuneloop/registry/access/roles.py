@@ -25,6 +25,7 @@ class Permission(StrEnum):
     POLICY = "policy"
     KEYS = "keys"
     TOKENS = "tokens"
+    FORGET = "forget"
 
 
 MEANINGS: dict[Permission, str] = {
@@ -41,6 +42,7 @@ MEANINGS: dict[Permission, str] = {
     Permission.POLICY: "set the gate, retraining, rollout and guard policies",
     Permission.KEYS: "make, limit, rotate and revoke API keys of the gateway",
     Permission.TOKENS: "list, make and revoke tokens of the control plane",
+    Permission.FORGET: "delete what is on record of a user",
 }
 
 

@@ -35,6 +35,7 @@ KeyPath = Annotated[str, Path(pattern=ID_PATTERN, description="The key's id.", e
 EpisodePath = Annotated[str, Path(pattern=ID_PATTERN, description="The episode's id.", examples=["ep1"])]
 SilencePath = Annotated[str, Path(pattern=ID_PATTERN, description="The silence's id.", examples=["sl_0123456789ab"])]
 TokenPath = Annotated[str, Path(pattern=NAME_PATTERN, description="The token's name.", examples=["ada"])]
+ModelName = Annotated[str, Field(pattern=_MODEL, examples=["bot"])]
 ModelQuery = Annotated[str | None, Query(pattern=_MODEL, description="Only of this model.")]
 KeyQuery = Annotated[str | None, Query(pattern=ID_PATTERN, description="Only of this key.")]
 MonthQuery = Annotated[

@@ -49,6 +49,7 @@ SERVED: dict[str, tuple[str, ...]] = {
     "trace": ("trace_request",),
     "requests": ("list_requests", "list_feedback"),
     "feedback": ("list_feedback_of_model",),
+    "forget": ("forget_user",),
     "audit": ("list_audit", "verify_audit"),
     "key new": ("new_key",),
     "key list": ("list_keys",),

@@ -6,12 +6,24 @@ import threading
 from typing import Annotated
 
 from fastapi import APIRouter, Query
+from pydantic import Field
 
 from tuneloop.registry import overview
 from tuneloop.registry.access.roles import ROLES, Permission
 from tuneloop.registry.api.answers import PageOf, StatusNow, Verified, WhoAmI
-from tuneloop.registry.api.fields import ActionQuery, Asked, Here, ModelPath, RequestPath, SubjectQuery, needs
+from tuneloop.registry.api.fields import (
+    ActionQuery,
+    Asked,
+    Body,
+    Here,
+    ModelName,
+    ModelPath,
+    RequestPath,
+    SubjectQuery,
+    needs,
+)
 from tuneloop.registry.errors import Conflict
+from tuneloop.registry.forgetting import MOST_BYTES, Forgotten
 from tuneloop.registry.nouns import AuditEntry, Feedback, RequestLine
 from tuneloop.registry.trace import TraceStep, trace
 
@@ -51,6 +63,26 @@ def list_feedback(request_id: RequestPath, here: Here, ask: Asked) -> PageOf[Fee
     if not found.items and ask.cursor is None:
         here.registry.traffic.request(request_id)  # raises where there is no such request
     return PageOf[Feedback].of(found)
+
+
+class ForgetBody(Body):
+    """Whom to forget."""
+
+    user: Annotated[str, Field(min_length=1, max_length=MOST_BYTES, examples=["user-4711"])]
+    hashed: bool = False
+    model: ModelName | None = None
+
+
+@router.post("/users/forget", tags=["traffic"], dependencies=needs(Permission.FORGET))
+def forget_user(body: ForgetBody, here: Here) -> Forgotten:
+    """Delete a user's requests, their text and the feedback on them; `user` is the sticky key they came with, or its
+    hash as records keep it (`hashed`). Doing it again deletes what has come since; late records are not stored."""
+    registry = here.registry
+    if body.model is not None:
+        registry.check_model(body.model)
+    return registry.traffic.forget(
+        body.user, by=here.actor, reason=body.reason, at=registry.clock(), model=body.model, hashed=body.hashed
+    )
 
 
 @router.get("/audit", tags=["audit"], dependencies=READ)

@@ -10,7 +10,7 @@ from tuneloop.registry.verbs.register import register
 from tuneloop.registry.verbs.retraining import retraining
 from tuneloop.registry.verbs.rollout import controller, rollout
 from tuneloop.registry.verbs.routes import promote, rollback, route
-from tuneloop.registry.verbs.state import audit, db, feedback, requests, status, trace
+from tuneloop.registry.verbs.state import audit, db, feedback, forget, requests, status, trace
 from tuneloop.registry.verbs.versions import approve, compare, gate, models, sign, versions
 
 VERBS = (
@@ -33,6 +33,7 @@ VERBS = (
     trace,
     requests,
     feedback,
+    forget,
     audit,
     key,
     controller,

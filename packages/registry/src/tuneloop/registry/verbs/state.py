@@ -1,4 +1,4 @@
-"""`tuneloop status · trace · requests · feedback · audit · db upgrade·end`."""
+"""`tuneloop status · trace · requests · feedback · forget · audit · db upgrade·end`."""
 
 from __future__ import annotations
 
@@ -154,6 +154,26 @@ def feedback(model: str, newest: int, as_json: bool) -> None:
         headers = ["REQUEST", "AT (UTC)", "SCORE", "THUMB", "LABEL", "CORRECTION OR COMMENT"]
         none = f"nobody has said anything of {model}'s answers yet; `POST /v1/feedback` does"
         emit(list(found), as_json, table(headers, rows) if found else none)
+
+
+@click.command()
+@click.argument("user")
+@click.option("--model", help="Only what this model was asked.")
+@click.option("--hashed", is_flag=True, help="USER is the hash that records keep.")
+@by_option
+@reason_option
+@json_option
+def forget(user: str, model: str | None, hashed: bool, by: str, reason: str, as_json: bool) -> None:
+    """Delete a user's requests, with their text, and the feedback on them; USER is the sticky key they came with."""
+    with Registry.open() as registry:
+        if model is not None:
+            registry.check_model(model)
+        found = registry.traffic.forget(user, by=by, reason=reason, at=registry.clock(), model=model, hashed=hashed)
+        text = (
+            f"deleted of user {found.key_hash}: {found.requests} requests, {found.copies} copies of shadows, "
+            f"{found.feedback} feedback"
+        )
+        emit(found, as_json, text)
 
 
 @click.command()

@@ -50,7 +50,7 @@ class Gateway:
         self.folder = gateway_folder(registry, settings)
         self.folder.mkdir(parents=True, exist_ok=True)
         self._link = Link(registry)
-        self._metrics = Metrics()
+        self._metrics = Metrics(settings.prices)
         self._load = Load()
         self._guarding = Guarding(settings, self._metrics)
         self._recorder = Recorder(settings, self._link, self.folder / "spool", self._metrics)
@@ -86,6 +86,7 @@ class Gateway:
             self._tracing,
             self._finished,
             self._metrics.retried,
+            self._metrics.between,
             draw,
         )
         self._rest = rest.build(

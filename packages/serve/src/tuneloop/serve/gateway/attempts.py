@@ -7,6 +7,8 @@ afterwards a failure can only be told as an event in the stream (`ApiError`).
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import Callable
 
 import msgspec
 
@@ -22,6 +24,7 @@ from tuneloop.serve.gateway.responses.mask import ResponseMask
 from tuneloop.serve.gateway.settings import GatewaySettings
 from tuneloop.serve.gateway.snapshot import Target
 from tuneloop.serve.gateway.sse import EngineError, Relay
+from tuneloop.serve.gateway.tally import Times
 from tuneloop.serve.gateway.upstream import EngineFailure, Reply, Sign, Upstream, lost, refused, too_late
 
 EVENT_BYTES_PER_CHAR = 64  # an event is some 250 bytes and says a word
@@ -49,8 +52,10 @@ class Opened(msgspec.Struct, frozen=True):
 class Attempts:
     """Makes attempts; needs a running event loop from the start."""
 
-    def __init__(self, settings: GatewaySettings, load: Load) -> None:
+    def __init__(self, settings: GatewaySettings, load: Load, between: Callable[[Target], Times]) -> None:
+        """`between` gives where the times between two events of an engine's stream are counted."""
         self._load = load
+        self._between = between
         self.loop = asyncio.get_running_loop()
         self._upstream = Upstream(settings.connect_timeout_s)
         self._first_byte_timeout_s = settings.first_byte_timeout_s
@@ -77,12 +82,20 @@ class Attempts:
             except EngineFailure as failure:
                 self._tell(target, failure.sign)
                 raise
-            self._load.answered(target)
+            self._load.begun(target)
             exchange.error = None
             try:
                 await self._deliver(line, send, exchange, opened)
+            except ApiError:  # an engine that begins each time and never ends would else draw every stream
+                self._load.shun(target.slot, busy=False)
+                raise
             finally:
                 opened.reply.close()
+            told = opened.relay.error if opened.relay is not None else None
+            if told is None:
+                self._load.answered(target)
+            elif told.status >= 500:
+                self._load.shun(target.slot, busy=False)
         finally:
             self._load.put_down(target)
 
@@ -152,7 +165,7 @@ class Attempts:
         exchange.answer = (opened.mask or relay).kept
         await line.begin([*_SSE, *exchange.headers()], opened.first)
         try:
-            await self._pass_on(line, relay, opened)
+            await self._pass_on(line, relay, opened, self._between(exchange.target))
         except TimeoutError:
             raise ApiError(504, "the engine fell silent in mid-answer", code="engine_timeout") from None
         except (EngineFailure, ValueError) as failure:
@@ -170,12 +183,18 @@ class Attempts:
         await send_part(send, b"", more=False)
         await opened.reply.ended()
 
-    async def _pass_on(self, line: Line, relay: Relay, opened: Opened) -> None:
+    async def _pass_on(self, line: Line, relay: Relay, opened: Opened, between: Times) -> None:
         """Send on what the engine says, until it has said all or breaks off."""
+        last = time.perf_counter()
         held: list[bytes] = []  # until it is masked
 
         def take(chunk: bytes) -> bool:
+            nonlocal last
             data = relay.push(chunk)
+            if data and not relay.done:
+                now = time.perf_counter()
+                between.add(now - last)
+                last = now
             if data and opened.mask is not None:
                 held.append(data)
                 return False
@@ -186,6 +205,7 @@ class Attempts:
         while not relay.done:
             if line.stalled:
                 await line.drained()
+                last = time.perf_counter()  # the client's slowness is none of the engine's
             if not await opened.reply.pump(take, self._idle_timeout_s):
                 break
             if held:

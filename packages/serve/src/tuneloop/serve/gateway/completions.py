@@ -43,6 +43,7 @@ from tuneloop.serve.gateway.routing import pick, plan
 from tuneloop.serve.gateway.settings import GatewaySettings
 from tuneloop.serve.gateway.shadows import Shadows
 from tuneloop.serve.gateway.snapshot import Snapshot, Target
+from tuneloop.serve.gateway.tally import Times
 from tuneloop.serve.gateway.tracing import Tracing
 from tuneloop.serve.gateway.upstream import EngineFailure
 
@@ -64,9 +65,11 @@ class Completions:
         tracing: Tracing,
         finished: Callable[[Exchange], None],
         retried: Callable[[str], None],
+        between: Callable[[Target], Times],
         draw: Callable[[], float],
     ) -> None:
-        """`draw` (0 to below 1) decides between engines of equal load."""
+        """`between` gives where times between events are counted; `draw` (0 to below 1) decides between engines of
+        equal load."""
         self._settings = settings
         self._snapshot = snapshot
         self._load = load
@@ -76,6 +79,7 @@ class Completions:
         self._tracing = tracing
         self._finished = finished
         self._retried = retried
+        self._between = between
         self._draw = draw
         self._limits = Limits(settings.max_prompt_chars, settings.max_tokens, settings.max_choices)
         self._budget = RetryBudget(settings.retry_share)
@@ -83,7 +87,7 @@ class Completions:
 
     async def start(self) -> None:
         """Make the connection pool; needs the running loop."""
-        self._running = Attempts(self._settings, self._load)
+        self._running = Attempts(self._settings, self._load, self._between)
 
     async def stop(self) -> None:
         """Close the connections to the engines."""

@@ -21,8 +21,8 @@ class Load:
 
     What fails at once has nothing in flight, and would else draw every request as the least loaded. An engine that is
     gone, to which no connection can be made or which hangs, is set aside: before it another version is taken. One that
-    fails to answer, or has no room, is shunned for that version alone and only while others have the same version: a
-    version that fails wherever it is must be seen to fail.
+    fails to answer, breaks off, or has no room, is shunned for that version alone and only while others have the same
+    version: a version that fails wherever it is must be seen to fail.
 
     A shadow's copies are in flight on a slot, which an engine must not unload meanwhile, and count for no engine: what
     steers requests is requests.
@@ -33,14 +33,16 @@ class Load:
         self._engines: dict[str, int] = {}
         self._gone = Breaker(clock)  # by engine
         self._failing = Breaker(clock)  # by slot
+        self._busy = Breaker(clock)  # by slot
 
     def carry(self, target: Target) -> None:
         """Count one request more; `put_down` must follow."""
         self.carry_copy(target)
         self._engines[target.engine] = self._engines.get(target.engine, 0) + 1
-        if self._gone.paused or self._failing.paused:
+        if self._gone.paused or self._failing.paused or self._busy.paused:
             self._gone.trying(target.engine)
             self._failing.trying(target.slot)
+            self._busy.trying(target.slot)
 
     def put_down(self, target: Target) -> None:
         """One request has ended."""
@@ -69,12 +71,21 @@ class Load:
 
     def shun(self, slot: str, *, busy: bool) -> None:
         """It failed to answer, or is busy: not broken, but not the least loaded either."""
-        self._failing.failed(slot, BUSY_S if busy else SET_ASIDE_S)
+        if busy:
+            self._busy.failed(slot, BUSY_S)
+        else:
+            self._failing.failed(slot, SET_ASIDE_S)
+
+    def begun(self, target: Target) -> None:
+        """It has begun to answer: it is there, and has room; whether it gets to the end is not known yet."""
+        if self._gone.paused or self._busy.paused:
+            self._gone.succeeded(target.engine)
+            self._busy.succeeded(target.slot)
 
     def answered(self, target: Target) -> None:
-        """It has begun to answer."""
-        if self._gone.paused or self._failing.paused:
-            self._gone.succeeded(target.engine)
+        """It has answered to the end."""
+        self.begun(target)
+        if self._failing.paused:
             self._failing.succeeded(target.slot)
 
     def aside(self) -> frozenset[str]:
@@ -83,7 +94,7 @@ class Load:
 
     def shunned(self) -> frozenset[str]:
         """The slots to pass over now where others have the same version."""
-        return self._failing.now()
+        return self._failing.now() | self._busy.now()
 
 
 def _less(counter: dict[str, int], key: str) -> None:

@@ -5,12 +5,13 @@ Label values are bounded: models and versions come from routes, keys are those t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from tuneloop.serve.gateway.admission.admission import Admission
 from tuneloop.serve.gateway.admission.limits import Told
+from tuneloop.serve.gateway.admission.prices import Price
 from tuneloop.serve.gateway.admission.turns import Shed
 from tuneloop.serve.gateway.exchange import Exchange
 from tuneloop.serve.gateway.look import PARTS
@@ -21,11 +22,12 @@ from tuneloop.serve.gateway.tally import SECONDS, Tally
 class Metrics:
     """Every series of one gateway."""
 
-    def __init__(self) -> None:
+    def __init__(self, prices: Mapping[str, Price] | None = None) -> None:
         self.registry = CollectorRegistry()
-        self._tally = Tally()
+        self._tally = Tally(prices)
         self.registry.register(self._tally)
         self.finished = self._tally.finished  # counts one request
+        self.between = self._tally.between  # counts the times between events
         self._retries = self._counter("retries", "second attempts", ("model",))
         self.spans_dropped = self._counter("spans_dropped", "requests whose spans the collector did not take")
         self.records_spooled = self._counter(
@@ -151,6 +153,7 @@ class Metrics:
         """Show a new view; engines that are gone stay, at 0."""
         for model, revision in snapshot.applied.items():
             self._revision.labels(model).set(revision)
+        self._tally.applies(snapshot.keys)
         ready = {engine.id for engine in snapshot.engines if engine.state == "ready"}
         self._engines |= {engine.id for engine in snapshot.engines}
         for engine in self._engines:

@@ -33,6 +33,7 @@ BATCH = 500
 AT_ONCE = 32  # records made in one go, 0.2 ms: the event loop cannot have the interpreter meanwhile
 BREATH_S = 0.000_2
 REDACT_TIMEOUT_S = 20.0
+EDGE_CHARS = 300  # redacted beyond what is kept: of what the cut goes through no half is
 _FEEDBACK_TEXTS = ("label", "comment", "correction")
 
 
@@ -212,7 +213,7 @@ class Recorder:
                 time.sleep(BREATH_S)
             if self._redactor is not None and self._is_crowded and exchange.text_bytes:
                 self._skip_text(exchange)  # those that came while there was room hold up the others
-            records.append(self._redacted(record_of(exchange, self._settings.record_text_chars)))
+            records.append(self._redacted(record_of(exchange, self._settings.record_text_chars + EDGE_CHARS)))
         try:
             refused = self._requests.keep(records)
         except OSError as error:
@@ -237,8 +238,9 @@ class Recorder:
             self._metrics.records_without_text.inc()
             verdict = record.guards | {"redaction": "failed"}
             return record.model_copy(update={"messages": (), "answer": None, "error": None, "guards": verdict})
-        messages = tuple(Message(role=m.role, content=next(clean) if m.content else "") for m in record.messages)
-        answer = next(clean) if record.answer else record.answer
+        most = self._settings.record_text_chars
+        messages = tuple(Message(role=m.role, content=next(clean)[:most] if m.content else "") for m in record.messages)
+        answer = next(clean)[:most] if record.answer else record.answer
         reason = next(clean) if record.error else record.error
         return record.model_copy(update={"messages": messages, "answer": answer, "error": reason})
 

@@ -1,4 +1,4 @@
-"""Redaction of what is stored, in a worker process.
+"""Redaction of what is stored, in a worker process: personal data, and secrets by the formats that the guards know.
 
 A worker that fails or overruns its deadline is replaced, and its texts are not stored.
 """
@@ -12,6 +12,8 @@ from multiprocessing.connection import Connection
 
 from tuneloop.registry.errors import Unavailable
 from tuneloop.serve.gateway.worker import Worker, serve
+from tuneloop.serve.guards import secrets
+from tuneloop.serve.guards.verdict import replaced
 
 STAND_BACK_S = 0.2  # how long one who is not urgent lets urgent ones go first
 
@@ -29,7 +31,7 @@ class Redactor:
         self._worker.start()
 
     def redact(self, texts: Sequence[str], timeout_s: float, *, urgent: bool = False) -> list[str]:
-        """The texts without personal data; `timeout_s` counts from when the worker is warm.
+        """The texts without personal data and secrets; `timeout_s` counts from when the worker is warm.
 
         Raises:
             Unavailable: the worker failed or took too long; nothing may be stored.
@@ -64,9 +66,13 @@ def work(pipe: Connection) -> None:
 
 
 def _warm() -> Callable[[object], object]:
-    from tuneloop.registry.redaction import redact  # noqa: PLC0415 (120 MB that only this process may pay)
+    from tuneloop.registry.redaction import find  # noqa: PLC0415 (120 MB that only this process may pay)
 
-    remembered = lru_cache(maxsize=512)(lambda text: redact(text).text)  # system prompts come again and again
+    @lru_cache(maxsize=512)  # system prompts come again and again
+    def remembered(text: str) -> str:
+        personal = [(one.start, one.end, one.entity) for one in find(text)]
+        return replaced(text, [*((one.start, one.end, one.kind) for one in secrets.find(text)), *personal])
+
     remembered("Warm up: write to ada@example.com or call +44 20 7946 0958.")
 
     def answer(question: object) -> object:

@@ -19,6 +19,7 @@ from starlette.exceptions import HTTPException
 from tuneloop.registry.errors import InvalidInput, Unavailable
 from tuneloop.registry.nouns import ApiKey, Feedback, Route, utc_now
 from tuneloop.serve.gateway.body import PATHS
+from tuneloop.serve.gateway.document import document
 from tuneloop.serve.gateway.errors import CLIENT_CLOSED_REQUEST, ApiError, bad_request, error_body
 from tuneloop.serve.gateway.http import ClientLeft, Scope, read_body
 from tuneloop.serve.gateway.records import Recorder
@@ -89,6 +90,7 @@ def build(services: Services) -> FastAPI:
     _add_models(app, services)
     _add_feedback(app, services)
     _add_health(app, services)
+    _add_document(app)
     _add_errors(app)
     return app
 
@@ -149,6 +151,14 @@ def _add_health(app: FastAPI, services: Services) -> None:
     @app.get("/metrics")
     async def exposition() -> Response:
         return Response(services.metrics(), media_type=CONTENT_TYPE_LATEST)
+
+
+def _add_document(app: FastAPI) -> None:
+    told = document(FeedbackBody)
+
+    @app.get("/openapi.json")
+    async def openapi() -> dict[str, object]:
+        return told
 
 
 def _add_errors(app: FastAPI) -> None:

@@ -175,9 +175,10 @@ class Shadows:
         snapshot = self._snapshot()
         if snapshot is None:
             raise _Dropped("no_engine")
-        aside = self._load.aside()
-        target = pick(snapshot, exchange.plan.route.model, exchange.plan.versions, self._with_mine, avoid=aside)
-        if target is None or target.engine in aside:
+        aside, shunned = self._load.aside(), self._load.shunned()
+        versions = exchange.plan.versions
+        target = pick(snapshot, exchange.plan.route.model, versions, self._with_mine, avoid=aside, shun=shunned)
+        if target is None or target.engine in aside or target.slot in shunned:
             raise _Dropped("no_engine")
         if self._waiting() or self._load.of(target.engine) > self._settings.shadow_engine_load:
             raise _Dropped("busy")

@@ -7,9 +7,10 @@ is more than what is counted is worth. The event loop alone writes here; whoever
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections import Counter
-from collections.abc import Iterable
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from decimal import Decimal
 from itertools import accumulate
 
 from prometheus_client import Metric
@@ -17,9 +18,14 @@ from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
+from tuneloop.registry.nouns import ApiKey
+from tuneloop.serve.gateway.admission.prices import Price
 from tuneloop.serve.gateway.exchange import Exchange
+from tuneloop.serve.gateway.snapshot import Target
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
+MOST_OWNERS = 200  # with series of their own; the others' are summed up
+OTHER = "(other)"
 _LABELS = ("model", "version")
 _BOUNDS = (*map(floatToGoString, SECONDS), "+Inf")
 
@@ -57,10 +63,15 @@ class Sums:
 
 
 class Tally(Collector):
-    """Counts requests by model and version."""
+    """Counts requests by model and version, times by engine too, and tokens by the owners of keys."""
 
-    def __init__(self) -> None:
+    def __init__(self, prices: Mapping[str, Price] | None = None) -> None:
         self._sums: dict[tuple[str, str], Sums] = {}
+        self._between: dict[str, Times] = {}  # by slot
+        self._queued: dict[tuple[str, str], Times] = {}  # by model and engine
+        self._used: dict[tuple[str, str], list[int]] = {}  # by key and model: tokens read and written
+        self._owners: dict[str, str] = {}
+        self._prices = prices or {}
 
     def finished(self, exchange: Exchange) -> None:
         """Count one request."""
@@ -80,9 +91,76 @@ class Tally(Collector):
             sums.prompt += usage.prompt_tokens
             sums.completion += usage.completion_tokens
             sums.has_usage = True
+            who = (exchange.api_key or "", which[0])
+            used = self._used.get(who)
+            if used is None:
+                used = self._used[who] = [0, 0]
+            used[0] += usage.prompt_tokens
+            used[1] += usage.completion_tokens
+        if exchange.queue_ms is not None:
+            where = (which[0], target.engine)
+            queued = self._queued.get(where)
+            if queued is None:
+                queued = self._queued[where] = Times()
+            queued.add(exchange.queue_ms / 1e3)
+
+    def between(self, target: Target) -> Times:
+        """Where the times between two events of a stream from there are counted."""
+        times = self._between.get(target.slot)
+        if times is None:
+            times = self._between[target.slot] = Times()
+        return times
+
+    def applies(self, keys: Iterable[ApiKey]) -> None:
+        """Learn whose the keys are; one that is gone is its owner's still."""
+        self._owners |= {key.id: key.owner for key in keys}
 
     def collect(self) -> Iterable[Metric]:
         """The metrics."""
+        yield from self._by_version()
+        yield from self._by_engine()
+        yield from self._by_owner()
+
+    def _by_engine(self) -> Iterable[Metric]:
+        between = HistogramMetricFamily(
+            "tuneloop_inter_token_seconds", "between two events of a stream", labels=(*_LABELS, "engine")
+        )
+        queue = HistogramMetricFamily(
+            "tuneloop_engine_queue_seconds",
+            "arrival until sent to the engine: limits, turn, guards, attempts before",
+            labels=("model", "engine"),
+        )
+        for slot, times in list(self._between.items()):
+            engine, _, name = slot.partition("|")
+            model, _, version = name.rpartition("@")
+            between.add_metric((model, version, engine), times.buckets(), times.sum)
+        for which, times in list(self._queued.items()):
+            queue.add_metric(which, times.buckets(), times.sum)
+        return between, queue
+
+    def _by_owner(self) -> Iterable[Metric]:
+        tokens = CounterMetricFamily("tuneloop_owner_tokens", "tokens of an owner's keys", labels=("owner", "kind"))
+        spent = CounterMetricFamily(
+            "tuneloop_owner_spent_usd", "what an owner's keys spent, of models with a price", labels=("owner",)
+        )
+        used: defaultdict[str, list[int]] = defaultdict(lambda: [0, 0])
+        money: defaultdict[str, Decimal] = defaultdict(Decimal)
+        for (key, model), (prompt, completion) in list(self._used.items()):
+            owner = self._owners.get(key, OTHER)
+            if owner not in used and len(used) >= MOST_OWNERS:
+                owner = OTHER
+            used[owner][0] += prompt
+            used[owner][1] += completion
+            if (price := self._prices.get(model)) is not None:
+                money[owner] += price.of(prompt, completion)
+        for owner, (prompt, completion) in used.items():
+            tokens.add_metric((owner, "prompt"), prompt)
+            tokens.add_metric((owner, "completion"), completion)
+        for owner, usd in money.items():
+            spent.add_metric((owner,), float(usd))
+        return tokens, spent
+
+    def _by_version(self) -> Iterable[Metric]:
         requests = CounterMetricFamily(
             "tuneloop_requests", "requests by outcome; 499: the client left", labels=(*_LABELS, "status")
         )
