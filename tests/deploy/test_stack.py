@@ -11,6 +11,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from tuneloop.registry.guard_policy import GuardPolicy
 from tuneloop.registry.nouns import utc_now
 from tuneloop.registry.rollouts.rollout import RolloutState
 from tuneloop.registry.settings import RegistrySettings
+from tuneloop.serve.gateway.admission.prices import Price
 
 
 @contextmanager
@@ -131,7 +133,8 @@ def test_prometheus_fills_every_rule_and_panel_from_real_exporters(tmp_path: Pat
         hurried = GuardPolicy(deadline_ms=10)  # too little for a long text
         world.registry.policies.set("unserved", hurried, by="test", reason="test")
         secret, _ = world.registry.keys.new("team", by="test", limits=KeyLimits(requests_per_minute=1))
-        gateway = world.gateway(max_in_flight=1, queue_timeout_s=0.5, guard_workers=1)
+        prices = {"bot": Price(prompt_usd_per_million=Decimal(1), completion_usd_per_million=Decimal(2))}
+        gateway = world.gateway(max_in_flight=1, queue_timeout_s=0.5, guard_workers=1, prices=prices)
         # One of them tells nobody itself, so that the episode is Prometheus' to tell.
         monitors = [export_monitor(stack, receivers) for receivers in ({}, {"pager": Backlog(30.0, 1)})]
         targets = {"gateway": [gateway.url], "monitor": [f"http://127.0.0.1:{port}" for port in monitors]}

@@ -1,7 +1,7 @@
 """For whoever sees to capacity: how much is asked, how full gateways and engines are, what is refused for want of room.
 
-The gateway's queue and its refusals are of all models together; time between tokens and the engines' own queue are
-vLLM's metrics.
+The gateway's queue for a turn and its refusals are of all models together; the engines' own queue is vLLM's metric, and
+time between tokens is both theirs and the gateway's.
 """
 
 from __future__ import annotations
@@ -41,6 +41,19 @@ _DEMAND = (
         stacked=True,
     ),
     Panel(
+        "Tokens by owner",
+        "short",
+        (Query("sum by (owner) (rate(tuneloop_owner_tokens_total[$__rate_interval]))", "{{owner}}"),),
+        description="Per second, of all models.",
+        stacked=True,
+    ),
+    Panel(
+        "Money by owner",
+        "currencyUSD",
+        (Query("3600 * sum by (owner) (rate(tuneloop_owner_spent_usd_total[$__rate_interval]))", "{{owner}}"),),
+        description="An hour, of models that have a price.",
+    ),
+    Panel(
         "Engine time asked for",
         "short",
         (Query(f"sum by (model) ({rate('tuneloop_request_seconds_sum')})", "{{model}}"),),
@@ -54,6 +67,12 @@ _GATEWAYS = (
         "s",
         quantiles("tuneloop_queue_seconds", "", "", 0.5, 0.95, 0.99, chosen=""),
         description="Of those that waited, all models together.",
+    ),
+    Panel(
+        "From arrival to the engine",
+        "s",
+        quantiles("tuneloop_engine_queue_seconds", "model, engine", "{{model}} {{engine}}", 0.5, 0.99),
+        description="Limits, the turn, guards, and attempts before.",
     ),
     Panel(
         "Requests in flight and waiting",
@@ -134,6 +153,12 @@ _FAST = (
         "s",
         quantiles("vllm:inter_token_latency_seconds", "instance", "{{instance}}", 0.5, 0.95, 0.99, chosen=""),
         description="As the engines measure it, all versions together.",
+    ),
+    Panel(
+        "Time between events of a stream",
+        "s",
+        quantiles("tuneloop_inter_token_seconds", "engine", "{{engine}}", 0.5, 0.99),
+        description="As they come to the gateways.",
     ),
     Panel(
         "Tokens per second of an engine",

@@ -133,6 +133,12 @@ _SPEED = (
         "heatmap",
         "Streams by how long their first event took.",
     ),
+    Panel(
+        "Time between tokens by version",
+        "s",
+        quantiles("tuneloop_inter_token_seconds", "model, version", _NAMED, 0.5, 0.95),
+        description="Between two events of a stream, as they came from the engine.",
+    ),
     Panel("Latency by version", "s", quantiles("tuneloop_request_seconds", "model, version", _NAMED, 0.5, 0.95, 0.99)),
     Panel(
         "Time to first token by version",
