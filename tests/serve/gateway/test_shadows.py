@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -219,8 +220,11 @@ def test_copies_wait_in_a_short_queue_until_their_deadline_and_the_rest_is_dropp
         shadows, load, finished, why, _ = await unit_world(
             slow, shadow_in_flight=1, shadow_queue=1, shadow_timeout_s=0.5
         )
-        for _ in range(3):
-            shadows.copy(original(), ASK)
+        loop = asyncio.get_running_loop()
+        with pytest.MonkeyPatch.context() as clock:  # all in one moment: their deadlines are one too
+            clock.setattr(loop, "time", partial(float, loop.time()))
+            for _ in range(3):
+                shadows.copy(original(), ASK)
         await asyncio.sleep(0)
         assert why == ["queue"], "taking a copy waits for nothing"
         await ended(lambda: len(why) == 2)
