@@ -1,9 +1,11 @@
 """Which tokens are learned: the assistant's turns and their end-of-turn token, nothing else; audited before step one.
 
 Rows are rendered with the chat template (`data.templates`), turn by turn: what it writes for the conversation up to an
-answer must be a prefix of what it writes with the answer. So each turn is tokenised just as it is when served, and this
-works for any template that keeps earlier turns as they were; one that rewrites them is refused with what to do about
-it. Preferences are two such rows; questions alone are rendered up to where the assistant begins to speak.
+answer must be a prefix of what it writes with the answer, in text and in tokens. So each prompt is tokenised whole, as
+it is when served, and an answer is what the tokens of both together have more: on its own it would get the mark of a
+text's beginning from a SentencePiece tokenizer. This works for any template that keeps earlier turns as they were;
+what does not is refused with what to do about it. Preferences are two such rows; questions alone are rendered up to
+where the assistant begins to speak.
 
 Shapes: every list of a row is T tokens long.
 """
@@ -133,6 +135,7 @@ class Labeller:
         turns = turns_of(row, self._template)
         ids: list[int] = []
         labels: list[int] = []
+        after: list[int] = []
         done, ends, prompt_length = "", 0, 0
         for index, turn in enumerate(turns):
             if turn["role"] != "assistant":
@@ -141,13 +144,18 @@ class Labeller:
             answered = self.render(turns[: index + 1], prompt=False)
             self._require_prefix(row, done, asked)
             self._require_prefix(row, asked, answered)
-            given, learned = self._ids(asked[len(done) :]), self._ids(answered[len(asked) :])
+            prompt = self._ids(asked)
+            if prompt[: len(ids)] != ids:
+                raise self._served_otherwise(row)
+            learned = self._answer_ids(row, prompt, asked, answered)
             cut = self._after_last_end(row, learned)
-            ids += given + learned
-            labels += [IGNORED] * len(given) + learned[:cut] + [IGNORED] * (len(learned) - cut)
-            prompt_length = len(ids) - len(learned)
+            labels += [IGNORED] * (len(prompt) - len(ids)) + learned[:cut]
+            ids, after = prompt + learned[:cut], learned[cut:]
+            prompt_length = len(prompt)
             ends += 1
             done = answered
+        ids += after  # what the template writes behind an answer; before another turn that is part of its prompt
+        labels += [IGNORED] * len(after)
         if len(ids) > self._max_length:
             ids, labels = ids[: self._max_length], labels[: self._max_length]
             ends = min(ends, labels.count(self._end))
@@ -193,6 +201,28 @@ class Labeller:
 
     def _ids(self, text: str) -> list[int]:
         return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _answer_ids(self, row: Row, prompt: list[int], asked: str, answered: str) -> list[int]:
+        """The tokens of an answer, as they follow those of its prompt.
+
+        Most tokenizers read prompt and answer together as the prompt's own tokens and the rest. Where one joins the
+        prompt's last character to the answer's first (a newline to spaces), the answer is tokenised alone, as the
+        model would write it, if together they still say what was written.
+        """
+        whole = self._ids(answered)
+        if whole[: len(prompt)] == prompt:
+            return whole[len(prompt) :]
+        alone = self._ids(answered[len(asked) :])
+        if self._tokenizer.decode(prompt + alone) != self._tokenizer.decode(whole):
+            raise self._served_otherwise(row)
+        return alone
+
+    def _served_otherwise(self, row: Row) -> InvalidInput:
+        return InvalidInput(
+            f"{row.place or 'a row'}: the base's tokenizer joins what stands on both sides of an answer's beginning or "
+            "end into one token, so the model would learn from other tokens than it is asked with; remove spaces and "
+            "newlines at the beginning and end of what the assistant says, or give one question and one answer per row"
+        )
 
     def _require_prefix(self, row: Row, start: str, whole: str) -> None:
         if not whole.startswith(start):

@@ -74,6 +74,10 @@ class LightTokenizer:
         """`input_ids` of a text."""
         return {"input_ids": self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids}
 
+    def decode(self, ids: list[int]) -> str:
+        """The text of some tokens, special ones included."""
+        return str(self._tokenizer.decode(ids, skip_special_tokens=False))
+
 
 def _content(token: Any) -> str | None:
     return token.get("content") if isinstance(token, dict) else token
