@@ -68,6 +68,24 @@ def test_early_stopping_ends_the_fit_and_keeps_the_best_weights(fits: Fits) -> N
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in again.state_dict().items())
 
 
+@pytest.mark.parametrize("is_gone", [False, True])
+def test_weights_that_training_only_made_worse_are_those_it_began_with(
+    fits: Fits, monkeypatch: pytest.MonkeyPatch, is_gone: bool
+) -> None:
+    recipe = fits.recipe(validate_every=1, early_stopping={"patience": 2})
+    losses = iter([1.0, 2.0, 3.0])
+    monkeypatch.setattr("tuneloop.train.fit.run.mean_nll", lambda _rows: next(losses))
+    store, model = fits.store(keep=1), fits.model(recipe)
+    if is_gone:
+        monkeypatch.setattr(store, "at", lambda _step: None)
+    began = {name: value.clone() for name, value in model.state_dict().items()}
+    done = fits.fit(recipe, steps=4, validation=fits.labelled("validation")[:1], store=store, model=model)
+    assert (done.steps, done.weights_step) == (2, 2 if is_gone else 0)
+    said = "the checkpoint of step 0, the best one, is gone" if is_gone else "the weights of step 0 are kept"
+    assert said in " ".join(fits.said)
+    assert all(torch.equal(value, began[name]) for name, value in model.state_dict().items()) is not is_gone
+
+
 def test_over_fitting_and_plateaus_are_said_with_what_helps() -> None:
     run = RunSection(steps=100)
     state = RunState(micro_batch=1, learning_rate=1e-4, validations=validated(2.0, 1.0, 1.5))

@@ -119,12 +119,10 @@ class _Attempts:
             checkpoint, state = self._way_back(trouble, guard, checkpoint)
             del trainer, guard, progress
             give_memory_back()
-        self._take_the_best(trainer, guard)
+        kept = self._take_the_best(trainer, guard)
         self._clean_up()
         if guard.stopped is not None:
             raise guard.stopped.kept(trainer.state.global_step)
-        early = fitting.recipe.run.early_stopping is not None
-        kept = guard.best_step if early and guard.best_step is not None else trainer.state.global_step
         return progress.result(trainer.state.log_history, guard.state, weights_step=kept)
 
     def _clean_up(self) -> None:
@@ -225,18 +223,19 @@ class _Attempts:
         )
         return found, changed
 
-    def _take_the_best(self, trainer: Any, guard: Guard) -> None:
-        """With early stopping, the weights of the lowest validation loss are the result."""
-        best, early = guard.best_step, self._fitting.recipe.run.early_stopping
-        if early is None or guard.stopped is not None or best is None or best == trainer.state.global_step:
-            return
+    def _take_the_best(self, trainer: Any, guard: Guard) -> int:
+        """With early stopping, the weights of the lowest validation loss are the result; the step whose they are."""
+        best, early, last = guard.best_step, self._fitting.recipe.run.early_stopping, int(trainer.state.global_step)
+        if early is None or guard.stopped is not None or best is None or best == last:
+            return last
         found = self._store.at(best)
         if found is None:
             self._say(f"the checkpoint of step {best}, the best one, is gone; the last weights are kept instead")
-            return
+            return last
         if not is_parallel():  # the launcher takes the weights from the checkpoint
             trainer._load_from_checkpoint(str(found.folder))
         self._say(f"the weights of step {best} are kept: its validation loss is the lowest")
+        return best
 
 
 def _with_what_was_learned(kept: RunState, now: RunState) -> RunState:

@@ -128,8 +128,10 @@ class Guard(TrainerCallback):  # type: ignore[misc]  # transformers is untyped h
     def on_train_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:  # noqa: ARG002 (transformers' signature)
         self._losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
         set_peak_rate(others["optimizer"], others["lr_scheduler"], self.state.learning_rate)
-        if state.global_step == 0 and self._run.divergence.action == "rollback":
-            self.save_now()
+        stops_early = self._run.early_stopping is not None and bool(self.state.validations)
+        if state.global_step == 0 and (stops_early or self._run.divergence.action == "rollback"):
+            self.save_now()  # what it began as may be the best there is, or the only way back
+            self._improved = False
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:  # noqa: ARG002 (see above)
         self.random = RandomState.now()
