@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,11 +71,13 @@ class CheckpointStore:
 
     def clear(self) -> None:
         """Throw every checkpoint away: a run begins anew."""
+        shutil.rmtree(self._replaced, ignore_errors=True)
         for folder in self._steps():
             shutil.rmtree(folder)
 
     def discard_staging(self) -> None:
         """Throw away what an interrupted write left."""
+        self._take_back()
         shutil.rmtree(self.staging, ignore_errors=True)
 
     def seal(self, written: Path, state: RunState, best_step: int | None = None) -> Checkpoint:
@@ -93,16 +96,18 @@ class CheckpointStore:
         for folder in {path.parent for path in files}:
             sync(folder)
         target = self._folder / f"step-{state.step:08d}"
+        self._take_back()
         if target.exists():  # the same step again, after a rollback or with another micro-batch
-            target.rename(self._folder / f"{_STAGING}-replaced")
+            target.rename(self._replaced)
         written.rename(target)
         sync(self._folder)
-        shutil.rmtree(self._folder / f"{_STAGING}-replaced", ignore_errors=True)
+        shutil.rmtree(self._replaced, ignore_errors=True)
         self._prune(best_step)
         return Checkpoint(target, state)
 
     def newest_valid(self) -> Checkpoint | None:
         """The last whole checkpoint; those after it that are spoilt are named."""
+        self._take_back()
         for folder in self._steps():
             found = self._read(folder)
             if found is not None:
@@ -111,8 +116,30 @@ class CheckpointStore:
 
     def at(self, step: int) -> Checkpoint | None:
         """The checkpoint of this step, if it is there and whole."""
+        self._take_back()
         folder = self._folder / f"step-{step:08d}"
         return self._read(folder) if folder.is_dir() else None
+
+    @property
+    def _replaced(self) -> Path:
+        """Where the checkpoint of a step lies while the next one of the same step is put in its place."""
+        return self._folder / f"{_STAGING}-replaced"
+
+    def _take_back(self) -> None:
+        """See to what a kill left there: its place is still empty, or what replaced it is whole."""
+        if not self._replaced.is_dir():
+            return
+        try:
+            state = RunState.model_validate_json((self._replaced / _STATE).read_bytes())
+        except (OSError, ValidationError):
+            state = None
+        target = self._folder / f"step-{state.step:08d}" if state else None
+        if target is not None and not target.exists():
+            with suppress(FileNotFoundError):  # another process of the run was first
+                self._replaced.rename(target)
+            sync(self._folder)
+        else:
+            shutil.rmtree(self._replaced, ignore_errors=True)
 
     def _steps(self) -> list[Path]:
         return sorted(self._folder.glob("step-*"), reverse=True)
