@@ -32,12 +32,17 @@ def distinct(start: int, count: int) -> list[Row]:
 
 
 def built(
-    fresh: list[Row], replay: list[Row], sets: dict[str, tuple[Row, ...]], replay_rows: int = 100
+    fresh: list[Row],
+    replay: list[Row],
+    sets: dict[str, tuple[Row, ...]],
+    replay_rows: int = 100,
+    validation: tuple[Row, ...] = (),
 ) -> RetrainingData:
     return build(
         fresh,
         replay,
         sets,
+        validation=validation,
         fresh_name="fresh",
         replay_rows=replay_rows,
         redact=lambda text: text.replace("ann@example.org", "<EMAIL_ADDRESS>"),
@@ -96,6 +101,13 @@ def test_nothing_that_is_measured_is_learned() -> None:
     assert made.fresh_rows + len(made.sets["fresh"]) == 50
     assert made.replayed_rows == 20
     _assert_apart(made)
+
+
+def test_what_early_stopping_looks_at_is_neither_learned_nor_measured() -> None:
+    rows = distinct(0, 40)
+    made = built(rows[:30], rows[30:], {}, validation=tuple(rows[::2]))
+    used = {*made.train, *(one for measured in made.sets.values() for one in measured)}
+    assert used == set(rows[1::2])
 
 
 def test_the_old_rows_are_a_fixed_sample() -> None:

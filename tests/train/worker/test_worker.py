@@ -32,6 +32,7 @@ from tuneloop.train.data.near import normal
 from tuneloop.train.data.rows import Row
 from tuneloop.train.job import kept, run
 from tuneloop.train.publishing.lineage import Lineage
+from tuneloop.train.recipe.run import EarlyStopping
 from tuneloop.train.retraining.estimate import Here, estimate
 from tuneloop.train.retraining.worker import Worker
 from tuneloop.train.screen import Screen
@@ -76,6 +77,11 @@ def test_a_request_becomes_one_gated_version(registry: Registry, request_waiting
     everything = "\n".join(row.line() for row in (*learned, *sets["fresh"]))
     assert MAIL not in everything
     assert "Who is <EMAIL_ADDRESS>?" in everything
+    validated = Lineage(registry.versions, registry.versions.get("bot", 1)).validation_rows()
+    assert lineage.validation_rows() == validated
+    assert len(validated) == 4
+    assert not texts(learned) & texts(validated)
+    assert registry.versions.metric_history(version.run_id, "validation_loss")
     manifest = lineage.manifest()
     assert manifest["fresh_rows"] + len(sets["fresh"]) == 29
     assert manifest["replayed_rows"] == 16
@@ -273,6 +279,22 @@ def test_corrections_are_judged_by_the_recipes_quality_section(
     lineage = Lineage(registry.versions, registry.versions.get("bot", 2))
     assert lineage.manifest()["dropped"]["long"] == 1
     assert not any(long in row.answer for row in lineage.train_rows())
+
+
+def test_early_stopping_without_rows_to_stop_by_is_said(
+    registry: Registry, champion: Version, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A version of a release that kept no validation rows, or whose recipe had none."""
+    recipe = Lineage(registry.versions, champion).recipe().recipe
+    stopping = recipe.model_copy(update={"run": recipe.run.model_copy(update={"early_stopping": EarlyStopping()})})
+    screen = io.StringIO()
+    crew = worker(registry, screen=Screen(screen))
+    assert len(crew._validation(champion, stopping)) == 4
+    monkeypatch.setattr(Lineage, "manifest", lambda _self: {})
+    assert crew._validation(champion, recipe) == ()
+    assert screen.getvalue() == ""
+    assert crew._validation(champion, stopping) == ()
+    assert "run.early_stopping stops nothing: bot@1 keeps no validation rows" in screen.getvalue()
 
 
 def test_a_base_that_changed_is_refused(

@@ -47,10 +47,13 @@ class Publisher:
         self.keeper.keep_json("environment.json", environment())
         self.keeper.keep_json("label_audit.json", prepared.examples.audit.as_json())
         self.keeper.keep_rows("train", job.train)
+        if job.validation:
+            self.keeper.keep_rows("validation", job.validation)
         for name in (*sets, *preferences):
             self.keeper.keep_rows(f"sets/{name}", job.sets[name])
         if job.recipe.recipe.evaluate.slice_by is not None:
             self.keeper.keep_slices(sets)
+        validation = {"rows": len(job.validation), "digest": data_digest(job.validation)} if job.validation else None
         manifest = {
             "base": {
                 "name": job.base.name,
@@ -59,6 +62,7 @@ class Publisher:
                 "template_digest": job.base.template_digest,
             },
             "train": {"rows": len(job.train), "digest": data_digest(job.train)},
+            **({"validation": validation} if validation else {}),
             "sets": {name: {"rows": len(chosen.rows), "digest": chosen.digest} for name, chosen in sets.items()},
             "preferences": {name: {"rows": len(one.rows), "digest": one.digest} for name, one in preferences.items()},
             "rewards": list(rewards),

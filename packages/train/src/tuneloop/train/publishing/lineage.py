@@ -6,6 +6,7 @@ alone.
     lineage/environment.json   Python, platform, every installed distribution with its version
     lineage/label_audit.json   what was learned from
     lineage/train.jsonl        the rows themselves
+    lineage/validation.jsonl   where the recipe validates: those rows, so that a retraining can stop early too
     lineage/sets/NAME.jsonl    the evaluation sets
     lineage/slices.json        where a recipe slices: each set's values of that field, row by row
     lineage/evaluation.json    every row's scores before and after, for paired comparisons, with what came of them
@@ -157,6 +158,10 @@ class Lineage:
     def train_rows(self) -> tuple[Row, ...]:
         """The rows it was trained on."""
         return self._rows("train.jsonl")
+
+    def validation_rows(self) -> tuple[Row, ...]:
+        """The rows it was validated on; none where it was not, or by a release that did not keep them."""
+        return self._rows("validation.jsonl") if "validation" in self.manifest() else ()
 
     def set_rows(self) -> dict[str, tuple[Row, ...]]:
         """Name → rows of each of its evaluation sets."""

@@ -1,8 +1,8 @@
 """The rows of a retraining: old ones replayed, fresh ones from users' corrections, and nothing that is measured. Pure.
 
 Order of work: the newest correction of each request → redact → look at their quality → drop doubles → split off the
-evaluation set `fresh` → drop from training whatever equals or nearly equals a row of any evaluation set. Every row
-dropped is counted under its reason.
+evaluation set `fresh` → drop from training whatever equals or nearly equals a row of any evaluation set. The rows that
+early stopping looks at are held apart as those sets are. Every row dropped is counted under its reason.
 """
 
 from __future__ import annotations
@@ -70,6 +70,7 @@ def build(
     replay: Sequence[Row],
     sets: Mapping[str, tuple[Row, ...]],
     *,
+    validation: Sequence[Row] = (),
     fresh_name: str,
     replay_rows: int,
     redact: Callable[[str], str],
@@ -82,6 +83,7 @@ def build(
         fresh: corrected conversations, oldest first.
         replay: the training rows of the champion and its ancestors.
         sets: the evaluation sets so far; they stay as they are.
+        validation: rows that are validated on; neither learned nor measured.
         fresh_name: what the additional evaluation set is called.
         replay_rows: how many old rows to keep, chosen by the hash of their text.
         redact: takes personal data out of a text.
@@ -92,7 +94,7 @@ def build(
     findings = good(redacted)
     dropped.update(findings.dropped)
     single = without_doubles([row for row, kept in zip(redacted, findings.kept, strict=True) if kept], dropped)
-    kept_apart = [row for rows in sets.values() for row in rows]
+    kept_apart = [*(row for rows in sets.values() for row in rows), *validation]
     measured, learned = split_off(_apart(single, kept_apart, dropped))
     kept_apart += measured
     new_sets = {**sets, fresh_name: tuple(measured)} if measured else dict(sets)

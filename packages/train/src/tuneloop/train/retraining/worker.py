@@ -145,7 +145,8 @@ class Worker:
         parent = registry.versions.get(request.model, request.base_version)
         file = self._recipe(request, parent)
         base = self._base(file, parent)
-        data = self._data(request, parent, file.recipe)
+        validation = self._validation(parent, file.recipe)
+        data = self._data(request, parent, file.recipe, validation)
         shown = ", ".join(f"{n} {reason}" for reason, n in data.dropped.items()) or "none"
         self._screen.say(f"data: {data.fresh_rows} fresh and {data.replayed_rows} old rows to learn; dropped: {shown}")
         for warning in data.quality.warnings:
@@ -157,6 +158,7 @@ class Worker:
             base,
             data.train,
             data.sets,
+            validation,
             steps=file.recipe.retrain.steps,
             parent=parent,
             start=file.recipe.retrain.start_from,
@@ -214,7 +216,19 @@ class Worker:
         bases = self._registry.settings.home / "bases"
         return base_of(parent, file.recipe, bases, relative_to=file.folder)
 
-    def _data(self, request: RetrainingRequest, parent: Version, recipe: Recipe) -> RetrainingData:
+    def _validation(self, parent: Version, recipe: Recipe) -> tuple[Row, ...]:
+        """The rows its parent was validated on: what a retraining would be stopped early by."""
+        rows = Lineage(self._registry.versions, parent).validation_rows()
+        if not rows and recipe.run.early_stopping is not None:
+            self._screen.say(
+                f"warning: run.early_stopping stops nothing: {parent.name} keeps no validation rows, so that all "
+                f"{recipe.retrain.steps} steps are trained; train it again with `tuneloop train` and data.validation"
+            )
+        return rows
+
+    def _data(
+        self, request: RetrainingRequest, parent: Version, recipe: Recipe, validation: Sequence[Row]
+    ) -> RetrainingData:
         registry = self._registry
         since = request.window_start - _ALL_OF_IT
         records = registry.traffic.window(request.model, since=since, until=request.window_end)
@@ -229,6 +243,7 @@ class Worker:
             fresh,
             self._replayable(parent),
             sets,
+            validation=validation,
             fresh_name=FRESH,
             replay_rows=recipe.retrain.replay_rows,
             redact=lambda text: redact(text).text,
