@@ -125,7 +125,7 @@ def greedy_answers(
     would: at the tokenizer's end token, or at another that the base's generation config names."""
     was_training = model.training
     model.eval()
-    pad_id, ends = pad_token_id(tokenizer), _end_ids(model, tokenizer)
+    pad_id, ends = pad_token_id(tokenizer), end_ids(model, tokenizer)
     settings = GenerationConfig(
         do_sample=False, max_new_tokens=max_new_tokens, pad_token_id=pad_id, eos_token_id=sorted(ends)
     )
@@ -264,7 +264,8 @@ def _logits_at(model: Any, ids_BT: torch.Tensor, wanted_BT: torch.Tensor, beside
     return every[wanted_BT]
 
 
-def _end_ids(model: Any, tokenizer: Any) -> set[int]:
+def end_ids(model: Any, tokenizer: Any) -> set[int]:
+    """The tokens that end an answer: the tokenizer's own, and those that the base's generation config names."""
     named = model.generation_config.eos_token_id if model.generation_config is not None else None
     others = named if isinstance(named, list) else [named] if named is not None else []
     return {int(tokenizer.eos_token_id), *map(int, others)}

@@ -15,8 +15,10 @@ from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from tuneloop.train.data.labels import LabelledPrompt
+from tuneloop.train.evaluation.measure import end_ids
 from tuneloop.train.fit.guard import Interruptible
 from tuneloop.train.fit.reference import same_reference
+from tuneloop.train.fit.sampling import its_own_probabilities
 from tuneloop.train.recipe import RunSection
 from tuneloop.train.recipe.objective import GrpoObjective
 from tuneloop.train.rewards import Answer, Judge
@@ -37,8 +39,9 @@ class _PreparedGrpoTrainer(Interruptible, GRPOTrainer):  # type: ignore[misc]  #
     ) -> tuple[list[list[int]], None]:
         """A micro-batch at a time, where TRL answers all at once: so halving it halves what this takes too."""
         size, answers = self.args.per_device_train_batch_size, list[list[int]]()
-        for start in range(0, len(prompt_ids), size):
-            answers += super()._generate_single_turn(prompt_ids[start : start + size], *others, **values)[0]
+        with its_own_probabilities(self.model):
+            for start in range(0, len(prompt_ids), size):
+                answers += super()._generate_single_turn(prompt_ids[start : start + size], *others, **values)[0]
         return answers, None
 
 
@@ -63,11 +66,11 @@ def grpo_trainer(
         disable_dropout=True,
     )
     data = Dataset.from_dict({"prompt": [str(n) for n in range(len(prompts))], _ROW: list(range(len(prompts)))})
-    end, batch = int(tokenizer.eos_token_id), config.per_device_train_batch_size
+    ends, batch = end_ids(model, tokenizer), config.per_device_train_batch_size
     with same_reference(model):
         trainer = _PreparedGrpoTrainer(
             model=model,
-            reward_funcs=[_as_trl(name, judge, prompts, end, batch) for name in judge.names],
+            reward_funcs=[_as_trl(name, judge, prompts, ends, batch) for name in judge.names],
             args=config,
             train_dataset=data,
             processing_class=tokenizer,
@@ -78,7 +81,7 @@ def grpo_trainer(
 
 
 def _as_trl(
-    name: str, judge: Judge, prompts: Sequence[LabelledPrompt], end: int, batch: int
+    name: str, judge: Judge, prompts: Sequence[LabelledPrompt], ends: set[int], batch: int
 ) -> Callable[..., list[float]]:
     """One part of the judge in the form TRL calls: its name is what TRL logs it under."""
 
@@ -87,7 +90,7 @@ def _as_trl(
             Answer(
                 prompts[number].row.messages,
                 text.strip(),
-                ids[-1] == end,
+                ids[-1] in ends,
                 prompts[number].row.fields,
                 prompts[number].ids,
                 tuple(ids),

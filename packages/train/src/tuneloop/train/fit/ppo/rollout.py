@@ -16,8 +16,9 @@ import torch
 from transformers import GenerationConfig
 
 from tuneloop.train.data.labels import LabelledPrompt
-from tuneloop.train.evaluation.measure import pad_token_id, padded
+from tuneloop.train.evaluation.measure import end_ids, pad_token_id, padded
 from tuneloop.train.fit.reference import as_reference
+from tuneloop.train.fit.sampling import its_own_probabilities
 from tuneloop.train.rewards import Answer
 
 
@@ -87,7 +88,7 @@ def roll_out(
         micro_batch: answers per forward pass.
         check: called before each forward pass; raises to stop.
     """
-    pad, end = pad_token_id(tokenizer), int(tokenizer.eos_token_id)
+    pad, ends = pad_token_id(tokenizer), end_ids(actor.model, tokenizer)
     device = actor.model.device
     settings = GenerationConfig(
         do_sample=True,
@@ -96,7 +97,7 @@ def roll_out(
         top_p=1.0,
         max_new_tokens=max_new_tokens,
         pad_token_id=pad,
-        eos_token_id=end,
+        eos_token_id=sorted(ends),
     )
     longest = max(len(prompt.ids) for prompt in prompts)
     ids_BP = padded([prompt.ids for prompt in prompts], longest, pad, left=True).to(device)
@@ -106,11 +107,11 @@ def roll_out(
         for start in range(0, len(prompts), micro_batch):
             check()
             part = slice(start, start + micro_batch)
-            with actor.autocast():
+            with actor.autocast(), its_own_probabilities(actor.model):
                 made = actor.model.generate(
                     input_ids=ids_BP[part], attention_mask=asked_BP[part], generation_config=settings
                 )
-            spoken += [_until_end(ids, end) for ids in made[:, longest:].tolist()]
+            spoken += [_until_end(ids, ends) for ids in made[:, longest:].tolist()]
         width = max(map(len, spoken))
         mask_BA = padded([[1] * len(ids) for ids in spoken], width, 0).to(device)
         ids_BT = torch.cat([ids_BP, padded(spoken, width, pad).to(device)], dim=1)
@@ -126,11 +127,11 @@ def roll_out(
     old_BA, reference_BA, values_BA = (torch.cat(parts) for parts in zip(*read, strict=True))
     texts = tokenizer.batch_decode(spoken, skip_special_tokens=True)
     answers = tuple(
-        Answer(prompt.row.messages, text.strip(), ids[-1] == end, prompt.row.fields, prompt.ids, tuple(ids))
+        Answer(prompt.row.messages, text.strip(), ids[-1] in ends, prompt.row.fields, prompt.ids, tuple(ids))
         for prompt, text, ids in zip(prompts, texts, spoken, strict=True)
     )
     return Rollout(answers, ids_BT, attention_BT, mask_BA.float(), old_BA, reference_BA, values_BA)
 
 
-def _until_end(ids: list[int], end: int) -> list[int]:
-    return ids[: ids.index(end) + 1] if end in ids else ids
+def _until_end(ids: list[int], ends: set[int]) -> list[int]:
+    return next((ids[: place + 1] for place, token in enumerate(ids) if token in ends), ids)
