@@ -257,6 +257,23 @@ def test_auto_tries_what_will_be_trained_checkpointing_included(fits: Fits) -> N
     assert kept[True] < kept[False]
 
 
+def test_auto_leaves_room_for_what_the_optimiser_will_hold(fits: Fits, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its state comes into being after the first pass, where a batch that fitted alone would no longer fit."""
+    recipe, longest = fits.recipe(), fits.labelled()[0]
+    model = fits.model(recipe)
+    trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    asked: list[tuple[str, int]] = []
+
+    def more_than_there_is(optimizer: str, parameters: int) -> int:
+        asked.append((optimizer, parameters))
+        return 2**50
+
+    assert fits_in_memory(model, longest, 1, recipe, "cpu")
+    monkeypatch.setattr("tuneloop.train.fit.sft.optimizer_bytes", more_than_there_is)
+    assert not fits_in_memory(model, longest, 1, recipe, "cpu")
+    assert asked == [("adamw", trained)]
+
+
 def test_a_step_that_goes_wrong_is_told_by_loss_gradient_and_leap() -> None:
     rules = DivergenceSection(max_grad_norm=10.0)
     calm = [2.0] * 10

@@ -63,6 +63,10 @@ def refused(tmp_path: Path, **sections: object) -> str:
         ({"objective": PPO, "tuning": {"dropout": 0.1}}, "tuning.dropout: is read with objective sft only"),
         ({"objective": {"kind": "dpo"}, "tuning": {"target_modules": ["lm_head"]}}, "would never be trained"),
         ({"objective": PPO, "run": {"steps": 1, "packing": True}}, "run.packing: rows are packed with objective sft"),
+        (
+            {"run": {"steps": 1, "micro_batch": "auto", "launch": {"processes": 2}}},
+            "run.micro_batch: auto is found by one process",
+        ),
         ({"objective": PPO, "run": {"steps": 1, "micro_batch": "auto"}}, "run.micro_batch: auto is found on rows"),
         (
             {"objective": GRPO, "run": {"steps": 1, "batch_size": 20, "micro_batch": 4}},

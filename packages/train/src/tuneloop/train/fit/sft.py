@@ -25,6 +25,7 @@ from tuneloop.train.data.labels import IGNORED, LabelledRow
 from tuneloop.train.fit.guard import Interruptible
 from tuneloop.train.fit.memory import give_memory_back, is_out_of_memory, largest_that_fits
 from tuneloop.train.fit.order import EvenOrder
+from tuneloop.train.plan.memory import optimizer_bytes
 from tuneloop.train.recipe import Recipe, RunSection
 from tuneloop.train.recipe.run import AUTO
 from tuneloop.train.screen import Screen
@@ -122,14 +123,19 @@ def choose_micro_batch(model: Any, rows: Sequence[Any], recipe: Recipe, device: 
 
 
 def fits(model: Any, longest: LabelledRow, rows: int, recipe: Recipe, device: str) -> bool:
-    """Whether a forward and backward pass over `rows` times the longest row fits into memory; nothing is learned."""
+    """Whether a forward and backward pass over `rows` times the longest row fits into memory, beside what the
+    optimiser will hold from the first step on; nothing is learned."""
     ids = torch.tensor([longest.ids] * rows, device=device)
     labels = torch.tensor([longest.labels] * rows, device=device)
     random_state = torch.get_rng_state()
     was_training = model.training
+    trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    optimizer = 0 if recipe.run.launch.cpu_offload else optimizer_bytes(recipe.optim.optimizer, trained)
+    held: torch.Tensor | None = None
     try:
         precision = torch.autocast(device, torch.bfloat16, enabled=recipe.run.dtype == "bfloat16")
         with _bounded(device), _checkpointed(model, recipe.run.gradient_checkpointing), precision:
+            held = torch.empty(optimizer, dtype=torch.uint8, device=device)
             model.train()
             model(input_ids=ids, labels=labels, use_cache=False).loss.backward()
     except (RuntimeError, MemoryError) as error:
@@ -137,6 +143,7 @@ def fits(model: Any, longest: LabelledRow, rows: int, recipe: Recipe, device: st
             raise
         return False
     finally:
+        del held
         model.zero_grad(set_to_none=True)
         model.train(was_training)
         torch.set_rng_state(random_state)

@@ -36,6 +36,7 @@ def refusals(recipe: Recipe) -> list[Refusal]:
     return [
         *_tuning(recipe),
         *_watching(recipe),
+        *_auto(recipe),
         *_rows(recipe),
         *_quality(recipe),
         *_batches(recipe),
@@ -91,6 +92,16 @@ def _watching(recipe: Recipe) -> Iterator[Refusal]:
     for name in ("early_stopping", "validate_every"):
         if getattr(recipe.run, name) is not None:
             yield ("run", name), "watches the loss of data.validation, and there is none; give one, or remove this"
+
+
+def _auto(recipe: Recipe) -> Iterator[Refusal]:
+    run = recipe.run
+    if run.micro_batch == AUTO and run.launch.processes > 1:
+        yield (
+            ("run", "micro_batch"),
+            "auto is found by one process, and each of several would find its own; give a number: `tuneloop plan` says "
+            "the largest that fits, and where one does not, all of them begin again with less",
+        )
 
 
 def _rows(recipe: Recipe) -> Iterator[Refusal]:
