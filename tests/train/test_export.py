@@ -12,6 +12,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from tests_support import publish_version
 from tuneloop.registry import Registry
 from tuneloop.registry.errors import InvalidInput
 from tuneloop.registry.nouns import Version
@@ -19,6 +20,7 @@ from tuneloop.registry.versions.artifacts import check_publishable, file_digest,
 from tuneloop.train.base import Base, base_of, read_base
 from tuneloop.train.export.quantise import save_quantised, scales
 from tuneloop.train.export.run import MANIFEST, export_version
+from tuneloop.train.fit import reward
 from tuneloop.train.job.begin import job_from_recipe
 from tuneloop.train.job.run import run_job
 from tuneloop.train.publishing.lineage import Lineage
@@ -126,6 +128,16 @@ def test_int8_halves_the_layers_and_says_what_that_cost(
         ["lm_head"],
     )
     assert template_digest(tmp_path / "small") == version.template_digest
+
+
+@pytest.mark.parametrize("asked", [{"merge": True}, {"quantize": "int8"}])
+def test_a_reward_model_is_no_language_model_to_export(registry: Registry, tmp_path: Path, asked: Any) -> None:
+    (tmp_path / "scores").mkdir()
+    (tmp_path / "scores" / reward.MANIFEST).write_text("{}")
+    version = publish_version(registry, tmp_path / "scores")
+    with pytest.raises(InvalidInput, match=r"bot@1 is a reward model: .* without --merge and --quantize"):
+        exported(registry, version, tmp_path / "out", **asked)
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_adapter_of_another_base_is_not_merged(registry: Registry, tiny_recipe: Path, tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from tuneloop.train.data.templates import FILE as TEMPLATE
 from tuneloop.train.evaluation.measure import pad_token_id, score_rows
 from tuneloop.train.evaluation.statistics import RowScore, paired_difference, perplexity
 from tuneloop.train.export.quantise import Quantisation, save_quantised
+from tuneloop.train.fit.reward import MANIFEST as REWARD_MODEL
 from tuneloop.train.publishing.lineage import Lineage
 from tuneloop.train.recipe import Recipe
 from tuneloop.train.screen import Screen
@@ -72,6 +73,11 @@ def export_version(
     if to.exists():
         raise InvalidInput(f"{to} is there already; choose a folder that does not exist yet")
     published = registry.versions.fetch(version, registry.settings.home / "adapters")
+    if (merge or quantize) and (published / REWARD_MODEL).is_file():
+        raise InvalidInput(
+            f"{version.name} is a reward model: merged, its weights would be a language model that nothing was trained "
+            "to be, without the head that scores; export it as it is, without --merge and --quantize"
+        )
     kind = models.saved_kind(published)
     _check(version, kind, merge=merge, quantize=quantize)
     to.parent.mkdir(parents=True, exist_ok=True)
