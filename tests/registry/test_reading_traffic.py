@@ -44,6 +44,14 @@ def test_corrections_are_counted_as_those_who_read_them_find_them(registries: Re
     with statements(registries) as asked:
         assert registries.traffic.corrected("bot", since=since, until=until) == 4
     assert sum("FROM" in statement for statement in asked) == 1
+    with statements(registries) as asked:
+        taught = list(registries.traffic.corrections("bot", since=since, until=until, by=began + timedelta(days=1)))
+    assert len(asked) == 1
+    assert taught == [
+        (record, "It subtracts." if record.id == "req-1" else "It adds.") for record in read if record.id in corrected
+    ]
+    early = registries.traffic.corrections("bot", since=since, until=until, by=began + timedelta(seconds=2.5))
+    assert [(record.id, text) for record, text in early] == [("req-1", "It subtracts."), ("req-7", "It adds.")]
     later = began + timedelta(seconds=1.5)
     at_last = began + timedelta(days=1)
     assert registries.traffic.corrected("bot", since=since, until=at_last, after=later) == 4  # 1 again, 5, 6, 8

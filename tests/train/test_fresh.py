@@ -55,13 +55,12 @@ def test_the_correction_ends_the_conversation_that_was_asked() -> None:
     records = [
         request_record(1, AT),
         request_record(2, AT, messages=()),
-        request_record(3, AT),
         request_record(4, AT, endpoint="completion", messages=(Message(role="prompt", content="Once"),)),
         request_record(5, AT, messages=(Message(role="tool", content="x"), Message(role="user", content="y"))),
     ]
-    corrections = {"req-1": "second", "req-2": "lost", "req-4": "upon a time", "req-5": "z"}
+    corrections = ["second", "lost", "upon a time", "z"]
     dropped: Counter[str] = Counter()
-    found = corrected_rows(records, corrections, dropped)
+    found = list(corrected_rows(zip(records, corrections, strict=True), dropped))
     assert [(r.messages[0].role, r.prompt, r.answer) for r in found] == [
         ("user", "What does f1 do?", "second"),
         ("user", "Once", "upon a time"),

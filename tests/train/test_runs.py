@@ -9,7 +9,7 @@ import pytest
 
 from tuneloop.registry import Registry
 from tuneloop.registry.errors import Unavailable
-from tuneloop.train.fit.runs import RunFolder, RunRecord, held_run
+from tuneloop.train.fit.runs import RunFolder, RunRecord, held_run, remove_ended
 from tuneloop.train.job.begin import job_from_recipe
 from tuneloop.train.job.run import _tracked
 from tuneloop.train.recipe import load_recipe
@@ -55,6 +55,21 @@ def test_a_dead_run_is_closed_once_and_again_where_mlflow_was_away(tmp_path: Pat
             pass
     assert closed == ["mlflow-of-left"]
     assert left.record == RunRecord(mlflow_run_id="mlflow-of-left", open=False)
+
+
+def test_what_a_retraining_that_is_over_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    left = {
+        "over": RunRecord(mlflow_run_id="a", open=False, request_id="rt_over"),
+        "waits": RunRecord(mlflow_run_id="b", open=False, request_id="rt_waits"),
+        "open": RunRecord(mlflow_run_id="c", open=True, request_id="rt_over"),
+        "ours": RunRecord(mlflow_run_id="d", open=False),
+    }
+    for key, record in left.items():
+        folder = dead(tmp_path, key)
+        folder.write(record)
+        folder.checkpoints.mkdir()
+    remove_ended(tmp_path, lambda request_id: request_id == "rt_over")
+    assert {path.name for path in (tmp_path / "runs").iterdir()} == {"waits", "open", "ours"}
 
 
 @pytest.fixture

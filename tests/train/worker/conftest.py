@@ -49,10 +49,10 @@ def champion(registry: Registry) -> Version:
 @pytest.fixture
 def request_waiting(registry: Registry, champion: Version, make_rows: Rows) -> RetrainingRequest:
     """An approved request over a window with 30 corrections: one repeats an evaluation row, one holds an address."""
-    now = registry.clock()
+    began = registry.clock() - timedelta(minutes=5)
     asked = [*make_rows(100, 28), make_rows(60, 1)[0], {"instruction": f"Who is {MAIL}?", "output": f"Ask {MAIL}."}]
     records = [
-        request_record(n, now + timedelta(seconds=n), messages=(Message(role="user", content=row["instruction"]),))
+        request_record(n, began + timedelta(seconds=n), messages=(Message(role="user", content=row["instruction"]),))
         for n, row in enumerate(asked)
     ]
     registry.traffic.add_requests(records)

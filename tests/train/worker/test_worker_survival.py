@@ -16,7 +16,7 @@ import pytest
 
 from train.worker.crew import filed, run_states, worker
 from tuneloop.registry import Registry
-from tuneloop.registry.nouns import GateReport, RetrainingRequest, RetrainingState, Version
+from tuneloop.registry.nouns import Feedback, GateReport, RetrainingRequest, RetrainingState, Version
 from tuneloop.train.retraining.worker import Worker
 from tuneloop.train.screen import Screen
 from tuneloop.train.settings import WorkerSettings
@@ -56,7 +56,8 @@ def test_a_lost_lease_stops_the_run_and_publishes_nothing(
     registry: Registry, champion: Version, request_waiting: RetrainingRequest, tiny_recipe: Path
 ) -> None:
     long = tiny_recipe.with_name("long.yaml")
-    long.write_text(tiny_recipe.read_text().replace("retrain: {steps: 4", "retrain: {steps: 100000"))
+    often = tiny_recipe.read_text().replace("run: {", "run: {checkpoint: {every_s: 1.0e-9}, ")
+    long.write_text(often.replace("retrain: {steps: 4", "retrain: {steps: 100000"))
     registry.retraining.cancel(request_waiting.id, by="test", reason="make room")
     window = {"window_start": request_waiting.window_start, "window_end": request_waiting.window_end}
     request = filed(registry, idempotency_key="long", recipe=str(long), **window)
@@ -75,15 +76,31 @@ def test_a_lost_lease_stops_the_run_and_publishes_nothing(
     assert not thread.is_alive()
     assert states == [RetrainingState.CANCELLED]
     assert run_states(registry) == ["FINISHED", "KILLED"]
+    assert list((registry.settings.home / "runs").iterdir()) == [], "nobody goes on with a request that is over"
     assert [version.version for version in registry.versions.all("bot")] == [1]
 
 
 @pytest.fixture
 def worker_process(registry_home: Path) -> Iterator[Callable[[], subprocess.Popen[str]]]:
     started: list[subprocess.Popen[str]] = []
+    code = """
+import os, signal
+from tuneloop.train.fit.checkpoints import CheckpointStore
+from tuneloop.train.verbs import worker
+
+seal = CheckpointStore.seal
+
+def dies(self, written, state, best_step=None):
+    made = seal(self, written, state, best_step)
+    if state.step == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return made
+
+CheckpointStore.seal = dies
+worker(["--once"])
+"""
 
     def start() -> subprocess.Popen[str]:
-        code = "from tuneloop.train.verbs import worker; worker(['--once'])"
         environment = os.environ | {
             "TUNELOOP_HOME": str(registry_home),
             "TUNELOOP_WORKER_LEASE_S": "2",
@@ -113,23 +130,24 @@ def test_kill_9_in_the_middle_of_training_costs_nothing_but_time(
     registry: Registry,
     worker_process: Callable[[], subprocess.Popen[str]],
 ) -> None:
-    long = tiny_recipe.with_name("long.yaml")
-    long.write_text(tiny_recipe.read_text().replace("retrain: {steps: 4", "retrain: {steps: 400"))
+    often = tiny_recipe.with_name("often.yaml")
+    often.write_text(tiny_recipe.read_text().replace("run: {", "run: {checkpoint: {every_s: 1.0e-9}, "))
     registry.retraining.cancel(request_waiting.id, by="test", reason="make room")
     window = {"window_start": request_waiting.window_start, "window_end": request_waiting.window_end}
-    request = filed(registry, idempotency_key="killed", recipe=str(long), **window)
+    request = filed(registry, idempotency_key="killed", recipe=str(often), **window)
     first = worker_process()
-    assert first.stdout is not None
-    for line in first.stdout:
-        if line.startswith("step "):
-            break
-    first.send_signal(signal.SIGKILL)
-    assert first.wait(timeout=10) == -signal.SIGKILL
+    said, _ = first.communicate(timeout=120)
+    assert first.returncode == -signal.SIGKILL, said
     assert [version.version for version in registry.versions.all("bot")] == [1]
-    long.write_text(tiny_recipe.read_text())
+    changed = Feedback(
+        id="fb-later", request_id="req-3", at=registry.clock(), thumb="down", correction="Something else altogether."
+    )
+    registry.traffic.add_feedback([changed])  # while the request waits, a user corrects an answer again
     time.sleep(2.2)  # the dead worker's lease runs out on the real clock
-    done = worker(registry).run_once()
+    screen = io.StringIO()
+    done = worker(registry, screen=Screen(screen)).run_once()
     assert done is not None
+    assert "resumed after step 2" in screen.getvalue()
     assert (done.id, done.attempts, done.result_version) == (request.id, 2, 2)
     assert done.state in {RetrainingState.GATED, RetrainingState.REJECTED}
     assert [version.version for version in registry.versions.all("bot")] == [2, 1]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from datetime import datetime, timedelta
+from collections.abc import Iterator, Sequence
+from datetime import datetime
 from typing import Any, Literal
 
 import sqlalchemy as sa
@@ -12,6 +12,7 @@ from sqlalchemy.engine import Connection
 
 from tuneloop.registry import forgetting
 from tuneloop.registry.access.usage import Booking
+from tuneloop.registry.corrections import CLOCKS_APART, CORRECTS, THEIRS, taught
 from tuneloop.registry.database import Database, Rows, noun_of, readable, row_of
 from tuneloop.registry.errors import NotFound
 from tuneloop.registry.forgetting import Forgotten
@@ -27,11 +28,6 @@ CLIENT_FAULT = 400
 SERVER_FAULT = 500
 _FOUND = ("block", "flag", "sample", "pass")  # how a verdict that tells of a find begins; `pass`: sampled, not drawn
 _IDS_AT_ONCE = 500  # in one query; databases bound how many they take
-# What came with another API key than the request's does not count: nobody speaks for other people's users. The request
-# may not be on record yet.
-_THEIRS = sa.or_(feedback.c.api_key.is_(None), requests.c.id.is_(None), feedback.c.api_key == requests.c.api_key)
-_CORRECTS = sa.func.length(sa.func.trim(sa.func.coalesce(feedback.c.correction, ""), " \t\n\r\f\v")) > 0
-_CLOCKS_APART = timedelta(days=1)  # feedback may be stamped so long before the answer that it is of
 
 
 class Opinion(Noun):
@@ -249,7 +245,7 @@ class Traffic:
     def feedback_for(self, request_ids: Sequence[str]) -> dict[str, list[Feedback]]:
         """Request id → its feedback in order of time; requests without any are absent, what cannot be read is logged.
 
-        Feedback that came with another API key than the request's does not count (`_THEIRS`).
+        Feedback that came with another API key than the request's does not count (`THEIRS`).
         """
         found: dict[str, list[Feedback]] = {}
         with self._db.reading() as connection:
@@ -257,7 +253,7 @@ class Traffic:
                 query = (
                     sa.select(feedback)
                     .outerjoin(requests, requests.c.id == feedback.c.request_id)
-                    .where(feedback.c.request_id.in_(request_ids[start : start + _IDS_AT_ONCE]), _THEIRS)
+                    .where(feedback.c.request_id.in_(request_ids[start : start + _IDS_AT_ONCE]), THEIRS)
                     .order_by(feedback.c.at)
                 )
                 items = readable(Feedback, connection.execute(query).mappings())
@@ -276,10 +272,10 @@ class Traffic:
         said = (
             sa.select(
                 *(feedback.c[name] for name in ("id", "request_id", "at", "score", "thumb")),
-                _CORRECTS.label("corrected"),
+                CORRECTS.label("corrected"),
             )
             .join(requests, requests.c.id == feedback.c.request_id)
-            .where(here, _THEIRS, feedback.c.at <= until)
+            .where(here, THEIRS, feedback.c.at <= until)
         )
         outcomes = readable(Outcome, self._db.rows(asked.order_by(requests.c.at, requests.c.id)))
         opinions = readable(Opinion, self._db.rows(said.order_by(feedback.c.at, feedback.c.id)))
@@ -290,20 +286,31 @@ class Traffic:
         return outcomes, by_request
 
     def corrected(self, model: str, *, since: datetime, until: datetime, after: datetime | None = None) -> int:
-        """How many requests of a model, `since` < at ≤ `until`, a user corrected, by feedback that counts (`_THEIRS`);
+        """How many requests of a model, `since` < at ≤ `until`, a user corrected, by feedback that counts (`THEIRS`);
         with `after` those alone whose correction came after that time, and by `until`.
 
         Costs the feedback of that time, however many requests there are.
         """
         here = (requests.c.model == model, requests.c.at > since, requests.c.at <= until)
-        asked = sa.select(requests.c.id).where(requests.c.id == feedback.c.request_id, *here, _THEIRS)
+        asked = sa.select(requests.c.id).where(requests.c.id == feedback.c.request_id, *here, THEIRS)
         query = sa.select(sa.func.count(feedback.c.request_id.distinct())).where(
-            feedback.c.at > since - _CLOCKS_APART, _CORRECTS, asked.correlate(feedback).exists()
+            feedback.c.at > since - CLOCKS_APART, CORRECTS, asked.correlate(feedback).exists()
         )
         if after is not None:
             query = query.where(feedback.c.at > after, feedback.c.at <= until)
         with self._db.reading() as connection:
             return int(connection.execute(query).scalar_one())
+
+    def corrections(
+        self, model: str, *, since: datetime, until: datetime, by: datetime, liked: bool = False
+    ) -> Iterator[tuple[RequestRecord, str | None]]:
+        """Requests of a model, `since` < at ≤ `until`, in order of time, that a user corrected, each with its newest
+        correction that came by then and counts (`THEIRS`); with `liked` also those without one whose last thumb was
+        up, with None: what they were answered is right.
+
+        One at a time: of all other requests nothing is read. What cannot be read is left out and logged.
+        """
+        return taught(self._db, model, since=since, until=until, by=by, liked=liked)
 
     def guarded(self, model: str, *, since: datetime, until: datetime) -> frozenset[str]:
         """The requests in whose answers output guards found something; that they could not look is no find."""

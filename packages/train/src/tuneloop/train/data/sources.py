@@ -15,6 +15,7 @@ from typing import Any
 
 from tuneloop.registry import Registry
 from tuneloop.registry.errors import InvalidInput, Unavailable
+from tuneloop.registry.nouns import RequestRecord
 from tuneloop.train.data.files import Record, read_records
 from tuneloop.train.data.formats import EmptyText, parse
 from tuneloop.train.data.rows import SHOWN_ERRORS, Row, group_of
@@ -186,18 +187,16 @@ def _traffic(source: Source, places: Places, left_out: Counter[str]) -> Iterator
         )
     registry, model = places.registry, source.traffic or ""
     until = registry.clock()
-    requests = registry.traffic.window(model, since=until - timedelta(days=source.days), until=until)
-    ids = [request.id for request in requests]
-    corrections = registry.traffic.corrections_for(ids)
-    answers = dict(corrections)
-    if source.kind == "feedback":
-        feedback = registry.traffic.feedback_for(ids)
-        for request in requests:
-            thumbs = [item.thumb for item in feedback.get(request.id, ()) if item.thumb is not None]
-            if request.id in corrections or thumbs[-1:] != ["up"]:
-                continue
-            if request.answer is None or not request.answer.strip():
+    found = registry.traffic.corrections(
+        model, since=until - timedelta(days=source.days), until=until, by=until, liked=source.kind == "feedback"
+    )
+
+    def answered() -> Iterator[tuple[RequestRecord, str]]:
+        for request, correction in found:
+            answer = request.answer if correction is None else correction
+            if answer is None or not answer.strip():
                 left_out["answer was not stored"] += 1
             else:
-                answers[request.id] = request.answer
-    yield from corrected_rows(requests, answers, left_out)
+                yield request, answer
+
+    yield from corrected_rows(answered(), left_out)

@@ -34,6 +34,7 @@ class RunRecord(BaseModel):
 
     mlflow_run_id: str
     open: bool = True
+    request_id: str | None = None  # of a retraining
 
 
 class RunFolder:
@@ -112,6 +113,22 @@ def held_run(
                 close(old.mlflow_run_id)
             (path / _RECORD).unlink(missing_ok=True)
         yield folder
+
+
+def remove_ended(home: Path, is_over: Callable[[str], bool]) -> None:
+    """Remove what retrainings left whose request is over: nobody goes on with them.
+
+    A folder whose MLflow run is still open waits until the next run that starts has closed it.
+    """
+    for path in (home / "runs").glob("*"):
+        with _lock(path) as held:
+            left = _unheard(path).record if held else None
+        if left is None or left.open or left.request_id is None or not is_over(left.request_id):
+            continue
+        with _lock(path) as held:
+            folder = _unheard(path)
+            if held and folder.record == left:
+                folder.remove()
 
 
 def _close_dead_runs(runs: Path, but: str, close: Callable[[str], None]) -> None:

@@ -95,6 +95,7 @@ def run_job(
             folder,
             lambda: registry.versions.start_run(job.model, name=job.request_id or "train", params=params),
             screen.say,
+            job.request_id,
         ) as run_id,
         tracked_too(
             recipe.run.trackers,
@@ -123,7 +124,11 @@ def run_job(
 
 @contextmanager
 def _tracked(
-    versions: Versions, folder: RunFolder, start: Callable[[], str], say: Callable[[str], None]
+    versions: Versions,
+    folder: RunFolder,
+    start: Callable[[], str],
+    say: Callable[[str], None],
+    request_id: str | None = None,
 ) -> Iterator[str]:
     """The run in MLflow: a new one, or that of the attempt before; closed however the block ends.
 
@@ -131,7 +136,7 @@ def _tracked(
     """
     known = folder.record
     run_id = known.mlflow_run_id if known else start()
-    folder.write(RunRecord(mlflow_run_id=run_id))
+    folder.write(RunRecord(mlflow_run_id=run_id, request_id=request_id))
     status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
     try:
         yield run_id
@@ -149,7 +154,7 @@ def _tracked(
         if status == "FINISHED" or (folder.store(keep=1).newest_valid() is None and not left_open):
             folder.remove()
         else:
-            folder.write(RunRecord(mlflow_run_id=run_id, open=left_open))
+            folder.write(RunRecord(mlflow_run_id=run_id, open=left_open, request_id=request_id))
 
 
 class _Run:

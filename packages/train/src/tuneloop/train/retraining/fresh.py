@@ -8,7 +8,7 @@ early stopping looks at are held apart as those sets are. Every row dropped is c
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from typing import Any
@@ -46,23 +46,16 @@ class RetrainingData:
         return [asdict(found) for found in (*others, *apart)]
 
 
-def corrected_rows(
-    records: Sequence[RequestRecord], corrections: Mapping[str, str], dropped: Counter[str]
-) -> list[Row]:
-    """The conversation of every corrected request (by id), ended by the correction instead of the model's answer."""
-    rows = []
-    for record in records:
-        if record.id not in corrections:
-            continue
+def corrected_rows(found: Iterable[tuple[RequestRecord, str]], dropped: Counter[str]) -> Iterator[Row]:
+    """The conversation of every corrected request, ended by the correction instead of the model's answer."""
+    for record, correction in found:
         turns = tuple(Message(role=_ROLES.get(m.role, ""), content=m.content) for m in record.messages)
         if not turns:
             dropped["question was not stored"] += 1
         elif turns[-1].role != "user" or any(not turn.role or not turn.content.strip() for turn in turns):
             dropped["conversation cannot be learned from"] += 1
         else:
-            answer = Message(role="assistant", content=corrections[record.id])
-            rows.append(Row((*turns, answer), f"request {record.id}"))
-    return rows
+            yield Row((*turns, Message(role="assistant", content=correction)), f"request {record.id}")
 
 
 def build(

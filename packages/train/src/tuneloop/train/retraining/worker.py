@@ -16,17 +16,19 @@ from datetime import timedelta
 from pathlib import Path
 
 from tuneloop.registry import Registry
-from tuneloop.registry.errors import Conflict, InvalidInput, Refused, TuneloopError, Unavailable
+from tuneloop.registry.errors import Conflict, InvalidInput, NotFound, Refused, TuneloopError, Unavailable
 from tuneloop.registry.gates.declared import judge_declared, waits_for_traffic
 from tuneloop.registry.nouns import GateReport, RetrainingRequest, RetrainingState, Version, version_name
 from tuneloop.registry.policies import GatePolicy
 from tuneloop.registry.redaction import redact
 from tuneloop.registry.retraining.budgets import cost_of
+from tuneloop.registry.retraining.states import ENDED, NEXT_STATES
 from tuneloop.train.base import Base, base_of
 from tuneloop.train.data.quality.findings import Findings, judge_rows
 from tuneloop.train.data.quality.look import look
 from tuneloop.train.data.rows import Row
 from tuneloop.train.evaluation.judge import Rules, judge
+from tuneloop.train.fit.runs import remove_ended
 from tuneloop.train.publishing.lineage import Lineage
 from tuneloop.train.recipe import FRESH, Recipe, RecipeFile, load_recipe
 from tuneloop.train.recipe.data import QualitySection
@@ -37,6 +39,7 @@ from tuneloop.train.settings import TrainSettings, WorkerSettings
 from tuneloop.train.stopping import StopFlag, Stopped
 
 BY = "worker"  # who trains a retraining; who approved its request is on record there
+_TRIED_AGAIN = timedelta(days=7)  # so long a failed request's checkpoints wait for it
 _ALL_OF_IT = timedelta(microseconds=1)  # `Traffic.window` leaves its first moment out
 
 
@@ -86,13 +89,25 @@ class Worker:
         run_stop = _Linked(self._stop)
         try:
             with held_lease(self._registry.retraining, request, self._settings.lease_s, run_stop):
-                return self._see_through(request, run_stop)
+                done = self._see_through(request, run_stop)
         except Conflict as lost:  # whoever holds the lease now decides about the request
             self._screen.say(f"retraining {request.id}: {lost}")
+            done = self._registry.retraining.get(request.id)
         except (Stopped, Unavailable) as reason:
             self._put_back(request, str(reason))
             raise
-        return self._registry.retraining.get(request.id)
+        remove_ended(self._registry.settings.home, self._is_over)
+        return done
+
+    def _is_over(self, request_id: str) -> bool:
+        """Whether nobody will go on with a request's training. A failed one a person may try again for some days;
+        one that is not on record may be another database's."""
+        try:
+            request = self._registry.retraining.get(request_id)
+        except NotFound:
+            return False
+        may_be_tried = request.updated_at > self._registry.clock() - _TRIED_AGAIN and NEXT_STATES[request.state]
+        return request.state in ENDED and not may_be_tried
 
     def _put_back(self, request: RetrainingRequest, reason: str) -> None:
         try:
@@ -230,11 +245,14 @@ class Worker:
         self, request: RetrainingRequest, parent: Version, recipe: Recipe, validation: Sequence[Row]
     ) -> RetrainingData:
         registry = self._registry
-        since = request.window_start - _ALL_OF_IT
-        records = registry.traffic.window(request.model, since=since, until=request.window_end)
-        corrections = registry.traffic.corrections_for([record.id for record in records])
+        corrections = registry.traffic.corrections(
+            request.model,
+            since=request.window_start - _ALL_OF_IT,
+            until=request.window_end,
+            by=request.created_at,  # later ones would make another run of it, which could not resume this one
+        )
         dropped: Counter[str] = Counter()
-        fresh = corrected_rows(records, corrections, dropped)
+        fresh = list(corrected_rows(((record, text) for record, text in corrections if text is not None), dropped))
         lineage = Lineage(registry.versions, parent)
         sets = {
             (f"{FRESH}-{parent.version}" if name == FRESH else name): rows for name, rows in lineage.set_rows().items()

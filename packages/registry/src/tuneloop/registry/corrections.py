@@ -1,0 +1,58 @@
+"""What users say an answer should have read: which feedback counts as a correction, and the requests that have one.
+
+Found by joins, one row at a time: a window holds as many requests as there was traffic, texts included, and the
+corrected ones are few.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from typing import Any
+
+import sqlalchemy as sa
+
+from tuneloop.registry.database import Database, noun_of
+from tuneloop.registry.errors import Unreadable
+from tuneloop.registry.nouns import RequestRecord
+from tuneloop.registry.tables import feedback, requests
+
+# What came with another API key than the request's does not count: nobody speaks for other people's users. The request
+# may not be on record yet.
+THEIRS = sa.or_(feedback.c.api_key.is_(None), requests.c.id.is_(None), feedback.c.api_key == requests.c.api_key)
+CORRECTS = sa.func.length(sa.func.trim(sa.func.coalesce(feedback.c.correction, ""), " \t\n\r\f\v")) > 0
+CLOCKS_APART = timedelta(days=1)  # feedback may be stamped so long before the answer that it is of
+
+
+def taught(
+    database: Database, model: str, *, since: datetime, until: datetime, by: datetime, liked: bool
+) -> Iterator[tuple[RequestRecord, str | None]]:
+    """As `Traffic.corrections`."""
+    here = (requests.c.model == model, requests.c.at > since, requests.c.at <= until)
+
+    def last(said: sa.ColumnElement[Any], where: sa.ColumnElement[bool]) -> sa.Subquery:
+        newest = (feedback.c.at.desc(), feedback.c.id.desc())
+        place = sa.func.row_number().over(partition_by=feedback.c.request_id, order_by=newest)
+        given = (feedback.c.at > since - CLOCKS_APART, feedback.c.at <= by, THEIRS, where)
+        mine = sa.select(feedback.c.request_id, said.label("said"), place.label("place"))
+        ranked = mine.join(requests, requests.c.id == feedback.c.request_id).where(*here, *given).subquery()
+        return sa.select(ranked).where(ranked.c.place == 1).subquery()
+
+    correction = last(feedback.c.correction, CORRECTS)
+    query = sa.select(requests, correction.c.said.label("correction")).where(*here)
+    if liked:
+        thumb = last(feedback.c.thumb, feedback.c.thumb.is_not(None))
+        query = (
+            query.outerjoin(correction, correction.c.request_id == requests.c.id)
+            .outerjoin(thumb, thumb.c.request_id == requests.c.id)
+            .where(sa.or_(correction.c.said.is_not(None), thumb.c.said == "up"))
+        )
+    else:
+        query = query.join(correction, correction.c.request_id == requests.c.id)
+    for row in database.rows(query.order_by(requests.c.at, requests.c.id)):
+        try:
+            record = noun_of(RequestRecord, row)
+        except Unreadable as error:
+            database.tell([str(error)])
+            continue
+        yield record, row["correction"]
