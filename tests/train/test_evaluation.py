@@ -15,14 +15,16 @@ import torch
 from tuneloop.registry.errors import InvalidInput
 from tuneloop.registry.nouns import Message
 from tuneloop.train.base import Base
-from tuneloop.train.data.labels import IGNORED, LabelledRow, Labeller, label_rows
+from tuneloop.train.data.labels import IGNORED, LabelAudit, LabelledPair, LabelledRow, Labeller, label_rows
 from tuneloop.train.data.rows import Row, read_rows
 from tuneloop.train.evaluation import measure
 from tuneloop.train.evaluation.compare import compare, shown_table
 from tuneloop.train.evaluation.measure import Answer, EvaluationSet, SetScore, batches, greedy_answers, score_rows
 from tuneloop.train.evaluation.metrics import Metric
+from tuneloop.train.evaluation.preference import PreferenceSet
 from tuneloop.train.evaluation.remarks import remarks_on_answers, remarks_on_set
 from tuneloop.train.evaluation.statistics import RowScore
+from tuneloop.train.examples import Examples, Prepared
 from tuneloop.train.recipe.tuning import LoraTuning
 from tuneloop.train.tuning import models
 
@@ -201,6 +203,21 @@ def test_too_few_rows_give_an_estimate_without_an_interval() -> None:
     assert found.whole[0].difference_shown == "-1.000 nats/token"
     assert found.interval_metrics() == {"before": {}, "after": {}}
     assert not found.slices
+
+
+def test_rows_that_are_measured_up_to_a_cut_are_said_of_every_kind_of_held_out_set() -> None:
+    whole = LabelledRow((1, 2), (IGNORED, 2), truncated=False, ends=1, prompt_length=1)
+    cut = dataclasses.replace(whole, truncated=True)
+    chosen = dataclasses.replace(chosen_set([None] * 3, 3), labelled=(whole, cut, whole))
+    pairs = PreferenceSet("pairs", (), (LabelledPair(whole, whole), LabelledPair(whole, cut)), "sha256:p")
+    audit = LabelAudit(1, 2, 1, 0, 0, 2, "<|im_end|>", "sha256:t")
+    prepared = Prepared(Examples([whole], audit), [cut], {"old": chosen}, {"pairs": pairs})
+    assert prepared.remarks() == [
+        f"{name} rows were cut at objective.max_length and are measured up to there; raise it"
+        for name in ("validation: 1 of 1", "old: 1 of 3", "pairs: 1 of 2")
+    ]
+    calm = dataclasses.replace(chosen, labelled=(whole,))
+    assert Prepared(Examples([whole], audit), [], {"old": calm}, {}).remarks() == []
 
 
 def test_what_a_score_hides_is_said() -> None:

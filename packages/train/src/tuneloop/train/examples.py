@@ -26,7 +26,9 @@ from tuneloop.train.data.preference import (
 from tuneloop.train.data.rows import Row, data_digest
 from tuneloop.train.evaluation.measure import EvaluationSet
 from tuneloop.train.evaluation.preference import PreferenceSet
+from tuneloop.train.evaluation.remarks import remarks_on_cut, remarks_on_set
 from tuneloop.train.recipe import Recipe
+from tuneloop.train.recipe.evaluate import VALIDATION
 from tuneloop.train.recipe.objective import (
     DpoObjective,
     GrpoObjective,
@@ -93,6 +95,13 @@ class Prepared:
     validation: Sequence[LabelledRow]
     sets: dict[str, EvaluationSet]  # conversations
     preferences: dict[str, PreferenceSet]
+
+    def remarks(self) -> list[str]:
+        """What is to be known of the held-out sets beside their scores."""
+        of_sets = [remark for chosen in self.sets.values() for remark in remarks_on_set(chosen)]
+        for name, one in self.preferences.items():
+            of_sets += remarks_on_cut(name, [pair.chosen.truncated or pair.rejected.truncated for pair in one.pairs])
+        return [*remarks_on_cut(VALIDATION, [row.truncated for row in self.validation]), *of_sets]
 
     def lengths(self) -> dict[str, list[int]]:
         """Tokens of each row, set by set; of a preference, with its chosen answer."""

@@ -1,8 +1,9 @@
-"""What a score does not say by itself: rows that count twice, answers that are empty, all alike, or cut short."""
+"""What a score does not say by itself: rows that are cut or count twice, answers that are empty, all alike, or cut."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
 from tuneloop.train.data.near import normal
 from tuneloop.train.evaluation.measure import EvaluationSet, SetScore
@@ -20,7 +21,16 @@ def remarks_on_set(chosen: EvaluationSet) -> list[str]:
     """About the set itself."""
     twice = duplicate_rows(chosen)
     rows = f"{twice} of {len(chosen.rows)} rows repeat another and count again; its intervals are too narrow"
-    return [f"{chosen.name}: {rows}"] if twice else []
+    return [
+        *([f"{chosen.name}: {rows}"] if twice else []),
+        *remarks_on_cut(chosen.name, [row.truncated for row in chosen.labelled]),
+    ]
+
+
+def remarks_on_cut(name: str, cut: Sequence[bool]) -> list[str]:
+    """About rows of a held-out set that are longer than what is read of them."""
+    rows = f"{sum(cut)} of {len(cut)} rows were cut at objective.max_length and are measured up to there; raise it"
+    return [f"{name}: {rows}"] if any(cut) else []
 
 
 def remarks_on_answers(chosen: EvaluationSet, score: SetScore) -> list[str]:

@@ -15,7 +15,7 @@ from tuneloop.train.data.templates import FILE as TEMPLATE_FILE
 from tuneloop.train.data.templates import template_text
 from tuneloop.train.evaluation.compare import Comparison
 from tuneloop.train.evaluation.preference import preference_table
-from tuneloop.train.evaluation.remarks import remarks_on_answers, remarks_on_set
+from tuneloop.train.evaluation.remarks import remarks_on_answers
 from tuneloop.train.evaluation.statistics import paired_difference
 from tuneloop.train.examples import Prepared
 from tuneloop.train.fit.progress import FitResult
@@ -174,6 +174,6 @@ class Publisher:
             sets=prepared.sets,
             after=after.sets,
             comparisons=comparisons,
-            remarks=[*(remark for chosen in prepared.sets.values() for remark in remarks_on_set(chosen)), *remarks],
+            remarks=[*prepared.remarks(), *remarks],
             unservable=servable(recipe.tuning) or unservable(recipe.objective),
         )

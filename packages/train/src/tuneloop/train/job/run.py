@@ -21,7 +21,6 @@ from tuneloop.registry.versions.store import Versions
 from tuneloop.train.data.labels import LabelAudit, Labeller
 from tuneloop.train.data.store import PlacesOf
 from tuneloop.train.evaluation.metrics import Metric
-from tuneloop.train.evaluation.remarks import remarks_on_set
 from tuneloop.train.examples import Audit, Prepared, prepare, told
 from tuneloop.train.fit.arguments import attention_for
 from tuneloop.train.fit.judging import Judging
@@ -80,7 +79,7 @@ def run_job(
     prepared = prepare(labeller, recipe, job.train, job.validation, job.sets, job.base.template_digest)
     metrics, params = metrics_of(job, screen), _params(job, prepared.examples.audit)
     screen.say(told(prepared.examples.audit))
-    for remark in (remark for chosen in prepared.sets.values() for remark in remarks_on_set(chosen)):
+    for remark in prepared.remarks():
         screen.say(f"note: {remark}")
     with (
         held_run(
