@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -139,10 +140,11 @@ def test_kill_9_in_the_middle_of_training_costs_nothing_but_time(
     said, _ = first.communicate(timeout=120)
     assert first.returncode == -signal.SIGKILL, said
     assert [version.version for version in registry.versions.all("bot")] == [1]
-    changed = Feedback(
-        id="fb-later", request_id="req-3", at=registry.clock(), thumb="down", correction="Something else altogether."
+    later = request.created_at + timedelta(seconds=1)  # while the request waits, users correct answers again
+    texts = [f"Something else altogether, said {n} times." for n in range(20)]
+    registry.traffic.add_feedback(
+        [Feedback(id=f"fb-later-{n}", request_id=f"req-{n}", at=later, correction=text) for n, text in enumerate(texts)]
     )
-    registry.traffic.add_feedback([changed])  # while the request waits, a user corrects an answer again
     time.sleep(2.2)  # the dead worker's lease runs out on the real clock
     screen = io.StringIO()
     done = worker(registry, screen=Screen(screen)).run_once()
