@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from train.launching import FSDP, STEPS, ZERO3, Trained, launched
 from tuneloop.registry.errors import Conflict, TuneloopError
@@ -113,7 +114,10 @@ def test_processes_that_run_out_of_memory_begin_again_with_less_until_it_is_said
 
 def test_a_processs_broken_text_ends_nothing(tmp_path: Path) -> None:
     code = r"import sys; sys.stdout.buffer.write(b'\xff said\n'); sys.stderr.buffer.write(b'\xfe went wrong\n')"
-    with launch._process([sys.executable, "-c", code], "cpu", tmp_path / "errors.log") as (process, errors):
+    with launch._process([sys.executable, "-c", code], "cpu", tmp_path / "errors.log", parallel=False) as (
+        process,
+        errors,
+    ):
         assert process.stdout is not None
         assert process.stdout.read() == "\ufffd said\n"
         process.wait()
@@ -124,9 +128,35 @@ def test_a_log_that_cannot_be_written_holds_nobody_up(tmp_path: Path) -> None:
     """More than a pipe holds: a reader that gave up would leave the children waiting for ever."""
     code = "import sys; [print('y' * 99, file=sys.stderr) for _ in range(5000)]"
     for log in (tmp_path, Path("/dev/full")):  # a folder, and a disk that is always full
-        with launch._process([sys.executable, "-c", code], "cpu", log) as (process, errors):
+        with launch._process([sys.executable, "-c", code], "cpu", log, parallel=False) as (process, errors):
             assert process.wait(timeout=60) == 0
         assert errors[-1] == "y" * 99
+
+
+@pytest.mark.parametrize(("parallel", "threads"), [(True, "1"), (False, "None")])
+def test_a_process_alone_has_all_threads_and_several_take_one_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parallel: bool, threads: str
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    command = [sys.executable, "-c", "import os; print(os.environ.get('OMP_NUM_THREADS'))"]
+    with launch._process(command, "cpu", tmp_path / "errors.log", parallel=parallel) as (process, _):
+        assert process.stdout is not None
+        assert process.stdout.read().strip() == threads
+        process.wait()
+
+
+def test_a_checkpoint_without_all_that_was_trained_is_no_result(tmp_path: Path) -> None:
+    """Weights that are tied have two names and are written once; what was frozen need not be there."""
+    model = torch.nn.ModuleDict({name: torch.nn.Linear(2, 2, bias=False) for name in ("first", "tied", "frozen")})
+    model["tied"].weight = model["first"].weight
+    model["frozen"].requires_grad_(False)
+    learned = torch.full((2, 2), 7.0)
+    save_file({"tied.weight": learned}, tmp_path / "model.safetensors")
+    launch.load_weights(model, tmp_path)
+    assert torch.equal(model["first"].weight, learned)
+    save_file({"other.weight": learned, "frozen.weight": learned.clone()}, tmp_path / "model.safetensors")
+    with pytest.raises(TuneloopError, match=r"lacks weights that were trained \(tied\.weight\)"):
+        launch.load_weights(model, tmp_path)
 
 
 def test_no_weight_is_left_unsharded_and_weights_are_saved() -> None:

@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict
 from safetensors.torch import load_file
 
 from tuneloop.registry.errors import TuneloopError
+from tuneloop.registry.files import write_atomically
 from tuneloop.train.data.labels import LabelledRow
 from tuneloop.train.fit.checkpoints import CheckpointStore
 from tuneloop.train.fit.handed import hand_over
@@ -35,6 +36,7 @@ from tuneloop.train.stopping import Stopped
 _STOP = "stop"  # a file: the owner asks its children to save and end
 _SPEC = "spec.json"
 _SHOWN_LINES = 20
+_SHOWN_NAMES = 3
 _ERRORS = "errors.log"
 
 
@@ -149,12 +151,28 @@ def fit_in_processes(
 
 
 def load_weights(model: Any, folder: Path) -> None:
-    """Give a model the weights of a checkpoint: an adapter's, PPO's, or all."""
+    """Give a model the weights of a checkpoint: an adapter's, PPO's, or all.
+
+    Raises:
+        TuneloopError: weights that were trained are not among them.
+    """
     if (folder / "adapter_config.json").is_file():
-        model.load_adapter(str(folder), "default", is_trainable=True)
-        return
-    for path in (*folder.glob("model*.safetensors"), *folder.glob(WEIGHTS)):  # PPO keeps its critic's beside them
-        model.load_state_dict(load_file(path), strict=False)
+        missing = model.load_adapter(str(folder), "default", is_trainable=True).missing_keys
+    else:
+        own = model.state_dict(keep_vars=True)  # a weight that is tied has several names, of which one is written
+        wanted = {id(value): name for name, value in own.items() if value.requires_grad}
+        for path in (*folder.glob("model*.safetensors"), *folder.glob(WEIGHTS)):  # PPO keeps its critic's beside them
+            found = load_file(path)
+            model.load_state_dict(found, strict=False)
+            for name in found.keys() & own.keys():
+                wanted.pop(id(own[name]), None)
+        missing = list(wanted.values())
+    if missing:
+        raise TuneloopError(
+            f"training ended, but {folder} lacks weights that were trained ({', '.join(missing[:_SHOWN_NAMES])}"
+            f"{', …' if len(missing) > _SHOWN_NAMES else ''}): what would be measured and published is not what was "
+            "learned; the checkpoint is kept, please report this"
+        )
 
 
 def _run_children(spec: ChildSpec, run: RunSection, watch: Watch) -> _End:
@@ -168,7 +186,7 @@ def _run_children(spec: ChildSpec, run: RunSection, watch: Watch) -> _End:
     command = [sys.executable, *(torchrun if parallel else []), "-m", "tuneloop.train.fit.child", str(path)]
     last: Event | None = None
     died = ""
-    with _process(command, spec.device, spec.store / _ERRORS) as (process, errors):
+    with _process(command, spec.device, spec.store / _ERRORS, parallel=parallel) as (process, errors):
         assert process.stdout is not None
         with _relayed_stop(watch, stop):
             for line in process.stdout:
@@ -182,13 +200,17 @@ def _run_children(spec: ChildSpec, run: RunSection, watch: Watch) -> _End:
 
 
 @contextmanager
-def _process(command: Sequence[str], device: str, log: Path) -> Iterator[tuple[subprocess.Popen[str], deque[str]]]:
+def _process(
+    command: Sequence[str], device: str, log: Path, *, parallel: bool
+) -> Iterator[tuple[subprocess.Popen[str], deque[str]]]:
     """The children, in a group of their own: a Ctrl-C reaches only the owner, who asks them to save first.
 
-    The last lines of what they write to standard error are given, all of them go into `log`.
+    The last lines of what they write to standard error are given, all of them go into `log`. Of several that are
+    `parallel` each takes one thread, unless the environment says more; a single one has the whole machine.
     """
-    cpu = {"DS_ACCELERATOR": "cpu"} if device == "cpu" else {}
-    environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"), **cpu}
+    environment = dict(os.environ) | ({"DS_ACCELERATOR": "cpu"} if device == "cpu" else {})
+    if parallel:
+        environment.setdefault("OMP_NUM_THREADS", "1")
     process = subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
@@ -253,7 +275,7 @@ def _relayed_stop(watch: Watch, stop: Path) -> Iterator[None]:
             try:
                 watch.check()
             except TuneloopError as reason:
-                stop.write_text(str(reason), encoding="utf-8")
+                write_atomically(stop, str(reason).encode())  # read while it is there, so never half
                 return
 
     looker = threading.Thread(target=look)
