@@ -25,7 +25,7 @@ from tuneloop.registry.errors import TuneloopError
 from tuneloop.train.fit.arguments import common_arguments
 from tuneloop.train.fit.checkpoints import Checkpoint, CheckpointStore, RunState
 from tuneloop.train.fit.divergence import Diverged, lowered, name_rows
-from tuneloop.train.fit.guard import Guard, is_parallel, leads
+from tuneloop.train.fit.guard import Guard, WindowLeft, is_parallel, leads
 from tuneloop.train.fit.memory import give_memory_back, is_out_of_memory, smaller
 from tuneloop.train.fit.order import rows_of_step
 from tuneloop.train.fit.progress import FitResult, Progress, Watch
@@ -122,7 +122,8 @@ class _Attempts:
         kept = self._take_the_best(trainer, guard)
         self._clean_up()
         if guard.stopped is not None:
-            raise guard.stopped.kept(trainer.state.global_step)
+            step = trainer.state.global_step
+            raise guard.stopped.kept(step) if step else guard.stopped
         return progress.result(trainer.state.log_history, guard.state, weights_step=kept)
 
     def _clean_up(self) -> None:
@@ -166,11 +167,22 @@ class _Attempts:
             trainer.train(resume_from_checkpoint=str(checkpoint.folder) if checkpoint else None)
         except Diverged as error:
             return error
+        except WindowLeft:
+            self._keep_the_last_step(guard, checkpoint)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error) or is_parallel():  # the launcher starts all ranks anew with less
                 raise
             return str(error).splitlines()[0] if str(error) else type(error).__name__
         return None
+
+    def _keep_the_last_step(self, guard: Guard, checkpoint: Checkpoint | None) -> None:
+        """A window was left for a stop: the state as its step before it ended, where that is not written yet."""
+        trainer = guard.trainer
+        trainer.model.zero_grad(set_to_none=True)
+        written = {guard.sealed_step, checkpoint.state.step if checkpoint else 0}  # as it began it can begin again
+        if self._fitting.store is not None and trainer.state.global_step not in written:
+            guard.random.restore()
+            guard.save_now()
 
     def _way_back(
         self, trouble: Diverged | str, guard: Guard, checkpoint: Checkpoint | None

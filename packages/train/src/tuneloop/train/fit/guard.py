@@ -67,15 +67,20 @@ class RandomState:
             torch.cuda.set_rng_state_all(self.cuda)
 
 
+class WindowLeft(Exception):
+    """A stop came between two passes of a step: what they add up to is thrown away."""
+
+
 class Guard(TrainerCallback):  # type: ignore[misc]  # transformers is untyped here
-    """Checkpoints by the clock, stops at a step's end, divergence before anything is saved.
+    """Checkpoints by the clock, orderly stops, divergence before anything is saved.
 
     Args:
         store: where checkpoints go.
         state: what is known as this attempt begins.
         run: how often to write, when a step counts as diverged, when validation has lost patience.
         durable: whether checkpoints outlive this process; otherwise only those are written that this one may need.
-        check: raises when the run shall end; `Stopped` waits for the step's end and saves, anything else ends at once.
+        check: raises when the run shall end; `Stopped` ends after the pass it is in, with the state of the last whole
+            step (several processes after the step they are in), anything else ends at once.
         name_step: names the rows of a step.
         clock: seconds that only rise.
     """
@@ -96,6 +101,7 @@ class Guard(TrainerCallback):  # type: ignore[misc]  # transformers is untyped h
         self.updating = False  # the optimiser is changing weights: nothing may be saved from here
         self.random = RandomState.now()
         self.trainer: Any = None
+        self.sealed_step: int | None = None  # of the last checkpoint that was written
         self._store = store
         self._run = run
         self._durable = durable
@@ -138,6 +144,8 @@ class Guard(TrainerCallback):  # type: ignore[misc]  # transformers is untyped h
 
     def on_substep_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:  # noqa: ARG002 (see above)
         self._look_for_a_stop()
+        if self.stopped is not None and not is_parallel():  # a long window would outlast a machine's notice
+            raise WindowLeft
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **others: Any) -> None:  # noqa: ARG002 (see above)
         self.updating = True
@@ -182,6 +190,7 @@ class Guard(TrainerCallback):  # type: ignore[misc]  # transformers is untyped h
         """Every rank has written its part; rank 0 makes it a checkpoint."""
         self.state = self.state.model_copy(update={"step": step})
         self._saved_at = self._clock()
+        self.sealed_step = step
         if is_parallel():
             dist.barrier()
         made = None
