@@ -7,9 +7,12 @@ import io
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from bitsandbytes.nn import Linear4bit, Params4bit
 
 from train.fitting import Fits
 from tuneloop.registry import Registry
@@ -18,6 +21,7 @@ from tuneloop.train.base import Base
 from tuneloop.train.fit.checkpoints import RunState, Validated
 from tuneloop.train.fit.guard import strikes
 from tuneloop.train.fit.profiling import Profile, read_timeline
+from tuneloop.train.fit.progress import Progress, Watch
 from tuneloop.train.fit.speed import flops_per_token, peak_of
 from tuneloop.train.fit.summary import diagnose, is_flat
 from tuneloop.train.fit.trackers import check_trackers
@@ -110,6 +114,29 @@ def test_speed_is_told_where_the_peak_is_known(fits: Fits) -> None:
     assert flops_per_token(model) == 6 * 50
     model.requires_grad_(False)
     assert flops_per_token(model) == 4 * 50
+
+
+def test_a_packed_weight_costs_what_it_stands_for_and_a_looked_up_one_nothing() -> None:
+    packed = Linear4bit(64, 128, bias=False, compute_dtype=torch.float32, quant_type="nf4")
+    packed.weight = Params4bit(torch.randn(128, 64), requires_grad=False, quant_type="nf4")
+    assert flops_per_token(packed.to("cpu")) == 4 * 64 * 128
+    model = torch.nn.ModuleDict({"table": torch.nn.Embedding(9, 4), "head": torch.nn.Linear(4, 9, bias=False)})
+    assert flops_per_token(model) == 6 * 36
+    model["head"].weight = model["table"].weight
+    assert flops_per_token(model) == 6 * 36, "tied: looked up once, multiplied once"
+
+
+def test_a_resumed_fit_tells_the_speed_of_this_process(fits: Fits) -> None:
+    """A count of tokens that goes on from the checkpoint's would tell hours of work done in seconds."""
+    now, told = [0.0], list[dict[str, float]]()
+    watch = Watch(Screen(io.StringIO()), lambda metrics, _step: told.append(dict(metrics)), lambda: None)
+    guard: Any = SimpleNamespace(state=RunState(micro_batch=1, learning_rate=1e-4))
+    progress = Progress(fits.recipe(), 4, None, watch, guard, lambda: now[0])
+    state = SimpleNamespace(global_step=2, num_input_tokens_seen=1_000_000)
+    progress.on_train_begin(None, state, None, model=torch.nn.Linear(2, 2))
+    now[0], state.global_step = 10.0, 3
+    progress.on_log(None, state, None, {"loss": 1.0, "learning_rate": 1e-4, "num_tokens": 1_000_500.0})
+    assert told[0]["tokens_per_s"] == 50
 
 
 def test_a_profile_holds_a_trace_and_a_picture_of_three_steps(fits: Fits, tmp_path: Path) -> None:

@@ -67,12 +67,14 @@ class Progress(TrainerCallback):  # type: ignore[misc]  # transformers is untype
         self._clock = clock
         self._started = clock()
         self._first_step = 0
-        self._tokens = 0.0
+        self._tokens = 0.0  # of this process
+        self._tokens_before = 0.0
         self._flops_per_token = 0.0
         self._peak_flops = peak_flops()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:  # noqa: ARG002 (transformers' signature)
         self._first_step = state.global_step
+        self._tokens_before = float(state.num_input_tokens_seen)  # GRPO's goes on from the checkpoint's
         self._flops_per_token = flops_per_token(others["model"])
         if not self._guard.state.validations:
             self._validate(others["model"], 0)
@@ -88,7 +90,7 @@ class Progress(TrainerCallback):  # type: ignore[misc]  # transformers is untype
         if logs is None or "loss" not in logs:  # the last call sums the run up
             return
         step, loss = state.global_step, float(logs["loss"])
-        self._tokens = float(logs.get("num_tokens", 0.0))
+        self._tokens = float(logs.get("num_tokens", self._tokens_before)) - self._tokens_before
         elapsed = self._clock() - self._started
         left = elapsed / (step - self._first_step) * (self._steps - step)
         metrics = {

@@ -1,8 +1,9 @@
 """What a token costs and what a device can do at most, for the share of its peak that a run uses (MFU).
 
 A token costs 2 operations for each parameter forward, 2 backward through the activations, and 2 more for each
-parameter that is trained (Kaplan et al. 2001.08361, split after what LoRA leaves out). Attention's own products are
-left out, so the share is a lower bound that falls with length.
+parameter that is trained (Kaplan et al. 2001.08361, split after what LoRA leaves out). A table in which tokens are
+looked up multiplies nothing, unless it is the output head too. Attention's own products are left out, so the share is
+a lower bound that falls with length.
 """
 
 from __future__ import annotations
@@ -39,9 +40,23 @@ def peak_of(device_name: str) -> float | None:
 
 def flops_per_token(model: Any) -> float:
     """Operations a token costs in a training step."""
+    looked_up, multiplied = set[int](), set[int]()
+    for module in model.modules():
+        found = looked_up if isinstance(module, torch.nn.Embedding) else multiplied
+        found.update(id(weight) for weight in module.parameters(recurse=False))
     every = trained = 0
     for weight in model.parameters():
-        count = getattr(weight, "ds_numel", weight.numel())  # ZeRO-3 leaves an empty tensor on each rank
+        if id(weight) in looked_up - multiplied:
+            continue
+        count = _numbers(weight)
         every += count
         trained += count if weight.requires_grad else 0
     return 4.0 * every + 2.0 * trained
+
+
+def _numbers(weight: Any) -> int:
+    """How many numbers a weight stands for, however it is held."""
+    packed = getattr(weight, "quant_state", None)  # bitsandbytes: two to a byte
+    if packed is not None:
+        return int(packed.shape.numel())
+    return int(getattr(weight, "ds_numel", weight.numel()))  # ZeRO-3 leaves an empty tensor on each rank
