@@ -14,6 +14,7 @@ from tuneloop.registry.errors import InvalidInput, NotFound
 from tuneloop.registry.nouns import Message
 from tuneloop.train.data.labels import Labeller, label_prompts
 from tuneloop.train.data.preference import PromptRow
+from tuneloop.train.evaluation.metrics import exact_match
 from tuneloop.train.fit.progress import Watch
 from tuneloop.train.fit.run import fit
 from tuneloop.train.recipe import Recipe
@@ -96,6 +97,13 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def answer(text: str, **fields: str) -> Answer:
     return Answer((Message(role="user", content="w1"),), text, True, fields, (1,), (2,))
+
+
+def test_an_exact_match_is_rewarded_as_it_is_measured() -> None:
+    said = [answer("The cat sat.", answer="cat sat"), answer("A dog", answer="cat sat")]
+    judge = Judge(find_rewards(["exact_match"]))
+    assert judge.part("exact_match", said, batch=2) == exact_match([one.text for one in said], ["cat sat"] * 2)
+    assert judge.part("exact_match", said, batch=2) == [1.0, 0.0]
 
 
 def test_rewards_of_an_installed_package_are_found_by_name(installed: None) -> None:

@@ -15,9 +15,10 @@ import pytest
 from small_base import make_small_base
 from tuneloop.registry.errors import InvalidInput
 from tuneloop.registry.nouns import Message
+from tuneloop.train.data import preference
 from tuneloop.train.data.files import read_records
 from tuneloop.train.data.labels import IGNORED, Labeller, label_pairs, label_prompts
-from tuneloop.train.data.preference import PreferenceRow, PromptRow, preferences, prompts
+from tuneloop.train.data.preference import PreferenceRow, PromptRow, preferences
 from tuneloop.train.tuning import models
 
 
@@ -40,7 +41,9 @@ def read_preferences(path: Path) -> tuple[PreferenceRow, ...]:
 
 
 def read_prompts(path: Path) -> tuple[PromptRow, ...]:
-    return prompts(read_records(path), str(path))
+    read = preference.read_prompts(read_records(path))
+    assert read.broken + read.empty == []
+    return tuple(read.rows)
 
 
 def test_texts_and_turns_are_the_same_preference(tmp_path: Path) -> None:

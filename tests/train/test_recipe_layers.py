@@ -58,6 +58,24 @@ def test_a_section_that_changes_its_shape_is_replaced_and_epochs_displace_steps(
     assert (recipe.run.steps, recipe.run.epochs, recipe.run.batch_size) == (None, 2, 8)
 
 
+def test_a_stage_stands_over_the_shared_sections_as_a_recipe_over_the_one_it_extends(tmp_path: Path) -> None:
+    stages = """
+stages:
+  - {name: sft}
+  - name: more
+    run: {epochs: 2, checkpoint: {every_s: 30}}
+    tuning: {method: qlora}
+    evaluate: {sets: {other: train.jsonl}}
+"""
+    shared = FAR.replace("batch_size: 8", "batch_size: 8\n  checkpoint: {every_s: 60, keep: 5}")
+    first, second = (stage.recipe for stage in load_recipe(write(tmp_path, near=shared + stages)).stages)
+    assert (first.run.steps, first.run.checkpoint.keep) == (5, 5)
+    assert (second.run.steps, second.run.epochs, second.run.batch_size) == (None, 2, 8)
+    assert (second.run.checkpoint.every_s, second.run.checkpoint.keep) == (30, 5)
+    assert second.tuning == QloraTuning(method="qlora"), "each method has keys of its own"
+    assert set(second.evaluate.sets) == {"other"}, "each objective is measured on rows of its own"
+
+
 def test_an_error_names_the_file_and_line_its_value_stands_in(tmp_path: Path) -> None:
     far = FAR.replace("  bits: 8", "  bitts: 8").replace("train.jsonl}", "gone.jsonl}")
     path = write(tmp_path, far=far, near="extends: far.yaml\nrun:\n  micro_batch: 3\n  dtype: int4\n")

@@ -5,8 +5,8 @@ A reward function takes answers and gives a number for each. Those of your own a
     [project.entry-points."tuneloop.rewards"]
     polite = "my_package.rewards:polite"          # def polite(answers: Sequence[Answer]) -> Sequence[float]
 
-Built in, and reading a row's field `answer`: `exact_match`, `contains_answer`; and `finished` (1 when the answer ends
-by itself within max_new_tokens).
+Built in, and reading a row's field `answer`: `exact_match`, as it is measured, and `contains_answer`; and `finished` (1
+when the answer ends by itself within max_new_tokens).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any, Protocol
 from tuneloop.registry.errors import InvalidInput, NotFound
 from tuneloop.registry.nouns import Message
 from tuneloop.train.data.near import normal
+from tuneloop.train.evaluation.metrics import exact_match
 
 GROUP = "tuneloop.rewards"
 
@@ -109,7 +110,7 @@ def find_rewards(names: Sequence[str]) -> dict[str, RewardFunction]:
 
 
 def _exact_match(answers: Sequence[Answer]) -> list[float]:
-    return [float(normal(answer.text) == normal(_wanted(answer))) for answer in answers]
+    return exact_match([answer.text for answer in answers], [_wanted(answer) for answer in answers])
 
 
 def _contains_answer(answers: Sequence[Answer]) -> list[float]:

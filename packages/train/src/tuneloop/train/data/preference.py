@@ -80,11 +80,6 @@ def preferences(records: Iterable[Record], source: str) -> tuple[PreferenceRow, 
     return _all(read_preferences(records, identical=False), source)
 
 
-def prompts(records: Iterable[Record], source: str) -> tuple[PromptRow, ...]:
-    """Records as questions; raises as `preferences`."""
-    return _all(read_prompts(records), source)
-
-
 def read_preferences(records: Iterable[Record], *, identical: bool) -> Read[PreferenceRow]:
     """Records as preferences, the broken ones apart; `identical`: two equal answers are a row, and no fault."""
     return _each(records, lambda record: _preference(record, identical=identical))

@@ -8,7 +8,7 @@ Paths to data are relative to the recipe that is run, wherever they stand.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ class Layers:
             next_path = self._read(next_path)
         self.values: dict[str, Any] = {}
         for document in reversed(self._documents):
-            self.values = _merged(self.values, {k: v for k, v in document.values.items() if k != EXTENDS})
+            self.values = merged(self.values, {k: v for k, v in document.values.items() if k != EXTENDS})
 
     @property
     def own_text(self) -> str:
@@ -121,8 +121,8 @@ def _read_text(path: Path, child: Path | None) -> str:
         raise cannot_read(path, error, f"`tuneloop recipe new {path}` writes one") from None
 
 
-def _merged(far: dict[str, Any], near: dict[str, Any]) -> dict[str, Any]:
-    """`near` over `far`, section by section."""
+def merged(far: Mapping[str, Any], near: Mapping[str, Any], *, whole: Collection[Place] = ()) -> dict[str, Any]:
+    """`near` over `far`, section by section and key by key; what stands at a place of `whole` is replaced as it is."""
     found = dict(far)
     for name, section in near.items():
         known = found.get(name)
@@ -130,18 +130,19 @@ def _merged(far: dict[str, Any], near: dict[str, Any]) -> dict[str, Any]:
             found[name] = section
             continue
         key, unsaid = _SHAPED_BY.get(name, ("", ""))
-        if key in section and section[key] != known.get(key, unsaid):
+        if (name,) in whole or (key in section and section[key] != known.get(key, unsaid)):
             found[name] = section
             continue
         if name == "run" and any(one in section for one in _ONE_OF):
             known = {one: value for one, value in known.items() if one not in _ONE_OF}
-        found[name] = _deep(known, section)
+        found[name] = _deep(known, section, (name,), whole)
     return found
 
 
-def _deep(far: dict[str, Any], near: dict[str, Any]) -> dict[str, Any]:
+def _deep(far: dict[str, Any], near: dict[str, Any], place: Place, whole: Collection[Place]) -> dict[str, Any]:
     found = dict(far)
     for key, value in near.items():
-        known = found.get(key)
-        found[key] = _deep(known, value) if isinstance(known, dict) and isinstance(value, dict) else value
+        known, here = found.get(key), (*place, key)
+        deeper = isinstance(known, dict) and isinstance(value, dict) and here not in whole
+        found[key] = _deep(known, value, here, whole) if deeper else value
     return found

@@ -118,7 +118,6 @@ ObjectiveSection = Annotated[
     | Annotated[PpoObjective, Tag("ppo")],
     Discriminator(_kind),
 ]
-SamplingObjective = GrpoObjective | PpoObjective
 
 
 def unservable(objective: ObjectiveSection) -> str | None:

@@ -5,9 +5,10 @@
       - {name: reward, data: {train: preferences.jsonl}, objective: {kind: reward}, …}
       - {name: ppo, base: {adapter: sft}, objective: {kind: ppo, reward_model: reward, …}, …}
 
-A stage is the recipe's own sections with its keys put over them: key by key within a section, `objective` and
-`tuning` as a whole, because each of their kinds has keys of its own. Each stage is published as MODEL-NAME, the last
-one as MODEL.
+A stage is the recipe's own sections with its keys put over them as a recipe's over those it extends, key by key, and of
+`run.steps` and `run.epochs` the stage's. `objective` and `tuning` are taken as a whole, because each of their kinds has
+keys of its own, and `evaluate.sets`, because each objective is measured on rows of its own. Each stage is published as
+MODEL-NAME, the last one as MODEL.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from tuneloop.train.recipe.layers import Layers
+from tuneloop.train.recipe.layers import Layers, merged
 
 if TYPE_CHECKING:
     from tuneloop.train.recipe.file import Recipe
 
 STAGES = "stages"
 _NAME = re.compile(r"^[a-z0-9][a-z0-9-]{0,30}$")
-_WHOLE = {"objective", "tuning"}
+_WHOLE = (("objective",), ("tuning",), ("evaluate", "sets"))
 
 
 @dataclass(frozen=True)
@@ -72,24 +73,12 @@ def split(document: Layers) -> list[tuple[str, dict[str, Any]]]:
             document.complain((*place, "name"), f"give each stage a name of its own, such as sft (given: {name!r})")
             continue
         own = {key: value for key, value in given.items() if key != "name"}
-        merged = merge(shared, own)
-        publish = merged.get("publish")
+        values = merged(shared, own, whole=_WHOLE)
+        publish = values.get("publish")
         if index < len(listed) - 1 and "publish" not in own and isinstance(publish, dict) and "model" in publish:
-            merged["publish"] = {**publish, "model": f"{publish['model']}-{name}"}
-        found.append((name, merged))
+            values["publish"] = {**publish, "model": f"{publish['model']}-{name}"}
+        found.append((name, values))
     return found
-
-
-def merge(shared: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    """A stage's sections over the shared ones."""
-    merged = dict(shared)
-    for section, keys in own.items():
-        under = merged.get(section)
-        if section not in _WHOLE and isinstance(under, dict) and isinstance(keys, dict):
-            merged[section] = {**under, **keys}
-        else:
-            merged[section] = keys
-    return merged
 
 
 def check_needs(document: Layers, stages: list[Stage], root: Path | None) -> None:

@@ -7,14 +7,12 @@ The share of pairs whose chosen answer is the longer one, among those that diffe
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import sqrt
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tuneloop.registry.statistics.intervals import wilson
 from tuneloop.train.data.quality.look import Columns
-
-_Z = 1.959964  # of 95 %
 
 
 @dataclass(frozen=True)
@@ -48,13 +46,7 @@ def length_bias(columns: Columns, kept: NDArray[np.bool_]) -> LengthBias | None:
     pairs, longer = int(differ.sum()), int((differ & (chosen > rejected)).sum())
     if not pairs:
         return None
-    low, high = wilson(longer, pairs)
-    return LengthBias(longer, pairs, low, high, float(np.median(chosen[counted])), float(np.median(rejected[counted])))
-
-
-def wilson(found: int, of: int) -> tuple[float, float]:
-    """The 95 % interval of a share."""
-    share = found / of
-    middle = (share + _Z**2 / (2 * of)) / (1 + _Z**2 / of)
-    half = _Z * sqrt(share * (1 - share) / of + _Z**2 / (4 * of**2)) / (1 + _Z**2 / of)
-    return max(0.0, middle - half), min(1.0, middle + half)
+    found = wilson(longer, pairs)
+    return LengthBias(
+        longer, pairs, found.low, found.high, float(np.median(chosen[counted])), float(np.median(rejected[counted]))
+    )
