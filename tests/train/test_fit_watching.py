@@ -27,6 +27,7 @@ from tuneloop.train.fit.summary import diagnose, is_flat
 from tuneloop.train.fit.trackers import check_trackers
 from tuneloop.train.job.begin import job_from_recipe
 from tuneloop.train.job.run import run_job
+from tuneloop.train.plan.prices import load_prices
 from tuneloop.train.recipe import load_recipe
 from tuneloop.train.recipe.run import EarlyStopping, RunSection
 from tuneloop.train.screen import Screen
@@ -109,6 +110,10 @@ def test_speed_is_told_where_the_peak_is_known(fits: Fits) -> None:
     assert peak_of("NVIDIA H100 80GB HBM3") == 989e12
     assert peak_of("NVIDIA H100 PCIe") == 756e12
     assert peak_of("NVIDIA L40S") == 362e12
+    assert peak_of("NVIDIA A100-SXM4-40GB") == peak_of("NVIDIA A100 80GB PCIe") == 312e12
+    assert peak_of("NVIDIA GeForce RTX 4090") == 165e12
+    table = load_prices().devices
+    assert [peak_of(f"NVIDIA {name}") for name in table] == [one.tflops_bf16 * 1e12 for one in table.values()]
     assert peak_of("GeForce 256") is None
     model = torch.nn.Linear(10, 5, bias=False)
     assert flops_per_token(model) == 6 * 50

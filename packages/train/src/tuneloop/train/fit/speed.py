@@ -12,30 +12,26 @@ from typing import Any
 
 import torch
 
-# Dense bfloat16 peaks in operations per second, from the makers' data sheets; the longest name that fits is taken.
-_PEAKS = {
-    "H200": 989e12,
-    "H100 PCIe": 756e12,
-    "H100 NVL": 835e12,
-    "H100": 989e12,
-    "A100": 312e12,
-    "L40S": 362e12,
-    "L4": 121e12,
-    "A10G": 70e12,
-    "RTX 4090": 165e12,
-    "RTX 3090": 71e12,
-}
+from tuneloop.train.plan.prices import load_prices
+
+# Dense bfloat16 peaks in operations per second, from the makers' data sheets, of what the plan's table leaves out.
+_OTHERS = {"H100 PCIe": 756e12, "H100 NVL": 835e12, "L4": 121e12, "A10G": 70e12, "RTX 3090": 71e12}
 
 
 def peak_flops() -> float | None:
-    """This device's peak in bfloat16; None on a CPU and on a device that is not in the table."""
+    """This device's peak in bfloat16; None on a CPU and on a device that is in no table."""
     return peak_of(torch.cuda.get_device_name(0)) if torch.cuda.is_available() else None
 
 
 def peak_of(device_name: str) -> float | None:
-    """The peak of a device by the name its driver gives."""
-    found = [name for name in _PEAKS if name.lower() in device_name.lower()]
-    return _PEAKS[max(found, key=len)] if found else None
+    """The peak of a device by the name its driver gives: that of the longest name which is all in it."""
+    peaks = {name: device.tflops_bf16 * 1e12 for name, device in load_prices().devices.items()} | _OTHERS
+    found = [name for name in peaks if all(_squeezed(part) in _squeezed(device_name) for part in name.split("-"))]
+    return peaks[max(found, key=len)] if found else None
+
+
+def _squeezed(name: str) -> str:
+    return "".join(letter for letter in name.lower() if letter.isalnum())
 
 
 def flops_per_token(model: Any) -> float:
