@@ -143,6 +143,8 @@ def _deep(far: dict[str, Any], near: dict[str, Any], place: Place, whole: Collec
     found = dict(far)
     for key, value in near.items():
         known, here = found.get(key), (*place, key)
-        deeper = isinstance(known, dict) and isinstance(value, dict) and here not in whole
-        found[key] = _deep(known, value, here, whole) if deeper else value
+        if isinstance(known, dict) and isinstance(value, dict) and here not in whole:
+            found[key] = _deep(known, value, here, whole)
+        else:
+            found[key] = value
     return found
