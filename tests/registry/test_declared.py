@@ -132,6 +132,32 @@ def test_what_is_declared_alone_never_lets_a_first_version_in(registry: Registry
     assert [check.verdict for check in unsigned] == ["fail"]
 
 
+def test_signed_is_what_verifies_as_mlflow_has_it_now_whatever_was_fetched_before(
+    registry: Registry, tmp_path: Path
+) -> None:
+    home, policy = registry.settings.home, GatePolicy(signed=True)
+    made = publish_version(registry, tmp_path / "v1")
+    assert [(check.verdict, check.detail) for check in judge_declared(registry, made, policy)] == [
+        ("pass", f"by key {made.signed_by}")
+    ]
+    registry.versions.fetch(made, home / "adapters")
+    [weights] = (home / "artifacts").rglob("adapter_model.safetensors")
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    [check] = judge_declared(registry, made, policy)
+    assert (check.verdict, "fetched files have digest" in check.detail) == ("fail", True)
+    weights.write_bytes(whole)
+    (home / "artifacts").rename(home / "away")
+    [check] = judge_declared(registry, made, policy)
+    assert (check.verdict, "could not be verified" in check.detail) == ("inconclusive", True)
+    (home / "away").rename(home / "artifacts")
+    [key] = (home / "signing" / "trusted").iterdir()
+    key.unlink()
+    (home / "signing" / "key.pem").unlink()
+    [check] = judge_declared(registry, made, policy)
+    assert (check.verdict, "which is not trusted here" in check.detail) == ("fail", True)
+
+
 def test_findings_that_training_did_not_write_are_unreadable(registry: Registry, tmp_path: Path) -> None:
     made = publish_version(registry, tmp_path / "v1")
     (tmp_path / "data.json").write_text('{"quality": [{"check": "leakage", "rows": "none"}]}')

@@ -113,7 +113,7 @@ def test_no_model_is_read_whole_to_publish_sign_promote_list_or_watch(
     request.addfinalizer(lambda: sa.event.remove(*listened))
     made = publish_version(grown, tmp_path / "next")
     assert made.version == MANY + 1
-    grown.versions.sign(made, tmp_path / "adapters")
+    grown.versions.sign(made)
     grown.gates.approve("bot", made.version, by="ada", reason="test")
     route = promote(grown, "bot", made.version, CHANGE)
     assert grown.versions.aliases_of([route]) == {"bot": Aliases(made.version, None)}

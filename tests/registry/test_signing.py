@@ -127,7 +127,7 @@ def test_a_signature_that_is_none_is_said_to_be_one(
     for _ in range(2):
         with pytest.raises(InvalidInput, match=r"is no signature by a key.*sign the version anew"):
             registry.versions.fetch(published, tmp_path / "fetched")
-    signed = registry.versions.sign(published, tmp_path / "adapters")
+    signed = registry.versions.sign(published)
     assert registry.versions.fetch(signed, tmp_path / "fetched").is_dir(), "nobody holds on to the bad one"
 
 
@@ -139,9 +139,11 @@ def test_what_is_no_digest_names_no_folder(
 ) -> None:
     """Fetching deletes what does not fit its digest: whoever writes tags must not choose what that is."""
     retag(client, artifact_digest=digest)
-    for ask in (registry.versions.fetch, registry.versions.sign):
-        with pytest.raises(InvalidInput, match="is no digest of its files"):
-            ask(registry.versions.get("bot", 1), registry_home / "adapters")
+    named = registry.versions.get("bot", 1)
+    with pytest.raises(InvalidInput, match="is no digest of its files"):
+        registry.versions.fetch(named, registry_home / "adapters")
+    with pytest.raises(InvalidInput, match="is no digest of its files"):
+        registry.versions.sign(named)
     assert (registry_home / "signing" / "key.pem").is_file()
 
 
@@ -189,17 +191,24 @@ def test_a_signature_that_names_a_trusted_key_but_was_made_with_another_does_not
         registry.versions.fetch(published, tmp_path / "fetched")
 
 
-def test_signing_anew_takes_the_files_as_they_were_published(
+def test_signing_anew_takes_the_files_as_mlflow_has_them_not_as_they_were_fetched_before(
     registry: Registry, registry_home: Path, published: Version, client: MlflowClient, tmp_path: Path
 ) -> None:
     with other_home(registry, tmp_path / "elsewhere") as elsewhere:
-        signed = elsewhere.versions.sign(elsewhere.versions.get("bot", 1), tmp_path / "elsewhere" / "adapters")
+        signed = elsewhere.versions.sign(elsewhere.versions.get("bot", 1))
         assert signed.signed_by != published.signed_by
         assert elsewhere.versions.get("bot", 1) == signed
         assert elsewhere.versions.fetch(signed, tmp_path / "fetched").is_dir()
+    (registry_home / "signing" / "trusted" / f"{signed.signed_by}.pem").write_bytes(
+        (tmp_path / "elsewhere" / "signing" / "trusted" / f"{signed.signed_by}.pem").read_bytes()
+    )
+    kept = registry.versions.fetch(signed, registry_home / "adapters")
     flip(stored(registry_home, "adapter_model.safetensors"))
+    assert folder_digest(kept) == signed.artifact_digest
     with pytest.raises(InvalidInput, match="fetched files have digest"):
-        registry.versions.sign(signed, tmp_path / "again")
+        registry.versions.sign(signed)
+    assert registry.versions.get("bot", 1) == signed
+    assert not list((registry_home / "registering").iterdir()), "what was fetched to be signed is gone again"
 
 
 def private(key: Any) -> bytes:

@@ -207,7 +207,7 @@ def test_versions_signed_by_a_key_are_signed_anew_by_certificate_and_then_loaded
     with Registry.open(engine, clock=team.clock) as loading, Registry.open(signer, clock=team.clock) as publishing:
         with pytest.raises(InvalidInput, match="bot@1 was signed by a key, and here only what a certificate signed"):
             loading.versions.fetch(by_key, tmp_path / "fetched")
-        signed = publishing.versions.sign(by_key, tmp_path / "adapters")
+        signed = publishing.versions.sign(by_key)
         assert loading.versions.fetch(signed, tmp_path / "fetched").is_dir()
         published = publish_version(publishing, tmp_path / "v2")
         assert published.signed_by == signed.signed_by

@@ -51,7 +51,7 @@ def test_what_engines_would_refuse_for_its_signature_gets_no_share(two_versions:
     two_versions.gates.approve("bot", 3, by="ada", reason="test")
     with pytest.raises(Refused, match=r"bot@3 is not signed, and engines refuse it; .*`tuneloop sign bot@3"):
         promote(two_versions, "bot", 3, CHANGE)
-    two_versions.versions.sign(two_versions.versions.get("bot", 3), tmp_path / "files")
+    two_versions.versions.sign(two_versions.versions.get("bot", 3))
     beat_engine(two_versions, "bot@1", "bot@2", made.name)
     assert promote(two_versions, "bot", 3, CHANGE).champion == 3
 

@@ -81,7 +81,7 @@ def sign(registry: Registry, model: str, number: int, *, by: str, reason: str) -
         audit.record(
             connection, at=registry.clock(), actor=by, action="version.sign", subject=found.name, detail=detail
         )
-    return registry.versions.sign(found, registry.settings.home / "adapters")
+    return registry.versions.sign(found)
 
 
 def check_recipe(registry: Registry, policy: RetrainingPolicy, where: str) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from tuneloop.registry.errors import Unreadable
+from tuneloop.registry.errors import InvalidInput, Unavailable, Unreadable
 from tuneloop.registry.facade import Registry
 from tuneloop.registry.gates.compared import compare_again
 from tuneloop.registry.gates.verdicts import set_of, within
@@ -72,7 +72,7 @@ def judge_declared(registry: Registry, version: Version, policy: GatePolicy) -> 
         champion = _champion(registry, version.model)
         checks.append(bias(_attributes(version, kept_json(registry, version, BIAS)), version, champion))
     if policy.signed:
-        checks.append(signed(version.signed_by))
+        checks.append(signed(registry, version))
     return tuple(checks)
 
 
@@ -163,11 +163,17 @@ def bias(found: Sequence[Attribute], version: Version, champion: int | None) -> 
     return Check.model_validate({"name": BIASED, "verdict": verdict, "detail": detail})
 
 
-def signed(key: str | None) -> Check:
-    """Whether its files carry a signature; whoever fetches them verifies it."""
-    if key is None:
+def signed(registry: Registry, version: Version) -> Check:
+    """Whether its files, as MLflow has them now, are those that somebody trusted here has signed: as engines verify."""
+    if version.signed_by is None:
         return Check(name=SIGNED, verdict="fail", detail="nobody has signed its files; `tuneloop sign` does")
-    return Check(name=SIGNED, verdict="pass", detail=f"by key {key}")
+    try:
+        registry.versions.verify(version)
+    except InvalidInput as error:
+        return Check(name=SIGNED, verdict="fail", detail=str(error))
+    except Unavailable as error:
+        return Check(name=SIGNED, verdict="inconclusive", detail=f"it could not be verified: {error}")
+    return Check(name=SIGNED, verdict="pass", detail=f"by key {version.signed_by}")
 
 
 def _shown(reports: Sequence[GateReport], champion: int | None) -> GateReport | None:

@@ -19,6 +19,7 @@ from tuneloop.registry.nouns import Version
 from tuneloop.registry.settings import RegistrySettings, without_password
 from tuneloop.registry.versions.artifacts import check_publishable, fetched_name, folder_digest
 from tuneloop.registry.versions.connected import asking
+from tuneloop.registry.versions.private import private_folder
 from tuneloop.registry.versions.runs import Runs
 from tuneloop.registry.versions.signing.policy import SIGNATURE, Signing
 from tuneloop.registry.versions.tag import VERSION_TAG
@@ -44,17 +45,14 @@ class SignedFiles(Runs):
         self._signing.check_key()
 
     @asking
-    def sign(self, version: Version, root: Path) -> Version:
-        """Sign a version's files, as they were published, with this machine's key; it replaces the signature it had.
-
-        Args:
-            version: the version.
-            root: where fetched files are kept, as for `fetch`.
+    def sign(self, version: Version) -> Version:
+        """Sign a version's files, as MLflow has them now, with this machine's key; it replaces the signature it had.
 
         Raises:
             InvalidInput: the files are not those that were published, or there is no key to sign with.
         """
-        with self._signed(self._files(version, root)) as (key, signature):
+        home = self._settings.home
+        with private_folder(home) as own, self._signed(self._files(version, own)) as (key, signature):
             self._client.log_artifact(version.run_id, str(signature), SIGNATURES)
         signed = version.model_copy(update={"signed_by": key})
         fields = signed.model_dump(mode="json", exclude={"version"})
@@ -76,6 +74,17 @@ class SignedFiles(Runs):
                 signature.unlink(missing_ok=True)  # another may be there meanwhile: it is asked for again
             raise
         return folder
+
+    @asking
+    def verify(self, version: Version) -> None:
+        """Fetch a version's files and signature from MLflow and verify them as `fetch` does; what is kept here stays out.
+
+        Raises:
+            InvalidInput: the files are not those that were published, or nobody trusted here has signed them.
+            Unavailable: they cannot be fetched.
+        """
+        with private_folder(self._settings.home) as own:
+            self.fetch(version, own)
 
     @contextmanager
     def _signed(self, folder: Path) -> Iterator[tuple[str, Path]]:
