@@ -6,6 +6,7 @@ import errno
 import inspect
 import json
 import os
+import pickle
 import shutil
 import sys
 from collections.abc import Callable
@@ -16,7 +17,8 @@ import pytest
 from mlflow.tracking import MlflowClient
 from safetensors.numpy import load_file, save_file
 
-from registry.offered import brought, change_json, left, make_whole
+from registry.offered import brought, change_json, left, make_base, make_whole
+from serve.engine_support import write_adapter
 from tuneloop.registry import Registry
 from tuneloop.registry.errors import InvalidInput, Unavailable
 from tuneloop.registry.versions.artifacts import template_digest
@@ -122,6 +124,41 @@ REFUSED: list[tuple[Callable[[Path], None], str]] = [
     (a_template_that_is_no_text, "its chat_template is no text"),
     (nested_folders, "folders are nested more than 16 deep"),
 ]
+
+
+class Runs:
+    """Whoever unpickles it runs what it says."""
+
+    def __reduce__(self) -> tuple[Callable[[str], object], tuple[str]]:
+        return os.mkdir, ("pwned",)
+
+
+NOT_AS_NAMED = [
+    ("extra.json", pickle.dumps(Runs()), r"extra\.json cannot be read \(.*invalid start byte"),
+    ("extra.json", pickle.dumps(Runs(), protocol=0), r"extra\.json is no JSON \(Expecting value"),
+    ("extra.json", b"[" * 100_000, r"extra\.json is no JSON \(it is nested too deep\)"),
+    ("deeper/notes.txt", b"\x80\x04.", r"deeper/notes\.txt is no text \(byte 1 is 0x04"),
+    ("rows.jsonl", b"{}\n\xff", r"rows\.jsonl is no text \(near byte 0: invalid start byte"),
+    ("README.md", "ä".encode()[:1], r"README\.md is no text \(near byte 1: unexpected end of data"),
+    ("README.md", bytes(range(156, 256)), r"README\.md is no text"),
+    ("extra/one.model", b"\x80\x04.", r"extra/one\.model is a pickle"),
+    ("extra/one.model", b"PK\x03\x04", r"extra/one\.model is an archive"),
+    ("extra/more.safetensors", b"\x80\x04.", r"extra/more\.safetensors is cut short or no safetensors"),
+]
+
+
+def test_a_file_that_is_not_what_its_name_says_is_refused_and_leaves_nothing_behind(
+    registry: Registry, client: MlflowClient, tmp_path: Path
+) -> None:
+    base, before = make_base(tmp_path / "base"), left(registry, client)
+    for number, (name, content, told) in enumerate(NOT_AS_NAMED):
+        adapter = write_adapter(tmp_path / f"adapter-{number}", base, seed=0)
+        (adapter / name).parent.mkdir(exist_ok=True)
+        (adapter / name).write_bytes(content)
+        with pytest.raises(InvalidInput, match=f"{told}.*take it out, or bring it as what its name says"):
+            brought(registry, Folder(adapter), base)
+        assert left(registry, client) == before
+        assert not list((registry.settings.home / "registering").iterdir())
 
 
 def test_what_is_beyond_all_bounds_is_refused_in_few_words_and_leaves_nothing_behind(

@@ -31,6 +31,7 @@ from tuneloop.registry.versions.artifacts import (
     template_digest,
     tokenizer_digest,
 )
+from tuneloop.registry.versions.contents import not_as_named
 from tuneloop.registry.versions.foreign import Foreign
 from tuneloop.registry.versions.left_behind import BEGUN, DONE, UNDONE, note, settle
 from tuneloop.registry.versions.private import copied, private_folder
@@ -95,6 +96,7 @@ def register(
     with private_folder(registry.settings.home) as ours:
         offer = _Offer(model, source.name, _brought(registry, source, ours, within), base, on, by)
         draft = _whole(registry, offer) if is_whole(offer.folder) else _adapter(registry, offer)
+        offer.check(not_as_named(offer.folder))
         digest = folder_digest(offer.folder)
         with alone(registry.database, f"register {model} {digest}") as mine:
             if not mine:

@@ -77,7 +77,7 @@ class SignedFiles(Runs):
 
     @asking
     def verify(self, version: Version) -> None:
-        """Fetch a version's files and signature from MLflow and verify them as `fetch` does; what is kept here stays out.
+        """Verify a version's files and signature as `fetch` does, and as MLflow has them now: nothing kept here counts.
 
         Raises:
             InvalidInput: the files are not those that were published, or nobody trusted here has signed them.
