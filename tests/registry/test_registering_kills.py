@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -17,8 +19,9 @@ from tuneloop.registry import Registry
 from tuneloop.registry.database import Database
 from tuneloop.registry.errors import Conflict, Unavailable
 from tuneloop.registry.exclusive import alone
+from tuneloop.registry.rollouts.controller import Controller
 from tuneloop.registry.routes.promotion import Change, promote
-from tuneloop.registry.versions.left_behind import BEGUN, DONE, UNDONE, note, settle
+from tuneloop.registry.versions.left_behind import BEGUN, DONE, UNDONE, Begun, note, settle
 from tuneloop.registry.versions.sources import Folder
 
 WRITES = (  # each is the last of one registration
@@ -177,6 +180,57 @@ def test_a_champion_that_was_deleted_in_mlflow_can_be_registered_again(
     client.delete_model_version("bot", "1")
     again = brought(registry, Folder(adapter), base)
     assert (again.name, registry.versions.all("bot")) == ("bot@3", [again, other])
+
+
+def stored(registry: Registry) -> set[str]:
+    """The folders of files that MLflow's store holds, by what they are called."""
+    return {path.parent.name for path in (registry.settings.home / "artifacts").rglob("*") if path.is_file()}
+
+
+def registers_until(registry: Registry, last: str, adapter: Path, base: Path) -> None:
+    """Another process registers an adapter, and is killed with SIGKILL right behind a write of its own."""
+    child = os.fork()
+    if child == 0:
+        try:
+            signal.alarm(60)
+            client = ModelRegistryClient if hasattr(ModelRegistryClient, last) else MlflowClient
+            write = getattr(client, last)
+
+            def dies(*args: object, **kwargs: object) -> None:
+                write(*args, **kwargs)
+                os.kill(os.getpid(), signal.SIGKILL)
+
+            setattr(client, last, dies)
+            with Registry.open(registry.settings, upgrade=False) as its_own:
+                brought(its_own, Folder(adapter), base)
+        finally:
+            os._exit(1)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+
+
+def test_what_killed_processes_have_left_is_ended_by_the_models_next_registration_and_by_the_controller(
+    registries: Registry, client: MlflowClient, base: Path, adapter: Path, tmp_path: Path
+) -> None:
+    registers_until(registries, "log_artifact", adapter, base)
+    assert (steps(registries), stored(registries)) == ([BEGUN], {"model", "signature"})
+    other = Folder(write_adapter(tmp_path / "other", base, seed=1))
+    assert brought(registries, other, base).name == "bot@1"
+    assert steps(registries) == [BEGUN, UNDONE, BEGUN, DONE]
+    assert run_states(client) == ["FAILED", "FINISHED"]
+    [weights] = (registries.settings.home / "artifacts").rglob("adapter_model.safetensors")
+    assert weights.read_bytes() == (other.path / weights.name).read_bytes(), "of what came to nothing no file is left"
+
+    registers_until(registries, "create_model_version", adapter, base)
+    note(registries, "eve", BEGUN, "other", {"digest": "sha256:1"})
+    controller = Controller(registries)
+    with alone(registries.database, Begun("other", "sha256:1").lock):  # she works at it still
+        controller.turn()
+        assert steps(registries) == [BEGUN, UNDONE, BEGUN, DONE, BEGUN, BEGUN, DONE]
+    completed = registries.audit.entries("bot@2")[0]
+    assert (completed.actor, completed.detail["begun_by"]) == ("controller", "ada")
+    assert run_states(client) == ["FAILED", "FINISHED", "FINISHED"]
+    controller.turn()
+    assert [entry.action for entry in registries.audit.entries("other")] == [UNDONE, BEGUN], "she was killed since"
 
 
 def test_a_lock_is_held_by_one_and_ends_with_its_holder_and_what_was_begun_is_ended_on_either_database(

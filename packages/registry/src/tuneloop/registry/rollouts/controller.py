@@ -1,5 +1,6 @@
 """The controller: goes on with every open rollout, takes the steps of bandits that declared how often, watches MLflow's
-aliases, and takes out of the routes what a change that was killed has left staged. Start as many as you like, anywhere.
+aliases, takes out of the routes what a change that was killed has left staged, and ends registrations that were broken
+off. Start as many as you like, anywhere.
 
 One controller at a time holds a rollout's lease, and whatever it writes stands behind the lease's fencing token: killed
 at any point, the next one finds each step written once or not at all. A look at a rollout reads the records since its
@@ -30,6 +31,7 @@ from tuneloop.registry.rollouts.advancing import go_on
 from tuneloop.registry.rollouts.rollout import Rollout, RolloutState
 from tuneloop.registry.routes.abandoned import Abandoned
 from tuneloop.registry.settings import ControllerSettings
+from tuneloop.registry.versions.left_behind import LOOK_EVERY_S, BrokenOff
 
 LEASE_S = 15.0  # a controller that dies holds its rollouts up for so long
 LOOK_COST = 5  # a look takes at most a fifth of the time
@@ -50,6 +52,7 @@ class Controller:
         self._lease_s = lease_s
         self._watch = AliasWatch(registry)
         self._abandoned = Abandoned(registry)
+        self._broken_off = BrokenOff(registry)
         self._stepping = Stepping(registry, self.owner)
         self._told: dict[str, str] = {}  # what was looked at → what was last logged of it
         self._held: dict[str, Rollout] = {}
@@ -73,6 +76,7 @@ class Controller:
         self._step_bandits()
         self._guarded("aliases", self._watch.turn)
         self._guarded("staged", self._abandoned.turn)
+        self._guarded("registrations", self._broken_off.turn)
 
     def look(self, rollout_id: str) -> None:
         """Go on with one rollout if it runs and nobody else holds it: at most one change of the route.
@@ -96,9 +100,13 @@ class Controller:
         self._held.clear()
 
     def _start_missing(self, drivers: dict[str, threading.Thread], stop: threading.Event) -> None:
-        """A thread for the aliases, for bandits and for each running rollout that has none, or whose last one an error
-        ended."""
-        for what, watching in (("aliases", self._watching), ("bandits", self._stepping_bandits)):
+        """A thread for each watch and each running rollout that has none, or whose last one an error ended."""
+        watches = (
+            ("aliases", self._watching),
+            ("bandits", self._stepping_bandits),
+            ("registrations", self._ending_registrations),
+        )
+        for what, watching in watches:
             if what not in drivers:
                 drivers[what] = self._driver(what, partial(watching, stop))
         for rollout in self._running():
@@ -145,6 +153,11 @@ class Controller:
             self._guarded("aliases", self._watch.turn)
             self._guarded("staged", self._abandoned.turn)
             stop.wait(self._watch.pause_s(self._settings.aliases_every_s))
+
+    def _ending_registrations(self, stop: threading.Event) -> None:
+        while not stop.is_set():
+            self._guarded("registrations", self._broken_off.turn)
+            stop.wait(LOOK_EVERY_S)
 
     def _guarded(self, what: str, act: Callable[[], None]) -> None:
         """Do it; what hinders it is said once, and tried again at the next look."""

@@ -3,7 +3,8 @@
 Everything that speaks against it is found before anything is written, so what is refused leaves nothing behind. It is
 looked at in a copy that nobody else can write to, so that what was looked at is what is registered. What is accepted is
 digested and signed as a training's result is, and waits for a person's approval like any other. Files are registered by
-one at a time; who was killed at it has left what the next one ends (see `left_behind`).
+one at a time; who was killed at it has left what the model's next registration, or the controller, ends (see
+`left_behind`).
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from tuneloop.registry.versions.artifacts import (
 )
 from tuneloop.registry.versions.contents import not_as_named
 from tuneloop.registry.versions.foreign import Foreign
-from tuneloop.registry.versions.left_behind import BEGUN, DONE, UNDONE, note, settle
+from tuneloop.registry.versions.left_behind import BEGUN, DONE, UNDONE, Begun, note, settle, settle_others
 from tuneloop.registry.versions.private import copied, private_folder
 from tuneloop.registry.versions.sources import Folder, Source
 from tuneloop.registry.versions.store import VersionDraft
@@ -98,9 +99,11 @@ def register(
         draft = _whole(registry, offer) if is_whole(offer.folder) else _adapter(registry, offer)
         offer.check(not_as_named(offer.folder))
         digest = folder_digest(offer.folder)
-        with alone(registry.database, f"register {model} {digest}") as mine:
+        begun = Begun(model, digest)
+        with alone(registry.database, begun.lock) as mine:
             if not mine:
                 raise Conflict(f"{offer.called}: somebody registers these very files as {model} just now")
+            settle_others(registry, begun, by=by)
             if (completed := settle(registry, model, digest, by=by)) is not None:
                 return completed
             registry.versions.expect_new(model, digest)
@@ -261,7 +264,7 @@ def _undone(registry: Registry, model: str, run_id: str | None, by: str, detail:
         if run_id is not None:
             registry.versions.end_run(run_id, "FAILED")
     except Exception:  # noqa: BLE001 (whatever it is, the first error is the one to tell)
-        _log.exception("run %s could not be ended, the next registration of these files ends it", run_id)
+        _log.exception("run %s could not be ended, the model's next registration ends it", run_id)
     try:
         note(registry, by, UNDONE, model, detail)
     except Exception:  # noqa: BLE001 (whatever it is, the first error is the one to tell)

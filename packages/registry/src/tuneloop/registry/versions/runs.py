@@ -53,6 +53,16 @@ class Runs(Connected):
         return {str(run.info.run_id): str(run.info.status) for run in found}
 
     @asking
+    def registering(self, model: str) -> set[str]:
+        """The digests of the files of a model that runs were begun to register and have not ended."""
+        experiment = self._client.get_experiment_by_name(model)
+        if experiment is None:
+            return set()
+        going_on = f"attributes.status = 'RUNNING' AND tags.`{_REGISTERS_TAG}` LIKE 'sha256:%'"
+        found = self._client.search_runs([experiment.experiment_id], going_on)
+        return {str(run.data.tags[_REGISTERS_TAG]) for run in found}
+
+    @asking
     def log_metrics(self, run_id: str, metrics: Mapping[str, float], step: int = 0) -> None:
         """Log metrics of one step, in one call."""
         now_ms = int(self._clock().timestamp() * 1000)

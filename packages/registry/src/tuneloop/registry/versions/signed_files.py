@@ -12,6 +12,7 @@ from datetime import datetime
 from pathlib import Path
 
 from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
 from tuneloop.registry.errors import InvalidInput, NotFound, Unavailable
 from tuneloop.registry.files import write_atomically
@@ -22,6 +23,7 @@ from tuneloop.registry.versions.connected import asking
 from tuneloop.registry.versions.private import private_folder
 from tuneloop.registry.versions.runs import Runs
 from tuneloop.registry.versions.signing.policy import SIGNATURE, Signing
+from tuneloop.registry.versions.sources import on_this_machine
 from tuneloop.registry.versions.tag import VERSION_TAG
 
 ARTIFACT = "model"  # the folder of a run that holds the version's files
@@ -85,6 +87,29 @@ class SignedFiles(Runs):
         """
         with private_folder(self._settings.home) as own:
             self.fetch(version, own)
+
+    @asking
+    def discard_files(self, run_id: str) -> None:
+        """Delete what a registration that came to nothing has stored, where the artifact store lets MLflow's client.
+
+        Only what publishing writes, in a folder of the run's own, and never what a version was made of. What cannot be
+        deleted is logged and stays.
+        """
+        if self._client.search_model_versions(f"run_id = '{run_id}'", max_results=1):
+            return
+        try:
+            run = self._client.get_run(run_id)
+            uri = str(run.info.artifact_uri).rstrip("/")
+            here = on_this_machine(uri)
+            if not uri.endswith(f"/{run_id}/artifacts") or (here and (here.is_symlink() or here.parent.is_symlink())):
+                _log.warning("run %s: %s is no folder of its own; nothing is deleted there", run_id, uri)
+                return
+            store = get_artifact_repository(uri, tracking_uri=self._settings.mlflow)
+            for folder in {ARTIFACT, SIGNATURES} & {kept.path for kept in store.list_artifacts()}:
+                store.delete_artifacts(folder)
+        except (MlflowException, OSError, NotImplementedError) as error:
+            why = without_password(str(error))
+            _log.warning("run %s: what it had stored cannot be deleted: %s", run_id, why)
 
     @contextmanager
     def _signed(self, folder: Path) -> Iterator[tuple[str, Path]]:

@@ -87,10 +87,16 @@ class Versions(SignedFiles, Mirroring):
             "created_at": self._clock().isoformat(),
         }
         tags = {VERSION_TAG: json.dumps(fields)} | ({_REQUEST_TAG: draft.request_id} if draft.request_id else {})
-        source = f"{self._client.get_run(run_id).info.artifact_uri}/{ARTIFACT}"
+        run = self._client.get_run(run_id)
         self._expect_first(draft)  # storing takes its time: whose lease ran out meanwhile comes second
         if only_new:
             self.expect_new(draft.model, digest)
+            if self._client.get_run(run_id).info.status != "RUNNING":
+                raise Conflict(
+                    f"registering {draft.model} was taken for broken off meanwhile, and what it had stored is deleted; "
+                    "try again"
+                )
+        source = f"{run.info.artifact_uri}/{ARTIFACT}"
         made = self._changes.create_model_version(draft.model, source=source, run_id=run_id, tags=tags)
         return version_of(made)
 
