@@ -11,6 +11,7 @@ from tests_support import beat_engine, beat_gateway, request_record, window_scor
 from tuneloop.registry import Registry
 from tuneloop.registry.errors import Conflict, InvalidInput, NotFound, Unavailable, Unreadable
 from tuneloop.registry.nouns import Arm
+from tuneloop.registry.routes.promotion import Change, promote
 
 
 def _write(registry: Registry, expected: int, *arms: tuple[int, int], by: str = "ada") -> int:
@@ -105,6 +106,23 @@ def test_a_lost_race_says_who_won_and_changes_nothing(registries: Registry) -> N
     with pytest.raises(Conflict, match="grace wrote revision 2"):
         _write(registries, 1, (3, 10_000))
     assert registries.routes.current("bot").revision == 2
+
+
+def test_a_race_that_was_lost_long_ago_names_who_took_ones_place_first_and_then_who_wrote_last(
+    registries: Registry,
+) -> None:
+    for revision, by in enumerate(("ada", "grace", "eve", "mallory")):
+        _write(registries, revision, (revision + 1, 10_000), by=by)
+    newest = registries.routes.current("bot")
+    with pytest.raises(Conflict, match=r"you saw revision 1, but grace wrote revision 2 .*mallory wrote revision 4"):
+        _write(registries, 1, (9, 10_000))
+    with pytest.raises(Conflict, match=r"you saw revision 1, but grace wrote revision 2 .*mallory wrote revision 4"):
+        promote(registries, "bot", 9, Change("ada", "r", force=True), expected_revision=1)
+    with pytest.raises(Conflict, match=r"but mallory wrote revision 4 [^;]*; look at it"):
+        _write(registries, 3, (9, 10_000))
+    with pytest.raises(Conflict, match="you named revision 9, and the newest is 4; look at it"):
+        _write(registries, 9, (9, 10_000))
+    assert registries.routes.current("bot") == newest
 
 
 def test_of_many_concurrent_writers_exactly_one_wins(registries: Registry) -> None:

@@ -17,7 +17,6 @@ from tuneloop.registry.rollouts.rollout import Rollout, RolloutPlan, RolloutStat
 from tuneloop.registry.routes.claims import expect_no_experiment
 from tuneloop.registry.routes.promotion import Change, set_route
 from tuneloop.registry.routes.staging import check_approved
-from tuneloop.registry.routes.store import lost_race
 from tuneloop.registry.versions.deadline import LOOKUP_TIMEOUT_S, mlflow_within
 
 S = RolloutState
@@ -131,7 +130,7 @@ def abort(
     for _ in range(_TRIES - 1):
         now = registry.route(model)
         if expected_revision is not None and now.revision != expected_revision:
-            raise lost_race(model, expected_revision, now)
+            raise registry.routes.lost_race(model, expected_revision, now)
         try:
             return _abort(registry, model, change)
         except Conflict:  # a controller went on with it at this very moment: a person who ends it comes before that

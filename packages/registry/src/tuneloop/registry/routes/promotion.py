@@ -27,7 +27,6 @@ from tuneloop.registry.routes.staging import (
     stage,
     warn_if_nothing_serves,
 )
-from tuneloop.registry.routes.store import lost_race
 from tuneloop.registry.versions.deadline import LOOKUP_TIMEOUT_S, mlflow_within
 
 APPLY_TIMEOUT_S = 5.0
@@ -296,7 +295,7 @@ def _current(registry: Registry, model: str, expected_revision: int | None) -> R
     found = registry.routes.history(model, limit=1).whole()
     newest = found[0] if found else None
     if expected_revision is not None and expected_revision != (newest.revision if newest else 0):
-        raise lost_race(model, expected_revision, newest)
+        raise registry.routes.lost_race(model, expected_revision, newest)
     return newest
 
 

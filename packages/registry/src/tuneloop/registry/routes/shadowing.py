@@ -24,7 +24,6 @@ from tuneloop.registry.facade import Registry
 from tuneloop.registry.nouns import FULL_SHARE_BP, Arm, Interval, Noun, Route, Shadow, version_name
 from tuneloop.registry.routes.promotion import APPLY_TIMEOUT_S, Change
 from tuneloop.registry.routes.staging import check_fits
-from tuneloop.registry.routes.store import lost_race
 from tuneloop.registry.statistics.sequences import drawn_variance, radius
 from tuneloop.registry.traffic import CLIENT_FAULT, SERVER_FAULT, Pair
 from tuneloop.registry.versions.deadline import LOOKUP_TIMEOUT_S, mlflow_within
@@ -83,7 +82,7 @@ def shadow(
         raise InvalidInput(f"a shadow's share of {share_bp} is not from 0 to {FULL_SHARE_BP} basis points")
     now = registry.route(model)
     if expected_revision is not None and expected_revision != now.revision:
-        raise lost_race(model, expected_revision, now)
+        raise registry.routes.lost_race(model, expected_revision, now)
     name, arms = version_name(model, version), now.arms
     if share_bp == 0:
         if now.shadow is None or now.shadow.version != version:

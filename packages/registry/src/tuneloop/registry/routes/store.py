@@ -121,6 +121,11 @@ class Routes:
             raise NotFound(f"{model} has no revision {revision}; `tuneloop route history {model}` shows them")
         return noun_of(Route, row)
 
+    def lost_race(self, model: str, expected: int, newest: Route | None) -> Conflict:
+        """The error for a writer who saw revision `expected` of a route that is at `newest` by now."""
+        with self._db.reading() as connection:
+            return _lost_race(model, expected, newest, _taken(connection, model, expected))
+
     def write(
         self,
         model: str,
@@ -155,7 +160,7 @@ class Routes:
             row = connection.execute(query).mappings().first()
             newest = noun_of(Route, row) if row else None
             if (newest.revision if newest else 0) != expected_revision:
-                raise lost_race(model, expected_revision, newest)
+                raise _lost_race(model, expected_revision, newest, _taken(connection, model, expected_revision))
             try:
                 route = Route(
                     model=model,
@@ -177,7 +182,10 @@ class Routes:
             try:
                 connection.execute(sa.insert(routes).values(**row_of(route, routes)))
             except sa.exc.IntegrityError:
-                raise lost_race(model, expected_revision, None) from None
+                raise Conflict(
+                    f"route of {model}: revision {expected_revision + 1} was written by somebody else just now; look "
+                    "at it and try again"
+                ) from None
             detail = {
                 "revision": route.revision,
                 "split": route.split_text,
@@ -212,16 +220,28 @@ def _shadow(newest: Route | None, arms: Sequence[Arm]) -> Shadow | None:
     return shadow if shadow is not None and Arm(version=shadow.version, weight_bp=0) in arms else None
 
 
-def lost_race(model: str, expected: int, newest: Route | None) -> Conflict:
-    """The error for a writer who saw revision `expected` of a route that is at `newest` by now."""
-    if newest is None:
-        return Conflict(
-            f"route of {model}: revision {expected + 1} was written by somebody else just now; look at it and try again"
-        )
+def _taken(connection: Connection, model: str, expected: int) -> Route | None:
+    """The revision that a writer who saw `expected` would have written; None where nobody has, or it is unreadable."""
+    query = sa.select(routes).where(routes.c.model == model, routes.c.revision == expected + 1)
+    row = connection.execute(query).mappings().first()
+    return next(iter(readable(Route, [row])), None) if row else None
+
+
+def _lost_race(model: str, expected: int, newest: Route | None, taken: Route | None) -> Conflict:
+    """Who wrote the revision that was to be written, and, where that is another, the newest."""
+    if newest is None or newest.revision < expected:
+        there = f"the newest is {newest.revision}" if newest else "it has no revision yet"
+        return Conflict(f"route of {model}: you named revision {expected}, and {there}; look at it and try again")
+    won = taken or newest
+    since = "" if won == newest else f"; since then {newest.by} wrote revision {_what(newest)}"
     return Conflict(
-        f"route of {model}: you saw revision {expected}, but {newest.by} wrote revision {newest.revision} "
-        f"({newest.split_text}) at {newest.at:%H:%M:%S} because {newest.reason!r}; look at it and try again"
+        f"route of {model}: you saw revision {expected}, but {won.by} wrote revision {_what(won)}{since}; look at it "
+        "and try again"
     )
+
+
+def _what(route: Route) -> str:
+    return f"{route.revision} ({route.split_text}) at {route.at:%H:%M:%S} because {route.reason!r}"
 
 
 @cache
