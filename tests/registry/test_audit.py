@@ -40,19 +40,22 @@ def written(registry: Registry, count: int) -> None:
 
 
 def altered(registry: Registry, *statements: str) -> None:
-    """What somebody with every right on the database does."""
+    """What somebody with every right on the database does, who then lets it refuse changes again."""
     with registry.database.writing() as connection:
-        _let_change(connection)
-        for statement in statements:
+        switched_back_on = _let_change(connection)
+        for statement in (*statements, *switched_back_on):
             connection.execute(sa.text(statement))
 
 
-def _let_change(connection: Connection) -> None:
-    if connection.dialect.name == "sqlite":
-        for trigger in ("no_update", "no_delete", "in_order"):
-            connection.execute(sa.text(f"DROP TRIGGER IF EXISTS audit_{trigger}"))
-    else:
+def _let_change(connection: Connection) -> list[str]:
+    """Let the audit log be changed; what forbids it again."""
+    if connection.dialect.name != "sqlite":
         connection.execute(sa.text("ALTER TABLE audit DISABLE TRIGGER USER"))
+        return ["ALTER TABLE audit ENABLE TRIGGER USER"]
+    made = list(connection.execute(sa.text("SELECT sql FROM sqlite_master WHERE type = 'trigger'")).scalars())
+    for trigger in ("no_update", "no_delete", "in_order"):
+        connection.execute(sa.text(f"DROP TRIGGER IF EXISTS audit_{trigger}"))
+    return made
 
 
 def test_what_is_written_verifies_as_it_grows(registries: Registry) -> None:
@@ -97,6 +100,42 @@ def test_entries_cut_off_the_end_are_missed(registries: Registry, cut: str, kept
     altered(registries, cut)
     [fault] = registries.audit.verify().faults
     assert fault.startswith(f"entry {kept} is not the newest that was written, 5: ")
+
+
+def test_a_log_that_the_database_lets_be_changed_does_not_verify(registries: Registry) -> None:
+    written(registries, 1)
+    if registries.database.is_sqlite:
+        off = {
+            "audit_no_update": ["DROP TRIGGER audit_no_update"],
+            "audit_no_delete": [
+                "DROP TRIGGER audit_no_delete",
+                "CREATE TRIGGER audit_no_delete BEFORE DELETE ON audit BEGIN SELECT 1; END",
+            ],
+        }
+    else:
+        off = {
+            "audit_no_change": ["ALTER TABLE audit DISABLE TRIGGER audit_no_change"],
+            "audit_no_truncate": ["DROP TRIGGER audit_no_truncate ON audit"],
+        }
+    for number, statements in enumerate(off.values(), start=1):
+        with registries.database.writing() as connection:
+            for statement in statements:
+                connection.execute(sa.text(statement))
+        faults = registries.audit.verify().faults
+        assert [fault.split("its trigger ")[1].split()[0] for fault in faults] == list(off)[:number]
+
+
+def test_whoever_writes_on_behind_somebody_elses_entry_says_so_once(
+    registries: Registry, caplog: pytest.LogCaptureFixture
+) -> None:
+    written(registries, 5)
+    assert "somebody else" not in caplog.text
+    with registries.database.writing() as connection:
+        connection.execute(sa.text(INSERT.format(id=6)))
+    written(registries, 2)
+    altered(registries, "DELETE FROM audit WHERE id > 3")
+    written(registries, 2)
+    assert [record.args for record in caplog.records] == [(6, 5), (3, 8)]
 
 
 INSERT = "INSERT INTO audit SELECT {id}, at, 'eve', action, subject, detail, hash FROM audit WHERE id = 3"
@@ -155,8 +194,8 @@ def test_a_log_written_anew_from_end_to_end_is_told_by_a_noted_hash_alone(regist
     written(registries, 4)
     assert registries.audit.verify(noted).faults == (), "the same entries at the same time: nothing differs"
     registries.clock.advance(1)  # type: ignore[attr-defined]
+    altered(registries, "DELETE FROM audit")
     with registries.database.writing() as connection:
-        connection.execute(sa.delete(audit_table))
         connection.execute(sa.update(audit_head).values(id=0, hash=audit.FIRST_HASH))
     written(registries, 4)
     assert registries.audit.verify().faults == (), "it fits"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,9 @@ from tuneloop.registry.tables import audit, audit_head
 
 FIRST_HASH = "0" * 64  # what the first entry follows
 _CHUNK_ROWS = 1_000
+_SQLITE_TRIGGERS = ("audit_no_update", "audit_no_delete", "audit_in_order")
+_POSTGRESQL_TRIGGERS = ("audit_no_change", "audit_no_truncate", "audit_in_order")
+_log = logging.getLogger(__name__)
 _HASH = re.compile(r"[0-9a-f]{64}")
 
 
@@ -62,15 +66,23 @@ def record(
 def _append(connection: Connection, entry: Mapping[str, Any]) -> None:
     """Chain an entry to the head, which is locked until the transaction ends.
 
-    Past the head only somebody else can have written: this goes on behind it, and `verify` tells.
+    Past the head only somebody else can have written: this goes on behind it, and says so, as `verify` does.
     """
     head = connection.execute(sa.select(audit_head).with_for_update()).mappings().one_or_none()
+    newest = connection.execute(sa.select(audit.c.id, audit.c.hash).order_by(audit.c.id.desc()).limit(1)).one_or_none()
     if head is None:
         raise Unreadable(
             "the audit log's newest entry is not known: the row of audit_head was deleted; bring it back from a copy "
             "of the database, since nothing can be put on record before"
         )
-    last = connection.execute(sa.select(sa.func.max(audit.c.id))).scalar() or 0
+    last, last_hash = newest or (0, FIRST_HASH)
+    if (last, last_hash) != (head["id"], head["hash"]):
+        _log.warning(
+            "the audit log ends with entry %d, and the newest that tuneloop wrote is %d: somebody else has written to "
+            "it; `tuneloop audit --verify` names the places",
+            last,
+            head["id"],
+        )
     values = {"id": max(last, head["id"]) + 1, **entry}
     values["hash"] = chained(head["hash"], values)
     connection.execute(sa.insert(audit).values(values))
@@ -136,6 +148,7 @@ class Audit:
         ends = sa.select(sa.select(sa.func.max(audit.c.id)).scalar_subquery().label("last"))
         with self._db.reading() as connection:
             last = connection.execute(ends.add_columns(_head("id"), _head("hash"))).mappings().one()
+            unguarded = _missing_triggers(connection)
             # What is written while this reads is the next look's.
             query = sa.select(audit).where(audit.c.id <= (last["last"] or 0)).order_by(audit.c.id)
             for row in connection.execute(query.execution_options(yield_per=_CHUNK_ROWS)).mappings():
@@ -156,7 +169,29 @@ class Audit:
             faults.append(
                 f"no entry has the noted hash {noted}: it is another log's, or this one was written anew since"
             )
+        faults += [
+            f"the database does not refuse changes of the log any more: its trigger {name} is gone, switched off or "
+            "another; bring it back from a copy of the database"
+            for name in unguarded
+        ]
         return Verification(entries, newest, previous, seen, tuple(faults))
+
+
+def _missing_triggers(connection: Connection) -> list[str]:
+    """Those by which the database refuses changes, as far as they are not there, or refuse nothing."""
+    if connection.dialect.name == "sqlite":
+        query = (
+            "SELECT name FROM sqlite_master WHERE type = 'trigger' AND tbl_name = 'audit' AND sql LIKE '%RAISE(ABORT%'"
+        )
+        expected: tuple[str, ...] = _SQLITE_TRIGGERS
+    else:
+        query = (
+            "SELECT tgname FROM pg_trigger JOIN pg_proc ON pg_proc.oid = tgfoid "
+            "WHERE tgrelid = CAST('audit' AS regclass) AND tgenabled IN ('O', 'A') AND prosrc LIKE '%RAISE EXCEPTION%'"
+        )
+        expected = _POSTGRESQL_TRIGGERS
+    there = set(connection.execute(sa.text(query)).scalars())
+    return [name for name in expected if name not in there]
 
 
 def _entries(subject: str | None, action: str | None) -> sa.Select[Any]:
