@@ -228,7 +228,7 @@ def _verify_audit(registry: Registry, noted: str | None, as_json: bool) -> None:
     if found.faults:
         places = "one place" if len(found.faults) == 1 else f"{len(found.faults)} places"
         raise Unreadable(
-            f"the audit log of {registry.database.shown} is not what was written, in {places}; compare it with a "
+            f"the audit log of {registry.database.shown} does not verify, in {places}; compare it with a "
             "copy of the database from before"
         )
 
