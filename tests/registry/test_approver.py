@@ -23,7 +23,7 @@ def test_the_trainer_cannot_approve_and_somebody_else_can(registries: Registry) 
     ask_for_another(registries)
     gates = registries.gates
     for same in ("ada", " Ada", "token:ada", "token:Ada", "ada\u200b", "\uff41da"):
-        with pytest.raises(Refused, match="trained bot@1: somebody else must approve it"):
+        with pytest.raises(Refused, match="asks for an approver other than the trainer, and ada trained bot@1: "):
             gates.approve("bot", 1, by=same, reason="mine", trained_by="ada")
     assert (gates.approver("bot", 1), list(gates.decisions("bot", 1))) == (None, [])
     gates.approve("bot", 1, by="grace", reason="looked", trained_by="ada")

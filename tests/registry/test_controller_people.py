@@ -99,7 +99,7 @@ def test_a_paused_rollout_goes_on_from_where_the_route_stands(registries: Regist
     declare(registries, "bot", 2, PLAN, CHANGE)
     controller = Controller(registries)
     controller.turn()
-    with pytest.raises(InvalidInput, match=r"ro_.* of bot@2 is running; only a paused one can be resumed"):
+    with pytest.raises(Refused, match=r"ro_.* of bot@2 is running; only a paused one can be resumed"):
         resume(registries, "bot", GRACE)
     set_route(registries, "bot", {2: 6_000, 1: 4_000}, GRACE)
     controller.turn()

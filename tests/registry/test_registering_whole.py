@@ -81,11 +81,13 @@ def test_whole_weights_are_shown_listed_and_compared_for_what_they_are_and_route
     assert verb("register", "bot", "--folder", str(make_whole(tmp_path / "second", seed=3)), *said)[0] == 0
     shown = [line.split() for line in verb("show", "bot@1")[1].splitlines()]
     assert ["kind", "full"] in shown
+    assert ["data", "unknown"] in shown, "nobody said how many rows there were"
     assert ["tokenizer", tokenizer_digest(whole)] in shown
     assert verb("versions", "bot")[1].count(" full ") == 2
     compared = verb("compare", "bot@1", "bot@2")[1].splitlines()
     assert compared[1].split() == ["kind", "full", "full"]
     assert ["base", "tiny", "unknown"] in [line.split() for line in compared]
+    assert ["data_rows", "unknown", "unknown"] in [line.split() for line in compared]
     registry.gates.approve("bot", 1, by="bob", reason="looked at")
     beat_engine(registry, "other@1")
     with pytest.raises(TuneloopError, match=r"bot@1 is whole weights.*`tuneloop engine --version bot@1`"):

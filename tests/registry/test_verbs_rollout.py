@@ -113,6 +113,9 @@ def test_a_policy_says_how_rollouts_go_and_flags_say_it_of_one(
     )
     code, out, _ = verb("rollout", "policy", "bot", "--set", str(path), *WHO, "--json")
     assert (code, json.loads(out)["aliases"]) == (0, "adopt")
+    path.write_text(verb("rollout", "policy", "bot")[1])
+    assert "weight_bp: 500, hold_s: 5.0, min_samples: 7" in path.read_text()
+    assert verb("rollout", "policy", "bot", "--set", str(path), *WHO, "--json")[1] == out, "what is shown can be set"
     verb("rollout", "start", "bot@2", "--detach", "--margin", "0.3", *WHO)
     plan = ready.rollouts.all("bot")[0].plan
     assert [(step.weight_bp, step.hold_s, step.min_samples) for step in plan.steps] == [(500, 5, 7), (2_000, 30, 30)]

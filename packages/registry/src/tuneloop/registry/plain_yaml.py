@@ -190,6 +190,8 @@ class PlainYaml:
 
 def unknown_key(key: str, known: Sequence[str]) -> str:
     """What is said of a key that nothing reads."""
+    if not known:
+        return "unknown key; none is known here"
     close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     return f"unknown key; did you mean {close[0]!r}?" if close else f"unknown key; known keys: {', '.join(known)}"
 
@@ -223,10 +225,13 @@ def walk(model: type[BaseModel], loc: Place) -> tuple[Place, list[str]]:
 
 
 def _shapes(annotation: Any) -> dict[str, type[BaseModel]]:
+    """The shapes that a section may have, by what pydantic calls each: its tag, or its class where none has one."""
     found: dict[str, type[BaseModel]] = {}
-    for option in (
-        typing.get_args(annotation) if typing.get_origin(annotation) in {typing.Union, types.UnionType} else ()
-    ):
+    options = typing.get_args(annotation) if typing.get_origin(annotation) in {typing.Union, types.UnionType} else ()
+    models = [one for one in options if isinstance(one, type) and issubclass(one, BaseModel)]
+    if len(models) > 1:
+        return {one.__name__: one for one in models}
+    for option in options:
         tags = [extra.tag for extra in getattr(option, "__metadata__", ()) if isinstance(extra, Tag)]
         if tags:
             found[tags[0]] = typing.get_args(option)[0]

@@ -99,6 +99,7 @@ def _route_step(registry: Registry, model: str, revision: int) -> TraceStep:
 def _behind_version(registry: Registry, version: Version) -> list[TraceStep]:
     metrics, no_metrics = _asked(registry, lambda: registry.versions.run_metrics(version.run_id))
     manifest, no_manifest = _asked(registry, lambda: kept_json(registry, version, DATA))
+    rows = "rows unknown" if version.known_rows is None else f"{version.known_rows} rows"
     parent = f", parent {version_name(version.model, version.parent)}" if version.parent else ""
     steps = [
         TraceStep(
@@ -117,7 +118,7 @@ def _behind_version(registry: Registry, version: Version) -> list[TraceStep]:
         TraceStep(
             kind="data",
             id=version.data_digest,
-            summary=f"{version.data_rows} rows{no_manifest}",
+            summary=f"{rows}{no_manifest}",
             detail=manifest,
         ),
     ]

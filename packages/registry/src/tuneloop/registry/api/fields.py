@@ -25,7 +25,7 @@ MOST_DAYS = 36_525.0
 _MODEL = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$"
 _SUBJECT = r"^[A-Za-z0-9][A-Za-z0-9._:@-]{0,199}$"
-_SAID = r"^[^\x00-\x08\x0b\x0c\x0e-\x1f\x7f]*[^\s\x00-\x1f\x7f][^\x00-\x08\x0b\x0c\x0e-\x1f\x7f]*$"
+SAID = r"^[^\x00-\x08\x0b\x0c\x0e-\x1f\x7f]*[^\s\x00-\x1f\x7f][^\x00-\x08\x0b\x0c\x0e-\x1f\x7f]*$"
 
 ModelPath = Annotated[str, Path(pattern=_MODEL, description="The model's name.", examples=["bot"])]
 VersionPath = Annotated[int, Path(ge=1, le=MOST_NUMBER, description="The version's number.", examples=[2])]
@@ -56,11 +56,11 @@ ActionQuery = Annotated[
 VersionQuery = Annotated[int, Query(ge=1, le=MOST_NUMBER, description="A version's number.")]
 Reason = Annotated[
     str,
-    StringConstraints(max_length=2_000, pattern=_SAID),
+    StringConstraints(max_length=2_000, pattern=SAID),
     Field(description="Why; kept for ever.", examples=["answers the drift"]),
 ]
-Name = Annotated[str, StringConstraints(max_length=200, pattern=_SAID)]
-OwnerName = Annotated[str, StringConstraints(strip_whitespace=True, max_length=MOST_LETTERS, pattern=_SAID)]
+Name = Annotated[str, StringConstraints(max_length=200, pattern=SAID)]
+OwnerName = Annotated[str, StringConstraints(strip_whitespace=True, max_length=MOST_LETTERS, pattern=SAID)]
 VersionNumber = Annotated[int, Field(ge=1, le=MOST_NUMBER, examples=[2])]
 RevisionQuery = Annotated[int, Query(ge=1, le=MOST_NUMBER, description="A revision of the route.", examples=[1])]
 Revision = Annotated[int, Field(ge=0, le=MOST_NUMBER, examples=[2])]
@@ -128,9 +128,10 @@ def check_permission(token: Token, permission: Permission) -> None:
         Forbidden: it does not; the message says which do.
     """
     if permission not in ROLES[token.role]:
+        those = holders(permission)
         raise Forbidden(
-            f"{token.name} is a {token.role}, and this needs the permission `{permission}`, which "
-            f"{' and '.join(holders(permission))} have"
+            f"{token.name} is {'an' if token.role[0] in 'aeiou' else 'a'} {token.role}, and this needs the permission "
+            f"`{permission}`, which {' and '.join(those)} {'has' if len(those) == 1 else 'have'}"
         )
 
 

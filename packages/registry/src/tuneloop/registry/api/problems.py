@@ -16,6 +16,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
+from tuneloop.registry.api.fields import SAID
 from tuneloop.registry.errors import Conflict, InvalidInput, Late, NotFound, Refused, TuneloopError, Unavailable
 from tuneloop.registry.nouns import Noun
 from tuneloop.registry.plain_yaml import unknown_key, walk
@@ -108,6 +109,8 @@ def _not_valid(request: Request, error: Exception) -> JSONResponse:
 
 def _fault_of(fault: dict[str, Any], model: type[BaseModel] | None) -> str:
     place, said = fault["loc"], fault["msg"]
+    if fault["type"] == "string_pattern_mismatch" and fault["ctx"]["pattern"] == SAID:
+        said = "it is blank, or holds characters that nobody reads; write it in words, since it is kept for ever"
     if fault["type"] == "extra_forbidden" and model is not None and place[0] == "body":
         _, known = walk(model, place[1:])
         said = unknown_key(str(place[-1]), known)

@@ -224,7 +224,7 @@ class Gates:
                 f"{asked}, and who trained {name} was not noted when it was approved: approve it anew, or, where "
                 f"`tuneloop show {name}` names nobody, train it again with `tuneloop train --by`"
             )
-        return f"{asked}, and {approval.by} trained {name}: somebody else must approve it"
+        return f"{asked}, and {approval.trained_by} trained {name}: somebody else must approve it"
 
     def _decide(self, decided: Approval) -> Approval:
         what = "an approval" if decided.granted else "revoking an approval"

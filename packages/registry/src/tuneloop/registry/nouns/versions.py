@@ -8,6 +8,8 @@ from pydantic import AwareDatetime, Field
 
 from tuneloop.registry.nouns.base import ModelName, Noun, version_name
 
+UNKNOWN = "unknown"  # what nobody told
+
 
 class Version(Noun):
     """What was trained, and everything needed to make it again."""
@@ -34,6 +36,11 @@ class Version(Noun):
     signed_by: str | None = Field(default=None, pattern=r"^[0-9a-f]{12}$")  # the name of the key that signed its files
     created_at: AwareDatetime
     metrics: dict[str, float] = {}  # `perplexity.<domain>`, `bleu.<domain>`, ...
+
+    @property
+    def known_rows(self) -> int | None:
+        """Of its data; None where nobody said what it was trained on, as when it was registered from a folder."""
+        return None if self.data_digest == UNKNOWN else self.data_rows
 
     @property
     def name(self) -> str:

@@ -65,15 +65,17 @@ def resume(registry: Registry, model: str, change: Change) -> Rollout:
     """Let a paused rollout go on from where the route stands now.
 
     Raises:
-        InvalidInput: none is paused.
-        Refused: its version is the champion, another version has a share, an experiment of the model runs, or nobody
-            approves it now.
+        InvalidInput: none is open.
+        Refused: it runs already, its version is the champion, another version has a share, an experiment of the model
+            runs, or nobody approves it now.
         Conflict: somebody changed it meanwhile.
     """
     paused = registry.rollouts.open(model)
-    if paused is None or paused.state is not S.PAUSED:
-        what = f"{paused.id} of {paused.name} is running" if paused else f"no rollout of {model} is open"
-        raise InvalidInput(f"{what}; only a paused one can be resumed: `tuneloop rollout list --model {model}`")
+    only = f"only a paused one can be resumed: `tuneloop rollout list --model {model}`"
+    if paused is None:
+        raise InvalidInput(f"no rollout of {model} is open; {only}")
+    if paused.state is not S.PAUSED:
+        raise Refused(f"{paused.id} of {paused.name} is {paused.state}; {only}")
     _expect_no_experiment(registry, model)
     route = registry.route(model)
     if route.champion == paused.version:

@@ -72,7 +72,10 @@ def _made_of(found: Lineage) -> list[list[object]]:
         ["base", f"{version.base} {version.base_digest}"],
         ["chat template", version.template_digest],
         ["tokenizer", version.tokenizer_digest],
-        ["data", f"{version.data_rows} rows {version.data_digest}"],
+        [
+            "data",
+            version.data_digest if version.known_rows is None else f"{version.known_rows} rows {version.data_digest}",
+        ],
         *_data_rows(found),
         ["recipe", version.recipe_digest],
         ["code", version.code_commit],

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import click
+import yaml
 from pydantic import ValidationError
 
 from tuneloop.registry.errors import InvalidInput
@@ -14,7 +14,9 @@ from tuneloop.registry.facade import Registry
 from tuneloop.registry.files import cannot_read, read_text
 from tuneloop.registry.plain_yaml import PlainYaml
 from tuneloop.registry.policies import PolicyT
-from tuneloop.registry.printing import emit, table, who
+from tuneloop.registry.printing import emit, who
+
+_WIDTH = 10_000  # a value stays on its line
 
 
 def policy_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -53,10 +55,12 @@ def set_policy(
 
 
 def show_policy(registry: Registry, model: str, kind: type[PolicyT], as_json: bool) -> None:
-    """Print the policy in force."""
+    """Print the policy in force, as the YAML that would set it."""
     policy = registry.policies.get(model, kind)
-    values: dict[str, Any] = policy.model_dump(mode="json")
-    emit(policy, as_json, table(["KEY", "VALUE"], [[key, str(value)] for key, value in values.items()]))
+    text = yaml.safe_dump(
+        policy.model_dump(mode="json"), sort_keys=False, allow_unicode=True, default_flow_style=None, width=_WIDTH
+    )
+    emit(policy, as_json, text.rstrip("\n"))
 
 
 def read_policy(path: Path, kind: type[PolicyT]) -> PolicyT:

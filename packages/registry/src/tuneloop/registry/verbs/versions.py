@@ -74,7 +74,7 @@ def versions(model: str, newest: int, as_json: bool) -> None:
                 f"{v.created_at:%Y-%m-%d %H:%M}",
                 v.kind,
                 v.parent,
-                v.data_rows,
+                "unknown" if v.known_rows is None else v.known_rows,
                 v.signed_by,
                 registry.gates.approver(model, v.version),
                 _figures(v),
@@ -94,7 +94,7 @@ def compare(before: str, after: str, as_json: bool) -> None:
     with Registry.open() as registry:
         sides = [run_kept(registry, *parse_version_name(name)) for name in (before, after)]
     pair = [side.version for side in sides]
-    rows: list[list[object]] = [[name, *(_short(getattr(v, name)) for v in pair)] for name in _COMPARED]
+    rows: list[list[object]] = [[name, *(_short(_known(v, name)) for v in pair)] for name in _COMPARED]
     rows.append(["files", *(f"{v.artifact_bytes / 1e6:.2f} MB" for v in pair)])
     rows.append(["environment", *(environment_text(side.environment) for side in sides)])
     measures = [{measure.name: measure for measure in side.measures} for side in sides]
@@ -106,6 +106,10 @@ def compare(before: str, after: str, as_json: bool) -> None:
     ]
     emit([ComparedVersion.of(side) for side in sides], as_json, table(["", pair[0].name, pair[1].name], rows))
     tell_unreadable([f"{side.version.name}: {why}" for side in sides for why in side.not_known])
+
+
+def _known(version: Version, name: str) -> object:
+    return "unknown" if name == "data_rows" and version.known_rows is None else getattr(version, name)
 
 
 def _measure(found: MeasuredMetric | None) -> str | None:

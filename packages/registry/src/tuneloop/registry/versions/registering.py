@@ -23,6 +23,7 @@ from tuneloop.registry.errors import Conflict, InvalidInput, NotFound
 from tuneloop.registry.exclusive import alone
 from tuneloop.registry.facade import Registry
 from tuneloop.registry.nouns import EngineState, Version
+from tuneloop.registry.nouns.versions import UNKNOWN
 from tuneloop.registry.versions.adapters import CONFIG, LARGEST_RANK, Base, Limits, base_shapes, unservable
 from tuneloop.registry.versions.artifacts import (
     base_digest,
@@ -40,7 +41,6 @@ from tuneloop.registry.versions.sources import Folder, Source
 from tuneloop.registry.versions.store import VersionDraft
 from tuneloop.registry.versions.weights import is_whole, unloadable
 
-_UNKNOWN = "unknown"  # what nobody told
 _log = logging.getLogger(__name__)
 
 
@@ -157,7 +157,7 @@ def _whole(registry: Registry, offer: _Offer) -> VersionDraft:
     if not has_template(folder):
         offer.check([*speaks, "it has no chat template (chat_template.jinja): save it beside the weights"])
     if on is None:
-        on = Base(_UNKNOWN, _UNKNOWN, template_digest(folder))
+        on = Base(UNKNOWN, UNKNOWN, template_digest(folder))
     offer.check(speaks + _own_template(folder, on) + _other_base(registry, offer.model, on, []))
     return _draft(offer, on, {"kind": "full", "tokenizer_digest": tokenizer_digest(folder)})
 
@@ -170,7 +170,7 @@ def _other_base(registry: Registry, model: str, on: Base, engines: list[EngineSt
     same_base = {
         name: template
         for name, (digest, template) in there.items()
-        if digest == on.digest or _UNKNOWN in {digest, on.digest}
+        if digest == on.digest or UNKNOWN in {digest, on.digest}
     }
     if there and not same_base:
         others = ", ".join(f"{name} has {digest[:19]}…" for name, (digest, _) in there.items())
@@ -230,10 +230,10 @@ def _draft(offer: _Offer, on: Base, own: Mapping[str, Any]) -> VersionDraft:
             base=on.name,
             base_digest=on.digest,
             template_digest=on.template_digest,
-            data_digest=_UNKNOWN,
+            data_digest=UNKNOWN,
             data_rows=0,
-            recipe_digest=_UNKNOWN,
-            code_commit=offer.files.code_commit or _UNKNOWN,
+            recipe_digest=UNKNOWN,
+            code_commit=offer.files.code_commit or UNKNOWN,
             trained_by=offer.by,
             metrics=offer.files.metrics,
             **own,
