@@ -3,12 +3,13 @@
     .venv/bin/python benchmarks/experiment_validity.py [--quick | --only PARTS] [--json FILE]
 
 Simulated tests go through the code that judges live ones (`tuneloop.registry.experiments`): 10,000 for each row (of
-planned looks 100,000, whose promise is kept with less room), seeds fixed. A/A tests are looked at from 100 units an arm
-on, up to 197 times; beside them stands the t-test at each look, as a dashboard shows it. A/B tests have a fixed one of
-the same power beside them. Writes `benchmarks/results/experiment_validity.json` and five pictures. Takes ten minutes of
-one processor; `--only` replaces single parts of the file, `--quick` (500 tests, half a minute) writes nothing. Exits 1
-where a promise is not kept: more than 5 % of A/A tests claim a difference, beyond what so many tests leave to chance,
-or a report judges otherwise than the tables.
+planned looks 100,000, whose promise is kept with less room; of bandits 200 runs, each of 10,000 units), seeds fixed.
+A/A tests are looked at from 100 units an arm on, up to 197 times; beside them stands the t-test at each look, as a
+dashboard shows it. A/B tests have a fixed one of the same power beside them. Writes
+`benchmarks/results/experiment_validity.json` and five pictures. Takes ten minutes of one processor; `--only` replaces
+single parts of the file, `--quick` (500 tests, half a minute) writes nothing. Exits 1 where a promise is not kept: more
+than 5 % of A/A tests claim a difference, beyond what so many tests leave to chance, or a report judges otherwise than
+the tables.
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ from tests_support import Clock
 from tuneloop.registry import Registry, audit
 from tuneloop.registry import database as migrations_home
 from tuneloop.registry.database import Database, noun_of
+from tuneloop.registry.errors import InvalidInput
 from tuneloop.registry.policies import RetrainingPolicy
 from tuneloop.registry.tables import metadata
 
@@ -222,12 +223,15 @@ def test_a_step_down_loses_what_its_migration_brought_and_nothing_else_and_a_ste
     assert {table for table, found in written.items() if found} == metadata.tables.keys()
     shapes = {schemas.revisions[-1]: schemas.shape()}
     for before, revision in reversed(schemas.steps):
-        schemas.down(before)
+        schemas.database.downgrade(before)
         below, shapes[before] = schemas.rows(), schemas.shape()
         gone = above.keys() - below.keys()
         assert gone | (columns(above, below.keys()) - columns(below, below.keys())) == LOST[revision]
         assert ordered(below) == ordered(kept_below(revision, above, LOST[revision]))
         above = below
+    for wrong in ("base", "9999"):
+        with pytest.raises(InvalidInput):
+            schemas.database.downgrade(wrong)
     for _, revision in schemas.steps:
         schemas.up(revision)
         assert schemas.shape() == shapes[revision]

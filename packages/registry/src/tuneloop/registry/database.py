@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import sqlalchemy as sa
 from pydantic import ValidationError
@@ -22,6 +22,9 @@ from tuneloop.registry.errors import DatabaseAway, InvalidInput, NotFound, Unava
 from tuneloop.registry.nouns import Noun, said_of
 from tuneloop.registry.settings import shown_url, without_password
 from tuneloop.registry.tables import Json
+
+if TYPE_CHECKING:
+    from alembic.config import Config as AlembicConfig
 
 NounT = TypeVar("NounT", bound=Noun)
 BUSY_TIMEOUT_MS = 15_000
@@ -63,6 +66,14 @@ DAMAGED = {
 def newest_revision() -> str:
     """The schema this code is written for: migrations follow each other, and a file begins with its number."""
     return max(path.name.partition("_")[0] for path in (_MIGRATIONS / "versions").glob("[0-9]*.py"))
+
+
+def _alembic() -> AlembicConfig:
+    from alembic.config import Config  # noqa: PLC0415 (see `Database.upgrade`)
+
+    config = Config()
+    config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
+    return config
 
 
 class Database:
@@ -108,12 +119,10 @@ class Database:
         if there == [newest_revision()]:
             return
         from alembic import command  # noqa: PLC0415 (0.3 s, and it runs every script: only where the schema is behind)
-        from alembic.config import Config  # noqa: PLC0415
         from alembic.script import ScriptDirectory  # noqa: PLC0415
         from alembic.util import CommandError  # noqa: PLC0415
 
-        config = Config()
-        config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
+        config = _alembic()
         scripts = ScriptDirectory.from_config(config)
         known = {script.revision for script in scripts.walk_revisions()}
         if strange := [revision for revision in there if revision not in known]:
@@ -122,9 +131,7 @@ class Database:
                 f"(its newest is {', '.join(scripts.get_heads())}): a newer tuneloop has upgraded it; install "
                 f"that version here{_WHERE}"
             )
-        with self.writing() as connection:
-            if not self.is_sqlite:
-                connection.execute(sa.text("SELECT pg_advisory_xact_lock(7463001)"))
+        with self._migrating() as connection:
             config.attributes["connection"] = connection
             try:
                 command.upgrade(config, "head")
@@ -132,6 +139,35 @@ class Database:
                 raise Unavailable(
                     f"database {self.shown} cannot be brought to the newest schema: {error}{_WHERE}"
                 ) from error
+
+    def downgrade(self, revision: str) -> None:
+        """Bring the schema back to an older revision, so that the version of tuneloop that ends there can be installed.
+
+        What only newer ones hold is lost. Nothing else may be running: whatever opens the database brings it up again.
+
+        Raises:
+            InvalidInput: there is no such revision below the schema's.
+            Unavailable: the database does not answer.
+        """
+        from alembic import command  # noqa: PLC0415
+        from alembic.util import CommandError  # noqa: PLC0415
+
+        if not revision.isdecimal():  # alembic would take `base` for: everything is to go
+            raise InvalidInput(f"{revision!r} is no revision of the schema: four digits, as errors name it")
+        config = _alembic()
+        with self._migrating() as connection:
+            config.attributes["connection"] = connection
+            try:
+                command.downgrade(config, revision)
+            except CommandError as error:
+                raise InvalidInput(f"database {self.shown} cannot be brought back to {revision!r}: {error}") from None
+
+    @contextmanager
+    def _migrating(self) -> Iterator[Connection]:
+        with self.writing() as connection:
+            if not self.is_sqlite:
+                connection.execute(sa.text("SELECT pg_advisory_xact_lock(7463001)"))
+            yield connection
 
     def _revisions(self) -> list[str]:
         with self.reading() as connection:
