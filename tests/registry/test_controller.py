@@ -28,6 +28,7 @@ from tuneloop.registry.rollouts.advancing import go_on
 from tuneloop.registry.rollouts.controller import LEASE_S, Controller
 from tuneloop.registry.rollouts.rollout import RolloutState
 from tuneloop.registry.rollouts.steering import abort, declare
+from tuneloop.registry.rollouts.store import LATELY_S
 from tuneloop.registry.routes.assignment import assign
 from tuneloop.registry.routes.promotion import set_route
 from tuneloop.registry.settings import ControllerSettings
@@ -143,6 +144,11 @@ def test_a_second_controller_does_nothing_until_the_lease_has_run_out(
     assert (taken.lease_owner, taken.fencing_token) == (second.owner, held.fencing_token + 1)
     first.turn()
     assert now(registries) == taken
+    [entry] = registries.audit.entries("bot@2", action="rollout.take_over")
+    assert (entry.actor, entry.detail["reason"]) == ("controller", f"{first.owner} did not let go of its lease")
+    assert registries.rollouts.taken_over(taken) == 1
+    clock.advance(LATELY_S)
+    assert registries.rollouts.taken_over(taken) == 0, "an hour later that is history"
 
 
 def test_a_controller_that_ends_in_order_hands_over_at_once(registries: Registry, users: Users, clock: Clock) -> None:
@@ -152,6 +158,7 @@ def test_a_controller_that_ends_in_order_hands_over_at_once(registries: Registry
     first.release()
     second.turn()
     assert now(registries).lease_owner == second.owner
+    assert registries.rollouts.taken_over(now(registries)) == 0
 
 
 def test_what_a_controller_writes_after_its_lease_is_lost_is_refused_whole(

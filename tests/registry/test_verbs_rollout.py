@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -67,6 +68,20 @@ def test_a_declared_rollout_in_verbs_from_detaching_to_aborting(ready: Registry,
     assert "step 0 of 2 since" in out
     assert "declared by ada (test), gone on with by no controller yet" in out
     assert out.endswith("no canary is running\n")
+    for dead in ("first", "second"):
+        assert ready.rollouts.claim(rollout_id, dead, lease_s=-1)
+    _, out, _ = verb("rollout", "status", "bot")
+    assert re.search(
+        r"gone on with by second, whose lease ended at \d\d:\d\d:\d\d UTC\nits lease was taken over once ", out
+    )
+    assert ready.rollouts.claim(rollout_id, "third", lease_s=60)
+    _, out, _ = verb("rollout", "status", "bot")
+    assert re.search(
+        r"by third, whose lease ends at .* UTC\nits lease was taken over 2 times within the last hour ", out
+    )
+    assert json.loads(verb("rollout", "status", "bot", "--json")[1])["taken_over"] == 2
+    ready.rollouts.release(ready.rollouts.get(rollout_id))
+    assert re.search(r"gone on with by no controller since \d\d:\d\d:\d\d UTC", verb("rollout", "status", "bot")[1])
     assert verb("controller", "--once")[0] == 0
     _, out, _ = verb("rollout", "status", "bot")
     assert "step 1 of 2 since" in out

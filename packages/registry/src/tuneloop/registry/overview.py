@@ -67,6 +67,7 @@ class RolloutNow(Noun):
     report: GateReport | None  # None: no canary is running
     verdict: Verdict | None
     own_limits: bool  # of the rollout that set the canary's share; otherwise no rollout did, and the policy's are taken
+    taken_over: int = 0  # within an hour, its lease from controllers that had not let go of it
 
 
 class RequestHistory(Noun):
@@ -177,16 +178,25 @@ def rollout_now(registry: Registry, model: str) -> RolloutNow:
         NotFound: the model has no route.
     """
     route, there = registry.route(model), registry.rollouts.open(model)
-    number = canary_of(route)
+    number, taken_over = canary_of(route), registry.rollouts.taken_over(there) if there else 0
     if number is None:
-        return RolloutNow(route=route, rollout=there, report=None, verdict=None, own_limits=False)
+        return RolloutNow(
+            route=route, rollout=there, report=None, verdict=None, own_limits=False, taken_over=taken_over
+        )
     own = there if there is not None and there.version == number and there.step is not None else None
     try:
         report = judged_now(registry, own) if own is not None else _by_policy(registry, model, number)
     except Unreadable as error:  # what else there is to know is told all the same
         report = not_judged(model, number, route.champion, registry.clock(), str(error))
     verdict = report.verdict if report else None
-    return RolloutNow(route=route, rollout=there, report=report, verdict=verdict, own_limits=own is not None)
+    return RolloutNow(
+        route=route,
+        rollout=there,
+        report=report,
+        verdict=verdict,
+        own_limits=own is not None,
+        taken_over=taken_over,
+    )
 
 
 def _by_policy(registry: Registry, model: str, number: int) -> GateReport:

@@ -19,9 +19,13 @@ from tuneloop.registry.nouns import Check, GateReport, Route, kept
 from tuneloop.registry.paging import Ask, Page, page
 from tuneloop.registry.rollouts.rollout import OPEN, Rollout, RolloutState, Taken
 from tuneloop.registry.routes.claims import claim_for_rollout
+from tuneloop.registry.tables import audit as entries
 from tuneloop.registry.tables import rollouts
 
 S = RolloutState
+LATELY_S = 3_600.0
+_TAKEN_OVER = "rollout.take_over"
+_ACTOR = "controller"
 _AHEAD = 4  # leases: so much may the clocks of two machines differ
 _FREE = {"lease_owner": None, "lease_until": None}
 _LEASE = {"lease_owner", "lease_until", "fencing_token"}
@@ -113,9 +117,26 @@ class Rollouts:
         try:
             with self._db.writing() as connection:
                 held = {"lease_owner": owner, "lease_until": until, "fencing_token": token}
-                return self._change(connection, found, {S.RUNNING}, **held)
+                claimed = self._change(connection, found, {S.RUNNING}, **held)
+                if found.lease_owner not in {None, owner}:  # who ends in order lets go of it
+                    why = f"{found.lease_owner} did not let go of its lease"
+                    detail: dict[str, object] = {
+                        "rollout": found.id,
+                        "owner": owner,
+                        "lease_until": str(found.lease_until),
+                    }
+                    self._note(connection, found, "take_over", _ACTOR, why, detail)
+                return claimed
         except Conflict:  # another was first
             return None
+
+    def taken_over(self, rollout: Rollout) -> int:
+        """How often, within `LATELY_S`, a controller took over its lease from one that had not let go of it."""
+        since = self._clock() - timedelta(seconds=LATELY_S)
+        here = sa.and_(entries.c.subject == rollout.name, entries.c.action == _TAKEN_OVER, entries.c.at > since)
+        about = here & (entries.c.detail["rollout"].as_string() == rollout.id)
+        with self._db.reading() as connection:
+            return int(connection.execute(sa.select(sa.func.count()).select_from(entries).where(about)).scalar() or 0)
 
     def renew(self, held: Rollout, lease_s: float) -> None:
         """Keep the lease while something takes long.

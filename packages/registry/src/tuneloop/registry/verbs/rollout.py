@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import threading
+from datetime import datetime
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -110,16 +111,21 @@ def rollout_status(model: str, as_json: bool) -> None:
     """Show the rollout of a model, and judge the running canary as it stands now."""
     with Registry.open() as registry:
         now = overview.rollout_now(registry, model)
-        text = "\n".join([route_line(now.route), *_rollout_lines(now.rollout)])
+        text = "\n".join([route_line(now.route), *_rollout_lines(now, registry.clock())])
         if now.report is None:
-            emit({"rollout": now.rollout} if now.rollout else None, as_json, f"{text}\nno canary is running")
+            said = {"rollout": now.rollout, "taken_over": now.taken_over} if now.rollout else None
+            emit(said, as_json, f"{text}\nno canary is running")
             return
         rows = [[check.name, check.verdict, check.detail] for check in now.report.checks]
         whose = "the rollout's own limits" if now.own_limits else "the policy's limits; no rollout set this share"
         text += f"\n{model}@{now.report.version}: {now.verdict} (by {whose})\n" + table(
             ["CHECK", "VERDICT", "DETAIL"], rows
         )
-        said = now.report.model_dump(mode="json") | {"verdict": now.verdict, "rollout": now.rollout}
+        said = now.report.model_dump(mode="json") | {
+            "verdict": now.verdict,
+            "rollout": now.rollout,
+            "taken_over": now.taken_over,
+        }
         emit(said, as_json, text)
 
 
@@ -245,14 +251,20 @@ def _go_on(registry: Registry, declared: Rollout, detach: bool, as_json: bool) -
     emit(report.model_dump(mode="json") | {"verdict": report.verdict}, as_json, f"{declared.name}: {report.verdict}")
 
 
-def _rollout_lines(there: Rollout | None) -> list[str]:
-    if there is None:
+def _rollout_lines(found: overview.RolloutNow, now: datetime) -> list[str]:
+    if (there := found.rollout) is None:
         return []
     since = f"{there.since:%Y-%m-%d %H:%M:%S} UTC"
     why = f": {there.outcome}" if there.outcome else ""
-    who = there.lease_owner or "no controller yet"
+    who = _holder(there, now)
     lines = [f"{there.id} of {there.name} is {there.state}{why}"] if there.state in OPEN else []
     lines += [f"step {_step(there)} since {since}, declared by {there.by} ({there.reason}), gone on with by {who}"]
+    if found.taken_over:
+        often = "once" if found.taken_over == 1 else f"{found.taken_over} times"
+        lines += [
+            f"its lease was taken over {often} within the last hour from controllers that did not let "
+            f"go of it, as one that dies does: `tuneloop audit {there.name}`, and their logs"
+        ]
     own = any(step.checks is not None for step in there.plan.steps)
     rows = [
         [
@@ -266,6 +278,16 @@ def _rollout_lines(there: Rollout | None) -> list[str]:
         for number, step in enumerate(there.plan.steps, start=1)
     ]
     return [*lines, table(["STEP", "SHARE", "AT LEAST", "SAMPLES", *(["CHECKS"] if own else []), "VERDICT"], rows)]
+
+
+def _holder(there: Rollout, now: datetime) -> str:
+    """Who holds the lease and until when, or since when nobody does."""
+    if there.lease_until is None:
+        return "no controller yet"
+    until = f"{there.lease_until:%H:%M:%S} UTC"
+    if there.lease_owner is None:
+        return f"no controller since {until}"
+    return f"{there.lease_owner}, whose lease {'ends' if there.lease_until > now else 'ended'} at {until}"
 
 
 def _named(step: RolloutStep) -> str:
