@@ -285,7 +285,7 @@ def test_on_postgresql_everything_is_read_and_written_too(postgres: Any, registr
                 "register_version": "not-found",
                 "roll_back": "conflict",
                 "start_rollout": "refused",
-                "resume_rollout": "invalid",
+                "resume_rollout": "refused",
                 "step_experiment": "refused",
                 "reject_retraining": "refused",
                 "retry_retraining": "refused",
