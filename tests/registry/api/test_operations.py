@@ -188,7 +188,7 @@ def test_what_a_gate_refuses_is_no_lack_of_permission_and_only_an_admin_may_forc
     assert plane.registry.routes.current("bot").revision == 2
     done = plane.ask("POST", path, Role.ADMIN, json=WHY | {"force": True}).json()
     assert done["forced"]
-    assert done["arms"][-1] == {"version": 3, "weight_bp": 10_000}
+    assert done["arms"][-1] == {"version": 3, "weight_bp": 10_000, "places": None}
 
 
 def test_an_approval_through_the_control_plane_carries_its_tokens_role(plane: Plane) -> None:
