@@ -167,7 +167,7 @@ def test_prometheus_fills_every_rule_and_panel_from_real_exporters(tmp_path: Pat
             return {one.expr for one in ours if not found[one.expr] or not one.called_by <= labels[one.expr]}
 
         quiet = {'ALERTS{alertstate="firing"}', "changes(tuneloop_route_revision[1m]) > 0"}
-        until(lambda: unnamed() <= quiet, 40, "every query of the dashboards finds what it is called by")
+        until(lambda: unnamed() <= quiet, 90, "every query of the dashboards finds what it is called by")
         loaded = [rule for group in asked(f"{api}/rules")["groups"] for rule in group["rules"]]
         assert {rule["health"] for rule in loaded} == {"ok"}
         assert asked(f"{api}/query", query="tuneloop_registry_up")["result"][0]["value"][1] == "1"

@@ -84,7 +84,7 @@ def test_the_policy_table(
         assert decision.kind == kind
 
 
-def test_what_did_not_help_says_so_and_only_corrections_after_its_data_earn_another_attempt() -> None:
+def test_what_did_not_help_says_so_and_only_corrections_after_its_filing_earn_another_attempt() -> None:
     tried = past(RetrainingState.REJECTED, 20, result_version=2, outcome="no better on users' corrections")
     held = decide(episode(), RetrainingPolicy(cooldown_s=12 * 3600.0), [tried], never, NOW)
     assert held == Hold(
@@ -99,10 +99,8 @@ def test_what_did_not_help_says_so_and_only_corrections_after_its_data_earn_anot
         return 49
 
     held = decide(episode(), RetrainingPolicy(), [tried], since_then, NOW)
-    assert held == Hold(
-        "rows", f"49 of 50 corrections since 2026-10-31T16:00:00Z, the end of what {tried.id} learned from"
-    )
-    assert asked == [tried.window_end]
+    assert held == Hold("rows", f"49 of 50 corrections since 2026-10-31T16:00:00Z, when {tried.id} was filed")
+    assert asked == [tried.created_at]
 
 
 def test_what_shipped_in_vain_doubles_the_cooldown_like_what_did_not_ship() -> None:

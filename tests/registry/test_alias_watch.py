@@ -271,7 +271,7 @@ def test_what_was_moved_back_is_put_on_record_also_where_the_watch_was_killed_or
     AliasWatch(watched).turn()
     moved, reverted = about_aliases(watched)
     assert (moved.action, reverted.action) == ("alias.moved", "alias.reverted")
-    assert reverted.detail["reason"] == "moved back, by policy"
+    assert reverted.detail["reason"] == "moved back, by policy or by whoever moved it"
     assert reverted.detail["moved"] == {"champion": {"was": 1, "is": 2}}
 
 

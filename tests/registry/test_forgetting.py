@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+import threading
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
 from registry.verbs import Verb
-from tests_support import Clock, request_record
+from tests_support import Clock, alert_episode, request_record, window_score
 from tuneloop.registry import Registry
 from tuneloop.registry.errors import InvalidInput
-from tuneloop.registry.forgetting import ACTION, MOST_BYTES
+from tuneloop.registry.forgetting import ACTION, BLANK, MOST_BYTES
 from tuneloop.registry.nouns import Feedback
 from tuneloop.registry.routes.assignment import key_hash
 from tuneloop.registry.tables import feedback, requests, shadow_requests
@@ -75,6 +76,41 @@ def test_what_is_brought_in_late_is_not_stored_and_what_is_new_is(registries: Re
     clock.advance(1)
     registries.traffic.add_requests([request_record(5, clock(), key_hash=ADA)])
     assert left(registries)["requests"] == ["req-4", "req-5"]
+
+
+def test_the_monitors_examples_of_them_are_blanked_and_those_of_others_stay(registries: Registry, clock: Clock) -> None:
+    registries.traffic.add_requests(
+        [request_record(1, clock(), key_hash=ADA), request_record(2, clock(), key_hash=BOB)]
+    )
+    examples = [{"request_id": f"req-{n}", "question": f"my name is {n}", "weight": 1.0} for n in (1, 2)]
+    detail = {"examples": examples, "mean_run_length": 10_000.0, "reference": {}}
+    registries.episodes.add_score(window_score(clock(), detail=detail))
+    evidence = {"signals": {"prompt_drift": {"examples": examples, "last": {"examples": examples[:1]}}}}
+    registries.episodes.open(alert_episode(clock(), evidence=evidence))
+    registries.traffic.forget("ada", at=clock(), **WHO)
+    for shown in (registries.episodes.score("w1").detail, registries.episodes.get("ep1").evidence):
+        assert "my name is 1" not in str(shown)
+        assert "my name is 2" in str(shown)
+        assert BLANK in str(shown)
+
+
+def test_what_is_stored_while_somebody_is_forgotten_is_not_left(registries: Registry, clock: Clock) -> None:
+    """A record waits until the deletion has ended, and is then found to be late; or is there before it begins."""
+    at = clock()
+    registries.traffic.forget("bob", at=at, **WHO)  # so that something is known already
+    clock.advance(1)
+
+    def store() -> None:
+        with Registry.open(registries.settings, clock=clock) as other:
+            for number in range(20):
+                other.traffic.add_requests([request_record(number, at, key_hash=ADA)])
+
+    storing = threading.Thread(target=store)
+    storing.start()
+    for _ in range(5):
+        registries.traffic.forget("ada", at=clock(), **WHO)
+    storing.join()
+    assert left(registries)["requests"] == []
 
 
 @pytest.mark.parametrize("said", [{"user": ""}, {"user": "x" * (MOST_BYTES + 1)}, {"user": "ada", "hashed": True}])

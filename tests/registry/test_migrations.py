@@ -25,7 +25,8 @@ from tuneloop.registry import database as migrations_home
 from tuneloop.registry.database import Database, noun_of
 from tuneloop.registry.errors import InvalidInput
 from tuneloop.registry.policies import RetrainingPolicy
-from tuneloop.registry.tables import metadata
+from tuneloop.registry.routes.arranging import arrange
+from tuneloop.registry.tables import metadata, routes
 
 Row = dict[str, Any]
 # What going down from a schema loses: what its migration brought, which the schema before has no place for.
@@ -242,6 +243,22 @@ def test_a_step_down_loses_what_its_migration_brought_and_nothing_else_and_a_ste
     assert (verified.faults, verified.entries) == ((), len(written["audit"]))
     with pytest.raises(sa.exc.DBAPIError, match="append-only"), registries.database.engine.begin() as connection:
         connection.execute(sa.text("DELETE FROM audit"))
+
+
+def test_going_back_to_where_arms_named_no_places_leaves_routes_that_can_be_read_there(
+    registries: Registry, clock: Clock
+) -> None:
+    route = None
+    for split in ({1: 10_000}, {3: 1_000, 2: 1_000, 1: 8_000}, {3: 2_000, 2: 1_000, 1: 7_000}):
+        number, arms = (route.revision if route else 0), arrange(route, split)
+        route = registries.routes.write("bot", arms, by="a", reason="r", expected_revision=number)
+    assert route is not None
+    assert any(arm.places for arm in route.arms)
+    Schemas(registries.database).down("0014")
+    with registries.database.reading() as connection:
+        rows = connection.execute(sa.select(sa.table("routes", sa.column("arms", routes.c.arms.type)))).scalars().all()
+    assert {name for arms in rows for arm in arms for name in arm} == {"version", "weight_bp"}
+    assert rows[-1] == [arm.model_dump(include={"version", "weight_bp"}) for arm in route.arms]
 
 
 def test_what_every_older_tuneloop_wrote_is_read_by_this_one(registries: Registry, clock: Clock) -> None:

@@ -55,12 +55,21 @@ def test_what_a_programmer_writes_stays(text: str) -> None:
         "It stands at -19.0961975, 37.386914.",
         "id 9615a32e-71b5-4f55-819e-038721858664",
         "EAN 0855090837346",
+        "ISBN 0-306-40615-2, ISSN 2434-561X",
+        "latitude: 52.5200066",
         "It runs v4.12.2125550187 now.",
         "release 212.555.0187",
     ],
 )
 def test_times_versions_and_places_are_no_telephone_numbers(text: str) -> None:
     assert redact(text).text == text
+
+
+@pytest.mark.parametrize(
+    "said", ["+44.2079460958", "+1.7035550187", "ISBN 212-555-0187", "+49.1712345678 or 52.5200066, 13.404954"]
+)
+def test_a_number_in_the_form_of_something_else_is_found_where_it_is_none_of_that(said: str) -> None:
+    assert "<PHONE_NUMBER>" in redact(said).text
 
 
 @pytest.mark.parametrize(

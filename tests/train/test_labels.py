@@ -212,3 +212,17 @@ def test_the_trainers_own_batch_learns_the_end_though_it_is_also_the_padding(tmp
     learned = sorted([int(label) for label in labels if label != IGNORED] for labels in batch["labels"])
     assert learned == sorted([label for label in one.labels if label != IGNORED] for one in labelled)
     assert all(one[-1] == tokenizer.eos_token_id for one in learned)
+
+
+def test_of_an_earlier_answer_whose_edge_joins_its_neighbour_nothing_is_learned_and_the_last_one_is(
+    tokenizer: Any,
+) -> None:
+    """Two spaces behind the prompt's newline are one token when the whole is read, as an engine reads it."""
+    turns = [("user", "Indent it"), ("assistant", "  like this"), ("user", "2 + 2?"), ("assistant", "4")]
+    labeller = Labeller(tokenizer, 512)
+    made = labeller.label(row(turns))
+    prompt = labeller.prompt_ids(row(turns))
+    assert list(made.ids[: len(prompt)]) == prompt
+    assert set(made.labels[: len(prompt)]) == {IGNORED}
+    assert tokenizer.decode([label for label in made.labels if label != IGNORED]) == "4<|im_end|>"
+    assert made.ends == 1

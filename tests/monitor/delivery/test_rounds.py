@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import random
 from contextlib import ExitStack
+from dataclasses import replace
+from datetime import datetime, timedelta
 from threading import Event
 from typing import Any
 
@@ -14,14 +16,16 @@ from prometheus_client import generate_latest
 from monitor.delivery.post import acknowledge, deliverer, end, open_episode, rounds, tell, worsen
 from monitor.delivery.servers import HttpReceiver, Told, http_receiver
 from monitor.scene import Killed, failing
-from tests_support import Clock, window_score
+from tests_support import Clock, alert_episode, window_score
 from tuneloop.monitor.alerts import joined
+from tuneloop.monitor.delivery.bodies import alertmanager
 from tuneloop.monitor.delivery.deciding import FIRST_WAIT_S, LONGEST_WAIT_S, wait_s
-from tuneloop.monitor.delivery.rounds import LEASE_S
+from tuneloop.monitor.delivery.page import page_of
+from tuneloop.monitor.delivery.rounds import LEASE_S, RENEW_S
 from tuneloop.monitor.metrics import Metrics
 from tuneloop.registry import Registry
 from tuneloop.registry.actions import silence
-from tuneloop.registry.deliveries.outbox import Outbox
+from tuneloop.registry.deliveries.outbox import Delivery, Outbox
 from tuneloop.registry.episodes import shown_state
 from tuneloop.registry.errors import InvalidInput, NotFound, Refused
 from tuneloop.registry.nouns import AlertEpisode
@@ -343,9 +347,8 @@ def test_killed_while_it_tells_what_joined_under_a_silence_a_monitor_tells_it_ag
             rounds(ours, clock)
     clock.advance(LEASE_S)
     rounds(ours, clock, 2)
-    assert [[alert["labels"].get("despite") for alert in json.loads(told.body)] for told in hook.told] == [
-        ["attack"]
-    ] * 2
+    told = [[alert["labels"].get("despite") for alert in json.loads(told.body)] for told in hook.told]
+    assert told == [["attack"]] * 3, "told, told again as the same, and repeated as all that stands is"
     assert {(row.transition, row.state) for row in ours.outbox.all()} == {("opened", "sent"), ("worse", "dropped")}
 
 
@@ -377,3 +380,49 @@ def test_alertmanager_has_an_alert_of_its_own_of_what_joined_a_page_and_both_end
     ended = {alert["labels"]["signal"]: alert["endsAt"] for alert in json.loads(hook.told[-1].body)}
     assert ended.keys() == standing.keys()
     assert all(ended[signal] < standing[signal]["endsAt"] for signal in ended)
+
+
+@pytest.mark.parametrize(("severity", "ended"), [("ticket", 0), ("page", 1)])
+def test_a_ticket_that_is_told_despite_a_silence_ends_no_alert_of_its_own_labels(
+    clock: Clock, severity: str, ended: int
+) -> None:
+    """Alertmanager lets the later of two with the same labels win: it would never be heard of."""
+    now = clock()
+    episode = alert_episode(now, severity=severity)
+    row = Delivery(
+        id="dl",
+        episode_id=episode.id,
+        receiver="am",
+        transition="worse",
+        sequence=1,
+        created_at=now,
+        state="waiting",
+        attempts=0,
+        first_at=None,
+        next_at=now,
+        ended_at=None,
+        error="",
+    )
+    page = replace(page_of(row, episode, examples=0, redact=list), despite=("deploy",))
+    alerts = json.loads(alertmanager(page, now, timedelta(minutes=5)))
+    stamped = [one for one in alerts if datetime.fromisoformat(one["endsAt"]) <= now]
+    assert (len(alerts), len(stamped)) == (1 + ended, ended)
+    assert len({json.dumps(one["labels"], sort_keys=True) for one in alerts}) == len(alerts)
+    assert [one["labels"].get("despite") for one in alerts] == ["deploy", None][: 1 + ended]
+
+
+def test_what_was_told_despite_a_silence_is_repeated_while_it_goes_on(
+    ours: Registry, clock: Clock, hook: HttpReceiver
+) -> None:
+    tell(ours, {"kind": "alertmanager", "name": "am", "url": hook.url})
+    episode = open_episode(ours)
+    rounds(ours, clock)
+    silence(ours, 86_400, by="ada", reason="a new course", episode_id="ep1")
+    clock.advance(1)
+    caused(ours, episode, "injections", "attack", "drift")
+    rounds(ours, clock, 2)
+    told = len(hook.told)
+    clock.advance(RENEW_S + 1)
+    rounds(ours, clock)
+    assert len(hook.told) == told + 1
+    assert json.loads(hook.told[-1].body)[0]["labels"]["despite"] == "attack"

@@ -12,6 +12,7 @@ from serve.gateway.test_answers import recorded
 from serve.gateway.world import World, until
 from tests_support import free_port
 from tuneloop.registry.errors import Unavailable
+from tuneloop.serve.gateway.records import EDGE_CHARS
 from tuneloop.serve.gateway.redactor import Redactor
 from tuneloop.serve.guards import secrets
 
@@ -47,6 +48,14 @@ def test_prompts_answers_and_corrections_are_redacted_before_they_are_stored(wor
         until(lambda: next((r for r in world.registry.traffic.window("bot") if r.question[:1] == "x"), None)).question
         == "x" * 50 + " <AWS-KEY>"
     )
+
+    # So much is taken out that the cut goes through what would be kept.
+    lengthy = PEM.replace("MIIEvQ", "MIIEvQ" * 250)
+    gone = f"{lengthy}\n" * 5 + "y" * 60
+    long = "z" * (60 + EDGE_CHARS - len(gone) - 16) + gone + KEY  # of whose twenty characters sixteen are left
+    assert gateway.chat(text=long + " " + SECRET).status == 200
+    kept = until(lambda: next((r for r in world.registry.traffic.window("bot") if r.question[:1] in "z<"), None))
+    assert KEY[:8] not in kept.question
 
     workers = multiprocessing.active_children()
     assert len(workers) == 1
@@ -103,5 +112,9 @@ def files(folder: Path) -> list[bytes]:
 def test_a_private_key_that_was_cut_is_redacted_to_where_it_ends() -> None:
     cut = PEM[:80]
     assert [(one.kind, one.start, one.end) for one in secrets.find(f"so: {cut}")] == [("private-key", 4, 84)]
+    in_json = r'{"private_key": "-----BEGIN PRIVATE KEY-----\nMIIEvQIBADANBgkqhkiG9w0BAQEFAASC\nMIIEvQ'
+    assert [one.end for one in secrets.find(in_json)] == [len(in_json)]
+    encrypted = PEM.replace("-----\nMII", "-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-128-CBC,0A1B\n\nMII", 1)
+    assert [one.end for one in secrets.find(f"{encrypted} so")] == [len(encrypted)]
     [header] = secrets.find("A file begins with -----BEGIN PRIVATE KEY-----, then base64.")
     assert header.end - header.start == len("-----BEGIN PRIVATE KEY-----")

@@ -37,7 +37,7 @@ SAID: dict[str, Any] = {
     "EmbeddingRequest": {"model": "bot", "input": ["Hello?"]},
     "Feedback": {"request_id": "req_0123456789abcdef01234567", "thumb": "up"},
 }
-ANSWERED: defaultdict[str, set[int]] = defaultdict(set)
+Answers = defaultdict[str, set[int]]  # operation → the statuses that it answered with
 
 
 def to_be_asked() -> dict[str, Any]:
@@ -69,19 +69,29 @@ def gateway(empty_state: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
         yield world.gateway()
 
 
+@pytest.fixture(scope="module")
+def answers() -> Answers:
+    """What the cases of this module were answered."""
+    return defaultdict(set)
+
+
 @DOCUMENT.parametrize()
 @settings(max_examples=8, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
-def test_no_answer_is_a_fault_or_undocumented(case: schemathesis.Case[Any], gateway: Address) -> None:
+def test_no_answer_is_a_fault_or_undocumented(case: schemathesis.Case[Any], gateway: Address, answers: Answers) -> None:
     headers = {"authorization": f"Bearer {gateway.key}"}
     answer = case.call_and_validate(base_url=gateway.url, checks=CHECKS, headers=headers)
-    ANSWERED[case.operation.label].add(answer.status_code)
+    answers[case.operation.label].add(answer.status_code)
 
 
-def test_what_was_asked_above_went_as_deep_as_it_should() -> None:
+def test_what_was_asked_above_went_as_deep_as_it_should(answers: Answers, request: pytest.FixtureRequest) -> None:
     """Every operation did what it is for, whatever else was drawn; nobody was kept out but who gave no key."""
-    assert len(ANSWERED) == len(list(DOCUMENT.get_all_operations()))
-    assert [label for label, statuses in ANSWERED.items() if not {200, 201} & statuses] == []
-    assert not {403, 429} & set().union(*ANSWERED.values())
+    operations = len(list(DOCUMENT.get_all_operations()))
+    of_it = [item for item in request.session.items if item.path == request.path and item is not request.node]
+    if len(of_it) < operations:
+        pytest.skip(f"it is about all {operations} operations, and {len(of_it)} were chosen to be asked")
+    assert len(answers) == operations
+    assert [label for label, statuses in answers.items() if not {200, 201} & statuses] == []
+    assert not {403, 429} & set().union(*answers.values())
 
 
 def test_the_document_is_served_as_it_is_and_names_every_path(gateway: Address) -> None:

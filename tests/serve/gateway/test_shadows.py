@@ -20,6 +20,7 @@ from tuneloop.registry.nouns import AdapterState, Arm, EngineState, RequestRecor
 from tuneloop.registry.routes.assignment import key_hash, shadowed
 from tuneloop.registry.routes.shadowing import shadow_now
 from tuneloop.registry.settings import RegistrySettings
+from tuneloop.serve.gateway import load as load_of_gateway
 from tuneloop.serve.gateway.app import Gateway
 from tuneloop.serve.gateway.body import Limits, read
 from tuneloop.serve.gateway.exchange import Exchange
@@ -321,7 +322,9 @@ def test_a_busy_engine_and_requests_that_wait_for_their_turn_come_before_copies(
     asyncio.run(run())
 
 
-def test_no_copy_goes_where_the_breaker_lets_no_request_go(slow: FaultyEngine) -> None:
+def test_no_copy_goes_where_the_breaker_lets_no_request_go(slow: FaultyEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(load_of_gateway, "SET_ASIDE_S", 600.0)  # longer than any machine takes
+
     async def run() -> None:
         shadows, load, _, why, _ = await unit_world(slow)
         for is_gone in (False, True):

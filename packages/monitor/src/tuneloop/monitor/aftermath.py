@@ -37,7 +37,7 @@ SHARES = (THUMBS_DOWN, REFUSALS, BROKEN_ANSWERS, INVALID_FORMAT, LATENCY)
 OF_VERSION = (*PERPLEXITIES, CORRECTION_BLEU, *SHARES)  # what another version answers for
 SHOWN = (PROMPT_DRIFT, ANSWER_DRIFT, ANSWER_LENGTH)  # and no verdict rests on it
 STAND_INS = PERPLEXITIES
-LEVEL = 0.025  # of either way a signal may have gone, so that together they are 5 %
+LEVEL = 0.025  # of either way the signals may have gone, shared out over them, so that together they are 5 %
 _UNITS = dict.fromkeys(SHARES, "share") | dict.fromkeys(PERPLEXITIES, "nats per token")
 _UNITS |= {CORRECTION_BLEU: "BLEU", ANSWER_LENGTH: "characters"}
 _UNITS |= dict.fromkeys((PROMPT_DRIFT, ANSWER_DRIFT), "standard deviations")
@@ -67,7 +67,14 @@ class Compared:
 
 
 def compared(
-    signal: str, before: WindowScore, after: Sequence[WindowScore], needed: int, seed: int, *, closed: bool
+    signal: str,
+    before: WindowScore,
+    after: Sequence[WindowScore],
+    needed: int,
+    seed: int,
+    *,
+    closed: bool,
+    among: int = 1,
 ) -> Compared | None:
     """One signal at the alarm against the new version's first windows.
 
@@ -78,6 +85,7 @@ def compared(
         needed: how many of them are enough.
         seed: of the permutations; the same comparison is to give the same verdict whoever makes it.
         closed: no more of them will come.
+        among: how many signals are compared, and share the level.
 
     Returns:
         None where the window before could not be judged by that signal.
@@ -92,7 +100,7 @@ def compared(
     if signal in SHOWN and (enough or closed):
         moved = "decides nothing"
     elif now is not None:
-        moved = _moved(signal, before, judged, seed)
+        moved = _moved(signal, before, judged, seed, LEVEL / among)
     return Compared(_UNITS[signal], was, now, moved)
 
 
@@ -160,7 +168,7 @@ def _pooled(signal: str, scores: Sequence[WindowScore]) -> list[float]:
     return [value for values in found if values for value in values]
 
 
-def _moved(signal: str, before: WindowScore, after: Sequence[WindowScore], seed: int) -> Moved:
+def _moved(signal: str, before: WindowScore, after: Sequence[WindowScore], seed: int, level: float) -> Moved:
     """Which way a signal went; more of each is worse, but of BLEU."""
     was, now = np.array(_pooled(signal, [before])), np.array(_pooled(signal, after))
     if len(was) == 0 or len(now) == 0:
@@ -169,8 +177,8 @@ def _moved(signal: str, before: WindowScore, after: Sequence[WindowScore], seed:
         was, now = -was, -now
     if signal in SHARES:
         had, has = (round(was.sum()), len(was)), (round(now.sum()), len(now))
-        fell, rose = share_rise_test(has, had, LEVEL).alarm, share_rise_test(had, has, LEVEL).alarm
+        fell, rose = share_rise_test(has, had, level).alarm, share_rise_test(had, has, level).alarm
     else:
         rng = np.random.default_rng(seed)
-        fell, rose = mean_rise_test(now, was, LEVEL, rng).alarm, mean_rise_test(was, now, LEVEL, rng).alarm
+        fell, rose = mean_rise_test(now, was, level, rng).alarm, mean_rise_test(was, now, level, rng).alarm
     return "better" if fell else "worse" if rose else "no different"

@@ -41,11 +41,12 @@ def attacks_during(
         last = max(alarms, key=lambda score: int(score.detail["window"]))
         next_id = score_id(model, version, INJECTIONS, int(last.detail["window"]) + 1)
         until = max(score.window_end for score in (last, *registry.episodes.scores_of([next_id])))
-    under = next((other for other in still_open if is_attack(other)), None)
-    if under is not None:
-        recent = scores(model, version=under.version, signal=INJECTIONS, limit=LATEST * clear_after)
-        if is_quiet(recent, clear_after):
-            under = None
+
+    def goes_on(attack: AlertEpisode) -> bool:
+        recent = scores(model, version=attack.version, signal=INJECTIONS, limit=LATEST * clear_after)
+        return not is_quiet(recent, clear_after)
+
+    under = next((other for other in still_open if is_attack(other) and goes_on(other)), None)
     newest = scores(model, version=version, signal=INJECTIONS, limit=1)
     looked = [score.window_end for score in newest if score.verdict != "not enough data"]
     return Attacks(under, until, looked[0] if looked else None)

@@ -43,7 +43,7 @@ def pursue(registry: Registry, episode: AlertEpisode, clear_after: int) -> Alert
         episode,
         policy,
         requests,
-        lambda after: corrected(after=after),
+        lambda after: corrected(after=after, by=now),
         now,
         _serving(open_now),
         attacks,

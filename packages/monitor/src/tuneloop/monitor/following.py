@@ -64,12 +64,19 @@ class Follower:
         anchors = scores(episode.model, version=version, signal=ANCHOR, since=since)
         judged = sum(score.verdict != UNJUDGED for score in anchors)
         closed = history[0].champion != version or judged >= LATEST * self._clear_after
+        alarms = self._alarms(episode)
+        among = max(1, sum(signal not in SHOWN for signal in alarms))
         found = {
             signal: one
-            for signal, alarm in self._alarms(episode).items()
+            for signal, alarm in alarms.items()
             if (
                 one := self._compared(
-                    signal, alarm, request, scores(episode.model, version=version, signal=signal, since=since), closed
+                    signal,
+                    alarm,
+                    request,
+                    scores(episode.model, version=version, signal=signal, since=since),
+                    closed=closed,
+                    among=among,
                 )
             )
         }
@@ -91,11 +98,18 @@ class Follower:
         return verdict
 
     def _compared(
-        self, signal: str, alarm: WindowScore, request: RetrainingRequest, after: Sequence[WindowScore], closed: bool
+        self,
+        signal: str,
+        alarm: WindowScore,
+        request: RetrainingRequest,
+        after: Sequence[WindowScore],
+        *,
+        closed: bool,
+        among: int,
     ) -> Compared | None:
         seed = int(sha256(f"{request.id}\0{signal}".encode()).hexdigest()[:16], 16)
         in_order = sorted(after, key=lambda score: int(score.detail["window"]))
-        return compared(signal, alarm, in_order, self._clear_after, seed, closed=closed)
+        return compared(signal, alarm, in_order, self._clear_after, seed, closed=closed, among=among)
 
     def _alarms(self, episode: AlertEpisode) -> dict[str, WindowScore]:
         """The window that alarmed, by signal; where no signal of the version did, what others made of that window."""
@@ -125,7 +139,8 @@ def in_vain(
         if not findings_of(tried).keys() & findings_of(episode).keys():
             continue
         after = part_of(tried.evidence, "aftermath")
-        if after.get("request") != request.id or after.get("verdict") != "did not help":
+        if after.get("request") != request.id or after.get("verdict") == "helped":
             break
-        found.append(request)
+        if after["verdict"] == "did not help":  # of the others it is not known, or not yet
+            found.append(request)
     return found

@@ -89,12 +89,12 @@ def decide(
     held = _held_by_a_person(mine) or _backs_off(tried, policy, now) or _held_by_past(requests, policy, now)
     if held is not None:
         return held
-    learned = tried[-1].window_end if tried else None
+    learned = tried[-1].created_at if tried else None  # it learns from what was said by then
     rows = corrected(learned)
     if rows < policy.min_rows:
         begun = max(since_of(episode), attacks.until or since_of(episode))
         since = f"{learned or begun:%Y-%m-%dT%H:%M:%S}Z"
-        of = f", the end of what {tried[-1].id} learned from" if tried else ""
+        of = f", when {tried[-1].id} was filed" if tried else ""
         return Hold("rows", f"{rows} of {policy.min_rows} corrections since {since}{of}")
     recipe = policy.recipe or version_name(episode.model, episode.version)
     data = episode.evidence.get("window_digest", episode.id)

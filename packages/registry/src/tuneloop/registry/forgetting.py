@@ -1,28 +1,34 @@
 """Deletion by user: what is on record of one sticky key, its requests with their text, their copies and their feedback.
 
-A user is known by the hash that records keep, and the audit log keeps no more: who was forgotten, when, by whom and
-how much. It is what later writes are held against, too: a record from before, which lay on a gateway's disk or waited
-in its memory, is not stored any more. What was counted (`usage`) stays; it is about keys, not users.
+What the monitor shows of their questions, in its windows and episodes, is blanked. A user is known by the hash that
+records keep, and the audit log keeps no more: who was forgotten, when, by whom and how much. It is what later writes
+are held against, too: a record from before, which lay on a gateway's disk or waited in its memory, is not stored any
+more. What was counted (`usage`) stays; it is about keys, not users.
 """
 
 from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from tuneloop.registry import audit
+from tuneloop.registry.database import Database
 from tuneloop.registry.errors import InvalidInput
 from tuneloop.registry.nouns import Noun, RequestRecord
 from tuneloop.registry.routes.assignment import key_hash
 from tuneloop.registry.tables import audit as audit_table
-from tuneloop.registry.tables import audit_head, feedback, requests, shadow_requests
+from tuneloop.registry.tables import audit_head, episodes, feedback, requests, shadow_requests, window_scores
 
 ACTION = "user.forget"
+BLANK = "(deleted)"
+_LOCK = 7_463_003  # of PostgreSQL's advisory locks: whoever stores records shares it, whoever forgets has it alone
+_AT_ONCE = 500
 MOST_BYTES = 512  # of a key, as gateways take them
 _HASHED = re.compile(r"[0-9a-f]{32}")
 
@@ -52,19 +58,74 @@ def hash_of(user: str, *, hashed: bool = False) -> str:
     return key_hash(user)
 
 
-def forget(connection: Connection, hashed: str, model: str | None, *, at: datetime, by: str, reason: str) -> Forgotten:
-    """Delete what is on record of a user, of one model or of all, in the caller's `writing` transaction."""
-    theirs, copied = requests.c.key_hash == hashed, shadow_requests.c.key_hash == hashed
-    if model is not None:
-        theirs, copied = theirs & (requests.c.model == model), copied & (shadow_requests.c.model == model)
+def forget(database: Database, hashed: str, model: str | None, *, at: datetime, by: str, reason: str) -> Forgotten:
+    """Delete what is on record of a user, of one model or of all."""
+    theirs = _theirs(hashed, model)
+    with database.reading() as connection:
+        known = set(connection.execute(sa.select(requests.c.id).where(theirs)).scalars())
+    _blank(database, known)  # first: of what is deleted nobody knows any more whose it was
+    with database.writing() as connection:
+        hold(connection, database, alone=True)
+        last = set(connection.execute(sa.select(requests.c.id).where(theirs)).scalars())
+        found = _delete(connection, hashed, model)
+        detail = found.model_dump(exclude={"key_hash"}) | {"reason": reason}
+        audit.record(connection, at=at, actor=by, action=ACTION, subject=f"user:{hashed}", detail=detail)
+    _blank(database, known | last)  # what was judged meanwhile
+    return found
+
+
+def hold(connection: Connection, database: Database, *, alone: bool = False) -> None:
+    """Keep forgetting and storing apart until the transaction ends; SQLite has one writer at a time anyway.
+
+    Else a record could be stored by whoever looked before somebody was forgotten, after their records are gone.
+    """
+    if not database.is_sqlite:
+        name = "pg_advisory_xact_lock" if alone else "pg_advisory_xact_lock_shared"
+        connection.execute(sa.text(f"SELECT {name}({_LOCK})"))
+
+
+def _theirs(hashed: str, model: str | None, table: sa.Table = requests) -> sa.ColumnElement[bool]:
+    mine = table.c.key_hash == hashed
+    return mine if model is None else mine & (table.c.model == model)
+
+
+def _delete(connection: Connection, hashed: str, model: str | None) -> Forgotten:
+    theirs, copied = _theirs(hashed, model), _theirs(hashed, model, shadow_requests)
     named = sa.select(requests.c.id).where(theirs)
     opinions = connection.execute(sa.delete(feedback).where(feedback.c.request_id.in_(named))).rowcount
     copies = connection.execute(sa.delete(shadow_requests).where(copied)).rowcount
     asked = connection.execute(sa.delete(requests).where(theirs)).rowcount
-    found = Forgotten(key_hash=hashed, model=model, requests=asked, copies=copies, feedback=opinions)
-    detail = found.model_dump(exclude={"key_hash"}) | {"reason": reason}
-    audit.record(connection, at=at, actor=by, action=ACTION, subject=f"user:{hashed}", detail=detail)
-    return found
+    return Forgotten(key_hash=hashed, model=model, requests=asked, copies=copies, feedback=opinions)
+
+
+def _blank(database: Database, ids: Collection[str]) -> None:
+    """Take these requests' questions out of what windows and episodes show."""
+    if not ids:
+        return
+    for table, column in ((window_scores, window_scores.c.detail), (episodes, episodes.c.evidence)):
+        query, last = sa.select(table.c.id, column.label("shown")).order_by(table.c.id).limit(_AT_ONCE), ""
+        while True:
+            with database.reading() as connection:
+                rows = connection.execute(query.where(table.c.id > last)).all()
+            if not rows:
+                break
+            last = rows[-1].id
+            for row_id in (row.id for row in rows if _blanked(row.shown, ids) != row.shown):
+                with database.writing() as connection:
+                    here = sa.select(column).where(table.c.id == row_id).with_for_update()
+                    shown = connection.execute(here).scalar_one()
+                    changed = {column.name: _blanked(shown, ids)}
+                    connection.execute(sa.update(table).where(table.c.id == row_id).values(**changed))
+
+
+def _blanked(shown: Any, ids: Collection[str]) -> Any:
+    if isinstance(shown, list):
+        return [_blanked(one, ids) for one in shown]
+    if not isinstance(shown, dict):
+        return shown
+    found = {name: _blanked(one, ids) for name, one in shown.items()}
+    is_theirs = isinstance(found.get("request_id"), str) and found["request_id"] in ids
+    return found | {"question": BLANK} if is_theirs and "question" in found else found
 
 
 class Memory:

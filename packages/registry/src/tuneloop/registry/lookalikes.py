@@ -1,8 +1,9 @@
 """What is taken for a telephone number and is none, told by its form: times and dates, addresses of machines, versions,
 coordinates, UUIDs, and article numbers that are called so.
 
-A form counts only where nobody writes a telephone number like that: a date has a month and a day that there are, a
-coordinate no more than 180 degrees, and numbers in dots are versions only behind a word that says so.
+A form counts only where nobody writes a telephone number like that: a date has a month and a day that there are,
+coordinates are two or are called so, of no more than 180 degrees, an article number has its check digit, and numbers in
+dots are versions only behind a word that says so.
 """
 
 from __future__ import annotations
@@ -24,22 +25,35 @@ _FORMS = (
     _COMPACT,
     rf"{_OCTET}(?:\.{_OCTET}){{3}}(?::\d{{1,5}}|/\d{{1,2}})?",
     r"(?<=[vV])\d{1,8}(?:\.\d{1,10}){1,6}",
-    r"(?:0|[1-9]\d?|1[0-7]\d)\.\d{4,15}",
     r"(?i:[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})",
 )
-_NOT_INSIDE = r"(?<![\d.])"
+_DEGREES = r"(?:0|[1-9]\d?|1[0-7]\d)\.\d{4,15}"
+_NOT_INSIDE = r"(?<![\d.+])"
 _ALONE = re.compile("|".join(f"{_NOT_INSIDE}{_named}(?![\\d.]*\\d)" for _named in _FORMS[1:]))
 _DATED = re.compile(f"{_NOT_INSIDE}{_FORMS[0]}(?![\\d.]*\\d)")
 _CALLED = re.compile(
-    r"(?i)\b(?:EAN|GTIN|ISBN|ISSN|UPC)(?:-?1[0-4])?:?\s{0,2}([\dX][\dX -]{6,18}[\dX])(?![\d-])"
+    r"(?i)\b(?:lat|latitude|lon|long|lng|longitude)\W{1,3}(-?" + _DEGREES + r")(?![\d.]*\d)"
+    r"|(?<![\d.+])(-?" + _DEGREES + r"[,;/]\s{0,2}-?" + _DEGREES + r")(?![\d.]*\d)"
     r"|\b(?:version|release|build|revision)[:\s]{1,2}v?(\d{1,10}(?:\.\d{1,10}){1,6})(?![\d.]*\d)"
 )
+
+_ARTICLE = re.compile(r"(?i)\b(?:EAN|GTIN|ISBN|ISSN|UPC)(?:-?1[0-4])?:?\s{0,2}([\dX][\dX -]{6,18}[\dX])(?![\d-])")
 
 
 def spans(text: str) -> list[tuple[int, int]]:
     """Where such forms stand in a text, in no order."""
     found = [match.span() for pattern in (_DATED, _ALONE) for match in pattern.finditer(text)]
-    return found + [match.span(match.lastindex or 0) for match in _CALLED.finditer(text)]
+    found += [match.span(match.lastindex or 0) for match in _CALLED.finditer(text)]
+    return found + [match.span(1) for match in _ARTICLE.finditer(text) if _checks(match[1])]
+
+
+def _checks(article: str) -> bool:
+    """Whether the last digit is the check digit: of ISBN-10 and ISSN by 11, of EAN, GTIN, UPC and ISBN-13 by 10."""
+    digits = [10 if sign in "xX" else int(sign) for sign in article if sign.isalnum()][::-1]
+    if len(digits) in (8, 10) and sum(place * digit for place, digit in enumerate(digits, 1)) % 11 == 0:
+        return True
+    weighed = sum(digit * (1, 3)[place % 2] for place, digit in enumerate(digits))
+    return len(digits) in (8, 12, 13, 14) and 10 not in digits and weighed % 10 == 0
 
 
 def is_within(start: int, end: int, forms: Sequence[tuple[int, int]], text: str) -> bool:

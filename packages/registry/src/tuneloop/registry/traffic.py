@@ -111,6 +111,7 @@ class Traffic:
         since then is neither stored nor counted.
         """
         with self._db.writing() as connection:
+            forgetting.hold(connection, self._db)
             if late := self._forgotten.late(connection, records):
                 connection.execute(sa.delete(feedback).where(feedback.c.request_id.in_(late)))
                 records = [record for record in records if record.id not in late]
@@ -129,7 +130,8 @@ class Traffic:
         self, user: str, *, by: str, reason: str, at: datetime, model: str | None = None, hashed: bool = False
     ) -> Forgotten:
         """Delete what is on record of a user, known by the sticky key its requests came with: requests, the copies that
-        shadows answered, and feedback. Whatever of it is brought in later is not stored.
+        shadows answered, and feedback; of what monitors show, the questions. Requests that are brought in later are not
+        stored, and neither is the feedback that came before them.
 
         `hashed` says that `user` is the hash that records keep.
 
@@ -137,8 +139,7 @@ class Traffic:
             InvalidInput: it is no such key, or nobody is named.
         """
         known = forgetting.hash_of(user, hashed=hashed)
-        with self._db.writing() as connection:
-            return forgetting.forget(connection, known, model, at=at, by=by, reason=reason)
+        return forgetting.forget(self._db, known, model, at=at, by=by, reason=reason)
 
     def request(self, request_id: str) -> RequestRecord:
         """One request.
@@ -285,9 +286,11 @@ class Traffic:
             by_request.setdefault(opinion.request_id, []).append(opinion)
         return outcomes, by_request
 
-    def corrected(self, model: str, *, since: datetime, until: datetime, after: datetime | None = None) -> int:
+    def corrected(
+        self, model: str, *, since: datetime, until: datetime, after: datetime | None = None, by: datetime | None = None
+    ) -> int:
         """How many requests of a model, `since` < at ≤ `until`, a user corrected, by feedback that counts (`THEIRS`);
-        with `after` those alone whose correction came after that time, and by `until`.
+        with `after` those alone whose correction came after that time, and by `by` (`until`, unless given).
 
         Costs the feedback of that time, however many requests there are.
         """
@@ -297,7 +300,7 @@ class Traffic:
             feedback.c.at > since - CLOCKS_APART, CORRECTS, asked.correlate(feedback).exists()
         )
         if after is not None:
-            query = query.where(feedback.c.at > after, feedback.c.at <= until)
+            query = query.where(feedback.c.at > after, feedback.c.at <= (by or until))
         with self._db.reading() as connection:
             return int(connection.execute(query).scalar_one())
 

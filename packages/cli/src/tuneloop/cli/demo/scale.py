@@ -65,5 +65,5 @@ QUICK = Scale(
         "evaluate": {"generate": 1, "max_new_tokens": 16},
         "retrain": {"steps": 18, "start_from": "parent", "replay_rows": 100},
     },
-    policy={"min_rows": 80},
+    policy={"min_rows": 120},  # a fifth is held out, of which the gate needs ten to decide
 )

@@ -60,8 +60,9 @@ def email(page: Page, receiver: Email, at: datetime) -> EmailMessage:
 def alertmanager(page: Page, now: datetime, lasts: timedelta) -> bytes:
     """What API v2 takes; the alert of the ticket ends where it has become a page."""
     alerts = _alerts(page, now, lasts)
-    if page.transition == "worse":
+    if page.transition == "worse" and page.severity == "page":  # a ticket told despite a silence has replaced none
         labels = {**_labels(page, page.signal), "severity": "ticket"}
+        labels.pop("despite", None)
         alerts.append({"labels": labels, "startsAt": _stamp(page.opened_at), "endsAt": _stamp(now)})
     return json.dumps(alerts, ensure_ascii=False).encode()
 

@@ -240,7 +240,7 @@ class Deliverer:
             for episode in self._registry.episodes.all()
             if episode.id in told
             and (episode.resolved_at is None or episode.resolved_at > lately)
-            and silenced(episode, silences, now) is None
+            and (silenced(episode, silences, now) is None or told_despite(episode, silences, now))
         ]
         standing.renewed_at = now
         if pages:

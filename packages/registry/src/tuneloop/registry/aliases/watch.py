@@ -114,9 +114,7 @@ class AliasWatch:
         match compare(seen, route, ours, accounted):
             case Settled(back):
                 # Between moving back and putting that on record a watch may be killed, or overtaken by this one.
-                reverted = (
-                    ("by policy" if accounted.pending == "revert" else "not adopted") if accounted and back else ""
-                )
+                reverted = "by policy or by whoever moved it" if back else ""
                 if accounted is None or (accounted.revision, accounted.pending) != (route.revision, ""):
                     self._account(route, accounted, seen, "", back, reverted=reverted)
             case LateMirror():

@@ -42,6 +42,7 @@ requests = sa.Table(
     *request_columns(),
     sa.Index("requests_by_model_time", "model", "at"),
     sa.Index("requests_by_version_time", "model", "served_version", "at"),
+    sa.Index("requests_by_user", "key_hash"),
 )
 # Copies that a shadow answered: apart, so that nothing which reads what users asked can take one for theirs.
 shadow_requests = sa.Table(
@@ -50,6 +51,7 @@ shadow_requests = sa.Table(
     *request_columns(),
     text_column("shadow_of", index=True),
     sa.Index("shadow_requests_by_version_time", "model", "served_version", "at"),
+    sa.Index("shadow_requests_by_user", "key_hash"),
 )
 feedback = sa.Table(
     "feedback",

@@ -211,6 +211,7 @@ class Attempts:
             if held:
                 line.more(await opened.shown(b"".join(held)))
                 held.clear()
+                last = time.perf_counter()  # nor are the guards'
 
 
 def _broke_off() -> ApiError:

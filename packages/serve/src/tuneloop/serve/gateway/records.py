@@ -33,7 +33,7 @@ BATCH = 500
 AT_ONCE = 32  # records made in one go, 0.2 ms: the event loop cannot have the interpreter meanwhile
 BREATH_S = 0.000_2
 REDACT_TIMEOUT_S = 20.0
-EDGE_CHARS = 300  # redacted beyond what is kept: of what the cut goes through no half is
+EDGE_CHARS = 8_300  # redacted beyond what is kept, the longest secret there is: of what the cut goes through no half is
 _FEEDBACK_TEXTS = ("label", "comment", "correction")
 
 
@@ -239,8 +239,14 @@ class Recorder:
             verdict = record.guards | {"redaction": "failed"}
             return record.model_copy(update={"messages": (), "answer": None, "error": None, "guards": verdict})
         most = self._settings.record_text_chars
-        messages = tuple(Message(role=m.role, content=next(clean)[:most] if m.content else "") for m in record.messages)
-        answer = next(clean)[:most] if record.answer else record.answer
+
+        def kept(raw: str) -> str:
+            was_cut = len(raw) >= most + EDGE_CHARS
+            found = next(clean)
+            return found[: min(most, max(0, len(found) - EDGE_CHARS)) if was_cut else most]
+
+        messages = tuple(Message(role=m.role, content=kept(m.content) if m.content else "") for m in record.messages)
+        answer = kept(record.answer) if record.answer else record.answer
         reason = next(clean) if record.error else record.error
         return record.model_copy(update={"messages": messages, "answer": answer, "error": reason})
 

@@ -22,7 +22,8 @@ class Found:
 
 _PEM = (
     r"-----BEGIN (?:[A-Z]{2,10} ){0,2}PRIVATE KEY(?: BLOCK)?-----"
-    r"(?:[^-]{1,8000}-----END [A-Z ]{5,40}-----|[A-Za-z0-9+/=\s]{1,8000}\Z)?"  # or to where a text was cut
+    r"(?:\s{0,4}[A-Za-z-]{3,30}: [^\n]{1,200}){0,4}"  # Proc-Type and DEK-Info of an encrypted one
+    r"(?:[^-]{1,8000}-----END [A-Z ]{5,40}-----|[A-Za-z0-9+/=\s\\]{1,8000}\Z)?"  # or to where a text was cut
 )
 # A format that an issuer publishes is enough; for the others (`checked`) the value must look random as well.
 # A text that holds none of the literals, in lower case, is not searched.

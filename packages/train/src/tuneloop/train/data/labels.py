@@ -145,8 +145,8 @@ class Labeller:
             self._require_prefix(row, done, asked)
             self._require_prefix(row, asked, answered)
             prompt = self._ids(asked)
-            if prompt[: len(ids)] != ids:
-                raise self._served_otherwise(row)
+            if prompt[: len(ids)] != ids:  # an earlier answer's edge joins its neighbour: as it is served, unlearned
+                ids, labels, ends = list(prompt), [IGNORED] * len(prompt), 0
             learned = self._answer_ids(row, prompt, asked, answered)
             cut = self._after_last_end(row, learned)
             labels += [IGNORED] * (len(prompt) - len(ids)) + learned[:cut]

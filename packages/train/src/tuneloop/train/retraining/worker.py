@@ -96,7 +96,10 @@ class Worker:
         except (Stopped, Unavailable) as reason:
             self._put_back(request, str(reason))
             raise
-        remove_ended(self._registry.settings.home, self._is_over)
+        try:
+            remove_ended(self._registry.settings.home, self._is_over)
+        except (TuneloopError, OSError) as error:  # the request is done; what is left lies there until the next one is
+            self._screen.say(f"what ended retrainings left is not removed: {error}")
         return done
 
     def _is_over(self, request_id: str) -> bool:
