@@ -90,7 +90,7 @@ def test_what_did_not_help_backs_off_and_waits_for_corrections_it_has_not_learne
     drifting.clock.advance(100)
     pursue(drifting.registry, episode_of(drifting), 2)
     assert "0 of 10 corrections since" in episode_of(drifting).done[-1]
-    assert f"the end of what {claimed.id} learned from" in episode_of(drifting).done[-1]
+    assert f"when {claimed.id} was filed" in episode_of(drifting).done[-1]
     drifting.correct(drifting.drifted(10))
     drifting.clock.advance(1)
     pursue(drifting.registry, episode_of(drifting), 2)
