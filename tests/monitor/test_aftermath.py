@@ -12,7 +12,7 @@ import pytest
 from monitor.engine import STRANGE_NATS, FakeEngine
 from monitor.scene import Killed, Scene, TickingClock
 from tests_support import window_score
-from tuneloop.monitor.aftermath import Compared, compared, verdict_of
+from tuneloop.monitor.aftermath import Compared, Moved, compared, verdict_of
 from tuneloop.monitor.show import episode_lines
 from tuneloop.registry import Registry
 from tuneloop.registry.evidence import aftermath_lines
@@ -150,10 +150,10 @@ def test_a_share_is_better_or_worse_where_chance_does_not_make_it_so(hits: tuple
 
 
 def test_it_helped_where_something_is_better_and_nothing_worse() -> None:
-    def said(*moves: str, closed: bool = False) -> str:
+    def said(*moves: Moved, closed: bool = False) -> str:
         one = compared("refusals", shares(0, 20), [], 1, 1, closed=False)
         assert one is not None
-        found = {str(n): Compared(one.unit, one.before, None, move) for n, move in enumerate(moves)}  # type: ignore[arg-type]
+        found = {str(n): Compared(one.unit, one.before, None, move) for n, move in enumerate(moves)}
         return verdict_of(found, closed=closed)
 
     assert said("better", "no different", "decides nothing") == "helped"

@@ -149,8 +149,8 @@ class Database:
             InvalidInput: there is no such revision below the schema's.
             Unavailable: the database does not answer.
         """
-        from alembic import command  # noqa: PLC0415
-        from alembic.util import CommandError  # noqa: PLC0415
+        from alembic import command  # noqa: PLC0415 (see `upgrade`)
+        from alembic.util import CommandError  # noqa: PLC0415 (see `upgrade`)
 
         if not revision.isdecimal():  # alembic would take `base` for: everything is to go
             raise InvalidInput(f"{revision!r} is no revision of the schema: four digits, as errors name it")

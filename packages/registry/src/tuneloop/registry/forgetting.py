@@ -113,8 +113,10 @@ def _blank(database: Database, ids: Collection[str]) -> None:
             for row_id in (row.id for row in rows if _blanked(row.shown, ids) != row.shown):
                 with database.writing() as connection:
                     here = sa.select(column).where(table.c.id == row_id).with_for_update()
-                    shown = connection.execute(here).scalar_one()
-                    changed = {column.name: _blanked(shown, ids)}
+                    newest = connection.execute(here).first()
+                    if newest is None:  # retention took it meanwhile
+                        continue
+                    changed = {column.name: _blanked(newest[0], ids)}
                     connection.execute(sa.update(table).where(table.c.id == row_id).values(**changed))
 
 
