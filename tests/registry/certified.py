@@ -11,17 +11,23 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
 
-SIGN = x509.KeyUsage(
-    digital_signature=True,
-    content_commitment=False,
-    key_encipherment=False,
-    data_encipherment=False,
-    key_agreement=False,
-    key_cert_sign=False,
-    crl_sign=False,
-    encipher_only=False,
-    decipher_only=False,
-)
+
+def usage(*, signs: bool = False, certifies: bool = False) -> x509.KeyUsage:
+    """What a key may do: sign data, or certificates."""
+    return x509.KeyUsage(
+        digital_signature=signs,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        key_cert_sign=certifies,
+        crl_sign=certifies,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+SIGN = usage(signs=True)
 ME = "release@example.org"
 
 
@@ -42,8 +48,8 @@ class Authority:
     def __init__(self, clock: Callable[[], datetime]) -> None:
         self._clock = clock
 
-    def root(self, name: str = "root") -> Holder:
-        return self._made(name, None, x509.BasicConstraints(ca=True, path_length=None), days=3_650)
+    def root(self, name: str = "root", *more: x509.ExtensionType) -> Holder:
+        return self._made(name, None, x509.BasicConstraints(ca=True, path_length=None), *more, days=3_650)
 
     def between(self, root: Holder) -> Holder:
         return self._made("between", root, x509.BasicConstraints(ca=True, path_length=0), days=1_000)
