@@ -2,7 +2,7 @@
 
 Both versions are trained for real, by the recipe below on a base of 64 words, the second by the worker from what users
 corrected; the gate has judged it. Gateway and controller are processes, the engines small servers of fixed behaviour:
-the second version says a third more words in the same time. No verdict hangs on chance or on the machine.
+the second version says a third more words in the same time. No verdict hangs on chance, nor on how fast a machine is.
 """
 
 from __future__ import annotations

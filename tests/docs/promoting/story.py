@@ -94,7 +94,7 @@ class Story:
         self.tell('tuneloop route shadow python-helper 2=0 --by you --reason "seen enough"')
 
     def raise_its_share(self) -> None:
-        flags = "--hold-s 2 --min-samples 30 --margin 0.2 --error-margin 0.1 --latency-ratio 2"
+        flags = "--hold-s 1 --min-samples 30 --margin 0.2 --error-margin 0.1 --latency-ratio 2"
         with ThreadPoolExecutor(1) as pool:
             asking = pool.submit(self._ask_step_by_step)
             try:
