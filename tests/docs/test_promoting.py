@@ -5,13 +5,14 @@ Left out: what a run measures, when it was and what it is called (`promoting.hel
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 
 from docs.documents import Command, consoles
-from docs.promoting.held import bare, row
+from docs.promoting.held import VARIES, bare, row
 from docs.promoting.story import PAGE, Story, told
 
 SHOWN = [command for console in consoles(PAGE) for command in console.commands]
@@ -32,6 +33,33 @@ def test_the_page_shows_the_commands_of_the_run_in_their_order(story: Story) -> 
 def test_a_command_prints_what_the_page_shows(story: Story, number: int) -> None:
     shown: Command = SHOWN[number]
     assert bare(story.printed[number].output) == bare(shown.output), f"{shown.place}: {shown.line}; {RENEW}"
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("latency: pass (total time 1.01 × the champion's", "latency: fail (total time 1.01 × the champion's"),
+        ("0 of 60 failed, champion 0 of 90", "0 of 60 failed, champion 0 of 91"),
+        ("score +0.050 [-0.056, +0.156], margin 0.2", "score +0.050 [-0.056, +0.156], margin 0.3"),
+        ("revision 12: 2=1000 1=9000 (by you: drift)", "revision 12: 2=2000 1=8000 (by you: drift)"),
+        ("revision 12: 2=1000 1=9000 (by you: drift)", "revision 13: 2=1000 1=9000 (by you: drift)"),
+        ("over 40 rows: below the margin of 0.02", "over 40 rows: below the margin of 0.2"),
+        ("NLL difference -0.7 nats/token", "NLL difference +0.7 nats/token"),
+        ("nll.fresh  -  3.785", "nll.fresh  3.1  3.785"),
+        ("nll.fresh  -  3.785", "nll.stdlib  -  3.785"),
+        ("ro_c24055777656  shipped  2 of 2", "ro_c24055777656  shipped  1 of 2"),
+        ("rank  4  4", "rank  4  8"),
+        ("33 entries, each as it was written", "34 entries, each as it was written"),
+        ("tokens of an answer  1.33 × [1.27, 1.40]", "tokens of an answer  1.43 × [1.27, 1.40]"),
+    ],
+)
+def test_what_a_run_decides_is_never_masked(one: str, other: str) -> None:
+    assert bare(one) != bare(other)
+
+
+@pytest.mark.parametrize("kind", VARIES, ids=[instead for _, instead in VARIES])
+def test_every_kind_of_field_that_is_masked_stands_on_the_page(kind: tuple[re.Pattern[str], str]) -> None:
+    assert any(kind[0].search(command.output) for command in SHOWN)
 
 
 def test_the_page_says_who_was_answered_by_what(story: Story) -> None:

@@ -11,9 +11,10 @@ from docs.promoting.users import Asked
 
 _RATIO = r"\d+\.\d\d"
 _FIGURE = r"\d+(?:\.\d+)?"
+_COMMIT = r"(?:[0-9a-f]{40}(?:-dirty)?|tuneloop-train \S+)"
 _WITHIN = rf"{_FIGURE} \[{_FIGURE}, {_FIGURE}\]"
 # A kind of field and what stands for it: what a run measures, when it was, and what it and its files are called.
-_VARIES = tuple(
+VARIES = tuple(
     (re.compile(pattern, re.MULTILINE), instead)
     for pattern, instead in (
         (r"\b\d{4}-\d\d-\d\d \d\d:\d\d(?::\d\d)?\b", "TIME"),
@@ -22,9 +23,8 @@ _VARIES = tuple(
         (r"(?<=gone on with by )\S+-\d+-[0-9a-f]{6}(?=, whose lease)", "CONTROLLER"),
         (r"\bsha256:[0-9a-f]{12}…", "DIGEST"),
         (r"^[0-9a-f]{64}$", "HASH"),
-        (r"(?<=^code_commit)( +)(?:[0-9a-f]{40}(?:-dirty)?|tuneloop-train \S+)", r"\1COMMIT"),
-        (r"(?<=COMMIT)( +)(?:[0-9a-f]{40}(?:-dirty)?|tuneloop-train \S+)$", r"\1COMMIT"),
-        (r"(?<=^signed_by)( +)[0-9a-f]{12}( +)[0-9a-f]{12}$", r"\1KEY\2KEY"),
+        (rf"^(code_commit +){_COMMIT}( +){_COMMIT}$", r"\1COMMIT\2COMMIT"),
+        (r"^(signed_by +)[0-9a-f]{12}( +)[0-9a-f]{12}$", r"\1KEY\2KEY"),
         (rf"{_RATIO}(?= MB)", "SIZE"),
         (r"\b(Python|torch|transformers|peft|trl) \d[\w.+]*", r"\1 VERSION"),
         (r"\b\d+(?= packages in all)", "COUNT"),
@@ -42,7 +42,7 @@ _VARIES = tuple(
 
 def bare(output: str) -> str:
     """An output without what differs from run to run, nor the widths of columns that follow from it."""
-    for pattern, instead in _VARIES:
+    for pattern, instead in VARIES:
         output = pattern.sub(instead, output)
     return re.sub(r"  +", "  ", output)
 
