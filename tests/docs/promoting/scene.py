@@ -73,8 +73,8 @@ def scene(home: Path) -> Iterator[Users]:
         world.registry.gates.approve(MODEL, 1, by="you", reason="the first version")
         promote(world.registry, MODEL, 1, Change("you", "the first version"))
         _train_the_second(world.registry)
-        wait_ready(gateway.address)
-        until(world.registry.fleet.gateways, what="the gateway is on the list")
+        wait_ready(gateway.address, 120)
+        until(world.registry.fleet.gateways, 60, "the gateway is on the list")
         stack.enter_context(_controller(home))
         yield Users(world.registry, gateway.address)
 

@@ -89,7 +89,7 @@ class Story:
 
     def let_it_shadow(self) -> None:
         self.tell('tuneloop route shadow python-helper 2=1000 --by you --reason "before anybody gets it"')
-        self.users.ask_beside_a_shadow(copied=60, others=20)
+        self.users.ask_beside_a_shadow(copied=48, others=12)
         self.tell("tuneloop route shadow python-helper")
         self.tell('tuneloop route shadow python-helper 2=0 --by you --reason "seen enough"')
 

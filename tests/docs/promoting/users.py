@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import count, islice
 
 from serve.gateway.world import Address, until
@@ -17,7 +18,7 @@ MODEL = "python-helper"
 SCORES = {1: (0.5, 0.8), 2: (0.6, 0.8)}  # what users think of a version's answers, in turn
 SILENT = 5  # every so manieth rates nothing
 _AT_ONCE = 12
-_FEW_AT_ONCE = 3  # a gateway drops copies that it has no place for
+_COPIES_AT_ONCE = 8  # well under the places that a gateway has for copies: what finds none is dropped
 _PATIENCE_S = 120.0
 
 
@@ -70,13 +71,17 @@ class Users:
     def ask_beside_a_shadow(self, copied: int, others: int) -> None:
         """Streamed requests of users whose requests are copied, and of some whose are not; until all is stored."""
         route = self.registry.routes.current(MODEL)
-        units = [*islice(_where(lambda unit: shadowed(route, key_hash(unit))), copied)]
-        units += islice(_where(lambda unit: not shadowed(route, key_hash(unit))), others)
-        with ThreadPoolExecutor(_FEW_AT_ONCE) as pool:
-            asked = list(pool.map(lambda unit: self.ask_as(unit, stream=True), units))
-        self._stored([one.id for one in asked], [])
-        for one in asked[:copied]:
-            until(lambda one=one: self.registry.traffic.shadows_of(one.id), _PATIENCE_S, f"the copy of {one.id}")  # type: ignore[misc]
+        units = islice(_where(lambda unit: shadowed(route, key_hash(unit))), copied)
+        while few := list(islice(units, _COPIES_AT_ONCE)):
+            for request in self._streamed(few):
+                until(partial(self.registry.traffic.shadows_of, request), _PATIENCE_S, f"the copy of {request}")
+        self._streamed(list(islice(_where(lambda unit: not shadowed(route, key_hash(unit))), others)))
+
+    def _streamed(self, units: list[str]) -> list[str]:
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            asked = [one.id for one in pool.map(partial(self.ask_as, stream=True), units)]
+        self._stored(asked, [])
+        return asked
 
     def wait_for(self, split: Mapping[int, int]) -> None:
         """Until the route gives these shares and the gateway applies it."""
@@ -84,7 +89,7 @@ class Users:
         def applied() -> bool:
             route = self.registry.routes.current(MODEL)
             live = self.registry.fleet.gateways()
-            return route.split == split and all(one.applied.get(MODEL) == route.revision for one in live)
+            return route.split == split and [one.applied.get(MODEL) for one in live] == [route.revision]
 
         until(applied, _PATIENCE_S, f"the gateway applies {split}")
 
