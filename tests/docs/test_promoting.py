@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from docs.documents import Command, consoles
-from docs.promoting.held import VARIES, bare, row
-from docs.promoting.story import PAGE, Story, told
+from docs.promoting.held import VARIES, bare, renewed, row
+from docs.promoting.story import PAGE, Printed, Story, told
 
 SHOWN = [command for console in consoles(PAGE) for command in console.commands]
 RENEW = "once it is meant: PYTHONPATH=tests .venv/bin/python -m docs.promoting"
@@ -60,6 +60,15 @@ def test_what_a_run_decides_is_never_masked(one: str, other: str) -> None:
 @pytest.mark.parametrize("kind", VARIES, ids=[instead for _, instead in VARIES])
 def test_every_kind_of_field_that_is_masked_stands_on_the_page(kind: tuple[re.Pattern[str], str]) -> None:
     assert any(kind[0].search(command.output) for command in SHOWN)
+
+
+def test_a_page_whose_commands_are_not_those_of_the_run_is_not_renewed() -> None:
+    page, printed = PAGE.read_text(encoding="utf-8"), [Printed(shown.line, shown.output) for shown in SHOWN]
+    assert renewed(page, printed, []) == page
+    with pytest.raises(ValueError, match=r"the run goes on and the page does not: write `\$ tuneloop status` where"):
+        renewed(page, [*printed, Printed("tuneloop status", "")], [])
+    with pytest.raises(ValueError, match=r"the page shows `tuneloop audit --verify` where the run has ended"):
+        renewed(page, printed[:-1], [])
 
 
 def test_the_page_says_who_was_answered_by_what(story: Story) -> None:

@@ -61,7 +61,7 @@ def scene(home: Path) -> Iterator[Users]:
     """
     with ExitStack() as stack:
         patch = stack.enter_context(pytest.MonkeyPatch.context())
-        for name, value in {"TUNELOOP_HOME": str(home), "LOGNAME": "you", "HF_HUB_OFFLINE": "1"}.items():
+        for name, value in {"TUNELOOP_HOME": str(home), "HF_HUB_OFFLINE": "1"}.items():
             patch.setenv(name, value)
         patch.chdir(home)
         world = make_world(RegistrySettings(home=home), stack)
