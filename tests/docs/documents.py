@@ -9,7 +9,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted(ROOT.glob("docs/**/*.md"))]
-_BLOCK = re.compile(r"^```(?P<info>console[^\n]*)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
+CONSOLE = re.compile(r"^```(?P<info>console[^\n]*)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
 # In a container the image's entry point is `tuneloop`, so that `run` takes the verb alone.
 _VERB = re.compile(r"(?:tuneloop|docker compose .*run --rm \w+|docker compose .*exec \w+ tuneloop) (.+)")
 _INDENTED = re.compile(r"^    (tuneloop .+)$", re.MULTILINE)
@@ -40,7 +40,7 @@ def name(document: Path) -> str:
 def consoles(document: Path) -> Iterator[Console]:
     """The console blocks of a document, in order."""
     text = document.read_text(encoding="utf-8")
-    for block in _BLOCK.finditer(text):
+    for block in CONSOLE.finditer(text):
         first = text.count("\n", 0, block.start("body")) + 1
         yield Console("run" in block["info"].split(), tuple(_commands(name(document), first, block["body"])))
 
@@ -54,7 +54,7 @@ def tuneloop_lines(document: Path) -> list[tuple[str, str]]:
         if (verb := _VERB.match(command.line))
     ]
     text = document.read_text(encoding="utf-8")
-    outside = _BLOCK.sub(lambda block: "\n" * block[0].count("\n"), text)
+    outside = CONSOLE.sub(lambda block: "\n" * block[0].count("\n"), text)
     for match in _INDENTED.finditer(outside):
         place = f"{name(document)}:{outside.count(chr(10), 0, match.start()) + 1}"
         found += [(place, part.strip()) for part in match[1].split("; ")]
