@@ -13,7 +13,8 @@ from statistics import median
 from tests_support import beat_engine, publish_version
 from tuneloop.registry import Registry
 from tuneloop.registry.overview import models
-from tuneloop.registry.routes.promotion import Change, promote, rollback
+from tuneloop.registry.routes.promotion import Change, promote
+from tuneloop.registry.routes.rolling_back import rollback
 
 PAGE = 50
 BY_NUMBER = ["version_number DESC"]

@@ -36,7 +36,8 @@ from tuneloop.registry.nouns import Arm, AuditEntry, Route, utc_now
 from tuneloop.registry.policies import RolloutPolicy
 from tuneloop.registry.rollouts.controller import Controller
 from tuneloop.registry.rollouts.steering import declare
-from tuneloop.registry.routes.promotion import promote, rollback, set_route
+from tuneloop.registry.routes.promotion import promote, set_route
+from tuneloop.registry.routes.rolling_back import rollback
 from tuneloop.registry.settings import ControllerSettings, RegistrySettings
 
 NOTICED_S = 10.0

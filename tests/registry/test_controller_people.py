@@ -20,7 +20,8 @@ from tuneloop.registry.rollouts.controller import Controller
 from tuneloop.registry.rollouts.rollout import Rollout, RolloutState
 from tuneloop.registry.rollouts.steering import abort, declare, resume
 from tuneloop.registry.routes.assignment import held_out, key_hash
-from tuneloop.registry.routes.promotion import hold_out, override, promote, rollback, set_route
+from tuneloop.registry.routes.promotion import hold_out, override, promote, set_route
+from tuneloop.registry.routes.rolling_back import rollback
 
 S = RolloutState
 

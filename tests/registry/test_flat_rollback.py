@@ -21,7 +21,8 @@ from tuneloop.registry.errors import Unreadable
 from tuneloop.registry.experiments.declaration import Declaration, Primary
 from tuneloop.registry.experiments.gather import gather
 from tuneloop.registry.nouns import Arm, AuditEntry, Route
-from tuneloop.registry.routes.promotion import champions_before, promote, rollback
+from tuneloop.registry.routes.promotion import promote
+from tuneloop.registry.routes.rolling_back import champions_before, rollback
 from tuneloop.registry.tables import routes
 
 MANY = 400

@@ -18,7 +18,8 @@ from tuneloop.registry.policies import GatePolicy, Threshold
 from tuneloop.registry.rollouts.controller import Controller
 from tuneloop.registry.rollouts.rollout import RolloutState
 from tuneloop.registry.rollouts.steering import declare, resume
-from tuneloop.registry.routes.promotion import promote, rollback, set_route
+from tuneloop.registry.routes.promotion import promote, set_route
+from tuneloop.registry.routes.rolling_back import rollback
 
 BY, REASON = "ada", "test"
 SHOWN = Interval(estimate=-0.2, low=-0.3, high=-0.1)

@@ -10,7 +10,8 @@ from tests_support import beat_engine, publish_version
 from tuneloop.registry import Registry
 from tuneloop.registry.errors import Conflict, InvalidInput
 from tuneloop.registry.routes.assignment import key_hash, overridden
-from tuneloop.registry.routes.promotion import Change, hold_out, override, rollback, set_route
+from tuneloop.registry.routes.promotion import Change, hold_out, override, set_route
+from tuneloop.registry.routes.rolling_back import rollback
 
 CHANGE = Change("ada", "test")
 

@@ -10,7 +10,8 @@ from mlflow.tracking import MlflowClient
 from tests_support import beat_engine, publish_version
 from tuneloop.registry import Registry
 from tuneloop.registry.errors import Conflict, InvalidInput, NotFound, Refused
-from tuneloop.registry.routes.promotion import Change, promote, rollback, set_route
+from tuneloop.registry.routes.promotion import Change, promote, set_route
+from tuneloop.registry.routes.rolling_back import rollback
 
 CHANGE = Change("ada", "test")
 

@@ -12,7 +12,8 @@ from tuneloop.registry import Registry, audit
 from tuneloop.registry.errors import Unavailable
 from tuneloop.registry.nouns import RetrainingState
 from tuneloop.registry.routes import promotion
-from tuneloop.registry.routes.promotion import Change, promote, rollback, set_route
+from tuneloop.registry.routes.promotion import Change, promote, set_route
+from tuneloop.registry.routes.rolling_back import rollback
 from tuneloop.registry.settings import RegistrySettings
 
 CHANGE = Change("ada", "test")

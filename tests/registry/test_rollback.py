@@ -14,7 +14,8 @@ from tuneloop.registry import Registry
 from tuneloop.registry.errors import Conflict, NotFound, Refused, Unreadable
 from tuneloop.registry.routes import promotion
 from tuneloop.registry.routes.assignment import assign
-from tuneloop.registry.routes.promotion import Change, promote, rollback, set_route
+from tuneloop.registry.routes.promotion import Change, promote, set_route
+from tuneloop.registry.routes.rolling_back import rollback
 from tuneloop.registry.settings import RegistrySettings
 
 CHANGE = Change("ada", "test")

@@ -21,7 +21,8 @@ from tuneloop.registry.rollouts.canary import Limits
 from tuneloop.registry.rollouts.judging import judgement, trial_of
 from tuneloop.registry.rollouts.rollout import who_gets_what
 from tuneloop.registry.routes import staging
-from tuneloop.registry.routes.promotion import Change, hold_out, override, promote, rollback, set_route
+from tuneloop.registry.routes.promotion import Change, hold_out, override, promote, set_route
+from tuneloop.registry.routes.rolling_back import rollback
 from tuneloop.registry.routes.shadowing import compared, shadow
 from tuneloop.registry.routes.shadowing import shadow_now as shadow_of
 from tuneloop.registry.tables import routes

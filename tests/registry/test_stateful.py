@@ -21,7 +21,8 @@ from tuneloop.registry.errors import Conflict, InvalidInput, Refused
 from tuneloop.registry.nouns import FULL_SHARE_BP, RetrainingRequest, RetrainingState, Route, Shadow
 from tuneloop.registry.retraining.queue import ENDED, MAX_ATTEMPTS, NEXT_STATES
 from tuneloop.registry.rollouts.rollout import who_gets_what
-from tuneloop.registry.routes.promotion import Change, promote, rollback, set_route
+from tuneloop.registry.routes.promotion import Change, promote, set_route
+from tuneloop.registry.routes.rolling_back import rollback
 from tuneloop.registry.routes.shadowing import shadow
 from tuneloop.registry.settings import RegistrySettings
 

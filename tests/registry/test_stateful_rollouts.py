@@ -32,7 +32,8 @@ from tuneloop.registry.rollouts.canary import Limits
 from tuneloop.registry.rollouts.controller import LEASE_S, Controller
 from tuneloop.registry.rollouts.rollout import OPEN, Rollout, RolloutPlan, RolloutStep, who_gets_what
 from tuneloop.registry.rollouts.steering import abort, declare, resume
-from tuneloop.registry.routes.promotion import Change, hold_out, override, promote, rollback, set_route
+from tuneloop.registry.routes.promotion import Change, hold_out, override, promote, set_route
+from tuneloop.registry.routes.rolling_back import rollback
 from tuneloop.registry.routes.shadowing import shadow
 from tuneloop.registry.settings import RegistrySettings
 

@@ -14,7 +14,8 @@ from tests_support import free_port
 from tuneloop.registry import Registry
 from tuneloop.registry.nouns import utc_now
 from tuneloop.registry.routes import promotion
-from tuneloop.registry.routes.promotion import Change, rollback
+from tuneloop.registry.routes.promotion import Change
+from tuneloop.registry.routes.rolling_back import rollback
 from tuneloop.serve.gateway.snapshot import LAST_KNOWN_GOOD
 
 

@@ -37,7 +37,8 @@ from tuneloop.registry.policies import RolloutPolicy
 from tuneloop.registry.rollouts import steering
 from tuneloop.registry.rollouts.rollout import Rollout, RolloutPlan
 from tuneloop.registry.routes.changes import RouteDiff, differences
-from tuneloop.registry.routes.promotion import hold_out, override, promote, rollback, set_route
+from tuneloop.registry.routes.promotion import hold_out, override, promote, set_route
+from tuneloop.registry.routes.rolling_back import rollback
 from tuneloop.registry.routes.shadowing import ShadowNow, shadow
 
 router = APIRouter()

@@ -111,7 +111,7 @@ class Gates:
     def revoke(self, model: str, version: int, *, by: str, reason: str, role: Role | None = None) -> Approval:
         """Let a version get no more traffic, whatever its gate says, until a person approves it again; on record.
 
-        What serves already goes on: taking it back is `promotion.rollback`.
+        What serves already goes on: taking it back is `rolling_back.rollback`.
 
         Raises:
             InvalidInput: nobody or no reason is named.

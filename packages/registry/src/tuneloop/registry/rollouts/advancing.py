@@ -39,7 +39,8 @@ from tuneloop.registry.rollouts.rollout import (
     decide,
     who_gets_what,
 )
-from tuneloop.registry.routes.promotion import Change, promote, rollback, set_route
+from tuneloop.registry.routes.promotion import Change, promote, set_route
+from tuneloop.registry.routes.rolling_back import rollback
 
 _KEEP_EVERY_S = 5.0  # how old the judgement that people read may be
 _log = logging.getLogger(__name__)

@@ -8,14 +8,14 @@ seconds or not at all: its own client tries for minutes, and nobody who takes a 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy.engine import Connection
 
 from tuneloop.registry.database import write_last
-from tuneloop.registry.errors import InvalidInput, Refused, TuneloopError, Unreadable
+from tuneloop.registry.errors import InvalidInput, TuneloopError
 from tuneloop.registry.facade import Registry
 from tuneloop.registry.nouns import FULL_SHARE_BP, Arm, RetrainingState, Route, Shadow, version_name
 from tuneloop.registry.routes.arranging import arrange
@@ -31,9 +31,6 @@ from tuneloop.registry.versions.deadline import LOOKUP_TIMEOUT_S, mlflow_within
 
 APPLY_TIMEOUT_S = 5.0
 MIRROR_TIMEOUT_S = 5.0  # nobody waits for MLflow's aliases longer than for the gateways
-_ROLLBACK = "route.rollback"
-_ENTRIES_EACH = 4  # of the audit log, to begin with
-_FEW = 2  # revisions, which as a rule tell who was champion before; then twice as many, and so on
 Follow = Callable[[Connection, Route], None]  # what else is written in the transaction of a route's revision
 _log = logging.getLogger(__name__)
 
@@ -71,8 +68,8 @@ def set_route(
         Unavailable: no engine serves a version in time (the route is as it was), or a gateway did not apply the
             revision in time (the route is changed).
     """
-    before = _current(registry, model, expected_revision)
-    return _put(registry, model, before, arrange(before, split), change, action, noted, follow)
+    before = as_seen(registry, model, expected_revision)
+    return put(registry, model, before, arrange(before, split), change, action=action, noted=noted, follow=follow)
 
 
 def promote(
@@ -92,7 +89,7 @@ def promote(
     Raises:
         Like `set_route`.
     """
-    before = _current(registry, model, expected_revision)
+    before = as_seen(registry, model, expected_revision)
     split = {version: FULL_SHARE_BP}
     if before is not None and before.champion != version:
         split[before.champion] = 0
@@ -100,7 +97,9 @@ def promote(
         split |= {arm.version: 0 for arm in before.arms[:-1] if arm.weight_bp == 0}
         if arrange(before, split) == before.arms and follow is None:
             return before
-    return _put(registry, model, before, arrange(before, split), change, "version.promote", noted, follow)
+    return put(
+        registry, model, before, arrange(before, split), change, action="version.promote", noted=noted, follow=follow
+    )
 
 
 def override(
@@ -123,7 +122,7 @@ def override(
         Unavailable: a gateway did not apply the revision in time (the route is changed).
     """
     registry.route(model)  # raises what to do when there is none
-    now = _current(registry, model, expected_revision)
+    now = as_seen(registry, model, expected_revision)
     assert now is not None
     wanted = dict(now.overrides)
     for key, version in keys.items():
@@ -168,7 +167,7 @@ def hold_out(
     if not 0 <= share_bp < FULL_SHARE_BP:
         raise InvalidInput(f"a holdout of {share_bp} is not from 0 to {FULL_SHARE_BP - 1} basis points")
     registry.route(model)  # raises what to do when there is none
-    now = _current(registry, model, expected_revision)
+    now = as_seen(registry, model, expected_revision)
     assert now is not None
     route = registry.routes.write(
         model,
@@ -184,114 +183,12 @@ def hold_out(
     return route
 
 
-def rollback(
-    registry: Registry,
-    model: str,
-    change: Change,
-    *,
-    to_revision: int | None = None,
-    expected_revision: int | None = None,
-    noted: Mapping[str, Any] | None = None,
-    follow: Follow | None = None,
-) -> Route:
-    """Take the last change of who serves back: a canary loses its share, or the champion before this one returns.
-
-    A second rollback goes one champion further back, never forward to the one just left. Only what the route no longer
-    names is loaded. With `to_revision` the arms of that revision return as they stood, the champion and the shadow
-    included.
+def as_seen(registry: Registry, model: str, expected_revision: int | None) -> Route | None:
+    """The newest revision, which must be the one that whoever changes it saw; None: there is none yet.
 
     Raises:
-        NotFound: there is no route, or no such revision.
-        Refused: there is nothing to go back to, or what would get a share back is not approved (and not forced).
-        Conflict, Unavailable: like `set_route`.
+        Conflict: another writer was first.
     """
-    registry.route(model)  # raises what to do when there is none
-    now = _current(registry, model, expected_revision)
-    assert now is not None
-    shadow: tuple[()] | tuple[Shadow] | None = None
-    if to_revision is not None:
-        there = registry.routes.at(model, to_revision)
-        arms, shadow = there.arms, (there.shadow,) if there.shadow else ()
-    elif any(arm.weight_bp > 0 for arm in now.arms[:-1]):
-        arms = arrange(now, {arm.version: 0 for arm in now.arms[:-1]} | {now.champion: FULL_SHARE_BP})
-    else:
-        former = _former_champion(registry, model)
-        if former is None:
-            raise Refused(
-                f"nothing else served {model} before {version_name(model, now.champion)}: nothing to go back to; "
-                f"`tuneloop route history {model}` shows every split, `tuneloop promote` makes another the champion"
-            )
-        arms = arrange(now, {now.champion: 0, former: FULL_SHARE_BP})
-    return _put(registry, model, now, arms, change, _ROLLBACK, noted, follow, shadow)
-
-
-def _former_champion(registry: Registry, model: str) -> int | None:
-    """Who served before the present champion, from no more revisions than that takes; None: nobody else did."""
-    back, seen, read = registry.routes.back(model), list[Route](), 0
-    try:
-        while True:
-            read = max(_FEW, 2 * read)
-            damage = _extend(seen, back, read)
-            whole = damage is None and len(seen) < read
-            before = champions_before(seen, _rollbacks(registry, model, seen), whole=whole)
-            if before or whole:
-                return before[-1] if before else None
-            if damage is not None:
-                raise damage
-    except Unreadable as error:
-        raise Unreadable(
-            f"who served {model} before cannot be told for certain: {error}; say where to go back to: "
-            f"`tuneloop rollback {model} --to REVISION`, of those `tuneloop route history {model}` shows"
-        ) from None
-
-
-def _extend(seen: list[Route], back: Iterator[Route], size: int) -> Unreadable | None:
-    """Read further back until there are so many revisions, if there are; and what hindered it."""
-    try:
-        while len(seen) < size and (route := next(back, None)) is not None:
-            seen.append(route)
-    except Unreadable as error:
-        return error
-    return None
-
-
-def _rollbacks(registry: Registry, model: str, seen: Sequence[Route]) -> set[int]:
-    """Which of the newest revisions a rollback wrote: the log has each in turn, among what else was done to a model."""
-    limit = _ENTRIES_EACH * len(seen)
-    while True:
-        entries = registry.audit.entries(model, limit=limit).whole()
-        written = {entry.detail["revision"]: entry.action for entry in entries if "revision" in entry.detail}
-        if len(entries) < limit or min(written, default=seen[-1].revision + 1) <= seen[-1].revision:
-            return {revision for revision, action in written.items() if action == _ROLLBACK}
-        limit *= _ENTRIES_EACH
-
-
-def champions_before(newest: Sequence[Route], rollbacks: Collection[int], *, whole: bool) -> list[int]:
-    """The champions before the present one, the latest last, as far as these revisions tell. What a rollback has left
-    is not among them.
-
-    Args:
-        newest: the newest revisions, the newest first.
-        rollbacks: which of them a rollback wrote.
-        whole: whether these are all revisions there are.
-    """
-    line: list[int] = []
-    for route in reversed(newest):
-        if line and route.champion == line[-1]:
-            continue
-        if route.revision in rollbacks and route.champion in line:
-            while line[-1] != route.champion:
-                line.pop()
-        elif (
-            route.revision in rollbacks and not whole
-        ):  # it may have left everybody seen here: who is below is not known
-            line = [route.champion]
-        else:
-            line.append(route.champion)
-    return line[:-1]
-
-
-def _current(registry: Registry, model: str, expected_revision: int | None) -> Route | None:
     found = registry.routes.history(model, limit=1).whole()
     newest = found[0] if found else None
     if expected_revision is not None and expected_revision != (newest.revision if newest else 0):
@@ -299,25 +196,31 @@ def _current(registry: Registry, model: str, expected_revision: int | None) -> R
     return newest
 
 
-def _put(
+def put(
     registry: Registry,
     model: str,
     before: Route | None,
     arms: Sequence[Arm],
     change: Change,
+    *,
     action: str,
     noted: Mapping[str, Any] | None = None,
     follow: Follow | None = None,
     shadow: tuple[()] | tuple[Shadow] | None = None,
+    back: bool = False,
 ) -> Route:
     """Check, stage and write the arms as the revision after `before`, and wait for the gateways; MLflow's aliases
-    follow."""
+    follow. `back` takes a change back, for which it is not asked whether MLflow holds still what the route names.
+
+    Raises:
+        Like `set_route`.
+    """
     standing = before.split if before else {}
     new = [arm.version for arm in arms if arm.version not in standing]
     newcomers = (
         mlflow_within(registry, lambda: [registry.versions.get(model, n) for n in new], LOOKUP_TIMEOUT_S) if new else []
     )
-    if before is not None and action != _ROLLBACK:
+    if before is not None and not back:
         check_kept(registry, before, arms)
     if not change.force:
         check_approved(registry, model, before, arms)

@@ -24,7 +24,7 @@ from tuneloop.registry.printing import (
 from tuneloop.registry.routes.changes import differences
 from tuneloop.registry.routes.promotion import Change, hold_out, override, set_route
 from tuneloop.registry.routes.promotion import promote as promote_version
-from tuneloop.registry.routes.promotion import rollback as roll_back
+from tuneloop.registry.routes.rolling_back import rollback as roll_back
 from tuneloop.registry.routes.shadowing import ShadowReport, shadow
 
 _SHARE = re.compile(r"([0-9]{1,9})=([0-9]{1,9})")
