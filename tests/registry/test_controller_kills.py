@@ -6,23 +6,26 @@ watch's), so that over the generations every gap between two writes is hit. Engi
 
 from __future__ import annotations
 
-import os
 import random
 import signal
-import subprocess
-import sys
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
 
+from registry.mortal import begun, die
 from registry.world import CHANGE, World, set_up, splits
 from tuneloop.registry import Registry
+from tuneloop.registry.database import Database
 from tuneloop.registry.rollouts.canary import Limits
+from tuneloop.registry.rollouts.controller import Controller
 from tuneloop.registry.rollouts.rollout import RolloutPlan, RolloutState, RolloutStep
 from tuneloop.registry.rollouts.steering import declare
-from tuneloop.registry.settings import RegistrySettings
+from tuneloop.registry.settings import ControllerSettings, RegistrySettings
 
 PLAN = RolloutPlan(
     steps=tuple(RolloutStep(weight_bp=share_bp, hold_s=0.2, min_samples=5) for share_bp in (1_000, 5_000)),
@@ -32,60 +35,34 @@ PLAN = RolloutPlan(
 ENDS_S = 60
 
 
-class Nursery:
-    """Starts controllers, and knows which have died."""
+LEASE_S = 0.6
 
-    def __init__(self, registry: Registry) -> None:
-        settings = registry.settings
-        script = Path(__file__).parent / "controller_process.py"
-        self._parent = subprocess.Popen(
-            [sys.executable, str(script), str(settings.home), settings.database_url],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        os.set_blocking(self._out, False)
-        self._said = ""
-        self.started: list[int] = []
-        self.gone: list[int] = []
 
-    @property
-    def _out(self) -> int:
-        assert self._parent.stdout is not None
-        return self._parent.stdout.fileno()
+def die_around(number: int) -> None:
+    """From here on this process is killed around its `number`-th writing transaction: right before it commits where
+    that is negative, right after where it is positive."""
+    writing, lock, seen = Database.writing, threading.Lock(), iter(range(1, 1_000_000))
 
-    @property
-    def alive(self) -> int:
-        """How many live, or are about to."""
-        self._read()
-        return self.asked - len(self.gone)
+    @contextmanager
+    def counted(database: Database) -> Iterator[object]:
+        with lock:
+            mine = next(seen)
+        with writing(database) as connection:
+            yield connection
+            if mine == -number:
+                die()
+        if mine == number:
+            die()
 
-    asked = 0
+    Database.writing = counted  # type: ignore[method-assign, assignment]
 
-    def start(self, dies_around: int) -> None:
-        assert self._parent.stdin is not None
-        self._parent.stdin.write(f"{dies_around}\n")
-        self._parent.stdin.flush()
-        self.asked += 1
 
-    def close(self) -> None:
-        assert self._parent.stdin is not None
-        self._parent.stdin.close()
-        self._read()
-        for pid in set(self.started) - set(self.gone):
-            os.kill(pid, signal.SIGKILL)
-        self._parent.wait(10)
-        assert self._parent.stdout is not None
-        self._parent.stdout.close()
-
-    def _read(self) -> None:
-        try:
-            self._said += os.read(self._out, 65_536).decode()
-        except BlockingIOError:
-            return
-        *lines, self._said = self._said.split("\n")
-        for line in lines:
-            (self.gone if line.startswith("gone ") else self.started).append(int(line.removeprefix("gone ")))
+def control(settings: RegistrySettings, dies_around: int) -> None:
+    """A controller in a process of its own, until it is killed."""
+    die_around(dies_around)
+    with Registry.open(settings, upgrade=False) as registry:
+        eager = ControllerSettings(every_s=0.02, aliases_every_s=0.2)
+        Controller(registry, eager, lease_s=LEASE_S).run(threading.Event())
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -103,15 +80,19 @@ def killed(request: pytest.FixtureRequest, published_home: Path) -> Iterator[Reg
 
 def test_controllers_killed_between_any_two_writes_write_each_step_once(killed: Registry) -> None:
     declared = declare(killed, "bot", 2, PLAN, CHANGE)
-    dice, nursery = random.Random(7), Nursery(killed)
+    dice, alive, ends = random.Random(7), list[BaseProcess](), list[int | None]()
     deadline = time.monotonic() + ENDS_S
     try:
         while killed.rollouts.get(declared.id).state is RolloutState.RUNNING and time.monotonic() < deadline:
-            if nursery.alive < 2:  # a life of one transaction is a claim alone; of six, a step or two
-                nursery.start(dice.choice((-1, 1)) * dice.randint(1, 6))
+            ends += [process.exitcode for process in alive if not process.is_alive()]
+            alive = [process for process in alive if process.is_alive()]
+            if len(alive) < 2:  # a life of one transaction is a claim alone; of six, a step or two
+                alive.append(begun(control, killed.settings, dice.choice((-1, 1)) * dice.randint(1, 6)))
             time.sleep(0.02)
     finally:
-        nursery.close()
+        for process in alive:
+            process.kill()
+            process.join()
     over = killed.rollouts.get(declared.id)
     assert over.state is RolloutState.SHIPPED, over
     assert splits(killed) == [
@@ -130,4 +111,5 @@ def test_controllers_killed_between_any_two_writes_write_each_step_once(killed: 
     assert len(killed.audit.entries("bot@2", action="rollout.verdict")) == 1
     assert killed.audit.verify().faults == ()
     assert killed.retraining.get("rt_1").state == "shipped"
-    assert len(nursery.gone) >= 3, "several were killed on the way, or nothing was shown"
+    assert set(ends) == {-signal.SIGKILL}
+    assert len(ends) >= 3, "several were killed on the way, or nothing was shown"

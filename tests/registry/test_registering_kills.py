@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -13,14 +12,17 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from mlflow.tracking._model_registry.client import ModelRegistryClient
 
+from registry.mortal import begun, die, ended
 from registry.offered import brought, make_base
 from serve.engine_support import write_adapter
+from tests_support import Clock
 from tuneloop.registry import Registry
 from tuneloop.registry.database import Database
 from tuneloop.registry.errors import Conflict, Unavailable
 from tuneloop.registry.exclusive import alone
 from tuneloop.registry.rollouts.controller import Controller
 from tuneloop.registry.routes.promotion import Change, promote
+from tuneloop.registry.settings import RegistrySettings
 from tuneloop.registry.versions.left_behind import BEGUN, DONE, UNDONE, Begun, note, settle
 from tuneloop.registry.versions.sources import Folder
 
@@ -187,31 +189,25 @@ def stored(registry: Registry) -> set[str]:
     return {path.parent.name for path in (registry.settings.home / "artifacts").rglob("*") if path.is_file()}
 
 
-def registers_until(registry: Registry, last: str, adapter: Path, base: Path) -> None:
+def registers_until(settings: RegistrySettings, clock: Clock, last: str, adapter: Path, base: Path) -> None:
     """Another process registers an adapter, and is killed with SIGKILL right behind a write of its own."""
-    child = os.fork()
-    if child == 0:
-        try:
-            signal.alarm(60)
-            client = ModelRegistryClient if hasattr(ModelRegistryClient, last) else MlflowClient
-            write = getattr(client, last)
+    client = ModelRegistryClient if hasattr(ModelRegistryClient, last) else MlflowClient
+    write = getattr(client, last)
 
-            def dies(*args: object, **kwargs: object) -> None:
-                write(*args, **kwargs)
-                os.kill(os.getpid(), signal.SIGKILL)
+    def dies(*args: object, **kwargs: object) -> None:
+        write(*args, **kwargs)
+        die()
 
-            setattr(client, last, dies)
-            with Registry.open(registry.settings, upgrade=False) as its_own:
-                brought(its_own, Folder(adapter), base)
-        finally:
-            os._exit(1)
-    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+    setattr(client, last, dies)
+    with Registry.open(settings, clock=clock, upgrade=False) as its_own:
+        brought(its_own, Folder(adapter), base)
 
 
 def test_what_killed_processes_have_left_is_ended_by_the_models_next_registration_and_by_the_controller(
-    registries: Registry, client: MlflowClient, base: Path, adapter: Path, tmp_path: Path
+    registries: Registry, clock: Clock, client: MlflowClient, base: Path, adapter: Path, tmp_path: Path
 ) -> None:
-    registers_until(registries, "log_artifact", adapter, base)
+    args = (adapter, base)
+    assert ended(begun(registers_until, registries.settings, clock, "log_artifact", *args)) == -signal.SIGKILL
     assert (steps(registries), stored(registries)) == ([BEGUN], {"model", "signature"})
     other = Folder(write_adapter(tmp_path / "other", base, seed=1))
     assert brought(registries, other, base).name == "bot@1"
@@ -220,7 +216,7 @@ def test_what_killed_processes_have_left_is_ended_by_the_models_next_registratio
     [weights] = (registries.settings.home / "artifacts").rglob("adapter_model.safetensors")
     assert weights.read_bytes() == (other.path / weights.name).read_bytes(), "of what came to nothing no file is left"
 
-    registers_until(registries, "create_model_version", adapter, base)
+    assert ended(begun(registers_until, registries.settings, clock, "create_model_version", *args)) == -signal.SIGKILL
     note(registries, "eve", BEGUN, "other", {"digest": "sha256:1"})
     controller = Controller(registries)
     with alone(registries.database, Begun("other", "sha256:1").lock):  # she works at it still

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 from collections import Counter
@@ -10,6 +9,7 @@ from datetime import UTC, datetime
 
 import sqlalchemy as sa
 
+from registry.mortal import begun, die, ended
 from tests_support import retraining_request
 from tuneloop.registry import Registry
 from tuneloop.registry.settings import RegistrySettings
@@ -24,8 +24,9 @@ def submit(settings: RegistrySettings, number: int, dies_at: int | None, said: s
     with Registry.open(settings, upgrade=False) as registry:
         for turn in range(EACH):
             if turn == dies_at:
-                die = lambda _connection: os.kill(os.getpid(), signal.SIGKILL)  # noqa: E731
-                sa.event.listen(registry.database.engine, "commit", die)  # all is written, nothing is committed
+                sa.event.listen(
+                    registry.database.engine, "commit", lambda _: die()
+                )  # all is written, nothing is committed
             key = f"key-{(turn * 7 + number * 3) % KEYS}"
             if turn == dies_at:
                 key = f"killed-{number}"  # that of a submission nobody acknowledged: it must leave nothing
@@ -36,20 +37,12 @@ def submit(settings: RegistrySettings, number: int, dies_at: int | None, said: s
 def test_a_thousand_concurrent_and_crashing_submitters_make_one_request_a_key(
     registries: Registry, tmp_path: object
 ) -> None:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tuneloop.registry.versions.store", "psycopg"])  # what the children import, once
     dies_at = {number: 5 + number for number in range(0, PROCESSES, 4)}
     processes = [
-        context.Process(
-            target=submit, args=(registries.settings, number, dies_at.get(number), f"{tmp_path}/said-{number}")
-        )
+        begun(submit, registries.settings, number, dies_at.get(number), f"{tmp_path}/said-{number}")
         for number in range(PROCESSES)
     ]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(timeout=120)
-    ends = [process.exitcode for process in processes]
+    ends = [ended(process) for process in processes]
     assert ends == [-signal.SIGKILL if number in dies_at else 0 for number in range(PROCESSES)]
 
     said: Counter[tuple[str, str]] = Counter()
