@@ -307,6 +307,24 @@ def test_a_watch_that_saw_a_move_before_another_dealt_with_it_does_not_put_it_on
     assert [entry.action for entry in about_aliases(watched)] == ["alias.moved", "alias.reverted"]
 
 
+def test_of_two_watches_that_see_a_move_before_anybody_has_ever_looked_one_puts_it_on_record(
+    registries: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_up(registries)
+    move(registries, 2)
+    policy_of = registries.policies.get
+    with Registry.open(registries.settings, clock=registries.clock) as other:
+
+        def overtaken(*asked: object) -> object:
+            monkeypatch.undo()
+            AliasWatch(other).turn()
+            return policy_of(*asked)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(registries.policies, "get", overtaken)
+        AliasWatch(registries).turn()
+    assert [entry.action for entry in about_aliases(registries)] == ["alias.moved", "alias.reverted"]
+
+
 def test_a_move_to_the_version_that_is_rolled_out_ends_its_rollout(watched: Registry) -> None:
     set_policy(watched, aliases="adopt")
     declared = declare(watched, "bot", 2, RolloutPolicy().plan, CHANGE)

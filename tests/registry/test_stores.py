@@ -136,6 +136,13 @@ def test_revoked_and_expired_keys_are_not_usable(registries: Registry, clock: Cl
     assert expiring.usable(clock() - timedelta(seconds=5))
 
 
+def test_whoever_judges_a_window_first_is_told_so_and_nobody_else_is(registries: Registry, clock: Clock) -> None:
+    first = window_score(clock())
+    assert registries.episodes.add_score(first)
+    assert not registries.episodes.add_score(first.model_copy(update={"verdict": "none"}))
+    assert registries.episodes.scores("bot") == [first]
+
+
 def test_one_open_episode_per_problem(registries: Registry, clock: Clock) -> None:
     registries.episodes.add_score(window_score(clock()))
     first = registries.episodes.open(alert_episode(clock()))

@@ -54,9 +54,9 @@ class Episodes:
 
     def add_score(self, score: WindowScore) -> bool:
         """Store one judged window; False when one of that id is stored already, which then stands."""
-        insert = self._db.insert(window_scores).values(**row_of(score, window_scores))
+        insert = self._db.insert(window_scores).values(**row_of(score, window_scores)).returning(window_scores.c.id)
         with self._db.writing() as connection:
-            return connection.execute(insert.on_conflict_do_nothing(index_elements=["id"])).rowcount == 1
+            return connection.execute(insert.on_conflict_do_nothing(index_elements=["id"])).first() is not None
 
     def scores(
         self,

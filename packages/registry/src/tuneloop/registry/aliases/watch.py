@@ -192,11 +192,12 @@ class AliasWatch:
         row |= {"pending": pending, "token": noted.token, "at": now}
         with database.writing() as connection:
             if before is None:
-                insert = database.insert(aliases).values(model=route.model, **row)
-                done = connection.execute(insert.on_conflict_do_nothing(index_elements=["model"])).rowcount
+                insert = database.insert(aliases).values(model=route.model, **row).returning(aliases.c.model)
+                made = connection.execute(insert.on_conflict_do_nothing(index_elements=["model"]))
+                done = made.first() is not None
             else:
                 here = sa.and_(aliases.c.model == route.model, aliases.c.token == before.token)
-                done = connection.execute(sa.update(aliases).where(here).values(**row)).rowcount
+                done = connection.execute(sa.update(aliases).where(here).values(**row)).rowcount == 1
             if done and moves:
                 # Who moved it MLflow does not say; who moved it back is known.
                 actor, action = (ACTOR, "alias.reverted") if reverted else ("unknown", "alias.moved")

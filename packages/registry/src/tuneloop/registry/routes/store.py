@@ -179,13 +179,11 @@ class Routes:
                 raise InvalidInput(
                     f"route of {model}: " + "; ".join(e["msg"].removeprefix("Value error, ") for e in error.errors())
                 ) from None
-            try:
-                connection.execute(sa.insert(routes).values(**row_of(route, routes)))
-            except sa.exc.IntegrityError:
-                raise Conflict(
-                    f"route of {model}: revision {expected_revision + 1} was written by somebody else just now; look "
-                    "at it and try again"
-                ) from None
+            insert = self._db.insert(routes).values(**row_of(route, routes)).returning(routes.c.revision)
+            if connection.execute(insert.on_conflict_do_nothing(index_elements=["model", "revision"])).first() is None:
+                won = connection.execute(query).mappings().one()  # who committed while this looked (PostgreSQL)
+                taken = _taken(connection, model, expected_revision)
+                raise _lost_race(model, expected_revision, noun_of(Route, won), taken)
             detail = {
                 "revision": route.revision,
                 "split": route.split_text,
