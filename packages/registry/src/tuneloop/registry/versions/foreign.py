@@ -13,10 +13,12 @@ from urllib.parse import urlsplit
 
 import mlflow
 from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.tracking import MlflowClient
 
 from tuneloop.registry.errors import InvalidInput, NotFound, Unavailable
 from tuneloop.registry.settings import without_password
+from tuneloop.registry.versions.room import expect_room, listed_bytes
 from tuneloop.registry.versions.sources import MlflowRun, MlflowVersion, on_this_machine
 from tuneloop.registry.versions.tag import VERSION_TAG
 
@@ -48,7 +50,7 @@ def brought(client: MlflowClient, source: MlflowRun | MlflowVersion, into: Path,
     Raises:
         InvalidInput: its files, or the path, lie outside the run that is named, or outside `within`.
         NotFound: there is no such folder.
-        Unavailable: it cannot be fetched.
+        Unavailable: it cannot be fetched, or there is no room for it.
         MlflowException: MLflow has no such run or version, or does not answer.
     """
     path = _inside(source.path)
@@ -144,7 +146,11 @@ def _found(client: MlflowClient, uri: str, root: str, into: Path) -> tuple[Path,
         return here.resolve(), there.resolve()
     tracking = str(client.tracking_uri)
     try:
+        told = listed_bytes(get_artifact_repository(uri, tracking_uri=tracking).list_artifacts, None)
+        expect_room(told or 0, into, f"{without_password(uri)}: what it holds")
         fetched = mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(into), tracking_uri=tracking)
+    except Unavailable:
+        raise
     except OSError as error:  # requests' errors are, too
         raise Unavailable(
             f"{without_password(uri)} cannot be fetched: {without_password(str(error))}; see whether it is there, and "

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from tuneloop.registry.errors import InvalidInput, Unavailable
 from tuneloop.registry.versions.bounded import DEEPEST, entries
+from tuneloop.registry.versions.room import expect_room, is_room
 
 _log = logging.getLogger(__name__)
 _ROOT = "registering"
@@ -27,7 +28,6 @@ _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK  # a pipe in a file's place would be waited for
 _PIECE = 1 << 24
 _CLONE = 0x40049409  # Linux's FICLONE: a file of the same blocks
-_MARGIN_BYTES = 1 << 28  # that the database, on the same disk, goes on with
 _CHANGED = (errno.ELOOP, errno.ENOTDIR, errno.ENOENT)  # what was there a moment ago is something else now
 
 
@@ -96,12 +96,9 @@ def _expect_room(folder: Path, into: Path, called: str) -> None:
         Unavailable: there is no room for a copy.
     """
     sizes = {path: found.st_size for path in entries(folder, called) if stat.S_ISREG((found := path.lstat()).st_mode)}
-    wanted, free = sum(sizes.values()) + _MARGIN_BYTES, shutil.disk_usage(into).free
-    if sizes and wanted > free and not _shares_blocks(max(sizes, key=sizes.__getitem__), into):
-        raise Unavailable(
-            f"{called}: a copy, and what the home needs beside it, take {wanted} bytes, and {into.parent} has {free}; "
-            "make room there, or set home to a folder on a larger disk"
-        )
+    wanted_bytes = sum(sizes.values())
+    if sizes and not is_room(wanted_bytes, into) and not _shares_blocks(max(sizes, key=sizes.__getitem__), into):
+        expect_room(wanted_bytes, into.parent, f"{called}: a copy")
 
 
 def _shares_blocks(file: Path, into: Path) -> bool:

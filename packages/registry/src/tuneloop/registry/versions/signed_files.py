@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 from mlflow.exceptions import MlflowException
@@ -21,6 +22,7 @@ from tuneloop.registry.settings import RegistrySettings, without_password
 from tuneloop.registry.versions.artifacts import check_publishable, fetched_name, folder_digest
 from tuneloop.registry.versions.connected import asking
 from tuneloop.registry.versions.private import private_folder
+from tuneloop.registry.versions.room import expect_room, listed_bytes
 from tuneloop.registry.versions.runs import Runs
 from tuneloop.registry.versions.signing.policy import SIGNATURE, Signing
 from tuneloop.registry.versions.sources import on_this_machine
@@ -66,6 +68,7 @@ class SignedFiles(Runs):
 
         Raises:
             InvalidInput: the files are not those that were published, or nobody trusted here has signed them.
+            Unavailable: they cannot be fetched, or there is no room for them; nothing was.
         """
         folder = self._files(version, root)
         signature = None if version.signed_by is None else self._signature(version, root, version.signed_by)
@@ -83,7 +86,7 @@ class SignedFiles(Runs):
 
         Raises:
             InvalidInput: the files are not those that were published, or nobody trusted here has signed them.
-            Unavailable: they cannot be fetched.
+            Unavailable: they cannot be fetched, or there is no room for them.
         """
         with private_folder(self._settings.home) as own:
             self.fetch(version, own)
@@ -143,7 +146,11 @@ class SignedFiles(Runs):
         root.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=root, prefix=".fetch-") as scratch:
             try:
+                told = listed_bytes(partial(self._client.list_artifacts, version.run_id), ARTIFACT)
+                expect_room(version.artifact_bytes if told is None else told, root, f"{version.name}: its files")
                 folder = self._download(version.run_id, ARTIFACT, scratch)
+            except Unavailable:
+                raise
             except (MlflowException, OSError) as error:
                 why = without_password(str(error))
                 raise Unavailable(f"{version.name}: its files cannot be fetched from MLflow: {why}") from error
