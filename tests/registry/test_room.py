@@ -68,7 +68,10 @@ def test_where_the_store_does_not_tell_sizes_the_versions_own_is_what_it_takes(
 
 
 def test_a_listing_is_added_up_through_its_folders_and_ends_however_deep_they_are() -> None:
-    there = {"model": [("model/a", 3), ("model/in", None)], "model/in": [("model/in/b", 4)]}
+    there: dict[str, list[tuple[str, int | None]]] = {
+        "model": [("model/a", 3), ("model/in", None)],
+        "model/in": [("model/in/b", 4)],
+    }
 
     def listed(path: str | None) -> Sequence[FileInfo]:
         return [FileInfo(name, is_dir=size is None, file_size=size) for name, size in there[path or ""]]

@@ -54,9 +54,10 @@ class Episodes:
 
     def add_score(self, score: WindowScore) -> bool:
         """Store one judged window; False when one of that id is stored already, which then stands."""
-        insert = self._db.insert(window_scores).values(**row_of(score, window_scores)).returning(window_scores.c.id)
-        with self._db.writing() as connection:
-            return connection.execute(insert.on_conflict_do_nothing(index_elements=["id"])).first() is not None
+        insert = self._db.insert(window_scores).values(**row_of(score, window_scores))
+        insert = insert.on_conflict_do_nothing(index_elements=["id"])
+        with self._db.writing() as connection:  # psycopg knows no number of rows by then
+            return connection.execute(insert.returning(window_scores.c.id)).first() is not None
 
     def scores(
         self,

@@ -192,9 +192,9 @@ class AliasWatch:
         row |= {"pending": pending, "token": noted.token, "at": now}
         with database.writing() as connection:
             if before is None:
-                insert = database.insert(aliases).values(model=route.model, **row).returning(aliases.c.model)
-                made = connection.execute(insert.on_conflict_do_nothing(index_elements=["model"]))
-                done = made.first() is not None
+                insert = database.insert(aliases).values(model=route.model, **row)
+                insert = insert.on_conflict_do_nothing(index_elements=["model"])
+                done = connection.execute(insert.returning(aliases.c.model)).first() is not None
             else:
                 here = sa.and_(aliases.c.model == route.model, aliases.c.token == before.token)
                 done = connection.execute(sa.update(aliases).where(here).values(**row)).rowcount == 1

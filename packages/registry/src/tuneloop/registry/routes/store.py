@@ -179,8 +179,9 @@ class Routes:
                 raise InvalidInput(
                     f"route of {model}: " + "; ".join(e["msg"].removeprefix("Value error, ") for e in error.errors())
                 ) from None
-            insert = self._db.insert(routes).values(**row_of(route, routes)).returning(routes.c.revision)
-            if connection.execute(insert.on_conflict_do_nothing(index_elements=["model", "revision"])).first() is None:
+            insert = self._db.insert(routes).values(**row_of(route, routes))
+            insert = insert.on_conflict_do_nothing(index_elements=["model", "revision"])
+            if connection.execute(insert.returning(routes.c.revision)).first() is None:
                 won = connection.execute(query).mappings().one()  # who committed while this looked (PostgreSQL)
                 taken = _taken(connection, model, expected_revision)
                 raise _lost_race(model, expected_revision, noun_of(Route, won), taken)

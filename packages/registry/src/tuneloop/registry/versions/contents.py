@@ -1,7 +1,8 @@
 """Whether files are what their names say: a pickle is one whatever it is called.
 
 Somebody who offers files chooses their names, and whoever opens `extra.json` later may open it with whatever reads it.
-JSON is parsed within the bounds that refusals have, text is read piece by piece, of weights only the header.
+JSON is parsed within the bounds that refusals have, text is read piece by piece and tried as a pickle, of weights only
+the header is read.
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ from pathlib import Path
 from tuneloop.registry.errors import InvalidInput
 from tuneloop.registry.versions.adapters import header_shapes
 from tuneloop.registry.versions.bounded import entries, shown, text_in
+from tuneloop.registry.versions.pickles import is_pickle
 
 _THEN = "take it out, or bring it as what its name says"
 _TOLD = 3  # files in a message
 _PIECE_BYTES = 1 << 20
 _CONTROL = frozenset(range(0x20)) - frozenset(b"\t\n\v\f\r") | {0x7F}
 _TOKENIZER = ".model"  # SentencePiece's own format, or a list of tokens as text
+_PICKLE = "is a pickle"
 _PROGRAMS = {b"\x80": "a pickle", b"PK\x03\x04": "an archive"}  # what PyTorch saves as, older and newer
 
 
@@ -57,9 +60,10 @@ def _why_not(path: Path) -> str | None:
         case suffix if suffix == _TOKENIZER:
             with path.open("rb") as file:
                 start = file.read(4)
-            return next((f"is {what}" for magic, what in _PROGRAMS.items() if start.startswith(magic)), None)
+            known = next((f"is {what}" for magic, what in _PROGRAMS.items() if start.startswith(magic)), None)
+            return known or (_PICKLE if is_pickle(path) else None)
         case _:
-            return _no_text(path)
+            return _no_text(path) or (_PICKLE if is_pickle(path) else None)
     return None
 
 
