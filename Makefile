@@ -29,9 +29,10 @@ LOCK_project := pyproject.toml --group dev $(PACKAGES:%=packages/%/pyproject.tom
 # Tests that start no vLLM run in two lanes side by side, which take about as long.
 LANES := 1 2
 LANE_1 := tests/train tests/docs tests/deploy
+FUZZED := tests/registry/api/test_schema.py tests/serve/gateway/test_schema.py
 LANE_2 := tests $(LANE_1:%=--ignore=%)
 
-.PHONY: $(LANES:%=test-%) help setup demo test check locks lock bench clean
+.PHONY: $(LANES:%=test-%) help setup demo test fuzz check locks lock bench clean
 
 help:  ## show this help
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -61,6 +62,12 @@ locks: .venv/.uv
 	@mkdir -p .cache; $(foreach lock,$(LOCKS),cp requirements/$(lock).txt .cache/$(lock).txt; \
 	  $(COMPILE) $(LOCK_$(lock)) -o .cache/$(lock).txt; diff -q requirements/$(lock).txt .cache/$(lock).txt \
 	    || { echo "requirements/$(lock).txt is out of date: run make lock"; exit 1; };) echo "locks are fresh"
+
+# The control plane's and the gateway's documents, each operation asked EXAMPLES times, by a SEED of its own each time.
+fuzz: SEED := $(or $(SEED),$(shell date +%s))
+fuzz: setup  ## ask what nobody thought of; EXAMPLES=100 of each operation, SEED= to see the same again
+	@echo "SEED=$(SEED)"
+	EXAMPLES=$(or $(EXAMPLES),100) $(RUN) -m pytest --hypothesis-profile=fuzz --hypothesis-seed=$(SEED) $(FUZZED)
 
 bench: setup  ## run the benchmarks; each prints a table
 	@for benchmark in benchmarks/*.py; do $(RUN) $$benchmark; done

@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from postgres_cluster import PostgresCluster
 from tests_support import Clock
@@ -25,6 +25,15 @@ from tuneloop.registry.settings import RegistrySettings
 
 # Machines differ in speed, and what fails here fails for everybody: no deadlines, and the same examples every time.
 settings.register_profile("tuneloop", deadline=None, derandomize=True)
+# Except in a fuzz, which says by which seed the same can be seen again.
+settings.register_profile(
+    "fuzz",
+    deadline=None,
+    derandomize=False,
+    database=None,
+    max_examples=int(os.environ.get("EXAMPLES", "100")),
+    suppress_health_check=list(HealthCheck),
+)
 settings.load_profile("tuneloop")
 # A thread that still asks an MLflow which its test left for dead would draw from `random`, which Hypothesis watches.
 os.environ["MLFLOW_HTTP_REQUEST_BACKOFF_JITTER"] = "0"

@@ -50,9 +50,9 @@ def pause(registry: Registry) -> None:
         registry.rollouts.end(connection, held, RolloutState.PAUSED, "no samples")
 
 
-def fail(registry: Registry) -> None:
+def fail(registry: Registry, request_id: str = "rt_1") -> None:
     """As a worker does that was tried too often."""
-    registry.retraining.approve("rt_1", by="ada", reason="r")
+    registry.retraining.approve(request_id, by="ada", reason="r")
     claimed = registry.retraining.claim("w1", lease_s=60)
     assert claimed is not None
     registry.retraining.finish(claimed, RetrainingState.FAILED, by="w1", outcome="it went wrong")

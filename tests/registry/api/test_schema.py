@@ -1,4 +1,7 @@
-"""Schemathesis over the whole document, as admin, on a registry in which something has happened."""
+"""Schemathesis over the whole document, as admin, on a registry in which something has happened; on either database.
+
+The same cases every time, and of each operation one that it does what it is for by; `make fuzz` draws others.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from typing import Any
 import pytest
 import schemathesis
 from hypothesis import settings
+from schemathesis import Config
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import (
     content_type_conformance,
@@ -16,61 +20,72 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from registry.api.plane import Plane
+from registry.api.reached import READY, ids, to_be_asked
 from tuneloop.registry.access.roles import Role
-from tuneloop.registry.api.app import routed
-from tuneloop.registry.policies import GatePolicy
 
+FUZZING = settings.get_current_profile_name() == "fuzz"  # `make fuzz`: other cases each time, and more of them
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
-DOCUMENT = schemathesis.openapi.from_dict(routed().openapi())
-APPROVE = "POST /v1/models/{model}/versions/{version}/approvals"
-# An experiment's id is never guessed, nor a whole declaration of versions there are.
-NOT_GUESSED = (
-    ("GET", "/{experiment_id}"),
-    ("GET", "/{experiment_id}/report"),
-    ("POST", ""),
-    ("POST", "/{experiment_id}/start"),
-    ("POST", "/{experiment_id}/step"),
-    ("POST", "/{experiment_id}/stop"),
-)
+DOCUMENT = schemathesis.openapi.from_dict(to_be_asked())
+# Without a case for each bound of each field.
+BRIEFLY = Config.from_dict({"phases": {"coverage": {"enabled": False}}})  # type: ignore[no-untyped-call]
+OTHER_DATABASE = schemathesis.openapi.from_dict(to_be_asked(), config=None if FUZZING else BRIEFLY)
 Answers = defaultdict[str, set[int]]  # operation → the statuses that it answered with
 
 
+def drawn(examples: int) -> settings:
+    """So many cases of each operation beside its example, the same ones every time; what the profile says in a fuzz."""
+    return settings() if FUZZING else settings(max_examples=examples, derandomize=True, database=None)
+
+
 @pytest.fixture(scope="module")
-def answers() -> Answers:
-    """What the cases of this module were answered."""
-    return defaultdict(set)
+def answers() -> dict[str, Answers]:
+    """What the cases of this module were answered, by database."""
+    return {"sqlite": defaultdict(set), "postgresql": defaultdict(set)}
 
 
 @DOCUMENT.parametrize()
-@settings(max_examples=20, deadline=None, derandomize=True, database=None)
+@drawn(20)
 def test_no_answer_is_a_fault_or_undocumented(
-    case: schemathesis.Case[Any], shared_plane: Plane, answers: Answers
+    case: schemathesis.Case[Any], shared_plane: Plane, answers: dict[str, Answers]
 ) -> None:
-    if case.operation.label == APPROVE:  # the policy that was put above may want another person than the trainer
-        shared_plane.registry.policies.set("bot", GatePolicy(), by="ada", reason="as it was")
-    headers = {"authorization": f"Bearer {shared_plane.secrets[Role.ADMIN]}"}
-    answer = case.call_and_validate(base_url=shared_plane.url, checks=CHECKS, headers=headers)
+    ask(case, shared_plane, answers["sqlite"])
+
+
+@OTHER_DATABASE.parametrize()
+@drawn(2)
+def test_no_answer_is_a_fault_or_undocumented_on_postgresql(
+    case: schemathesis.Case[Any], plane_on_postgresql: Plane, answers: dict[str, Answers]
+) -> None:
+    ask(case, plane_on_postgresql, answers["postgresql"])
+
+
+def ask(case: schemathesis.Case[Any], plane: Plane, answers: Answers) -> None:
+    """One case; what is an operation's example finds what it needs."""
+    definition = case.operation.definition.raw
+    content = definition.get("requestBody", {}).get("content", {}).get("application/json", {})
+    if "example" in content and case.body == content["example"]:
+        READY.get(definition["operationId"], lambda _: None)(plane.registry)
+        if "expected_revision" in case.body:
+            case.body = case.body | {"expected_revision": plane.registry.routes.current("bot").revision}
+    there = ids(plane.registry)
+    for said in (case.path_parameters, case.query):
+        said.update({name: there[value] for name, value in said.items() if isinstance(value, str) and value in there})
+    headers = {"authorization": f"Bearer {plane.secrets[Role.ADMIN]}"}
+    answer = case.call_and_validate(base_url=plane.url, checks=CHECKS, headers=headers)
     answers[case.operation.label].add(answer.status_code)
 
 
+@pytest.mark.parametrize("database", ["sqlite", "postgresql"])
 def test_what_was_asked_above_went_as_deep_as_it_should(
-    shared_plane: Plane, answers: Answers, request: pytest.FixtureRequest
+    answers: dict[str, Answers], database: str, request: pytest.FixtureRequest
 ) -> None:
-    """The answers of all the cases before: nobody was kept out but who gave no token, and almost all was done."""
-    operations = len(list(DOCUMENT.get_all_operations()))
-    of_it = [item for item in request.session.items if item.path == request.path and item is not request.node]
-    if len(of_it) < operations:
-        pytest.skip(f"it is about all {operations} operations, and {len(of_it)} were chosen to be asked")
-    assert len(answers) == operations
-    assert not {403, 429} & set().union(*answers.values())
-    assert shared_plane.ask("GET", "/v1/whoami").status_code == 200
-    done = {operation for operation, statuses in answers.items() if {200, 201} & statuses}
-    # What was revoked above cannot be promoted, a canary that was taken back not be rolled out, no key's id be guessed.
-    rollout = "POST /v1/models/{model}/rollout"
-    late = {"POST /v1/models/{model}/versions/{version}/promote", rollout, f"{rollout}/resume", f"{rollout}/abort"}
-    late |= {f"POST /v1/retraining/{{request_id}}/{what}" for what in ("reject", "retry")}
-    late |= {f"{method} /v1/experiments{path}" for method, path in NOT_GUESSED}
-    late.add("POST /v1/models/{model}/versions")  # nor the id of a run in MLflow
-    late.add("POST /v1/silences/{silence_id}/revoke")  # nor a silence's
-    of_a_key = {"POST /v1/keys/{key_id}/revoke", "POST /v1/keys/{key_id}/rotate"}
-    assert answers.keys() - done <= late | of_a_key | {"PUT /v1/keys/{key_id}/limits"}
+    """The answers of all the cases before: every operation did what it is for, and nobody was kept out but who gave no
+    token."""
+    given, operations = answers[database], len(list(DOCUMENT.get_all_operations()))
+    name = {"sqlite": "undocumented", "postgresql": "on_postgresql"}[database]
+    asked = [item for item in request.session.items if item.path == request.path and f"{name}[" in item.name]
+    if len(asked) < operations:
+        pytest.skip(f"it is about all {operations} operations, and {len(asked)} were chosen to be asked")
+    assert len(given) == operations
+    assert not {403, 429} & set().union(*given.values())
+    assert [label for label, statuses in given.items() if not {200, 201} & statuses] == []

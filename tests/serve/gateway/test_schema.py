@@ -37,6 +37,9 @@ SAID: dict[str, Any] = {
     "EmbeddingRequest": {"model": "bot", "input": ["Hello?"]},
     "Feedback": {"request_id": "req_0123456789abcdef01234567", "thumb": "up"},
 }
+DRAWN = settings(max_examples=8, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+if settings.get_current_profile_name() == "fuzz":  # `make fuzz`: other cases each time, and more of them
+    DRAWN = settings()
 Answers = defaultdict[str, set[int]]  # operation → the statuses that it answered with
 
 
@@ -76,7 +79,7 @@ def answers() -> Answers:
 
 
 @DOCUMENT.parametrize()
-@settings(max_examples=8, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+@DRAWN
 def test_no_answer_is_a_fault_or_undocumented(case: schemathesis.Case[Any], gateway: Address, answers: Answers) -> None:
     headers = {"authorization": f"Bearer {gateway.key}"}
     answer = case.call_and_validate(base_url=gateway.url, checks=CHECKS, headers=headers)
