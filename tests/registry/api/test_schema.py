@@ -65,8 +65,8 @@ def ask(case: schemathesis.Case[Any], plane: Plane, answers: Answers) -> None:
     content = definition.get("requestBody", {}).get("content", {}).get("application/json", {})
     if "example" in content and case.body == content["example"]:
         READY.get(definition["operationId"], lambda _: None)(plane.registry)
-        if "expected_revision" in case.body:
-            case.body = case.body | {"expected_revision": plane.registry.routes.current("bot").revision}
+        if isinstance(case.body, dict) and "expected_revision" in case.body:
+            case.body = {**case.body, "expected_revision": plane.registry.routes.current("bot").revision}
     there = ids(plane.registry)
     for said in (case.path_parameters, case.query):
         said.update({name: there[value] for name, value in said.items() if isinstance(value, str) and value in there})
