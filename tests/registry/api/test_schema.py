@@ -27,7 +27,7 @@ FUZZING = settings.get_current_profile_name() == "fuzz"  # `make fuzz`: other ca
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
 DOCUMENT = schemathesis.openapi.from_dict(to_be_asked())
 # Without a case for each bound of each field.
-BRIEFLY = Config.from_dict({"phases": {"coverage": {"enabled": False}}})  # type: ignore[no-untyped-call]
+BRIEFLY = Config.from_dict({"phases": {"coverage": {"enabled": False}}})
 OTHER_DATABASE = schemathesis.openapi.from_dict(to_be_asked(), config=None if FUZZING else BRIEFLY)
 Answers = defaultdict[str, set[int]]  # operation → the statuses that it answered with
 
@@ -64,7 +64,8 @@ def ask(case: schemathesis.Case[Any], plane: Plane, answers: Answers) -> None:
     definition = case.operation.definition.raw
     content = definition.get("requestBody", {}).get("content", {}).get("application/json", {})
     if "example" in content and case.body == content["example"]:
-        READY.get(definition["operationId"], lambda _: None)(plane.registry)
+        if (ready := READY.get(definition["operationId"])) is not None:
+            ready(plane.registry)
         if isinstance(case.body, dict) and "expected_revision" in case.body:
             case.body = {**case.body, "expected_revision": plane.registry.routes.current("bot").revision}
     there = ids(plane.registry)
