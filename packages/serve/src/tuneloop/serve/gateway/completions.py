@@ -19,6 +19,7 @@ from functools import partial
 
 from tuneloop.registry.nouns import ApiKey
 from tuneloop.serve.gateway.admission.admission import Admission
+from tuneloop.serve.gateway.admission.estimate import tokens_of
 from tuneloop.serve.gateway.attempts import Attempts
 from tuneloop.serve.gateway.body import PATHS, Ask, Limits, read
 from tuneloop.serve.gateway.errors import CLIENT_CLOSED_REQUEST, ApiError, bad_request
@@ -68,8 +69,8 @@ class Completions:
         between: Callable[[Target], Times],
         draw: Callable[[], float],
     ) -> None:
-        """`between` gives where times between events are counted; `draw` (0 to below 1) decides between engines of
-        equal load."""
+        """`between` gives where times between events are counted; `draw` (0 to below 1) says which engines are
+        compared."""
         self._settings = settings
         self._snapshot = snapshot
         self._load = load
@@ -175,6 +176,8 @@ class Completions:
         if planned.route.shadow is not None:
             self._shadows.copy(exchange, ask)
         self._budget.earn()
+        if len(self._view().engines) > 1:
+            exchange.tokens = tokens_of(ask, self._settings.reserve_tokens)
         target = self._pick(exchange)
         try:
             await self._attempts.run(scope[LINE], send, exchange, ask, target)
@@ -190,9 +193,17 @@ class Completions:
         assert exchange.plan is not None
         route, versions = exchange.plan.route, exchange.plan.versions
         avoid = self._load.aside().union(avoid)
-        shun, draw = self._load.shunned(), self._draw
         target = pick(
-            self._view(), route.model, versions, self._load.of, avoid=avoid, shun=shun, never=never, draw=draw
+            self._view(),
+            route.model,
+            versions,
+            self._load.tokens,
+            avoid=avoid,
+            shun=self._load.shunned(),
+            never=never,
+            draw=self._draw,
+            messages=exchange.messages,
+            allowance=self._settings.affinity_tokens,
         )
         if target is None:
             message = f"no engine serves {route.model} now; try again in a few seconds"

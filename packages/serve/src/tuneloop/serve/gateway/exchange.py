@@ -55,6 +55,7 @@ class Exchange(msgspec.Struct):
     messages: tuple[tuple[str, str], ...] = ()
     answer: list[bytes] = []  # the engine's events, or its one JSON body
     usage: Usage | None = None
+    tokens: int = 0  # about what it takes, prompt and answers; 0 where there is one engine and nobody asks
     queue_ms: float | None = None
     ttft_ms: float | None = None
     total_ms: float = 0.0
