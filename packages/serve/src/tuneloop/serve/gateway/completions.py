@@ -31,8 +31,9 @@ from tuneloop.serve.gateway.http import (
     Scope,
     Send,
     bearer,
-    header,
+    headers_of,
     read_body,
+    said_in,
     send_json,
     send_part,
     unauthorized,
@@ -166,8 +167,10 @@ class Completions:
     async def _answer(self, scope: Scope, send: Send, exchange: Exchange, key: ApiKey, body: bytes) -> None:
         ask = read(body, exchange.endpoint, self._limits)
         exchange.asked, exchange.stream, exchange.messages = ask.asked, ask.stream, ask.messages
-        exchange.unit, exchange.unit_source = _unit(scope, ask, key)
-        self._tracing.begin(exchange, header(scope, b"traceparent"))
+        headers = headers_of(scope)
+        exchange.unit, exchange.unit_source = _unit(headers.get(b"x-tuneloop-unit"), ask, key)
+        exchange.client_id = headers.get(b"x-client-request-id") or headers.get(b"x-request-id") or b""
+        self._tracing.begin(exchange, headers.get(b"traceparent"))
         planned = plan(self._view(), ask.asked, key, exchange.unit)
         await self._admission.enter(exchange, key, ask, planned.route.model)
         exchange.plan = planned  # from here on it is recorded
@@ -254,14 +257,10 @@ async def _end_with(send: Send, exchange: Exchange, error: ApiError) -> None:
     await send_part(send, b"", more=False)
 
 
-def _unit(scope: Scope, ask: Ask, key: ApiKey) -> tuple[str, KeySource]:
-    """The sticky key and where it came from."""
-    sent = header(scope, b"x-tuneloop-unit")
+def _unit(sent: bytes | None, ask: Ask, key: ApiKey) -> tuple[str, KeySource]:
+    """The sticky key and where it came from; `sent` is what stands in the header."""
     if sent is not None and len(sent) > MAX_UNIT_BYTES:
         raise bad_request(f"the header x-tuneloop-unit is longer than {MAX_UNIT_BYTES} bytes")
     if sent:
-        try:
-            return sent.decode(), "header"
-        except UnicodeDecodeError:  # older HTTP clients write headers in Latin-1
-            return sent.decode("latin-1"), "header"
+        return said_in(sent), "header"
     return (ask.user, "user") if ask.user else (key.id, "api_key")

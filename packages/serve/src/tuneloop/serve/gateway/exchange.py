@@ -46,6 +46,7 @@ class Exchange(msgspec.Struct):
     api_key: str | None = None
     unit: str = ""
     unit_source: KeySource = "request"
+    client_id: bytes = b""  # what the client calls it
     asked: str = ""
     stream: bool = False
     trace: str = ""  # the W3C traceparent for the engine
