@@ -42,6 +42,8 @@ class EngineSettings(Section):
     pins: tuple[str, ...] = ()  # versions, MODEL@N, that stay loaded whether or not a route names them
     keep_cold: int = Field(default=0, ge=0)  # adapters that left the routes and stay loaded while there is room
     max_lora_rank: Literal[1, 8, 16, 32, 64, 128, 256, 320, 512] = 16
+    # How the base writes tool calls, by vLLM's name of it, such as hermes; vLLM refuses requests with tools without.
+    tool_call_parser: str = Field(default="", pattern=r"^[a-z0-9_]*$")
     max_model_len: int = Field(default=1024, ge=16)
     max_num_seqs: int = Field(default=16, ge=1)
     kv_cache_gib: int = Field(default=1, ge=1)  # machines without a GPU

@@ -22,6 +22,7 @@ import click
 @click.option("--keep-cold", type=int, help="Adapters that left the routes and stay loaded while there is room (0).")
 @click.option("--max-cpu-loras", type=int, help="Adapters kept in host memory (16).")
 @click.option("--max-lora-rank", type=int, help="Highest rank of an adapter (16).")
+@click.option("--tool-call-parser", help="How the base writes tool calls, by vLLM's name, such as hermes.")
 @click.option("--max-model-len", type=int, help="Longest prompt and answer together, in tokens (1024).")
 @click.option("--max-num-seqs", type=int, help="Requests run at a time (16).")
 def engine(id_: str | None, pins: tuple[str, ...], **given: Any) -> None:
