@@ -134,6 +134,9 @@ def test_one_slot_stays_reserved() -> None:
         ({"max_loras": 20}, "max_cpu_loras 16 is below max_loras 20"),
         ({"max_lora_rank": 12}, "max_lora_rank"),
         ({"id": "a/b"}, "id 'a/b'"),
+        ({"pins": ("bot@1", "bot@2"), "max_loras": 2}, "2 pins need max_loras 3 or more"),
+        ({"pins": ("bot",)}, "'bot' is not a version"),
+        ({"tool_call_parser": "a --b"}, "tool_call_parser"),
     ],
 )
 def test_settings_that_would_break_a_guard_are_refused(wrong: dict[str, object], told: str) -> None:
