@@ -140,7 +140,7 @@ def test_those_that_left_the_routes_last_stay_loaded_and_come_back_without_a_loa
 
 
 def test_what_is_wanted_takes_the_room_of_those_that_left_the_routes_first() -> None:
-    wanted = {"wanted": ("n@1",), "held": cold("m@1", "m@3", "m@2").held | {"n@1": LOADING}}
+    wanted: dict[str, Any] = {"wanted": ("n@1",), "held": {**cold("m@1", "m@3", "m@2").held, "n@1": LOADING}}
     assert steps(cold("m@1", "m@3", "m@2", keep_cold=3, usable_slots=4, **wanted)) == [(Step.LOAD, "n@1")]
     assert steps(cold("m@1", "m@3", "m@2", keep_cold=3, usable_slots=3, **wanted)) == [(Step.UNLOAD, "m@1")]
     assert steps(cold("m@1", "m@3", "m@2", keep_cold=3, usable_slots=1, **wanted)) == [

@@ -226,7 +226,8 @@ def answer(seen: Seen, words: int, says: Sequence[str] = ()) -> dict[str, Any]:
     if "responses" in seen.path:
         return _response(seen, "completed", [_message(text, "completed")], _used(words))
     if "chat" in seen.path:
-        message, why = {"role": "assistant", "content": text}, "stop"
+        message: dict[str, Any] = {"role": "assistant", "content": text}
+        why = "stop"
         if says and (tools := seen.body.get("tools")):
             message, why = message | {"content": None, "tool_calls": [_call(tools[0], text)]}, "tool_calls"
         choice = {"index": 0, "message": message, "finish_reason": why}
