@@ -37,7 +37,7 @@ LANE_2 := tests $(LANE_1:%=--ignore=%)
 help:  ## show this help
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
 
-setup: .venv/.project .venv-engine/.engine .venv/.system  ## make both environments; safe to repeat, quick when there is nothing to do
+setup: .venv/.project .venv-engine/.engine .venv/.system .cache/javascript/.ready  ## make both environments; safe to repeat, quick when there is nothing to do
 
 demo: setup  ## run the whole loop on this machine and write a report
 	.venv/bin/tuneloop demo
@@ -101,6 +101,13 @@ clean:  ## remove the environments, caches and the demo's state
 	$(UV) pip install -q --no-config --compile-bytecode --python .venv-engine/bin/python --no-deps -r $(ENGINE_LOCK)
 	$(if $(HAS_GPU),,$(UV) pip install -q --no-config --compile-bytecode --no-deps --python .venv-engine/bin/python $(FIND_LINKS) $(TORCH_INSTALL))
 	touch $@
+
+# OpenAI's JavaScript client, for the tests that say why they are skipped without it.
+.cache/javascript/.ready: $(addprefix tests/serve/gateway/javascript/,package.json package-lock.json)
+	@if command -v npm >/dev/null; then \
+	  mkdir -p $(@D) && cp $^ $(@D) && npm ci --prefix $(@D) --ignore-scripts --no-audit --no-fund --silent && touch $@ \
+	    || echo "not installed: OpenAI's JavaScript client (the tests that use it will say so)"; \
+	fi
 
 # What the tests (and vLLM: libnuma) use and PyPI does not carry. Without root it must be installed by hand.
 .venv/.system: .venv/.uv

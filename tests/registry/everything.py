@@ -33,6 +33,7 @@ from tuneloop.registry.policies import RetrainingPolicy
 from tuneloop.registry.retraining.budgets import Estimate
 from tuneloop.registry.rollouts.rollout import RolloutPlan
 from tuneloop.registry.rollouts.steering import declare
+from tuneloop.registry.routes.assignment import key_hash
 from tuneloop.registry.routes.promotion import Change
 from tuneloop.registry.tables import aliases
 
@@ -62,7 +63,7 @@ def _route_it(registry: Registry) -> None:
 
 
 def _ask_it(registry: Registry, clock: Clock) -> None:
-    beat_engine(registry, "bot@1", "bot@2", detail="two adapters")
+    beat_engine(registry, "bot@1", "bot@2", detail="two adapters", pins=("bot@1",))
     beat_gateway(registry, {MODEL: 2}, in_flight={"e1|bot@1": 3}, dropped_records=1)
     full = {
         "error": "cut",
@@ -73,11 +74,14 @@ def _ask_it(registry: Registry, clock: Clock) -> None:
         "guards": {"secrets": "redact"},
         "messages": (Message(role="system", content="Be brief."), Message(role="user", content="¿Qué es f1?")),
     }
-    registry.traffic.add_requests([request_record(1, clock(), **full), request_record(2, clock())])
+    own = {"client_id": "d" * 32}
+    registry.traffic.add_requests([request_record(1, clock(), **full, **own), request_record(2, clock())])
     copy = request_record(3, clock(), **full, served_version=2, shadow_of="req-1")
     registry.traffic.add_requests([copy])
     said = {"score": 0.25, "thumb": "down", "label": "wrong", "comment": "no", "correction": "It dedents."}
     registry.traffic.add_feedback([Feedback(id="f1", request_id="req-1", at=clock(), api_key="key_1", **said)])
+    registry.traffic.add_requests([request_record(4, clock(), key_hash=key_hash("grace"))])
+    registry.traffic.forget("grace", at=clock(), by="ada", reason="r")
 
 
 def _let_people_in(registry: Registry) -> None:

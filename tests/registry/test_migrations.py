@@ -31,6 +31,7 @@ from tuneloop.registry.tables import metadata, routes
 Row = dict[str, Any]
 # What going down from a schema loses: what its migration brought, which the schema before has no place for.
 LOST = {
+    "0016": {"requests.client_id", "forgotten_requests", "engines.pins"},
     "0015": {"silences.cause", "silences.signals"},
     "0014": {"experiments.looked_at"},
     "0013": {"owner_limits"},
@@ -60,11 +61,12 @@ BEGUN = {
     "retraining.held": "",
     "api_keys.limits": {},
     "approvals.granted": True,
+    "engines.pins": [],
 }
 _NUMBERED = ("gate_reports", "policies", "approvals")  # rows that the database numbers
 _NAMES = (
     *("id", "digest", "old_digest", "idempotency_key", "request_id", "episode_id", "shadow_of", "api_key"),
-    *("holder", "name"),
+    *("holder", "name", "client_id"),
 )
 
 
@@ -285,7 +287,7 @@ def test_what_every_older_tuneloop_wrote_is_read_by_this_one(registries: Registr
             kind = type(nouns[table][0])
             meant = [begun(table, row) for row in added.get(table, ())]
             assert sorted(found, key=repr) == sorted((noun_of(kind, row) for row in meant), key=repr)
-        for table in ("aliases", "limit_leases"):  # of which there is no noun
+        for table in ("aliases", "limit_leases", "forgotten_requests"):  # of which there is no noun
             assert all(row in now[table] for row in added.get(table, ()))
         assert registries.policies.get(f"{revision}-{MODEL}", RetrainingPolicy).device_hours_per_day == 0.5
     assert registries.audit.verify().faults == ()

@@ -175,6 +175,9 @@ def test_an_adapter_no_engine_can_hold_is_refused_before_it_is_written(two_versi
     beat_engine(two_versions, "bot@1", "bot@2", max_loras=2)
     with pytest.raises(Refused, match="holds 1 adapters"):
         set_route(two_versions, "bot", {2: 1_000, 1: 9_000}, CHANGE)
+    beat_engine(two_versions, "bot@1", "old@1", max_loras=3, pins=("old@1",))
+    with pytest.raises(Refused, match=r"the routes and its pins \(old@1\) would name 3"):
+        set_route(two_versions, "bot", {2: 1_000, 1: 9_000}, CHANGE)
     publish_version(two_versions, tmp_path / "v3", rank=64)
     beat_engine(two_versions, "bot@1", "bot@2")
     with pytest.raises(Refused, match=r"rank 64.*--max-lora-rank 64"):

@@ -117,7 +117,9 @@ class EngineAgent:
                 command,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env=os.environ | {"TUNELOOP_HOME": str(self.home), "TUNELOOP_ENGINE_HANG_TIMEOUT_S": "16"},
+                env=os.environ
+                | {"TUNELOOP_HOME": str(self.home), "TUNELOOP_ENGINE_HANG_TIMEOUT_S": "16"}
+                | {"TUNELOOP_ENGINE_TOOL_CALL_PARSER": "hermes"},
             )
 
     def kill(self) -> None:

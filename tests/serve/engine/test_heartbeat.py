@@ -15,6 +15,7 @@ from tuneloop.serve.engine.keeper import Keeper
 from tuneloop.serve.engine.launch import Launch
 from tuneloop.serve.engine.settings import EngineSettings
 from tuneloop.serve.engine.supervisor import Supervisor
+from tuneloop.serve.engine.turn import LoadTurn
 from tuneloop.serve.engine.wanted import RegistryWatch
 
 BASE = Base("tiny", "sha256:base", "sha256:template")
@@ -32,7 +33,8 @@ def test_a_heartbeat_is_sent_while_everything_else_hangs(registry: Registry, tmp
             supervisor = Supervisor(settings, launch, client, base="tiny", home=tmp_path, say=print)
             watch = RegistryWatch(lambda: registry, engine_id="e1", base=BASE, home=tmp_path)
             limits = Limits(BASE, 16, {})
-            keeper = Keeper(settings, limits, client, watch, base="tiny", root=tmp_path, say=print)
+            turn = LoadTurn(lambda: registry.database, BASE.digest, say=print)
+            keeper = Keeper(settings, limits, client, watch, base="tiny", root=tmp_path, say=print, turn=turn)
             agent = Agent(settings, BASE, supervisor, keeper, watch, say=print)
             beating = asyncio.create_task(agent._beat_for_ever())
             for _ in range(100):

@@ -26,6 +26,7 @@ from tuneloop.serve.engine.client import EngineClient
 from tuneloop.serve.engine.keeper import STEPS_BACK, Keeper
 from tuneloop.serve.engine.reconcile import Held
 from tuneloop.serve.engine.settings import EngineSettings
+from tuneloop.serve.engine.turn import LoadTurn
 from tuneloop.serve.engine.wanted import RegistryWatch, Sight
 from tuneloop.serve.engine.whole import WholeKeeper
 
@@ -115,7 +116,8 @@ def keeper_of(client: EngineClient, home: Path, said: list[str]) -> Keeper:
 
     watch = RegistryWatch(away, engine_id="e1", base=BASE, home=home)
     limits = Limits(BASE, 16, {})
-    keeper = Keeper(EngineSettings(), limits, client, watch, base="tiny", root=home, say=said.append)
+    turn = LoadTurn(lambda: away().database, BASE.digest, say=said.append)
+    keeper = Keeper(EngineSettings(), limits, client, watch, base="tiny", root=home, say=said.append, turn=turn)
     keeper.held = {f"m@{number}": Held(AdapterState.LOADING, home / str(number)) for number in (1, 2)}
     return keeper
 

@@ -53,6 +53,12 @@ def test_the_command_carries_the_guards() -> None:
     assert int(given["max-num-batched-tokens"]) >= int(given["max-model-len"])
 
 
+def test_tools_are_read_as_the_base_writes_them_if_somebody_says_how() -> None:
+    assert "--tool-call-parser" not in launch().command
+    command = " ".join(launch(tool_call_parser="hermes").command)
+    assert "--enable-auto-tool-choice --tool-call-parser hermes" in command
+
+
 def test_an_engine_for_its_base_alone_makes_no_room_for_adapters() -> None:
     given = options(launch(max_loras=0))
     assert not [name for name in given if "lora" in name]
@@ -128,6 +134,9 @@ def test_one_slot_stays_reserved() -> None:
         ({"max_loras": 20}, "max_cpu_loras 16 is below max_loras 20"),
         ({"max_lora_rank": 12}, "max_lora_rank"),
         ({"id": "a/b"}, "id 'a/b'"),
+        ({"pins": ("bot@1", "bot@2"), "max_loras": 2}, "2 pins need max_loras 3 or more"),
+        ({"pins": ("bot",)}, "'bot' is not a version"),
+        ({"tool_call_parser": "a --b"}, "tool_call_parser"),
     ],
 )
 def test_settings_that_would_break_a_guard_are_refused(wrong: dict[str, object], told: str) -> None:

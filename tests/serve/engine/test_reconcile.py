@@ -24,6 +24,7 @@ def view(**changes: Any) -> View:
         "held": {},
         "gateways": Gateways(),
         "usable_slots": 5,
+        "keep_cold": 0,
         "drain_timeout_s": 60.0,
         "now_s": 1000.0,
     }
@@ -124,6 +125,31 @@ def test_a_load_waits_for_a_slot_that_is_being_drained() -> None:
     assert steps(seen) == []
 
 
+def cold(*names: str, **changes: Any) -> View:
+    """Adapters that left the routes one after another, a second apart."""
+    held = {name: Held(AdapterState.DRAINING, PATH, 900.0 + n) for n, name in enumerate(names)}
+    return view(**({"loaded": frozenset(names), "held": held, "keep_cold": 2} | changes))
+
+
+def test_those_that_left_the_routes_last_stay_loaded_and_come_back_without_a_load() -> None:
+    assert steps(cold("m@1", "m@3", "m@2")) == [(Step.UNLOAD, "m@1")]
+    assert steps(cold("m@1", "m@3", "m@2", keep_cold=3)) == []
+    assert steps(cold("m@1", "m@2", wanted=("m@1",))) == [(Step.RESUME, "m@1")]
+    late = Gateways(late=frozenset({"m"}), in_flight={"m@1": 1})
+    assert steps(cold("m@1", "m@2", gateways=late)) == [], "nothing cuts off what is kept, however long ago it left"
+
+
+def test_what_is_wanted_takes_the_room_of_those_that_left_the_routes_first() -> None:
+    wanted: dict[str, Any] = {"wanted": ("n@1",), "held": {**cold("m@1", "m@3", "m@2").held, "n@1": LOADING}}
+    assert steps(cold("m@1", "m@3", "m@2", keep_cold=3, usable_slots=4, **wanted)) == [(Step.LOAD, "n@1")]
+    assert steps(cold("m@1", "m@3", "m@2", keep_cold=3, usable_slots=3, **wanted)) == [(Step.UNLOAD, "m@1")]
+    assert steps(cold("m@1", "m@3", "m@2", keep_cold=3, usable_slots=1, **wanted)) == [
+        (Step.UNLOAD, "m@1"),
+        (Step.UNLOAD, "m@2"),
+        (Step.UNLOAD, "m@3"),
+    ]
+
+
 def test_an_engine_is_settled_when_every_wanted_adapter_is_ready_or_known_to_fail() -> None:
     wanted = ("m@1", "m@2")
     held = {"m@1": READY, "m@2": Held(AdapterState.FAILED)}
@@ -141,15 +167,18 @@ NAMES = [f"m@{n}" for n in range(1, 8)]
     loaded=st.frozensets(st.sampled_from(NAMES), max_size=4),
     states=st.fixed_dictionaries({name: st.sampled_from([None, *AdapterState]) for name in NAMES}),
     running=st.dictionaries(st.sampled_from(NAMES), st.integers(1, 3)),
+    keep_cold=st.integers(0, 5),
 )
 def test_whatever_the_state_the_plan_never_overfills_and_never_cuts_a_served_adapter_off(
     wanted: tuple[str, ...],
     loaded: frozenset[str],
     states: dict[str, AdapterState | None],
     running: dict[str, int],
+    keep_cold: int,
 ) -> None:
     held = {name: Held(state, PATH, 990.0) for name, state in states.items() if state is not None}
-    actions = plan(view(wanted=wanted, loaded=loaded, held=held, usable_slots=4, gateways=Gateways(in_flight=running)))
+    now: dict[str, Any] = {"wanted": wanted, "loaded": loaded, "held": held, "usable_slots": 4}
+    actions = plan(view(**now, gateways=Gateways(in_flight=running), keep_cold=keep_cold))
     by_step: dict[Step, set[str]] = {step: {a.name for a in actions if a.step is step} for step in Step}
     assert len(loaded) + len(by_step[Step.LOAD]) <= 4
     assert not by_step[Step.UNLOAD] & set(wanted)
@@ -157,3 +186,7 @@ def test_whatever_the_state_the_plan_never_overfills_and_never_cuts_a_served_ada
     assert not by_step[Step.UNLOAD] & served & set(running)
     assert not by_step[Step.UNLOAD] & {name for name, state in states.items() if state is AdapterState.READY}
     assert len({action.name for action in actions}) == len(actions)
+    left = {name for name in loaded - by_step[Step.UNLOAD] - set(wanted) if states[name] is AdapterState.DRAINING}
+    if not left & set(running):
+        assert len(left) <= keep_cold
+        assert len(loaded - by_step[Step.UNLOAD] | set(wanted)) <= 4 or not left, "in nobody's way"

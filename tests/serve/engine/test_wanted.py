@@ -53,6 +53,27 @@ def test_every_arm_of_this_base_is_wanted_the_busiest_first(registry: Registry, 
     assert "bot@9 does not exist" in sight.strange["bot@9"]
 
 
+def test_pinned_versions_are_wanted_after_those_of_the_routes_also_by_an_engine_that_starts_while_the_registry_is_away(
+    registry: Registry, tmp_path: Path
+) -> None:
+    for number in (1, 2, 3):
+        publish_version(registry, tmp_path / f"v{number}")
+    publish_version(registry, tmp_path / "v4", base_digest="sha256:other")
+    publish_version(registry, tmp_path / "v5", model="cold")
+    route(registry, (1, 0), (2, 10_000))
+
+    def pinning(*pins: str) -> RegistryWatch:
+        return RegistryWatch(lambda: registry, engine_id="e1", base=BASE, home=tmp_path, pins=pins)
+
+    sight = pinning("bot@1", "bot@3", "bot@4", "bot@9", "cold@1").look()
+    assert names(sight) == ["bot@2", "bot@1", "bot@3", "cold@1"], "one that a route names is the route's"
+    assert sight.strange.keys() == {"bot@4", "bot@9"}
+    assert names(pinning("bot@3", "cold@1").remembered()) == ["bot@2", "bot@1", "bot@3", "cold@1"]
+    assert names(pinning("cold@1").remembered()) == ["bot@2", "bot@1", "cold@1"], "what is no longer pinned is not kept"
+    assert names(pinning().look()) == ["bot@2", "bot@1"]
+    assert names(pinning("bot@3").remembered()) == ["bot@2", "bot@1"]
+
+
 def test_gateways_in_flight_and_behind_are_seen(registry: Registry, tmp_path: Path) -> None:
     publish_version(registry, tmp_path / "v1")
     route(registry, (1, 10_000))

@@ -6,7 +6,9 @@ The real vLLM is used wherever its answers matter; this one stands in where a fa
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
+import struct
 import threading
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import suppress
@@ -53,7 +55,7 @@ class FaultyEngine:
     faults_left: int = 1_000_000
     words: int = 5
     pause_s: float = 0.0  # between two events
-    says: tuple[str, ...] = ()  # instead of words: an event each
+    says: tuple[str, ...] = ()  # instead of words, an event each; to the first tool of a request, if it has any
     seen: list[Seen] = field(default_factory=list)
     left: int = 0  # clients that went away while it was at work
     at_work: int = 0
@@ -218,12 +220,17 @@ def answer(seen: Seen, words: int, says: Sequence[str] = ()) -> dict[str, Any]:
     if "embeddings" in seen.path:
         given = seen.body["input"]
         texts = [given] if isinstance(given, str) else given
-        data = [{"index": at, "object": "embedding", "embedding": [0.5, len(text)]} for at, text in enumerate(texts)]
+        vectors = [_vector([0.5, len(text)], seen.body.get("encoding_format")) for text in texts]
+        data = [{"index": at, "object": "embedding", "embedding": one} for at, one in enumerate(vectors)]
         return _head(seen, "list") | {"data": data, "usage": _usage(0)}
     if "responses" in seen.path:
         return _response(seen, "completed", [_message(text, "completed")], _used(words))
     if "chat" in seen.path:
-        choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
+        message: dict[str, Any] = {"role": "assistant", "content": text}
+        why = "stop"
+        if says and (tools := seen.body.get("tools")):
+            message, why = message | {"content": None, "tool_calls": [_call(tools[0], text)]}, "tool_calls"
+        choice = {"index": 0, "message": message, "finish_reason": why}
         return _head(seen, "chat.completion") | {"choices": [choice], "usage": _usage(words)}
     choice = {"index": 0, "text": text, "finish_reason": "stop"}
     return _head(seen, "text_completion") | {"choices": [choice], "usage": _usage(words)}
@@ -238,11 +245,26 @@ def events(seen: Seen, words: int, says: Sequence[str] = ()) -> Iterator[dict[st
     head = _head(seen, "chat.completion.chunk" if chat else "text_completion")
     if chat:
         yield head | {"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]}
+    tools = seen.body.get("tools") if chat and says else None
+    if tools:
+        yield head | {"choices": [{"index": 0, "delta": {"tool_calls": [{"index": 0} | _call(tools[0], "")]}}]}
     for word in says or text_of(seen, words):
         said: dict[str, Any] = {"delta": {"content": word}} if chat else {"text": word}
+        if tools:
+            said = {"delta": {"tool_calls": [{"index": 0, "function": {"arguments": word}}]}}
         yield head | {"choices": [{"index": 0, **said, "finish_reason": None}]}
+    if tools:
+        yield head | {"choices": [{"index": 0, "delta": {}, "finish_reason": "tool_calls"}]}
     if (seen.body.get("stream_options") or {}).get("include_usage"):
         yield head | {"choices": [], "usage": _usage(words)}
+
+
+def _vector(numbers: list[float], encoding: str | None) -> list[float] | str:
+    return base64.b64encode(struct.pack("<2f", *numbers)).decode() if encoding == "base64" else numbers
+
+
+def _call(tool: dict[str, Any], arguments: str) -> dict[str, Any]:
+    return {"id": "call_1", "type": "function", "function": {"name": tool["function"]["name"], "arguments": arguments}}
 
 
 def _used(words: int) -> dict[str, Any]:

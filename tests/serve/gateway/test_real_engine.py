@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -106,6 +107,54 @@ def test_responses_through_the_gateway_are_those_of_vllm(gateway: Address, engin
     assert "".join(event.delta for event in events if event.type == "response.output_text.delta") == got.output_text
     assert (events[-1].type, events[-1].response.output_text) == ("response.completed", got.output_text)
     assert {event.response.model for event in events if hasattr(event, "response")} == {MODEL}
+
+
+def test_structured_output_and_tools_are_those_of_vllm(gateway: Address, engine_agent: EngineAgent) -> None:
+    """Both are held to their schema as tokens are drawn, so that a small model gets them right too."""
+    shape = {
+        "type": "object",
+        "properties": {"colour": {"enum": ["red", "green", "blue"]}, "bright": {"type": "boolean"}},
+        "required": ["colour", "bright"],
+        "additionalProperties": False,
+    }
+    wanted = {"type": "json_schema", "json_schema": {"name": "paint", "strict": True, "schema": shape}}
+    tools = [
+        {"type": "function", "function": {"name": name, "strict": True, "parameters": shape}}
+        for name in ("paint", "wash")
+    ]
+    named = {"type": "function", "function": {"name": "wash"}}
+    direct = openai.OpenAI(base_url=f"{engine_agent.url}/v1", api_key="none", max_retries=0)
+    asked: list[dict[str, Any]] = [
+        {"response_format": wanted},
+        {"tools": tools, "tool_choice": named},
+        {"tools": tools, "tool_choice": "required"},
+    ]
+    with direct, gateway.client() as client:
+        for members in asked:
+            request: Any = {"messages": [{"role": "user", "content": QUESTIONS[1]}], "temperature": 0.0, **members}
+            expected = direct.chat.completions.create(model=f"{MODEL}@1", max_tokens=96, **request).choices[0]
+            got = client.chat.completions.create(model=MODEL, max_tokens=96, **request).choices[0]
+            with client.chat.completions.stream(model=MODEL, max_tokens=96, **request) as stream:
+                streamed = stream.get_final_completion().choices[0]
+            assert got.message.content == expected.message.content
+            assert (said(got), called(got)) == (said(expected), called(expected))
+            assert called(streamed) == called(expected), "with other blanks: a stream has the model's, the whole vLLM's"
+            assert json.loads(said(streamed)) == json.loads(said(expected))
+            assert json.loads(said(got)).keys() == {"colour", "bright"}
+            assert bool(called(got)) == ("tools" in members)
+            assert members.get("tool_choice") != named or called(got) == ["wash"]
+
+
+def called(choice: Any) -> list[str]:
+    """The tools that an answer calls."""
+    return [call.function.name for call in choice.message.tool_calls or ()]
+
+
+def said(choice: Any) -> str:
+    """What an answer says: the arguments of the first tool it calls, or its text."""
+    calls = choice.message.tool_calls
+    text: str = calls[0].function.arguments if calls else choice.message.content
+    return text
 
 
 def test_what_vllm_refuses_reaches_the_client_as_its_own_error(gateway: Address) -> None:

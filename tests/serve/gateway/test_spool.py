@@ -124,7 +124,7 @@ def test_an_unforeseen_error_leads_to_the_spool_and_one_bad_item_holds_up_no_oth
     kept: Kept, error: type[Exception]
 ) -> None:
     kept.refuses = error
-    assert kept.store.keep([said(1), said(2), said(3)]) == []
+    assert kept.store.keep([said(1), said(2), said(3)]).refused == []
     assert kept.spooled == 3
     assert kept.files[".jsonl"].count(b"\n") == 3
     kept.store.replay()

@@ -6,9 +6,11 @@ from decimal import Decimal
 
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 
-from tuneloop.registry.nouns import ApiKey, Arm, Route, utc_now
+from serve.gateway.test_snapshot import engine, view
+from tuneloop.registry.nouns import AdapterState, ApiKey, Arm, Route, utc_now
 from tuneloop.serve.gateway.admission.prices import Price
 from tuneloop.serve.gateway.exchange import Exchange
+from tuneloop.serve.gateway.metrics import MOST_GONE, Metrics
 from tuneloop.serve.gateway.routing import Plan
 from tuneloop.serve.gateway.snapshot import Target
 from tuneloop.serve.gateway.sse import Usage
@@ -104,3 +106,24 @@ def test_owners_beyond_a_bound_are_summed_up() -> None:
     lines = shown(registry, 'tuneloop_owner_tokens_total{kind="prompt"')
     assert len(lines) == MOST_OWNERS + 1
     assert sum(float(line.rpartition(" ")[2]) for line in lines) == 2 * MOST_OWNERS
+
+
+def test_engines_that_come_and_go_by_ever_new_names_leave_a_bounded_trace_and_the_last_are_seen_to_be_gone() -> None:
+    metrics, sizes = Metrics(), []
+    for number in range(4 * MOST_GONE):
+        fleet = ("stays", f"pod-{number:04}")
+        metrics.applies(view(*(engine(name, v1=AdapterState.READY) for name in fleet)))
+        for name in fleet:
+            exchange = ended(1.0)
+            exchange.queue_ms, exchange.target = 20.0, Target(1, "bot@1", name, "http://e")
+            metrics.finished(exchange)
+            metrics.between(exchange.target).add(0.02)
+        sizes.append(len(metrics.text().splitlines()))
+    assert max(sizes) == sizes[-1] == sizes[2 * MOST_GONE], "it grows until so many are gone, then no more"
+    newest = [f"pod-{number:04}" for number in range(3 * MOST_GONE - 1, 4 * MOST_GONE)]
+    assert shown(metrics.registry, "tuneloop_engine_ready{") == [
+        f'tuneloop_engine_ready{{engine="{name}"}} {float(name == newest[-1])}' for name in newest
+    ] + ['tuneloop_engine_ready{engine="stays"} 1.0']
+    for name in ("tuneloop_inter_token_seconds_count", "tuneloop_engine_queue_seconds_count"):
+        (stayed,) = [line for line in shown(metrics.registry, name) if 'engine="stays"' in line]
+        assert stayed.endswith(f" {4.0 * MOST_GONE}"), "of one that lives nothing is forgotten"

@@ -151,8 +151,9 @@ class World:
         )
 
     def gateway(self, **settings: Any) -> Address:
-        """A gateway on a thread of this process; of engines with equal load it takes the first."""
+        """A gateway on a thread of this process; of engines with equal load it takes the first, and prefers none."""
         fields: dict[str, Any] = {"port": 0, "id": "gw", "record_text": "none", "poll_s": 0.1, "drain_s": 5.0}
+        fields |= {"affinity_tokens": 0}
         gateway = GatewaySettings(**(fields | settings))
         listener = self.stack.enter_context(listening(gateway.host, gateway.port))
         port = listener.getsockname()[1]

@@ -3,7 +3,8 @@
 What the monitor shows of their questions, in its windows and episodes, is blanked. A user is known by the hash that
 records keep, and the audit log keeps no more: who was forgotten, when, by whom and how much. It is what later writes
 are held against, too: a record from before, which lay on a gateway's disk or waited in its memory, is not stored any
-more. What was counted (`usage`) stays; it is about keys, not users.
+more, nor is feedback on what was deleted, of which the ids are kept. What was counted (`usage`) stays; it is about
+keys, not users.
 """
 
 from __future__ import annotations
@@ -18,12 +19,21 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from tuneloop.registry import audit
+from tuneloop.registry.client_ids import waiting_for
 from tuneloop.registry.database import Database
 from tuneloop.registry.errors import InvalidInput
 from tuneloop.registry.nouns import Noun, RequestRecord
 from tuneloop.registry.routes.assignment import key_hash
 from tuneloop.registry.tables import audit as audit_table
-from tuneloop.registry.tables import audit_head, episodes, feedback, requests, shadow_requests, window_scores
+from tuneloop.registry.tables import (
+    audit_head,
+    episodes,
+    feedback,
+    forgotten_requests,
+    requests,
+    shadow_requests,
+    window_scores,
+)
 
 ACTION = "user.forget"
 BLANK = "(deleted)"
@@ -66,7 +76,9 @@ def forget(database: Database, hashed: str, model: str | None, *, at: datetime, 
     _blank(database, known)  # first: of what is deleted nobody knows any more whose it was
     with database.writing() as connection:
         hold(connection, database, alone=True)
-        last = set(connection.execute(sa.select(requests.c.id).where(theirs)).scalars())
+        asked = connection.execute(sa.select(requests.c.id, requests.c.client_id).where(theirs)).all()
+        last = {row.id for row in asked}
+        _bury(connection, database, [row.id for row in asked], [row.client_id for row in asked if row.client_id])
         found = _delete(connection, hashed, model)
         detail = found.model_dump(exclude={"key_hash"}) | {"reason": reason}
         audit.record(connection, at=at, actor=by, action=ACTION, subject=f"user:{hashed}", detail=detail)
@@ -82,6 +94,26 @@ def hold(connection: Connection, database: Database, *, alone: bool = False) -> 
     if not database.is_sqlite:
         name = "pg_advisory_xact_lock" if alone else "pg_advisory_xact_lock_shared"
         connection.execute(sa.text(f"SELECT {name}({_LOCK})"))
+
+
+def keep_out(connection: Connection, database: Database, records: Sequence[RequestRecord]) -> None:
+    """Delete the feedback on records that came too late to be stored, and take none on them any more."""
+    ids = [record.id for record in records]
+    _bury(connection, database, ids, [record.client_id for record in records if record.client_id])
+    late = feedback.c.request_id.in_([*ids, *waiting_for(one.client_id for one in records if one.client_id)])
+    connection.execute(sa.delete(feedback).where(late))
+
+
+def gone(connection: Connection, request_ids: Collection[str]) -> set[str]:
+    """Those of these requests that were deleted with their users."""
+    query = sa.select(forgotten_requests.c.id).where(forgotten_requests.c.id.in_(request_ids))
+    return set(connection.execute(query).scalars())
+
+
+def _bury(connection: Connection, database: Database, ids: Sequence[str], client_ids: Sequence[str]) -> None:
+    """Remember that these requests were deleted."""
+    if rows := [{"id": one} for one in {*ids, *waiting_for(client_ids)}]:
+        connection.execute(database.insert(forgotten_requests).on_conflict_do_nothing(index_elements=["id"]), rows)
 
 
 def _theirs(hashed: str, model: str | None, table: sa.Table = requests) -> sa.ColumnElement[bool]:

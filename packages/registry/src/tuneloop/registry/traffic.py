@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from pydantic import AwareDatetime, FiniteFloat
 from sqlalchemy.engine import Connection
 
-from tuneloop.registry import forgetting
+from tuneloop.registry import client_ids, forgetting
 from tuneloop.registry.access.usage import Booking
 from tuneloop.registry.corrections import CLOCKS_APART, CORRECTS, THEIRS, taught
 from tuneloop.registry.database import Database, Rows, noun_of, readable, row_of
@@ -113,18 +113,31 @@ class Traffic:
         with self._db.writing() as connection:
             forgetting.hold(connection, self._db)
             if late := self._forgotten.late(connection, records):
-                connection.execute(sa.delete(feedback).where(feedback.c.request_id.in_(late)))
+                forgetting.keep_out(connection, self._db, [record for record in records if record.id in late])
                 records = [record for record in records if record.id not in late]
             asked = [record for record in records if record.shadow_of is None]
             stored = self._insert(connection, requests, asked)
             first = {record.id: record for record in reversed(asked)}
             self._booking.book(connection, (first[record_id] for record_id in stored))
+            client_ids.adopt(connection, (first[record_id] for record_id in stored))
             self._insert(connection, shadow_requests, [record for record in records if record.shadow_of is not None])
 
-    def add_feedback(self, items: Sequence[Feedback]) -> None:
-        """Store feedback in one transaction; once this returns it survives kill -9."""
+    def add_feedback(self, items: Sequence[Feedback]) -> set[str]:
+        """Store feedback in one transaction; once this returns it survives kill -9.
+
+        Returns the ids of that which is not stored, because its request was deleted with its user.
+        """
+        if client_ids.waits(items):
+            with self._db.reading() as connection:
+                items = client_ids.named(connection, items)
         with self._db.writing() as connection:
-            self._insert(connection, feedback, items)
+            # Alone: else it could wait for a request that is being stored by who does not see it.
+            forgetting.hold(connection, self._db, alone=(waits := client_ids.waits(items)))
+            if waits:
+                items = client_ids.named(connection, items)
+            gone = forgetting.gone(connection, {item.request_id for item in items})
+            self._insert(connection, feedback, [item for item in items if item.request_id not in gone])
+        return {item.id for item in items if item.request_id in gone}
 
     def forget(
         self, user: str, *, by: str, reason: str, at: datetime, model: str | None = None, hashed: bool = False

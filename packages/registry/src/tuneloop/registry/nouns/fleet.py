@@ -31,6 +31,7 @@ class EngineState(Noun):
     state: Literal["starting", "ready", "down"]
     adapters: dict[str, AdapterState] = {}  # version name → state
     detail: str = ""
+    pins: tuple[str, ...] = ()  # versions that it keeps loaded whether or not a route names them
     max_loras: int
     max_lora_rank: int
     at: AwareDatetime

@@ -47,6 +47,7 @@ class RequestRecord(RequestLine):
     messages: tuple[Message, ...] = ()
     answer: str | None = None
     shadow_of: str | None = None  # id of the request that this was a copy of; nobody was given its answer
+    client_id: str | None = None  # hash of the id that the client gave it, and of its key (`client_ids`)
 
     @property
     def question(self) -> str:
@@ -58,7 +59,7 @@ class Feedback(Noun):
     """What a user thought of one answer, and how it should have read."""
 
     id: str
-    request_id: str
+    request_id: str  # or, while its client's own id is all that is known, the hash of that (`client_ids`)
     at: AwareDatetime
     score: float | None = Field(default=None, ge=0.0, le=1.0)
     thumb: Literal["up", "down"] | None = None

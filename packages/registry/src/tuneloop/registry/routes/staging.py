@@ -112,13 +112,18 @@ def check_fits(
     asked = _there(registry, _unknown(registry, others, engines))
     for engine in engines:
         here = [v.name for v in mine if _loads(engine, v)]
-        count = len({*here, *(v.name for v in asked if _loads(engine, v)), *(named & engine.adapters.keys())})
+        there = (named | set(engine.pins)) & engine.adapters.keys()
+        count = len({*here, *(v.name for v in asked if _loads(engine, v)), *there})
         if here and count > engine.max_loras - 1:
             raise Refused(
-                f"engine {engine.id} holds {engine.max_loras - 1} adapters, the routes would name {count} (of {model}, "
-                f"on the way there: {', '.join(here)}); take a version out of a route or start it with "
-                f"--max-loras {count + 1}"
+                f"engine {engine.id} holds {engine.max_loras - 1} adapters, the routes{_and_pins(engine)} would name "
+                f"{count} (of {model}, on the way there: {', '.join(here)}); take a version out of a route or start it "
+                f"with --max-loras {count + 1}"
             )
+
+
+def _and_pins(engine: EngineState) -> str:
+    return f" and its pins ({', '.join(engine.pins)})" if engine.pins else ""
 
 
 def _unknown(registry: Registry, routes: Sequence[Route], engines: Sequence[EngineState]) -> list[tuple[str, int]]:

@@ -11,7 +11,7 @@ from tuneloop.registry.tables.fleet import engines, gateways
 from tuneloop.registry.tables.judgements import approvals, gate_reports, policies
 from tuneloop.registry.tables.retrainings import retraining, retraining_runs
 from tuneloop.registry.tables.routing import aliases, experiments, rollouts, routes
-from tuneloop.registry.tables.traffic import feedback, requests, shadow_requests
+from tuneloop.registry.tables.traffic import feedback, forgotten_requests, requests, shadow_requests
 
 __all__ = [
     "Json",
@@ -27,6 +27,7 @@ __all__ = [
     "episodes",
     "experiments",
     "feedback",
+    "forgotten_requests",
     "gate_reports",
     "gateways",
     "key_usage",

@@ -17,6 +17,7 @@ engines = sa.Table(
     text_column("state"),
     json_column("adapters"),
     text_column("detail"),
+    json_column("pins"),
     integer_column("max_loras"),
     integer_column("max_lora_rank"),
     time_column("at"),

@@ -40,6 +40,13 @@ requests = sa.Table(
     "requests",
     metadata,
     *request_columns(),
+    text_column("client_id", nullable=True),
+    sa.Index(
+        "requests_by_client_id",
+        "client_id",
+        sqlite_where=sa.text("client_id IS NOT NULL"),
+        postgresql_where=sa.text("client_id IS NOT NULL"),
+    ),
     sa.Index("requests_by_model_time", "model", "at"),
     sa.Index("requests_by_version_time", "model", "served_version", "at"),
     sa.Index("requests_by_user", "key_hash"),
@@ -66,3 +73,5 @@ feedback = sa.Table(
     text_column("correction", nullable=True),
     text_column("api_key", nullable=True),
 )
+# What was deleted with its user, by id (and by the id that the client gave it): what comes late finds out.
+forgotten_requests = sa.Table("forgotten_requests", metadata, id_column())

@@ -113,6 +113,7 @@ class Agent:
             state=state,
             adapters={name: held.state for name, held in self._keeper.held.items()},
             detail="; ".join(part for part in said if part),
+            pins=self._settings.pins,
             max_loras=self._settings.max_loras,
             max_lora_rank=self._settings.max_lora_rank,
             at=utc_now(),

@@ -1,4 +1,5 @@
-"""Takes the steps of the plan: fetches, checks, loads, warms, drains and unloads adapters, one load at a time.
+"""Takes the steps of the plan: fetches, checks, loads, warms, drains and unloads adapters, one load at a time
+and, while this engine serves, at its turn among the engines of its base.
 
 Each step ends in a new `Held`; a refusal becomes `failed` with its reason and is tried again with growing pauses, but
 not an adapter that vLLM died of twice: each death ends everybody's answers. Files are never deleted while vLLM may read
@@ -14,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,6 +28,7 @@ from tuneloop.serve.engine.client import EngineClient
 from tuneloop.serve.engine.launch import check_room
 from tuneloop.serve.engine.reconcile import LONGEST_RETRY_S, Action, Held, Step, View, plan, settled
 from tuneloop.serve.engine.settings import EngineSettings
+from tuneloop.serve.engine.turn import LoadTurn
 from tuneloop.serve.engine.wanted import RegistryWatch, Sight
 
 _WARM_S = 60.0
@@ -48,7 +51,9 @@ class Keeper:
         base: str,
         root: Path,
         say: Callable[[str], None],
+        turn: LoadTurn,
     ) -> None:
+        self._turn = turn
         self._settings = settings
         self._limits = limits
         self._client = client
@@ -106,6 +111,7 @@ class Keeper:
             held=dict(self.held),
             gateways=sight.gateways,
             usable_slots=self._settings.usable_slots,
+            keep_cold=self._settings.keep_cold,
             drain_timeout_s=self._settings.drain_timeout_s,
             now_s=time.monotonic(),
         )
@@ -114,9 +120,15 @@ class Keeper:
             names = [name for name, held in self.held.items() if held.state is AdapterState.READY]
             self._say(f"ready with {', '.join(sorted(names)) or 'no adapters'}")
             self.changed.set()
-        for action in plan(view):
+        actions = plan(view)
+        for action in (action for action in actions if action.step is not Step.LOAD):
             await self._do(action, versions.get(action.name), loaded)
             self.changed.set()
+        if loads := [action for action in actions if action.step is Step.LOAD]:
+            async with self._turn.taken() if self.ready else nullcontext(enter_result=True) as may_load:
+                for action in loads if may_load else ():
+                    await self._do(action, versions.get(action.name), loaded)
+                    self.changed.set()
 
     async def close(self) -> None:
         """End fetches that are under way."""

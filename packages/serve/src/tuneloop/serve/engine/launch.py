@@ -89,6 +89,8 @@ def build(
         command += ["--enable-lora", "--max-loras", str(settings.max_loras)]
         command += ["--max-cpu-loras", str(settings.max_cpu_loras), "--max-lora-rank", str(settings.max_lora_rank)]
         command += ["--lora-target-modules", *SERVED_MODULES]
+    if settings.tool_call_parser:
+        command += ["--enable-auto-tool-choice", "--tool-call-parser", settings.tool_call_parser]
     env = {name: value for name, value in environment.items() if not name.startswith(_WITHHELD)}
     env |= {"HF_HUB_OFFLINE": "1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True", "VLLM_NO_USAGE_STATS": "1"}
     if device == "cpu":

@@ -3,7 +3,8 @@
 An adapter's life: fetch → load → warm → ready → drain → unload. Invariants: nothing is unloaded while a gateway may
 still send to it; what is unknown (the registry is away) unloads nothing; one slot stays free. A gateway that the
 registry has not heard of for a while may have died, or serves on with the routes it knew: what it may send to stays
-for `wanted.CUT_OFF_S`, as long as nothing that is wanted needs the room.
+for `wanted.CUT_OFF_S`, as long as nothing that is wanted needs the room. So do the `keep_cold` adapters that left the
+routes last: one that comes back need not be loaded.
 """
 
 from __future__ import annotations
@@ -78,6 +79,7 @@ class View:
     held: Mapping[str, Held]
     gateways: Gateways | None  # None: the registry is away
     usable_slots: int
+    keep_cold: int  # adapters that nothing wants any more and that stay loaded while there is room
     drain_timeout_s: float
     now_s: float
 
@@ -85,7 +87,8 @@ class View:
 def plan(view: View) -> tuple[Action, ...]:
     """The steps to take now, in order: make room, then bring in, the most important first."""
     wanted = set(view.wanted)
-    leaving = [_leave(name, view) for name in sorted((set(view.held) | view.loaded) - wanted)]
+    kept = _kept(view)
+    leaving = [_leave(name, view) for name in sorted((set(view.held) | view.loaded) - wanted - kept)]
     coming: list[Action | None] = []
     free = view.usable_slots - len(view.loaded)
     draining = any(action is not None for action in leaving) or any(
@@ -112,6 +115,18 @@ def settled(view: View) -> bool:
         state is AdapterState.FAILED or (state is AdapterState.READY and name in view.loaded)
         for name, state in states.items()
     )
+
+
+def _kept(view: View) -> frozenset[str]:
+    """What has left the routes and stays loaded: those that left last, as far as what is wanted leaves room."""
+    draining = {
+        name: held.since_s
+        for name, held in view.held.items()
+        if held.state is AdapterState.DRAINING and name in view.loaded and name not in view.wanted
+    }
+    needed = set(view.wanted) | (view.loaded - draining.keys())
+    room = min(view.keep_cold, view.usable_slots - len(needed))
+    return frozenset(sorted(draining, key=lambda name: (-draining[name], name))[: max(0, room)])
 
 
 def _come(name: str, view: View) -> Action | None:

@@ -22,6 +22,7 @@ from tuneloop.serve.engine.precision import choose_precision, cpu_features
 from tuneloop.serve.engine.process import clear_leftovers, sole_agent
 from tuneloop.serve.engine.settings import EngineSettings
 from tuneloop.serve.engine.supervisor import Supervisor
+from tuneloop.serve.engine.turn import LoadTurn
 from tuneloop.serve.engine.wanted import RegistryWatch
 from tuneloop.serve.engine.whole import WholeKeeper, WholeWatch, fetch_whole
 
@@ -51,7 +52,7 @@ def run_engine(
         version: Version | None = None
         if given is None:
             version, folder = fetch_whole(settings.version, open_registry, home, say=say)
-            settings = settings.model_copy(update={"max_loras": 0})
+            settings = settings.model_copy(update={"max_loras": 0, "pins": ()})
         else:
             folder = given
         served_as = folder.name if version is None else version.name
@@ -80,9 +81,13 @@ def run_engine(
                     watch = WholeWatch(open_registry, engine_id=settings.engine_id, version=version)
                     keeper = WholeKeeper(version.name, client, say=say)
                 else:
-                    watch = RegistryWatch(open_registry, engine_id=settings.engine_id, base=base, home=home)
+                    watch = adapter_watch = RegistryWatch(
+                        open_registry, engine_id=settings.engine_id, base=base, home=home, pins=settings.pins
+                    )
+                    turn = LoadTurn(lambda: adapter_watch.registry.database, base.digest, say=say)
                     limits = adapters.Limits(base, settings.max_lora_rank, adapters.base_shapes(folder))
-                    keeper = Keeper(settings, limits, client, watch, base=base.name, root=home / "adapters", say=say)
+                    root = home / "adapters"
+                    keeper = Keeper(settings, limits, client, watch, base=base.name, root=root, say=say, turn=turn)
                 await Agent(settings, base, supervisor, keeper, watch, say=say).run()
 
         asyncio.run(run())

@@ -39,7 +39,11 @@ class EngineSettings(Section):
     dtype: EngineDtype = "auto"  # auto: the base's own on a GPU, what the machine is fast in on a CPU
     max_loras: int = Field(default=6, ge=0)  # slots; one stays reserved. 0: the base alone, which takes less
     max_cpu_loras: int = 16
+    pins: tuple[str, ...] = ()  # versions, MODEL@N, that stay loaded whether or not a route names them
+    keep_cold: int = Field(default=0, ge=0)  # adapters that left the routes and stay loaded while there is room
     max_lora_rank: Literal[1, 8, 16, 32, 64, 128, 256, 320, 512] = 16
+    # How the base writes tool calls, by vLLM's name of it, such as hermes; vLLM refuses requests with tools without.
+    tool_call_parser: str = Field(default="", pattern=r"^[a-z0-9_]*$")
     max_model_len: int = Field(default=1024, ge=16)
     max_num_seqs: int = Field(default=16, ge=1)
     kv_cache_gib: int = Field(default=1, ge=1)  # machines without a GPU
@@ -57,6 +61,10 @@ class EngineSettings(Section):
             parse_version_name(self.version)
         if 0 < self.max_loras <= RESERVED_SLOTS:
             raise ValueError(f"max_loras {self.max_loras} leaves no slot, one stays reserved; give 2, or 0 for none")
+        for pin in self.pins:
+            parse_version_name(pin)
+        if len(self.pins) > self.usable_slots:
+            raise ValueError(f"{len(self.pins)} pins need max_loras {len(self.pins) + RESERVED_SLOTS} or more")
         if self.max_cpu_loras < self.max_loras:
             raise ValueError(f"max_cpu_loras {self.max_cpu_loras} is below max_loras {self.max_loras}; raise it")
         if self.id and not _ID.match(self.id):

@@ -18,17 +18,20 @@ import click
 @click.option("--python", type=click.Path(path_type=str), help="Python of the engine environment.")
 @click.option("--dtype", help="auto, float32, bfloat16 or float16.")
 @click.option("--max-loras", type=int, help="Adapter slots (6); one stays reserved. 0: the base alone.")
+@click.option("--pin", "pins", multiple=True, help="A version, MODEL@N, that stays loaded without a route; repeat it.")
+@click.option("--keep-cold", type=int, help="Adapters that left the routes and stay loaded while there is room (0).")
 @click.option("--max-cpu-loras", type=int, help="Adapters kept in host memory (16).")
 @click.option("--max-lora-rank", type=int, help="Highest rank of an adapter (16).")
+@click.option("--tool-call-parser", help="How the base writes tool calls, by vLLM's name, such as hermes.")
 @click.option("--max-model-len", type=int, help="Longest prompt and answer together, in tokens (1024).")
 @click.option("--max-num-seqs", type=int, help="Requests run at a time (16).")
-def engine(id_: str | None, **given: Any) -> None:
+def engine(id_: str | None, pins: tuple[str, ...], **given: Any) -> None:
     """Run vLLM beside its agent, which keeps the adapters that the routes want."""
     from tuneloop.registry.settings import RegistrySettings
     from tuneloop.serve.engine.run import run_engine
     from tuneloop.serve.engine.settings import EngineSettings
 
-    settings = EngineSettings.load(id=id_, **given)
+    settings = EngineSettings.load(id=id_, pins=pins or None, **given)
 
     def say(event: str) -> None:
         click.echo(f"{settings.engine_id}: {event}")

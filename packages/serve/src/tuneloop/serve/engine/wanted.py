@@ -7,7 +7,7 @@ away serves what it served before. Routes only grow: a model whose route is not 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,12 +16,13 @@ from pydantic import TypeAdapter, ValidationError
 from tuneloop.registry import Registry
 from tuneloop.registry.errors import InvalidInput, TuneloopError, Unavailable
 from tuneloop.registry.files import OWNER_ONLY, write_atomically
-from tuneloop.registry.nouns import EngineState, GatewayState, Route, Version, version_name
+from tuneloop.registry.nouns import EngineState, GatewayState, Route, Version, parse_version_name, version_name
 from tuneloop.registry.versions.adapters import Base, wrong_base
 from tuneloop.registry.versions.deadline import LOOKUP_TIMEOUT_S, mlflow_within
 from tuneloop.serve.engine.reconcile import Gateways
 
 MEMORY = "wanted.json"
+PINNED = "pinned.json"  # of those that no route named
 CUT_OFF_S = 600.0  # a gateway that did not end in order may serve on without the registry: what it serves stays so long
 _MEMORY = TypeAdapter(tuple[Version, ...])
 
@@ -72,10 +73,21 @@ class FleetMember:
 class RegistryWatch(FleetMember):
     """Looks at what the routes want of a base's engine; a version, once read, is never read again."""
 
-    def __init__(self, open_registry: Callable[[], Registry], *, engine_id: str, base: Base, home: Path) -> None:
+    def __init__(
+        self,
+        open_registry: Callable[[], Registry],
+        *,
+        engine_id: str,
+        base: Base,
+        home: Path,
+        pins: Sequence[str] = (),
+    ) -> None:
+        """`pins` are versions, MODEL@N, that are wanted whether or not a route names them."""
         super().__init__(open_registry, engine_id=engine_id)
         self._base = base
+        self._pins = pins
         self._memory = home / MEMORY
+        self._memory_of_pins = home / PINNED
         self._known: dict[str, Version] = {}
         self._last: tuple[Version, ...] = ()  # what was wanted last, in this life or the one before
 
@@ -85,19 +97,13 @@ class RegistryWatch(FleetMember):
         Raises:
             InvalidInput: the memory cannot be read.
         """
-        try:
-            kept = _MEMORY.validate_json(self._memory.read_bytes())
-        except FileNotFoundError:
+        kept = self._read(self._memory)
+        if kept is None:
             return None
-        except (OSError, ValidationError) as error:
-            why = error.strerror if isinstance(error, OSError) else f"{error.error_count()} errors"
-            raise InvalidInput(
-                f"{self._memory} cannot be read ({why}): nothing is served before the registry answers, "
-                "then it is written anew"
-            ) from None
-        self._known |= {version.name: version for version in kept}
+        pinned = [version for version in self._read(self._memory_of_pins) or () if version.name in self._pins]
+        self._known |= {version.name: version for version in (*kept, *pinned)}
         self._last = tuple(version for version in kept if not wrong_base(version, self._base))
-        return Sight(self._last)
+        return Sight((*self._last, *(version for version in pinned if not wrong_base(version, self._base))))
 
     def look(self) -> Sight:
         """The wanted adapters and the gateways' state now.
@@ -107,30 +113,35 @@ class RegistryWatch(FleetMember):
         """
         routes = self.registry.routes.current_all()
         strange: dict[str, str] = {}
+        weights = {
+            version_name(route.model, arm.version): arm.weight_bp for route in routes.values() for arm in route.arms
+        }
         found: list[tuple[int, Version]] = []
+        pinned: list[Version] = []
         away = ""  # why MLflow does not answer: then no other version is asked for in this look
-        for route in routes.values():
-            for arm in route.arms:
-                name = version_name(route.model, arm.version)
-                if away and name not in self._known:
-                    strange[name] = away
-                    continue
-                try:
-                    version = self._version(route.model, arm.version)
-                except TuneloopError as error:
-                    strange[name] = str(error)
-                    away = str(error) if isinstance(error, Unavailable) else ""
-                    continue
-                if why := wrong_base(version, self._base):
-                    strange[name] = "; ".join(why)
-                else:
-                    found.append((arm.weight_bp, version))
+        for name in (*weights, *(pin for pin in self._pins if pin not in weights)):
+            if away and name not in self._known:
+                strange[name] = away
+                continue
+            try:
+                version = self._version(*parse_version_name(name))
+            except TuneloopError as error:
+                strange[name] = str(error)
+                away = str(error) if isinstance(error, Unavailable) else ""
+                continue
+            if why := wrong_base(version, self._base):
+                strange[name] = "; ".join(why)
+            elif name in weights:
+                found.append((weights[name], version))
+            else:
+                pinned.append(version)
         wanted = tuple(version for _, version in sorted(found, key=lambda pair: (-pair[0], pair[1].name)))
-        unseen = tuple(version for version in self._last if version.model not in routes)
+        here = {version.name for version in pinned}
+        unseen = tuple(one for one in self._last if one.model not in routes and one.name not in here)
         strange |= {version.name: f"the registry shows no route of {version.model} any more" for version in unseen}
         self._last = (*wanted, *unseen)
-        strange |= self._remember(self._last)
-        return Sight(self._last, strange, self._gateways(routes, strange))
+        strange |= self._remember(self._memory, self._last) | self._remember(self._memory_of_pins, tuple(pinned))
+        return Sight((*self._last, *pinned), strange, self._gateways(routes, strange))
 
     def fetch(self, version: Version, root: Path) -> Path:
         """The version's folder below `root`, verified; needs no MLflow when it is there already.
@@ -177,14 +188,32 @@ class RegistryWatch(FleetMember):
         cut_off.update(*(_behind(gateway, routes) for gateway in silent))
         return Gateways(dict(running), frozenset(late), frozenset(cut_off))
 
-    def _remember(self, wanted: tuple[Version, ...]) -> dict[str, str]:
+    def _read(self, memory: Path) -> tuple[Version, ...] | None:
+        """What one of the memories holds; None where there is none.
+
+        Raises:
+            InvalidInput: it cannot be read.
+        """
+        try:
+            return _MEMORY.validate_json(memory.read_bytes())
+        except FileNotFoundError:
+            return None
+        except (OSError, ValidationError) as error:
+            why = error.strerror if isinstance(error, OSError) else f"{error.error_count()} errors"
+            raise InvalidInput(
+                f"{memory} cannot be read ({why}): nothing is served before the registry answers, then it is written "
+                "anew"
+            ) from None
+
+    def _remember(self, memory: Path, wanted: tuple[Version, ...]) -> dict[str, str]:
         """Keep what is wanted for the next life; why that failed, under the file's name."""
         text = _MEMORY.dump_json(wanted)
         try:
-            if not self._memory.exists() or self._memory.read_bytes() != text:
-                write_atomically(self._memory, text, mode=OWNER_ONLY)
+            if not memory.exists() or memory.read_bytes() != text:
+                write_atomically(memory, text, mode=OWNER_ONLY)
         except OSError as error:
-            return {MEMORY: f"cannot be written, and a start without the registry would serve what it says: {error}"}
+            why = f"cannot be written, and a start without the registry would serve what it says: {error}"
+            return {memory.name: why}
         return {}
 
 

@@ -45,7 +45,7 @@ class Gateway:
     def __init__(
         self, settings: GatewaySettings, registry: RegistrySettings, draw: Callable[[], float] = random.random
     ) -> None:
-        """`draw` (0 to below 1) decides between engines of equal load."""
+        """`draw` (0 to below 1) says which engines are compared."""
         self.settings = settings
         self.folder = gateway_folder(registry, settings)
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -75,7 +75,7 @@ class Attempts:
             ApiError: it failed afterwards.
         """
         exchange.target = target
-        self._load.carry(target)
+        self._load.carry(target, exchange.tokens)
         try:
             try:
                 opened = await self._open(exchange, ask, target)
@@ -97,7 +97,7 @@ class Attempts:
             elif told.status >= 500:
                 self._load.shun(target.slot, busy=False)
         finally:
-            self._load.put_down(target)
+            self._load.put_down(target, exchange.tokens)
 
     def _tell(self, target: Target, sign: Sign) -> None:
         """Note what a failure says of the engine."""

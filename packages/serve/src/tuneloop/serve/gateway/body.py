@@ -156,6 +156,8 @@ class Ask(msgspec.Struct, frozen=True):
     wants_usage: bool  # the client asked for the usage event of a stream
     user: str | None
     messages: tuple[tuple[str, str], ...]  # (role, text)
+    longest: int | None  # tokens of one answer that the client named; None: it is left to the engine's context
+    choices: int  # answers
 
     def for_engine(self, name: str, request_id: str) -> bytes:
         """The body for an engine that knows the model as `name`; a stream always reports its usage.
@@ -189,7 +191,7 @@ def read(body: bytes, endpoint: Endpoint, limits: Limits) -> Ask:
             if name in found.values and bytes(found.values[name]) not in _OFF:
                 raise bad_request(f"{name} is not allowed here: {why}", param=name, code="unsupported_parameter")
     messages = _messages(found, said, endpoint)
-    _check_lengths(said, endpoint, messages, limits)
+    longest, choices = _check_lengths(said, endpoint, messages, limits)
     stream = bool(said.stream) and endpoint != "embedding"
     options = said.stream_options or {}
     return Ask(
@@ -200,6 +202,8 @@ def read(body: bytes, endpoint: Endpoint, limits: Limits) -> Ask:
         wants_usage=options.get("include_usage") is True,
         user=said.user,
         messages=messages,
+        longest=longest,
+        choices=choices,
     )
 
 
@@ -277,7 +281,10 @@ def _completion(found: Members, said: Any) -> tuple[tuple[str, str], ...]:
     return tuple(("prompt", text) for text in ([prompt] if isinstance(prompt, str) else prompt))
 
 
-def _check_lengths(said: Any, endpoint: Endpoint, messages: tuple[tuple[str, str], ...], limits: Limits) -> None:
+def _check_lengths(
+    said: Any, endpoint: Endpoint, messages: tuple[tuple[str, str], ...], limits: Limits
+) -> tuple[int | None, int]:
+    """The tokens of one answer that the client named, and how many answers it asks for."""
     chars = sum([len(text) for _, text in messages])
     if endpoint == "chat":
         chars += sum([chars_in(message.tool_calls) for message in said.messages if message.tool_calls])
@@ -299,6 +306,11 @@ def _check_lengths(said: Any, endpoint: Endpoint, messages: tuple[tuple[str, str
     choices = n * (len(messages) if endpoint == "completion" else 1)
     if n < 1 or choices > limits.choices:
         raise bad_request(f"n: {choices} answers in one request are not between 1 and {limits.choices}", param="n")
+    if endpoint == "response":
+        return said.max_output_tokens, 1
+    # Which of the two an engine goes by differs between its endpoints.
+    longest = max(said.max_completion_tokens or 0, said.max_tokens or 0)
+    return longest or None, choices
 
 
 def too_large(limit: int) -> ApiError:

@@ -19,6 +19,7 @@ from functools import partial
 
 from tuneloop.registry.nouns import ApiKey
 from tuneloop.serve.gateway.admission.admission import Admission
+from tuneloop.serve.gateway.admission.estimate import tokens_of
 from tuneloop.serve.gateway.attempts import Attempts
 from tuneloop.serve.gateway.body import PATHS, Ask, Limits, read
 from tuneloop.serve.gateway.errors import CLIENT_CLOSED_REQUEST, ApiError, bad_request
@@ -30,8 +31,9 @@ from tuneloop.serve.gateway.http import (
     Scope,
     Send,
     bearer,
-    header,
+    headers_of,
     read_body,
+    said_in,
     send_json,
     send_part,
     unauthorized,
@@ -68,8 +70,8 @@ class Completions:
         between: Callable[[Target], Times],
         draw: Callable[[], float],
     ) -> None:
-        """`between` gives where times between events are counted; `draw` (0 to below 1) decides between engines of
-        equal load."""
+        """`between` gives where times between events are counted; `draw` (0 to below 1) says which engines are
+        compared."""
         self._settings = settings
         self._snapshot = snapshot
         self._load = load
@@ -165,8 +167,10 @@ class Completions:
     async def _answer(self, scope: Scope, send: Send, exchange: Exchange, key: ApiKey, body: bytes) -> None:
         ask = read(body, exchange.endpoint, self._limits)
         exchange.asked, exchange.stream, exchange.messages = ask.asked, ask.stream, ask.messages
-        exchange.unit, exchange.unit_source = _unit(scope, ask, key)
-        self._tracing.begin(exchange, header(scope, b"traceparent"))
+        headers = headers_of(scope)
+        exchange.unit, exchange.unit_source = _unit(headers.get(b"x-tuneloop-unit"), ask, key)
+        exchange.client_id = headers.get(b"x-client-request-id") or headers.get(b"x-request-id") or b""
+        self._tracing.begin(exchange, headers.get(b"traceparent"))
         planned = plan(self._view(), ask.asked, key, exchange.unit)
         await self._admission.enter(exchange, key, ask, planned.route.model)
         exchange.plan = planned  # from here on it is recorded
@@ -175,6 +179,8 @@ class Completions:
         if planned.route.shadow is not None:
             self._shadows.copy(exchange, ask)
         self._budget.earn()
+        if len(self._view().engines) > 1:
+            exchange.tokens = tokens_of(ask, self._settings.reserve_tokens)
         target = self._pick(exchange)
         try:
             await self._attempts.run(scope[LINE], send, exchange, ask, target)
@@ -190,9 +196,17 @@ class Completions:
         assert exchange.plan is not None
         route, versions = exchange.plan.route, exchange.plan.versions
         avoid = self._load.aside().union(avoid)
-        shun, draw = self._load.shunned(), self._draw
         target = pick(
-            self._view(), route.model, versions, self._load.of, avoid=avoid, shun=shun, never=never, draw=draw
+            self._view(),
+            route.model,
+            versions,
+            self._load.tokens,
+            avoid=avoid,
+            shun=self._load.shunned(),
+            never=never,
+            draw=self._draw,
+            messages=exchange.messages,
+            allowance=self._settings.affinity_tokens,
         )
         if target is None:
             message = f"no engine serves {route.model} now; try again in a few seconds"
@@ -243,14 +257,10 @@ async def _end_with(send: Send, exchange: Exchange, error: ApiError) -> None:
     await send_part(send, b"", more=False)
 
 
-def _unit(scope: Scope, ask: Ask, key: ApiKey) -> tuple[str, KeySource]:
-    """The sticky key and where it came from."""
-    sent = header(scope, b"x-tuneloop-unit")
+def _unit(sent: bytes | None, ask: Ask, key: ApiKey) -> tuple[str, KeySource]:
+    """The sticky key and where it came from; `sent` is what stands in the header."""
     if sent is not None and len(sent) > MAX_UNIT_BYTES:
         raise bad_request(f"the header x-tuneloop-unit is longer than {MAX_UNIT_BYTES} bytes")
     if sent:
-        try:
-            return sent.decode(), "header"
-        except UnicodeDecodeError:  # older HTTP clients write headers in Latin-1
-            return sent.decode("latin-1"), "header"
+        return said_in(sent), "header"
     return (ask.user, "user") if ask.user else (key.id, "api_key")

@@ -23,7 +23,7 @@ _ERRORS = {
     400: "the request, or what the guards found in it, is refused",
     401: "no API key, or none that may be used",
     403: "what this API key may not",
-    404: "no such model, or no such version in its route",
+    404: "no such model, no such version in its route, or feedback on a request that was deleted with its user",
     405: "another method",
     408: "the request did not arrive in time",
     413: "the request's body is too large",
@@ -38,6 +38,7 @@ _WITH_KEY = (401, 503)
 _WITH_BODY = (400, 413, 429)
 _BY_ENGINES = (403, 404, 502, 504)
 _TEXT: dict[str, Any] = {"type": "string"}
+_MAYBE_TEXT: dict[str, Any] = {"type": ["string", "null"]}
 _PART = {
     "type": "object",
     "properties": {"type": {"enum": ["text"]}, "text": _TEXT},
@@ -83,6 +84,13 @@ _UNIT = {
     "schema": {"type": "string", "maxLength": 512},
 }
 
+_OWN_ID = {
+    "name": "x-client-request-id",
+    "in": "header",
+    "description": "the client's own id of the request, by which feedback may name it; or x-request-id",
+    "schema": {"type": "string"},
+}
+
 
 def document(feedback: type[BaseModel]) -> dict[str, Any]:
     """The document; `feedback` is the body of that path."""
@@ -90,7 +98,8 @@ def document(feedback: type[BaseModel]) -> dict[str, Any]:
     schemas |= {_name(endpoint): _body(endpoint) for endpoint in _MEMBERS}
     schemas["Feedback"] = feedback.model_json_schema()
     models = {"object": {"const": "list"}, "data": {"type": "array", "items": _of("Model")}}
-    stored = {"id": _TEXT, "request_id": _TEXT, "object": {"const": "feedback"}}
+    named = {"request_id": _MAYBE_TEXT, "client_request_id": _MAYBE_TEXT}
+    stored = {"id": _TEXT, **named, "object": {"const": "feedback"}}
     in_path = {"name": "model", "in": "path", "required": True, "schema": _TEXT}
     paths = {path: {"post": _asked(endpoint)} for path, endpoint in PATHS.items()}
     paths |= {
@@ -100,7 +109,7 @@ def document(feedback: type[BaseModel]) -> dict[str, Any]:
             | {"parameters": [in_path]}
         },
         "/v1/feedback": {
-            "post": _operation("Say what an answer was worth", _whole(stored), (*_WITH_KEY, *_WITH_BODY), good=201)
+            "post": _operation("Say what an answer was worth", _whole(stored), (*_WITH_KEY, *_WITH_BODY, 404), good=201)
             | _takes("Feedback")
         },
         "/healthz": {"get": _open("Whether it runs", _whole({"status": {"const": "ok"}}))},
@@ -126,7 +135,7 @@ def _asked(endpoint: Endpoint) -> dict[str, Any]:
     if endpoint != "embedding":
         found["responses"]["200"]["content"]["text/event-stream"] = {}
     found["responses"]["4XX"] = _told("what the engine refused the request with")
-    return found | {"parameters": [_UNIT]} | _takes(_name(endpoint))
+    return found | {"parameters": [_UNIT, _OWN_ID]} | _takes(_name(endpoint))
 
 
 def _body(endpoint: Endpoint) -> dict[str, Any]:
@@ -180,8 +189,8 @@ def _readiness() -> dict[str, Any]:
 
 
 def _error() -> dict[str, Any]:
-    may_be = {"type": ["string", "null"]}
-    members = {"message": {"type": "string", "minLength": 1}, "type": _TEXT, "param": may_be, "code": may_be}
+    maybe = _MAYBE_TEXT
+    members = {"message": {"type": "string", "minLength": 1}, "type": _TEXT, "param": maybe, "code": maybe}
     inner: dict[str, Any] = _whole(members)["schema"]
     return {"type": "object", "properties": {"error": inner}, "required": ["error"], "additionalProperties": False}
 

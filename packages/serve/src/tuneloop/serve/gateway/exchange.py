@@ -46,6 +46,7 @@ class Exchange(msgspec.Struct):
     api_key: str | None = None
     unit: str = ""
     unit_source: KeySource = "request"
+    client_id: bytes = b""  # what the client calls it
     asked: str = ""
     stream: bool = False
     trace: str = ""  # the W3C traceparent for the engine
@@ -55,6 +56,7 @@ class Exchange(msgspec.Struct):
     messages: tuple[tuple[str, str], ...] = ()
     answer: list[bytes] = []  # the engine's events, or its one JSON body
     usage: Usage | None = None
+    tokens: int = 0  # about what it takes, prompt and answers; 0 where there is one engine and nobody asks
     queue_ms: float | None = None
     ttft_ms: float | None = None
     total_ms: float = 0.0

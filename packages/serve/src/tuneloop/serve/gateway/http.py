@@ -28,6 +28,19 @@ def header(scope: Scope, name: bytes) -> bytes | None:
     return None
 
 
+def headers_of(scope: Scope) -> dict[bytes, bytes]:
+    """All request headers, the first one of each: for who asks for several, as `header` goes through them each time."""
+    return dict(reversed(scope["headers"]))
+
+
+def said_in(value: bytes) -> str:
+    """A header's text."""
+    try:
+        return value.decode()
+    except UnicodeDecodeError:  # older HTTP clients write headers in Latin-1
+        return value.decode("latin-1")
+
+
 def bearer(scope: Scope) -> str:
     """The API key of the request.
 

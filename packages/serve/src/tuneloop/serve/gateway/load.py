@@ -30,24 +30,34 @@ class Load:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._slots: dict[str, int] = {}
-        self._engines: dict[str, int] = {}
+        self._engines: dict[str, list[int]] = {}  # requests and tokens
         self._gone = Breaker(clock)  # by engine
         self._failing = Breaker(clock)  # by slot
         self._busy = Breaker(clock)  # by slot
 
-    def carry(self, target: Target) -> None:
-        """Count one request more; `put_down` must follow."""
+    def carry(self, target: Target, tokens: int = 0) -> None:
+        """Count one request more, of about so many tokens; `put_down` with the same must follow."""
         self.carry_copy(target)
-        self._engines[target.engine] = self._engines.get(target.engine, 0) + 1
+        under_way = self._engines.get(target.engine)
+        if under_way is None:
+            self._engines[target.engine] = [1, tokens]
+        else:
+            under_way[0] += 1
+            under_way[1] += tokens
         if self._gone.paused or self._failing.paused or self._busy.paused:
             self._gone.trying(target.engine)
             self._failing.trying(target.slot)
             self._busy.trying(target.slot)
 
-    def put_down(self, target: Target) -> None:
+    def put_down(self, target: Target, tokens: int = 0) -> None:
         """One request has ended."""
         self.put_down_copy(target)
-        _less(self._engines, target.engine)
+        under_way = self._engines[target.engine]
+        if under_way[0] > 1:
+            under_way[0] -= 1
+            under_way[1] -= tokens
+        else:
+            del self._engines[target.engine]
 
     def carry_copy(self, target: Target) -> None:
         """Count one copy more; `put_down_copy` must follow."""
@@ -55,11 +65,20 @@ class Load:
 
     def put_down_copy(self, target: Target) -> None:
         """One copy has ended."""
-        _less(self._slots, target.slot)
+        if self._slots[target.slot] > 1:
+            self._slots[target.slot] -= 1
+        else:
+            del self._slots[target.slot]
 
     def of(self, engine: str) -> int:
         """Requests in flight on an engine, copies apart."""
-        return self._engines.get(engine, 0)
+        under_way = self._engines.get(engine)
+        return under_way[0] if under_way is not None else 0
+
+    def tokens(self, engine: str) -> int:
+        """About how many tokens the requests in flight on an engine take, prompts and answers, copies apart."""
+        under_way = self._engines.get(engine)
+        return under_way[1] if under_way is not None else 0
 
     def in_flight(self) -> dict[str, int]:
         """Slot → requests and copies, as the heartbeat reports them."""
@@ -95,13 +114,6 @@ class Load:
     def shunned(self) -> frozenset[str]:
         """The slots to pass over now where others have the same version."""
         return self._failing.now() | self._busy.now()
-
-
-def _less(counter: dict[str, int], key: str) -> None:
-    if counter[key] > 1:
-        counter[key] -= 1
-    else:
-        del counter[key]
 
 
 class RetryBudget:

@@ -18,6 +18,8 @@ from tuneloop.serve.gateway.look import PARTS
 from tuneloop.serve.gateway.snapshot import Snapshot
 from tuneloop.serve.gateway.tally import SECONDS, Tally
 
+MOST_GONE = 64  # engines: whoever is on call sees them, and names that change with every start fill no memory
+
 
 class Metrics:
     """Every series of one gateway."""
@@ -91,7 +93,7 @@ class Metrics:
         )
         for part in PARTS:
             self._part_failures.labels(part)  # there from the start, at 0: an increase can be told from a first sight
-        self._engines: set[str] = set()
+        self._engines: dict[str, None] = {}  # those that live and some that are gone, in the order they were seen last
 
     def watch(
         self, *, pending: Callable[[], int], registry_up: Callable[[], bool], view_unsaved: Callable[[], bool]
@@ -150,12 +152,17 @@ class Metrics:
         self._retries.labels(model).inc()
 
     def applies(self, snapshot: Snapshot) -> None:
-        """Show a new view; engines that are gone stay, at 0."""
+        """Show a new view; of engines that are gone the `MOST_GONE` that left last stay, at 0."""
         for model, revision in snapshot.applied.items():
             self._revision.labels(model).set(revision)
         self._tally.applies(snapshot.keys)
         ready = {engine.id for engine in snapshot.engines if engine.state == "ready"}
-        self._engines |= {engine.id for engine in snapshot.engines}
+        live = {engine.id: None for engine in snapshot.engines}
+        gone = [engine for engine in self._engines if engine not in live]
+        for engine in gone[:-MOST_GONE]:
+            self._engine_ready.remove(engine)
+        self._engines = dict.fromkeys(gone[-MOST_GONE:]) | live
+        self._tally.keeps(self._engines)
         for engine in self._engines:
             self._engine_ready.labels(engine).set(engine in ready)
 

@@ -15,10 +15,12 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tuneloop.registry.errors import InvalidInput, Unavailable
+from tuneloop.registry.client_ids import client_id
+from tuneloop.registry.errors import InvalidInput, NotFound, Unavailable
 from tuneloop.registry.nouns import Feedback, Message, RequestRecord
 from tuneloop.serve.gateway.body import ROLES
 from tuneloop.serve.gateway.exchange import Exchange
+from tuneloop.serve.gateway.http import said_in
 from tuneloop.serve.gateway.link import Link
 from tuneloop.serve.gateway.metrics import Metrics
 from tuneloop.serve.gateway.redactor import Redactor
@@ -146,18 +148,21 @@ class Recorder:
 
         Raises:
             InvalidInput: it holds text and this gateway keeps none, or the database refuses what it holds.
+            NotFound: its request was deleted with its user; what comes from the disk is left out in silence then.
             Unavailable: neither database nor disk takes it, or it cannot be redacted now.
         """
         clean = self._redacted_feedback(feedback)
         try:
-            refused = self._feedback.keep([clean])
+            kept = self._feedback.keep([clean])
         except OSError as error:
             log.error("feedback is refused: the database is away, and the disk refuses: %s", error)
             raise Unavailable(
                 f"the database is away and the disk refuses this feedback: {error.strerror or error}"
             ) from error
-        if refused:
+        if kept.refused:
             raise InvalidInput("the database refuses this feedback; send plain text")
+        if kept.unwanted:
+            raise NotFound("the request was deleted with all that is on record of its user; nothing is kept of it")
 
     def _redacted_feedback(self, feedback: Feedback) -> Feedback:
         texts = {name: storable(text) for name in _FEEDBACK_TEXTS if (text := getattr(feedback, name))}
@@ -215,7 +220,7 @@ class Recorder:
                 self._skip_text(exchange)  # those that came while there was room hold up the others
             records.append(self._redacted(record_of(exchange, self._settings.record_text_chars + EDGE_CHARS)))
         try:
-            refused = self._requests.keep(records)
+            refused = self._requests.keep(records).refused
         except OSError as error:
             self._drop(len(records), f"neither database nor disk takes them: {error}")
         else:
@@ -290,6 +295,7 @@ def record_of(exchange: Exchange, text_chars: int) -> RequestRecord:
         messages=tuple(Message(role=_role(role), content=text[:text_chars]) for role, text in exchange.messages),
         answer=answer[:text_chars] if answer is not None else None,
         shadow_of=exchange.shadow_of,
+        client_id=client_id(exchange.api_key or "", said_in(exchange.client_id)) if exchange.client_id else None,
     )
 
 

@@ -16,7 +16,8 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.exceptions import HTTPException
 
-from tuneloop.registry.errors import InvalidInput, Unavailable
+from tuneloop.registry.client_ids import client_id, waiting_for
+from tuneloop.registry.errors import InvalidInput, NotFound, Unavailable
 from tuneloop.registry.nouns import ApiKey, Feedback, Route, utc_now
 from tuneloop.serve.gateway.body import PATHS
 from tuneloop.serve.gateway.document import document
@@ -34,7 +35,9 @@ class FeedbackBody(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    request_id: str  # the x-request-id header, or the `id` of the answer
+    request_id: str | None = None  # the x-request-id header, or the `id` of the answer
+    # Or: what the client sent with the request as x-client-request-id, else as x-request-id.
+    client_request_id: str | None = Field(default=None, min_length=1, max_length=65_536)
     score: float | None = Field(default=None, ge=0.0, le=1.0)
     thumb: Literal["up", "down"] | None = None
     label: str | None = Field(default=None, max_length=200)
@@ -47,16 +50,31 @@ class FeedbackBody(BaseModel):
         Raises:
             ApiError: the request id is none, or nothing is said.
         """
-        match = _REQUEST_ID.fullmatch(self.request_id)
-        if match is None:
-            raise bad_request(
-                "request_id: not a request id; send the answer's id, or its x-request-id header", param="request_id"
-            )
-        given = self.model_dump(exclude={"request_id"}, exclude_none=True)
+        request_id = self._names(api_key)
+        given = self.model_dump(exclude={"request_id", "client_request_id"}, exclude_none=True)
         said = {name: value for name, value in given.items() if not isinstance(value, str) or _is_seen(value)}
         if not said:
             raise bad_request("say something: score, thumb, label, comment or correction")
-        return Feedback(id=f"fb_{secrets.token_hex(12)}", request_id=match[1], at=utc_now(), api_key=api_key, **said)
+        return Feedback(id=f"fb_{secrets.token_hex(12)}", request_id=request_id, at=utc_now(), api_key=api_key, **said)
+
+    def _names(self, api_key: str) -> str:
+        """The request, as feedback names it."""
+        if (self.request_id is None) == (self.client_request_id is None):
+            message = (
+                "name the request: request_id (the answer's id, or its x-request-id header), or client_request_id "
+                "(what you sent with it as x-client-request-id or x-request-id), and not both"
+            )
+            raise bad_request(message, param="request_id")
+        if self.client_request_id is not None:
+            return waiting_for([client_id(api_key, self.client_request_id)])[0]
+        match = _REQUEST_ID.fullmatch(self.request_id or "")
+        if match is None:
+            message = (
+                "request_id: not a request id; send the answer's id, or its x-request-id header; an id of your own is "
+                "client_request_id"
+            )
+            raise bad_request(message, param="request_id")
+        return match[1]
 
 
 def _is_seen(text: str) -> bool:
@@ -113,11 +131,12 @@ def _add_feedback(app: FastAPI, services: Services) -> None:
     places = asyncio.Semaphore(services.settings.feedback_queue)  # it is redacted before records: not without end
 
     @app.post("/v1/feedback", status_code=201)
-    async def feedback(request: Request) -> dict[str, str]:
+    async def feedback(request: Request) -> dict[str, str | None]:
         key = services.authenticate(request.scope)
         body = await read_body(request.scope, request.receive, limit=limit, timeout_s=timeout_s)
         try:
-            noun = FeedbackBody.model_validate_json(body).noun(key.id)
+            said = FeedbackBody.model_validate_json(body)
+            noun = said.noun(key.id)
         except ValidationError as error:
             first = error.errors()[0]
             name = ".".join(map(str, first["loc"]))
@@ -131,9 +150,13 @@ def _add_feedback(app: FastAPI, services: Services) -> None:
                 await asyncio.to_thread(services.recorder.add_feedback, noun)
         except InvalidInput as error:
             raise bad_request(str(error)) from None
+        except NotFound as error:
+            raise ApiError(404, str(error), code="request_deleted") from None
         except Unavailable as error:
             raise ApiError(503, f"{error}; send it again", code="not_stored", retry_after_s=5) from None
-        return {"id": noun.id, "request_id": noun.request_id, "object": "feedback"}
+        named = noun.request_id if said.client_request_id is None else None
+        told = {"request_id": named, "client_request_id": said.client_request_id}
+        return {"id": noun.id, **told, "object": "feedback"}
 
 
 def _add_health(app: FastAPI, services: Services) -> None:

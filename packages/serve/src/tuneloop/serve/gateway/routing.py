@@ -16,6 +16,7 @@ import msgspec
 from tuneloop.registry.errors import InvalidInput
 from tuneloop.registry.nouns import ApiKey, Route, parse_version_name
 from tuneloop.registry.routes.assignment import assign, held_out, key_hash, overridden
+from tuneloop.serve.gateway.choice import choose
 from tuneloop.serve.gateway.errors import ApiError
 from tuneloop.serve.gateway.snapshot import Snapshot, Target
 
@@ -82,12 +83,13 @@ def pick(
     shun: Collection[str] = (),
     never: str = "",
     draw: Callable[[], float] = random.random,
+    messages: Sequence[tuple[str, str]] = (),
+    allowance: int = 0,
 ) -> Target | None:
-    """The least loaded engine for the first version that has one; None when no engine serves any of them.
+    """An engine for the first version that has one, as `choice.choose` says; None when no engine serves any of them.
 
-    `load` gives the requests in flight on an engine; engines in `avoid` are taken only when there is no other way,
-    slots in `shun` only when no other has the version, the slot `never` not at all. `draw` (0 to below 1) decides
-    between engines of equal load, so that gateways that each have few requests do not all send them to the same one.
+    Engines in `avoid` are taken only when there is no other way, slots in `shun` only when no other has the version,
+    the slot `never` not at all.
     """
     targets = snapshot.targets
     for shunned in (avoid, ()):
@@ -98,7 +100,7 @@ def pick(
             if shun and len(able) > 1:
                 able = [target for target in able if target.slot not in shun] or able
             if able:
-                return able[0] if len(able) == 1 else min(able, key=lambda target: load(target.engine) + draw())
+                return able[0] if len(able) == 1 else choose(able, load, draw, messages, allowance)
         if not avoid:
             break
     return None

@@ -53,7 +53,7 @@ def serve(settings: GatewaySettings, registry: RegistrySettings) -> None:
 def config(
     settings: GatewaySettings, registry: RegistrySettings, draw: Callable[[], float] = random.random
 ) -> uvicorn.Config:
-    """How uvicorn runs a gateway; `draw` (0 to below 1) decides between engines of equal load."""
+    """How uvicorn runs a gateway; `draw` (0 to below 1) says which engines are compared."""
 
     class Protocol(GatewayProtocol):
         unread_timeout_s = settings.idle_timeout_s

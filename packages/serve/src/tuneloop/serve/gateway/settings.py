@@ -47,6 +47,9 @@ class GatewaySettings(Section):
     max_waiting: int = Field(default=1_024, ge=0)  # and no more than this many
     queue_timeout_s: float = Field(default=10.0, gt=0)  # who would wait longer is refused at once
     reserve_tokens: int = Field(default=512, ge=1)  # counted for an answer without max_tokens, until the engine counts
+    # Tokens that the engine which served the beginning of a prompt may have under way, beyond a quarter above the mean,
+    # and get it again. 0: none is preferred.
+    affinity_tokens: int = Field(default=4_096, ge=0)
     prices: Prices = {}  # model → USD per million tokens; keys with a budget may ask only models that have one
 
     # Copies for a route's shadow; what has no place here is dropped and counted.

@@ -7,6 +7,7 @@ It is swapped whole, so one request never sees two revisions; it is written to d
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from functools import cached_property
@@ -33,10 +34,14 @@ class Target(msgspec.Struct, frozen=True):
     engine: str
     url: str
     slot: str = ""  # the key of `GatewayState.in_flight`
+    seed: int = 0  # of the draws for beginnings of prompts (`choice`)
 
     def __post_init__(self) -> None:
-        """Write out its slot, which every request asks for twice."""
-        msgspec.structs.force_setattr(self, "slot", f"{self.engine}|{self.name}")
+        """Write out its slot, which every request asks for twice, and its seed."""
+        slot = f"{self.engine}|{self.name}"
+        msgspec.structs.force_setattr(self, "slot", slot)
+        seed = int.from_bytes(hashlib.blake2b(slot.encode(), digest_size=7).digest())
+        msgspec.structs.force_setattr(self, "seed", seed)
 
 
 class Snapshot(Noun):

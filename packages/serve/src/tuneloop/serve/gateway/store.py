@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -25,6 +25,14 @@ REPLAY_BATCH = 500
 REPLAY_AGAIN_AFTER_S = 2.0  # when the last one did not get through
 
 
+class Kept(Generic[NounT]):
+    """What became of items: all but these are durable."""
+
+    def __init__(self, refused: Sequence[NounT] = (), unwanted: Collection[str] = ()) -> None:
+        self.refused = list(refused)  # by the database, for what they hold
+        self.unwanted = unwanted  # ids of what the registry no longer has a place for
+
+
 class Store(Generic[NounT]):
     """Keeps one kind of noun."""
 
@@ -32,12 +40,13 @@ class Store(Generic[NounT]):
         self,
         link: Link,
         spool: Spool[NounT],
-        insert: Callable[[Registry, Sequence[NounT]], None],
+        insert: Callable[[Registry, Sequence[NounT]], Collection[str] | None],
         *,
         spooled: Callable[[int], None],
         aside: Callable[[int], None],
     ) -> None:
-        """`insert` must keep the first of two items with one id; `spooled` and `aside` hear how many went there."""
+        """`insert` must keep the first of two items with one id, and may return the ids of those that are not wanted;
+        `spooled` and `aside` hear how many went there."""
         self._link = link
         self._spool = spool
         self._insert_into = insert
@@ -52,8 +61,8 @@ class Store(Generic[NounT]):
         """Whether something may be on disk that is not in the database yet."""
         return self._may_have_files
 
-    def keep(self, items: Sequence[NounT]) -> list[NounT]:
-        """Store items durably; returns those that the database refuses for what they hold.
+    def keep(self, items: Sequence[NounT]) -> Kept[NounT]:
+        """Store items durably.
 
         Raises:
             OSError: the database cannot be used and the disk refuses too.
@@ -68,7 +77,7 @@ class Store(Generic[NounT]):
         self._spool.append(items)
         self._may_have_files = True
         self._spooled(len(items))
-        return []
+        return Kept()
 
     def replay(self) -> None:
         """Bring what is on disk into the database, if it answers; what it cannot take is set aside.
@@ -123,7 +132,7 @@ class Store(Generic[NounT]):
             Unavailable: it is away.
         """
         try:
-            return self._insert(items)
+            return self._insert(items).refused
         except Unavailable:
             raise
         except Exception as error:
@@ -132,13 +141,14 @@ class Store(Generic[NounT]):
             log.exception("an item cannot be stored: %s", cause_of(error))
             return list(items)
 
-    def _insert(self, items: Sequence[NounT]) -> list[NounT]:
+    def _insert(self, items: Sequence[NounT]) -> Kept[NounT]:
         try:
             with self._link.registry() as registry:
-                self._insert_into(registry, items)
+                return Kept(unwanted=self._insert_into(registry, items) or ())
         except SQLAlchemyError as error:
             if len(items) > 1:  # one of them is bad: find it, keep the others
-                return [refused for item in items for refused in self._insert([item])]
+                each = [self._insert([item]) for item in items]
+                refused = [item for kept in each for item in kept.refused]
+                return Kept(refused, {one for kept in each for one in kept.unwanted})
             log.error("the database refuses an item: %s", cause_of(error))
-            return list(items)
-        return []
+            return Kept(items)

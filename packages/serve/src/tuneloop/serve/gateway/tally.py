@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from itertools import accumulate
@@ -114,6 +114,11 @@ class Tally(Collector):
     def applies(self, keys: Iterable[ApiKey]) -> None:
         """Learn whose the keys are; one that is gone is its owner's still."""
         self._owners |= {key.id: key.owner for key in keys}
+
+    def keeps(self, engines: Collection[str]) -> None:
+        """Forget the times of all other engines."""
+        self._between = {slot: times for slot, times in self._between.items() if slot.partition("|")[0] in engines}
+        self._queued = {which: times for which, times in self._queued.items() if which[1] in engines}
 
     def collect(self) -> Iterable[Metric]:
         """The metrics."""

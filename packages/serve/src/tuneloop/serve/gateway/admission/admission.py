@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 
 from tuneloop.registry.nouns import ApiKey
-from tuneloop.serve.gateway.admission.estimate import answer_tokens, prompt_tokens
+from tuneloop.serve.gateway.admission.estimate import tokens_of
 from tuneloop.serve.gateway.admission.limits import Limits, Told
 from tuneloop.serve.gateway.admission.sharing import Sharing
 from tuneloop.serve.gateway.admission.turns import Shed, Turns
@@ -66,7 +66,7 @@ class Admission:
         exchange.turn_began = self.turns.enter()
         if exchange.turn_began is None:
             arrived_ms = exchange.elapsed_ms()
-            cost = prompt_tokens(ask) + answer_tokens(ask, self._settings.reserve_tokens)
+            cost = tokens_of(ask, self._settings.reserve_tokens)
             exchange.turn_began = await self.turns.wait(key.id, key.limits.priority, cost)
             self._waited((exchange.elapsed_ms() - arrived_ms) / 1e3)
 

@@ -1,0 +1,115 @@
+"""Feedback finds its request by the id that the client gave it, whichever of the two is stored first, and stays away
+from requests that were deleted with their users."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from tests_support import Clock, request_record
+from tuneloop.registry import Registry
+from tuneloop.registry.client_ids import WAITING, client_id, waiting_for
+from tuneloop.registry.nouns import Feedback, RequestRecord
+from tuneloop.registry.paging import Ask
+from tuneloop.registry.routes.assignment import key_hash
+from tuneloop.registry.tables import feedback, forgotten_requests
+
+ADA = key_hash("ada")
+WHO: dict[str, Any] = {"by": "grace", "reason": "she asked for it"}
+
+
+def request(number: int, clock: Clock, own: str = "mine", *, api_key: str = "key_1", **changes: Any) -> RequestRecord:
+    return request_record(number, clock(), client_id=client_id(api_key, own), api_key=api_key, **changes)
+
+
+def said(number: int, clock: Clock, own: str = "mine", *, api_key: str = "key_1") -> Feedback:
+    (names,) = waiting_for([client_id(api_key, own)])
+    return Feedback(id=f"fb-{number}", request_id=names, at=clock(), score=0.5, api_key=api_key)
+
+
+def of(registry: Registry, number: int) -> list[str]:
+    return [item.id for item in registry.traffic.feedback_page(f"req-{number}", Ask(10)).items]
+
+
+def stored(registry: Registry, column: sa.Column[str]) -> list[str]:
+    with registry.database.reading() as connection:
+        return sorted(connection.execute(sa.select(column)).scalars())
+
+
+def test_feedback_finds_its_request_whichever_comes_first(registries: Registry, clock: Clock) -> None:
+    traffic = registries.traffic
+    traffic.add_requests([request(1, clock), request(2, clock, "other")])
+    assert traffic.add_feedback([said(1, clock)]) == set()
+    traffic.add_feedback([said(2, clock, "later"), said(3, clock, "later"), said(4, clock, "never")])
+    traffic.add_requests([request(3, clock, "later"), request_record(4, clock())])
+    assert [of(registries, number) for number in (1, 2, 3, 4)] == [["fb-1"], [], ["fb-2", "fb-3"], []]
+    assert [one for one in stored(registries, feedback.c.request_id) if one.startswith(WAITING)] == waiting_for(
+        [client_id("key_1", "never")]
+    )
+
+
+def test_an_id_is_its_keys_and_of_several_requests_the_newest_is_meant(registries: Registry, clock: Clock) -> None:
+    traffic = registries.traffic
+    traffic.add_requests([request(1, clock, api_key="key_1"), request(2, clock, api_key="key_2")])
+    traffic.add_feedback([said(1, clock, api_key="key_1"), said(2, clock, api_key="key_3")])
+    assert [of(registries, number) for number in (1, 2)] == [["fb-1"], []]
+    clock.advance(1)
+    traffic.add_requests([request(3, clock)])
+    traffic.add_feedback([said(3, clock)])
+    assert [of(registries, number) for number in (1, 3)] == [["fb-1"], ["fb-3"]], "what was said of one stays with it"
+    traffic.add_feedback([said(4, clock, "twice")])
+    newer = request(5, clock, "twice")
+    clock.advance(-1)
+    traffic.add_requests([newer, request(4, clock, "twice")])
+    assert [of(registries, number) for number in (4, 5)] == [[], ["fb-4"]]
+    for secret in ("mine", "key_1"):
+        assert secret not in client_id("key_1", "mine")
+
+
+@pytest.mark.parametrize("by_own_id", [False, True])
+def test_feedback_on_what_was_deleted_with_its_user_is_not_stored(
+    registries: Registry, clock: Clock, *, by_own_id: bool
+) -> None:
+    traffic = registries.traffic
+    early, late = (request(number, clock, f"own-{number}", key_hash=ADA) for number in (1, 2))
+    kept = request(3, clock, "own-3", key_hash=key_hash("bob"))
+    traffic.add_requests([early, kept])
+
+    def on(number: int) -> Feedback:
+        opinion = said(number, clock, f"own-{number}")
+        return opinion if by_own_id else opinion.model_copy(update={"request_id": f"req-{number}"})
+
+    clock.advance(1)
+    traffic.forget("ada", at=clock(), **WHO)
+    assert traffic.add_feedback([on(1), on(2), on(3)]) == {"fb-1"}, "of the second nobody knows yet"
+    assert stored(registries, feedback.c.id) == ["fb-2", "fb-3"]
+    traffic.add_requests([late])  # from a gateway's disk
+    assert stored(registries, feedback.c.id) == ["fb-3"]
+    again = on(2).model_copy(update={"id": "fb-9"})
+    assert traffic.add_feedback([again]) == {"fb-9"}
+    traffic.forget("ada", at=clock(), **WHO)
+    assert len(stored(registries, forgotten_requests.c.id)) == 4, "each by both its ids, once"
+
+
+def test_no_feedback_is_left_waiting_for_a_request_that_is_stored_at_the_same_time(
+    registries: Registry, clock: Clock
+) -> None:
+    """Two processes; neither sees what the other has not committed."""
+    count, begin = 30, threading.Barrier(2)
+
+    def store() -> None:
+        with Registry.open(registries.settings, clock=clock) as other:
+            for number in range(count):
+                begin.wait(30)
+                other.traffic.add_requests([request(number, clock, f"own-{number}")])
+
+    storing = threading.Thread(target=store)
+    storing.start()
+    for number in range(count):
+        begin.wait(30)
+        registries.traffic.add_feedback([said(number, clock, f"own-{number}")])
+    storing.join()
+    assert not [one for one in stored(registries, feedback.c.request_id) if one.startswith(WAITING)]
