@@ -126,7 +126,7 @@ GRID = [
     point("smollm2-135m", LORA, 4, 128, rows_lie="packed"),
     point("smollm2-135m", {"method": "lora", "dora": True}, 1, 256, fitted=True),
     point("smollm2-135m", FULL, 1, 256, checkpointing=True),
-    point("smollm2-135m", QLORA, 1, 512, fitted=True),
+    point("smollm2-135m", QLORA, 1, 512),
     point("smollm2-135m", QLORA, 1, 512, checkpointing=True),
     point("smollm2-135m", IA3, 2, 256, passes=2),
     point("smollm2-360m", {"method": "bottleneck"}, 1, 256),

@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import save_file
 
 from train.launching import FSDP, STEPS, ZERO3, Trained, launched
-from tuneloop.registry.errors import Conflict, TuneloopError
+from tuneloop.registry.errors import Conflict, InvalidInput, TuneloopError
 from tuneloop.train.fit import launch
 from tuneloop.train.fit.progress import Watch
-from tuneloop.train.fit.zero import deepspeed_config
+from tuneloop.train.fit.zero import check_launch, deepspeed_config
 from tuneloop.train.recipe import Recipe
 from tuneloop.train.recipe.run import LaunchSection, RunSection
 from tuneloop.train.screen import Screen
@@ -157,6 +157,13 @@ def test_a_checkpoint_without_all_that_was_trained_is_no_result(tmp_path: Path) 
     save_file({"other.weight": learned, "frozen.weight": learned.clone()}, tmp_path / "model.safetensors")
     with pytest.raises(TuneloopError, match=r"lacks weights that were trained \(tied\.weight\)"):
         launch.load_weights(model, tmp_path)
+
+
+def test_a_launch_that_this_machine_cannot_keep_is_refused_before_it_begins() -> None:
+    run = RunSection(steps=1, launch=LaunchSection(processes=2, strategy="fsdp", cpu_offload=True))
+    check_launch(run, "cuda")
+    with pytest.raises(InvalidInput, match=r"run\.launch\.cpu_offload with fsdp pins memory for a GPU"):
+        check_launch(run, "cpu")
 
 
 def test_no_weight_is_left_unsharded_and_weights_are_saved() -> None:

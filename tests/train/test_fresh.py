@@ -37,6 +37,7 @@ def built(
     sets: dict[str, tuple[Row, ...]],
     replay_rows: int = 100,
     validation: tuple[Row, ...] = (),
+    unreadable: str = "<|im_end|>",
 ) -> RetrainingData:
     return build(
         fresh,
@@ -47,6 +48,7 @@ def built(
         replay_rows=replay_rows,
         redact=lambda text: text.replace("ann@example.org", "<EMAIL_ADDRESS>"),
         good=lambda rows: Findings((), np.ones(len(rows), bool)),
+        wrong=lambda row: f"{row.answer} cannot be read" if unreadable in row.answer else None,
         dropped=Counter(),
     )
 
@@ -107,6 +109,22 @@ def test_what_early_stopping_looks_at_is_neither_learned_nor_measured() -> None:
     made = built(rows[:30], rows[30:], {}, validation=tuple(rows[::2]))
     used = {*made.train, *(one for measured in made.sets.values() for one in measured)}
     assert used == set(rows[1::2])
+
+
+def test_a_row_that_cannot_be_labelled_is_left_out_counted_and_told() -> None:
+    """It would end the whole retraining; an older answer to its question stands, and an old row has another's place."""
+    asked, old = distinct(0, 10), distinct(100, 10)
+    broken = [row(asked[0].prompt, "<|im_end|> and more"), *(row(one.prompt, "<|im_end|>") for one in old[:4])]
+    made = built([*asked, broken[0]], [*broken[1:], *old[4:]], {}, replay_rows=5)
+    used = {*made.train, *(one for measured in made.sets.values() for one in measured)}
+    assert made.dropped["cannot be labelled"] == 1
+    assert set(asked) <= used
+    assert not used & set(broken)
+    assert made.replayed_rows == 5
+    told = made.said()
+    assert "1 cannot be labelled" in told[0]
+    assert told[1] == "warning: not learned: <|im_end|> and more cannot be read"
+    assert len(made.unlabelled) == 1 + made.dropped.get("old row: cannot be labelled", 0) > 1
 
 
 def test_the_old_rows_are_a_fixed_sample() -> None:

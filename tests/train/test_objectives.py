@@ -76,9 +76,16 @@ def refused(tmp_path: Path, **sections: object) -> str:
         *(
             (
                 {"objective": objective, "run": {"steps": 1, "launch": {"processes": 2}}},
-                f"run.launch: several processes are built for objective sft alone; with {objective['kind']} take one",
+                f"run.launch: several processes are built for sft, dpo and reward; with {objective['kind']} each would",
             )
-            for objective in ({"kind": "dpo"}, {"kind": "reward"}, GRPO, PPO)
+            for objective in (GRPO, PPO)
+        ),
+        *(
+            ({**keys, "run": {"steps": 1, "launch": {"processes": 2, "strategy": "fsdp"}}}, reason)
+            for keys, reason in (
+                ({"tuning": {"method": "qlora", "bits": 8}}, "run.launch.strategy: fsdp loses what LLM.int8() keeps"),
+                ({"optim": {"optimizer": "adamw_8bit"}}, "run.launch.strategy: fsdp cannot shard the state of adamw_8"),
+            )
         ),
         ({"objective": PPO, "optim": {"optimizer": "adamw_8bit"}}, "optim.optimizer: adamw_8bit is not built for ppo"),
         (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -120,3 +121,12 @@ def test_another_chat_template_is_another_run(tiny_recipe: Path, tmp_path: Path)
         assert job_from_recipe(load_recipe(tiny_recipe), tmp_path).key != job.key
     finally:
         (tmp_path / "template").replace(job.base.folder / "chat_template.jinja")
+
+
+def test_a_run_that_is_measured_on_other_rows_is_another(tiny_recipe: Path, tmp_path: Path) -> None:
+    """Its MLflow run would hold scores of both."""
+    job = job_from_recipe(load_recipe(tiny_recipe), tmp_path)
+    ((name, rows),) = job.sets.items()
+    for sets in ({name: rows[1:]}, {"renamed": rows}, {name: rows, "more": rows[:3]}):
+        assert replace(job, sets=sets).key != job.key
+    assert replace(job, sets=dict(job.sets)).key == job.key

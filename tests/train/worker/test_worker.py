@@ -1,12 +1,9 @@
-"""The worker from request to gated version, on real parts: what it learns from, judges and may spend."""
+"""The worker from request to gated version, on real parts: what it makes, starts from and judges."""
 
 from __future__ import annotations
 
 import io
 import shutil
-from collections.abc import Callable
-from datetime import timedelta
-from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -18,26 +15,17 @@ from tuneloop.registry.gates.declared import judge_declared
 from tuneloop.registry.nouns import (
     Arm,
     Check,
-    Feedback,
     GateReport,
     RetrainingRequest,
-    RetrainingRun,
     RetrainingState,
     Version,
 )
-from tuneloop.registry.policies import GatePolicy, RetrainingPolicy
-from tuneloop.registry.retraining.history import history_of
-from tuneloop.train.base import base_of
+from tuneloop.registry.policies import GatePolicy
 from tuneloop.train.data.near import normal
 from tuneloop.train.data.rows import Row
 from tuneloop.train.job import kept, run
 from tuneloop.train.publishing.lineage import Lineage
-from tuneloop.train.recipe.run import EarlyStopping
-from tuneloop.train.retraining.estimate import Here, estimate
-from tuneloop.train.retraining.worker import Worker
 from tuneloop.train.screen import Screen
-from tuneloop.train.settings import WorkerSettings
-from tuneloop.train.stopping import StopFlag
 
 
 def texts(rows: tuple[Row, ...]) -> set[str]:
@@ -184,117 +172,6 @@ def test_a_retraining_of_a_retraining_keeps_every_evaluation_set(
     assert "better on fresh inconclusive" in done.outcome
     everything_learned = {row.line() for number in (1, 2) for row in _learned(registry, number)}
     assert {row.line() for row in lineage.train_rows()} <= everything_learned
-
-
-def test_above_a_budget_nothing_is_trained_and_a_person_may_go_beyond_it(
-    registry: Registry, request_waiting: RetrainingRequest
-) -> None:
-    policy = RetrainingPolicy(cost_usd_per_month=Decimal("0.01"))
-    registry.policies.set("bot", policy, by="ada", reason="a cent a month")
-    screen = io.StringIO()
-    held = worker(registry, screen=Screen(screen)).run_once()
-    assert held is not None
-    assert (held.state, held.attempts) == (RetrainingState.PROPOSED, 0)
-    assert "an hour's price is not known: worker.usd_per_hour says it" in held.held
-    assert f"retraining {held.id} is held until a person approves it" in screen.getvalue()
-    assert run_states(registry) == ["FINISHED"]
-    assert registry.retraining.runs("bot") == []
-    registry.retraining.approve(held.id, by="ada", reason="this one is worth it")
-    settings = WorkerSettings(id="w", usd_per_hour=Decimal(3600))
-    dear = Worker(registry, settings, threads=0, screen=Screen(io.StringIO()), stop=StopFlag())
-    done = dear.run_once()
-    assert done is not None
-    assert (done.result_version, done.budget_waived_by) == (2, "ada")
-    (took,) = history_of([done], registry.retraining.runs("bot"), registry.clock()).requests
-    assert took.cost_usd is not None
-    assert took.cost_usd == pytest.approx(Decimal(repr(took.hours * 3600)), abs=Decimal("0.01"))
-
-
-def test_what_the_plan_cannot_know_is_what_earlier_runs_took_or_is_not_known(
-    registry: Registry, champion: Version
-) -> None:
-    lineage = Lineage(registry.versions, champion)
-    recipe, rows = lineage.recipe(), lineage.train_rows()
-    base = base_of(champion, recipe.recipe, registry.settings.home / "bases", relative_to=recipe.folder)
-    here = Here(threads=0, has_gpu=True, prices=None, usd_per_hour=Decimal(2))  # a GPU that no table lists
-    unknown = estimate(recipe.recipe, base, rows, [], here)
-    assert (unknown.hours, unknown.usd_per_hour) == (None, Decimal(2))
-    assert "no device 'this GPU'" in unknown.basis
-    assert "no earlier run has made a version" in unknown.basis
-    now = registry.clock()
-    run = RetrainingRun(
-        request_id="rt_0",
-        fencing_token=1,
-        model="bot",
-        worker="w",
-        started_at=now - timedelta(hours=3),
-        ended_at=now,
-        end="gated",
-        devices=1,
-    )
-    measured = estimate(recipe.recipe, base, rows, [run], here)
-    assert measured.hours == pytest.approx(3.0)
-    assert "the median of earlier runs counts" in measured.basis
-
-
-def test_a_window_without_corrections_fails_with_the_reason_and_the_worker_lives(
-    registry: Registry, champion: Version
-) -> None:
-    filed(registry)
-    crew = worker(registry)
-    done = crew.run_once()
-    assert done is not None
-    assert done.state is RetrainingState.FAILED
-    assert "no correction" in done.outcome
-    assert crew.run_once() is None
-    assert [version.version for version in registry.versions.all("bot")] == [1]
-
-
-@pytest.mark.parametrize("action", ["drop", "refuse"])
-def test_corrections_are_judged_by_the_recipes_quality_section(
-    registry: Registry,
-    request_waiting: RetrainingRequest,
-    tmp_path: Path,
-    recipe_in: Callable[[Path], Path],
-    action: str,
-) -> None:
-    recipe = recipe_in(tmp_path / "strict")
-    quality = f"quality: {{long: {action}, max_words: 30, min_words: 2}}"
-    recipe.write_text(recipe.read_text().replace("data: {", "data: {" + quality + ", "))
-    registry.retraining.cancel(request_waiting.id, by="test", reason="another recipe")
-    window = {name: getattr(request_waiting, name) for name in ("window_start", "window_end")}
-    filed(registry, recipe=str(recipe), idempotency_key="strict", **window)
-    long = " ".join(["It is a long answer that nobody would want to read to its end."] * 3)
-    later = request_waiting.window_end + timedelta(minutes=1)
-    registry.traffic.add_feedback([Feedback(id="fb-long", request_id="req-3", at=later, thumb="down", correction=long)])
-    screen = io.StringIO()
-    done = worker(registry, screen=Screen(screen)).run_once()
-    assert done is not None
-    if action == "refuse":
-        assert done.state is RetrainingState.FAILED
-        assert "users' corrections: long: answers over max_words: 1" in done.outcome
-        assert "request req-3" in done.outcome
-        return
-    assert done.result_version == 2
-    lineage = Lineage(registry.versions, registry.versions.get("bot", 2))
-    assert lineage.manifest()["dropped"]["long"] == 1
-    assert not any(long in row.answer for row in lineage.train_rows())
-
-
-def test_early_stopping_without_rows_to_stop_by_is_said(
-    registry: Registry, champion: Version, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A version of a release that kept no validation rows, or whose recipe had none."""
-    recipe = Lineage(registry.versions, champion).recipe().recipe
-    stopping = recipe.model_copy(update={"run": recipe.run.model_copy(update={"early_stopping": EarlyStopping()})})
-    screen = io.StringIO()
-    crew = worker(registry, screen=Screen(screen))
-    assert len(crew._validation(champion, stopping)) == 4
-    monkeypatch.setattr(Lineage, "manifest", lambda _self: {})
-    assert crew._validation(champion, recipe) == ()
-    assert screen.getvalue() == ""
-    assert crew._validation(champion, stopping) == ()
-    assert "run.early_stopping stops nothing: bot@1 keeps no validation rows" in screen.getvalue()
 
 
 def test_a_base_that_changed_is_refused(

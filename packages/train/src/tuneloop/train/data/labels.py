@@ -266,6 +266,15 @@ def teaching_rows(labeller: Labeller, rows: Iterable[Row]) -> Iterator[LabelledR
     return _each(rows, lambda row: _teaching(labeller.label(row), row.place))
 
 
+def why_unlabelled(labeller: Labeller, row: Row) -> str | None:
+    """What is wrong with a row that teaches nothing; None where it can be learned from."""
+    try:
+        _teaching(labeller.label(row), row.place)
+    except InvalidInput as error:
+        return str(error)
+    return None
+
+
 def label_pairs(
     labeller: Labeller, rows: Sequence[PreferenceRow], template_digest: str
 ) -> tuple[list[LabelledPair], LabelAudit]:

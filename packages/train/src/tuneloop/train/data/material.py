@@ -59,11 +59,12 @@ def load_material(
     """
     recipe, places = file.recipe, Places(file.folder, registry, inputs=file.recipe.objective.template == "instruction")
     quality = recipe.data.quality
-    gathered, material = _gathered(recipe, places)
+    gathered, material = gather_material(recipe, places)
     refuse_unread(gathered, quality)
-    sets = {name: _measured(name, sources, places, file) for name, sources in recipe.evaluate.sets.items()}
+    slice_by = recipe.evaluate.slice_by
+    sets = {name: held_out(name, sources, places, slice_by) for name, sources in recipe.evaluate.sets.items()}
     columns = look(gathered.rows, quality, tell=tell)
-    against = [compared_with(name, [_looked_at(row) for row in rows]) for name, rows in sets.items()]
+    against = [compared_with(name, [looked_at(row) for row in rows]) for name, rows in sets.items()]
     findings = judge_rows(columns, gathered.rows, quality, against, unread(gathered))
     if findings.refusals:
         raise Refused("\n".join(findings.refusals))
@@ -89,8 +90,13 @@ def load_material(
     return Loaded(kept, sets, origin, (*said, *(f"advice: {line}" for line in advice)))
 
 
-def _gathered(recipe: Recipe, places: Places) -> tuple[Gathered, list[PreferenceRow | PromptRow]]:
-    """The rows as they are learned from, and as they are looked at."""
+def gather_material(recipe: Recipe, places: Places) -> tuple[Gathered, list[PreferenceRow | PromptRow]]:
+    """Read the rows of a recipe: as they are looked at, with what was met on the way; and as they are learned from.
+
+    Raises:
+        InvalidInput: a source cannot be read at all, or holds no rows.
+        Unavailable: the hub does not answer.
+    """
     material: list[PreferenceRow | PromptRow] = []
     gathered = Gathered(())
     for source in recipe.data.train:
@@ -111,14 +117,18 @@ def _gathered(recipe: Recipe, places: Places) -> tuple[Gathered, list[Preference
     return gathered, material
 
 
-def _looked_at(row: Material) -> Row:
+def looked_at(row: Material) -> Row:
+    """A row as the checks of data quality look at it."""
     return row if isinstance(row, Row) else row.looked_at
 
 
-def _measured(name: str, sources: Sequence[Source], places: Places, file: RecipeFile) -> tuple[Material, ...]:
-    """A held-out set: preferences where its first row is one, conversations otherwise."""
+def held_out(name: str, sources: Sequence[Source], places: Places, slice_by: str | None = None) -> tuple[Material, ...]:
+    """A held-out set: preferences where its first row is one, conversations otherwise.
+
+    Raises:
+        InvalidInput: it cannot be read, or rows of it are broken.
+    """
     first = next(records(sources[0], places), None) if sources[0].traffic is None else None
     if first is None or first.fields is None or not {"chosen", "rejected"} <= set(first.fields):
-        slice_by = file.recipe.evaluate.slice_by
         return tuple(read_measured(name, sources, places, group_by=slice_by)[0].rows)
     return tuple(row for source in sources for row in preferences(records(source, places), source.label))

@@ -32,13 +32,12 @@ def give_memory_back() -> None:
 
 
 _SHORTER = "smaller objective.max_prompt_length and max_new_tokens"
+_CHECKPOINTED = "run.gradient_checkpointing true, a smaller objective.max_length"
+_SHARDED = "run.launch with zero3 and cpu_offload"
 _HELPS = {  # by objective: what is left when one row at a time does not fit, cheapest first
-    "sft": (
-        "run.gradient_checkpointing true, a smaller objective.max_length, tuning.method qlora, run.launch with zero3 "
-        "and cpu_offload, a smaller base"
-    ),
-    "reward": "run.gradient_checkpointing true, a smaller objective.max_length, a smaller base",
-    "dpo": "run.gradient_checkpointing true, a smaller objective.max_length, tuning.method qlora, a smaller base",
+    "sft": f"{_CHECKPOINTED}, tuning.method qlora, {_SHARDED}, a smaller base",
+    "reward": f"{_CHECKPOINTED}, {_SHARDED}, a smaller base",
+    "dpo": f"{_CHECKPOINTED}, tuning.method qlora, {_SHARDED}, a smaller base",
     "grpo": f"run.gradient_checkpointing true, {_SHORTER}, tuning.method qlora, a smaller base",
     "ppo": f"{_SHORTER}, tuning.method qlora, a smaller base",
 }

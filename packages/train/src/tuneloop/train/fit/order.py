@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch.utils.data import Sampler
+
+from tuneloop.train.recipe import RunSection
 
 
 def order_of_epoch(rows: int, seed: int, epoch: int) -> list[int]:
@@ -49,3 +52,18 @@ class EvenOrder(Sampler[int]):  # type: ignore[misc]  # torch is untyped here
 
     def __len__(self) -> int:
         return self._rows + self._filling
+
+
+class InEvenOrder:
+    """Mixed in before a transformers Trainer whose data set ends with a row that teaches nothing, where several
+    processes train."""
+
+    order: EvenOrder | None = None  # of several processes
+
+    def share_evenly(self, rows: int, run: RunSection, micro_batch: int) -> None:
+        """Draw `rows` in an order that gives every process `micro_batch` of them in each pass."""
+        if run.launch.processes > 1:
+            self.order = EvenOrder(rows, run.launch.processes * micro_batch, run.seed)
+
+    def _get_train_sampler(self, *arguments: Any) -> Any:
+        return self.order or super()._get_train_sampler(*arguments)  # type: ignore[misc]  # the Trainer that follows

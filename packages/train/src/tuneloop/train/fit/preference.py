@@ -16,12 +16,13 @@ from trl import DPOConfig, DPOTrainer
 from tuneloop.train.data.labels import LabelledPair
 from tuneloop.train.fit.by_row import WeighsRowsAlike
 from tuneloop.train.fit.guard import Interruptible
+from tuneloop.train.fit.order import InEvenOrder
 from tuneloop.train.fit.reference import same_reference
 from tuneloop.train.recipe import RunSection
 from tuneloop.train.recipe.objective import DpoObjective
 
 
-class _PreparedDpoTrainer(Interruptible, WeighsRowsAlike, DPOTrainer):  # type: ignore[misc]  # trl is untyped here
+class _PreparedDpoTrainer(Interruptible, InEvenOrder, WeighsRowsAlike, DPOTrainer):  # type: ignore[misc]  # trl is untyped here
     """DPOTrainer on rows that are tokenised already; it has no switch for that, unlike its kin."""
 
     def _prepare_dataset(self, dataset: Any, *others: Any) -> Any:  # noqa: ARG002 (TRL's signature)
@@ -44,14 +45,21 @@ def dpo_trainer(
         activation_checkpointing=run.gradient_checkpointing,
         max_length=None,  # rows were cut, and counted, when they were labelled
     )
-    data = Dataset.from_dict(
-        {
-            "prompt_ids": [list(pair.chosen.ids[: pair.chosen.prompt_length]) for pair in pairs],
-            "chosen_ids": [list(pair.chosen.answer_ids) for pair in pairs],
-            "rejected_ids": [list(pair.rejected.answer_ids) for pair in pairs],
-        }
-    )
+    columns = {
+        "prompt_ids": [list(pair.chosen.ids[: pair.chosen.prompt_length]) for pair in pairs],
+        "chosen_ids": [list(pair.chosen.answer_ids) for pair in pairs],
+        "rejected_ids": [list(pair.rejected.answer_ids) for pair in pairs],
+    }
+    if run.launch.processes > 1:  # one that teaches nothing, see `fit.by_row`
+        for name, values in columns.items():
+            values.append(columns["prompt_ids"][0][:1] if name == "prompt_ids" else [])
     with same_reference(model):
-        return _PreparedDpoTrainer(
-            model=model, args=config, train_dataset=data, processing_class=tokenizer, callbacks=callbacks
+        trainer = _PreparedDpoTrainer(
+            model=model,
+            args=config,
+            train_dataset=Dataset.from_dict(columns),
+            processing_class=tokenizer,
+            callbacks=callbacks,
         )
+    trainer.share_evenly(len(pairs), run, config.per_device_train_batch_size)
+    return trainer

@@ -23,13 +23,14 @@ from tuneloop.train.data.labels import LabelledPair
 from tuneloop.train.evaluation.measure import BATCH, padded
 from tuneloop.train.fit.by_row import WeighsRowsAlike
 from tuneloop.train.fit.guard import Interruptible
+from tuneloop.train.fit.order import InEvenOrder
 from tuneloop.train.recipe import RunSection
 from tuneloop.train.tuning import models
 
 MANIFEST = "reward_model.json"  # what tells a reward model's folder from any other adapter's
 
 
-class _Trainer(Interruptible, WeighsRowsAlike, RewardTrainer):  # type: ignore[misc]  # trl is untyped here
+class _Trainer(Interruptible, InEvenOrder, WeighsRowsAlike, RewardTrainer):  # type: ignore[misc]  # trl is untyped here
     """RewardTrainer whose checkpoints are whole and whose rows weigh alike."""
 
 
@@ -50,14 +51,18 @@ def reward_trainer(
     padding = copy.deepcopy(tokenizer)
     padding.pad_token = padding_token(tokenizer)
     chosen, rejected = sides(pairs)
+    if run.launch.processes > 1:  # one that teaches nothing, see `fit.by_row`
+        chosen, rejected = [*chosen, chosen[0][:1]], [*rejected, chosen[0][:1]]
     data = Dataset.from_dict({"chosen_ids": chosen, "rejected_ids": rejected})
-    return _Trainer(
+    trainer = _Trainer(
         model=model,
         args=config,
         train_dataset=data,
         processing_class=padding,
         callbacks=callbacks,
     )
+    trainer.share_evenly(len(pairs), run, config.per_device_train_batch_size)
+    return trainer
 
 
 def sides(pairs: Sequence[LabelledPair]) -> tuple[list[list[int]], list[list[int]]]:

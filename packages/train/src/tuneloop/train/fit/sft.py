@@ -24,7 +24,7 @@ from tuneloop.train.data.labelled import LabelledStore
 from tuneloop.train.data.labels import IGNORED, LabelledRow
 from tuneloop.train.fit.guard import Interruptible
 from tuneloop.train.fit.memory import give_memory_back, is_out_of_memory, largest_that_fits
-from tuneloop.train.fit.order import EvenOrder
+from tuneloop.train.fit.order import InEvenOrder
 from tuneloop.train.plan.memory import optimizer_bytes
 from tuneloop.train.recipe import Recipe, RunSection
 from tuneloop.train.recipe.run import AUTO
@@ -34,13 +34,8 @@ _SHARE_TO_USE = 0.8  # of the free main memory: the optimiser and the system wan
 _SEPARATES_ROWS = ("sdpa", "eager", "flash_attention_2")  # what keeps packed rows apart
 
 
-class _Trainer(Interruptible, SFTTrainer):  # type: ignore[misc]  # trl is untyped here
+class _Trainer(Interruptible, InEvenOrder, SFTTrainer):  # type: ignore[misc]  # trl is untyped here
     """SFTTrainer whose checkpoints are whole."""
-
-    order: EvenOrder | None = None  # of several processes
-
-    def _get_train_sampler(self, *arguments: Any) -> Any:
-        return self.order or super()._get_train_sampler(*arguments)
 
 
 def sft_trainer(
@@ -65,11 +60,9 @@ def sft_trainer(
         dataset_kwargs={"skip_prepare_dataset": True},
         max_length=None,  # rows were cut, and counted, when they were labelled
     )
-    data, order = training_data(rows, run.launch.processes), None
-    if run.launch.processes > 1:
-        order = EvenOrder(len(rows), run.launch.processes * config.per_device_train_batch_size, run.seed)
+    data = training_data(rows, run.launch.processes)
     trainer = _Trainer(model=model, args=config, train_dataset=data, processing_class=tokenizer, callbacks=callbacks)
-    trainer.order = order
+    trainer.share_evenly(len(rows), run, config.per_device_train_batch_size)
     return trainer
 
 

@@ -15,15 +15,20 @@ from tuneloop.train.recipe import RunSection
 _STAGES = {"zero2": 2, "zero3": 3}
 
 
-def check_launch(run: RunSection) -> None:
+def check_launch(run: RunSection, device: str) -> None:
     """Refuse a launch that this machine cannot keep.
 
     Raises:
-        InvalidInput: ZeRO without DeepSpeed.
+        InvalidInput: ZeRO without DeepSpeed, or FSDP that moves weights off a device where there is none.
     """
     strategy = run.launch.strategy
     if strategy in _STAGES and importlib.util.find_spec("deepspeed") is None:
         raise InvalidInput(f"run.launch.strategy {strategy} needs DeepSpeed: pip install deepspeed")
+    if strategy == "fsdp" and run.launch.cpu_offload and device == "cpu":
+        raise InvalidInput(
+            "run.launch.cpu_offload with fsdp pins memory for a GPU, and there is none here; remove it: on a CPU "
+            "everything is in main memory anyway"
+        )
 
 
 def sharding_arguments(run: RunSection, device: str) -> dict[str, Any]:

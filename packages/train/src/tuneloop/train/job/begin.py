@@ -44,13 +44,14 @@ class Job:
 
     @property
     def key(self) -> str:
-        """What names the run: equal for the same recipe, data, base, chat template and start."""
+        """What names the run: equal for the same recipe, data, evaluation sets, base, chat template and start."""
         return run_key(
             self.recipe.digest,
             self.base.digest,
             self.base.template_digest,
             data_digest(self.train),
             data_digest(self.validation) if self.validation else "",
+            *(f"{name} {data_digest(rows)}" for name, rows in sorted(self.sets.items())),
             self.parent.name if self.parent else "",
             self.start,
             str(self.steps),

@@ -67,7 +67,7 @@ def run_job(
     device = models.choose_device()
     dtype = choose_dtype(job.recipe.recipe.run.dtype, device.value)
     screen.say(f"device: {device}\ndtype: {dtype}")
-    check_launch(job.recipe.recipe.run)
+    check_launch(job.recipe.recipe.run, device.value)
     check_trackers(job.recipe.recipe.run.trackers)
     registry.versions.check_key()
     if profile and needs_processes(job.recipe.recipe.run):

@@ -6,12 +6,12 @@ that are no files on this machine are named as not compared.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from tuneloop.train.data.load import COMPARED, read_measured, shared_among
-from tuneloop.train.data.quality.findings import judge_rows
+from tuneloop.train.data.quality.findings import Measured, judge_rows
 from tuneloop.train.data.quality.look import look
 from tuneloop.train.data.rows import Row
 from tuneloop.train.data.sources import Places
@@ -38,9 +38,13 @@ class Leakage:
 
 
 def leakage_of(
-    rows: Sequence[Row], measured: Mapping[str, Sequence[Source]], places: Places, quality: QualitySection
+    rows: Sequence[Row],
+    measured: Mapping[str, Sequence[Source]],
+    places: Places,
+    quality: QualitySection,
+    read: Callable[[str, Sequence[Source], Places], Measured] = lambda *named: read_measured(*named)[0],
 ) -> Leakage:
-    """Compare rows with every measured set that is a file.
+    """Compare rows with every measured set that is a file; `read` reads one, conversations if nothing is said.
 
     Raises:
         InvalidInput: a set cannot be read.
@@ -48,7 +52,7 @@ def leakage_of(
     here = {name: found for name, found in measured.items() if all(source.path is not None for source in found)}
     count = min(SAMPLE, len(rows))
     chosen = rows if count == len(rows) else [rows[number * len(rows) // count] for number in range(count)]
-    against = [read_measured(name, found, places)[0] for name, found in here.items()]
+    against = [read(name, found, places) for name, found in here.items()]
     section = COMPARED.model_copy(update={"leakage": quality.leakage, "near_leakage": quality.near_leakage})
     found = judge_rows(look(chosen, section), chosen, section, against)
     of = {one.check: one for one in found.findings}

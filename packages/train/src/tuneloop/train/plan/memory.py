@@ -36,12 +36,9 @@ class Allocator:
     low: float  # bounds, relative to the prediction
     high: float
     dora: float = 0.0  # held beyond that for each byte of outputs that DoRA scales: seen, not explained
-    quantised: float = 0.0  # of the loss's, not held where the base was quantised when read: it left room behind
 
 
-_CPU = Allocator(
-    fixed=710 * MIB, activations=1.17, loss=1.52, a_tile=0.43, low=0.92, high=1.08, dora=1.0, quantised=0.2
-)
+_CPU = Allocator(fixed=710 * MIB, activations=1.17, loss=1.52, a_tile=0.43, low=0.92, high=1.08, dora=1.0)
 _CUDA = Allocator(
     fixed=int(0.8 * GIB), activations=1.05, loss=1.05, a_tile=0.0, low=0.90, high=1.20
 )  # not measured here: wider
@@ -108,8 +105,7 @@ def memory_of(shape: ModelShape, tuning: TuningSection, load: Load, kind: Kind) 
     loss = max(_loss(shape, load, kind, full), _workspace(shape, load))
     # On a CPU the allocator keeps the room of an adapter's small gradients from step to step.
     beside = gradients if load.accumulates or (kind == "cpu" and not full) else 0
-    freed = allocator.quantised if isinstance(tuning, QloraTuning) else 0.0
-    in_loss = int(loss * (allocator.loss - freed + allocator.a_tile * _more_tiles(shape)))
+    in_loss = int(loss * (allocator.loss + allocator.a_tile * _more_tiles(shape)))
     scaled = (
         _tokens(load) * trained.scaled_by_dora * _bytes_of(load.dtype) * (1 if load.checkpointing else shape.layers)
     )

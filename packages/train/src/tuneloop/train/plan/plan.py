@@ -14,7 +14,6 @@ from tuneloop.train.plan.shapes import ModelShape
 from tuneloop.train.plan.timing import Seconds, Speed, step_seconds
 from tuneloop.train.plan.trained import trained_by
 from tuneloop.train.recipe import Recipe
-from tuneloop.train.recipe.objective import GrpoObjective, PpoObjective
 from tuneloop.train.recipe.run import AUTO
 
 _CENT = Decimal("0.01")
@@ -112,12 +111,10 @@ def make_plan(recipe: Recipe, shape: ModelShape, rows: RowFacts, machine: Machin
 
 def load_of(recipe: Recipe, rows: RowFacts, machine: Machine, micro_batch: int) -> Load:
     """The worst-case micro-batch: every row as long as the longest."""
-    run, objective = recipe.run, recipe.objective
-    sampling = isinstance(objective, GrpoObjective | PpoObjective)
-    length = objective.max_length if sampling else rows.longest
+    run = recipe.run
     return Load(
         rows=micro_batch,
-        length=length,
+        length=rows.longest,
         dtype=resolved_dtype(recipe, machine),
         learned_share=rows.learned_share,
         padded=micro_batch > 1,
@@ -128,7 +125,7 @@ def load_of(recipe: Recipe, rows: RowFacts, machine: Machine, micro_batch: int) 
         devices=run.launch.processes,
         offload=run.launch.cpu_offload,
         eager=run.attention == "eager",
-        forward_copies=2 if objective.kind in _PAIRED else 1,
+        forward_copies=2 if recipe.objective.kind in _PAIRED else 1,
     )
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tuneloop.registry.errors import InvalidInput
 from tuneloop.registry.versions.artifacts import template_digest
-from tuneloop.train.data.labels import LabelAudit, LabelledRow, Labeller, label_rows
+from tuneloop.train.data.labels import LabelAudit, LabelledRow, Labeller, PromptAudit, label_rows
 from tuneloop.train.data.load import refuse_unread
 from tuneloop.train.data.rows import Row
 from tuneloop.train.data.sources import Places, gather
@@ -24,12 +24,13 @@ from tuneloop.train.recipe.objective import Template
 
 SAMPLE = 200
 _LONGEST = 20
+GUESSED = "guessed from characters: the tokenizer is not on this machine ({})"
 _CHARACTERS_A_TOKEN = 3.5  # English and code; fewer would be more tokens
 
 
 @dataclass(frozen=True)
 class RowFacts:
-    """Lengths in tokens, cut at objective.max_length."""
+    """Lengths in tokens, cut at objective.max_length: of rows, pairs' longer sides, or questions with their answers."""
 
     rows: int
     longest: int
@@ -37,7 +38,7 @@ class RowFacts:
     lengths: tuple[int, ...]  # of the spread sample
     learned_share: float
     source: str
-    audit: LabelAudit | None = None
+    audit: LabelAudit | PromptAudit | None = None
     leakage: Leakage | None = None  # none: no file to compare
 
     def padded_mean(self, rows: int) -> float:
@@ -64,13 +65,10 @@ def facts_of(
     Raises:
         InvalidInput: a file is broken, a sampled row would teach nothing, or a source is no file on this machine.
     """
-    away = [source.label for source in sources if source.path is None]
-    if away:
-        raise InvalidInput(f"data.train {away[0]}: a plan reads files only; say how many rows there are with --rows")
+    require_files(sources)
     gathered = gather(sources, places)
-    refuse_unread(gathered, QualitySection())
-    name = ", ".join(Path(source.label).name for source in sources)
-    facts = facts_of_rows(gathered.rows, name, folder, max_length, template)
+    refuse_unread(gathered, quality or QualitySection())
+    facts = facts_of_rows(gathered.rows, name_of(sources), folder, max_length, template)
     return replace(facts, leakage=leakage_of(gathered.rows, measured or {}, places, quality or QualitySection()))
 
 
@@ -82,22 +80,49 @@ def facts_of_rows(
     Raises:
         InvalidInput: a sampled row would teach nothing.
     """
+    characters = [_characters(row) for row in rows]
+    spread, sample = sampled(characters)
     if folder is None:
-        lengths = tuple(min(max_length, int(_characters(rows[i]) / _CHARACTERS_A_TOKEN) + 8) for i in _spread(rows))
-        most = min(max_length, int(max(map(_characters, rows)) / _CHARACTERS_A_TOKEN) + 8)
-        share = sum(len(row.answer) for row in rows) / max(1, sum(map(_characters, rows)))
-        guessed = f"guessed from characters: the tokenizer is not on this machine ({name})"
-        return RowFacts(len(rows), most, statistics.fmean(lengths), lengths, share, guessed)
+        lengths = tuple(guessed_length(characters[i], max_length) for i in spread)
+        share = sum(len(row.answer) for row in rows) / max(1, sum(characters))
+        longest = guessed_length(max(characters), max_length)
+        return RowFacts(len(rows), longest, statistics.fmean(lengths), lengths, share, GUESSED.format(name))
     labeller = Labeller(LightTokenizer(folder), max_length, template)
-    spread = _spread(rows)
-    longest = sorted(range(len(rows)), key=lambda i: _characters(rows[i]))[-_LONGEST:]
-    sample = [*spread, *sorted(set(longest) - set(spread))]  # each row once
     labelled, audit = label_rows(labeller, [rows[i] for i in sample], template_digest(folder))
-    sampled: Sequence[LabelledRow] = labelled[: len(spread)]
-    lengths = tuple(len(row.ids) for row in sampled)
-    share = sum(row.trained for row in sampled) / sum(lengths)
+    first: Sequence[LabelledRow] = labelled[: len(spread)]
+    lengths = tuple(len(row.ids) for row in first)
+    share = sum(row.trained for row in first) / sum(lengths)
     source = f"{len(labelled)} of {len(rows)} rows of {name}, labelled"
     return RowFacts(len(rows), audit.longest, statistics.fmean(lengths), lengths, share, source, audit)
+
+
+def require_files(sources: Sequence[Source]) -> None:
+    """Refuse what a plan cannot read.
+
+    Raises:
+        InvalidInput: a source is no file on this machine.
+    """
+    away = [source.label for source in sources if source.path is None]
+    if away:
+        raise InvalidInput(f"data.train {away[0]}: a plan reads files only; say how many rows there are with --rows")
+
+
+def name_of(sources: Sequence[Source]) -> str:
+    """What a plan calls them."""
+    return ", ".join(Path(source.label).name for source in sources)
+
+
+def sampled(characters: Sequence[int]) -> tuple[list[int], list[int]]:
+    """Of rows of so many characters: some, evenly over the file; and the same with the longest of all behind them."""
+    count = min(SAMPLE, len(characters))
+    spread = [i * len(characters) // count for i in range(count)]
+    longest = sorted(range(len(characters)), key=characters.__getitem__)[-_LONGEST:]
+    return spread, [*spread, *sorted(set(longest) - set(spread))]  # each row once
+
+
+def guessed_length(characters: int, most: int) -> int:
+    """Tokens of a text, with its template's."""
+    return min(most, int(characters / _CHARACTERS_A_TOKEN) + 8)
 
 
 def assumed(rows: int, max_length: int, why: str) -> RowFacts:
@@ -107,9 +132,3 @@ def assumed(rows: int, max_length: int, why: str) -> RowFacts:
 
 def _characters(row: Row) -> int:
     return sum(len(message.content) for message in row.messages)
-
-
-def _spread(rows: Sequence[Row]) -> list[int]:
-    """Which rows, evenly over the file."""
-    count = min(SAMPLE, len(rows))
-    return [i * len(rows) // count for i in range(count)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tuneloop.registry.printing import table
+from tuneloop.train.data.labels import PromptAudit
 from tuneloop.train.plan.advice import Advice
 from tuneloop.train.plan.memory import GIB
 from tuneloop.train.plan.plan import Plan
@@ -114,6 +115,11 @@ def _audit(plan: Plan) -> str:
     audit = plan.rows.audit
     if audit is None:
         return f"labels: not audited ({plan.rows.source}); `tuneloop train` audits every row before its first step"
+    if isinstance(audit, PromptAudit):
+        return (
+            f"questions ({plan.rows.source}): the longest has {audit.longest} tokens, {audit.left_out} are left out as "
+            f"longer than objective.max_prompt_length; answers end with {audit.end_of_turn}"
+        )
     return (
         f"labels ({plan.rows.source}): {audit.trained_share:.1%} of the tokens learned, {audit.end_of_turn} learned in "
         f"all but {audit.rows_without_end} rows, {audit.truncated_rows} rows cut"

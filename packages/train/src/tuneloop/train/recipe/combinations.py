@@ -20,7 +20,7 @@ from tuneloop.train.recipe.objective import (
     SftObjective,
 )
 from tuneloop.train.recipe.run import AUTO, DivergenceSection, LaunchSection
-from tuneloop.train.recipe.tuning import BottleneckTuning, FullTuning, Ia3Tuning, LoraTuning, LowRankTuning
+from tuneloop.train.recipe.tuning import BottleneckTuning, FullTuning, Ia3Tuning, LoraTuning, LowRankTuning, QloraTuning
 
 if TYPE_CHECKING:
     from tuneloop.train.recipe.file import Recipe
@@ -37,6 +37,7 @@ def refusals(recipe: Recipe) -> list[Refusal]:
         *_tuning(recipe),
         *_watching(recipe),
         *_auto(recipe),
+        *_launch(recipe),
         *_rows(recipe),
         *_quality(recipe),
         *_batches(recipe),
@@ -104,15 +105,32 @@ def _auto(recipe: Recipe) -> Iterator[Refusal]:
         )
 
 
+def _launch(recipe: Recipe) -> Iterator[Refusal]:
+    if recipe.run.launch.strategy != "fsdp":
+        return
+    tuning, optimizer = recipe.tuning, recipe.optim.optimizer
+    if isinstance(tuning, QloraTuning) and tuning.bits == 8:
+        yield (
+            ("run", "launch", "strategy"),
+            "fsdp loses what LLM.int8() keeps beside its weights; take zero2 or zero3, or tuning.bits 4",
+        )
+    if optimizer != "adamw":
+        yield (
+            ("run", "launch", "strategy"),
+            f"fsdp cannot shard the state of {optimizer}; take zero2 or zero3, or optim.optimizer adamw",
+        )
+
+
 def _rows(recipe: Recipe) -> Iterator[Refusal]:
     if isinstance(recipe.objective, SftObjective):
         return
     kind, run = recipe.objective.kind, recipe.run
-    if run.launch != LaunchSection():
+    if isinstance(recipe.objective, GrpoObjective | PpoObjective) and run.launch != LaunchSection():
         yield (
             ("run", "launch"),
-            f"several processes are built for objective sft alone; with {kind} take one: remove it, and where memory "
-            "is short lower run.micro_batch or take tuning.method qlora",
+            f"several processes are built for sft, dpo and reward; with {kind} each would draw answers of its own, and "
+            "together they would learn something else than one does: remove it, and where memory is short lower "
+            "run.micro_batch or take tuning.method qlora",
         )
     if recipe.data.validation is not None:
         yield (

@@ -1,8 +1,9 @@
 """The rows of a retraining: old ones replayed, fresh ones from users' corrections, and nothing that is measured. Pure.
 
-Order of work: the newest correction of each request → redact → look at their quality → drop doubles → split off the
-evaluation set `fresh` → drop from training whatever equals or nearly equals a row of any evaluation set. The rows that
-early stopping looks at are held apart as those sets are. Every row dropped is counted under its reason.
+Order of work: the newest correction of each request → redact → look at their quality → drop what cannot be labelled →
+drop doubles → split off the evaluation set `fresh` → drop from training whatever equals or nearly equals a row of any
+evaluation set. The rows that early stopping looks at are held apart as those sets are. Every row dropped is counted
+under its reason.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from tuneloop.train.data.quality.findings import Finding, Findings
 from tuneloop.train.data.rows import Row
 
 NEAR = 0.8  # Jaccard index of character 5-grams, question and answer together, from which two rows count as one
+_SHOWN = 5
+UNLABELLED = "cannot be labelled"
 _MEASURED = "equals or nearly equals a row of an evaluation set"
 FRESH_SHARE_PERCENT = 20  # of the fresh rows measured instead of learned
 _ROLES = {"system": "system", "user": "user", "assistant": "assistant", "prompt": "user"}
@@ -34,6 +37,18 @@ class RetrainingData:
     replayed_rows: int
     dropped: Mapping[str, int]
     quality: Findings  # of all fresh rows
+    unlabelled: tuple[str, ...] = ()  # what is wrong with those that cannot be, row by row
+
+    @property
+    def shown_unlabelled(self) -> tuple[str, ...]:
+        """What is wrong with the first of those that cannot be labelled."""
+        return self.unlabelled[:_SHOWN]
+
+    def said(self) -> list[str]:
+        """What becomes of the rows, for the screen."""
+        shown = ", ".join(f"{n} {reason}" for reason, n in self.dropped.items()) or "none"
+        told = f"data: {self.fresh_rows} fresh and {self.replayed_rows} old rows to learn; dropped: {shown}"
+        return [told, *(f"warning: not learned: {why}" for why in self.shown_unlabelled), *self.quality.warnings]
 
     def quality_json(self) -> list[dict[str, Any]]:
         """The findings, with what stands in an evaluation set: all of that is dropped, old rows and near ones too."""
@@ -68,6 +83,7 @@ def build(
     replay_rows: int,
     redact: Callable[[str], str],
     good: Callable[[Sequence[Row]], Findings],
+    wrong: Callable[[Row], str | None],
     dropped: Counter[str],
 ) -> RetrainingData:
     """Put a retraining's rows together.
@@ -81,23 +97,34 @@ def build(
         replay_rows: how many old rows to keep, chosen by the hash of their text.
         redact: takes personal data out of a text.
         good: judges redacted rows as any training rows are judged.
+        wrong: why a row cannot be labelled as the run will; None where it can.
         dropped: reasons and counts so far.
     """
     redacted = [_redacted(row, redact) for row in fresh]
     findings = good(redacted)
     dropped.update(findings.dropped)
-    single = without_doubles([row for row, kept in zip(redacted, findings.kept, strict=True) if kept], dropped)
+    unlabelled: list[str] = []
+
+    def is_labelled(row: Row, count: Counter[str]) -> bool:
+        why = wrong(row)
+        if why is not None:
+            unlabelled.append(why)
+            count[UNLABELLED] += 1
+        return why is None
+
+    good_rows = [row for row, kept in zip(redacted, findings.kept, strict=True) if kept]
+    single = without_doubles([row for row in good_rows if is_labelled(row, dropped)], dropped)
     kept_apart = [*(row for rows in sets.values() for row in rows), *validation]
     measured, learned = split_off(_apart(single, kept_apart, dropped))
     kept_apart += measured
     new_sets = {**sets, fresh_name: tuple(measured)} if measured else dict(sets)
     kept_fresh = _apart(learned, kept_apart, dropped)
     of_old: Counter[str] = Counter()
-    kept_old = _replayed(replay, set(learned), kept_apart, replay_rows, of_old)
+    kept_old = _replayed(replay, set(learned), kept_apart, replay_rows, of_old, is_labelled)
     dropped.update({f"old row: {reason}": count for reason, count in of_old.items() if count})
-    return RetrainingData(
-        (*kept_fresh, *kept_old), new_sets, len(kept_fresh), len(kept_old), dict(sorted(dropped.items())), findings
-    )
+    counts = dict(sorted(dropped.items()))
+    learned_rows = (*kept_fresh, *kept_old)
+    return RetrainingData(learned_rows, new_sets, len(kept_fresh), len(kept_old), counts, findings, tuple(unlabelled))
 
 
 def without_doubles(rows: Sequence[Row], dropped: Counter[str]) -> list[Row]:
@@ -143,9 +170,14 @@ def _apart(rows: Sequence[Row], measured: Sequence[Row], dropped: Counter[str]) 
 
 
 def _replayed(
-    replay: Sequence[Row], learned: Set[Row], measured: Sequence[Row], most: int, dropped: Counter[str]
+    replay: Sequence[Row],
+    learned: Set[Row],
+    measured: Sequence[Row],
+    most: int,
+    dropped: Counter[str],
+    is_labelled: Callable[[Row, Counter[str]], bool],
 ) -> list[Row]:
-    """At most so many old rows, by the hash of their text; of however many, only these are held against each other."""
+    """At most so many old rows, by the hash of their text; of however many, only these are looked at in full."""
     newest = list({normal(row.prompt): row for row in replay}.values())
     dropped["same question again"] += len(replay) - len(newest)
     waiting = sorted((row for row in newest if row not in learned), key=lambda row: _hash(row.line()))
@@ -160,7 +192,7 @@ def _replayed(
             dropped[_MEASURED] += 1
         elif index.similarity(_text(row)) >= NEAR:
             dropped["nearly the same row again"] += 1
-        else:
+        elif is_labelled(row, dropped):
             index.add(_text(row))
             kept.append(row)
     return kept

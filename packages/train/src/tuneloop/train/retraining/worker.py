@@ -24,11 +24,13 @@ from tuneloop.registry.redaction import redact
 from tuneloop.registry.retraining.budgets import cost_of
 from tuneloop.registry.retraining.states import ENDED, NEXT_STATES
 from tuneloop.train.base import Base, base_of
+from tuneloop.train.data.labels import Labeller, why_unlabelled
 from tuneloop.train.data.quality.findings import Findings, judge_rows
 from tuneloop.train.data.quality.look import look
 from tuneloop.train.data.rows import Row
 from tuneloop.train.evaluation.judge import Rules, judge
 from tuneloop.train.fit.runs import remove_ended
+from tuneloop.train.plan.tokenizer import LightTokenizer
 from tuneloop.train.publishing.lineage import Lineage
 from tuneloop.train.recipe import FRESH, Recipe, RecipeFile, load_recipe
 from tuneloop.train.recipe.data import QualitySection
@@ -164,11 +166,9 @@ class Worker:
         file = self._recipe(request, parent)
         base = self._base(file, parent)
         validation = self._validation(parent, file.recipe)
-        data = self._data(request, parent, file.recipe, validation)
-        shown = ", ".join(f"{n} {reason}" for reason, n in data.dropped.items()) or "none"
-        self._screen.say(f"data: {data.fresh_rows} fresh and {data.replayed_rows} old rows to learn; dropped: {shown}")
-        for warning in data.quality.warnings:
-            self._screen.say(warning)
+        data = self._data(request, parent, file.recipe, validation, base)
+        for line in data.said():
+            self._screen.say(line)
         if not self._begins(request, file.recipe, base, data.train):
             return None
         job = Job(
@@ -245,9 +245,10 @@ class Worker:
         return rows
 
     def _data(
-        self, request: RetrainingRequest, parent: Version, recipe: Recipe, validation: Sequence[Row]
+        self, request: RetrainingRequest, parent: Version, recipe: Recipe, validation: Sequence[Row], base: Base
     ) -> RetrainingData:
-        registry = self._registry
+        registry, objective = self._registry, recipe.objective
+        labeller = Labeller(LightTokenizer(base.folder), objective.max_length, objective.template)
         corrections = registry.traffic.corrections(
             request.model,
             since=request.window_start - _ALL_OF_IT,
@@ -269,12 +270,14 @@ class Worker:
             replay_rows=recipe.retrain.replay_rows,
             redact=lambda text: redact(text).text,
             good=lambda rows: _judged(rows, recipe.data.quality),
+            wrong=lambda row: why_unlabelled(labeller, row),
             dropped=dropped,
         )
         if not data.fresh_rows:
             raise InvalidInput(
                 f"no correction from {request.window_start.isoformat()} to {request.window_end.isoformat()} "
                 f"can be learned from ({len(fresh)} found; dropped: {dict(data.dropped) or 'none'})"
+                + "".join(f"\n{why}" for why in data.shown_unlabelled)
             )
         return data
 

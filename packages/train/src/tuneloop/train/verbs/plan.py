@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tuneloop.registry.errors import InvalidInput
 from tuneloop.registry.printing import emit, json_option
 
 if TYPE_CHECKING:
@@ -96,23 +95,25 @@ def _plan(recipe: str, table: PriceTable, device: str, provider: str | None, row
 
 def _facts(recipe: Recipe, folder: Path, base: PlannedBase, rows: int | None) -> RowFacts:
     from tuneloop.train.data.sources import Places
-    from tuneloop.train.plan.rows import assumed, facts_of
+    from tuneloop.train.plan.material import facts_of_material
+    from tuneloop.train.plan.rows import assumed, facts_of, require_files
     from tuneloop.train.recipe import VALIDATION
     from tuneloop.train.recipe.objective import SftObjective
 
     objective = recipe.objective
     longest, watched = objective.max_length, recipe.data.validation
+    places = Places(folder, streaming=recipe.data.streaming, inputs=objective.template == "instruction")
     if rows is None and isinstance(objective, SftObjective):
         return facts_of(
             recipe.data.train,
-            Places(folder, streaming=recipe.data.streaming, inputs=objective.template == "instruction"),
+            places,
             base.folder,
             longest,
             objective.template,
             measured=recipe.evaluate.sets | ({VALIDATION: watched} if watched is not None else {}),
             quality=recipe.data.quality,
         )
-    if rows is None and recipe.run.steps is None:
-        raise InvalidInput(f"objective {objective.kind}: say how many rows there are with --rows")
-    count = rows or (recipe.run.steps or 1) * recipe.run.batch_size
-    return assumed(count, longest, "assumed, every row of full length")
+    if rows is None:
+        require_files(recipe.data.train)
+        return facts_of_material(recipe, places, base.folder)
+    return assumed(rows, longest, "assumed, every row of full length")

@@ -1,0 +1,171 @@
+"""Every objective and method that may train in several processes learns there what it learns in one.
+
+13 rows in batches of 8: the second step sees 5, which two processes of two rows a pass cannot share evenly. Each case
+takes several things at once that a recipe may combine; what does not go together is refused (`test_objectives`).
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from small_base import WORDS, make_small_base
+from train.ranks import Together, train_together
+from tuneloop.registry.nouns import Message
+from tuneloop.train.base import Base
+from tuneloop.train.data.labels import Labeller, label_pairs, label_rows
+from tuneloop.train.data.preference import PreferenceRow
+from tuneloop.train.data.rows import Row
+from tuneloop.train.fit.progress import Watch
+from tuneloop.train.fit.run import fit
+from tuneloop.train.fit.trainers import Labelled
+from tuneloop.train.recipe import Recipe
+from tuneloop.train.screen import Screen
+from tuneloop.train.tuning import models
+
+STEPS, ROWS = 2, 13
+LOSS, WEIGHT = 2e-5, 2e-4  # nats, and what a weight may differ by: float32 sums in another order
+QLORA = {"method": "qlora", "rank": 4}
+EIGHT = {"optimizer": "adamw_8bit"}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A recipe's sections, and the strategy that two processes train it by."""
+
+    objective: str
+    strategy: str
+    tuning: Mapping[str, Any]
+    run: Mapping[str, Any]
+    optim: Mapping[str, Any]
+
+    def recipe(self, launch: Mapping[str, Any] | None = None) -> Recipe:
+        """The recipe, in one process or several."""
+        run = {"steps": STEPS, "batch_size": 8, "micro_batch": 2, "dtype": "float32", **self.run}
+        return Recipe.model_validate(
+            {
+                "base": {"model": "small"},
+                "data": {"train": "rows.jsonl"},
+                "tuning": dict(self.tuning),
+                "objective": {"kind": self.objective, "max_length": 64},
+                "optim": {"learning_rate": 1e-2, "warmup_ratio": 0.0, "schedule": "constant", **self.optim},
+                "run": run | ({"launch": dict(launch)} if launch else {}),
+                "evaluate": {"sets": {"held": "held.jsonl"}},
+                "publish": {"model": "bot"},
+            }
+        )
+
+
+def case(objective: str, strategy: str, tuning: Mapping[str, Any], optim: Mapping[str, Any], **run: Any) -> Any:
+    name = "-".join([objective, strategy, tuning.get("method", "lora"), *optim.values(), *run])
+    return pytest.param(Case(objective, strategy, tuning, run, optim), id=name)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Base:
+    return make_small_base(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def rows_of(base: Base) -> Callable[[str], Labelled]:
+    labeller = Labeller(models.load_tokenizer(base), 64)
+
+    def row(n: int, answer: str) -> Row:
+        asked = f"please {WORDS[n]} {WORDS[3 * n % 50]}"
+        return Row((Message(role="user", content=asked), Message(role="assistant", content=answer)))
+
+    chosen = [row(n, f"{WORDS[n]} good" + " w1" * (n % 4)) for n in range(ROWS)]
+    rejected = [row(n, f"bad {WORDS[n + 1]} w3") for n in range(ROWS)]
+
+    @cache
+    def labelled(objective: str) -> Labelled:
+        if objective == "sft":
+            return label_rows(labeller, chosen, "sha256:t")[0]
+        pairs = [PreferenceRow(one, other) for one, other in zip(chosen, rejected, strict=True)]
+        return label_pairs(labeller, pairs, "sha256:t")[0]
+
+    return labelled
+
+
+def model_of(recipe: Recipe, base: Base) -> Any:
+    seed = recipe.objective.head_seed(recipe.run.seed)
+    loader = models.Loader(base, recipe.tuning, recipe.run.dtype, "cpu", "sdpa", seed)
+    return loader.tunable(recipe.run.seed, None)
+
+
+def trained(model: Any) -> dict[str, torch.Tensor]:
+    return {name: value.detach() for name, value in model.named_parameters() if value.requires_grad}
+
+
+def alone(recipe: Recipe, base: Base, rows: Labelled) -> tuple[dict[str, dict[int, float]], dict[str, torch.Tensor]]:
+    """What one process tells step by step, and the weights it ends with."""
+    model, told = model_of(recipe, base), dict[str, dict[int, float]]()
+
+    def log(metrics: Mapping[str, float], step: int) -> None:
+        for name, value in metrics.items():
+            told.setdefault(name, {})[step] = value
+
+    watch = Watch(Screen(io.StringIO()), log, lambda: None)
+    tokenizer = models.load_tokenizer(base)
+    fit(model, tokenizer, rows, recipe, device="cpu", steps=STEPS, validation=[], watch=watch)
+    return told, trained(model)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        case("reward", "ddp", {"rank": 4}, {}),
+        case("reward", "zero3", {"rank": 4}, {}, gradient_checkpointing=True),
+        case("dpo", "zero2", {"rank": 4, "dora": True}, {}),
+        case("dpo", "fsdp", QLORA, {}),
+        case("sft", "zero3", QLORA, EIGHT, packing=True),
+        case("sft", "fsdp", {"method": "bottleneck", "size": 4}, {}, gradient_checkpointing=True),
+        case("sft", "zero2", {"method": "ia3"}, {}, packing=True),
+    ],
+)
+def test_two_processes_learn_what_one_does(
+    case: Case, base: Base, rows_of: Callable[[str], Labelled], tmp_path: Path
+) -> None:
+    rows = rows_of(case.objective)
+    recipe = case.recipe({"processes": 2, "strategy": case.strategy})
+    together = train_together(recipe, base, rows, tmp_path, steps=STEPS)
+    told, weights = alone(case.recipe(), base, rows)
+    assert together.told("loss") == pytest.approx(told["loss"], abs=LOSS), together.errors[-2000:]
+    assert set(told["loss"]) == {1, 2}
+    now = trained(together.give_weights(model_of(recipe, base)))
+    assert max(float((now[name] - value).abs().max()) for name, value in weights.items()) < WEIGHT
+    assert now.keys() == weights.keys()
+    assert (case.strategy == "ddp") == ("sharded: this process holds" not in together.said)
+    if case.objective != "sft":
+        _tells_of_the_pairs_that_teach(together, told)
+
+
+def test_what_was_cut_is_gone_on_with_as_if_it_had_not_been(
+    base: Base, rows_of: Callable[[str], Labelled], tmp_path: Path
+) -> None:
+    """The reference is what the adapter was as training began, not what it is when it goes on."""
+    case, rows = Case("dpo", "zero3", {"rank": 4}, {}, {}), rows_of("dpo")
+    recipe = case.recipe({"processes": 2, "strategy": case.strategy})
+    train_together(recipe, base, rows, tmp_path, steps=1)
+    together = train_together(recipe, base, rows, tmp_path, steps=STEPS)
+    assert "resumed after step 1" in together.said
+    told, weights = alone(case.recipe(), base, rows)
+    assert together.told("loss") == {2: pytest.approx(told["loss"][2], abs=LOSS)}
+    now = trained(together.give_weights(model_of(recipe, base)))
+    assert max(float((now[name] - value).abs().max()) for name, value in weights.items()) < WEIGHT
+
+
+def _tells_of_the_pairs_that_teach(together: Together, told: Mapping[str, Mapping[int, float]]) -> None:
+    """One process tells the mean of its passes (2, 2 and 1 pairs), two that of theirs (4 and 1): of pairs alone."""
+    for name in ("accuracy", "rewards.accuracies", "margin", "rewards.margins"):
+        if name in told:
+            assert together.told(name)[1] == pytest.approx(told[name][1], abs=LOSS)
+    if "accuracy" in told:
+        assert together.told("accuracy")[2] == told["accuracy"][2] == 1.0, "three that teach nothing would be missed"
