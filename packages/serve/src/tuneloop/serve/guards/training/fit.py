@@ -74,7 +74,7 @@ def corpus(texts: Sequence[tuple[Example, str]]) -> Corpus:
         folded = fold(text)
         seen = set()
         for window in classifier.windows(sentences(folded), rules.marks(folded)):
-            features = [feature for piece in window.pieces for feature in sorted(piece)]
+            features = sorted(window.features())
             if (key := tuple(features)) not in seen:
                 seen.add(key)
                 columns.extend(features)
