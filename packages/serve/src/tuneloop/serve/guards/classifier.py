@@ -45,16 +45,17 @@ class Piece:
 
 @dataclass(frozen=True)
 class Window:
-    """A stretch of consecutive sentences, and the concepts that meet in it if it is more than one."""
+    """A stretch of consecutive sentences, and the concepts that meet in it."""
 
     start: int
     end: int
     pieces: tuple[Piece, ...]
     meeting: int  # a bit each
 
-    def features(self) -> list[int]:
-        """The buckets of its features; one that several words have stands there several times."""
-        return [*chain.from_iterable(map(_features, self.pieces)), *_across(self.meeting)]
+    def features(self, *, words: bool = True) -> list[int]:
+        """The buckets of its features, those of words if asked; one that several words have is there several times."""
+        each = chain.from_iterable(_features(piece, words=words) for piece in self.pieces)
+        return [*each, *_across(self.meeting)]
 
 
 @dataclass
@@ -118,7 +119,7 @@ class Classifier:
 
     @cached_property
     def _said(self) -> Callable[[str], tuple[int, int]]:
-        @lru_cache(maxsize=1024)
+        @lru_cache(maxsize=8192)
         def of(concepts: str) -> tuple[int, int]:
             grams = _of_concepts(concepts)
             return self._total(grams), len(grams)
@@ -184,7 +185,7 @@ def windows(parts: Sequence[Sentence], marked: Sequence[Hit], known: Known | Non
                     if at not in single:
                         single[at] = _piece(parts[at], marked, known)
                 pieces = tuple([single[at] for at in range(first, first + size)])
-                found.append(Window(start, end, pieces, kinds if size > 1 else 0))
+                found.append(Window(start, end, pieces, kinds))
     return found
 
 
@@ -209,13 +210,15 @@ def _piece(part: Sentence, marked: Sequence[Hit], known: Known) -> Piece:
     return piece
 
 
-def _features(piece: Piece) -> list[int]:
+def _features(piece: Piece, *, words: bool) -> list[int]:
     if not piece.tokens:
         return []
-    words = [_of_word(word) for word in piece.tokens]
-    grams = chain.from_iterable(grams for _, grams in dict.fromkeys(words))
-    runs = _runs([code for code, _ in words])
-    return [*grams, *runs, *_begun(piece.tokens), *_of_concepts(piece.concepts), *_of_marks(piece.marked)]
+    said = [*_of_concepts(piece.concepts), *_of_marks(piece.marked)]
+    if words:
+        known = [_of_word(word) for word in piece.tokens]
+        said += [*_runs([code for code, _ in known]), *_begun(piece.tokens)]
+        said += chain.from_iterable(grams for _, grams in dict.fromkeys(known))
+    return said
 
 
 def _runs(codes: Sequence[int]) -> list[int]:
@@ -262,7 +265,7 @@ def _of_concepts(concepts: str) -> frozenset[int]:
     raw = concepts.replace('"', "")[:200]
     found = [_SAID[said[i : i + n]] for n in (1, 2, 3, 4) for i in range(len(said) - n + 1)]
     found += [_BEGUN[said[:n]] for n in (1, 2, 3)]
-    found += [_APART[a + b] for away in range(2, 7) for a, b in zip(said, said[away:], strict=False)]
+    found += [_APART[a + b] for away in range(2, 5) for a, b in zip(said, said[away:], strict=False)]
     found += [_SPOKEN[spoken[i : i + n]] for n in (2, 3) for i in range(len(spoken) - n + 1)]
     grams = [raw[i : i + n] for n in (3, 4) for i in range(len(raw) - n + 1)]
     found += [_RAW[gram] for gram in grams if gram not in _EMPTY]
