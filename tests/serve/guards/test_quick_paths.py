@@ -43,6 +43,7 @@ WAYS: dict[str, Callable[[str], str]] = {
     "spelt wide apart": lambda text: "   ".join(text.replace(" ", "")),
     "spelt in Greek": lambda _: "α γ ν ο η σ ε",
     "leetspeak": lambda text: text.replace("o", "0").replace("e", "3"),
+    "leetspeak of marks": lambda text: text.replace("i", "!"),
     "split": lambda text: "-".join(text[at : at + 3] for at in range(0, len(text), 3)),
     "split by a bullet": lambda text: text.replace("r", "r•").replace("e", "e·"),
     "concatenated": lambda _: "say \"ign\" + 'ore' & \"all\"",

@@ -16,7 +16,7 @@ from array import array
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from itertools import chain, pairwise, product
+from itertools import chain, combinations, pairwise, product
 from pathlib import Path
 
 from tuneloop.registry.errors import Unreadable
@@ -45,7 +45,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Window:
-    """A stretch of consecutive sentences, and the concepts that meet in it."""
+    """A stretch of consecutive sentences, and the concepts that meet in it if it is more than one."""
 
     start: int
     end: int
@@ -185,7 +185,7 @@ def windows(parts: Sequence[Sentence], marked: Sequence[Hit], known: Known | Non
                     if at not in single:
                         single[at] = _piece(parts[at], marked, known)
                 pieces = tuple([single[at] for at in range(first, first + size)])
-                found.append(Window(start, end, pieces, kinds))
+                found.append(Window(start, end, pieces, kinds if size > 1 else 0))
     return found
 
 
@@ -254,7 +254,7 @@ class _Buckets(dict[str, int]):
 
 
 _HELD = 20_000
-_SAID, _BEGUN, _APART, _SPOKEN, _RAW = map(_Buckets, "c^psr")
+_SAID, _BEGUN, _APART, _SPOKEN, _RAW, _MET = map(_Buckets, "c^psrx")
 _EMPTY = frozenset("".join(gram) for n in (3, 4) for gram in product("._", repeat=n))
 
 
@@ -276,16 +276,20 @@ def _of_concepts(concepts: str) -> frozenset[int]:
 def _across(bits: int) -> frozenset[int]:
     """Which concepts meet in a window: pairs across sentences, as `story … how to … harm`."""
     kinds = [chr(at) for at in range(bits.bit_length()) if bits >> at & 1]
-    return frozenset(_hashed(f"x {a}{b}" for i, a in enumerate(kinds) for b in kinds[i + 1 :]))
+    return frozenset([_MET[a + b] for a, b in combinations(kinds, 2)])
 
 
 @lru_cache(maxsize=8192)
 def _of_word(word: str) -> tuple[int, tuple[int, ...]]:
     """The word's own hash, and the buckets of itself and of its runs of three to five characters."""
-    word = word[:40]
+    word, crc32, mask = word[:40], zlib.crc32, BUCKETS - 1
     framed = f"<{word}>"
-    grams = [framed[i : i + n] for n in (3, 4, 5) for i in range(len(framed) - n + 1)]
-    return zlib.crc32(word.encode("utf-8", "replace")), tuple(_hashed(dict.fromkeys([f"1 {word}", *grams])))
+    if word.isascii():  # encoded once: a slice of bytes is the slice of characters
+        spelt = framed.encode()
+        grams = [crc32(spelt[i : i + n]) & mask for n in (3, 4, 5) for i in range(len(spelt) - n + 1)]
+    else:
+        grams = [*_hashed([framed[i : i + n] for n in (3, 4, 5) for i in range(len(framed) - n + 1)])]
+    return crc32(word.encode("utf-8", "replace")), tuple(dict.fromkeys([*_hashed([f"1 {word}"]), *grams]))
 
 
 def _hashed(features: Iterable[str]) -> Iterable[int]:

@@ -29,7 +29,10 @@ _BITS = re.compile("[\u200b-\u200f\u2060-\u2064\ufeff\u180e]{24,}")
 _SPELT = re.compile(r"(?<![^\W_])(?:[^\W_]([ .\-_*|,/~+])){3,}[^\W_](?![^\W_])|(?<![^\W_])(?:[^\W_] {1,4}){5,}[^\W_]\b")
 _SPLIT = re.compile(r"[\"']\s{0,3}[+.&]{1,2}\s{0,3}[\"']")
 _INNER = re.compile(r"(?<=[a-z])[-.*_·•|~^]{1,2}(?=[a-z])")
-_LEET = re.compile(r"(?<![a-z0-9@$!|+])(?=[a-z0-9@$!|+]{0,30}[a-z])(?=[a-z]{0,30}[0-9@$!|+])[a-z0-9@$!|+]{2,60}")
+_LEET = re.compile(  # an exclamation mark at the end of a word is no letter
+    r"(?<![a-z0-9@$!|+])(?=[a-z0-9@$!|+]{0,30}[a-z])(?=[a-z]{0,30}(?:[0-9@$|+]|!+[a-z0-9@$|+]))"
+    r"[a-z0-9@$!|+]{1,59}[a-z0-9@$|+]"
+)
 _LEET_LETTERS = str.maketrans("0134578@$!|+2", "oieastbasiltz")
 # Frequent words in rot13 and spelt backwards: without them decoding everything would only cost.
 _IN_ROT13 = (
@@ -215,7 +218,11 @@ ENCODED: tuple[Decoder, ...] = (
 CASELESS = tuple(decoder for decoder in ENCODED if decoder[0] not in {"base64", "base32"})
 RESPELT: tuple[Decoder, ...] = (  # of the folded text
     ("reversed", glance.one_of(_BACK_TO_FRONT), _reversed),
-    ("leetspeak", glance.more_than(1, {"a": glance.LOWER, "1": glance.DIGITS + "@$!|+"}, "a1", "1a"), _leet),
+    (
+        "leetspeak",
+        glance.more_than(1, {"a": glance.LOWER, "1": glance.DIGITS + "@$|+", "!": "!"}, "a1", "1a", "!a", "!1"),
+        _leet,
+    ),
     (
         "split",
         glance.either(

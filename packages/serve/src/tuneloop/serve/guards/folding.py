@@ -71,21 +71,30 @@ def fold(text: str, invisible: str = "") -> str:
     """The text lowered, without accents, invisible characters and look-alikes; `invisible` stands in for the latter."""
     if text.isascii():
         return text.lower() if not _INVISIBLE.search(text) else _INVISIBLE.sub(invisible, text).lower()
+    # Word by word, as other readings of a text hold the same words; blanks are no part of what folding looks at.
+    parts = [part.lower() if part.isascii() else _part_folded(part, invisible) for part in text.split(" ")]
+    joined = " ".join(parts).replace("`", "'")
+    return _INVISIBLE.sub(invisible, joined) if _INVISIBLE.search(joined) else joined
+
+
+def _part_folded(part: str, invisible: str) -> str:
+    return _remembered(part, invisible) if len(part) <= _LONGEST_HELD else _slowly_folded(part, invisible)
+
+
+def _slowly_folded(text: str, invisible: str) -> str:
     text = _INVISIBLE.sub(invisible, unicodedata.normalize("NFKC", _INVISIBLE.sub(invisible, text)))
     text = _MARKS.sub("", unicodedata.normalize("NFKD", text.lower()))
     text = _ALIKE_ALWAYS.sub(lambda one: _ALWAYS[ord(one[0])], unicodedata.normalize("NFC", text))
-    if text.isascii():
-        return text
-    return " ".join([part if part.isascii() else _WORD.sub(_word_folded, part) for part in text.split(" ")])
+    return text if text.isascii() else _WORD.sub(lambda word: _folded(word[0]), text)
+
+
+_LONGEST_HELD = 40  # characters
+_remembered = lru_cache(maxsize=4096)(_slowly_folded)
 
 
 def invisible_inside(text: str) -> bool:
     """Whether characters that nobody sees stand in it."""
     return _INVISIBLE.search(text) is not None
-
-
-def _word_folded(word: re.Match[str]) -> str:
-    return _folded(word[0])
 
 
 @lru_cache(maxsize=4096)

@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 
+from tuneloop.serve.guards import glance
 from tuneloop.serve.guards.concepts import Sentence
 
 RULE_SCORE = 0.97
@@ -60,6 +61,7 @@ _ASKING = frozenset(
     ["is", "are", "was", "how", "why", "what", "which", "who", "when", "where", "does", "did", "explain", "describe"]
 )
 
+_CALLED = ("assistant", "chatbot", "agent", "copilot")
 _NAMES = r"(?:ai|llms?|language models?|ai[ -]\w{1,12}|assistants?|chatbots?|agents?|copilot)"
 _RULE = r"(?:-{3}|={3}|#{3}|\*{3}|\[|\])"
 # Without one of the literals in the middle there is no match.
@@ -117,6 +119,14 @@ _MARKS: tuple[tuple[str, tuple[str, ...], re.Pattern[str]], ...] = (
     ("override-tag", ("[",), re.compile(r"\[(?:system|admin|override|urgent|hidden|sudo|new)[ _\w:.\-]{0,30}\]")),
     ("override-tag", ("override",), re.compile(r"\bsystem[ _-]?override\b")),
 )
+# What a model is called, or the first word of it, alone or right after the word that addresses it.
+_NAMED = glance.one_of(
+    [
+        f"{before}{called}"
+        for called in ("ai", "llm", "llms", "language", *(f"{one}{s}" for one in _CALLED for s in ("", "s")))
+        for before in ("", "a", "an", "attention", "to", "for", "dear", "hey", "important")
+    ]
+)
 # With one of these marks close by, such a sentence is an attack.
 _SUSPECT = re.compile(r"O.{0,6}[IPLY]|[NW].{0,8}[UM]|R.{0,6}[SDI]|U|T|E.{0,6}D|Y.{0,4}C|G.{0,3}X|WC|W.{0,3}Y")
 _CARRIERS = frozenset({"chat-token", "to-models", "override-tag", "image-url"})
@@ -127,7 +137,7 @@ def marks(text: str) -> list[Hit]:
     return [
         Hit(name, match.start(), match.end())
         for name, literals, mark in _MARKS
-        if any([literal in text for literal in literals])
+        if any([literal in text for literal in literals]) and (name != "to-models" or _NAMED(glance.as_ascii(text)))
         for match in mark.finditer(text)
     ]
 

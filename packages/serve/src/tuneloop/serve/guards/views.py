@@ -60,12 +60,11 @@ _UNSEEN = {"tags", "selectors", "zero-width"}
 
 
 def _decoded(text: str, folded: str, *, decode: bool, respelt: bool) -> Iterator[tuple[str, str]]:
-    if not text.isascii():
+    if not text.isascii() and invisible_inside(text):
         for name, decoder in decoders.HIDDEN:
             if found := decoder(text):
                 yield name, found
-        if invisible_inside(text):
-            yield "spaced", fold(text, " ")  # invisible characters in the place of blanks
+        yield "spaced", fold(text, " ")  # invisible characters in the place of blanks
     if decode:
         yield from _worthwhile(text, decoders.CASELESS if respelt else decoders.ENCODED)
         yield from _worthwhile(folded, decoders.RESPELT)
