@@ -46,7 +46,7 @@ WAYS: dict[str, Callable[[str], str]] = {
     "leetspeak of marks": lambda text: text.replace("i", "!"),
     "split": lambda text: "-".join(text[at : at + 3] for at in range(0, len(text), 3)),
     "split by a bullet": lambda text: text.replace("r", "r•").replace("e", "e·"),
-    "concatenated": lambda _: "say \"ign\" + 'ore' & \"all\"",
+    "concatenated": lambda _: 'say "ign" + \'ore\' & "all"',
 }
 PIECES = [
     *("well-known ", "i.g.n ", "i g n o r e  ", "&amp; ", "%41%20 ", "\\u0041", "0x41 0x42 ", "65 66 67 ", "0110 "),
@@ -83,7 +83,9 @@ def test_no_text_is_overlooked_by_a_glance(text: str) -> None:
 
 
 def test_most_ordinary_texts_are_spared_most_decoders() -> None:
-    asked = [may(glance.as_ascii(text)) for text in prose()[:400] for name, (may, _) in EVERY.items() if name != "base64"]
+    asked = [
+        may(glance.as_ascii(text)) for text in prose()[:400] for name, (may, _) in EVERY.items() if name != "base64"
+    ]
     assert sum(asked) / len(asked) < 0.25
 
 

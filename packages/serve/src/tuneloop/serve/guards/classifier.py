@@ -45,7 +45,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Window:
-    """A stretch of consecutive sentences, and the concepts that meet in it if it is more than one."""
+    """A stretch of consecutive sentences, and the concepts that meet in it."""
 
     start: int
     end: int
@@ -94,7 +94,7 @@ class Classifier:
         return highest, where
 
     def _worth(self, piece: Piece) -> tuple[int, int]:
-        """The sum of a piece's weights, and how many they are: what `features` lists, words and concepts summed once."""
+        """The sum of a piece's weights, and how many they are: of what `features` lists, words once and for all."""
         if not piece.tokens:
             return 0, 0
         words, total_of = [self._word(word) for word in piece.tokens], self._total
@@ -185,7 +185,7 @@ def windows(parts: Sequence[Sentence], marked: Sequence[Hit], known: Known | Non
                     if at not in single:
                         single[at] = _piece(parts[at], marked, known)
                 pieces = tuple([single[at] for at in range(first, first + size)])
-                found.append(Window(start, end, pieces, kinds if size > 1 else 0))
+                found.append(Window(start, end, pieces, kinds))
     return found
 
 

@@ -36,11 +36,13 @@ _LEET = re.compile(  # an exclamation mark at the end of a word is no letter
 _LEET_LETTERS = str.maketrans("0134578@$!|+2", "oieastbasiltz")
 # Frequent words in rot13 and spelt backwards: without them decoding everything would only cost.
 _IN_ROT13 = (
-    "gur naq lbh ner lbhe cerivbhf vafgehpgvbaf flfgrz vtaber ehyrf cebzcg erirny sbetrg cergraq nyy jvgu ab abj"
-).split()
+    *("gur", "naq", "lbh", "ner", "lbhe", "cerivbhf", "vafgehpgvbaf", "flfgrz", "vtaber", "ehyrf", "cebzcg", "erirny"),
+    *("sbetrg", "cergraq", "nyy", "jvgu", "ab", "abj"),
+)
 _BACK_TO_FRONT = (
-    "eht dna ruoy uoy morf era htiw suoiverp snoitcurtsni metsys erongi selur tpmorp laever tegrof dneterp lla"
-).split()
+    *("eht", "dna", "ruoy", "uoy", "morf", "era", "htiw", "suoiverp", "snoitcurtsni", "metsys", "erongi", "selur"),
+    *("tpmorp", "laever", "tegrof", "dneterp", "lla"),
+)
 _ROT13, _BACKWARDS = (re.compile(rf"\b(?:{'|'.join(words)})\b") for words in (_IN_ROT13, _BACK_TO_FRONT))
 _MORSE_CODE = (
     ".- -... -.-. -.. . ..-. --. .... .. .--- -.- .-.. -- -. --- .--. --.- .-. ... - ..- ...- .-- -..- -.-- --.."

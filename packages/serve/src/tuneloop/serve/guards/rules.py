@@ -31,7 +31,11 @@ class Hit:
 
 # Letters are concepts of lexicon.txt; `_` is a function word, `.` any other word.
 _CONCEPTS: tuple[tuple[str, str, re.Pattern[str]], ...] = (  # without the concept in the middle there is no match
-    ("override", "O", re.compile(r"O[_AQ]{0,4}[PS][_PSYAM]{0,3}[IL]|O[_A]{0,3}Y[_PSAM]{0,3}[IL]|OA_{0,2}I(?![._][.K])")),
+    (
+        "override",
+        "O",
+        re.compile(r"O[_AQ]{0,4}[PS][_PSYAM]{0,3}[IL]|O[_A]{0,3}Y[_PSAM]{0,3}[IL]|OA_{0,2}I(?![._][.K])"),
+    ),
     ("override", "O", re.compile(r"O[_A]{0,3}[IL][_Y.]{0,4}P|[PSY][_PSYAM]{0,2}[IL][_YG]{0,2}O")),
     ("override", "I", re.compile(r"A[_PSY]{0,3}I[_Y]{0,3}[PO].{0,4}[OG]C?")),
     ("override", "O", re.compile(r"O[_]{0,2}A[_.Y]{0,3}P.{0,8}[WCRNYM]")),
@@ -76,7 +80,11 @@ _MARKS: tuple[tuple[str, tuple[str, ...], re.Pattern[str]], ...] = (
         ("inst]", "<<", "_turn>", "<|"),
         re.compile(r"\[/?inst\]|<</?sys>>|<start_of_turn>|<end_of_turn>|<\|begin_of_text\|>"),
     ),
-    ("fake-turn", (":",), re.compile(r"(?m)^[ \t>#*\-\[<(]{0,8}(?:system|assistant|developer)[ \w]{0,24}[\])>*]{0,3}:")),
+    (
+        "fake-turn",
+        (":",),
+        re.compile(r"(?m)^[ \t>#*\-\[<(]{0,8}(?:system|assistant|developer)[ \w]{0,24}[\])>*]{0,3}:"),
+    ),
     (
         "fake-turn",
         ("<",),
@@ -137,7 +145,7 @@ def marks(text: str) -> list[Hit]:
     return [
         Hit(name, match.start(), match.end())
         for name, literals, mark in _MARKS
-        if any([literal in text for literal in literals]) and (name != "to-models" or _NAMED(glance.as_ascii(text)))
+        if any(literal in text for literal in literals) and (name != "to-models" or _NAMED(glance.as_ascii(text)))
         for match in mark.finditer(text)
     ]
 

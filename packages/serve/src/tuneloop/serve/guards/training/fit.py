@@ -31,12 +31,12 @@ from tuneloop.serve.guards.training.grammar import HELD_OUT_EVERY, expanded, hel
 SEED, EACH_ATTACK, EACH_BENIGN = 20_26, 32, 40
 # Of benign texts full of trigger words, from a quarter of all templates left out: many more than of others. So chosen
 # that less than 1 % are stopped of held-out templates and of the descriptions of half of the packages at hand.
-BUDGET = 0.0425
+BUDGET = 0.04
 PROSE_BUDGET = 0.005  # of paragraphs of prose
 REGULARISATION = 10.0  # liblinear's C
 BENIGN_WEIGHT = 2.0
 # What a window's copy without its words weighs: what concepts alone tell holds in languages that were never trained on.
-WORDLESS = 1.0
+WORDLESS = 0.5
 FOLDS = 4
 ROUNDS = 2  # of choosing the windows that make an attack one
 TOLERANCE = 0.01  # of liblinear
@@ -85,8 +85,8 @@ def corpus(texts: Sequence[tuple[Example, str]]) -> Corpus:
                 wordless.append(sorted(window.features(words=False)))
                 owner.append(number)
     lengths = np.maximum([len(row) for row in rows], classifier.LEAST)
-    matrices = (_matrix(each, 1 / np.sqrt(lengths)) for each in (rows, wordless))
-    return Corpus(tuple(example for example, _ in texts), *matrices, np.array(owner))
+    whole, bare = (_matrix(each, 1 / np.sqrt(lengths)) for each in (rows, wordless))
+    return Corpus(tuple(example for example, _ in texts), whole, bare, np.array(owner))
 
 
 def _matrix(rows: Sequence[Sequence[int]], values: Any) -> Any:
