@@ -67,9 +67,7 @@ def either(*glances: Glance) -> Glance:
 
 def one_of(words: Collection[str]) -> Glance:
     """One of these words, in any case, with no letter, digit or underscore of ASCII beside it."""
-    letters = {c: c for c in LOWER + DIGITS + "_"} | dict(
-        zip(LOWER, (a + b for a, b in zip(LOWER, UPPER)), strict=True)
-    )
+    letters = {c: c for c in DIGITS + "_"} | {c: c + c.upper() for c in LOWER}
     table, wanted = _table(letters, other=" "), frozenset(word.encode() for word in words)
     return lambda seen: not wanted.isdisjoint(seen.translate(table).split())
 
