@@ -286,10 +286,11 @@ def _of_word(word: str) -> tuple[int, tuple[int, ...]]:
     framed = f"<{word}>"
     if word.isascii():  # encoded once: a slice of bytes is the slice of characters
         spelt = framed.encode()
-        grams = [crc32(spelt[i : i + n]) & mask for n in (3, 4, 5) for i in range(len(spelt) - n + 1)]
+        runs = dict.fromkeys([spelt[i : i + n] for n in (3, 4, 5) for i in range(len(spelt) - n + 1)])
+        grams = [crc32(run) & mask for run in runs]
     else:
-        grams = [*_hashed([framed[i : i + n] for n in (3, 4, 5) for i in range(len(framed) - n + 1)])]
-    return crc32(word.encode("utf-8", "replace")), tuple(dict.fromkeys([*_hashed([f"1 {word}"]), *grams]))
+        grams = [*_hashed(dict.fromkeys([framed[i : i + n] for n in (3, 4, 5) for i in range(len(framed) - n + 1)]))]
+    return crc32(word.encode("utf-8", "replace")), (*_hashed([f"1 {word}"]), *grams)
 
 
 def _hashed(features: Iterable[str]) -> Iterable[int]:
