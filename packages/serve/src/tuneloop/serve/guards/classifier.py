@@ -13,14 +13,14 @@ import json
 import math
 import zlib
 from array import array
-from collections.abc import Iterable, Sequence, Set
-from dataclasses import dataclass
-from functools import lru_cache
-from itertools import pairwise, product
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from itertools import chain, combinations, pairwise, product
 from pathlib import Path
 
 from tuneloop.registry.errors import Unreadable
-from tuneloop.serve.guards.concepts import Sentence
+from tuneloop.serve.guards.concepts import Sentence, Tagged
 from tuneloop.serve.guards.rules import Hit
 
 BUCKETS = 1 << 16
@@ -34,13 +34,38 @@ PLAINLY_BENIGN = 2.0  # below the threshold: there a rule alone does not count
 _SCALE = 4.0  # how steep the score is around 0.5
 
 
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """A sentence as it is judged: what it says, and the marks that stand at it."""
+
+    tokens: tuple[str, ...]  # quotation marks left out: anybody can put them anywhere
+    concepts: str
+    marked: tuple[str, ...]
+
+
 @dataclass(frozen=True)
 class Window:
-    """A stretch of consecutive sentences: the features of each, and of all together."""
+    """A stretch of consecutive sentences, and the concepts that meet in it."""
 
     start: int
     end: int
-    pieces: tuple[Set[int], ...]
+    pieces: tuple[Piece, ...]
+    meeting: int  # a bit each
+
+    def features(self, *, words: bool = True) -> list[int]:
+        """The buckets of its features, those of words if asked; one that several words have is there several times."""
+        each = chain.from_iterable(_features(piece, words=words) for piece in self.pieces)
+        return [*each, *_across(self.meeting)]
+
+
+@dataclass
+class Known:
+    """What one reading of a text told of its sentences, for the next ones, which differ from it in few."""
+
+    tagged: dict[str, Tagged] = field(default_factory=dict)
+    seen: set[tuple[str, ...]] = field(default_factory=set)  # sentences that were judged
+    pieces: dict[tuple[tuple[str, ...], tuple[str, ...]], Piece] = field(default_factory=dict)
+    sums: dict[Piece, tuple[int, int]] = field(default_factory=dict)  # of the weights, and how many they are
 
 
 @dataclass(frozen=True)
@@ -52,21 +77,63 @@ class Classifier:
     intercept: float
     threshold: float
 
-    def best(self, found: Sequence[Window]) -> tuple[float, Window | None]:
+    def best(self, found: Sequence[Window], known: Known | None = None) -> tuple[float, Window | None]:
         """The highest decision value and the window that has it; what several windows share is added up once."""
-        sums: dict[int, int] = {}
-        worth_of, highest, where = self.weights.__getitem__, -math.inf, None
+        sums: dict[Piece, tuple[int, int]] = {} if known is None else known.sums
+        highest, where = -math.inf, None
         for window in found:
-            total = size = 0
+            total, size = self._meeting(window.meeting)
             for piece in window.pieces:
-                if (worth := sums.get(id(piece))) is None:
-                    worth = sums[id(piece)] = sum(map(worth_of, piece))
-                total += worth
-                size += len(piece)
+                if (worth := sums.get(piece)) is None:
+                    worth = sums[piece] = self._worth(piece)
+                total += worth[0]
+                size += worth[1]
             value = self.intercept + self.unit * total / math.sqrt(max(size, LEAST))
             if value > highest:
                 highest, where = value, window
         return highest, where
+
+    def _worth(self, piece: Piece) -> tuple[int, int]:
+        """The sum of a piece's weights, and how many they are: of what `features` lists, words once and for all."""
+        if not piece.tokens:
+            return 0, 0
+        words, total_of = [self._word(word) for word in piece.tokens], self._total
+        total, size = self._said(piece.concepts)
+        for _, worth, count in words if len(words) < 2 else set(words):
+            total += worth
+            size += count
+        more = [*_runs([code for code, *_ in words]), *_begun(piece.tokens), *_of_marks(piece.marked)]
+        return total + total_of(more), size + len(more)
+
+    def _total(self, features: Iterable[int]) -> int:
+        return sum(map(self.weights.__getitem__, features))
+
+    @cached_property
+    def _word(self) -> Callable[[str], tuple[int, int, int]]:
+        @lru_cache(maxsize=8192)
+        def of(word: str) -> tuple[int, int, int]:
+            code, grams = _of_word(word)
+            return code, self._total(grams), len(grams)
+
+        return of
+
+    @cached_property
+    def _said(self) -> Callable[[str], tuple[int, int]]:
+        @lru_cache(maxsize=8192)
+        def of(concepts: str) -> tuple[int, int]:
+            grams = _of_concepts(concepts)
+            return self._total(grams), len(grams)
+
+        return of
+
+    @cached_property
+    def _meeting(self) -> Callable[[int], tuple[int, int]]:
+        @lru_cache(maxsize=1024)
+        def of(kinds: int) -> tuple[int, int]:
+            pairs = _across(kinds)
+            return self._total(pairs), len(pairs)
+
+        return of
 
     def doubts(self, value: float) -> bool:
         """Whether a decision value is so low that a rule alone does not count."""
@@ -94,32 +161,31 @@ def load(path: Path = MODEL) -> Classifier:
     return classifier
 
 
-def windows(parts: Sequence[Sentence], marked: Sequence[Hit], seen: Set[tuple[str, ...]] = frozenset()) -> list[Window]:
+def windows(parts: Sequence[Sentence], marked: Sequence[Hit], known: Known | None = None) -> list[Window]:
     """Each sentence, and each run of three, in which at least two concepts meet; marks count where they stand.
 
-    A run of sentences that were all `seen` in another reading of the text is left out.
+    A run of sentences that were all seen in another reading of the text is left out.
     """
+    known = known or Known()
     strong = [_strong(part.concepts) for part in parts]
-    single: dict[int, Set[int]] = {}  # made for those sentences alone that a window needs
+    fresh = [part.tokens not in known.seen for part in parts]
+    single: dict[int, Piece] = {}  # made for those sentences alone that a window needs
     found = []
     for size in {1, min(WINDOW, len(parts))} - {0}:
         for first in range(len(parts) - size + 1):
-            run = range(first, first + size)
-            if seen and all(parts[at].tokens in seen for at in run):
+            if True not in fresh[first : first + size]:
                 continue
-            start, end = parts[first].start, parts[first + size - 1].end
-            kinds = 0
-            for at in run:
+            kinds = strong[first]
+            for at in range(first + 1, first + size):
                 kinds |= strong[at]
             # An attack says what to do and with what: where only one of both is named, there is nothing to judge.
-            if kinds.bit_count() > 1 or (kinds and _any_mark(marked, start, end)):
-                for at in run:
+            start, end = parts[first].start, parts[first + size - 1].end
+            if kinds & (kinds - 1) or (kinds and marked and _any_mark(marked, start, end)):
+                for at in range(first, first + size):
                     if at not in single:
-                        single[at] = _features(parts[at], marked)
-                pieces = [single[at] for at in run]
-                if size > 1:
-                    pieces.append(_across(kinds))
-                found.append(Window(start, end, tuple(pieces)))
+                        single[at] = _piece(parts[at], marked, known)
+                pieces = tuple([single[at] for at in range(first, first + size)])
+                found.append(Window(start, end, pieces, kinds))
     return found
 
 
@@ -127,6 +193,7 @@ def _any_mark(marked: Sequence[Hit], start: int, end: int) -> bool:
     return any(start - 60 <= hit.start <= end for hit in marked)
 
 
+@lru_cache(maxsize=1024)
 def _strong(concepts: str) -> int:
     """The concepts that make a window worth a look, a bit each."""
     bits = 0
@@ -135,23 +202,40 @@ def _strong(concepts: str) -> int:
     return bits
 
 
-def _features(part: Sentence, marked: Sequence[Hit]) -> Set[int]:
-    # Quotation marks part no words: anybody can put them anywhere.
-    tokens = [word for word in part.tokens if word != '"'] if '"' in part.concepts else part.tokens
-    if not tokens:
-        return frozenset()
-    known = [_of_word(token) for token in tokens]
-    codes = [code for code, _ in known]
-    found: set[int] = set().union(*[grams for _, grams in known])
-    mask = BUCKETS - 1  # pairs and triples of words, hashed from the words' own hashes: half the time of new texts
-    found.update([(a * _SPREAD + b) >> 9 & mask for a, b in pairwise(codes)])
+def _piece(part: Sentence, marked: Sequence[Hit], known: Known) -> Piece:
+    names = tuple([hit.rule for hit in marked if part.start - 60 <= hit.start <= part.end]) if marked else ()
+    if (piece := known.pieces.get((part.tokens, names))) is None:
+        tokens = tuple([word for word in part.tokens if word != '"']) if '"' in part.concepts else part.tokens
+        piece = known.pieces[part.tokens, names] = Piece(tokens, part.concepts, names)
+    return piece
+
+
+def _features(piece: Piece, *, words: bool) -> list[int]:
+    if not piece.tokens:
+        return []
+    said = [*_of_concepts(piece.concepts), *_of_marks(piece.marked)]
+    if words:
+        known = [_of_word(word) for word in piece.tokens]
+        said += [*_runs([code for code, _ in known]), *_begun(piece.tokens)]
+        said += chain.from_iterable(grams for _, grams in dict.fromkeys(known))
+    return said
+
+
+def _runs(codes: Sequence[int]) -> list[int]:
+    """Pairs and triples of words, hashed from the words' own hashes: half the time of new texts."""
+    mask = BUCKETS - 1
+    pairs = [(a * _SPREAD + b) >> 9 & mask for a, b in pairwise(codes)]
     triples = zip(codes, codes[1:], codes[2:], strict=False)
-    found.update([((a * _SPREAD + b) * _SPREAD + c) >> 11 & mask for a, b, c in triples])
-    found.update(_hashed([f"^ {tokens[0]}", f"^ {' '.join(tokens[:2])}"]))  # what an order begins with
-    found.update(_of_concepts(part.concepts))
-    if marked:
-        found.update(_marked(part, marked))
-    return found
+    return pairs + [((a * _SPREAD + b) * _SPREAD + c) >> 11 & mask for a, b, c in triples]
+
+
+def _begun(tokens: Sequence[str]) -> Iterable[int]:
+    """What an order begins with."""
+    return _hashed([f"^ {tokens[0]}", f"^ {' '.join(tokens[:2])}"])
+
+
+def _of_marks(marked: Sequence[str]) -> Iterable[int]:
+    return _hashed([f"m {rule}" for rule in dict.fromkeys(marked)]) if marked else ()
 
 
 class _Buckets(dict[str, int]):
@@ -170,7 +254,7 @@ class _Buckets(dict[str, int]):
 
 
 _HELD = 20_000
-_SAID, _BEGUN, _APART, _SPOKEN, _RAW = map(_Buckets, "c^psr")
+_SAID, _BEGUN, _APART, _SPOKEN, _RAW, _MET = map(_Buckets, "c^psrx")
 _EMPTY = frozenset("".join(gram) for n in (3, 4) for gram in product("._", repeat=n))
 
 
@@ -181,7 +265,7 @@ def _of_concepts(concepts: str) -> frozenset[int]:
     raw = concepts.replace('"', "")[:200]
     found = [_SAID[said[i : i + n]] for n in (1, 2, 3, 4) for i in range(len(said) - n + 1)]
     found += [_BEGUN[said[:n]] for n in (1, 2, 3)]
-    found += [_APART[a + b] for away in range(2, 7) for a, b in zip(said, said[away:], strict=False)]
+    found += [_APART[a + b] for away in range(2, 5) for a, b in zip(said, said[away:], strict=False)]
     found += [_SPOKEN[spoken[i : i + n]] for n in (2, 3) for i in range(len(spoken) - n + 1)]
     grams = [raw[i : i + n] for n in (3, 4) for i in range(len(raw) - n + 1)]
     found += [_RAW[gram] for gram in grams if gram not in _EMPTY]
@@ -192,19 +276,21 @@ def _of_concepts(concepts: str) -> frozenset[int]:
 def _across(bits: int) -> frozenset[int]:
     """Which concepts meet in a window: pairs across sentences, as `story … how to … harm`."""
     kinds = [chr(at) for at in range(bits.bit_length()) if bits >> at & 1]
-    return frozenset(_hashed(f"x {a}{b}" for i, a in enumerate(kinds) for b in kinds[i + 1 :]))
-
-
-def _marked(part: Sentence, marked: Sequence[Hit]) -> set[int]:
-    return set(_hashed(f"m {hit.rule}" for hit in marked if part.start - 60 <= hit.start <= part.end))
+    return frozenset([_MET[a + b] for a, b in combinations(kinds, 2)])
 
 
 @lru_cache(maxsize=8192)
 def _of_word(word: str) -> tuple[int, tuple[int, ...]]:
-    word = word[:40]
+    """The word's own hash, and the buckets of itself and of its runs of three to five characters."""
+    word, crc32, mask = word[:40], zlib.crc32, BUCKETS - 1
     framed = f"<{word}>"
-    grams = [framed[i : i + n] for n in (3, 4, 5) for i in range(len(framed) - n + 1)]
-    return zlib.crc32(word.encode("utf-8", "replace")), tuple(_hashed([f"1 {word}", *grams]))
+    if word.isascii():  # encoded once: a slice of bytes is the slice of characters
+        spelt = framed.encode()
+        runs = dict.fromkeys([spelt[i : i + n] for n in (3, 4, 5) for i in range(len(spelt) - n + 1)])
+        grams = [crc32(run) & mask for run in runs]
+    else:
+        grams = [*_hashed(dict.fromkeys([framed[i : i + n] for n in (3, 4, 5) for i in range(len(framed) - n + 1)]))]
+    return crc32(word.encode("utf-8", "replace")), (*_hashed([f"1 {word}"]), *grams)
 
 
 def _hashed(features: Iterable[str]) -> Iterable[int]:

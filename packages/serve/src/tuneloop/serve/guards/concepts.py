@@ -45,7 +45,7 @@ class Lexicon:
     """Words and phrases by concept."""
 
     words: dict[str, str]
-    firsts: frozenset[str]  # the first words of phrases: all others are one look-up
+    firsts: dict[str, frozenset[str]]  # of phrases, the first word and those that may follow: all else is one look-up
 
 
 @cache
@@ -57,7 +57,12 @@ def lexicon() -> Lexicon:
         if equals and not line.startswith("#"):
             for word in listed.split():
                 words.setdefault(fold(word.replace("_", " ")), concept)
-    return Lexicon(words, frozenset(word.split(" ")[0] for word in words if " " in word))
+    firsts: dict[str, set[str]] = {}
+    for phrase in words:
+        if " " in phrase:
+            first, second = phrase.split(" ")[:2]
+            firsts.setdefault(first, set()).add(second)
+    return Lexicon(words, {first: frozenset(seconds) for first, seconds in firsts.items()})
 
 
 Tagged = tuple[tuple[str, ...], str]  # tokens, and the concept of each
@@ -90,13 +95,13 @@ def _tagged(text: str) -> Tagged:
     at, size = 0, len(plain)
     while at < size:
         word, length = plain[at], 1
-        if word in firsts:
+        if word in firsts and at + 1 < size and plain[at + 1] in firsts[word]:
             for more in range(min(_LONGEST_PHRASE, size - at), 1, -1):
                 if (phrase := " ".join(plain[at : at + more])) in words:
                     word, length = phrase, more
                     break
         tokens.append(word)
-        concepts.append(words.get(word) or words.get(word.removesuffix("'s"), "."))
+        concepts.append(words.get(word) or (words.get(word.removesuffix("'s"), ".") if "'" in word else "."))
         at += length
     return tuple(tokens), "".join(concepts)
 

@@ -57,6 +57,7 @@ _ALWAYS = {
 _ALWAYS |= {0x1F1E6 + i: chr(97 + i) for i in range(26)}  # regional indicators: letters drawn as halves of flags
 _ALWAYS |= {base + i: chr(97 + i) for base in (0x1F150, 0x1F170) for i in range(26)}  # white letters on black
 _ALWAYS |= {ord(c): "'" for c in "‘’ʼ＇`´"} | {ord(c): '"' for c in "“”„«»"} | {ord(c): "-" for c in "‐‑‒–—−"}
+_ALIKE_ALWAYS = re.compile(f"[{re.escape(''.join(map(chr, _ALWAYS)))}]")
 _WORD = re.compile(r"(?<![^\W\d_])[a-z]*[^\W\d_a-z][^\W\d_]*")  # of a lowered text, with a letter that is not ASCII
 _INVISIBLE = re.compile(
     "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f"
@@ -70,10 +71,25 @@ def fold(text: str, invisible: str = "") -> str:
     """The text lowered, without accents, invisible characters and look-alikes; `invisible` stands in for the latter."""
     if text.isascii():
         return text.lower() if not _INVISIBLE.search(text) else _INVISIBLE.sub(invisible, text).lower()
+    # Word by word, as other readings of a text hold the same words; blanks are no part of what folding looks at.
+    parts = [part.lower() if part.isascii() else _part_folded(part, invisible) for part in text.split(" ")]
+    joined = " ".join(parts).replace("`", "'")
+    return _INVISIBLE.sub(invisible, joined) if _INVISIBLE.search(joined) else joined
+
+
+def _part_folded(part: str, invisible: str) -> str:
+    return _remembered(part, invisible) if len(part) <= _LONGEST_HELD else _slowly_folded(part, invisible)
+
+
+def _slowly_folded(text: str, invisible: str) -> str:
     text = _INVISIBLE.sub(invisible, unicodedata.normalize("NFKC", _INVISIBLE.sub(invisible, text)))
     text = _MARKS.sub("", unicodedata.normalize("NFKD", text.lower()))
-    text = unicodedata.normalize("NFC", text).translate(_ALWAYS)
-    return _WORD.sub(lambda word: _folded(word[0]), text)
+    text = _ALIKE_ALWAYS.sub(lambda one: _ALWAYS[ord(one[0])], unicodedata.normalize("NFC", text))
+    return text if text.isascii() else _WORD.sub(lambda word: _folded(word[0]), text)
+
+
+_LONGEST_HELD = 40  # characters
+_remembered = lru_cache(maxsize=4096)(_slowly_folded)
 
 
 def invisible_inside(text: str) -> bool:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from tuneloop.registry.guard_policy import GuardAction, GuardPolicy
 from tuneloop.serve.guards import classifier, rules, secrets
-from tuneloop.serve.guards.concepts import Tagged, sentences
+from tuneloop.serve.guards.concepts import sentences
 from tuneloop.serve.guards.topics import OFF_TOPIC, Topics, words_of
 from tuneloop.serve.guards.verdict import Outcome, Reason, Verdict, replaced
 from tuneloop.serve.guards.views import Reading, readings
@@ -75,35 +75,33 @@ class Guards:
         if self.policy.injection == "off" and self.policy.hidden == "off":
             return 0.0, []
         score, found = 0.0, list[Reason]()
-        seen, known = set[tuple[str, ...]](), dict[str, Tagged]()
+        known = classifier.Known()
         for reading in read:
             if reading.hidden:
                 reason = Reason(
                     guard="hidden", kind=reading.name, action=self.policy.hidden, score=1, view=reading.name
                 )
                 found.append(reason)
-            here = self._attacks(reading, len(text), seen, known) if self.policy.injection != "off" else []
+            here = self._attacks(reading, len(text), known) if self.policy.injection != "off" else []
             score = max([score, *(reason.score for reason in here)])
             found += [one for one in here if one.action != "off"]
             if score >= self.policy.block_from:
                 break  # nothing that follows changes the verdict
         return score, found
 
-    def _attacks(
-        self, reading: Reading, characters: int, seen: set[tuple[str, ...]], known: dict[str, Tagged]
-    ) -> list[Reason]:
-        parts = sentences(reading.text, known)
+    def _attacks(self, reading: Reading, characters: int, known: classifier.Known) -> list[Reason]:
+        parts = sentences(reading.text, known.tagged)
         marked = rules.marks(reading.text)
         # Folding may change the length; then places in the folded text are none in the text.
         in_place = reading.name == "text" and len(reading.text) == characters
-        windows = classifier.windows(parts, marked, seen)
+        windows = classifier.windows(parts, marked, known)
         found = [
             self._reason(hit.rule, rules.RULE_SCORE, reading, (hit.start, hit.end) if in_place else None)
-            for hit in rules.matches(parts, marked, seen)
+            for hit in rules.matches(parts, marked, known.seen)
             if not self._doubted(hit, windows)
         ]
-        seen.update(part.tokens for part in parts)
-        value, window = self._classifier.best(windows)
+        known.seen.update(part.tokens for part in parts)
+        value, window = self._classifier.best(windows, known)
         if window is not None:
             where = (window.start, window.end) if in_place else None
             score = min(round(self._classifier.score(value), 4), _SUREST)

@@ -15,10 +15,11 @@ from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import numpy as np
-from scipy.sparse import csr_matrix
+from scipy.sparse import csr_matrix, vstack
 from sklearn.linear_model import LogisticRegression
 
 from tuneloop.serve.guards import classifier, rules
@@ -30,10 +31,12 @@ from tuneloop.serve.guards.training.grammar import HELD_OUT_EVERY, expanded, hel
 SEED, EACH_ATTACK, EACH_BENIGN = 20_26, 32, 40
 # Of benign texts full of trigger words, from a quarter of all templates left out: many more than of others. So chosen
 # that less than 1 % are stopped of held-out templates and of the descriptions of half of the packages at hand.
-BUDGET = 0.0425
+BUDGET = 0.04
 PROSE_BUDGET = 0.005  # of paragraphs of prose
 REGULARISATION = 10.0  # liblinear's C
 BENIGN_WEIGHT = 2.0
+# What a window's copy without its words weighs: what concepts alone tell holds in languages that were never trained on.
+WORDLESS = 0.5
 FOLDS = 4
 ROUNDS = 2  # of choosing the windows that make an attack one
 TOLERANCE = 0.01  # of liblinear
@@ -56,6 +59,7 @@ class Corpus:
 
     texts: tuple[Example, ...]
     matrix: Any  # windows × BUCKETS
+    wordless: Any  # the same, without the features of words
     owner: Any  # of each window, the text it is of
 
     def highest(self, fitted: Classifier) -> Any:
@@ -69,22 +73,31 @@ class Corpus:
 def corpus(texts: Sequence[tuple[Example, str]]) -> Corpus:
     """The windows of texts."""
     owner: list[int] = []
-    columns, lengths = array("i"), []
+    rows, wordless = list[list[int]](), list[list[int]]()
     for number, (_, text) in enumerate(texts):
         folded = fold(text)
         seen = set()
         for window in classifier.windows(sentences(folded), rules.marks(folded)):
-            features = [feature for piece in window.pieces for feature in sorted(piece)]
+            features = sorted(window.features())
             if (key := tuple(features)) not in seen:
                 seen.add(key)
-                columns.extend(features)
-                lengths.append(len(features))
+                rows.append(features)
+                wordless.append(sorted(window.features(words=False)))
                 owner.append(number)
-    values = np.repeat(1 / np.sqrt(np.maximum(lengths, classifier.LEAST)), lengths)
+    lengths = np.maximum([len(row) for row in rows], classifier.LEAST)
+    whole, bare = (_matrix(each, 1 / np.sqrt(lengths)) for each in (rows, wordless))
+    return Corpus(tuple(example for example, _ in texts), whole, bare, np.array(owner))
+
+
+def _matrix(rows: Sequence[Sequence[int]], values: Any) -> Any:
+    lengths = [len(row) for row in rows]
+    columns = array("i", chain.from_iterable(rows))
     starts = np.concatenate([[0], np.cumsum(lengths)])
-    matrix = csr_matrix((values, np.array(columns, dtype=np.int32), starts), shape=(len(lengths), BUCKETS))
-    matrix.sum_duplicates()
-    return Corpus(tuple(example for example, _ in texts), matrix, np.array(owner))
+    made = csr_matrix(
+        (np.repeat(values, lengths), np.array(columns, dtype=np.int32), starts), shape=(len(rows), BUCKETS)
+    )
+    made.sum_duplicates()
+    return made
 
 
 def examples(seed: int = SEED) -> Corpus:
@@ -124,7 +137,8 @@ def train(rows: Corpus, without: Callable[[Example], bool] = lambda _: False, se
 
 def _fit(rows: Corpus, chosen: Any, attack: Any, weight: Any, seed: int) -> tuple[Any, float]:
     model: Any = LogisticRegression(C=REGULARISATION, solver="liblinear", random_state=seed, tol=TOLERANCE)
-    model.fit(rows.matrix[chosen], attack[chosen], sample_weight=weight[chosen])
+    matrix, labels = vstack([rows.matrix[chosen], rows.wordless[chosen]]).tocsr(), np.tile(attack[chosen], 2)
+    model.fit(matrix, labels, sample_weight=np.concatenate([weight[chosen], WORDLESS * weight[chosen]]))
     return model.coef_[0], float(model.intercept_[0])
 
 
