@@ -39,7 +39,7 @@ MAX_WINDOWS = 50  # an episode keeps the first windows that raised it; later one
 RUNBOOKS = {signal: f"docs/runbooks/{'answer_quality' if signal in QUALITIES else signal}.md" for signal in DETECTORS}
 _KEPT = (
     *("words", "examples", "nats", "total_ms", "ttft_ms", "shares", "characters", "engines", "requests"),
-    *("bleu", "worst"),
+    *("bleu", "worst", "slices"),
 )
 PAGES = (LATENCY, INJECTIONS, SERVED_MODEL_CHANGE)  # users are hurt, whatever else is seen
 _SHARES = {
@@ -128,6 +128,8 @@ def joined(episode: AlertEpisode, score: WindowScore, at: datetime, pages: Seque
         if not full and (engines := part_of(finding, "engines")):
             both = _moved if score.signal == SERVED_MODEL_CHANGE else _added
             finding = finding | {"engines": both(engines, score.detail["engines"])}
+        if not full and not finding.get("slices") and score.detail.get("slices"):  # a later window may show where
+            finding = finding | {"slices": score.detail["slices"]}
         evidence = evidence | {"signals": findings | {score.signal: finding}}
     else:
         too = {"pages_too": True} if score.signal in pages and episode.severity == "page" else {}

@@ -11,18 +11,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 from tuneloop.monitor.comparison import Attacks
-from tuneloop.monitor.reference import Gathering, Reference, find_reference, held_reference, of_like_times
+from tuneloop.monitor.reference import JUST_BEFORE, Gathering, Reference, find_reference, held_reference, of_like_times
 from tuneloop.monitor.scorer import Scorer
 from tuneloop.monitor.settings import MonitorSettings
 from tuneloop.monitor.signals import ATTACK_GUARDS, PERPLEXITY
+from tuneloop.monitor.where import of_hits
 from tuneloop.monitor.windows import Window
 from tuneloop.registry import Registry
 from tuneloop.registry.guard_policy import injections_looked_for
 from tuneloop.registry.nouns import RequestRecord, Route, WindowScore, version_name
 
 _EARLIER = 5  # champions looked back at for a reference; each costs a pass some reading
+_MOST_ASKED = 2_000  # requests of one window read for where its attacks came from
 _RECENT = 50  # scores read back for what an earlier monitor has read of a reference
 
 
@@ -101,6 +104,14 @@ class Standards:
         if key not in self._attacked:  # a busy model is asked a million times while its reference is gathered
             self._attacked[key] = caught(since=had, until=last)
         return Attacks(self._attacked[key], caught(since=have, until=window.end))
+
+    def where_caught(self, model: str, window: Window) -> list[dict[str, Any]]:
+        """The parts of what was asked while a window filled that guards found more attacks in, those that were stopped
+        and are in no window among them."""
+        asked = self._registry.traffic.window(
+            model, since=window.start - JUST_BEFORE, until=window.end, newest=_MOST_ASKED
+        )
+        return of_hits(asked, [any(guard in record.guards for guard in ATTACK_GUARDS) for record in asked])
 
     def _held(self, route: Route, version: int) -> Reference | None:
         """The reference that an earlier champion was held to. One that had none will have none until the route changes:

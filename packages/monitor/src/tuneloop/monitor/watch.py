@@ -28,7 +28,7 @@ from tuneloop.monitor.quality import thumbs_of
 from tuneloop.monitor.reference import ANCHOR, Gathering
 from tuneloop.monitor.scorer import Scorer, Stopped
 from tuneloop.monitor.settings import MonitorSettings
-from tuneloop.monitor.signals import DETECTORS, INVALID_FORMAT, OWN_REFERENCE, PERPLEXITIES, windowed
+from tuneloop.monitor.signals import DETECTORS, INJECTIONS, INVALID_FORMAT, OWN_REFERENCE, PERPLEXITIES, windowed
 from tuneloop.monitor.standards import Standard, Standards, compared
 from tuneloop.monitor.standing import standing
 from tuneloop.monitor.streams import last_scores
@@ -276,6 +276,8 @@ class Monitor:
         }
         if signal == ANCHOR:
             detail |= standard.noted()
+        if signal == INJECTIONS and judgement.verdict == "drift":
+            detail["slices"] = self._standards.where_caught(held.model, held.window)
         now = self._registry.clock()
         score = WindowScore(
             id=identity,
