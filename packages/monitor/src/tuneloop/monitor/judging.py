@@ -4,6 +4,7 @@ test says, and what is kept of that as evidence."""
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from hashlib import sha256
 from typing import Any
 
@@ -16,6 +17,7 @@ from tuneloop.monitor.detectors import mean_rise_test, window_alpha
 from tuneloop.monitor.embeddings import Embed, embeddings_of
 from tuneloop.monitor.features import new_words, witness
 from tuneloop.monitor.fields import ENGINE
+from tuneloop.monitor.guarded import finds
 from tuneloop.monitor.latency import engines_of, is_slow, percentiles, slow_share_test
 from tuneloop.monitor.parity import by_group
 from tuneloop.monitor.quality import is_broken, is_no_json, is_refusal, length_change_test, log_lengths, share_rise_test
@@ -24,21 +26,22 @@ from tuneloop.monitor.settings import MonitorSettings
 from tuneloop.monitor.signals import (
     ANSWER_DRIFT,
     ANSWER_LENGTH,
-    ATTACK_GUARDS,
     BROKEN_ANSWERS,
     CORRECTION_BLEU,
     CORRECTION_PERPLEXITY,
-    INJECTIONS,
+    GUARDED,
     INVALID_FORMAT,
     LATENCY,
     PARITY,
     PERPLEXITIES,
     QUALITIES,
     REFUSALS,
+    THROUGHPUT,
     THUMBS_DOWN,
     budget_share,
 )
 from tuneloop.monitor.textdrift import text_test
+from tuneloop.monitor.throughput import throughput
 from tuneloop.registry.errors import Unavailable
 from tuneloop.registry.nouns import RequestRecord, version_name
 
@@ -53,6 +56,11 @@ _UNITS = {
     INVALID_FORMAT: "share of answers that do not parse",
 }
 _HAS: dict[str, Callable[[str], bool]] = {REFUSALS: is_refusal, BROKEN_ANSWERS: is_broken, INVALID_FORMAT: is_no_json}
+_BY_SIGNAL: dict[str, Callable[[Comparison, float, np.random.Generator], Judgement]] = {
+    CORRECTION_BLEU: correction_bleu,
+    PARITY: parity,
+    **{signal: partial(throughput, signal) for signal in THROUGHPUT},
+}
 
 
 class Judge:
@@ -73,13 +81,13 @@ class Judge:
         if signal == LATENCY:
             return self._latency(held.window.records)
         alpha = self.alpha(signal)
-        if signal == INJECTIONS:
-            return injections(held, alpha)
+        if signal in GUARDED:
+            return finds(signal, held, alpha)
         rng = np.random.default_rng(int(sha256(held.score_id(signal).encode()).hexdigest()[:16], 16))
         if signal in PERPLEXITIES:
             return self._perplexity(signal, held, rng)
-        if signal in (CORRECTION_BLEU, PARITY):
-            return (parity if signal == PARITY else correction_bleu)(held, alpha, rng)
+        if (judged := _BY_SIGNAL.get(signal)) is not None:
+            return judged(held, alpha, rng)
         if signal in QUALITIES:
             return quality(signal, held, alpha, rng, self._embed)
         return prompt_drift(held, alpha, rng, self._embed)
@@ -137,29 +145,6 @@ class Judge:
             late = {record.id for record in slow}
             detail["slices"] = where.of_hits(records, [record.id in late for record in records])
         return Judgement("drift" if result.alarm else "none", len(records), result, detail)
-
-
-def injections(held: Comparison, alpha: float) -> Judgement:
-    """Whether more of what was asked is an attack, as guards have found.
-
-    What a guard stops is served by no version and so in no window: all requests between the first and the last record
-    of either side are counted.
-    """
-    caught = held.attacks
-    if caught is None:
-        reason = f"no guard of {held.model} looked for injections, in the reference or now"
-        return Judgement("not enough data", 0, None, {"reason": reason})
-    (had, of), (has, among) = caught.reference, caught.window
-    result = share_rise_test((had, of), (has, among), alpha)
-    detail: dict[str, Any] = {
-        "unit": "share of requests",
-        "shares": {"reference": round(had / of, 4), "window": round(has / among, 4)},
-        "requests": {"reference": of, "window": among},
-    }
-    if result.alarm:
-        through = [record for record in held.window.records if any(g in record.guards for g in ATTACK_GUARDS)]
-        detail["examples"] = examples_of(through, [1.0] * len(through))
-    return Judgement("drift" if result.alarm else "none", among, result, detail)
 
 
 def prompt_drift(held: Comparison, alpha: float, rng: np.random.Generator, embed: Embed | None = None) -> Judgement:

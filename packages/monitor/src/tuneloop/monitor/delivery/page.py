@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from tuneloop.monitor.signals import OF_SERVING
+from tuneloop.monitor.signals import GUARD_BLOCKS, OF_SERVING, PERSONAL_DATA
 from tuneloop.registry.deliveries.outbox import Delivery
 from tuneloop.registry.deliveries.silences import Silence
 from tuneloop.registry.evidence import (
@@ -120,7 +120,7 @@ def next_commands(episode: AlertEpisode) -> Iterable[str]:
         yield f"tuneloop route history {episode.model}"
     elif kind in _OF_ENGINES or (not kind and episode.signal in OF_SERVING):
         yield "tuneloop status"
-    elif kind == "attack":
+    elif kind == "attack" or episode.signal in (PERSONAL_DATA, GUARD_BLOCKS):
         yield f"tuneloop guard policy {episode.model}"
     elif kind == "bias":
         yield f"tuneloop bias check {version_name(episode.model, episode.version)}"
