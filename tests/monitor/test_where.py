@@ -143,7 +143,7 @@ def records(clock: Clock, n: int, rng: random.Random) -> list[RequestRecord]:
 
 def test_where_all_parts_are_alike_one_is_named_in_one_alarm_of_twenty_at_most(clock: Clock) -> None:
     rng, numbers = random.Random(5), np.random.default_rng(5)
-    alarms, hits, values = 200, 0, 0
+    alarms, hits, values = 120, 0, 0
     for _ in range(alarms):
         window = records(clock, 40, rng)
         hits += bool(of_hits(window, [rng.random() < 0.4 for _ in window]))
