@@ -4,6 +4,7 @@ backs off."""
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -12,12 +13,14 @@ import pytest
 from monitor.engine import STRANGE_NATS, FakeEngine
 from monitor.scene import Killed, Scene, TickingClock
 from tests_support import window_score
-from tuneloop.monitor.aftermath import Compared, Moved, compared, verdict_of
+from tuneloop.monitor.aftermath import OF_QUALITY, Moved, Role, compared, roles_of, verdict_of
 from tuneloop.monitor.show import episode_lines
 from tuneloop.registry import Registry
 from tuneloop.registry.evidence import aftermath_lines
 from tuneloop.registry.nouns import AlertEpisode, RetrainingState, WindowScore
 from tuneloop.registry.policies import RetrainingPolicy
+
+REFUSES = "I'm sorry, but I can't help with that."
 
 
 @pytest.fixture
@@ -35,11 +38,11 @@ def drifting(registries: Registry, clock: TickingClock, engine: FakeEngine) -> I
         yield scene
 
 
-def asked(scene: Scene) -> None:
+def asked(scene: Scene, **changes: Any) -> None:
     policy = RetrainingPolicy(min_rows=10, auto_approve=True, cooldown_s=100)
     scene.registry.policies.set("bot", policy, by="ada", reason="test")
     scene.usual(60)
-    scene.correct(scene.drifted(20))
+    scene.correct(scene.drifted(20, **changes))
     scene.watch()
     trained(scene, 2)
 
@@ -58,9 +61,9 @@ def first_episode(scene: Scene) -> AlertEpisode:
     return scene.registry.episodes.all("bot")[-1]
 
 
-def watched(scene: Scene, questions: int) -> None:
+def watched(scene: Scene, questions: int, **changes: Any) -> None:
     """So many more questions like those that drifted, and a pass."""
-    scene.drifted(questions, served_version=2)
+    scene.drifted(questions, **{"served_version": 2} | changes)
     assert scene.watch(serves=("bot@1", "bot@2")).failure == ""
 
 
@@ -109,12 +112,13 @@ def test_an_episode_shows_before_and_after_once_what_it_asked_for_has_shipped_wh
 
 
 def test_what_shipped_and_did_not_help_says_so_and_backs_off(scene: Scene) -> None:
-    asked(scene)  # and the engine finds what is asked as hard as ever
-    watched(scene, 100)
+    asked(scene, answer=REFUSES)
+    watched(scene, 100, answer=REFUSES)  # and it refuses as often as ever
     watched(scene, 0)
     (first,) = scene.requests()
-    assert first_episode(scene).evidence["aftermath"]["verdict"] == "did not help"
-    assert "perplexity" in aftermath_lines(first_episode(scene))[1]
+    after = first_episode(scene).evidence["aftermath"]
+    assert (after["verdict"], after["signals"]["refusals"]["moved"]) == ("did not help", "no different")
+    assert after["signals"]["perplexity"]["moved"] == "decides nothing", "refusals were raised, and tell"
     scene.correct(scene.usual(20, served_version=2))
     scene.watch(serves=("bot@2",))
     again = scene.registry.episodes.all("bot")[0]
@@ -125,6 +129,71 @@ def test_what_shipped_and_did_not_help_says_so_and_backs_off(scene: Scene) -> No
     scene.clock.advance(200)
     scene.watch(serves=("bot@2",))
     assert len(scene.requests()) == 2, "and when it is over it is asked for"
+
+
+def test_questions_that_are_as_hard_as_ever_show_nothing_and_back_nothing_off(scene: Scene) -> None:
+    asked(scene)
+    watched(scene, 100)
+    watched(scene, 0)
+    after = first_episode(scene).evidence["aftermath"]
+    assert after["signals"]["perplexity"]["moved"] == "no different"
+    assert (after["signals"]["refusals"]["role"], after["signals"]["refusals"]["moved"]) == ("stand-in", "no different")
+    assert after["verdict"] == "not shown"
+    assert aftermath_lines(first_episode(scene))[0].endswith("in place of bot@1: not shown")
+    scene.clock.advance(200)
+    scene.correct(scene.usual(20, served_version=2))
+    scene.watch(serves=("bot@2",))
+    assert len(scene.requests()) == 2, "the usual cooldown is over"
+
+
+def test_answers_that_became_worse_with_it_did_not_help_though_nothing_of_them_was_raised(scene: Scene) -> None:
+    asked(scene)
+    watched(scene, 100, answer=REFUSES)
+    watched(scene, 0)
+    after = first_episode(scene).evidence["aftermath"]
+    assert (after["verdict"], after["signals"]["refusals"]["moved"]) == ("did not help", "worse")
+
+
+def test_a_version_that_is_taken_back_for_a_while_is_judged_by_its_own_windows_of_before_and_after(
+    scene: Scene,
+) -> None:
+    asked(scene)
+    scene.engine.more = lambda name, _question: -STRANGE_NATS / 2 if name == "bot@2" else 0.0
+    watched(scene, 80)
+    scene.promote(1, "taken back")
+    watched(scene, 40, served_version=1)
+    pending = first_episode(scene).evidence["aftermath"]
+    assert (pending["verdict"], pending["signals"]["perplexity"]["after"]) == ("not enough data yet", None)
+    scene.promote(2, "and back again")
+    watched(scene, 20)
+    watched(scene, 0)
+    after = first_episode(scene).evidence["aftermath"]
+    assert after["verdict"] == "helped"
+    assert after["signals"]["perplexity"]["after"]["n"] == 2 * 20, "one of its windows before, and one after"
+
+
+def test_one_that_stays_away_is_not_waited_for_for_ever_and_goes_on_should_it_serve_again(scene: Scene) -> None:
+    scene.settings = scene.settings.model_copy(update={"clear_after": 1})
+    asked(scene)
+    scene.engine.more = lambda name, _question: -STRANGE_NATS / 2 if name == "bot@2" else 0.0
+    watched(scene, 60)  # its reference, and no window
+    scene.promote(1, "taken back")
+    for said in ("not enough data yet", "not enough data"):
+        watched(scene, 5 * 20, served_version=1)
+        watched(scene, 0)
+        assert first_episode(scene).evidence["aftermath"]["verdict"] == said
+    scene.promote(2, "after all")
+    watched(scene, 20)
+    watched(scene, 0)
+    assert first_episode(scene).evidence["aftermath"]["verdict"] == "helped"
+
+
+def test_one_that_a_newer_version_has_replaced_is_not_waited_for(scene: Scene) -> None:
+    asked(scene)
+    watched(scene, 80)
+    scene.promote(3)
+    scene.watch(serves=("bot@1", "bot@2", "bot@3"))
+    assert first_episode(scene).evidence["aftermath"]["verdict"] == "not enough data"
 
 
 def shares(number: int, hits: int, n: int = 40, verdict: str = "none") -> WindowScore:
@@ -150,14 +219,31 @@ def test_a_share_is_better_or_worse_where_chance_does_not_make_it_so(hits: tuple
 
 
 def test_it_helped_where_something_is_better_and_nothing_worse() -> None:
-    def said(*moves: Moved, closed: bool = False) -> str:
+    def said(*moves: Moved | tuple[Role, Moved], closed: bool = False) -> str:
         one = compared("refusals", shares(0, 20), [], 1, 1, closed=False)
         assert one is not None
-        found = {str(n): Compared(one.unit, one.before, None, move) for n, move in enumerate(moves)}
+        told = [move if isinstance(move, tuple) else ("raised", move) for move in moves]
+        found = {str(n): replace(one, role=role, moved=move) for n, (role, move) in enumerate(told)}
         return verdict_of(found, closed=closed)
 
-    assert said("better", "no different", "decides nothing") == "helped"
-    assert said("better", "worse") == said("no different", "decides nothing") == "did not help"
+    assert said("better", "no different", ("shown", "decides nothing")) == "helped"
+    assert said("better", "worse") == said("no different", ("shown", "decides nothing")) == "did not help"
     assert said("better", "not enough data yet") == "not enough data yet"
     assert said("better", "not enough data", closed=True) == "helped"
-    assert said("not enough data", "decides nothing", closed=True) == "not enough data"
+    assert said("not enough data", ("shown", "decides nothing"), closed=True) == "not enough data"
+    assert said(("symptom", "better"), ("stand-in", "no different")) == "helped"
+    assert said(("symptom", "better"), ("stand-in", "worse")) == "did not help"
+    assert said(("symptom", "worse")) == said(("symptom", "no different"), ("stand-in", "no different")) == "not shown"
+    assert said(("stand-in", "better"), ("shown", "decides nothing")) == "helped"
+
+
+def test_what_was_raised_decides_which_signals_tell() -> None:
+    assert roles_of({"prompt_drift", "perplexity", "refusals"}) == {
+        "prompt_drift": "shown",
+        "perplexity": "shown",
+        "refusals": "raised",
+    }
+    assert roles_of({"prompt_drift", "perplexity"})["perplexity"] == "symptom"
+    alone = roles_of({"prompt_drift"})
+    assert alone["perplexity"] == "shown"
+    assert {signal for signal, role in alone.items() if role == "stand-in"} == {*OF_QUALITY} - {"latency"}

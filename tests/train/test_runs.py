@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
@@ -9,8 +10,8 @@ from typing import NoReturn
 import pytest
 
 from tuneloop.registry import Registry
-from tuneloop.registry.errors import Unavailable
-from tuneloop.train.fit.runs import RunFolder, RunRecord, held_run, remove_ended
+from tuneloop.registry.errors import Conflict, Unavailable
+from tuneloop.train.fit.runs import RunFolder, RunRecord, _lock, held_run, remove_ended
 from tuneloop.train.job.begin import job_from_recipe
 from tuneloop.train.job.run import _tracked
 from tuneloop.train.recipe import load_recipe
@@ -71,6 +72,26 @@ def test_what_a_retraining_that_is_over_left_is_removed_and_nothing_else(tmp_pat
         folder.checkpoints.mkdir()
     remove_ended(tmp_path, lambda request_id: request_id == "rt_over")
     assert {path.name for path in (tmp_path / "runs").iterdir()} == {"waits", "open", "ours"}
+
+
+def test_who_looks_into_a_folder_for_a_moment_turns_no_training_away(tmp_path: Path) -> None:
+    pauses: list[bool] = []
+    with ExitStack() as looking:
+        looking.enter_context(_lock(tmp_path / "runs" / "mine"))
+
+        def pause(_seconds: float) -> None:
+            pauses.append(True)
+            looking.close()
+
+        with held_run(tmp_path, "mine", "new", say=quiet, close=quiet, pause=pause):
+            assert pauses == [True]
+    with (
+        _lock(tmp_path / "runs" / "mine"),
+        pytest.raises(Conflict, match="another process is training this very run"),
+        held_run(tmp_path, "mine", "new", say=quiet, close=quiet, pause=lambda _seconds: pauses.append(False)),
+    ):
+        pass
+    assert pauses == [True, False], "who stays is at work: it was tried again once"
 
 
 @pytest.fixture

@@ -334,6 +334,38 @@ def test_what_joins_a_silenced_episode_by_another_cause_is_told_once_despite_the
     assert "waiting" not in {row.state for row in ours.outbox.all()}
 
 
+@pytest.mark.parametrize("heard", [True, False])
+@pytest.mark.parametrize("lasts", [True, False])
+def test_who_was_away_hears_of_an_attack_that_joined_and_ended_under_a_silence(
+    ours: Registry, clock: Clock, hook: HttpReceiver, *, heard: bool, lasts: bool
+) -> None:
+    tell(ours, chat(hook))
+    episode = open_episode(ours)
+    rounds(ours, clock, int(heard))
+    made = silence(ours, 86_400, by="ada", reason="a new course", episode_id="ep1")
+    clock.advance(1)
+    hook.status = 503
+    attacked_too = caused(ours, episode, "injections", "attack", "drift")
+    rounds(ours, clock, 2)
+    refused = len(hook.told)
+    assert refused > heard, "it was tried"
+    end(ours, attacked_too)
+    hook.status = 200
+    clock.advance(LONGEST_WAIT_S)
+    if not lasts:
+        ours.silences.revoke(made.id, by="ada", reason="done")
+        clock.advance(1)
+    rounds(ours, clock, 3)
+    loud = hook.told[refused:]
+    assert [b"attack it is" in told.body for told in loud[:1]] == [True]
+    assert len(loud) == (1 if lasts else 2), "and the end once the silence is over"
+    if lasts:
+        ours.silences.revoke(made.id, by="ada", reason="done")
+        rounds(ours, clock, 2)
+    assert titles(hook)[-1].startswith("[ticket] resolved: ")
+    assert "waiting" not in {row.state for row in ours.outbox.all()}
+
+
 def test_killed_while_it_tells_what_joined_under_a_silence_a_monitor_tells_it_again_as_the_same(
     ours: Registry, clock: Clock, hook: HttpReceiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,14 +2,17 @@
 raised it, against the same figure on the new one, over its first windows. Pure.
 
 Only fresh records of the new version are looked at: it has learned from those that alarmed. What users ask is no
-version's doing, and other answers or another length no harm, so these are shown and decide nothing; where nothing else
-alarmed, what the model made of the questions in that window stands in for it. The window that alarmed was chosen for
-being bad: what was a false alarm looks mended afterwards whatever was trained.
+version's doing, and other answers or another length no harm, so these are shown and decide nothing. How surprising a
+version finds questions is not how well it answers them, since training moves that either way: it tells that a version
+helped where it had alarmed and is better, and never that it did not. Where no signal of quality alarmed, those that
+could be judged in that window stand in: better or worse they tell, and unchanged nothing, since nothing was wrong with
+them. The window that alarmed was chosen for being bad: what was a false alarm looks mended afterwards whatever was
+trained.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -22,9 +25,11 @@ from tuneloop.monitor.signals import (
     ANSWER_LENGTH,
     BROKEN_ANSWERS,
     CORRECTION_BLEU,
+    CORRECTION_PERPLEXITY,
     INVALID_FORMAT,
     LATENCY,
     PERPLEXITIES,
+    PERPLEXITY,
     PROMPT_DRIFT,
     REFUSALS,
     THUMBS_DOWN,
@@ -34,15 +39,19 @@ from tuneloop.registry.nouns import WindowScore
 from tuneloop.registry.statistics.intervals import wilson
 
 SHARES = (THUMBS_DOWN, REFUSALS, BROKEN_ANSWERS, INVALID_FORMAT, LATENCY)
-OF_VERSION = (*PERPLEXITIES, CORRECTION_BLEU, *SHARES)  # what another version answers for
+OF_QUALITY = (CORRECTION_PERPLEXITY, CORRECTION_BLEU, *SHARES)  # what another version answers for
 SHOWN = (PROMPT_DRIFT, ANSWER_DRIFT, ANSWER_LENGTH)  # and no verdict rests on it
-STAND_INS = PERPLEXITIES
+FOLLOWED = (*SHOWN, PERPLEXITY, *OF_QUALITY)
+STAND_INS = tuple(signal for signal in OF_QUALITY if signal != LATENCY)
 LEVEL = 0.025  # of either way the signals may have gone, shared out over them, so that together they are 5 %
 _UNITS = dict.fromkeys(SHARES, "share") | dict.fromkeys(PERPLEXITIES, "nats per token")
 _UNITS |= {CORRECTION_BLEU: "BLEU", ANSWER_LENGTH: "characters"}
 _UNITS |= dict.fromkeys((PROMPT_DRIFT, ANSWER_DRIFT), "standard deviations")
 
-Verdict = Literal["helped", "did not help", "not enough data yet", "not enough data"]
+Verdict = Literal["helped", "did not help", "not shown", "not enough data yet", "not enough data"]
+# What alarmed and tells either way; questions' perplexity that alarmed, which tells of good alone; a signal of quality
+# that did not alarm; what decides nothing.
+Role = Literal["raised", "symptom", "stand-in", "shown"]
 Moved = Literal["better", "worse", "no different", "not enough data yet", "not enough data", "decides nothing"]
 
 
@@ -64,6 +73,19 @@ class Compared:
     before: Figure
     after: Figure | None  # None: the new version has too few windows that could be judged
     moved: Moved
+    role: Role
+
+
+def roles_of(raised: Collection[str]) -> dict[str, Role]:
+    """What each followed signal says of a version, by what the episode has raised."""
+    of_quality = [signal for signal in OF_QUALITY if signal in raised]
+    roles: dict[str, Role] = {signal: "shown" for signal in SHOWN if signal in raised}
+    if PERPLEXITY in raised:
+        roles[PERPLEXITY] = "shown" if of_quality else "symptom"
+    elif not of_quality:
+        roles[PERPLEXITY] = "shown"
+    role: Role = "raised" if of_quality else "stand-in"
+    return roles | dict.fromkeys(of_quality or STAND_INS, role)
 
 
 def compared(
@@ -74,18 +96,19 @@ def compared(
     seed: int,
     *,
     closed: bool,
+    role: Role = "raised",
     among: int = 1,
 ) -> Compared | None:
     """One signal at the alarm against the new version's first windows.
 
     Args:
-        signal: of `OF_VERSION` or `SHOWN`.
+        signal: of `FOLLOWED`.
         before: the window that alarmed, of the old version.
         after: judged windows of the new one, in order.
         needed: how many of them are enough.
         seed: of the permutations; the same comparison is to give the same verdict whoever makes it.
         closed: no more of them will come.
-        among: how many signals are compared, and share the level.
+        role: what it says of the version. among: how many signals are compared, and share the level.
 
     Returns:
         None where the window before could not be judged by that signal.
@@ -97,11 +120,11 @@ def compared(
     enough = len(judged) == needed
     now = _figure(signal, judged) if enough else None
     moved: Moved = "not enough data" if closed else "not enough data yet"
-    if signal in SHOWN and (enough or closed):
+    if role == "shown" and (enough or closed):
         moved = "decides nothing"
     elif now is not None:
         moved = _moved(signal, before, judged, seed, LEVEL / among)
-    return Compared(_UNITS[signal], was, now, moved)
+    return Compared(_UNITS[signal], was, now, moved, role)
 
 
 def verdict_of(found: Mapping[str, Compared], *, closed: bool) -> Verdict:
@@ -109,14 +132,17 @@ def verdict_of(found: Mapping[str, Compared], *, closed: bool) -> Verdict:
 
     Nothing is said before every signal was compared, or nothing more will come.
     """
-    moves = {one.moved for one in found.values()}
-    if not closed and "not enough data yet" in moves:
+    moves = {(one.role, one.moved) for one in found.values()}
+    if not closed and any(moved == "not enough data yet" for _, moved in moves):
         return "not enough data yet"
-    if "worse" in moves:
+    if moves & {("raised", "worse"), ("stand-in", "worse")}:
         return "did not help"
-    if "better" in moves:
+    if any(moved == "better" for _, moved in moves):
         return "helped"
-    return "did not help" if "no different" in moves else "not enough data"
+    if ("raised", "no different") in moves:
+        return "did not help"
+    told = any(moved in ("no different", "worse") for _, moved in moves)
+    return "not shown" if told else "not enough data"
 
 
 def written(found: Mapping[str, Compared]) -> dict[str, dict[str, Any]]:

@@ -17,6 +17,7 @@ from tuneloop.monitor.signals import (
     BROKEN_ANSWERS,
     CORRECTION_BLEU,
     DETECTORS,
+    GUARD_BLOCKS,
     INJECTIONS,
     INVALID_FORMAT,
     LATENCY,
@@ -24,22 +25,28 @@ from tuneloop.monitor.signals import (
     PARITY,
     PERPLEXITIES,
     PERPLEXITY,
+    PERSONAL_DATA,
     PROMPT_DRIFT,
     QUALITIES,
+    QUEUE_TIME,
     REFERENCE_BLEU,
     REFUSALS,
     SERVED_MODEL_CHANGE,
+    THROUGHPUT,
     THUMBS_DOWN,
+    TOKENS_PER_S,
     problem_of,
 )
 from tuneloop.registry.evidence import findings_of, part_of, summary_of, window_of
 from tuneloop.registry.nouns import AlertEpisode, WindowScore, version_name
 
 MAX_WINDOWS = 50  # an episode keeps the first windows that raised it; later ones are found by time
-RUNBOOKS = {signal: f"docs/runbooks/{'answer_quality' if signal in QUALITIES else signal}.md" for signal in DETECTORS}
+_RUNBOOKS = dict.fromkeys(QUALITIES, "answer_quality") | dict.fromkeys(THROUGHPUT, "throughput")
+_RUNBOOKS |= dict.fromkeys((PERSONAL_DATA, GUARD_BLOCKS), "guard_rates")
+RUNBOOKS = {signal: f"docs/runbooks/{_RUNBOOKS.get(signal, signal)}.md" for signal in DETECTORS}
 _KEPT = (
     *("words", "examples", "nats", "total_ms", "ttft_ms", "shares", "characters", "engines", "requests"),
-    *("bleu", "worst"),
+    *("bleu", "worst", "medians", "slices"),
 )
 PAGES = (LATENCY, INJECTIONS, SERVED_MODEL_CHANGE)  # users are hurt, whatever else is seen
 _SHARES = {
@@ -48,6 +55,8 @@ _SHARES = {
     BROKEN_ANSWERS: "gives more answers that are empty or repeat themselves",
     INVALID_FORMAT: "gives more answers that do not parse",
     INJECTIONS: "is attacked: it is asked more that guards stop or flag",
+    PERSONAL_DATA: "is asked, or gives, more personal data or secrets",
+    GUARD_BLOCKS: "has more of its requests stopped by guards",
 }
 
 
@@ -128,6 +137,8 @@ def joined(episode: AlertEpisode, score: WindowScore, at: datetime, pages: Seque
         if not full and (engines := part_of(finding, "engines")):
             both = _moved if score.signal == SERVED_MODEL_CHANGE else _added
             finding = finding | {"engines": both(engines, score.detail["engines"])}
+        if not full and not finding.get("slices") and score.detail.get("slices"):  # a later window may show where
+            finding = finding | {"slices": score.detail["slices"]}
         evidence = evidence | {"signals": findings | {score.signal: finding}}
     else:
         too = {"pages_too": True} if score.signal in pages and episode.severity == "page" else {}
@@ -187,8 +198,9 @@ def summary(score: WindowScore) -> str:
     if score.signal in _SHARES:
         shares = detail["shares"]
         return f"{name} {_SHARES[score.signal]} ({shares['reference']:.0%} → {shares['window']:.0%})"
-    if score.signal in (*QUALITIES, REFERENCE_BLEU):
-        return f"{name} {_of_answers(score.signal, detail)}"
+    if score.signal in (*QUALITIES, REFERENCE_BLEU, *THROUGHPUT):
+        said = _of_throughput(score.signal, detail) if score.signal in THROUGHPUT else _of_answers(score.signal, detail)
+        return f"{name} {said}"
     if score.signal == SERVED_MODEL_CHANGE:
         moved = [f"{key} by {found['statistic']:.3f}" for key, found in detail["engines"].items() if found["alarm"]]
         return f"{name} is no longer the model it was: fixed texts read otherwise on {', '.join(moved)} nats per token"
@@ -209,6 +221,15 @@ def _of_answers(signal: str, detail: Mapping[str, Any]) -> str:
         return f"answers further from what users want (BLEU {bleu['reference']:.1f} → {bleu['window']:.1f})"
     was, now = detail["characters"]["reference"], detail["characters"]["window"]
     return f"gives answers of another length (median {was:.0f} → {now:.0f} characters)"
+
+
+def _of_throughput(signal: str, detail: Mapping[str, Any]) -> str:
+    was, now = detail["medians"]["reference"], detail["medians"]["window"]
+    if signal == TOKENS_PER_S:
+        return f"writes fewer tokens a second (median {was:.3g} → {now:.3g})"
+    if signal == QUEUE_TIME:
+        return f"keeps requests waiting longer (median {was:.3g} → {now:.3g} ms in the queue)"
+    return f"is asked {'less' if now > was else 'more'} often (median {was:.3g} → {now:.3g} s between requests)"
 
 
 def _times(score: WindowScore) -> dict[str, str]:

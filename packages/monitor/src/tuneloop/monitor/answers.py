@@ -8,24 +8,28 @@ from typing import Any
 
 import numpy as np
 
+from tuneloop.monitor import where
 from tuneloop.monitor.bleu import sentence_bleus, signature
 from tuneloop.monitor.comparison import ENOUGH_CORRECTED, ENOUGH_TEXT, Comparison, Judgement, examples_of
 from tuneloop.monitor.detectors import Outcome, mean_rise_test
 from tuneloop.monitor.parity import groups_of
 from tuneloop.monitor.parity_gaps import gaps_of, said_of
 from tuneloop.monitor.quality import is_refusal, log_lengths
+from tuneloop.registry.nouns import RequestRecord
 
 
 def correction_bleu(held: Comparison, alpha: float, rng: np.random.Generator) -> Judgement:
     """Whether answers are further than the reference's from what users say they should have been."""
     sides = held.corrected()
     lost: dict[str, list[float]] = {}
+    held_to: dict[str, list[RequestRecord]] = {}
     for what, records in sides.items():
         corrected = [record for record in records if record.answer is not None]
         if len(corrected) < ENOUGH_CORRECTED:
             reason = f"{len(corrected)} answers of the {what} are on record and corrected; {ENOUGH_CORRECTED} needed"
             return Judgement("not enough data", len(corrected), None, {"reason": reason, "too_few_corrections": True})
         texts, wanted = [r.answer or "" for r in corrected], [held.corrections[r.id] for r in corrected]
+        held_to[what] = corrected
         lost[what] = [100.0 - score for score in sentence_bleus(texts, wanted)]
     before, now = (np.array(lost[what], dtype=np.float64) for what in sides)
     result = mean_rise_test(before, now, alpha, rng)
@@ -38,6 +42,10 @@ def correction_bleu(held: Comparison, alpha: float, rng: np.random.Generator) ->
     if result.alarm:
         by_id = dict(zip((r.id for r in corrected), lost["window"], strict=True))
         detail["examples"] = examples_of(corrected, [by_id[record.id] for record in corrected])
+        usual = list(zip(held_to["reference"], lost["reference"], strict=True))
+        detail["slices"] = where.of_values(
+            corrected, lost["window"], rng, usual, unit="BLEU", shown=detail["window_bleu"]
+        )
     return Judgement("drift" if result.alarm else "none", len(now), result, detail)
 
 

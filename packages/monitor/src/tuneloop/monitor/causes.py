@@ -15,25 +15,30 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
+from tuneloop.monitor.fields import ENGINE
 from tuneloop.monitor.parity import unequal_group
 from tuneloop.monitor.parity_pool import accepted_gap
 from tuneloop.monitor.signals import (
     ANSWER_DRIFT,
     BROKEN_ANSWERS,
+    GUARD_BLOCKS,
     INJECTIONS,
     INVALID_FORMAT,
     LATENCY,
     PARITY,
     PERPLEXITIES,
+    PERSONAL_DATA,
     PROMPT_DRIFT,
     QUALITIES,
     REFERENCE_BLEU,
     REFUSALS,
+    REQUEST_RATE,
     SERVED_MODEL_CHANGE,
+    SPEED,
     THUMBS_DOWN,
 )
 from tuneloop.registry import Registry
-from tuneloop.registry.evidence import causes_of_evidence, findings_of, part_of, since_of, summary_of
+from tuneloop.registry.evidence import causes_of_evidence, findings_of, listed_of, part_of, since_of, summary_of
 from tuneloop.registry.fleet import STALE_AFTER_S
 from tuneloop.registry.nouns import AlertEpisode, AuditEntry, EngineState, WindowScore
 
@@ -48,6 +53,9 @@ _MOST_CHANGES = 10
 _DEPLOYS = ("route.", "rollout.")
 _POLICIES = ("policy.", "gate.", "guard.")
 _WORSE = frozenset({THUMBS_DOWN, REFUSALS, BROKEN_ANSWERS, INVALID_FORMAT})
+_ASKED = (PROMPT_DRIFT, REQUEST_RATE)  # whatever serves it
+_OF_DEPLOYS = (*SPEED, REQUEST_RATE, SERVED_MODEL_CHANGE)  # at once, whenever the reference was gathered
+_FOUND = (PERSONAL_DATA, GUARD_BLOCKS)
 _OF_ANSWERS = (*PERPLEXITIES, *QUALITIES)  # what users ask makes these worse, and so does what answers them
 
 
@@ -130,7 +138,7 @@ def causes_of(episode: AlertEpisode, changes: Sequence[Change]) -> list[Cause]:
     found = []
     moved = findings.get(SERVED_MODEL_CHANGE)
     known = [change for change in changes if change.kind == "served model"]
-    by_served = tuple(s for s in signals if s != PROMPT_DRIFT)
+    by_served = tuple(s for s in signals if s not in _ASKED)
     if moved is not None:
         found.append(Cause("served model", _which_moved(part_of(moved, "engines")), (SERVED_MODEL_CHANGE,)))
     elif REFERENCE_BLEU in signals:
@@ -139,25 +147,24 @@ def causes_of(episode: AlertEpisode, changes: Sequence[Change]) -> list[Cause]:
     elif known and by_served:
         found.append(Cause("served model", known[0].what, by_served))
     attacks = [change for change in changes if change.kind == "attack"]
-    by_attack = tuple(s for s in signals if s not in (LATENCY, SERVED_MODEL_CHANGE))
+    by_attack = tuple(s for s in signals if s not in (*SPEED, SERVED_MODEL_CHANGE))
     if INJECTIONS in signals:
         shares = {"reference": 0.0, "window": 0.0} | part_of(findings[INJECTIONS], "shares")
         why = f"guards caught {shares['window']:.0%} of what was asked, {shares['reference']:.0%} before"
         found.append(Cause("attack", why, by_attack))
     elif attacks and by_attack:
         found.append(Cause("attack", attacks[0].what, by_attack))
-    slow = slow_engine(part_of(findings.get(LATENCY, {}), "engines"))
+    late = tuple(s for s in signals if s in SPEED)
+    slow = slow_engine(part_of(findings.get(LATENCY, {}), "engines")) or _named_engine(findings)
     away = [change for change in changes if change.kind == "engine"]
-    if LATENCY in signals and (slow is not None or away):
+    if late and (slow is not None or away):
         why = f"{slow} alone is slow" if slow is not None else away[0].what
-        found.append(Cause("engine", why, (LATENCY,)))
+        found.append(Cause("engine", why, late))
     deploys = [change for change in changes if change.kind == "deploy"]
-    late = [change for change in deploys if change.at > before_reference]
-    by_deploy = tuple(
-        s for s in signals if (s in _OF_ANSWERS and late) or (s in (LATENCY, SERVED_MODEL_CHANGE) and deploys)
-    )
+    since = [change for change in deploys if change.at > before_reference]
+    by_deploy = tuple(s for s in signals if (s in _OF_ANSWERS and since) or (s in _OF_DEPLOYS and deploys))
     if by_deploy:
-        newest = (deploys if any(s in (LATENCY, SERVED_MODEL_CHANGE) for s in by_deploy) else late)[0]
+        newest = (deploys if any(s in _OF_DEPLOYS for s in by_deploy) else since)[0]
         found.append(Cause("deploy", f"just before: {newest.what}", by_deploy))
     unequal = [change for change in changes if change.kind == "bias"]
     by_bias = tuple(s for s in signals if s in QUALITIES)
@@ -166,7 +173,7 @@ def causes_of(episode: AlertEpisode, changes: Sequence[Change]) -> list[Cause]:
     elif unequal and by_bias:
         found.append(Cause("bias", unequal[0].what, by_bias))
     asked = tuple(s for s in signals if s != INJECTIONS)
-    by_drift = asked if PROMPT_DRIFT in signals else tuple(s for s in signals if s in _OF_ANSWERS)
+    by_drift = asked if PROMPT_DRIFT in signals else tuple(s for s in signals if s in (*_OF_ANSWERS, *_FOUND))
     if by_drift:
         found.append(Cause("drift", _drift_why(by_drift), by_drift))
     if not found:
@@ -177,11 +184,20 @@ def causes_of(episode: AlertEpisode, changes: Sequence[Change]) -> list[Cause]:
 def _drift_why(explained_by_it: Sequence[str]) -> str:
     if PROMPT_DRIFT in explained_by_it:
         return "users ask other questions"
+    if set(explained_by_it) <= set(_FOUND):
+        return "what users ask holds more of what guards look for"
     if tuple(explained_by_it) == (ANSWER_DRIFT,):
         return "answers are other texts than before, though users ask what they asked"
     if any(signal in PERPLEXITIES for signal in explained_by_it):
         return "what users ask or want is harder than it was"
     return "answers fit what users ask less than before"
+
+
+def _named_engine(findings: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """The engine that writes slower, or lets requests wait longer, than the others; late answers have their counts."""
+    of_speed = [findings.get(signal, {}) for signal in SPEED if signal != LATENCY]
+    parts = [part for finding in of_speed for part in listed_of(finding, "slices", "field", "value", "p_value")]
+    return next((str(p["value"]) for p in parts if p["field"] == ENGINE and p["p_value"] < ONE_ENGINE_ALPHA), None)
 
 
 def slow_engine(engines: Mapping[str, Sequence[int]]) -> str | None:

@@ -25,7 +25,8 @@ LONGER = 2  # times `clear_after`: windows of the longer look, quiet one by one
 LATEST = 10  # times `clear_after`: so many quiet windows end an episode whatever the longer look says
 MOST_TEXTS = 1_000  # of a longer look; of more, every so-manieth
 _UNSPOKEN = "too_few_of_a_group"
-_TOO_LITTLE = {"too_few_corrections", "too_few_thumbs", "too_little_text", _UNSPOKEN}
+_UNASKED = {_UNSPOKEN, "not_looked_for", "not_measured"}
+_TOO_LITTLE = {"too_few_corrections", "too_few_thumbs", "too_little_text", *_UNASKED}
 
 
 def is_quiet(scores: Sequence[WindowScore], clear_after: int) -> bool:
@@ -61,10 +62,11 @@ def is_silent(scores: Sequence[WindowScore], clear_after: int) -> bool:
 
 
 def is_unspoken(scores: Sequence[WindowScore], clear_after: int) -> bool:
-    """Whether no group of people was spoken of often enough in the last `clear_after` windows, each with those that are
-    taken together with it; `scores` of parity. Nobody could tell such a gap, so it keeps no episode open."""
+    """Whether nothing could tell in the last `clear_after` windows: of parity, that no group of people was spoken of
+    often enough; of what guards find, that they look for other things; of speeds, that no record tells them any more.
+    What nobody could see keeps no episode open; `scores` of one stream."""
     in_order = sorted(scores, key=lambda score: int(score.detail["window"]))
-    return len(in_order) >= clear_after and all(_UNSPOKEN in s.detail for s in in_order[-clear_after:])
+    return len(in_order) >= clear_after and all(_UNASKED & s.detail.keys() for s in in_order[-clear_after:])
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,8 @@ _EXAMPLES, _EXAMPLE_CHARS = 5, 300
 
 
 @dataclass(frozen=True)
-class Attacks:
-    """What guards caught on either side, and how many requests there were, those that were stopped among them."""
+class Finds:
+    """What guards found on either side, and how many requests there were, those that were stopped among them."""
 
     reference: tuple[int, int]
     window: tuple[int, int]
@@ -40,7 +40,7 @@ class Comparison:
     window: Window
     corrections: Mapping[str, str]  # request id → how the answer should have read, of both sides
     thumbs: Mapping[str, bool]  # request id → whether the user's thumb points down, of both sides
-    attacks: Attacks | None = None  # None: no guard looks for them
+    guarded: Mapping[str, Finds] = field(default_factory=dict)  # by signal; none where no guard looks for it
     pool: Pool = field(default_factory=Pool)  # what of parity is taken together with this window
     late: AbstractSet[str] = frozenset()  # ids of the reference whose corrections came later than the window's could
 

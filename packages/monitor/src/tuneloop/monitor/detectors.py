@@ -146,7 +146,7 @@ def strongest_test(
     spread = values.std(axis=1, keepdims=True)
     scores = (values - values.mean(axis=1, keepdims=True)) / np.where(spread > _TIE, spread, np.inf)
     largest = scores.max(axis=0)
-    outcome = _ranked(float(largest[0]), largest[1:], alpha, tie=_TIE_OF_SCORES)
+    outcome = ranked(float(largest[0]), largest[1:], alpha, tie=_TIE_OF_SCORES)
     return outcome, {name: float(score) for name, score in zip(statistics, scores[:, 0], strict=True)}
 
 
@@ -156,7 +156,7 @@ def permutation_test(
     """Whether the last `window` of `points` rows differ from the others, by a statistic that grows with it."""
     labellings = _labellings(permutations_for(alpha), points, window, rng)
     values = np.concatenate([statistic(chunk) for chunk in labellings])
-    return _ranked(float(values[0]), values[1:], alpha)
+    return ranked(float(values[0]), values[1:], alpha)
 
 
 def dealt_differences(
@@ -176,7 +176,8 @@ def share_above(value: float, statistic: Statistic, points: int, window: int, rn
     return float(np.mean(np.concatenate([statistic(chunk) for chunk in labellings]) > value))
 
 
-def _ranked(observed: float, permuted: NDArray[np.float64], alpha: float, tie: float = _TIE) -> Outcome:
+def ranked(observed: float, permuted: NDArray[np.float64], alpha: float, tie: float = _TIE) -> Outcome:
+    """A value among those of random deals; `tie` is how far apart two may be and still be equal."""
     count = len(permuted)
     as_extreme = int((permuted >= observed - tie).sum())
     allowed = max(math.floor(alpha * (count + 1) + 1e-9) - 1, 0)  # values that may reach the observed one in an alarm

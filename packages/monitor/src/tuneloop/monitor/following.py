@@ -1,18 +1,19 @@
 """Following what was trained: once a version that a request asked for serves, its episode shows before and after.
 
 It is looked at in each pass until it is decided, and written down on the episode; every look makes the same of the same
-windows, so a monitor that is killed writes it in the next pass, once. An episode that is over stays over.
+windows, so a monitor that is killed writes it in the next pass, once. An episode that is over stays over. A version
+that is taken back for a while is judged by its own windows of before and after; what is undecided then goes on.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 
-from tuneloop.monitor.aftermath import OF_VERSION, SHOWN, STAND_INS, Compared, compared, verdict_of, written
+from tuneloop.monitor.aftermath import FOLLOWED, Compared, Role, compared, roles_of, verdict_of, written
 from tuneloop.monitor.clearing import LATEST
-from tuneloop.monitor.reference import ANCHOR, became_champion, score_id
+from tuneloop.monitor.reference import ANCHOR, became_champion, champion_since, score_id
 from tuneloop.registry import Registry
 from tuneloop.registry.episodes import noted
 from tuneloop.registry.errors import NotFound, Unreadable
@@ -30,7 +31,8 @@ class Follower:
     def __init__(self, registry: Registry, clear_after: int) -> None:
         self._registry = registry
         self._clear_after = clear_after
-        self._decided: set[str] = set()
+        self._decided: set[str] = set()  # no more is known before its version serves again
+        self._told: set[str] = set()  # and these whatever comes
 
     def follow(self, history: Sequence[Route]) -> None:
         """Judge what serves, or has served, because an episode asked for it; `history` the newest first."""
@@ -40,32 +42,37 @@ class Follower:
             if not shipped or request.episode_id is None or request.episode_id in answered:
                 continue
             answered.add(request.episode_id)  # the newest of an episode's, should there be more
-            if request.id in self._decided:
+            serves = history[0].champion == request.result_version
+            if request.id in (self._told if serves else self._decided):
                 continue
             try:
                 episode = self._registry.episodes.get(request.episode_id)
             except (NotFound, Unreadable) as error:
                 log.error("what %s helped cannot be told: %s", request.id, error)
                 self._decided.add(request.id)
+                self._told.add(request.id)
                 continue
-            if self._written(episode, request, history) != PENDING:
+            verdict = self._written(episode, request, history)
+            if verdict != PENDING:
                 self._decided.add(request.id)
+            if verdict != PENDING and (serves or verdict != UNJUDGED):
+                self._told.add(request.id)
 
     def _written(self, episode: AlertEpisode, request: RetrainingRequest, history: Sequence[Route]) -> str:
         """Its verdict, once that is on the episode."""
         known = part_of(episode.evidence, "aftermath")
-        if known.get("request") == request.id and known.get("verdict") != PENDING:
-            return str(known["verdict"])
+        told = known.get("verdict") if known.get("request") == request.id else PENDING
         version = request.result_version
         assert version is not None
+        if told != PENDING and (told != UNJUDGED or history[0].champion != version):
+            return str(told)
         if (since := became_champion(history, version)) is None:
             return PENDING  # it was given everything, but is not champion yet
         scores = self._registry.episodes.scores
-        anchors = scores(episode.model, version=version, signal=ANCHOR, since=since)
-        judged = sum(score.verdict != UNJUDGED for score in anchors)
-        closed = history[0].champion != version or judged >= LATEST * self._clear_after
-        alarms = self._alarms(episode)
-        among = max(1, sum(signal not in SHOWN for signal in alarms))
+        closed = self._is_closed(history, version)
+        roles = roles_of(findings_of(episode).keys())
+        alarms = self._alarms(episode, roles)
+        among = max(1, sum(roles[signal] != "shown" for signal in alarms))
         found = {
             signal: one
             for signal, alarm in alarms.items()
@@ -76,6 +83,7 @@ class Follower:
                     request,
                     scores(episode.model, version=version, signal=signal, since=since),
                     closed=closed,
+                    role=roles[signal],
                     among=among,
                 )
             )
@@ -105,23 +113,37 @@ class Follower:
         after: Sequence[WindowScore],
         *,
         closed: bool,
+        role: Role,
         among: int,
     ) -> Compared | None:
         seed = int(sha256(f"{request.id}\0{signal}".encode()).hexdigest()[:16], 16)
         in_order = sorted(after, key=lambda score: int(score.detail["window"]))
-        return compared(signal, alarm, in_order, self._clear_after, seed, closed=closed, among=among)
+        return compared(signal, alarm, in_order, self._clear_after, seed, closed=closed, role=role, among=among)
 
-    def _alarms(self, episode: AlertEpisode) -> dict[str, WindowScore]:
-        """The window that alarmed, by signal; where no signal of the version did, what others made of that window."""
-        ids = {
-            str(finding.get("window")): s for s, finding in findings_of(episode).items() if s in (*OF_VERSION, *SHOWN)
-        }
+    def _is_closed(self, history: Sequence[Route], version: int) -> bool:
+        """Whether no more is waited for: it has had its windows, or a newer version has taken over, or another serves
+        in its place for as many windows as it would have had."""
+        serving, model = history[0].champion, history[0].model
+        if serving > version:
+            return True
+        since = became_champion(history, version)
+        windows = [*self._registry.episodes.scores(model, version=version, signal=ANCHOR, since=since)]
+        if serving != version:
+            away = champion_since(history)
+            windows += self._registry.episodes.scores(model, version=serving, signal=ANCHOR, since=away)
+        return sum(score.verdict != UNJUDGED for score in windows) >= LATEST * self._clear_after
+
+    def _alarms(self, episode: AlertEpisode, roles: Mapping[str, Role]) -> dict[str, WindowScore]:
+        """The window that alarmed, by signal; and what was made of that window by those that did not."""
+        findings = findings_of(episode)
+        ids = {str(findings[signal].get("window")): signal for signal in FOLLOWED if signal in findings}
         found = {ids[score.id]: score for score in self._registry.episodes.scores_of(list(ids))}
-        if found and not found.keys() & set(OF_VERSION):
-            window = int(next(iter(found.values())).detail["window"])
-            stand_ins = [score_id(episode.model, episode.version, signal, window) for signal in STAND_INS]
-            found |= {score.signal: score for score in self._registry.episodes.scores_of(stand_ins)}
-        return found
+        if not found:
+            return {}
+        window = int(next(iter(found.values())).detail["window"])
+        others = [signal for signal in roles if signal not in findings]
+        of_window = [score_id(episode.model, episode.version, signal, window) for signal in others]
+        return found | {score.signal: score for score in self._registry.episodes.scores_of(of_window)}
 
 
 def in_vain(
@@ -141,6 +163,6 @@ def in_vain(
         after = part_of(tried.evidence, "aftermath")
         if after.get("request") != request.id or after.get("verdict") == "helped":
             break
-        if after["verdict"] == "did not help":  # of the others it is not known, or not yet
+        if after["verdict"] == "did not help":  # of the others it is not known, or not shown, or not yet
             found.append(request)
     return found

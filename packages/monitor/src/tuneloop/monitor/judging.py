@@ -3,40 +3,45 @@ test says, and what is kept of that as evidence."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from hashlib import sha256
 from typing import Any
 
 import numpy as np
 
+from tuneloop.monitor import where
 from tuneloop.monitor.answers import correction_bleu, parity
 from tuneloop.monitor.comparison import ENOUGH_CORRECTED, ENOUGH_TEXT, Comparison, Judgement, examples_of
 from tuneloop.monitor.detectors import mean_rise_test, window_alpha
 from tuneloop.monitor.embeddings import Embed, embeddings_of
 from tuneloop.monitor.features import new_words, witness
+from tuneloop.monitor.fields import ENGINE
+from tuneloop.monitor.guarded import finds
 from tuneloop.monitor.latency import engines_of, is_slow, percentiles, slow_share_test
 from tuneloop.monitor.parity import by_group
-from tuneloop.monitor.quality import is_broken, is_no_json, is_refusal, length_change_test, share_rise_test
+from tuneloop.monitor.quality import is_broken, is_no_json, is_refusal, length_change_test, log_lengths, share_rise_test
 from tuneloop.monitor.scorer import Scored, Scorer
 from tuneloop.monitor.settings import MonitorSettings
 from tuneloop.monitor.signals import (
     ANSWER_DRIFT,
     ANSWER_LENGTH,
-    ATTACK_GUARDS,
     BROKEN_ANSWERS,
     CORRECTION_BLEU,
     CORRECTION_PERPLEXITY,
-    INJECTIONS,
+    GUARDED,
     INVALID_FORMAT,
     LATENCY,
     PARITY,
     PERPLEXITIES,
     QUALITIES,
     REFUSALS,
+    THROUGHPUT,
     THUMBS_DOWN,
     budget_share,
 )
 from tuneloop.monitor.textdrift import text_test
+from tuneloop.monitor.throughput import throughput
 from tuneloop.registry.errors import Unavailable
 from tuneloop.registry.nouns import RequestRecord, version_name
 
@@ -51,6 +56,11 @@ _UNITS = {
     INVALID_FORMAT: "share of answers that do not parse",
 }
 _HAS: dict[str, Callable[[str], bool]] = {REFUSALS: is_refusal, BROKEN_ANSWERS: is_broken, INVALID_FORMAT: is_no_json}
+_BY_SIGNAL: dict[str, Callable[[Comparison, float, np.random.Generator], Judgement]] = {
+    CORRECTION_BLEU: correction_bleu,
+    PARITY: parity,
+    **{signal: partial(throughput, signal) for signal in THROUGHPUT},
+}
 
 
 class Judge:
@@ -71,13 +81,13 @@ class Judge:
         if signal == LATENCY:
             return self._latency(held.window.records)
         alpha = self.alpha(signal)
-        if signal == INJECTIONS:
-            return injections(held, alpha)
+        if signal in GUARDED:
+            return finds(signal, held, alpha)
         rng = np.random.default_rng(int(sha256(held.score_id(signal).encode()).hexdigest()[:16], 16))
         if signal in PERPLEXITIES:
             return self._perplexity(signal, held, rng)
-        if signal in (CORRECTION_BLEU, PARITY):
-            return (parity if signal == PARITY else correction_bleu)(held, alpha, rng)
+        if (judged := _BY_SIGNAL.get(signal)) is not None:
+            return judged(held, alpha, rng)
         if signal in QUALITIES:
             return quality(signal, held, alpha, rng, self._embed)
         return prompt_drift(held, alpha, rng, self._embed)
@@ -104,13 +114,18 @@ class Judge:
                 return Judgement("not enough data", len(nats[what]), None, {"reason": _unscored(what, scored, signal)})
         before, now = (np.array(list(nats[what].values()), dtype=np.float64) for what in sides)
         result = mean_rise_test(before, now, self.alpha(signal), rng)
-        detail = {
+        detail: dict[str, Any] = {
             "unit": f"nats per token of the {'correction' if of_corrections else 'question'}, above the reference",
             "nats": {"reference": round(float(before.mean()), 5), "window": round(float(now.mean()), 5)},
             "window_nats": nats["window"],
             "reference_nats": nats["reference"],
             "examples": examples_of(sides["window"], [nats["window"].get(r.id, -1.0) for r in sides["window"]]),
         }
+        if result.alarm:
+            read = {
+                what: [(r, nats[what][r.id]) for r in records if r.id in nats[what]] for what, records in sides.items()
+            }
+            detail["slices"] = where.of_values(*_apart(read["window"]), rng, read["reference"], unit="nats per token")
         return Judgement("drift" if result.alarm else "none", len(now), result, detail)
 
     def _latency(self, records: Sequence[RequestRecord]) -> Judgement:
@@ -118,7 +133,7 @@ class Judge:
         slow = [record for record in records if is_slow(record, settings.latency_ms, settings.ttft_ms)]
         result = slow_share_test(len(slow), len(records), self.alpha(LATENCY))
         ttft = [record.ttft_ms for record in records if record.ttft_ms is not None]
-        detail = {
+        detail: dict[str, Any] = {
             "unit": "share of answers over the objective",
             "objective_ms": {"total": settings.latency_ms, "ttft": settings.ttft_ms},
             "total_ms": percentiles([record.total_ms for record in records]),
@@ -126,35 +141,15 @@ class Judge:
             "engines": engines_of(records, slow),
             "examples": examples_of(slow, [record.total_ms for record in slow]),
         }
+        if result.alarm:
+            late = {record.id for record in slow}
+            detail["slices"] = where.of_hits(records, [record.id in late for record in records])
         return Judgement("drift" if result.alarm else "none", len(records), result, detail)
-
-
-def injections(held: Comparison, alpha: float) -> Judgement:
-    """Whether more of what was asked is an attack, as guards have found.
-
-    What a guard stops is served by no version and so in no window: all requests between the first and the last record
-    of either side are counted.
-    """
-    caught = held.attacks
-    if caught is None:
-        reason = f"no guard of {held.model} looked for injections, in the reference or now"
-        return Judgement("not enough data", 0, None, {"reason": reason})
-    (had, of), (has, among) = caught.reference, caught.window
-    result = share_rise_test((had, of), (has, among), alpha)
-    detail: dict[str, Any] = {
-        "unit": "share of requests",
-        "shares": {"reference": round(had / of, 4), "window": round(has / among, 4)},
-        "requests": {"reference": of, "window": among},
-    }
-    if result.alarm:
-        through = [record for record in held.window.records if any(g in record.guards for g in ATTACK_GUARDS)]
-        detail["examples"] = examples_of(through, [1.0] * len(through))
-    return Judgement("drift" if result.alarm else "none", among, result, detail)
 
 
 def prompt_drift(held: Comparison, alpha: float, rng: np.random.Generator, embed: Embed | None = None) -> Judgement:
     """Whether the window's questions are other questions than the reference's."""
-    return _text_drift(held.reference.records, held.window.records, _question, alpha, rng, embed)
+    return _text_drift(held.reference.records, held.window.records, _question, alpha, rng, embed, without=(ENGINE,))
 
 
 def _question(record: RequestRecord) -> str:
@@ -172,6 +167,7 @@ def _text_drift(
     alpha: float,
     rng: np.random.Generator,
     embed: Embed | None,
+    without: Collection[str] = (),
 ) -> Judgement:
     before, now = list(map(text, reference)), list(map(text, window))
     found = text_test(before + now, len(before), alpha, rng, embed)
@@ -180,6 +176,7 @@ def _text_drift(
     if result.alarm:
         detail["words"] = [vars(word) for word in new_words(before, now)]
         detail["examples"] = examples_of(window, list(witness(found.kernel, len(before))))
+        detail["slices"] = where.of_texts(reference, window, found.kernel, rng, without)
     return Judgement("drift" if result.alarm else "none", len(now), result, detail)
 
 
@@ -214,6 +211,13 @@ def quality(
         }
         if result.alarm:
             detail["examples"] = examples_of(now, [abs(np.log1p(n) - np.log1p(usual)) for n in lengths])
+            far = [
+                [abs(float(value) - log_lengths(before).mean()) for value in log_lengths(side)]
+                for side in (now, before)
+            ]
+            detail["slices"] = where.of_values(
+                now, far[0], rng, list(zip(before, far[1], strict=True)), unit="characters", shown=lengths
+            )
         return Judgement("drift" if result.alarm else "none", len(now), result, detail)
     hits = [[_has(signal, record, held.thumbs) for record in side] for side in (before, now)]
     (had, of), (has, among) = ((sum(side), len(side)) for side in hits)
@@ -223,6 +227,7 @@ def quality(
         detail["groups"] = by_group([record.question for record in now], hits[1])
     if result.alarm:
         detail["examples"] = examples_of([r for r, hit in zip(now, hits[1], strict=True) if hit], [1.0] * has)
+        detail["slices"] = where.of_hits(now, hits[1], list(zip(before, hits[0], strict=True)))
     return Judgement("drift" if result.alarm else "none", among, result, detail)
 
 
@@ -230,6 +235,10 @@ def _has(signal: str, record: RequestRecord, thumbs: Mapping[str, bool]) -> bool
     if signal == THUMBS_DOWN:
         return thumbs[record.id]
     return _HAS[signal](record.answer or "")
+
+
+def _apart(pairs: Sequence[tuple[RequestRecord, float]]) -> tuple[list[RequestRecord], list[float]]:
+    return [record for record, _ in pairs], [value for _, value in pairs]
 
 
 def _unscored(what: str, scored: Mapping[str, Scored], signal: str) -> str:

@@ -30,11 +30,13 @@ from tuneloop.monitor.settings import MonitorSettings
 from tuneloop.monitor.signals import (
     CORRECTION_BLEU,
     DETECTORS,
+    GUARDED,
     OF_SERVING,
     PARITY,
     PERPLEXITIES,
     QUALITIES,
     SERVED_MODEL_CHANGE,
+    THROUGHPUT,
     THUMBS_DOWN,
     windowed,
 )
@@ -193,4 +195,6 @@ class Keeper:
 def _needs(signal: str) -> str:
     if signal == PARITY:
         return "asked of any group of people"
+    if signal in (*GUARDED, *THROUGHPUT):
+        return "on record"
     return "text" if signal in QUALITIES and signal not in (THUMBS_DOWN, CORRECTION_BLEU) else "feedback"

@@ -7,7 +7,7 @@ MOST_REFERENCE and MOST_WINDOW a sample is judged, which no alarm rate depends o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -16,19 +16,25 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from tuneloop.monitor.classifier import classifier_test
 from tuneloop.monitor.cusum import Cusum
 from tuneloop.monitor.detectors import window_alpha
 from tuneloop.monitor.distributions import RULE_OF_THUMB, Measure, compare
-from tuneloop.monitor.embeddings import embeddings_of
-from tuneloop.monitor.features import new_words, witness
+from tuneloop.monitor.embeddings import Embed, embeddings_of
+from tuneloop.monitor.features import new_words, prompt_kernel, witness
 from tuneloop.monitor.lines import Line, Sample, read_sample
+from tuneloop.monitor.page_hinkley import page_hinkley
 from tuneloop.monitor.slices import driving
-from tuneloop.monitor.textdrift import text_test
+from tuneloop.monitor.textdrift import TextDrift, text_test
 from tuneloop.registry.errors import InvalidInput
 
 MIN_TEXTS = 10  # a change of every text of fewer is not seen at the default budget
 MOST_REFERENCE, MOST_WINDOW = 2_000, 1_000  # texts judged of a longer file; the monitor's own limits
+TextsBy = Literal["looks", "classifier"]
+StreamsBy = Literal["cusum", "page-hinkley"]
 USUAL_RUN_LENGTH, WINDOWS_PER_ALARM = 10_000, 100  # the default: 10,000 texts, and never more than 1 % of checks
+_Test = Callable[[Sequence[str], int, float, np.random.Generator, Embed | None], TextDrift]
+_NAMES: dict[StreamsBy, str] = {"cusum": "CUSUM", "page-hinkley": "sum of Page-Hinkley's"}
 _EXAMPLES = 5
 
 
@@ -37,7 +43,7 @@ class DriftCheck:
     """What the detectors say of two files."""
 
     verdict: Literal["drift", "none", "not enough data"]
-    statistic: float  # standard deviations of the permutations
+    statistic: float  # of the texts, in standard deviations of the permutations
     threshold: float
     p_value: float | None
     alpha: float
@@ -47,6 +53,7 @@ class DriftCheck:
     n_window: int
     judged_reference: int  # of which a sample of this many was judged
     judged_window: int
+    texts_by: TextsBy = "looks"  # of a classifier the statistic is the area under its ROC curve
     reason: str = ""  # why there is not enough data
     looks: dict[str, float] | None = None  # the statistics the largest was taken of
     words: tuple[dict[str, Any], ...] = ()
@@ -64,6 +71,8 @@ def check_files(
     columns: Sequence[str] = (),
     measure: Measure = "ks",
     embeddings: str = "",
+    texts_by: TextsBy = "looks",
+    streams_by: StreamsBy = "cusum",
 ) -> DriftCheck:
     """Hold the texts of one file against those of another, and numbers of their lines where `streams` names some.
 
@@ -74,6 +83,7 @@ def check_files(
         streams: numeric fields of every line, each watched by a CUSUM in the order of the lines (of `at`, if all have
         it). columns: fields of every line whose values are compared by `measure`, whatever their order.
         embeddings: the model that texts are read with too; see `embeddings.embeddings_of`.
+        texts_by: the monitor's own looks, or a classifier. streams_by: a CUSUM, or Page-Hinkley's test.
 
     Raises:
         InvalidInput: a file cannot be read as such lines, naming file and line; no such model.
@@ -107,16 +117,18 @@ def check_files(
     texts = before.texts + now.texts
     digest = sha256("\0".join([*before.texts, "", *now.texts]).encode()).hexdigest()
     rng = np.random.default_rng(int(digest[:16], 16))
-    found = text_test(texts, len(before.lines), alpha, rng, embed)
-    watched = [
-        _watched(name, (was, held), run_length * watched_together, now.lines, rng)
-        for name, (was, held) in numbers.items()
-    ]
+    test: _Test = _told_apart if texts_by == "classifier" else text_test
+    found = test(texts, len(before.lines), alpha, rng, embed)
+    if streams_by == "page-hinkley":
+        watched = [_tested(name, sides, alpha, now.lines, rng) for name, sides in numbers.items()]
+    else:
+        most = run_length * watched_together
+        watched = [_watched(name, sides, most, now.lines, rng) for name, sides in numbers.items()]
     held_apart = [compare(name, was, held, measure, alpha, rng) for name, (was, held) in compared.items()]
     drifted = (
         found.outcome.alarm or any(stream["alarms"] for stream in watched) or any(column.alarm for column in held_apart)
     )
-    pull = witness(found.kernel, len(before.lines))
+    pull = witness(found.kernel, len(before.lines)) if found.said is None else found.said[len(before.lines) :]
     order = np.argsort(-pull, kind="stable")[:_EXAMPLES]
     return DriftCheck(
         "drift" if drifted else "none",
@@ -127,6 +139,7 @@ def check_files(
         looks={name: round(value, 4) for name, value in found.looks.items()},
         words=tuple(vars(word) for word in new_words(before.texts, now.texts)),
         examples=tuple(_example(now.lines[i], float(pull[i])) for i in order),
+        texts_by=texts_by,
         slices=tuple(
             vars(part) for part in (driving(before.lines, now.lines, found.kernel, rng) if found.outcome.alarm else ())
         ),
@@ -145,13 +158,17 @@ def check_lines(found: DriftCheck) -> Iterator[str]:
     sizes = f"{found.n_reference} against {found.n_window} texts"
     if (found.judged_reference, found.judged_window) != (found.n_reference, found.n_window):
         sizes += f", of which {found.judged_reference} and {found.judged_window} were drawn"
-    looks = ", ".join(f"{name} {value:.1f}" for name, value in (found.looks or {}).items())
-    yield f"statistic  {found.statistic:.2f} (standard deviations, {sizes}; {looks})"
+    digits = 3 if found.texts_by == "classifier" else 2
+    if found.texts_by == "classifier":
+        yield f"statistic  {found.statistic:.{digits}f} (area under a classifier's ROC curve, 0.5 is guessing; {sizes})"
+    else:
+        looks = ", ".join(f"{name} {value:.1f}" for name, value in (found.looks or {}).items())
+        yield f"statistic  {found.statistic:.{digits}f} (standard deviations, {sizes}; {looks})"
     once = f"one false alarm in {found.mean_run_length} texts or more"
-    yield f"threshold  {found.threshold:.2f} ({once}; alpha {found.alpha:.2g})"
+    yield f"threshold  {found.threshold:.{digits}f} ({once}; alpha {found.alpha:.2g})"
     yield f"p          {found.p_value:.2g} ({found.permutations} permutations)"
     for stream in found.streams:
-        held = f"highest CUSUM {stream['statistic']:.1f}, threshold {stream['threshold']:.1f}"
+        held = f"highest {_NAMES[stream['by']]} {stream['statistic']:.1f}, threshold {stream['threshold']:.1f}"
         yield f"number     {stream['field']}: {held}"
         for alarm in stream["alarms"]:
             yield f"           {alarm['direction']} since line {alarm['since_line']}, sure at line {alarm['line']}"
@@ -228,4 +245,35 @@ def _watched(
         {"line": places[change.at], "since_line": places[change.since], "direction": change.direction}
         for change in cusum.feed(values[1])
     ]
-    return {"field": name, "statistic": cusum.highest, "threshold": cusum.threshold, "alarms": alarms}
+    about = {"field": name, "by": "cusum", "statistic": cusum.highest, "threshold": cusum.threshold}
+    return about | {"alarms": alarms}
+
+
+def _tested(
+    name: str,
+    values: tuple[NDArray[np.float64], NDArray[np.float64]],
+    alpha: float,
+    lines: Sequence[Line],
+    rng: np.random.Generator,
+) -> dict[str, Any]:
+    found = page_hinkley(*values, alpha, rng)
+    places = [line.number for line in _in_order(lines)]
+    alarms = [
+        {"line": places[change.at], "since_line": places[change.since], "direction": change.direction}
+        for change in (found.change,)
+        if change is not None
+    ]
+    about = {"field": name, "by": "page-hinkley", "statistic": found.outcome.statistic}
+    return about | {"threshold": found.outcome.threshold, "alarms": alarms}
+
+
+def _told_apart(
+    texts: Sequence[str], n_reference: int, alpha: float, rng: np.random.Generator, embed: Embed | None
+) -> TextDrift:
+    kernel = prompt_kernel(texts)
+    features = kernel
+    if embed is not None:
+        vectors = embed(list(texts))
+        features = (kernel + vectors @ vectors.T) / 2
+    outcome, said = classifier_test(features, n_reference, alpha, rng)
+    return TextDrift(outcome, {"classifier": outcome.statistic}, kernel, said)

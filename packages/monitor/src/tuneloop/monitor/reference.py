@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from functools import partial
 from hashlib import sha256
 from itertools import groupby, islice
 from typing import Any
@@ -22,7 +23,7 @@ from tuneloop.registry.nouns import RequestRecord, Route, WindowScore
 from tuneloop.registry.traffic import ANSWERED
 
 ANCHOR = "prompt_drift"  # scored first for every window: its scores are the list of windows
-_AN_HOUR = 50  # records of each hour that a season's reference may hold
+AN_HOUR = 50  # records of each hour that a season's reference may hold
 _SATURDAY = 5
 _OTHER_DAY_H = 6.0  # a Sunday's noon is as far from a Monday's noon as from its own evening
 JUST_BEFORE = timedelta(milliseconds=1)  # `Traffic.window` leaves its `since` out; this brings the first record back in
@@ -38,6 +39,7 @@ class Reference:
     window: int | None = None  # the index of that first one
     version: int | None = None  # whose it is, where it is another's
     of: Reference | None = None  # the whole one that these were chosen from
+    since: datetime | None = None  # from when it was gathered; None: it is another's
 
     @property
     def ids(self) -> tuple[str, ...]:
@@ -103,10 +105,11 @@ def find_reference(
     try:
         first = _first_held(registry, model, version)
     except NotFound:
-        if season_days:
-            return _season(registry, history, version, size, season_days)
-        return _beginning(registry, history, version, size)
-    return _frozen(registry, first)
+        gather = partial(_season, days=season_days) if season_days else _beginning
+        found = gather(registry, history, version, size)
+    else:
+        found = _frozen(registry, first)
+    return found if isinstance(found, Gathering) else replace(found, since=became_champion(history, version))
 
 
 def held_reference(registry: Registry, model: str, version: int) -> Reference | None:
@@ -146,12 +149,12 @@ def _season(registry: Registry, history: Sequence[Route], version: int, size: in
     few = registry.traffic.window(model, since=since, until=now, version=version, oldest=size, asked=True)
     if len(few) + len(few.unreadable) < size:  # one look, not one for each hour since: it may stay so for long
         by_hour = groupby(few, lambda record: -((since - record.at) // timedelta(hours=1)))
-        found += [record for _, hour in by_hour for record in islice(hour, _AN_HOUR)]
+        found += [record for _, hour in by_hour for record in islice(hour, AN_HOUR)]
         return _too_few(model, version, found, size)
     for start, end in _hours(since, now):
         if start >= until and len(found) >= size:
             return reference_of(found, frozen=False)
-        found += registry.traffic.window(model, since=start, until=end, version=version, oldest=_AN_HOUR, asked=True)
+        found += registry.traffic.window(model, since=start, until=end, version=version, oldest=AN_HOUR, asked=True)
     return _too_few(model, version, found, size)
 
 

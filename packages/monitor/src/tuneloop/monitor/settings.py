@@ -54,6 +54,8 @@ class MonitorSettings(Section):
         False  # whether the texts of answers are held against the reference's, as those of questions are
     )
     correction_bleu: bool = False  # whether answers are held against users' corrections of them
+    throughput: bool = False  # whether tokens a second, the time in the queue and how often it is asked are judged
+    guard_rates: bool = False  # whether the shares of requests with personal data, and of those guards stop, are
     parity_windows: int = Field(
         default=0, ge=0, le=50
     )  # windows, taken together, in which no group of people may be refused more; 0: nobody is told by that alone

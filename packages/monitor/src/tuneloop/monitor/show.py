@@ -15,6 +15,7 @@ from tuneloop.registry.evidence import (
     listed_of,
     part_of,
     since_of,
+    slices_of,
     summary_of,
 )
 from tuneloop.registry.nouns import AlertEpisode, WindowScore, version_name
@@ -24,7 +25,7 @@ WINDOW_HEADERS = ("UNTIL (UTC)", "VERSION", "SIGNAL", "N", "STATISTIC", "THRESHO
 
 
 def episode_lines(episode: AlertEpisode, state: str) -> Iterator[str]:
-    """The episode, a line at a time: what, since when, how sure, examples, what was done, what to type next."""
+    """The episode, a line at a time: what, since when, how sure, slices, examples, what was done, what to type next."""
     evidence = episode.evidence
     yield f"{episode.id}  {episode.severity}  {state}"
     yield one_line(summary_of(episode))
@@ -85,6 +86,8 @@ def _finding_lines(signal: str, finding: dict[str, Any]) -> Iterator[str]:
     yield f"{signal}: {statistic} against a threshold of {threshold}{p_value}"
     if finding.keys() >= {"detector", "n", "window_end"}:
         yield f"           {finding['detector']}; {finding['n']} records up to {_when(str(finding['window_end']))}"
+    for field, value, said in slices_of(finding):
+        yield f"slice      {one_line(f'{field} {value}: {said}')}"
     for word in listed_of(finding, "words", "word", "reference", "window")[:5]:
         shares = f"{_share(word['reference'])} of the reference, {_share(word['window'])} of the window"
         yield f"word       {one_line(str(word['word']))}: {shares}"

@@ -1,9 +1,10 @@
 """The signals of a champion: which problem each tells of, what it is tested by, and its part of the false-alarm budget.
 
 Prompt drift, the perplexities (of questions, and of the answers users say they should have got), other answers and
-worse ones tell of the same problem (the version no longer fits what it is asked) and share an episode; latency is a
-problem of its own, and so are attacks, a group of people that is treated worse (which may stand for long, and no drift
-may be taken for it), and a served model that changed, which `canary_watch` looks for.
+worse ones tell of the same problem (the version no longer fits what it is asked) and share an episode. Latency is a
+problem of its own, with the speed of answers and their time in the queue; and so are attacks, what else guards find,
+how often it is asked, a group of people that is treated worse (which may stand for long, and no drift may be taken for
+it), and a served model that changed, which `canary_watch` looks for.
 """
 
 from __future__ import annotations
@@ -21,11 +22,15 @@ QUALITIES = (
     *(INVALID_FORMAT, CORRECTION_BLEU, ANSWER_DRIFT, PARITY),
 )
 TRAFFIC_SIGNALS = (PROMPT_DRIFT, *PERPLEXITIES, *QUALITIES)
-OWN_REFERENCE = (PROMPT_DRIFT, *PERPLEXITIES, ANSWER_LENGTH, ANSWER_DRIFT)  # what another version's says nothing of
 SERVED_MODEL_CHANGE = "served_model_change"
 REFERENCE_BLEU = "reference_bleu"
 OF_SERVING = (SERVED_MODEL_CHANGE, REFERENCE_BLEU)  # of one version each, and one problem with nothing else
 INJECTIONS = "injections"
+TOKENS_PER_S, QUEUE_TIME, REQUEST_RATE = "tokens_per_s", "queue_time", "request_rate"  # where settings ask for them
+PERSONAL_DATA, GUARD_BLOCKS = "personal_data", "guard_blocks"  # likewise
+SPEED = (LATENCY, TOKENS_PER_S, QUEUE_TIME)  # one problem: answers are late
+THROUGHPUT = (TOKENS_PER_S, QUEUE_TIME, REQUEST_RATE)
+GUARDED = (INJECTIONS, PERSONAL_DATA, GUARD_BLOCKS)  # shares of all requests, as guards have noted them
 DETECTORS = {
     PROMPT_DRIFT: "all texts, words and neighbours, permutation test",
     PERPLEXITY: "rise of the mean, permutation test",
@@ -40,9 +45,18 @@ DETECTORS = {
     PARITY: "refusals and lengths of answers by group of people, Fisher's exact and permutation tests, Holm",
     INJECTIONS: "share of requests that guards stopped or flagged as attacks, Fisher's exact test",
     LATENCY: "share of slow answers, exact binomial test",
+    TOKENS_PER_S: "fall of the mean log of tokens a second, permutation test",
+    QUEUE_TIME: "rise of the mean log of milliseconds in the queue, permutation test",
+    REQUEST_RATE: "mean log of seconds between requests, permutation test, two-sided",
+    PERSONAL_DATA: "share of requests in which guards found personal data or secrets, Fisher's exact test",
+    GUARD_BLOCKS: "share of requests that guards stopped, Fisher's exact test",
     REFERENCE_BLEU: "fall of BLEU on fixed questions, paired approximate randomisation",
     SERVED_MODEL_CHANGE: "log-probabilities of fixed texts, exact permutation test of rounds",
 }
+OWN_REFERENCE = (  # what another version's says nothing of
+    *(PROMPT_DRIFT, *PERPLEXITIES, ANSWER_LENGTH, ANSWER_DRIFT),
+    REQUEST_RATE,
+)
 # Of a challenger with a share, held against its champion at the same time (`challengers`); no part of the budget of
 # false alarms, since they raise none.
 TRIAL_REFUSALS, TRIAL_BROKEN_ANSWERS = "trial_refusals", "trial_broken_answers"
@@ -72,22 +86,26 @@ def windowed(settings: MonitorSettings) -> tuple[str, ...]:
         ANSWER_DRIFT: settings.answer_drift,
         PARITY: settings.parity_windows > 0,
         LATENCY: settings.watches_latency,
+        **dict.fromkeys(THROUGHPUT, settings.throughput),
+        **dict.fromkeys((PERSONAL_DATA, GUARD_BLOCKS), settings.guard_rates),
     }
-    return tuple(signal for signal in (*TRAFFIC_SIGNALS, INJECTIONS, LATENCY) if asked_for.get(signal, True))
+    watched = (*TRAFFIC_SIGNALS, *GUARDED, LATENCY, *THROUGHPUT)
+    return tuple(signal for signal in watched if asked_for.get(signal, True))
 
 
 def problem_of(signal: str) -> tuple[str, ...]:
     """The signals that tell of the same problem, this one included."""
     of_drift = tuple(name for name in TRAFFIC_SIGNALS if name != PARITY)
-    return of_drift if signal in of_drift else (signal,)
+    return next((problem for problem in (of_drift, SPEED) if signal in problem), (signal,))
 
 
 def budget_share(signal: str, settings: MonitorSettings) -> float:
     """A stream's part of the false-alarm budget; the parts of all streams of a model make one (a weighted Bonferroni).
 
     What tells of a drift, or of lateness, gets four times as much as each way in which answers can be worse, and as
-    the canaries and attacks, which need less: a change of the served model, or a campaign, is seen at any level.
+    the canaries, what guards count and how fast answers come, which need less: a change of the served model, or a
+    campaign, is seen at any level.
     """
-    lighter = {*QUALITIES, INJECTIONS, *OF_SERVING} - {ANSWER_DRIFT}
+    lighter = {*QUALITIES, *GUARDED, *THROUGHPUT, *OF_SERVING} - {ANSWER_DRIFT}
     weights = {name: _LIGHT if name in lighter else 1.0 for name in signals_of(settings)}
     return weights[signal] / sum(weights.values())

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,53 +40,55 @@ class Slice:
     p_value: float  # corrected
 
 
-@dataclass(frozen=True)
-class _Test:
-    found: Slice
-    p_value: float
-
-
 def driving(
     reference: Sequence[Line], window: Sequence[Line], kernel: NDArray[np.float64], rng: np.random.Generator
 ) -> list[Slice]:
     """The values that differ between the two, the surest first; `kernel` of reference and window together."""
     tests = [*_tests(reference, window, kernel, rng)]
-    tests.sort(key=lambda test: test.p_value)
-    drives: list[Slice] = []
+    sure = surest([test.p_value for test in tests])
+    return [replace(tests[place], p_value=corrected) for place, corrected in sure]
+
+
+def surest(p_values: Sequence[float]) -> list[tuple[int, float]]:
+    """The places of the p-values that stand at LEVEL once all are corrected together (Holm), the surest first, with
+    what they are then."""
+    found: list[tuple[int, float]] = []
     corrected = 0.0
-    for rank, test in enumerate(tests):
-        corrected = max(corrected, min(1.0, test.p_value * (len(tests) - rank)))
+    for rank, place in enumerate(sorted(range(len(p_values)), key=lambda place: p_values[place])):
+        corrected = max(corrected, min(1.0, p_values[place] * (len(p_values) - rank)))
         if corrected > LEVEL:
             break
-        found = test.found
-        drives.append(Slice(found.field, found.value, found.how, found.reference, found.window, corrected))
-    return drives
+        found.append((place, corrected))
+    return found
 
 
 def _tests(
     reference: Sequence[Line], window: Sequence[Line], kernel: NDArray[np.float64], rng: np.random.Generator
-) -> Iterator[_Test]:
+) -> Iterator[Slice]:
+    """Each with its p-value before it is corrected."""
     from scipy.stats import fisher_exact  # noqa: PLC0415 (half a second)
 
     lines = [*reference, *window]
     in_window = np.arange(len(lines)) >= len(reference)
-    candidates = [(name, value, held) for name, values in _values(lines) for value, held in values][: _MOST_TESTS // 2]
+    candidates = [(name, value, held) for name, values in values_of(lines) for value, held in values][
+        : _MOST_TESTS // 2
+    ]
     alpha = LEVEL / max(2 * len(candidates), 1)
     for name, value, held in candidates:
         before, now = int((held & ~in_window).sum()), int((held & in_window).sum())
         if name != TIME_OF_DAY and before + now >= LEAST:  # a window is of one time: its hours differ by themselves
             table = [[before, len(reference) - before], [now, len(window) - now]]
             p_value = float(fisher_exact(table).pvalue)
-            yield _Test(Slice(name, value, "share", before, now, p_value), p_value)
+            yield Slice(name, value, "share", before, now, p_value)
         if min(before, now) >= LEAST:
             rows = np.concatenate(
                 [np.flatnonzero(held & ~in_window)[:_MOST_TEXTS], np.flatnonzero(held & in_window)[:_MOST_TEXTS]]
             )
             p_value = mmd_test(kernel[np.ix_(rows, rows)], min(before, _MOST_TEXTS), alpha, rng).p_value
-            yield _Test(Slice(name, value, "texts", before, now, p_value), p_value)
+            yield Slice(name, value, "texts", before, now, p_value)
 
 
-def _values(lines: Sequence[Line]) -> Iterator[tuple[str, list[tuple[str, NDArray[np.bool_]]]]]:
+def values_of(lines: Sequence[Line]) -> Iterator[tuple[str, list[tuple[str, NDArray[np.bool_]]]]]:
     """Each field that is a slice, with its values and which lines have them."""
     columns: dict[str, list[str | None]] = {}
     for name in sorted({name for line in lines for name, value in line.fields.items() if not isinstance(value, float)}):

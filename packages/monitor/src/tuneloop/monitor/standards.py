@@ -8,21 +8,26 @@ promoted is seen before its badness becomes what is normal.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from functools import partial
+from typing import Any
 
-from tuneloop.monitor.comparison import Attacks
-from tuneloop.monitor.reference import Gathering, Reference, find_reference, held_reference, of_like_times
+from tuneloop.monitor.comparison import Finds
+from tuneloop.monitor.guarded import COUNTED, LOOKS, is_found
+from tuneloop.monitor.reference import JUST_BEFORE, Gathering, Reference, find_reference, held_reference, of_like_times
 from tuneloop.monitor.scorer import Scorer
 from tuneloop.monitor.settings import MonitorSettings
-from tuneloop.monitor.signals import ATTACK_GUARDS, PERPLEXITY
+from tuneloop.monitor.signals import GUARDED, INJECTIONS, PERPLEXITY
+from tuneloop.monitor.where import of_hits
 from tuneloop.monitor.windows import Window
 from tuneloop.registry import Registry
-from tuneloop.registry.guard_policy import injections_looked_for
+from tuneloop.registry.guard_policy import injections_looked_for, looked_alike
 from tuneloop.registry.nouns import RequestRecord, Route, WindowScore, version_name
 
 _EARLIER = 5  # champions looked back at for a reference; each costs a pass some reading
+_MOST_ASKED = 2_000  # requests of one window read for where its attacks came from
 _RECENT = 50  # scores read back for what an earlier monitor has read of a reference
 
 
@@ -64,7 +69,7 @@ class Standards:
         self._scorer = scorer
         self._known: dict[tuple[str, int], Reference] = {}
         self._without: dict[tuple[str, int], int] = {}  # with the route's revision then
-        self._attacked: dict[tuple[str, str], tuple[int, int]] = {}
+        self._found: dict[tuple[str, str, str], tuple[int, int]] = {}
 
     def of(self, history: Sequence[Route]) -> Standard | Gathering:
         """What the champion's next window is held against; `history` the newest first."""
@@ -89,18 +94,48 @@ class Standards:
                 return Standard(replace(found, version=version), why)
         return None
 
-    def attacks(self, model: str, standard: Standard, window: Window) -> Attacks | None:
-        """What guards caught on either side, from when on they looked; None where they did not: what nobody looks for
-        is not rarer."""
-        looked, reference = partial(injections_looked_for, self._registry.database, model), standard.reference
-        first, last = reference.records[0].at, reference.records[-1].at
-        had, have = looked(since=first, until=last), looked(since=window.start, until=window.end)
-        if had is None or have is None:
-            return None
-        caught, key = partial(self._registry.traffic.caught, model, ATTACK_GUARDS), (model, reference.digest)
-        if key not in self._attacked:  # a busy model is asked a million times while its reference is gathered
-            self._attacked[key] = caught(since=had, until=last)
-        return Attacks(self._attacked[key], caught(since=have, until=window.end))
+    def guarded(self, model: str, standard: Standard, window: Window, signals: Collection[str]) -> dict[str, Finds]:
+        """What guards found on either side, from when on they looked, of those of these signals that they tell; what
+        nobody looks for is not rarer."""
+        records = standard.reference.records
+        first, last = records[0].at, records[-1].at
+        found: dict[str, Finds] = {}
+        for signal in GUARDED:
+            if signal not in signals:
+                continue
+            since = self._looked(signal, model, (first, last), (window.start, window.end))
+            if since is None:
+                continue
+            guards, actions = COUNTED[signal]
+            caught = partial(self._registry.traffic.caught, model, guards, actions=actions)
+            key = (signal, model, f"{standard.reference.digest} {since[0].isoformat()}")
+            if key not in self._found:  # a busy model is asked a million times while its reference is gathered
+                self._found[key] = caught(since=since[0], until=last)
+            found[signal] = Finds(self._found[key], caught(since=since[1], until=window.end))
+        return found
+
+    def _looked(
+        self, signal: str, model: str, reference: tuple[datetime, datetime], window: tuple[datetime, datetime]
+    ) -> tuple[datetime, datetime] | None:
+        """From when on guards looked in the reference's time and in the window's."""
+        database = self._registry.database
+        if signal == INJECTIONS:
+            looked = partial(injections_looked_for, database, model)
+            had, have = (looked(since=start, until=end) for start, end in (reference, window))
+        else:
+            alike = looked_alike(database, model, LOOKS[signal], since=reference[0], until=window[1])
+            had = have = None
+            if alike is not None and alike <= reference[1]:
+                had, have = alike, window[0]
+        return None if had is None or have is None else (had, have)
+
+    def where_found(self, signal: str, model: str, window: Window) -> list[dict[str, Any]]:
+        """The parts of what was asked while a window filled in which guards found more of it; what they stopped, and is
+        in no window, is among that."""
+        asked = self._registry.traffic.window(
+            model, since=window.start - JUST_BEFORE, until=window.end, newest=_MOST_ASKED
+        )
+        return of_hits(asked, [is_found(signal, record) for record in asked])
 
     def _held(self, route: Route, version: int) -> Reference | None:
         """The reference that an earlier champion was held to. One that had none will have none until the route changes:

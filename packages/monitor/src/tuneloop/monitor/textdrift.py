@@ -31,6 +31,7 @@ class TextDrift:
     outcome: Outcome  # statistic in standard deviations of the permutations
     looks: dict[str, float]  # `all texts`, `words`, `neighbours` …: each one's value; the largest is the statistic
     kernel: NDArray[np.float64]  # of the texts as given; see `features.prompt_kernel`
+    said: NDArray[np.float64] | None = None  # of a classifier: how much each text is like the window's
 
 
 def text_test(

@@ -17,6 +17,7 @@ from tuneloop.registry.printing import emit, json_option, plain, table, tell_unr
 
 if TYPE_CHECKING:
     from tuneloop.monitor.distributions import Measure
+    from tuneloop.monitor.offline import StreamsBy, TextsBy
 
 DEFAULT_REPORT = Path("report")
 
@@ -91,7 +92,21 @@ def drift() -> None:
     show_default="10,000, or 100 windows where that is more",
     help="Texts per false alarm.",
 )
+@click.option(
+    "--texts-by",
+    type=click.Choice(["looks", "classifier"]),
+    default="looks",
+    show_default=True,
+    help="How texts are told apart: as the monitor does, or by a classifier that is asked about texts it has not seen.",
+)
 @click.option("--stream", "streams", multiple=True, help="A number of each line to watch too; may be given again.")
+@click.option(
+    "--streams-by",
+    type=click.Choice(["cusum", "page-hinkley"]),
+    default="cusum",
+    show_default=True,
+    help="How streams are watched.",
+)
 @click.option("--column", "columns", multiple=True, help="A field of each line to compare too; may be given again.")
 @click.option("--by", type=click.Choice(["ks", "psi", "js"]), default="ks", show_default=True, help="How columns are.")
 @click.option(
@@ -107,12 +122,14 @@ def check(
     columns: tuple[str, ...],
     by: Measure,
     embeddings: str,
+    texts_by: TextsBy,
+    streams_by: StreamsBy,
     as_json: bool,
 ) -> None:
     """Hold one file of texts against another: statistic, threshold, p, verdict, slices, examples."""
     from tuneloop.monitor.offline import check_files, check_lines
 
-    found = check_files(reference, window, gamma, streams, columns, by, embeddings)
+    found = check_files(reference, window, gamma, streams, columns, by, embeddings, texts_by, streams_by)
     emit(vars(found), as_json, "\n".join(check_lines(found)))
 
 

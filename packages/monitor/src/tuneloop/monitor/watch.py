@@ -28,7 +28,7 @@ from tuneloop.monitor.quality import thumbs_of
 from tuneloop.monitor.reference import ANCHOR, Gathering
 from tuneloop.monitor.scorer import Scorer, Stopped
 from tuneloop.monitor.settings import MonitorSettings
-from tuneloop.monitor.signals import DETECTORS, INVALID_FORMAT, OWN_REFERENCE, PERPLEXITIES, windowed
+from tuneloop.monitor.signals import DETECTORS, GUARDED, INVALID_FORMAT, OWN_REFERENCE, PERPLEXITIES, windowed
 from tuneloop.monitor.standards import Standard, Standards, compared
 from tuneloop.monitor.standing import standing
 from tuneloop.monitor.streams import last_scores
@@ -233,7 +233,7 @@ class Monitor:
         traffic = self._registry.traffic
         feedback = traffic.feedback_for(ids)
         thumbs = thumbs_of(feedback)
-        caught = self._standards.attacks(model, standard, window)
+        caught = self._standards.guarded(model, standard, window, self._signals)
         corrections = traffic.corrections_for(ids)
         most = self._settings.parity_windows
         pool = pool_of(self._registry, model, version, window.index, reference, most)
@@ -276,6 +276,8 @@ class Monitor:
         }
         if signal == ANCHOR:
             detail |= standard.noted()
+        if signal in GUARDED and judgement.verdict == "drift":
+            detail["slices"] = self._standards.where_found(signal, held.model, held.window)
         now = self._registry.clock()
         score = WindowScore(
             id=identity,

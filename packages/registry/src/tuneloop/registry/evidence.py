@@ -50,6 +50,37 @@ def changes_of_evidence(episode: AlertEpisode) -> list[str]:
     return [str(change["what"]) for change in listed_of(episode.evidence, "changes", "what")]
 
 
+def slices_of(finding: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """(field, value, how much of how many) of the parts of the traffic that a signal sits in, the surest first."""
+    found = []
+    for one in listed_of(finding, "slices", "field", "value", "count", "of"):
+        of = f"{one['count']} of {one['of']}"
+        before, rest = (_of(one.get(name)) for name in ("before", "rest"))
+        if one.get("how") == "share":
+            said = f"comes more or less often ({of}{f', {before} before' if before else ''})"
+        elif one.get("how") == "texts":
+            said = f"its own texts are others than before ({of})"
+        elif one.get("how") == "mean":
+            said = f"{one.get('mean')} {one.get('unit')} on average, {one.get('rest')} elsewhere ({of})"
+        else:
+            said = of + (f", {rest} elsewhere" if rest else "")
+        found.append((str(one["field"]), str(one["value"]), said))
+    return found
+
+
+def slice_lines(episode: AlertEpisode) -> list[str]:
+    """The parts of the traffic that it sits in, signal by signal."""
+    return [
+        f"{signal}: {field} {value}: {said}"
+        for signal, finding in findings_of(episode).items()
+        for field, value, said in slices_of(finding)
+    ]
+
+
+def _of(counts: object) -> str:
+    return f"{counts[0]} of {counts[1]}" if isinstance(counts, list | tuple) and len(counts) == 2 else ""
+
+
 def window_of(finding: Mapping[str, Any]) -> tuple[datetime, datetime] | None:
     """From when to when a signal was raised, if its finding tells."""
     begin, end = _time(finding.get("window_start")), _time(finding.get("window_end"))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from hashlib import blake2b
 from typing import Annotated, Any, Literal, Self
@@ -235,22 +235,42 @@ def injections_looked_for(database: Database, model: str, *, since: datetime, un
     Raises:
         Unavailable: the database does not answer.
     """
+    return _since_when(database, model, lambda policy, _: policy.injection != "off", since, until)
+
+
+def looked_alike(
+    database: Database, model: str, looks: Callable[[GuardPolicy], bool], *, since: datetime, until: datetime
+) -> datetime | None:
+    """From when on the policy in force at `until` stood as it is, `since` at the earliest: what guards count under
+    another says nothing of what they count now. None where it does not look, as `looks` asks.
+
+    Raises:
+        Unavailable: the database does not answer.
+    """
+    return _since_when(database, model, lambda policy, last: looks(policy) and policy == last, since, until)
+
+
+def _since_when(
+    database: Database,
+    model: str,
+    holds: Callable[[GuardPolicy, GuardPolicy], bool],
+    since: datetime,
+    until: datetime,
+) -> datetime | None:
+    """From when on every policy up to `until` was one that `holds`, given it and the last of them."""
     query = sa.select(policies.c.at, policies.c.body).where(policies.c.model == model, policies.c.kind == KIND)
     with database.reading() as connection:
         rows = connection.execute(query.where(policies.c.at <= until).order_by(policies.c.id.desc())).all()
-    looked = None
+    looked = last = None
     for at, body in rows:
-        if not _looks_for_injections(body):
+        try:
+            policy = GuardPolicy.model_validate(body)
+        except ValidationError:
+            return looked
+        last = last or policy
+        if not policy.enabled or not holds(policy, last):
             return looked
         if at <= since:
             return since
         looked = at
     return looked
-
-
-def _looks_for_injections(body: object) -> bool:
-    try:
-        policy = GuardPolicy.model_validate(body)
-    except ValidationError:
-        return False
-    return policy.enabled and policy.injection != "off"

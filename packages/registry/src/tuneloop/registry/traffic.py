@@ -26,7 +26,7 @@ from tuneloop.registry.tables import feedback, requests, shadow_requests
 ANSWERED = 200
 CLIENT_FAULT = 400
 SERVER_FAULT = 500
-_FOUND = ("block", "flag", "sample", "pass")  # how a verdict that tells of a find begins; `pass`: sampled, not drawn
+FOUND = ("block", "flag", "sample", "pass")  # how a verdict that tells of a find begins; `pass`: sampled, not drawn
 _IDS_AT_ONCE = 500  # in one query; databases bound how many they take
 
 
@@ -359,11 +359,28 @@ class Traffic:
         query = sa.select(shadow_requests).where(shadow_requests.c.shadow_of == request_id)
         return readable(RequestRecord, self._db.rows(query.order_by(shadow_requests.c.at)))
 
-    def caught(self, model: str, guards: Sequence[str], *, since: datetime, until: datetime) -> tuple[int, int]:
-        """How many requests of a model one of these guards found something in, `since` <= at <= `until`, whether it
-        stopped, flagged or sampled them, and how many there were, whatever became of them."""
+    def caught(
+        self,
+        model: str,
+        guards: Sequence[str],
+        *,
+        since: datetime,
+        until: datetime,
+        actions: Sequence[str] = FOUND,
+    ) -> tuple[int, int]:
+        """How many requests of a model one of these guards found something in, `since` <= at <= `until`, and how many
+        there were, whatever became of them.
+
+        Args:
+            model: whose. guards: by name, as records note them; none: any guard.
+            since, until: from when to when.
+            actions: what of it counts: whatever was found, or only what was stopped, say.
+        """
         verdicts = [requests.c.guards[guard].as_string() for guard in guards]
-        found = sa.or_(*(said.like(f"{action}: %") for said in verdicts for action in _FOUND))
+        said_so = [said.like(f"{action}: %") for said in verdicts for action in actions]
+        if not guards:
+            said_so = [sa.cast(requests.c.guards, sa.Text).like(f'%"{action}: %') for action in actions]
+        found = sa.or_(*said_so)
         here = sa.and_(requests.c.model == model, requests.c.at >= since, requests.c.at <= until)
         query = sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(sa.case((found, 1), else_=0)), 0)).where(here)
         with self._db.reading() as connection:

@@ -32,7 +32,7 @@ def board() -> Board:
             Row("Speed", _SPEED, across=2, height=9),
             Row("Drift of what is asked", _streams(asked)),
             Row("Answers", _streams(QUALITIES), across=4),
-            Row("Attacks, latency and what serves", _streams([*others, *OF_SERVING]), across=4),
+            Row("Guards' finds, speed and what serves", _streams([*others, *OF_SERVING]), across=4),
             Row("Challengers against the champion", _streams(DETECTORS_OF_TRIALS), across=4),
             Row("Windows", (_WINDOWS,), across=1),
             Row("Guards", _GUARDS),

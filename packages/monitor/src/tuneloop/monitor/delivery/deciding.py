@@ -46,12 +46,18 @@ def fate(
 
     While a silence covers its episode it waits, unless it tells of what joined by a cause that the silence is not for;
     to whom nothing was told before, the opening does. What ended under a silence is never told to whom it was not told
-    before.
+    before, but for what would have been told despite it: a receiver that was away meanwhile still hears of that.
     """
+    causes = uncovered(episode, silences, now)
+    first = bool(causes) and row.transition == "opened" and episode.id not in told
+    loud = first or is_despite(row, causes)
     if silenced(episode, silences, now) is not None:
-        causes = told_despite(episode, silences, now) if episode.state != "resolved" else frozenset()
-        first = bool(causes) and row.transition == "opened" and episode.id not in told
-        return "send" if first or is_despite(row, causes) else "hold"
+        return "send" if loud else "hold"
     over = episode.resolved_at if episode.state == "resolved" else None
     unheard = over is not None and silenced(episode, silences, over) is not None and episode.id not in told
-    return "drop" if unheard else "send"
+    return "drop" if unheard and not loud else "send"
+
+
+def uncovered(episode: AlertEpisode, silences: Sequence[Silence], now: datetime) -> frozenset[str]:
+    """The causes that joined an episode under a silence which is not for them, as it stands or as it ended."""
+    return told_despite(episode, silences, now if episode.resolved_at is None else min(now, episode.resolved_at))

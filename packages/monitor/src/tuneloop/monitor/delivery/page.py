@@ -1,7 +1,8 @@
 """What a page says, whatever its form: what, since when, how sure, examples, what changed before, what to do.
 
 Pure. Texts of users come in redacted by `redact` and cut short; nothing else of a request leaves but the three words
-that are asked for more often than before.
+that are asked for more often than before, and the names of the parts of the traffic that an alarm sits in (keys by
+their ids, engines, lengths), which are redacted as texts are.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from tuneloop.monitor.signals import OF_SERVING
+from tuneloop.monitor.signals import GUARD_BLOCKS, OF_SERVING, PERSONAL_DATA
 from tuneloop.registry.deliveries.outbox import Delivery
 from tuneloop.registry.deliveries.silences import Silence
 from tuneloop.registry.evidence import (
@@ -20,6 +21,7 @@ from tuneloop.registry.evidence import (
     listed_of,
     pages_too,
     since_of,
+    slices_of,
     summary_of,
 )
 from tuneloop.registry.nouns import AlertEpisode, version_name
@@ -27,7 +29,8 @@ from tuneloop.registry.printing import one_line
 
 Redact = Callable[[Sequence[str]], list[str]]  # texts without personal data, in their order
 _EXAMPLE_CHARS = 200
-_SPARED = ("examples", "changes", "done", "causes")  # left out first where a page has to be short
+_SLICES = 5  # of all signals together; each has its own
+_SPARED = ("examples", "changes", "done", "slices", "causes")  # left out first where a page has to be short
 _OF_ENGINES = ("engine", "served model", "load")  # what no training mends
 _SAID = {"opened": "", "worse": "got worse: ", "acknowledged": "acknowledged: ", "resolved": "resolved: "}
 
@@ -60,6 +63,7 @@ class Page:
     pages_too: tuple[str, ...] = ()  # signals that page by themselves and joined it when it was a page
     silenced: str = ""  # for what and until when, where it is told despite that
     despite: tuple[str, ...] = ()  # the causes it is told of then
+    slices: tuple[str, ...] = ()  # the parts of the traffic it sits in: signal, field, value, how much of how many
 
 
 def page_of(
@@ -75,7 +79,7 @@ def page_of(
     evidence = episode.evidence
     what = one_line(summary_of(episode))
     budget = evidence.get("mean_run_length")
-    texts = redact(found) if (found := _questions(episode, examples)) else []
+    texts, slices = _redacted(_questions(episode, examples), _slices(episode), redact)
     sure = f"one false alarm in {budget} records or more, over all signals of a model together" if budget else ""
     return Page(
         delivery=delivery.id,
@@ -102,6 +106,7 @@ def page_of(
         pages_too=tuple(pages_too(episode)),
         silenced="" if silence is None else _silenced_text(silence),
         despite=() if silence is None else tuple(sorted(silence.uncovered(episode))),
+        slices=tuple(one_line(text[:_EXAMPLE_CHARS]) for text in slices),
     )
 
 
@@ -115,7 +120,7 @@ def next_commands(episode: AlertEpisode) -> Iterable[str]:
         yield f"tuneloop route history {episode.model}"
     elif kind in _OF_ENGINES or (not kind and episode.signal in OF_SERVING):
         yield "tuneloop status"
-    elif kind == "attack":
+    elif kind == "attack" or episode.signal in (PERSONAL_DATA, GUARD_BLOCKS):
         yield f"tuneloop guard policy {episode.model}"
     elif kind == "bias":
         yield f"tuneloop bias check {version_name(episode.model, episode.version)}"
@@ -150,6 +155,7 @@ def text_lines(page: Page, left_out: int = 0) -> Iterable[str]:
     if page.sure:
         yield f"how sure   {page.sure}"
     for name, texts in (
+        ("slice", kept["slices"]),
         ("cause", kept["causes"]),
         ("example", kept["examples"]),
         ("before", kept["changes"]),
@@ -165,6 +171,28 @@ def text_lines(page: Page, left_out: int = 0) -> Iterable[str]:
 def _silenced_text(silence: Silence) -> str:
     until = f"until {silence.ends_at:%Y-%m-%d %H:%M:%S}Z (by {silence.by}: {silence.reason})"
     return one_line(f"for {silence.cause or 'what it was then'} {until}")
+
+
+def _slices(episode: AlertEpisode) -> list[tuple[str, str, str]]:
+    """(where, its value, how much) of the parts of the traffic each signal sits in; the surest of each first."""
+    lists = [
+        [(f"{signal}: {field}", value, said) for field, value, said in slices_of(finding)]
+        for signal, finding in findings_of(episode).items()
+    ]
+    places = range(max(map(len, lists), default=0))
+    return [found[place] for place in places for found in lists if place < len(found)][:_SLICES]
+
+
+def _redacted(
+    texts: Sequence[str], slices: Sequence[tuple[str, str, str]], redact: Redact
+) -> tuple[list[str], list[str]]:
+    """Both without personal data, in one go: it starts a process."""
+    given = [*texts, *(value for _, value, _ in slices)]
+    found = redact(given) if given else []
+    values = found[len(texts) :]
+    return found[: len(texts)], [
+        f"{where} {value}: {said}" for (where, _, said), value in zip(slices, values, strict=True)
+    ]
 
 
 def _questions(episode: AlertEpisode, most: int) -> list[str]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Literal
 
-from tuneloop.monitor.delivery.deciding import LONGEST_WAIT_S, fate, heads, is_despite, wait_s
+from tuneloop.monitor.delivery.deciding import LONGEST_WAIT_S, fate, heads, is_despite, uncovered, wait_s
 from tuneloop.monitor.delivery.page import Page, Redact, page_of
 from tuneloop.monitor.delivery.sending import AnyReceiver, NotTaken, PartlyTaken, Sending
 from tuneloop.monitor.metrics import Metrics
@@ -168,7 +168,7 @@ class Deliverer:
         paged = row.transition == "opened" and episode.severity == "page" and not isinstance(receiver, Alertmanager)
         as_page = paged and outbox.told_as_page(row, now, self._registry.clock())
         if row.transition == "opened":
-            outbox.told_with_opening(row, told_despite(episode, silences, now), self._registry.clock())
+            outbox.told_with_opening(row, uncovered(episode, silences, now), self._registry.clock())
         outbox.end(row.id, "sent", self._registry.clock())
         told.add(row.episode_id)
         standing.failures, standing.away_until = 0, None
@@ -222,7 +222,7 @@ class Deliverer:
         except NotFound:
             return False
         now = self._registry.clock()
-        causes = told_despite(episode, silences, now)
+        causes = uncovered(episode, silences, now)
         if is_despite(row, causes) or not any(is_despite(one, causes) for one in later):
             return False
         self._registry.outbox.end(row.id, "dropped", now, "it was told with what came despite a silence")

@@ -54,6 +54,11 @@ _SIGNAL_UNITS = {
     "parity": ("Parity between groups of people", "-log10 of\nHolm's p"),
     "injections": ("Attacks that guards caught", "share of\nrequests"),
     "latency": ("Latency", "share of\nslow answers"),
+    "tokens_per_s": ("Tokens a second, fewer", "difference of\nlogs"),
+    "queue_time": ("Time in the queue", "difference of\nlogs"),
+    "request_rate": ("Time between requests", "difference of\nlogs"),
+    "personal_data": ("Personal data that guards found", "share of\nrequests"),
+    "guard_blocks": ("Requests that guards stopped", "share of\nrequests"),
     "served_model_change": ("Canaries", "nats per token\nfrom the first reading"),
     "reference_bleu": ("Answers to fixed questions", "BLEU lost\nsince the first"),
 }

@@ -13,6 +13,7 @@ from typing import Self
 
 import numpy as np
 
+from tuneloop.monitor.guarded import PERSONAL_GUARDS
 from tuneloop.monitor.report.figures import GuardsOverTime, HeatMap, Middle, SpeedOverTime
 from tuneloop.monitor.signals import ATTACK_GUARDS
 from tuneloop.registry.nouns import RequestRecord
@@ -21,11 +22,10 @@ from tuneloop.registry.statistics.intervals import wilson
 SPANS = 48
 ANSWERED = 200
 _LEADS = (1, 2, 5)  # times powers of ten: where a heat map's rows begin
-_PERSONAL = ("personal", "secrets", "output.personal", "output.secrets")
 FOUND: dict[str, Callable[[RequestRecord], bool]] = {
     "stopped by a guard": lambda record: any(said.startswith("block: ") for said in record.guards.values()),
     "attack found": lambda record: any(guard in record.guards for guard in ATTACK_GUARDS),
-    "personal data or secrets found": lambda record: any(guard in record.guards for guard in _PERSONAL),
+    "personal data or secrets found": lambda record: any(guard in record.guards for guard in PERSONAL_GUARDS),
 }
 
 

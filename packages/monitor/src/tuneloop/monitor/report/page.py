@@ -14,7 +14,7 @@ from tuneloop.monitor.report.figures import Figures
 from tuneloop.monitor.report.gather import gather
 from tuneloop.registry import Registry
 from tuneloop.registry.errors import InvalidInput
-from tuneloop.registry.evidence import aftermath_lines
+from tuneloop.registry.evidence import aftermath_lines, slice_lines
 from tuneloop.registry.experiments import words
 from tuneloop.registry.files import write_atomically
 from tuneloop.registry.verbs.retraining import hours_text
@@ -48,5 +48,6 @@ def render(figures: Figures) -> str:
     environment.filters["arms"] = rows_of
     environment.filters["hours"] = hours_text
     environment.filters["aftermath"] = aftermath_lines
+    environment.filters["slices"] = slice_lines
     drawn = {name: Markup(svg) for name, svg in pictures(figures).items()}  # noqa: S704 (our own drawing, not a user's text)
     return environment.from_string(source).render(f=figures, pictures=drawn, alt=alt_texts(figures), words=words)

@@ -7,53 +7,21 @@ than `LEAST` requests is left out, and is no zero.
 from __future__ import annotations
 
 import re
-from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
+from tuneloop.monitor.fields import FIELDS
 from tuneloop.monitor.quality import is_refusal, thumbs_of
 from tuneloop.monitor.report.figures import Quantile, Slice
 from tuneloop.monitor.report.over_time import ANSWERED
-from tuneloop.registry.nouns import Feedback, Interval, RequestRecord, version_name
+from tuneloop.registry.nouns import Feedback, Interval, RequestRecord
 from tuneloop.registry.statistics.intervals import quantile_interval, wilson
 
 LEAST = 10
 MOST_VALUES = 12  # of a field, those with most requests
 LEVEL = 0.95
 _SERVER_FAULT = 500
-_HOURS = 6
-_LENGTHS = (1, 33, 129, 513, 2_049)  # tokens of a prompt, from which on it is another slice
 _NUMBERS = re.compile(r"\d[\d,]*")
-
-
-def _time_of_day(record: RequestRecord) -> str:
-    first = record.at.hour // _HOURS * _HOURS
-    return f"{first:02d}–{first + _HOURS:02d} UTC"
-
-
-def _length(record: RequestRecord) -> str | None:
-    if record.prompt_tokens is None:
-        return None
-    place = max(bisect_right(_LENGTHS, record.prompt_tokens), 1)
-    first = f"{_LENGTHS[place - 1]:,}"
-    return f"{first} tokens or more" if place == len(_LENGTHS) else f"{first}–{_LENGTHS[place] - 1:,} tokens"
-
-
-def _version(record: RequestRecord) -> str | None:
-    """Which answered, or was to."""
-    version = record.served_version if record.served_version is not None else record.assigned_version
-    return version_name(record.model, version) if version is not None else None
-
-
-FIELDS: dict[str, Callable[[RequestRecord], str | None]] = {
-    "version": _version,
-    "engine": lambda r: r.engine,
-    "endpoint": lambda r: r.endpoint,
-    "streamed": lambda r: "yes" if r.stream else "no",
-    "time of day": _time_of_day,
-    "length of prompt": _length,
-    "API key": lambda r: r.api_key,
-}
 
 
 def slices_of(records: Sequence[RequestRecord], feedback: Mapping[str, Sequence[Feedback]]) -> Iterator[Slice]:

@@ -26,6 +26,11 @@ ServingSignal = Literal[  # what training cannot repair, or not by itself
     "parity",
     "reference_bleu",
     "answer_drift",
+    "tokens_per_s",
+    "queue_time",
+    "request_rate",
+    "personal_data",
+    "guard_blocks",
 ]
 TrialSignal = Literal[  # what the monitor judges of a challenger against its champion at the same time
     "trial_refusals",

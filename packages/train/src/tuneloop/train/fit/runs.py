@@ -10,8 +10,9 @@ from __future__ import annotations
 import fcntl
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from time import sleep
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -23,6 +24,7 @@ from tuneloop.train.fit.checkpoints import CheckpointStore
 
 _RECORD = "run.json"
 _LOCK = "lock"
+_MOMENT_S = 1.0  # past what looking into a folder takes; a training takes longer
 # Refuse an unfinished run, go on with it, throw it away; or go on with one if there is one, as a worker does.
 Begin = Literal["new", "resume", "fresh", "either"]
 
@@ -77,7 +79,13 @@ def run_key(*parts: str) -> str:
 
 @contextmanager
 def held_run(
-    home: Path, key: str, begin: Begin, *, say: Callable[[str], None], close: Callable[[str], None]
+    home: Path,
+    key: str,
+    begin: Begin,
+    *,
+    say: Callable[[str], None],
+    close: Callable[[str], None],
+    pause: Callable[[float], object] = sleep,
 ) -> Iterator[RunFolder]:
     """The run's folder, locked for as long as the block runs.
 
@@ -87,6 +95,7 @@ def held_run(
         begin: what to do with an unfinished run of the same key.
         say: told what was found.
         close: closes an MLflow run as killed.
+        pause: waits for whoever is in the folder for a moment, to look what may be removed or closed.
 
     Raises:
         Conflict: another process is at this run.
@@ -95,7 +104,11 @@ def held_run(
     runs = home / "runs"
     _close_dead_runs(runs, key, close)
     path = runs / key
-    with _lock(path) as held:
+    with ExitStack() as stack:
+        held = stack.enter_context(_lock(path))
+        if not held:
+            pause(_MOMENT_S)
+            held = stack.enter_context(_lock(path))
         if not held:
             raise Conflict(f"another process is training this very run ({path}); wait for it, or stop it")
         folder = RunFolder(path, say)

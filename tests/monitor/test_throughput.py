@@ -1,0 +1,214 @@
+"""How fast answers come, how often they are asked for, and what guards find, where settings ask for it: a change is
+told, what stays as it was is not, and whoever does not ask pays nothing for it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import numpy as np
+import pytest
+
+from monitor.scene import Scene
+from tests_support import Clock, request_record
+from tuneloop.monitor.comparison import Comparison
+from tuneloop.monitor.guarded import finds
+from tuneloop.monitor.reference import AN_HOUR, Reference, reference_of
+from tuneloop.monitor.settings import MonitorSettings
+from tuneloop.monitor.signals import budget_share, signals_of
+from tuneloop.monitor.throughput import gaps, throughput, tokens_per_s
+from tuneloop.monitor.windows import Window
+from tuneloop.registry.guard_policy import GuardPolicy, looked_alike
+from tuneloop.registry.nouns import RequestRecord
+
+ALPHA = 0.02
+PERSONAL: dict[str, Any] = {"guards": {"personal": "redact: EMAIL_ADDRESS"}}
+STOPPED: dict[str, Any] = {"status": 400, "served_version": None, "guards": {"topics": "block: law"}}
+
+
+def answers(scene: Scene, n: int, *, slower: float = 1.0, queue_ms: float = 5.0, every_s: float = 1.0) -> None:
+    """As many answers as `n`, of chance like an engine's, so much slower or rarer."""
+    for _ in range(n):
+        scene.clock.advance(scene.rng.expovariate(1 / every_s))
+        tokens, busy_ms = scene.rng.randint(20, 200), scene.rng.gauss(20, 2) * slower
+        queued = scene.rng.expovariate(1 / queue_ms)
+        total_ms = queued + tokens * busy_ms
+        scene.usual(1, completion_tokens=tokens, total_ms=total_ms, queue_ms=queued, stream=True, ttft_ms=queued + 30)
+
+
+@pytest.mark.parametrize(
+    ("change", "signal", "said"),
+    [
+        ({"slower": 2.0}, "tokens_per_s", "writes fewer tokens a second (median "),
+        ({"queue_ms": 100.0}, "queue_time", "keeps requests waiting longer (median "),
+        ({"every_s": 60.0}, "request_rate", "is asked less often (median "),
+    ],
+)
+def test_slower_answers_longer_queues_and_another_rate_are_each_told_by_their_own_signal(
+    scene: Scene, change: dict[str, float], signal: str, said: str
+) -> None:
+    scene.clock.advance(7 * 3_600)  # the promotion is no cause any more
+    answers(scene, 80)
+    scene.watch(scene.monitor(throughput=True))
+    assert scene.registry.episodes.all("bot") == []
+    answers(scene, 20, **change)
+    scene.watch(scene.monitor(throughput=True))
+    episode = scene.the_episode()
+    assert [*episode.evidence["signals"]] == [signal]
+    assert said in episode.evidence["summary"]
+    assert (episode.severity, episode.runbook) == ("ticket", "docs/runbooks/throughput.md")
+    assert [cause["kind"] for cause in episode.evidence["causes"]] == ["load"]
+
+
+def test_one_engine_that_writes_slower_than_the_others_leads_the_causes(scene: Scene) -> None:
+    for number in range(80):
+        scene.usual(1, engine=f"e{number % 2}", completion_tokens=100, total_ms=900.0 + number)
+    for number in range(40):
+        scene.usual(1, engine=f"e{number % 2}", completion_tokens=100, total_ms=(900.0 + number) * (1 + number % 2 * 3))
+    scene.watch(scene.monitor(throughput=True, window=40))
+    causes = scene.the_episode().evidence["causes"]
+    assert (causes[0]["kind"], causes[0]["why"]) == ("engine", "e1 alone is slow")
+
+
+def test_personal_data_and_what_guards_stop_are_told_where_asked_for(scene: Scene) -> None:
+    scene.registry.policies.set("bot", GuardPolicy(), by="ada", reason="test")
+    monitor = scene.monitor(guard_rates=True)
+    scene.usual(80)
+    scene.watch(monitor)
+    scene.usual(6)
+    scene.usual(14, **PERSONAL)
+    scene.watch(monitor)
+    (personal,) = scene.registry.episodes.all("bot")
+    assert [*personal.evidence["signals"]] == ["personal_data"]
+    assert "personal data or secrets (0% → 70%)" in personal.evidence["summary"]
+    assert personal.evidence["causes"][0]["why"] == "what users ask holds more of what guards look for"
+    scene.clock.advance(10_000)
+    for _ in range(20):
+        scene.usual(1)
+        scene.traffic(["May I sue?"], answer=None, api_key="key_9", **STOPPED)
+    scene.watch(monitor)
+    blocks = next(e for e in scene.registry.episodes.all("bot") if e.signal == "guard_blocks")
+    assert blocks.evidence["signals"]["guard_blocks"]["slices"][0]["value"] == "key_9"
+
+
+def test_another_guard_policy_is_no_rise_of_what_guards_stop_and_ends_what_was_one(scene: Scene) -> None:
+    scene.registry.policies.set("bot", GuardPolicy(), by="ada", reason="test")
+    monitor = scene.monitor(guard_rates=True)
+    scene.usual(80)
+    scene.usual(20, **PERSONAL)
+    scene.watch(monitor)
+    assert scene.the_episode().state == "open"
+    scene.registry.policies.set("bot", GuardPolicy(personal="block"), by="ada", reason="test")
+    scene.clock.advance(1)
+    for _ in range(41):
+        scene.usual(1)
+        scene.traffic(["Write to me@example.com"], answer=None, **STOPPED)
+    scene.watch(monitor)
+    newest = scene.scores("guard_blocks")[-1]
+    assert newest.detail["reason"] == "bot has no guards, or not those it had for the reference"
+    episode = scene.the_episode()
+    assert (episode.state, [*episode.evidence["signals"]]) == ("resolved", ["personal_data"])
+    assert "too little on record since to judge personal_data by" in episode.done[-1]
+
+
+def test_whoever_does_not_ask_for_them_pays_nothing(scene: Scene) -> None:
+    usual = MonitorSettings()
+    asked = MonitorSettings(throughput=True, guard_rates=True)
+    new = {"tokens_per_s", "queue_time", "request_rate", "personal_data", "guard_blocks"}
+    assert {*signals_of(asked)} - {*signals_of(usual)} == new
+    assert sum(budget_share(signal, asked) for signal in signals_of(asked)) == pytest.approx(1.0)
+    scene.usual(80)
+    scene.watch()
+    assert [scene.scores(signal) for signal in new] == [[]] * len(new)
+
+
+def held(reference: list[RequestRecord], window: list[RequestRecord]) -> Comparison:
+    return Comparison(
+        "bot", 1, reference_of(reference, frozen=True), Window(0, tuple(window), len(window), window[-1].at), {}, {}
+    )
+
+
+def stream(clock: Clock, n: int, rng: random.Random, start: int = 0) -> list[RequestRecord]:
+    at, found = clock.now + timedelta(days=start), []
+    for number in range(n):
+        at += timedelta(seconds=rng.lognormvariate(0, 1.5))
+        found.append(
+            request_record(
+                start * 1_000 + number,
+                at,
+                completion_tokens=rng.randint(1, 300),
+                total_ms=rng.lognormvariate(7, 1),
+                queue_ms=rng.choice([0.0, 0.1, rng.expovariate(0.01)]),
+            )
+        )
+    return found
+
+
+@pytest.mark.parametrize("signal", ["tokens_per_s", "queue_time", "request_rate"])
+def test_what_stays_as_it_was_alarms_no_oftener_than_its_level(clock: Clock, signal: str) -> None:
+    rng, numbers = random.Random(11), np.random.default_rng(11)
+    windows = 100
+    alarms = 0
+    for number in range(windows):
+        both = stream(clock, 80, rng, start=number)
+        alarms += throughput(signal, held(both[:60], both[60:]), ALPHA, numbers).verdict == "drift"
+    assert alarms <= windows * ALPHA + 3 * (windows * ALPHA * (1 - ALPHA)) ** 0.5
+
+
+def test_records_that_tell_no_tokens_or_no_queue_decide_nothing(clock: Clock) -> None:
+    at: Callable[[int], RequestRecord] = lambda n: request_record(n, clock.now + timedelta(seconds=n))  # noqa: E731
+    comparison = held([at(n) for n in range(60)], [at(n) for n in range(60, 80)])
+    for signal in ("tokens_per_s", "queue_time"):
+        found = throughput(signal, comparison, ALPHA, np.random.default_rng(1))
+        assert (found.verdict, "not_measured" in found.detail) == ("not enough data", True)
+    assert throughput("request_rate", comparison, ALPHA, np.random.default_rng(1)).verdict == "none"
+    assert finds("guard_blocks", comparison, ALPHA).verdict == "not enough data"
+
+
+def test_speed_leaves_out_the_queue() -> None:
+    record = request_record(1, Clock().now, completion_tokens=100, total_ms=3_000.0, queue_ms=1_000.0)
+    assert tokens_per_s(record) == pytest.approx(50)
+    assert tokens_per_s(record.model_copy(update={"completion_tokens": None})) is None
+
+
+def test_gaps_of_a_season_leave_out_what_a_full_hour_cut_off(clock: Clock) -> None:
+    since = clock.now
+    busy = [request_record(n, since + timedelta(seconds=n)) for n in range(AN_HOUR)]
+    later = [request_record(100 + n, since + timedelta(hours=1, seconds=10 * n)) for n in range(3)]
+    whole = Reference((*busy, *later), "d", frozen=True)
+    season = replace(whole, of=whole, since=since)
+    seconds = [gap for _, gap in gaps(season)]
+    assert seconds == [1.0] * (AN_HOUR - 1) + [10.0] * 2, "not the 59 minutes in which nothing was kept"
+    one_less = replace(whole, records=(*busy[1:], *later))
+    assert 3_551.0 in [gap for _, gap in gaps(replace(one_less, of=one_less, since=since))], (
+        "in which nothing was asked"
+    )
+    chosen = replace(season, records=tuple(later[1:2]))
+    assert [gap for _, gap in gaps(chosen)] == [10.0], "of those that were chosen alone, to the one before in time"
+
+
+def test_a_policy_looks_alike_from_when_it_last_changed(scene: Scene) -> None:
+    def alike(**changes: Any) -> Any:
+        return looked_alike(
+            scene.registry.database, "bot", lambda p: p.personal != "off", **({"since": start} | changes)
+        )
+
+    start = scene.clock.now
+    assert alike(until=scene.clock.now) is None
+    scene.registry.policies.set("bot", GuardPolicy(), by="ada", reason="test")
+    scene.clock.advance(10)
+    first = alike(until=scene.clock.now)
+    assert start < first < scene.clock.now
+    scene.registry.policies.set("bot", GuardPolicy(), by="ada", reason="the same again")
+    scene.clock.advance(10)
+    assert alike(until=scene.clock.now) == first
+    scene.registry.policies.set("bot", GuardPolicy(hidden="block"), by="ada", reason="test")
+    scene.clock.advance(10)
+    assert alike(until=scene.clock.now) > first
+    assert alike(since=scene.clock.now, until=scene.clock.now) <= scene.clock.now
+    scene.registry.policies.set("bot", GuardPolicy(personal="off"), by="ada", reason="test")
+    scene.clock.advance(10)
+    assert alike(until=scene.clock.now) is None
