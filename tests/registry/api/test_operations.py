@@ -23,7 +23,6 @@ from tuneloop.registry.api.app import ROUTERS
 from tuneloop.registry.api.openapi import operations, permission_of
 from tuneloop.registry.settings import RegistrySettings
 
-
 IN_PARTS = {"register_version": 2}  # said before and after, with MLflow's between: test_registering_kills
 
 
