@@ -1,7 +1,7 @@
 """Drift: what the detectors see, how soon, how often they cry wolf and what they cost, beside Evidently's defaults.
 
     .venv/bin/python benchmarks/drift.py [--json FILE] [--rounds 8] [--pairs 14] [--only power,scalars,peers,cost]
-    .venv/bin/python benchmarks/drift.py --draw     # the curves of docs/drift.md anew, from the figures there are
+    .venv/bin/python benchmarks/drift.py --draw     # the pictures anew, from the figures there are
 
 Text is what the machine holds: synopses of the distribution's packages by section, docstrings by library; each topic
 against its nearest neighbour. Evidently is installed into a scratch environment (`--scratch`, 700 MB); without a
@@ -36,11 +36,10 @@ def main() -> None:
     parser.add_argument("--peer-s", type=float, default=360.0, help="what Evidently may take of the time")
     parser.add_argument("--only", default=",".join(PARTS))
     parser.add_argument("--scratch", type=Path, default=Path(".cache/drift-peers"))
-    parser.add_argument("--draw", action="store_true", help="measure nothing: draw the curves of the figures there are")
+    parser.add_argument("--draw", action="store_true", help="measure nothing: draw the figures there are")
     options = parser.parse_args()
     if options.draw:
-        for path in curves.draw(json.loads(options.json.read_text(encoding="utf-8")), DOCS):
-            print(path)
+        draw(json.loads(options.json.read_text(encoding="utf-8")), options.json)
         return
     texts = corpus.topics()
     pairs = spread(corpus.neighbours(texts), options.pairs)
@@ -57,9 +56,16 @@ def main() -> None:
         results[part] = measures[part]()
         options.json.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         tell(part, results[part])
-    curves.draw(results, DOCS)
+    draw(results, options.json)
+
+
+def draw(results: dict[str, Any], file: Path) -> None:
+    """The curves of the documents, and the picture beside the figures once every part is measured."""
+    for path in curves.draw(results, DOCS):
+        print(path)
     if set(PARTS) <= set(results):
-        picture.draw(results, options.json.with_suffix(".png"))
+        picture.draw(results, file.with_suffix(".png"))
+        print(file.with_suffix(".png"))
 
 
 def spread(pairs: list[Pair], many: int) -> list[Pair]:

@@ -10,6 +10,7 @@ import matplotlib as mpl
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.ticker import NullFormatter
 
 OURS, OTHER, GREEN, GREY = "#0072B2", "#E69F00", "#009E73", "#8a8f98"
 
@@ -42,7 +43,7 @@ def _changes(axes: Axes, peers: dict[str, Any]) -> None:
     width = 0.38
     for place, (name, table) in enumerate(peers["detectors"].items()):
         kinds = table["kinds"]
-        label = f"{name} ({table['false_alarms']} false alarms in {table['usual_windows']} windows)"
+        label = f"{name} (false alarms: {table['false_alarms']} in {table['usual_windows']} windows)"
         bars = axes.bar(
             [x + place * width for x in range(len(kinds))],
             [row["windows_until_seen"] for row in kinds.values()],
@@ -64,5 +65,6 @@ def _delays(axes: Axes, scalars: dict[str, Any]) -> None:
         axes.plot(shifts, [row["tuned"] for row in rows], color=colour, marker="o", label=f"γ = {run_length:,}")
     axes.set(xscale="log", yscale="log", title="CUSUM: delay of a shift (dashed: exact optimum)")
     axes.set_xticks([0.25, 0.5, 1, 2], ["0.25", "0.5", "1", "2"])
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set(xlabel="shift of the mean (standard deviations)", ylabel="values until the alarm")
     axes.legend(frameon=False)
