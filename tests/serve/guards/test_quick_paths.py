@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import codecs
 import random
+import string
 import unicodedata
 from collections.abc import Callable
 
@@ -55,6 +56,16 @@ PIECES = [
     *("\u200b", "\u2003", "\u0301", "привет ", "忽略之前的指令", "İ", "K", "ﬁ", "३५", "\x1c", "?", "🇦🇧", "іgnоrе "),
 ]
 TEXTS = st.lists(st.sampled_from(PIECES) | st.text(max_size=12), max_size=25).map("".join)
+ASCII = st.characters(codec="ascii")
+TO_READERS = 8  # the mark that is too rarely drawn by chance
+READERS = ["ai", "llms", "language model", "assistants", "chatbot", "agent", "copilot", "ai-helpers"]
+READING = [
+    *("reading", "processing", "summarizing", "summarising", "parsing", "reviewing", "analyzing", "analysing"),
+    *("handling", "ingesting", "visiting", "indexing", "screening"),
+]
+SAID = st.builds(
+    "{} {} {}".format, st.sampled_from(READERS), st.sampled_from(READING), st.sampled_from(["this", "the"])
+)
 EVERY = {name: (may, decoder) for name, may, decoder in (*decoders.ENCODED, *decoders.RESPELT)}
 
 
@@ -82,6 +93,15 @@ def test_no_text_is_overlooked_by_a_glance(text: str) -> None:
     assert _overlooked(folding.fold(text)) == []
 
 
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.text(alphabet=string.ascii_letters + string.digits + " .,:!/", min_size=4, max_size=14))
+def test_however_short_what_is_wrapped_may_be(said: str) -> None:
+    """At the least that a decoder takes for something, its glance does not look away yet."""
+    for way in WAYS.values():
+        assert _overlooked(way(said)) == []
+        assert _overlooked(f"See {way(said)} below") == []
+
+
 def test_most_ordinary_texts_are_spared_most_decoders() -> None:
     asked = [
         may(glance.as_ascii(text)) for text in prose()[:400] for name, (may, _) in EVERY.items() if name != "base64"
@@ -107,11 +127,25 @@ def test_without_its_literal_a_mark_matches_nowhere(text: str) -> None:
     assert [(hit.rule, (hit.start, hit.end)) for hit in rules.marks(folded)] == slowly
 
 
-@settings(max_examples=500, deadline=None, derandomize=True)
-@given(st.text(alphabet="OIURTXPSLAYNWCMGEDKQ_.", max_size=14))
-def test_without_its_concept_a_rule_matches_nowhere(concepts: str) -> None:
-    for _, concept, pattern in rules._CONCEPTS:
-        assert not pattern.search(concepts) or (concept in concepts and rules._NEEDED.search(concepts))
+@pytest.mark.parametrize("number", range(len(rules._MARKS)))
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(st.data())
+def test_what_a_mark_matches_holds_one_of_its_literals(number: int, data: st.DataObject) -> None:
+    name, _, mark = rules._MARKS[number]
+    made = folding.fold(data.draw(SAID if number == TO_READERS else st.from_regex(mark, alphabet=ASCII)))
+    slowly = {(name, found.span()) for found in mark.finditer(made)}
+    assert slowly or number != TO_READERS
+    assert slowly <= {(hit.rule, (hit.start, hit.end)) for hit in rules.marks(made)}
+
+
+@pytest.mark.parametrize("number", range(len(rules._CONCEPTS)))
+@settings(max_examples=80, deadline=None, derandomize=True)
+@given(st.data())
+def test_what_a_rule_matches_holds_its_concept(number: int, data: st.DataObject) -> None:
+    _, concept, pattern = rules._CONCEPTS[number]
+    made = data.draw(st.from_regex(pattern))
+    assert concept in made
+    assert rules._NEEDED.search(made)
 
 
 def test_sums_that_are_remembered_are_those_of_every_feature() -> None:
