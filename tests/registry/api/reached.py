@@ -171,6 +171,12 @@ def _not_rolling(registry: Registry) -> None:
     set_route(registry, "bot", {2: 1_000, 1: 9_000}, ADA)
 
 
+def _offered(registry: Registry) -> None:
+    """Once: what is offered can be registered again and again."""
+    if not (registry.settings.home / "whole1").exists():
+        offer(registry)
+
+
 READY: dict[str, Callable[[Registry], object]] = {
     "set_split": _settled,
     "override_keys": _settled,
@@ -187,7 +193,7 @@ READY: dict[str, Callable[[Registry], object]] = {
     "start_experiment": _rolled(_not_rolling),
     "step_experiment": _rolled(let_learn),
     "stop_experiment": _rolled(begin),
-    "register_version": offer,
+    "register_version": _offered,
     "approve_retraining": _proposed,
     "reject_retraining": _proposed,
     "cancel_retraining": _proposed,
