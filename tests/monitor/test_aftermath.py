@@ -12,8 +12,10 @@ import pytest
 
 from monitor.engine import STRANGE_NATS, FakeEngine
 from monitor.scene import Killed, Scene, TickingClock
-from tests_support import window_score
+from tests_support import alert_episode, window_score
 from tuneloop.monitor.aftermath import OF_QUALITY, Moved, Role, compared, roles_of, verdict_of
+from tuneloop.monitor.following import Follower
+from tuneloop.monitor.reference import score_id
 from tuneloop.monitor.show import episode_lines
 from tuneloop.registry import Registry
 from tuneloop.registry.evidence import aftermath_lines
@@ -247,3 +249,30 @@ def test_what_was_raised_decides_which_signals_tell() -> None:
     alone = roles_of({"prompt_drift"})
     assert alone["perplexity"] == "shown"
     assert {signal for signal, role in alone.items() if role == "stand-in"} == {*OF_QUALITY} - {"latency"}
+
+
+def test_what_decides_nothing_is_not_waited_for_where_something_decides() -> None:
+    shown = compared("prompt_drift", window_score(TickingClock()()), [], 2, 1, closed=False, role="shown")
+    better = compared("refusals", shares(0, 20), [shares(1, 1)], 1, 1, closed=False)
+    assert shown is not None
+    assert better is not None
+    assert (shown.after, shown.moved) == (None, "decides nothing")
+    assert verdict_of({"prompt_drift": shown, "refusals": better}, closed=False) == "helped"
+    assert verdict_of({"prompt_drift": shown}, closed=False) == "not enough data yet"
+    assert verdict_of({"prompt_drift": shown}, closed=True) == "not enough data"
+
+
+@pytest.mark.parametrize("first", ["ws_a", "ws_z"])
+def test_stand_ins_are_of_the_window_that_opened_the_episode_in_whatever_order_it_is_read(
+    scene: Scene, first: str
+) -> None:
+    at, other = scene.clock(), "ws_z" if first == "ws_a" else "ws_a"
+    findings = {"prompt_drift": {"window": first}, "perplexity": {"window": other}}
+    numbers = {"prompt_drift": (first, 3), "perplexity": (other, 5)}
+    scores = [(name, signal, number) for signal, (name, number) in numbers.items()]
+    scores += [(score_id("bot", 1, "refusals", number), "refusals", number) for number in (3, 5)]
+    for name, signal, number in sorted(scores):
+        scene.registry.episodes.add_score(window_score(at, id=name, signal=signal, detail={"window": number}))
+    episode = alert_episode(at, evidence={"signals": findings})
+    found = Follower(scene.registry, 2)._alarms(episode, roles_of(findings))
+    assert found["refusals"].detail["window"] == 3

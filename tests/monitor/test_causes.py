@@ -78,6 +78,9 @@ def test_one_slow_engine_is_named_and_equally_slow_ones_are_not() -> None:
     assert slow_engine({"e1": (20, 20)}) is None, "there is none to tell it from"
     found = causes_of(raised("latency", latency={"engines": {"e1": [15, 20], "e2": [1, 20]}}), [DEPLOY])
     assert (found[0].kind, found[0].why) == ("engine", "e1 alone is slow")
+    named = [{"field": "engine", "value": name, "count": 9, "of": 40, "p_value": 0.001} for name in ("e1", "e2")]
+    for slices, kind in ((named[:1], "engine"), (named, "load")):
+        assert causes_of(raised("tokens_per_s", tokens_per_s={"slices": slices}), [])[0].kind == kind
 
 
 def test_which_engines_serve_another_model_is_said() -> None:

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 
 from monitor.scene import Scene
-from tests_support import Clock, request_record
-from tuneloop.monitor.comparison import Comparison
+from tests_support import Clock, request_record, window_score
+from tuneloop.monitor.alerts import summary
+from tuneloop.monitor.comparison import Comparison, Finds
 from tuneloop.monitor.guarded import finds
-from tuneloop.monitor.reference import AN_HOUR, Reference, reference_of
+from tuneloop.monitor.reference import AN_HOUR, Reference, of_like_times, reference_of
 from tuneloop.monitor.settings import MonitorSettings
 from tuneloop.monitor.signals import budget_share, signals_of
 from tuneloop.monitor.throughput import gaps, throughput, tokens_per_s
@@ -42,9 +43,9 @@ def answers(scene: Scene, n: int, *, slower: float = 1.0, queue_ms: float = 5.0,
 @pytest.mark.parametrize(
     ("change", "signal", "said"),
     [
-        ({"slower": 2.0}, "tokens_per_s", "writes fewer tokens a second (median "),
-        ({"queue_ms": 100.0}, "queue_time", "keeps requests waiting longer (median "),
-        ({"every_s": 60.0}, "request_rate", "is asked less often (median "),
+        ({"slower": 2.0}, "tokens_per_s", "writes fewer tokens a second (geometric mean "),
+        ({"queue_ms": 100.0}, "queue_time", "keeps requests waiting longer (geometric mean "),
+        ({"every_s": 60.0}, "request_rate", "is asked less often (geometric mean "),
     ],
 )
 def test_slower_answers_longer_queues_and_another_rate_are_each_told_by_their_own_signal(
@@ -212,3 +213,51 @@ def test_a_policy_looks_alike_from_when_it_last_changed(scene: Scene) -> None:
     scene.registry.policies.set("bot", GuardPolicy(personal="off"), by="ada", reason="test")
     scene.clock.advance(10)
     assert alike(until=scene.clock.now) is None
+
+
+def test_which_way_a_rate_went_is_told_by_what_was_tested(clock: Clock) -> None:
+    def apart(gaps_s: list[float], start: int) -> list[RequestRecord]:
+        at, found = clock.now + timedelta(hours=start), []
+        for number, gap_s in enumerate(gaps_s):
+            at += timedelta(seconds=gap_s)
+            found.append(request_record(1_000 * start + number, at))
+        return found
+
+    window = apart([1.2, 0.002, 1.2, 1.2, 0.002] * 8, 1)  # a longer median, and yet more often
+    found = throughput("request_rate", held(apart([1.0] * 60, 0), window), ALPHA, np.random.default_rng(1))
+    assert found.verdict == "drift"
+    said = summary(window_score(clock.now, signal="request_rate", detail=found.detail))
+    assert said == "bot@1 is asked more often (geometric mean 1 → 0.102 s between requests)"
+
+
+def test_a_policy_that_saw_the_end_of_a_reference_alone_does_not_say_what_is_normal(clock: Clock) -> None:
+    at: Callable[[int], RequestRecord] = lambda n: request_record(n, clock.now + timedelta(seconds=n))  # noqa: E731
+    comparison = held([at(n) for n in range(60)], [at(n) for n in range(60, 80)])
+    verdicts = []
+    for seen in (2, 29, 30):
+        found = finds("guard_blocks", replace(comparison, guarded={"guard_blocks": Finds((0, seen), (0, 20))}), ALPHA)
+        verdicts.append(found.verdict)
+        if seen == 2:
+            assert found.detail["reason"] == "guards of bot looked for it in 2 requests of the reference; 30 are needed"
+    assert verdicts == ["not enough data", "not enough data", "none"]
+
+
+def test_of_a_season_guards_finds_are_counted_in_like_hours_alone(scene: Scene) -> None:
+    scene.registry.policies.set("bot", GuardPolicy(), by="ada", reason="test")
+    scene.clock.now = scene.clock.now.replace(hour=0, minute=0) + timedelta(days=1)
+    asked = []
+    for day in range(3):
+        for hour, fields in ((3, PERSONAL), (15, {})):
+            scene.clock.now = scene.clock.now.replace(hour=hour, minute=5)
+            asked += scene.usual(20, **fields)
+            scene.traffic(["May I sue?"] * 4, answer=None, **STOPPED)
+        if day < 2:
+            scene.clock.now += timedelta(days=1)
+    whole = reference_of(asked[:80], frozen=True)
+    window = Window(0, tuple(asked[-20:]), 20, asked[-1].at)
+    chosen = of_like_times(whole, window.records, 40)
+    counted = scene.monitor()._standards.guarded("bot", chosen, window, ("personal_data", "guard_blocks"))
+    assert counted["personal_data"].reference == (0, 44), "no request of the nights, in which there always are some"
+    assert counted["guard_blocks"].reference == (4, 44), "what was stopped after its last record is not the reference's"
+    everything = scene.monitor()._standards.guarded("bot", whole, window, ("personal_data",))
+    assert everything["personal_data"].reference[0] == 40

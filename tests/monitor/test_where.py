@@ -15,12 +15,13 @@ import pytest
 from monitor.delivery.post import deliverer, tell
 from monitor.delivery.servers import HttpReceiver, http_receiver, mail_receiver
 from monitor.scene import Scene
-from tests_support import Clock, request_record
+from tests_support import Clock, request_record, window_score
+from tuneloop.monitor.alerts import joined, opened
 from tuneloop.monitor.delivery.redacting import Redactor
 from tuneloop.monitor.report import write_report
 from tuneloop.monitor.show import episode_lines
 from tuneloop.monitor.slices import LEVEL
-from tuneloop.monitor.where import MOST, of_hits, of_values
+from tuneloop.monitor.where import MOST, of_hits, of_texts, of_values
 from tuneloop.registry.evidence import findings_of, slices_of
 from tuneloop.registry.guard_policy import GuardPolicy
 from tuneloop.registry.nouns import AlertEpisode, RequestRecord
@@ -115,6 +116,23 @@ def test_where_an_attack_comes_from_is_named_though_it_is_stopped(scene: Scene) 
     assert slices_of(findings_of(episode)["injections"])[0][2] == "19 of 19, 0 of 20 elsewhere"
 
 
+def test_what_was_as_late_or_as_often_attacked_in_the_reference_is_not_where_it_sits(scene: Scene) -> None:
+    in_turn(scene, 60, total_ms=9_000.0)
+    in_turn(scene, 40, total_ms=9_000.0)
+    scene.watch(scene.monitor(window=40, latency_ms=1_000))
+    assert slices(scene.the_episode(), "latency") == []
+
+
+def test_a_key_that_always_was_attacked_and_comes_more_often_now_is_not_where_attacks_grew(scene: Scene) -> None:
+    scene.registry.policies.set("bot", GuardPolicy(), by="ada", reason="test")
+    flagged: dict[str, Any] = {"api_key": "key_3", "guards": {"hidden": "flag: zero-width"}}
+    for attacked, of in ((12, 60), (14, 20)):
+        scene.usual(of - attacked, api_key="key_1")
+        scene.usual(attacked, **flagged)
+    scene.watch()
+    assert slices(scene.the_episode(), "injections") == []
+
+
 def test_a_later_window_shows_where_if_the_first_did_not(scene: Scene) -> None:
     in_turn(scene, 60)
     scene.usual(4, answer=REFUSES)  # of one key: every record with a value has it, so nothing can be told apart
@@ -162,3 +180,69 @@ def test_what_always_was_as_bad_is_not_named_and_a_few_are_at_most(clock: Clock)
     all_of_them = [record.model_copy(update={"engine": f"e{number % 8}"}) for number, record in enumerate(window * 4)]
     half = [record.engine in {"e0", "e1", "e2", "e3"} for record in all_of_them]
     assert len(of_hits(all_of_them, half)) == MOST
+
+
+def test_an_episode_in_which_all_parts_are_alike_names_one_in_twenty_at_most_over_all_its_windows(clock: Clock) -> None:
+    rng, episodes, windows, named = random.Random(5), 80, 8, 0
+    for _ in range(episodes):
+        episode = None
+        for number in range(windows):
+            window = records(clock, 40, rng)
+            detail = {
+                "shares": {"reference": 0.1, "window": 0.4},
+                "slices": of_hits(window, [rng.random() < 0.4 for _ in window]),
+                "mean_run_length": 10_000,
+                "reference": {},
+            }
+            score = window_score(clock.now, id=f"w{number}", signal="refusals", detail=detail)
+            episode = opened(score, clock.now) if episode is None else joined(episode, score, clock.now)
+        assert episode is not None
+        named += bool(slices(episode, "refusals"))
+    assert named <= episodes * LEVEL + 3 * (episodes * LEVEL * (1 - LEVEL)) ** 0.5
+
+
+def test_what_a_later_window_names_is_corrected_for_the_windows_before_it(clock: Clock) -> None:
+    part = {"field": "engine", "value": "e1", "count": 9, "of": 20, "how": "hits", "p_value": 0.01}
+    detail = {"shares": {"reference": 0.1, "window": 0.4}, "mean_run_length": 10_000, "reference": {}}
+    first = window_score(clock.now, signal="refusals", detail=detail | {"slices": []})
+    episode = opened(first, clock.now)
+    for number in (2, 3):
+        surer = part | {"p_value": 0.01 / (number - 1)}
+        score = window_score(clock.now, id=f"w{number}", signal="refusals", detail=detail | {"slices": [surer]})
+        episode = joined(episode, score, clock.now)
+        (told,) = findings_of(episode)["refusals"]["slices"]
+        assert told["p_value"] == pytest.approx(0.04), "of the second look, and it stays"
+    late = joined(
+        opened(first, clock.now), window_score(clock.now, id="w2", signal="refusals", detail=detail), clock.now
+    )
+    for number in (3, 4):
+        score = window_score(clock.now, id=f"w{number}", signal="refusals", detail=detail | {"slices": []})
+        late = joined(late, score, clock.now)
+    score = window_score(clock.now, id="w5", signal="refusals", detail=detail | {"slices": [part]})
+    assert slices(joined(late, score, clock.now), "refusals") == [], "0.01 of one window is 0.16 of the fourth look"
+
+
+def test_a_key_or_engine_whose_requests_come_together_is_not_named_for_that(clock: Clock) -> None:
+    rng, numbers, named = random.Random(5), np.random.default_rng(5), set()
+    for _ in range(12):
+        both = []
+        for burst in range(20):
+            client = {"api_key": rng.choice(KEYS), "engine": rng.choice(("e1", "e2"))}
+            both += [request_record(number, clock.now, **client) for number in range(8 * burst, 8 * burst + 8)]
+        texts = numbers.normal(size=(160, 3))
+        kernel = np.exp(-((texts[:, None] - texts[None]) ** 2).sum(axis=-1))
+        named |= {(part["field"], part["how"]) for part in of_texts(both[:120], both[120:], kernel, numbers)}
+    assert ("API key", "share") not in named
+    assert ("engine", "share") not in named
+
+
+def test_where_values_are_many_the_largest_are_asked(clock: Clock) -> None:
+    engines = [f"e{number % 23}" for number in range(474)] + ["e23"] * 6
+    window = [
+        request_record(number, clock.now, engine=engine, api_key=f"key_{number % 24}")
+        for number, engine in enumerate(engines)
+    ]
+    bad = [record.engine == "e23" for record in window]
+    assert of_hits(window, bad) == []
+    one_key = [record.model_copy(update={"api_key": "key_1"}) for record in window]
+    assert [part["value"] for part in of_hits(one_key, bad)] == ["e23"]

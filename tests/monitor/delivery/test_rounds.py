@@ -20,7 +20,7 @@ from tests_support import Clock, alert_episode, window_score
 from tuneloop.monitor.alerts import joined
 from tuneloop.monitor.delivery.bodies import alertmanager
 from tuneloop.monitor.delivery.deciding import FIRST_WAIT_S, LONGEST_WAIT_S, wait_s
-from tuneloop.monitor.delivery.page import page_of
+from tuneloop.monitor.delivery.page import Redact, page_of
 from tuneloop.monitor.delivery.rounds import LEASE_S, RENEW_S
 from tuneloop.monitor.metrics import Metrics
 from tuneloop.registry import Registry
@@ -366,6 +366,65 @@ def test_who_was_away_hears_of_an_attack_that_joined_and_ended_under_a_silence(
     assert "waiting" not in {row.state for row in ours.outbox.all()}
 
 
+def test_what_would_be_told_despite_a_silence_waits_under_a_later_one_of_the_whole_model(
+    ours: Registry, clock: Clock, hook: HttpReceiver
+) -> None:
+    tell(ours, chat(hook))
+    episode = open_episode(ours)
+    rounds(ours, clock)
+    silence(ours, 86_400, by="ada", reason="a new course", episode_id="ep1")
+    clock.advance(1)
+    hook.status = 503
+    attacked_too = caused(ours, episode, "injections", "attack", "drift")
+    rounds(ours, clock)
+    end(ours, attacked_too)
+    hook.status = 200
+    clock.advance(1)
+    maintenance = ours.silences.add("bot", 86_400, by="bob", reason="maintenance")
+    clock.advance(LONGEST_WAIT_S)
+    heard = len(hook.told)
+    rounds(ours, clock, 2)
+    assert len(hook.told) == heard, "the whole model is silenced, for whatever cause"
+    ours.silences.revoke(maintenance.id, by="bob", reason="done")
+    rounds(ours, clock, 2)
+    assert [b"attack it is" in told.body for told in hook.told[heard:]] == [True]
+
+
+def row_of(episode: AlertEpisode, at: datetime) -> Delivery:
+    return Delivery(
+        id="dl",
+        episode_id=episode.id,
+        receiver="am",
+        transition="worse",
+        sequence=1,
+        created_at=at,
+        state="waiting",
+        attempts=0,
+        first_at=None,
+        next_at=at,
+        ended_at=None,
+        error="",
+    )
+
+
+def test_our_own_names_on_a_page_start_no_redactor_and_stay_as_they_are(ours: Registry) -> None:
+    parts = [("engine", "10.0.0.5:8000"), ("API key", "key_0123456789ab"), ("API key", "ada@example.com")]
+    slices = [{"field": field, "value": value, "count": 9, "of": 20, "p_value": 0.01} for field, value in parts]
+
+    def page(shown: list[dict[str, Any]], redact: Redact) -> tuple[str, ...]:
+        episode = alert_episode(ours.clock(), evidence={"signals": {"latency": {"slices": shown}}})
+        return page_of(row_of(episode, ours.clock()), episode, examples=0, redact=redact).slices
+
+    assert page(slices[:2], failing(AssertionError("nothing here is a user's"))) == (
+        "latency: engine 10.0.0.5:8000: 9 of 20",
+        "latency: API key key_0123456789ab: 9 of 20",
+    )
+    assert page(slices, lambda texts: ["<EMAIL_ADDRESS>"] * len(texts))[1:] == (
+        "latency: API key key_0123456789ab: 9 of 20",
+        "latency: API key <EMAIL_ADDRESS>: 9 of 20",
+    )
+
+
 def test_killed_while_it_tells_what_joined_under_a_silence_a_monitor_tells_it_again_as_the_same(
     ours: Registry, clock: Clock, hook: HttpReceiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -421,21 +480,7 @@ def test_a_ticket_that_is_told_despite_a_silence_ends_no_alert_of_its_own_labels
     """Alertmanager lets the later of two with the same labels win: it would never be heard of."""
     now = clock()
     episode = alert_episode(now, severity=severity)
-    row = Delivery(
-        id="dl",
-        episode_id=episode.id,
-        receiver="am",
-        transition="worse",
-        sequence=1,
-        created_at=now,
-        state="waiting",
-        attempts=0,
-        first_at=None,
-        next_at=now,
-        ended_at=None,
-        error="",
-    )
-    page = replace(page_of(row, episode, examples=0, redact=list), despite=("deploy",))
+    page = replace(page_of(row_of(episode, now), episode, examples=0, redact=list), despite=("deploy",))
     alerts = json.loads(alertmanager(page, now, timedelta(minutes=5)))
     stamped = [one for one in alerts if datetime.fromisoformat(one["endsAt"]) <= now]
     assert (len(alerts), len(stamped)) == (1 + ended, ended)

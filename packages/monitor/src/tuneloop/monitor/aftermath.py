@@ -120,7 +120,7 @@ def compared(
     enough = len(judged) == needed
     now = _figure(signal, judged) if enough else None
     moved: Moved = "not enough data" if closed else "not enough data yet"
-    if role == "shown" and (enough or closed):
+    if role == "shown":
         moved = "decides nothing"
     elif now is not None:
         moved = _moved(signal, before, judged, seed, LEVEL / among)
@@ -130,10 +130,14 @@ def compared(
 def verdict_of(found: Mapping[str, Compared], *, closed: bool) -> Verdict:
     """What all signals say together: it helped where one is better and none is worse.
 
-    Nothing is said before every signal was compared, or nothing more will come.
+    Nothing is said before every signal that tells was compared, or nothing more will come. Where none tells, those that
+    are only shown are waited for.
     """
     moves = {(one.role, one.moved) for one in found.values()}
-    if not closed and any(moved == "not enough data yet" for _, moved in moves):
+    waits = any(moved == "not enough data yet" for _, moved in moves)
+    if all(one.role == "shown" for one in found.values()):
+        waits = any(one.after is None for one in found.values())
+    if waits and not closed:
         return "not enough data yet"
     if moves & {("raised", "worse"), ("stand-in", "worse")}:
         return "did not help"

@@ -37,6 +37,7 @@ from tuneloop.monitor.signals import (
     TOKENS_PER_S,
     problem_of,
 )
+from tuneloop.monitor.where import told
 from tuneloop.registry.evidence import findings_of, part_of, summary_of, window_of
 from tuneloop.registry.nouns import AlertEpisode, WindowScore, version_name
 
@@ -46,7 +47,7 @@ _RUNBOOKS |= dict.fromkeys((PERSONAL_DATA, GUARD_BLOCKS), "guard_rates")
 RUNBOOKS = {signal: f"docs/runbooks/{_RUNBOOKS.get(signal, signal)}.md" for signal in DETECTORS}
 _KEPT = (
     *("words", "examples", "nats", "total_ms", "ttft_ms", "shares", "characters", "engines", "requests"),
-    *("bleu", "worst", "medians", "slices"),
+    *("bleu", "worst", "means"),
 )
 PAGES = (LATENCY, INJECTIONS, SERVED_MODEL_CHANGE)  # users are hurt, whatever else is seen
 _SHARES = {
@@ -137,8 +138,8 @@ def joined(episode: AlertEpisode, score: WindowScore, at: datetime, pages: Seque
         if not full and (engines := part_of(finding, "engines")):
             both = _moved if score.signal == SERVED_MODEL_CHANGE else _added
             finding = finding | {"engines": both(engines, score.detail["engines"])}
-        if not full and not finding.get("slices") and score.detail.get("slices"):  # a later window may show where
-            finding = finding | {"slices": score.detail["slices"]}
+        if not full and not finding.get("slices"):  # a later window may show where
+            finding = finding | _where(score, finding.get("looked", 0) + 1)
         evidence = evidence | {"signals": findings | {score.signal: finding}}
     else:
         too = {"pages_too": True} if score.signal in pages and episode.severity == "page" else {}
@@ -224,12 +225,13 @@ def _of_answers(signal: str, detail: Mapping[str, Any]) -> str:
 
 
 def _of_throughput(signal: str, detail: Mapping[str, Any]) -> str:
-    was, now = detail["medians"]["reference"], detail["medians"]["window"]
+    was, now = detail["means"]["reference"], detail["means"]["window"]
+    said = f"geometric mean {was:.3g} → {now:.3g}"
     if signal == TOKENS_PER_S:
-        return f"writes fewer tokens a second (median {was:.3g} → {now:.3g})"
+        return f"writes fewer tokens a second ({said})"
     if signal == QUEUE_TIME:
-        return f"keeps requests waiting longer (median {was:.3g} → {now:.3g} ms in the queue)"
-    return f"is asked {'less' if now > was else 'more'} often (median {was:.3g} → {now:.3g} s between requests)"
+        return f"keeps requests waiting longer ({said} ms in the queue)"
+    return f"is asked {'less' if now > was else 'more'} often ({said} s between requests)"
 
 
 def _times(score: WindowScore) -> dict[str, str]:
@@ -238,12 +240,24 @@ def _times(score: WindowScore) -> dict[str, str]:
 
 def _finding(score: WindowScore) -> dict[str, Any]:
     kept = {key: score.detail[key] for key in _KEPT if key in score.detail}
-    return {
-        "window": score.id,
-        **_times(score),
-        "detector": DETECTORS[score.signal],
-        "n": score.n,
-        "statistic": score.statistic,
-        "threshold": score.threshold,
-        "p_value": score.p_value,
-    } | kept
+    return (
+        {
+            "window": score.id,
+            **_times(score),
+            "detector": DETECTORS[score.signal],
+            "n": score.n,
+            "statistic": score.statistic,
+            "threshold": score.threshold,
+            "p_value": score.p_value,
+        }
+        | kept
+        | _where(score, 1)
+    )
+
+
+def _where(score: WindowScore, look: int) -> dict[str, Any]:
+    """What a signal's `look`-th window tells of where it sits, and that it was looked at; nothing of one that was not
+    asked."""
+    if "slices" not in score.detail:
+        return {}
+    return {"slices": told(score.detail["slices"], look), "looked": look}

@@ -194,10 +194,13 @@ def _drift_why(explained_by_it: Sequence[str]) -> str:
 
 
 def _named_engine(findings: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """The engine that writes slower, or lets requests wait longer, than the others; late answers have their counts."""
+    """The one engine that writes slower, or lets requests wait longer, than the others; late answers have their counts.
+    Where several are named none is slow alone."""
     of_speed = [findings.get(signal, {}) for signal in SPEED if signal != LATENCY]
     parts = [part for finding in of_speed for part in listed_of(finding, "slices", "field", "value", "p_value")]
-    return next((str(p["value"]) for p in parts if p["field"] == ENGINE and p["p_value"] < ONE_ENGINE_ALPHA), None)
+    named = {str(part["value"]) for part in parts if part["field"] == ENGINE}
+    sure = any(part["field"] == ENGINE and part["p_value"] < ONE_ENGINE_ALPHA for part in parts)
+    return named.pop() if sure and len(named) == 1 else None
 
 
 def slow_engine(engines: Mapping[str, Sequence[int]]) -> str | None:

@@ -32,7 +32,7 @@ def _version(record: RequestLine) -> str | None:
     return version_name(record.model, version) if version is not None else None
 
 
-VERSION, ENGINE = "version", "engine"
+VERSION, ENGINE, API_KEY = "version", "engine", "API key"
 FIELDS: dict[str, Callable[[RequestLine], str | None]] = {
     VERSION: _version,
     ENGINE: lambda r: r.engine,
@@ -40,5 +40,5 @@ FIELDS: dict[str, Callable[[RequestLine], str | None]] = {
     "streamed": lambda r: "yes" if r.stream else "no",
     TIME_OF_DAY: _time_of_day,
     "length of prompt": _length,
-    "API key": lambda r: r.api_key,
+    API_KEY: lambda r: r.api_key,
 }

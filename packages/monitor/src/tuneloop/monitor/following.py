@@ -140,7 +140,8 @@ class Follower:
         found = {ids[score.id]: score for score in self._registry.episodes.scores_of(list(ids))}
         if not found:
             return {}
-        window = int(next(iter(found.values())).detail["window"])
+        own = found.get(episode.signal) or min(found.values(), key=lambda score: int(score.detail["window"]))
+        window = int(own.detail["window"])
         others = [signal for signal in roles if signal not in findings]
         of_window = [score_id(episode.model, episode.version, signal, window) for signal in others]
         return found | {score.signal: score for score in self._registry.episodes.scores_of(of_window)}

@@ -47,12 +47,17 @@ def is_found(signal: str, record: RequestLine) -> bool:
 
 
 def finds(signal: str, held: Comparison, alpha: float) -> Judgement:
-    """Whether guards find it in more of what is asked, by one of the signals in `COUNTED`."""
+    """Whether guards find it in more of what is asked, by one of the signals in `COUNTED`. A policy that was set late
+    in the reference's time has seen too little of it to say what is normal."""
     found = held.guarded.get(signal)
+    lacks = {} if signal == INJECTIONS else {"not_looked_for": True}
     if found is None:
-        lacks = {} if signal == INJECTIONS else {"not_looked_for": True}
         return Judgement("not enough data", 0, None, {"reason": _LACKS[signal].format(model=held.model)} | lacks)
     (had, of), (has, among) = found.reference, found.window
+    least = len(held.reference.records) // 2
+    if of < least:
+        reason = f"guards of {held.model} looked for it in {of} requests of the reference; {least} are needed"
+        return Judgement("not enough data", 0, None, {"reason": reason} | lacks)
     result = share_rise_test((had, of), (has, among), alpha)
     detail: dict[str, Any] = {
         "unit": "share of requests",

@@ -79,7 +79,7 @@ class Judge:
     def judge(self, signal: str, held: Comparison) -> Judgement:
         """One signal of one window."""
         if signal == LATENCY:
-            return self._latency(held.window.records)
+            return self._latency(held)
         alpha = self.alpha(signal)
         if signal in GUARDED:
             return finds(signal, held, alpha)
@@ -128,9 +128,10 @@ class Judge:
             detail["slices"] = where.of_values(*_apart(read["window"]), rng, read["reference"], unit="nats per token")
         return Judgement("drift" if result.alarm else "none", len(now), result, detail)
 
-    def _latency(self, records: Sequence[RequestRecord]) -> Judgement:
-        settings = self._settings
-        slow = [record for record in records if is_slow(record, settings.latency_ms, settings.ttft_ms)]
+    def _latency(self, held: Comparison) -> Judgement:
+        settings, records = self._settings, held.window.records
+        late = partial(is_slow, latency_ms=settings.latency_ms, ttft_ms=settings.ttft_ms)
+        slow = [record for record in records if late(record)]
         result = slow_share_test(len(slow), len(records), self.alpha(LATENCY))
         ttft = [record.ttft_ms for record in records if record.ttft_ms is not None]
         detail: dict[str, Any] = {
@@ -142,8 +143,8 @@ class Judge:
             "examples": examples_of(slow, [record.total_ms for record in slow]),
         }
         if result.alarm:
-            late = {record.id for record in slow}
-            detail["slices"] = where.of_hits(records, [record.id in late for record in records])
+            usual = [(record, float(late(record))) for record in held.reference.records]
+            detail["slices"] = where.of_hits(records, [late(record) for record in records], usual)
         return Judgement("drift" if result.alarm else "none", len(records), result, detail)
 
 

@@ -1,12 +1,12 @@
 """A change of mean in a stream of numbers, by Page-Hinkley's test, with a threshold that is earned. Pure; randomness is
 injected.
 
-Each value's deviation from the mean of all before it, less an allowance, is summed up; the test statistic is how far
-that sum has risen above its lowest (Page, "Continuous inspection schemes", Biometrika 41, 1954; Hinkley, "Inference
-about the change-point from cumulative sum tests", Biometrika 58, 1971; with the running mean as in Gama et al., "A
-survey on concept drift adaptation", ACM Computing Surveys 46, 2014). Usual implementations leave the threshold to the
-reader. Here it is what the largest value over a window exceeds in a share alpha of random orders of reference and
-window together: exact while values are exchangeable, whatever their distribution.
+Each value's deviation from the mean of all so far, itself among them, less an allowance, is summed up; the test
+statistic is how far that sum has risen above its lowest (Page, "Continuous inspection schemes", Biometrika 41, 1954;
+Hinkley, "Inference about the change-point from cumulative sum tests", Biometrika 58, 1971; with the running mean as in
+Gama et al., "A survey on concept drift adaptation", ACM Computing Surveys 46, 2014). Usual implementations leave the
+threshold to the reader. Here it is what the largest value over a window exceeds in a share alpha of random orders of
+reference and window together: exact while values are exchangeable, whatever their distribution.
 
 It reads the values themselves where `cusum` reads ranks: quicker where their size is what matters, slower where a few
 are huge. And its mean runs along, so that what creeps slowly is forgotten.

@@ -10,7 +10,7 @@ named once in twenty checks.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -41,10 +41,20 @@ class Slice:
 
 
 def driving(
-    reference: Sequence[Line], window: Sequence[Line], kernel: NDArray[np.float64], rng: np.random.Generator
+    reference: Sequence[Line],
+    window: Sequence[Line],
+    kernel: NDArray[np.float64],
+    rng: np.random.Generator,
+    in_bursts: Collection[str] = (),
 ) -> list[Slice]:
-    """The values that differ between the two, the surest first; `kernel` of reference and window together."""
-    tests = [*_tests(reference, window, kernel, rng)]
+    """The values that differ between the two, the surest first.
+
+    Args:
+        reference, window: the lines. kernel: of both together, in that order.
+        rng: source of permutations.
+        in_bursts: fields whose values come many at a time: their share tells nothing, and only their texts are read.
+    """
+    tests = [*_tests(reference, window, kernel, rng, (TIME_OF_DAY, *in_bursts))]
     sure = surest([test.p_value for test in tests])
     return [replace(tests[place], p_value=corrected) for place, corrected in sure]
 
@@ -63,9 +73,13 @@ def surest(p_values: Sequence[float]) -> list[tuple[int, float]]:
 
 
 def _tests(
-    reference: Sequence[Line], window: Sequence[Line], kernel: NDArray[np.float64], rng: np.random.Generator
+    reference: Sequence[Line],
+    window: Sequence[Line],
+    kernel: NDArray[np.float64],
+    rng: np.random.Generator,
+    no_share: Collection[str],
 ) -> Iterator[Slice]:
-    """Each with its p-value before it is corrected."""
+    """Each with its p-value before it is corrected; a window is of one time, so the shares of its hours are its own."""
     from scipy.stats import fisher_exact  # noqa: PLC0415 (half a second)
 
     lines = [*reference, *window]
@@ -76,7 +90,7 @@ def _tests(
     alpha = LEVEL / max(2 * len(candidates), 1)
     for name, value, held in candidates:
         before, now = int((held & ~in_window).sum()), int((held & in_window).sum())
-        if name != TIME_OF_DAY and before + now >= LEAST:  # a window is of one time: its hours differ by themselves
+        if name not in no_share and before + now >= LEAST:
             table = [[before, len(reference) - before], [now, len(window) - now]]
             p_value = float(fisher_exact(table).pvalue)
             yield Slice(name, value, "share", before, now, p_value)

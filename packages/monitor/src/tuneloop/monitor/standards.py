@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
 
@@ -27,7 +27,8 @@ from tuneloop.registry.guard_policy import injections_looked_for, looked_alike
 from tuneloop.registry.nouns import RequestRecord, Route, WindowScore, version_name
 
 _EARLIER = 5  # champions looked back at for a reference; each costs a pass some reading
-_MOST_ASKED = 2_000  # requests of one window read for where its attacks came from
+_MOST_ASKED = 2_000  # requests of either side read for where attacks came from
+_HOUR = timedelta(hours=1)
 _RECENT = 50  # scores read back for what an earlier monitor has read of a reference
 
 
@@ -58,6 +59,17 @@ def compared(standard: Standard, records: Sequence[RequestRecord], settings: Mon
     if not settings.season_days or not records:
         return standard.reference
     return of_like_times(standard.reference, records, size)
+
+
+def _spans(reference: Reference, since: datetime) -> list[tuple[datetime, datetime]]:
+    """The time of a reference from `since` on; where it was chosen from a season's, the hours it was chosen from."""
+    whole = (reference.of or reference).records
+    first, last = max(whole[0].at, since), whole[-1].at
+    if reference.of is None:
+        return [(first, last)]
+    hours = sorted({record.at.replace(minute=0, second=0, microsecond=0) for record in reference.records})
+    ends = ((max(hour, first), min(hour + _HOUR - JUST_BEFORE, last)) for hour in hours)
+    return [(start, end) for start, end in ends if start <= end]
 
 
 class Standards:
@@ -94,48 +106,61 @@ class Standards:
                 return Standard(replace(found, version=version), why)
         return None
 
-    def guarded(self, model: str, standard: Standard, window: Window, signals: Collection[str]) -> dict[str, Finds]:
+    def guarded(self, model: str, reference: Reference, window: Window, signals: Collection[str]) -> dict[str, Finds]:
         """What guards found on either side, from when on they looked, of those of these signals that they tell; what
-        nobody looks for is not rarer."""
-        records = standard.reference.records
-        first, last = records[0].at, records[-1].at
+        nobody looks for is not rarer. Of a season's reference the hours count in which those that the window is held
+        against were asked."""
         found: dict[str, Finds] = {}
         for signal in GUARDED:
             if signal not in signals:
                 continue
-            since = self._looked(signal, model, (first, last), (window.start, window.end))
+            since = self._looked(signal, model, reference, window)
             if since is None:
                 continue
             guards, actions = COUNTED[signal]
             caught = partial(self._registry.traffic.caught, model, guards, actions=actions)
-            key = (signal, model, f"{standard.reference.digest} {since[0].isoformat()}")
-            if key not in self._found:  # a busy model is asked a million times while its reference is gathered
-                self._found[key] = caught(since=since[0], until=last)
-            found[signal] = Finds(self._found[key], caught(since=since[1], until=window.end))
+            had = of = 0
+            for start, end in _spans(reference, since[0]):
+                key = (signal, model, f"{start.isoformat()} {end.isoformat()}")
+                if key not in self._found:  # a busy model is asked a million times while its reference is gathered
+                    self._found[key] = caught(since=start, until=end)
+                had, of = had + self._found[key][0], of + self._found[key][1]
+            found[signal] = Finds((had, of), caught(since=since[1], until=window.end))
         return found
 
-    def _looked(
-        self, signal: str, model: str, reference: tuple[datetime, datetime], window: tuple[datetime, datetime]
-    ) -> tuple[datetime, datetime] | None:
+    def _looked(self, signal: str, model: str, of: Reference, window: Window) -> tuple[datetime, datetime] | None:
         """From when on guards looked in the reference's time and in the window's."""
         database = self._registry.database
+        records = (of.of or of).records
+        reference = records[0].at, records[-1].at
         if signal == INJECTIONS:
             looked = partial(injections_looked_for, database, model)
-            had, have = (looked(since=start, until=end) for start, end in (reference, window))
+            had, have = (looked(since=start, until=end) for start, end in (reference, (window.start, window.end)))
         else:
-            alike = looked_alike(database, model, LOOKS[signal], since=reference[0], until=window[1])
+            alike = looked_alike(database, model, LOOKS[signal], since=reference[0], until=window.end)
             had = have = None
             if alike is not None and alike <= reference[1]:
-                had, have = alike, window[0]
+                had, have = alike, window.start
         return None if had is None or have is None else (had, have)
 
-    def where_found(self, signal: str, model: str, window: Window) -> list[dict[str, Any]]:
-        """The parts of what was asked while a window filled in which guards found more of it; what they stopped, and is
-        in no window, is among that."""
-        asked = self._registry.traffic.window(
-            model, since=window.start - JUST_BEFORE, until=window.end, newest=_MOST_ASKED
-        )
-        return of_hits(asked, [is_found(signal, record) for record in asked])
+    def where_found(self, signal: str, model: str, reference: Reference, window: Window) -> list[dict[str, Any]]:
+        """The parts of what was asked while a window filled in which guards found more of it, and more than in what was
+        asked of the reference; what they stopped, and is in no window, is among both."""
+        asked = self._asked(model, [(window.start, window.end)])
+        since = self._looked(signal, model, reference, window)
+        earlier = [] if since is None else self._asked(model, _spans(reference, since[0]))
+        had = [(record, float(is_found(signal, record))) for record in earlier]
+        return of_hits(asked, [is_found(signal, record) for record in asked], had)
+
+    def _asked(self, model: str, spans: Sequence[tuple[datetime, datetime]]) -> list[RequestRecord]:
+        """What was asked in these times, whatever became of it; of each the newest, `_MOST_ASKED` of all at most."""
+        most = max(_MOST_ASKED // max(len(spans), 1), 1)
+        traffic = self._registry.traffic
+        return [
+            record
+            for start, end in spans
+            for record in traffic.window(model, since=start - JUST_BEFORE, until=end, newest=most)
+        ]
 
     def _held(self, route: Route, version: int) -> Reference | None:
         """The reference that an earlier champion was held to. One that had none will have none until the route changes:

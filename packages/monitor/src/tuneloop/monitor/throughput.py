@@ -63,8 +63,11 @@ def throughput(signal: str, held: Comparison, alpha: float, rng: np.random.Gener
     worse = np.array([_cost(signal, value) for _, value in (*before, *now)])
     test = mean_change_test if signal == REQUEST_RATE else mean_rise_test
     result = test(worse[: len(before)], worse[len(before) :], alpha, rng)
-    medians = {what: round(float(np.median([value for _, value in side])), 3) for what, side in _named(before, now)}
-    detail: dict[str, Any] = {"unit": f"difference of mean logs of {_UNITS[signal]}", "medians": medians}
+    means = {"reference": worse[: len(before)].mean(), "window": worse[len(before) :].mean()}
+    detail: dict[str, Any] = {
+        "unit": f"difference of mean logs of {_UNITS[signal]}",
+        "means": {what: float(f"{_value(signal, float(mean)):.6g}") for what, mean in means.items()},  # geometric
+    }
     if result.alarm:
         records, costs = [record for record, _ in now], worse[len(before) :].tolist()
         detail["examples"] = examples_of(records, costs)
@@ -73,10 +76,6 @@ def throughput(signal: str, held: Comparison, alpha: float, rng: np.random.Gener
             shown = [value for _, value in now]
             detail["slices"] = where.of_values(records, costs, rng, usual, unit=_UNITS[signal], shown=shown)
     return Judgement("drift" if result.alarm else "none", len(now), result, detail)
-
-
-def _named(before: Measured, now: Measured) -> tuple[tuple[str, Measured], tuple[str, Measured]]:
-    return ("reference", before), ("window", now)
 
 
 def _sides(signal: str, held: Comparison) -> tuple[Measured, Measured]:
@@ -99,3 +98,10 @@ def _cost(signal: str, value: float) -> float:
     if signal == TOKENS_PER_S:
         return -float(np.log(value))
     return float(np.log1p(max(value, 0.0)) if signal == QUEUE_TIME else np.log(max(value, 0.0) + _TICK_S))
+
+
+def _value(signal: str, cost: float) -> float:
+    """What costs so much."""
+    if signal == TOKENS_PER_S:
+        return float(np.exp(-cost))
+    return float(np.expm1(cost) if signal == QUEUE_TIME else max(np.exp(cost) - _TICK_S, 0.0))

@@ -233,7 +233,7 @@ class Monitor:
         traffic = self._registry.traffic
         feedback = traffic.feedback_for(ids)
         thumbs = thumbs_of(feedback)
-        caught = self._standards.guarded(model, standard, window, self._signals)
+        caught = self._standards.guarded(model, reference, window, self._signals)
         corrections = traffic.corrections_for(ids)
         most = self._settings.parity_windows
         pool = pool_of(self._registry, model, version, window.index, reference, most)
@@ -277,7 +277,7 @@ class Monitor:
         if signal == ANCHOR:
             detail |= standard.noted()
         if signal in GUARDED and judgement.verdict == "drift":
-            detail["slices"] = self._standards.where_found(signal, held.model, held.window)
+            detail["slices"] = self._standards.where_found(signal, held.model, held.reference, held.window)
         now = self._registry.clock()
         score = WindowScore(
             id=identity,

@@ -45,7 +45,8 @@ def fate(
     """Whether a delivery goes out now.
 
     While a silence covers its episode it waits, unless it tells of what joined by a cause that the silence is not for;
-    to whom nothing was told before, the opening does. What ended under a silence is never told to whom it was not told
+    to whom nothing was told before, the opening does. One of the whole model, or of all its signals, is for every
+    cause, whenever it was asked for. What ended under a silence is never told to whom it was not told
     before, but for what would have been told despite it: a receiver that was away meanwhile still hears of that.
     """
     causes = uncovered(episode, silences, now)
@@ -59,5 +60,8 @@ def fate(
 
 
 def uncovered(episode: AlertEpisode, silences: Sequence[Silence], now: datetime) -> frozenset[str]:
-    """The causes that joined an episode under a silence which is not for them, as it stands or as it ended."""
+    """The causes that joined an episode under a silence which is not for them, as it stands or as it ended; none while
+    its whole model is silenced, or each of its signals."""
+    if silenced(episode, [silence for silence in silences if silence.episode_id is None], now) is not None:
+        return frozenset()
     return told_despite(episode, silences, now if episode.resolved_at is None else min(now, episode.resolved_at))

@@ -1,16 +1,19 @@
 """What a page says, whatever its form: what, since when, how sure, examples, what changed before, what to do.
 
 Pure. Texts of users come in redacted by `redact` and cut short; nothing else of a request leaves but the three words
-that are asked for more often than before, and the names of the parts of the traffic that an alarm sits in (keys by
-their ids, engines, lengths), which are redacted as texts are.
+that are asked for more often than before, and the names of the parts of the traffic that an alarm sits in. Those are
+of closed sets, or our own names (engines, keys by the ids that we gave them), and stay as they are; any other is
+redacted as texts are.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+from tuneloop.monitor.fields import API_KEY, FIELDS
 from tuneloop.monitor.signals import GUARD_BLOCKS, OF_SERVING, PERSONAL_DATA
 from tuneloop.registry.deliveries.outbox import Delivery
 from tuneloop.registry.deliveries.silences import Silence
@@ -29,6 +32,7 @@ from tuneloop.registry.printing import one_line
 
 Redact = Callable[[Sequence[str]], list[str]]  # texts without personal data, in their order
 _EXAMPLE_CHARS = 200
+_KEY_ID = re.compile(r"key_[0-9a-zA-Z]+")
 _SLICES = 5  # of all signals together; each has its own
 _SPARED = ("examples", "changes", "done", "slices", "causes")  # left out first where a page has to be short
 _OF_ENGINES = ("engine", "served model", "load")  # what no training mends
@@ -173,25 +177,41 @@ def _silenced_text(silence: Silence) -> str:
     return one_line(f"for {silence.cause or 'what it was then'} {until}")
 
 
-def _slices(episode: AlertEpisode) -> list[tuple[str, str, str]]:
-    """(where, its value, how much) of the parts of the traffic each signal sits in; the surest of each first."""
+@dataclass(frozen=True)
+class _Sits:
+    """A part of the traffic that a signal sits in, and how much of it."""
+
+    signal: str
+    field: str
+    value: str
+    said: str
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether nobody outside can have chosen the value."""
+        if self.field == API_KEY:
+            return _KEY_ID.fullmatch(self.value) is not None
+        return self.field in FIELDS
+
+
+def _slices(episode: AlertEpisode) -> list[_Sits]:
+    """The parts of the traffic that each signal sits in; the surest of each first."""
     lists = [
-        [(f"{signal}: {field}", value, said) for field, value, said in slices_of(finding)]
+        [_Sits(signal, field, value, said) for field, value, said in slices_of(finding)]
         for signal, finding in findings_of(episode).items()
     ]
     places = range(max(map(len, lists), default=0))
     return [found[place] for place in places for found in lists if place < len(found)][:_SLICES]
 
 
-def _redacted(
-    texts: Sequence[str], slices: Sequence[tuple[str, str, str]], redact: Redact
-) -> tuple[list[str], list[str]]:
-    """Both without personal data, in one go: it starts a process."""
-    given = [*texts, *(value for _, value, _ in slices)]
+def _redacted(texts: Sequence[str], slices: Sequence[_Sits], redact: Redact) -> tuple[list[str], list[str]]:
+    """Both without personal data, in one go: it starts a process, so there has to be something to redact."""
+    theirs = [sits.value for sits in slices if not sits.is_ours]
+    given = [*texts, *theirs]
     found = redact(given) if given else []
-    values = found[len(texts) :]
+    values = iter(found[len(texts) :])
     return found[: len(texts)], [
-        f"{where} {value}: {said}" for (where, _, said), value in zip(slices, values, strict=True)
+        f"{sits.signal}: {sits.field} {sits.value if sits.is_ours else next(values)}: {sits.said}" for sits in slices
     ]
 
 
