@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from docs.documents import Command, consoles
-from docs.promoting.held import VARIES, bare, renewed, row
+from docs.promoting.held import NUMBERED, VARIES, bare, renewed, row
 from docs.promoting.story import PAGE, Printed, Story, told
 
 SHOWN = [command for console in consoles(PAGE) for command in console.commands]
@@ -50,6 +50,13 @@ def test_a_command_prints_what_the_page_shows(story: Story, number: int) -> None
         ("ro_c24055777656  shipped  2 of 2", "ro_c24055777656  shipped  1 of 2"),
         ("rank  4  4", "rank  4  8"),
         ("33 entries, each as it was written", "34 entries, each as it was written"),
+        (
+            "base_digest  sha256:5b092985d850…  sha256:5b092985d850…",
+            "base_digest  sha256:5b092985d850…  sha256:474dd5cc9725…",
+        ),
+        (f"code_commit  {'1' * 40}  {'1' * 40}", f"code_commit  {'1' * 40}  {'2' * 40}"),
+        ("signed_by  b0811648efd5  b0811648efd5", "signed_by  b0811648efd5  c0811648efd5"),
+        ("ro_d24cdf9db538 is\nro_d24cdf9db538 was", "ro_d24cdf9db538 is\nro_c2788a5a8251 was"),
         ("tokens of an answer  1.33 × [1.27, 1.40]", "tokens of an answer  1.43 × [1.27, 1.40]"),
     ],
 )
@@ -57,9 +64,24 @@ def test_what_a_run_decides_is_never_masked(one: str, other: str) -> None:
     assert bare(one) != bare(other)
 
 
-@pytest.mark.parametrize("kind", VARIES, ids=[instead for _, instead in VARIES])
+MASKED = [*VARIES, *((line, name) for line, _, name in NUMBERED)]
+
+
+@pytest.mark.parametrize("kind", MASKED, ids=[instead for _, instead in MASKED])
 def test_every_kind_of_field_that_is_masked_stands_on_the_page(kind: tuple[re.Pattern[str], str]) -> None:
     assert any(kind[0].search(command.output) for command in SHOWN)
+
+
+def test_of_what_is_masked_it_is_the_same_whatever_it_is_called() -> None:
+    assert bare("signed_by  b0811648efd5  c0811648efd5") == bare("signed_by  111111111111  222222222222")
+    assert bare("ro_d24cdf9db538 is declared") == bare("ro_c2788a5a8251 is declared")
+
+
+def test_the_page_names_no_machine() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    elsewhere = [Printed(shown.line, shown.output.replace(" by host-", " by build-7.example-")) for shown in SHOWN]
+    assert any("build-7.example" in printed.output for printed in elsewhere)
+    assert renewed(page, elsewhere, []) == page
 
 
 def test_a_page_whose_commands_are_not_those_of_the_run_is_not_renewed() -> None:

@@ -48,7 +48,7 @@ def race(settings: RegistrySettings, clock: Clock, name: str, seed: int, start: 
     dice, attempts = random.Random(seed), list[Attempt]()
     with Registry.open(settings, clock=clock, upgrade=False) as registry:
         registry.versions.get("bot", 1)  # MLflow is connected
-        start.wait(60)
+        start.wait(300)
         for turn in range(EACH):
             seen = registry.routes.current("bot")
             verb = dice.choice(VERBS)

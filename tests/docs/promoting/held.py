@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from docs.documents import CONSOLE
+from docs.promoting.scene import MACHINE
 from docs.promoting.story import Printed
 from docs.promoting.users import Asked
 
@@ -19,12 +20,8 @@ VARIES = tuple(
     for pattern, instead in (
         (r"\b\d{4}-\d\d-\d\d \d\d:\d\d(?::\d\d)?\b", "TIME"),
         (r"\b\d\d:\d\d:\d\d(?= UTC)", "TIME"),
-        (r"\b(ro|rt)_[0-9a-f]{12}\b", r"\1_ID"),
         (r"(?<=gone on with by )\S+-\d+-[0-9a-f]{6}(?=, whose lease)", "CONTROLLER"),
-        (r"\bsha256:[0-9a-f]{12}…", "DIGEST"),
         (r"^[0-9a-f]{64}$", "HASH"),
-        (rf"^(code_commit +){_COMMIT}( +){_COMMIT}$", r"\1COMMIT\2COMMIT"),
-        (r"^(signed_by +)[0-9a-f]{12}( +)[0-9a-f]{12}$", r"\1KEY\2KEY"),
         (rf"{_RATIO}(?= MB)", "SIZE"),
         (r"\b(Python|torch|transformers|peft|trl) \d[\w.+]*", r"\1 VERSION"),
         (r"\b\d+(?= packages in all)", "COUNT"),
@@ -38,13 +35,35 @@ VARIES = tuple(
         (rf"^(engine's time|time to first token)( +){_RATIO} × \[{_RATIO}, {_RATIO}\]$", r"\1\2X × [X, X]"),
     )
 )
+# A kind of line, what varies in it, and the name that stands for it, numbered: what is equal in one output stays equal.
+NUMBERED = tuple(
+    (re.compile(line, re.MULTILINE), re.compile(value), name)
+    for line, value, name in (
+        (r"^.*\b(?:ro|rt)_[0-9a-f]{12}\b.*$", r"(?<=\br[ot]_)[0-9a-f]{12}\b", "ID"),
+        (r"^.*\bsha256:[0-9a-f]{12}….*$", r"\bsha256:[0-9a-f]{12}…", "DIGEST"),
+        (rf"^code_commit +{_COMMIT} +{_COMMIT}$", _COMMIT, "COMMIT"),
+        (r"^signed_by +[0-9a-f]{12} +[0-9a-f]{12}$", r"\b[0-9a-f]{12}\b", "KEY"),
+    )
+)
+_MACHINES = re.compile(r"(?<=gone on with by )\S+(?=-\d+-[0-9a-f]{6}, whose lease)")
 
 
 def bare(output: str) -> str:
     """An output without what differs from run to run, nor the widths of columns that follow from it."""
     for pattern, instead in VARIES:
         output = pattern.sub(instead, output)
+    for line, value, name in NUMBERED:
+        output = _numbered(output, line, value, name)
     return re.sub(r"  +", "  ", output)
+
+
+def _numbered(output: str, line: re.Pattern[str], value: re.Pattern[str], name: str) -> str:
+    numbers: dict[str, int] = {}
+
+    def number(found: re.Match[str]) -> str:
+        return f"{name}_{numbers.setdefault(found[0], len(numbers) + 1)}"
+
+    return line.sub(lambda found: value.sub(number, found[0]), output)
 
 
 def row(asked: Asked) -> str:
@@ -53,7 +72,7 @@ def row(asked: Asked) -> str:
 
 
 def renewed(page: str, printed: Sequence[Printed], asked: Sequence[Asked]) -> str:
-    """The page with the run's outputs below its commands.
+    """The page with the run's outputs below its commands, which name no machine.
 
     Raises:
         ValueError: the page shows other commands than were run, or in another order.
@@ -79,4 +98,4 @@ def _shown(body: str, left: Iterator[Printed]) -> Iterator[str]:
                 f"the page shows `{line}` where the run has {f'`{there.line}`' if there else 'ended'}; make the "
                 "commands of the page and of story.py agree first"
             )
-        yield f"$ {line}\n{there.output}"
+        yield f"$ {line}\n{_MACHINES.sub(MACHINE, there.output)}"

@@ -37,6 +37,7 @@ from tuneloop.train.settings import WorkerSettings
 from tuneloop.train.stopping import StopFlag
 
 MODEL = "python-helper"
+MACHINE = "host"  # what the pages call the one that wrote them
 RECIPE = """\
 base: {model: small-base}
 data: {train: train.jsonl}
@@ -65,8 +66,10 @@ def scene(home: Path) -> Iterator[Users]:
             patch.setenv(name, value)
         patch.chdir(home)
         world = make_world(RegistrySettings(home=home), stack)
-        known = {"TUNELOOP_GATEWAY_ID": "vm-8100", "TUNELOOP_GATEWAY_POLL_S": "0.1"}
+        known = {"TUNELOOP_GATEWAY_ID": f"{MACHINE}-8100", "TUNELOOP_GATEWAY_POLL_S": "0.1"}
         gateway = stack.enter_context(world.process(free_port(), ready=False, **known))  # loads while versions are made
+        stack.callback(torch.set_num_threads, torch.get_num_threads())
+        torch.set_num_threads(1)  # nothing here gains from a second
         base = make_small_base(home / "recipe" / "small-base")
         _train_the_first(world.registry, home / "recipe")
         _start_engines(world, base)
@@ -87,7 +90,6 @@ def _rows(draw: random.Random, count: int) -> list[dict[str, str]]:
 
 
 def _train_the_first(registry: Registry, folder: Path) -> None:
-    torch.set_num_threads(1)  # nothing here gains from a second
     draw = random.Random(1)
     for name, count in (("train", 120), ("sqlalchemy", 40), ("stdlib", 40)):
         lines = (json.dumps(row) + "\n" for row in _rows(draw, count))
@@ -144,3 +146,7 @@ def _controller(home: Path) -> Iterator[None]:
             yield
         finally:
             process.terminate()
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()

@@ -10,18 +10,18 @@ from __future__ import annotations
 import codecs
 import json
 from pathlib import Path
+from typing import BinaryIO
 
 from tuneloop.registry.errors import InvalidInput
 from tuneloop.registry.versions.adapters import header_shapes
 from tuneloop.registry.versions.bounded import entries, shown, text_in
-from tuneloop.registry.versions.pickles import is_pickle
+from tuneloop.registry.versions.pickles import pickle_in
 
 _THEN = "take it out, or bring it as what its name says"
 _TOLD = 3  # files in a message
 _PIECE_BYTES = 1 << 20
 _CONTROL = frozenset(range(0x20)) - frozenset(b"\t\n\v\f\r") | {0x7F}
 _TOKENIZER = ".model"  # SentencePiece's own format, or a list of tokens as text
-_PICKLE = "is a pickle"
 _PROGRAMS = {b"\x80": "a pickle", b"PK\x03\x04": "an archive"}  # what PyTorch saves as, older and newer
 
 
@@ -60,25 +60,25 @@ def _why_not(path: Path) -> str | None:
         case suffix if suffix == _TOKENIZER:
             with path.open("rb") as file:
                 start = file.read(4)
-            known = next((f"is {what}" for magic, what in _PROGRAMS.items() if start.startswith(magic)), None)
-            return known or (_PICKLE if is_pickle(path) else None)
+                known = next((f"is {what}" for magic, what in _PROGRAMS.items() if start.startswith(magic)), None)
+                return known or pickle_in(file)
         case _:
-            return _no_text(path) or (_PICKLE if is_pickle(path) else None)
+            with path.open("rb") as file:
+                return _no_text(file) or pickle_in(file)
     return None
 
 
-def _no_text(path: Path) -> str | None:
+def _no_text(file: BinaryIO) -> str | None:
     decoder, read = codecs.getincrementaldecoder("utf-8")(), 0
-    with path.open("rb") as file:
-        while True:
-            piece = file.read(_PIECE_BYTES)
-            if strange := _CONTROL.intersection(piece):
-                byte, at = min(((byte, piece.index(byte)) for byte in strange), key=lambda each: each[1])
-                return f"is no text (byte {read + at} is 0x{byte:02x}, which no text has)"
-            try:
-                decoder.decode(piece, final=not piece)
-            except UnicodeDecodeError as error:
-                return f"is no text (near byte {read}: {shown(error.reason)})"
-            if not piece:
-                return None
-            read += len(piece)
+    while True:
+        piece = file.read(_PIECE_BYTES)
+        if strange := _CONTROL.intersection(piece):
+            byte, at = min(((byte, piece.index(byte)) for byte in strange), key=lambda each: each[1])
+            return f"is no text (byte {read + at} is 0x{byte:02x}, which no text has)"
+        try:
+            decoder.decode(piece, final=not piece)
+        except UnicodeDecodeError as error:
+            return f"is no text (near byte {read}: {shown(error.reason)})"
+        if not piece:
+            return None
+        read += len(piece)

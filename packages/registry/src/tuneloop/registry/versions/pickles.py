@@ -1,15 +1,20 @@
 """Whether a file that is called a text is a pickle: the oldest protocol writes ASCII, and every protocol can.
 
-Two things are told. Whether whoever unpickles it would call something that it imports: nothing has to end well for
-that, so it is told of the beginning alone, and arguments that some unpickler might take are taken. And whether it is a
-pickle from its first byte to its last, which calls nothing. Texts mostly end as pickles within a word; nothing is run.
+Two things are told. Whether whoever unpickles it would call or change something that it imports: nothing has to end
+well for that, so it is told of the beginning alone, and arguments that some unpickler might take are taken. And whether
+it is a pickle from its first byte to its last, which does neither. Nothing is run.
+
+Texts mostly end as pickles within a word. A list of words need not: after a `c` two lines are an import, and `a`, `b`
+and `s` change one by another. That is no less than an attack (`json.loads` becomes `pickle.loads` by two imports and a
+`b`), and no rule tells the two apart, so such a list is refused, with the line that does it and the way out.
 """
 
 from __future__ import annotations
 
 import pickletools
+from contextlib import suppress
+from dataclasses import dataclass
 from enum import Enum, auto
-from pathlib import Path
 from typing import BinaryIO
 
 _MOST_STEPS = 200_000  # no text goes on as a pickle for so long; a second's work
@@ -23,12 +28,28 @@ _LENGTHS = {  # bytes that say how many follow
     pickletools.TAKEN_FROM_ARGUMENT8U: 8,
 }
 _IMPORTS = frozenset({"GLOBAL", "STACK_GLOBAL", "EXT1", "EXT2", "EXT4"})
-_MEMORISED = frozenset({"GET", "BINGET", "LONG_BINGET", "DUP"})
-_PUTS = frozenset({"PUT", "BINPUT", "LONG_BINPUT"})
-_CALLS = {"REDUCE": 2, "NEWOBJ": 2, "NEWOBJ_EX": 3, "BUILD": 2}  # how deep what is called lies
-_CHANGES = {"APPEND": 2, "SETITEM": 3}  # and what is changed, which calls a method of it
+_GETS = frozenset({"GET", "BINGET", "LONG_BINGET"})
+_AGAIN = frozenset({*_GETS, "DUP"})  # what was there before
+_KEEPS = frozenset({"PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"})
+_LEAVES = frozenset({*_KEEPS, "READONLY_BUFFER"})  # the uppermost thing as it is
+_DEEP = {"REDUCE": 2, "NEWOBJ": 2, "NEWOBJ_EX": 3}  # how deep what is called lies
+_CALLS = frozenset({*_DEEP, "INST", "OBJ"})  # an error where there is nothing to call
+_CHANGES = {"APPEND": 2, "SETITEM": 3, "BUILD": 2}  # how deep what is changed lies, of which that calls a method
 _CHANGES_BELOW = frozenset({"APPENDS", "SETITEMS", "ADDITEMS"})  # what lies below the mark
 _AT_MARK = frozenset({"INST", "OBJ", *_CHANGES_BELOW})
+_SCALARS = frozenset(
+    {
+        pickletools.pyint,
+        pickletools.pyinteger_or_bool,
+        pickletools.pybool,
+        pickletools.pyfloat,
+        pickletools.pynone,
+    }
+)
+_BY_CHANCE = (
+    "a list of words may begin so by chance: then begin it with a line that no pickle has, such as `#`, or bring it as "
+    "JSON"
+)
 
 
 class _Kind(Enum):
@@ -36,28 +57,57 @@ class _Kind(Enum):
 
     MARK = auto()
     IMPORTED = auto()
-    TUPLE = auto()
-    MAYBE = auto()  # it may be imported, or a tuple
+    ARGUMENTS = auto()  # a tuple, or what Python's slower unpickler takes for one: whatever can be gone through
+    MAYBE = auto()  # it may be imported, or arguments
     OTHER = auto()
 
 
 class _End(Enum):
     """What unpickling a file comes to."""
 
-    CALLS = auto()  # it calls or changes what it imports
-    WHOLE = auto()  # it does not, and ends as a pickle does where the file ends
+    CALLS = auto()  # it calls what it imports
+    CHANGES = auto()  # it changes what it imports
+    ENDLESS = auto()  # it goes on for too long to tell
+    WHOLE = auto()  # none of that, and it ends as a pickle does where the file ends
     BROKEN = auto()  # an error
 
 
+@dataclass(frozen=True)
+class _Ended:
+    end: _End
+    step: str = ""  # the one that calls or changes
+    at: int = 0  # the byte behind its letter
+
+
 _ANYTHING = frozenset({_Kind.IMPORTED, _Kind.MAYBE})  # it may be whatever there is to call
+_IS_ARGUMENTS = frozenset({_Kind.ARGUMENTS, _Kind.MAYBE})
 
 
-def is_pickle(path: Path) -> bool:
-    """Whether whoever unpickles the file calls what it names, or it is a pickle as a whole."""
-    with path.open("rb") as file:
-        end = _end(file)
-        file.seek(0)
-        return end is _End.CALLS or (end is _End.WHOLE and _is_well_formed(file.read(_MOST_BYTES + 1)))
+def pickle_in(file: BinaryIO) -> str | None:
+    """What follows a file's name where whoever unpickles it calls or changes what it names, or it is a pickle as a
+    whole; None: it is none. `file` is read from its beginning, wherever it stands."""
+    file.seek(0)
+    ended = _ended(file)
+    match ended.end:
+        case _End.CALLS:
+            return f"is a pickle ({_place(file, ended)} calls what it imports)"
+        case _End.CHANGES:
+            return f"reads as a pickle ({_place(file, ended)} changes what it imports; {_BY_CHANCE})"
+        case _End.ENDLESS:
+            return f"is a pickle as far as it is read ({_MOST_STEPS} steps)"
+        case _End.WHOLE:
+            file.seek(0)
+            return "is a pickle" if _is_well_formed(file.read(_MOST_BYTES + 1)) else None
+        case _End.BROKEN:
+            return None
+
+
+def _place(file: BinaryIO, ended: _Ended) -> str:
+    file.seek(0)
+    left, line = ended.at - 1, 1
+    while piece := file.read(min(_PIECE_BYTES, left)):
+        left, line = left - len(piece), line + piece.count(b"\n")
+    return f"{ended.step} in its line {line}"
 
 
 def _is_well_formed(content: bytes) -> bool:
@@ -70,25 +120,37 @@ def _is_well_formed(content: bytes) -> bool:
         return False
 
 
-def _end(file: BinaryIO) -> _End:
-    """What unpickling comes to; what goes on for too long to tell is taken to call something."""
-    stack, imported = list[_Kind](), False
+def _ended(file: BinaryIO) -> _Ended:
+    """What unpickling comes to, of several pickles one after the other, too."""
+    stack, imported, kept, first = list[_Kind](), False, False, True
     for _ in range(_MOST_STEPS):
         step = _STEPS.get(file.read(1).decode("latin-1"))
+        at = file.tell()
         lines = None if step is None else _argument(file, step)
         if step is None or lines is None:
-            return _End.BROKEN
+            break
         if step.name == "STOP":
-            return _End.WHOLE if len(stack) == 1 and stack[0] is not _Kind.MARK and not file.read(1) else _End.BROKEN
+            if not stack or stack[-1] is _Kind.MARK:
+                break
+            if not file.read(1):
+                return _Ended(_End.WHOLE if first and len(stack) == 1 else _End.BROKEN)
+            file.seek(at)
+            stack, first = [], False
+            continue
         if step.name in {"GLOBAL", "INST"} and not all(map(_is_name, lines)):
-            return _End.BROKEN  # there is nothing of that name to import
+            break  # there is nothing of that name to import
+        if (step.name in {"GET", "PUT"} and not all(map(_is_number, lines))) or (step.name in _GETS and not kept):
+            break  # nothing is kept by anything else, or at all
         if _reaches(stack, step):
-            return _End.CALLS
-        if step.name in _CALLS or step.name in {"INST", "OBJ"} or not _popped(stack, step):
-            return _End.BROKEN
-        imported = imported or step.name in _IMPORTS
-        stack += [_kind(step, thing, imported=imported) for thing in step.stack_after]
-    return _End.CALLS
+            return _Ended(_End.CALLS if step.name in _CALLS else _End.CHANGES, step.name, at)
+        if step.name in _CALLS or not _popped(stack, step):
+            break
+        imported, kept = imported or step.name in _IMPORTS, kept or step.name in _KEEPS
+        if step.name not in _LEAVES:
+            stack += [_kind(step, thing, imported=imported) for thing in step.stack_after]
+    else:
+        return _Ended(_End.ENDLESS)
+    return _Ended(_End.BROKEN)
 
 
 def _argument(file: BinaryIO, step: pickletools.OpcodeInfo) -> list[str] | None:
@@ -123,6 +185,12 @@ def _is_name(line: str) -> bool:
     return all(part.isidentifier() for part in line.strip().split("."))
 
 
+def _is_number(line: str) -> bool:
+    with suppress(ValueError):
+        return int(line) >= 0
+    return False
+
+
 def _reaches(stack: list[_Kind], step: pickletools.OpcodeInfo) -> bool:
     """Whether a step calls what was imported, or changes it."""
     if step.name in _AT_MARK:
@@ -131,11 +199,10 @@ def _reaches(stack: list[_Kind], step: pickletools.OpcodeInfo) -> bool:
             return mark is not None
         at = mark + 1 if step.name == "OBJ" else mark - 1
         return 0 <= at < len(stack) and stack[at] in _ANYTHING
-    deep = _CALLS.get(step.name) or _CHANGES.get(step.name)
+    deep = _DEEP.get(step.name) or _CHANGES.get(step.name)
     if deep is None or len(stack) < deep or _Kind.MARK in stack[-deep:]:
         return False
-    wants_tuple = step.name in _CALLS and step.name != "BUILD"
-    return stack[-deep] in _ANYTHING and not (wants_tuple and stack[1 - deep] not in {_Kind.TUPLE, _Kind.MAYBE})
+    return stack[-deep] in _ANYTHING and (step.name not in _CALLS or stack[1 - deep] in _IS_ARGUMENTS)
 
 
 def _popped(stack: list[_Kind], step: pickletools.OpcodeInfo) -> bool:
@@ -143,8 +210,8 @@ def _popped(stack: list[_Kind], step: pickletools.OpcodeInfo) -> bool:
     if step.name == "POP" and stack:  # a mark, too
         stack.pop()
         return True
-    if step.name in _PUTS:
-        return bool(stack)
+    if step.name in _LEAVES:
+        return bool(stack) and stack[-1] is not _Kind.MARK
     needs = step.stack_before
     if pickletools.markobject in needs:
         while stack:
@@ -164,6 +231,6 @@ def _kind(step: pickletools.OpcodeInfo, thing: pickletools.StackObject, *, impor
         return _Kind.MARK
     if step.name in _IMPORTS:
         return _Kind.IMPORTED
-    if thing is pickletools.pytuple:
-        return _Kind.TUPLE
-    return _Kind.MAYBE if imported and step.name in _MEMORISED else _Kind.OTHER
+    if imported and step.name in _AGAIN:
+        return _Kind.MAYBE
+    return _Kind.OTHER if thing in _SCALARS else _Kind.ARGUMENTS
