@@ -1,5 +1,5 @@
 """What a plan counts is there: shapes, parameters and kept activations are held against real models, memory and time
-against every measured point, labels and templates against transformers."""
+against every measured point."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ import pytest
 from docs.documents import ROOT
 from tuneloop.train.plan.memory import Load, block_bytes_per_token
 from tuneloop.train.plan.shapes import planned_base, shape_of_config, shape_of_gguf
-from tuneloop.train.plan.tokenizer import LightTokenizer
 from tuneloop.train.plan.trained import trained_by
 from tuneloop.train.recipe import TuningSection
 from tuneloop.train.recipe.tuning import BottleneckTuning, FullTuning, Ia3Tuning, LoraTuning
@@ -158,17 +157,3 @@ def load_benchmark() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-def test_the_light_tokenizer_writes_and_splits_like_transformers(smollm2: Path) -> None:
-    from transformers import AutoTokenizer
-
-    light, real = LightTokenizer(smollm2), AutoTokenizer.from_pretrained(smollm2)
-    turns = [{"role": "user", "content": "Was heißt «tide»?\n  42 "}, {"role": "assistant", "content": "Gezeiten 🌊"}]
-    for count, prompt in ((1, True), (2, False)):
-        text = real.apply_chat_template(turns[:count], tokenize=False, add_generation_prompt=prompt)
-        assert light.apply_chat_template(turns[:count], tokenize=False, add_generation_prompt=prompt) == text
-        ids = real(text, add_special_tokens=False)["input_ids"]
-        assert light(text, add_special_tokens=False)["input_ids"] == ids
-    assert light.eos_token_id == real.eos_token_id
-    assert set(real.all_special_tokens) <= set(light.all_special_tokens)
