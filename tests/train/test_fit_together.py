@@ -159,6 +159,23 @@ def test_the_last_step_over_rows_that_are_shared_evenly_tells_of_all_processes(
         assert together.told(name) == pytest.approx(told[name], abs=LOSS), together.errors[-2000:]
 
 
+def test_a_sharded_run_that_writes_down_how_it_began_learns_the_same(
+    base: Base, rows_of: Callable[..., Labelled], tmp_path: Path
+) -> None:
+    """Early stopping keeps step 0; torch steps FSDP's optimiser once to write it, which must not count as a step."""
+    case, rows = Case("sft", "fsdp", {"rank": 4}, {}, {}), rows_of("sft")
+    values = case.recipe({"processes": 2, "strategy": "fsdp"}).model_dump(mode="json", exclude_unset=True)
+    values["run"] |= {"validate_every": 1, "early_stopping": {"patience": 2}}
+    values["data"]["validation"] = "held.jsonl"
+    together = train_together(
+        Recipe.model_validate(values), base, rows, tmp_path, steps=STEPS, validation=rows_of("sft", 2)
+    )
+    told, weights = alone(case.recipe(), base, rows)
+    assert together.told("loss") == pytest.approx(told["loss"], abs=LOSS), together.errors[-2000:]
+    now = trained(together.give_weights(model_of(case.recipe(), base)))
+    assert max(float((now[name] - value).abs().max()) for name, value in weights.items()) < WEIGHT
+
+
 def test_what_was_cut_is_gone_on_with_as_if_it_had_not_been(
     base: Base, rows_of: Callable[..., Labelled], tmp_path: Path
 ) -> None:

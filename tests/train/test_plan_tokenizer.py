@@ -122,7 +122,8 @@ def is_the_same(folder: Path) -> None:
 
     light, real = LightTokenizer(folder), AutoTokenizer.from_pretrained(folder)
     assert sorted(light.all_special_tokens) == sorted(real.all_special_tokens)
-    assert light.eos_token_id == real.eos_token_id is not None
+    assert light.eos_token_id is not None
+    assert light.eos_token_id == real.eos_token_id
     assert light.convert_ids_to_tokens(light.eos_token_id) == real.convert_ids_to_tokens(real.eos_token_id)
     for count, prompt in ((1, True), (2, False)):
         text = real.apply_chat_template(TURNS[:count], tokenize=False, add_generation_prompt=prompt)

@@ -109,7 +109,7 @@ def _special(config: Mapping[str, Any]) -> tuple[dict[str, str], list[str]]:
     Not every token that `tokenizer.json` flags as special: a user may write those that are named nowhere.
     """
     named = {key: _content(config[key]) for key in _NAMES if config.get(key) is not None}
-    listed = next((config[key] for key in _MORE if config.get(key)), [])
+    listed: Any = next((config[key] for key in _MORE if config.get(key)), [])
     own = {key: value for key, value in config.items() if key.endswith("_token") and isinstance(value, str | dict)}
     if isinstance(listed, dict):
         own |= listed
@@ -159,7 +159,7 @@ def _to_json(
 
 
 def _now(form: str) -> str:
-    return datetime.now().strftime(form)
+    return datetime.now().strftime(form)  # noqa: DTZ005 (the machine's own day, as transformers tells it)
 
 
 def _refuse(message: str) -> str:
