@@ -110,8 +110,8 @@ def _launch(recipe: Recipe) -> Iterator[Refusal]:
     if again and launch.processes > 1 and launch.strategy in {"zero3", "fsdp"}:
         yield (
             ("run", "divergence", "action"),
-            f"rollback goes back within the run, and {launch.strategy} cannot shard a model a second time; take stop, or "
-            "ddp or zero2",
+            f"rollback goes back within the run, and {launch.strategy} cannot shard a model a second time; take stop, "
+            "or ddp or zero2",
         )
     if recipe.run.launch.strategy != "fsdp":
         return
