@@ -7,11 +7,11 @@ takes several things at once that a recipe may combine; what does not go togethe
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ from small_base import WORDS, make_small_base
 from train.ranks import Together, train_together
 from tuneloop.registry.nouns import Message
 from tuneloop.train.base import Base
-from tuneloop.train.data.labels import Labeller, label_pairs, label_rows
+from tuneloop.train.data.labels import LabelledRow, Labeller, label_pairs, label_rows
 from tuneloop.train.data.preference import PreferenceRow
 from tuneloop.train.data.rows import Row
 from tuneloop.train.fit.progress import Watch
@@ -167,9 +167,8 @@ def test_a_sharded_run_that_writes_down_how_it_began_learns_the_same(
     values = case.recipe({"processes": 2, "strategy": "fsdp"}).model_dump(mode="json", exclude_unset=True)
     values["run"] |= {"validate_every": 1, "early_stopping": {"patience": 2}}
     values["data"]["validation"] = "held.jsonl"
-    together = train_together(
-        Recipe.model_validate(values), base, rows, tmp_path, steps=STEPS, validation=rows_of("sft", 2)
-    )
+    validation = cast("Sequence[LabelledRow]", rows_of("sft", 2))
+    together = train_together(Recipe.model_validate(values), base, rows, tmp_path, steps=STEPS, validation=validation)
     told, weights = alone(case.recipe(), base, rows)
     assert together.told("loss") == pytest.approx(told["loss"], abs=LOSS), together.errors[-2000:]
     now = trained(together.give_weights(model_of(case.recipe(), base)))
