@@ -88,15 +88,19 @@ def train_together(
         context.Process(target=_rank, args=(number, processes, meeting.port, spec.model_dump_json(), str(folder)))
         for number in range(processes)
     ]
+    codes: list[int | None] = []
     try:
         for rank in ranks:
             rank.start()
         for rank in ranks:
             rank.join(_PATIENCE_S)
+        codes = [rank.exitcode for rank in ranks]  # None: it was still waiting
     finally:
         for rank in ranks:
             rank.kill()
             rank.join()
+    silent = [n for n in range(processes) if not (folder / f"{n}.err").is_file()]
+    assert not silent, f"ranks {silent} died before they could say why; all ranks' exit codes: {codes}"
     spoken = (folder / "0.out").read_text().splitlines()
     events = tuple(Event.model_validate_json(line) for line in spoken if line.startswith('{"kind"'))
     errors = "\n".join((folder / f"{number}.err").read_text() for number in range(processes))

@@ -7,11 +7,11 @@ takes several things at once that a recipe may combine; what does not go togethe
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ from small_base import WORDS, make_small_base
 from train.ranks import Together, train_together
 from tuneloop.registry.nouns import Message
 from tuneloop.train.base import Base
-from tuneloop.train.data.labels import Labeller, label_pairs, label_rows
+from tuneloop.train.data.labels import LabelledRow, Labeller, label_pairs, label_rows
 from tuneloop.train.data.preference import PreferenceRow
 from tuneloop.train.data.rows import Row
 from tuneloop.train.fit.progress import Watch
@@ -30,7 +30,7 @@ from tuneloop.train.recipe import Recipe
 from tuneloop.train.screen import Screen
 from tuneloop.train.tuning import models
 
-STEPS, ROWS = 2, 13
+STEPS, ROWS, EVEN = 2, 13, 16
 LOSS, WEIGHT = 2e-5, 2e-4  # nats, and what a weight may differ by: float32 sums in another order
 QLORA = {"method": "qlora", "rank": 4}
 EIGHT = {"optimizer": "adamw_8bit"}
@@ -74,21 +74,21 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Base:
 
 
 @pytest.fixture(scope="module")
-def rows_of(base: Base) -> Callable[[str], Labelled]:
+def rows_of(base: Base) -> Callable[..., Labelled]:
     labeller = Labeller(models.load_tokenizer(base), 64)
 
     def row(n: int, answer: str) -> Row:
         asked = f"please {WORDS[n]} {WORDS[3 * n % 50]}"
         return Row((Message(role="user", content=asked), Message(role="assistant", content=answer)))
 
-    chosen = [row(n, f"{WORDS[n]} good" + " w1" * (n % 4)) for n in range(ROWS)]
-    rejected = [row(n, f"bad {WORDS[n + 1]} w3") for n in range(ROWS)]
+    chosen = [row(n, f"{WORDS[n]} good" + " w1" * (n % 4)) for n in range(EVEN)]
+    rejected = [row(n, f"bad {WORDS[n + 1]} w3") for n in range(EVEN)]
 
     @cache
-    def labelled(objective: str) -> Labelled:
+    def labelled(objective: str, count: int = ROWS) -> Labelled:
         if objective == "sft":
-            return label_rows(labeller, chosen, "sha256:t")[0]
-        pairs = [PreferenceRow(one, other) for one, other in zip(chosen, rejected, strict=True)]
+            return label_rows(labeller, chosen[:count], "sha256:t")[0]
+        pairs = [PreferenceRow(one, other) for one, other in zip(chosen, rejected, strict=True)][:count]
         return label_pairs(labeller, pairs, "sha256:t")[0]
 
     return labelled
@@ -131,7 +131,7 @@ def alone(recipe: Recipe, base: Base, rows: Labelled) -> tuple[dict[str, dict[in
     ],
 )
 def test_two_processes_learn_what_one_does(
-    case: Case, base: Base, rows_of: Callable[[str], Labelled], tmp_path: Path
+    case: Case, base: Base, rows_of: Callable[..., Labelled], tmp_path: Path
 ) -> None:
     rows = rows_of(case.objective)
     recipe = case.recipe({"processes": 2, "strategy": case.strategy})
@@ -147,8 +147,36 @@ def test_two_processes_learn_what_one_does(
         _tells_of_the_pairs_that_teach(together, told)
 
 
+def test_the_last_step_over_rows_that_are_shared_evenly_tells_of_all_processes(
+    base: Base, rows_of: Callable[..., Labelled], tmp_path: Path
+) -> None:
+    """accelerate must not take the one row that teaches nothing for the length of the last pass."""
+    case, rows = Case("reward", "ddp", {"rank": 4}, {}, {}), rows_of("reward", EVEN)
+    recipe = case.recipe({"processes": 2})
+    together = train_together(recipe, base, rows, tmp_path, steps=STEPS)
+    told, _ = alone(case.recipe(), base, rows)
+    for name in ("accuracy", "margin"):
+        assert together.told(name) == pytest.approx(told[name], abs=LOSS), together.errors[-2000:]
+
+
+def test_a_sharded_run_that_writes_down_how_it_began_learns_the_same(
+    base: Base, rows_of: Callable[..., Labelled], tmp_path: Path
+) -> None:
+    """Early stopping keeps step 0; torch steps FSDP's optimiser once to write it, which must not count as a step."""
+    case, rows = Case("sft", "fsdp", {"rank": 4}, {}, {}), rows_of("sft")
+    values = case.recipe({"processes": 2, "strategy": "fsdp"}).model_dump(mode="json", exclude_unset=True)
+    values["run"] |= {"validate_every": 1, "early_stopping": {"patience": 2}}
+    values["data"]["validation"] = "held.jsonl"
+    validation = cast("Sequence[LabelledRow]", rows_of("sft", 2))
+    together = train_together(Recipe.model_validate(values), base, rows, tmp_path, steps=STEPS, validation=validation)
+    told, weights = alone(case.recipe(), base, rows)
+    assert together.told("loss") == pytest.approx(told["loss"], abs=LOSS), together.errors[-2000:]
+    now = trained(together.give_weights(model_of(case.recipe(), base)))
+    assert max(float((now[name] - value).abs().max()) for name, value in weights.items()) < WEIGHT
+
+
 def test_what_was_cut_is_gone_on_with_as_if_it_had_not_been(
-    base: Base, rows_of: Callable[[str], Labelled], tmp_path: Path
+    base: Base, rows_of: Callable[..., Labelled], tmp_path: Path
 ) -> None:
     """The reference is what the adapter was as training began, not what it is when it goes on."""
     case, rows = Case("dpo", "zero3", {"rank": 4}, {}, {}), rows_of("dpo")

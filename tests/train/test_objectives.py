@@ -87,6 +87,19 @@ def refused(tmp_path: Path, **sections: object) -> str:
                 ({"optim": {"optimizer": "adamw_8bit"}}, "run.launch.strategy: fsdp cannot shard the state of adamw_8"),
             )
         ),
+        *(
+            (
+                {
+                    "run": {
+                        "steps": 1,
+                        "launch": {"processes": 2, "strategy": strategy},
+                        "divergence": {"action": "rollback"},
+                    }
+                },
+                f"run.divergence.action: rollback goes back within the run, and {strategy} cannot shard a model a sec",
+            )
+            for strategy in ("zero3", "fsdp")
+        ),
         ({"objective": PPO, "optim": {"optimizer": "adamw_8bit"}}, "optim.optimizer: adamw_8bit is not built for ppo"),
         (
             {"objective": {"kind": "dpo"}, "data": {"train": "rows.jsonl", "validation": "rows.jsonl"}},

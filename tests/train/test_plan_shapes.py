@@ -1,5 +1,5 @@
 """What a plan counts is there: shapes, parameters and kept activations are held against real models, memory and time
-against every measured point, labels and templates against transformers."""
+against every measured point."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from docs.documents import ROOT
-from tuneloop.train.plan.memory import Load, block_bytes_per_token
+from tuneloop.train.plan.memory import Load, block_bytes_per_token, memory_of
 from tuneloop.train.plan.shapes import planned_base, shape_of_config, shape_of_gguf
-from tuneloop.train.plan.tokenizer import LightTokenizer
+from tuneloop.train.plan.timing import flops_of_pass
 from tuneloop.train.plan.trained import trained_by
 from tuneloop.train.recipe import TuningSection
 from tuneloop.train.recipe.tuning import BottleneckTuning, FullTuning, Ia3Tuning, LoraTuning
@@ -66,6 +66,28 @@ def with_method(model: Any, tuning: TuningSection) -> Any:
 def test_a_shape_has_the_parameters_of_the_model_that_is_built(changes: dict[str, Any]) -> None:
     config = tiny_config(**changes)
     assert shape_of_config(config, "tiny").parameters == sum(p.numel() for p in build(config).parameters())
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_reward_model_has_one_output_in_place_of_a_vocabulary(tied: bool) -> None:
+    """Its weights are those of the model that is built; its loss and its time do not grow with the words."""
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    config = tiny_config(tie_word_embeddings=tied)
+    model = AutoModelForSequenceClassification.from_config(AutoConfig.for_model(**config, num_labels=1))
+    real = sum(p.numel() for p in model.parameters()) - config["hidden_size"]  # its one output is trained
+    tuning = LoraTuning(rank=4)
+    load = Load(rows=2, length=48, dtype="float32", forward_copies=2, scores=True)
+
+    def of(vocabulary: int) -> tuple[int, float]:
+        shape = shape_of_config(config | {"vocab_size": vocabulary}, "tiny")
+        loss = memory_of(shape, tuning, load, "cuda").loss
+        return loss, flops_of_pass(shape, tuning, load, length=48, scored_share=1.0)
+
+    shape = shape_of_config(config, "tiny")
+    adapter = 4 * trained_by(shape, tuning).parameters
+    assert memory_of(shape, tuning, load, "cpu").weights == 4 * real + adapter
+    assert of(96) == of(96 * 2000)
 
 
 def test_a_model_of_other_blocks_is_counted_by_building_it() -> None:
@@ -158,17 +180,3 @@ def load_benchmark() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-def test_the_light_tokenizer_writes_and_splits_like_transformers(smollm2: Path) -> None:
-    from transformers import AutoTokenizer
-
-    light, real = LightTokenizer(smollm2), AutoTokenizer.from_pretrained(smollm2)
-    turns = [{"role": "user", "content": "Was heißt «tide»?\n  42 "}, {"role": "assistant", "content": "Gezeiten 🌊"}]
-    for count, prompt in ((1, True), (2, False)):
-        text = real.apply_chat_template(turns[:count], tokenize=False, add_generation_prompt=prompt)
-        assert light.apply_chat_template(turns[:count], tokenize=False, add_generation_prompt=prompt) == text
-        ids = real(text, add_special_tokens=False)["input_ids"]
-        assert light(text, add_special_tokens=False)["input_ids"] == ids
-    assert light.eos_token_id == real.eos_token_id
-    assert set(real.all_special_tokens) <= set(light.all_special_tokens)

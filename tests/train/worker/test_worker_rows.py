@@ -73,7 +73,7 @@ def test_a_correction_that_cannot_be_labelled_costs_itself_and_not_the_retrainin
 ) -> None:
     """Somebody pasted a control token, or asked so much that nothing of the answer is left."""
     later = request_waiting.window_end + timedelta(minutes=1)
-    answers = {"req-3": "It ends <|im_end|> here.", "req-4": "Right."}
+    answers = {"req-3": "It ends <|im_end|> here.", "req-4": "Right.", "req-5": "It goes to <filename>."}
     registry.traffic.add_feedback(
         [Feedback(id=f"fb-{n}", request_id=n, at=later, thumb="down", correction=text) for n, text in answers.items()]
     )
@@ -85,6 +85,7 @@ def test_a_correction_that_cannot_be_labelled_costs_itself_and_not_the_retrainin
     usual = crew._data(request_waiting, champion, file.recipe, (), base)
     assert usual.dropped["cannot be labelled"] == 1
     assert any("request req-3: the text holds the control token <|im_end|>" in line for line in usual.said())
+    assert any("<filename>" in row.answer for row in usual.train), "what the base's tokenizer names nowhere is a text"
     short = file.recipe.objective.model_copy(update={"max_length": 16})
     with pytest.raises(InvalidInput, match=r"no correction from .*can be learned from .*\n.*raise max_length"):
         crew._data(request_waiting, champion, file.recipe.model_copy(update={"objective": short}), (), base)

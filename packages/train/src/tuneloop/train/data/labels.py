@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeVar
 
+from jinja2 import TemplateError
+
 from tuneloop.registry.errors import InvalidInput
 from tuneloop.registry.nouns import Message
 from tuneloop.train.data.preference import PreferenceRow, PromptRow
@@ -163,13 +165,20 @@ class Labeller:
         return LabelledRow(tuple(ids), tuple(labels), False, ends, prompt_length)
 
     def render(self, turns: Sequence[dict[str, str]], *, prompt: bool) -> str:
-        """The template's text for these turns; with `prompt`, up to where the assistant begins to speak."""
+        """The template's text for these turns; with `prompt`, up to where the assistant begins to speak.
+
+        Raises:
+            InvalidInput: the template refuses them.
+        """
         template = template_text(self._template)
-        return str(
-            self._tokenizer.apply_chat_template(
-                list(turns), chat_template=template, tokenize=False, add_generation_prompt=prompt
+        try:
+            return str(
+                self._tokenizer.apply_chat_template(
+                    list(turns), chat_template=template, tokenize=False, add_generation_prompt=prompt
+                )
             )
-        )
+        except TemplateError as error:
+            raise InvalidInput(f"the base's chat template refuses a row: {error}") from error
 
     def prompt_ids(self, row: Row) -> list[int]:
         """The tokens an engine is given for this row's question."""

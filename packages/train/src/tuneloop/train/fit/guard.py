@@ -138,6 +138,8 @@ class Guard(TrainerCallback):  # type: ignore[misc]  # transformers is untyped h
         if state.global_step == 0 and (stops_early or self._run.divergence.action == "rollback"):
             self.save_now()  # what it began as may be the best there is, or the only way back
             self._improved = False
+        if state.global_step == 0 and getattr(self.trainer, "is_fsdp_enabled", False):
+            others["optimizer"].state.clear()  # torch steps a sharded AdamW once to write it down, or to read it
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:  # noqa: ARG002 (see above)
         self.random = RandomState.now()

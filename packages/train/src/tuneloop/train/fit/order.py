@@ -67,3 +67,14 @@ class InEvenOrder:
 
     def _get_train_sampler(self, *arguments: Any) -> Any:
         return self.order or super()._get_train_sampler(*arguments)  # type: ignore[misc]  # the Trainer that follows
+
+    def get_train_dataloader(self) -> Any:
+        """The loader, as long as its order is.
+
+        accelerate cuts what it gathers in an epoch's last pass to what the data set's own length leaves for it: told
+        of one row that fills up and not of all, it would drop whole processes' figures.
+        """
+        loader = super().get_train_dataloader()  # type: ignore[misc]  # the Trainer that follows
+        if self.order is not None:
+            loader.dataset.total_dataset_length = len(self.order)
+        return loader

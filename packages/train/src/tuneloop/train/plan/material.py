@@ -57,13 +57,17 @@ def facts_of_material(recipe: Recipe, places: Places, folder: Path | None) -> Ro
 
 def _different(pairs: Sequence[PreferenceRow], recipe: Recipe) -> list[PreferenceRow]:
     """Without those between two equal answers, which the run leaves out or refuses."""
-    equal = [row.place for row in pairs if row.chosen.answer.strip() == row.rejected.answer.strip()]
-    if equal and recipe.data.quality.identical == "refuse":
-        raise InvalidInput(f"{equal[0]}: chosen and rejected are the same answer: there is nothing to prefer")
-    kept = [row for row in pairs if row.place not in set(equal)]
+    kept = [row for row in pairs if not _is_between_equals(row)]
+    if len(kept) < len(pairs) and recipe.data.quality.identical == "refuse":
+        first = next(row for row in pairs if _is_between_equals(row))
+        raise InvalidInput(f"{first.place}: chosen and rejected are the same answer: there is nothing to prefer")
     if not kept:
         raise InvalidInput("every preference is one between two equal answers")
     return kept
+
+
+def _is_between_equals(row: PreferenceRow) -> bool:
+    return row.chosen.answer.strip() == row.rejected.answer.strip()
 
 
 def _of_pairs(

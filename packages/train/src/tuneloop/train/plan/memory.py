@@ -61,6 +61,7 @@ class Load:
     offload: bool = False
     eager: bool = False  # attention that stores its scores
     forward_copies: int = 1  # forward passes of a row kept at once: two for pairs (dpo, reward)
+    scores: bool = False  # a reward model: a head of one output in place of the vocabulary's
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ def memory_of(shape: ModelShape, tuning: TuningSection, load: Load, kind: Kind) 
     loss = max(_loss(shape, load, kind, full), _workspace(shape, load))
     # On a CPU the allocator keeps the room of an adapter's small gradients from step to step.
     beside = gradients if load.accumulates or (kind == "cpu" and not full) else 0
-    in_loss = int(loss * (allocator.loss + allocator.a_tile * _more_tiles(shape)))
+    in_loss = int(loss * (allocator.loss + allocator.a_tile * _more_tiles(shape, load)))
     scaled = (
         _tokens(load) * trained.scaled_by_dora * _bytes_of(load.dtype) * (1 if load.checkpointing else shape.layers)
     )
@@ -154,9 +155,9 @@ def _optimizer_step(shape: ModelShape, load: Load, kind: Kind, full: bool, gradi
     return 8 * shape.head_parameters if full else 0
 
 
-def _more_tiles(shape: ModelShape) -> int:
+def _more_tiles(shape: ModelShape, load: Load) -> int:
     """Tiles of the vocabulary after the second."""
-    return max(0, -(-shape.vocab // _TILE_VOCAB) - 2)
+    return 0 if load.scores else max(0, -(-shape.vocab // _TILE_VOCAB) - 2)
 
 
 def optimizer_bytes(optimizer: str, parameters: int) -> int:
@@ -178,7 +179,8 @@ def _weights(shape: ModelShape, tuning: TuningSection, load: Load, trained: Trai
         per_weight = 1.0 + 4 / shape.hidden if tuning.bits == 8 else 0.5 + _NF4_CONSTANTS[tuning.double_quantization]
         linear = per_weight * shape.linear_parameters
     adapter = (4 + (2 if load.dtype == "bfloat16" else 0)) * trained.parameters
-    return int(linear) + size * (shape.parameters - shape.linear_parameters) + adapter
+    absent = shape.head_parameters if load.scores and not shape.tied else 0
+    return int(linear) + size * (shape.parameters - shape.linear_parameters - absent) + adapter
 
 
 def _block_bytes(shape: ModelShape, tuning: TuningSection, load: Load) -> int:
@@ -220,7 +222,9 @@ def _workspace(shape: ModelShape, load: Load) -> int:
 
 
 def _loss(shape: ModelShape, load: Load, kind: Kind, full: bool) -> int:
-    """TRL's fused head: logits exist in tiles only; on a GPU for learned tokens only."""
+    """TRL's fused head: logits exist in tiles only; on a GPU for learned tokens only. A reward model's has no tiles."""
+    if load.scores:
+        return _tokens(load) * (_bytes_of(load.dtype) + 2 * shape.hidden * 4)
     size, width = _bytes_of(load.dtype), min(shape.vocab, _TILE_VOCAB)
     scored = _tokens(load) if kind == "cpu" else int(_tokens(load) * load.learned_share)
     rows = min(scored, _TILE_TOKENS)

@@ -126,6 +126,7 @@ def load_of(recipe: Recipe, rows: RowFacts, machine: Machine, micro_batch: int) 
         offload=run.launch.cpu_offload,
         eager=run.attention == "eager",
         forward_copies=2 if recipe.objective.kind in _PAIRED else 1,
+        scores=recipe.objective.kind == "reward",
     )
 
 

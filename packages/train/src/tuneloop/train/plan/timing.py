@@ -53,7 +53,7 @@ def flops_of_pass(shape: ModelShape, tuning: TuningSection, load: Load, *, lengt
     linear += 2 * shape.linear_parameters if load.checkpointing else 0
     extra = 0 if full else 6 * trained_by(shape, tuning).parameters
     attention = shape.layers * 2 * shape.query * length * (3.5 + (1 if load.checkpointing else 0))
-    head = shape.head_parameters * (8 if full else 6) * scored_share
+    head = 6 * shape.hidden if load.scores else shape.head_parameters * (8 if full else 6) * scored_share
     return tokens * (linear + extra + attention + head)
 
 

@@ -106,6 +106,13 @@ def _auto(recipe: Recipe) -> Iterator[Refusal]:
 
 
 def _launch(recipe: Recipe) -> Iterator[Refusal]:
+    launch, again = recipe.run.launch, recipe.run.divergence.action == "rollback"
+    if again and launch.processes > 1 and launch.strategy in {"zero3", "fsdp"}:
+        yield (
+            ("run", "divergence", "action"),
+            f"rollback goes back within the run, and {launch.strategy} cannot shard a model a second time; take stop, "
+            "or ddp or zero2",
+        )
     if recipe.run.launch.strategy != "fsdp":
         return
     tuning, optimizer = recipe.tuning, recipe.optim.optimizer

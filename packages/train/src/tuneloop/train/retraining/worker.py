@@ -30,7 +30,6 @@ from tuneloop.train.data.quality.look import look
 from tuneloop.train.data.rows import Row
 from tuneloop.train.evaluation.judge import Rules, judge
 from tuneloop.train.fit.runs import remove_ended
-from tuneloop.train.plan.tokenizer import LightTokenizer
 from tuneloop.train.publishing.lineage import Lineage
 from tuneloop.train.recipe import FRESH, Recipe, RecipeFile, load_recipe
 from tuneloop.train.recipe.data import QualitySection
@@ -247,8 +246,10 @@ class Worker:
     def _data(
         self, request: RetrainingRequest, parent: Version, recipe: Recipe, validation: Sequence[Row], base: Base
     ) -> RetrainingData:
+        from tuneloop.train.tuning.models import load_tokenizer  # noqa: PLC0415 (as `Job`)
+
         registry, objective = self._registry, recipe.objective
-        labeller = Labeller(LightTokenizer(base.folder), objective.max_length, objective.template)
+        labeller = Labeller(load_tokenizer(base), objective.max_length, objective.template)
         corrections = registry.traffic.corrections(
             request.model,
             since=request.window_start - _ALL_OF_IT,
