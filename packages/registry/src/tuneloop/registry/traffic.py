@@ -104,17 +104,18 @@ class Traffic:
         self._forgotten = forgetting.Memory()
         self._inserting = {table: Inserting(database, table) for table in (requests, shadow_requests, feedback)}
 
-    def add_requests(self, records: Sequence[RequestRecord]) -> None:
+    def add_requests(self, records: Sequence[RequestRecord]) -> set[str]:
         """Store a batch in one transaction, and count what is new in it as its keys' usage.
 
         What a shadow answered goes to a table of its own and is nobody's usage. What is of a user who was forgotten
-        since then is neither stored nor counted.
+        since then is neither stored nor counted; the ids of that are returned.
         """
         with self._db.writing() as connection:
             forgetting.hold(connection, self._db)
-            if late := self._forgotten.late(connection, records):
+            late = self._forgotten.late(connection, records)
+            kept_out = {record.id for record, _ in late}
+            if late:
                 forgetting.keep_out(connection, self._db, late)
-                kept_out = {record.id for record, _ in late}
                 records = [record for record in records if record.id not in kept_out]
             asked = [record for record in records if record.shadow_of is None]
             stored = self._insert(connection, requests, asked)
@@ -122,6 +123,7 @@ class Traffic:
             self._booking.book(connection, (first[record_id] for record_id in stored))
             client_ids.adopt(connection, (first[record_id] for record_id in stored))
             self._insert(connection, shadow_requests, [record for record in records if record.shadow_of is not None])
+        return kept_out
 
     def add_feedback(self, items: Sequence[Feedback]) -> set[str]:
         """Store feedback in one transaction; once this returns it survives kill -9.
