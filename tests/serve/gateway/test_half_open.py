@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from urllib.parse import urlsplit
 
+from serve.gateway.test_answers import recorded
 from serve.gateway.test_clients_that_leave import connect
-from serve.gateway.test_faults import recorded
 from serve.gateway.wire import Wire
 from serve.gateway.world import Address, World, until
 
