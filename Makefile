@@ -105,8 +105,9 @@ clean:  ## remove the environments, caches and the demo's state
 # OpenAI's JavaScript client, for the tests that say why they are skipped without it.
 .cache/javascript/.ready: $(addprefix tests/serve/gateway/javascript/,package.json package-lock.json)
 	@if command -v npm >/dev/null; then \
-	  mkdir -p $(@D) && cp $^ $(@D) && npm ci --prefix $(@D) --ignore-scripts --no-audit --no-fund --silent && touch $@ \
-	    || echo "not installed: OpenAI's JavaScript client (the tests that use it will say so)"; \
+	  mkdir -p $(@D) && cp $^ $(@D) && touch $@ \
+	    && npm ci --prefix $(@D) --ignore-scripts --no-audit --no-fund --silent --fetch-retries 0 --fetch-timeout 20000 \
+	    || echo "not installed: OpenAI's JavaScript client (the tests that use it will say so; rm $@ to try again)"; \
 	fi
 
 # What the tests (and vLLM: libnuma) use and PyPI does not carry. Without root it must be installed by hand.

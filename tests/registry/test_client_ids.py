@@ -69,6 +69,64 @@ def test_an_id_is_its_keys_and_of_several_requests_the_newest_is_meant(registrie
         assert secret not in client_id("key_1", "mine")
 
 
+def test_of_a_request_that_was_tried_again_with_its_id_the_answered_one_is_meant(
+    registries: Registry, clock: Clock
+) -> None:
+    """As OpenAI's clients try again after a 502; of an id of which none was answered what is said waits."""
+    traffic = registries.traffic
+    failed, again = (request(number, clock, status=status) for number, status in ((1, 502), (2, 200)))
+    traffic.add_requests([failed])
+    traffic.add_feedback([said(1, clock)])
+    assert of(registries, 1) == []
+    traffic.add_requests([again])
+    assert (of(registries, 1), of(registries, 2)) == ([], ["fb-1"])
+    clock.advance(1)
+    traffic.add_requests([request(3, clock, status=429)])
+    traffic.add_feedback([said(2, clock)])
+    assert of(registries, 2) == ["fb-1", "fb-2"], "the newest failed"
+    traffic.add_feedback([said(3, clock, "batch")])
+    traffic.add_requests([request(4, clock, "batch"), request(5, clock, "batch", status=502)])
+    assert (of(registries, 4), of(registries, 5)) == (["fb-3"], [])
+
+
+def test_what_was_said_by_an_id_of_two_users_is_not_lost_when_one_of_them_is_forgotten(
+    registries: Registry, clock: Clock
+) -> None:
+    """Not what came after the deletion: it may be of the other's request, which is not on record yet."""
+    traffic = registries.traffic
+    early, late = (request(number, clock, f"own-{number}", key_hash=ADA) for number in (1, 2))
+    traffic.add_requests([early])
+    before = said(1, clock, "own-1"), said(2, clock, "own-2")
+    traffic.add_feedback([before[1]])
+    clock.advance(1)
+    traffic.forget("ada", at=clock(), **WHO)
+    clock.advance(1)
+    after = said(3, clock, "own-1"), said(4, clock, "own-2")
+    assert traffic.add_feedback([before[0], *after]) == {"fb-1"}
+    traffic.add_requests([late])
+    assert stored(registries, feedback.c.id) == ["fb-3", "fb-4"]
+    traffic.add_requests([request(number + 2, clock, f"own-{number}", key_hash=key_hash("bob")) for number in (1, 2)])
+    assert [of(registries, number) for number in (3, 4)] == [["fb-3"], ["fb-4"]]
+    clock.advance(1)
+    traffic.forget("ada", at=clock(), **WHO)
+    assert stored(registries, feedback.c.id) == ["fb-3", "fb-4"]
+
+
+def test_what_waits_for_an_answer_goes_with_its_user(registries: Registry, clock: Clock) -> None:
+    traffic = registries.traffic
+    traffic.add_requests([request(1, clock, key_hash=ADA, status=502)])
+    traffic.add_feedback([said(1, clock)])
+    clock.advance(1)
+    assert traffic.forget("ada", at=clock(), **WHO).feedback == 1
+    clock.advance(1)
+    traffic.add_requests([request(2, clock, key_hash=ADA)])
+    traffic.add_feedback([said(2, clock)])
+    assert of(registries, 2) == ["fb-2"]
+    clock.advance(1)
+    assert traffic.forget("ada", at=clock(), **WHO).feedback == 1
+    assert traffic.add_feedback([said(3, clock)]) == {"fb-3"}, "the id is known by its newest deletion"
+
+
 @pytest.mark.parametrize("by_own_id", [False, True])
 def test_feedback_on_what_was_deleted_with_its_user_is_not_stored(
     registries: Registry, clock: Clock, *, by_own_id: bool

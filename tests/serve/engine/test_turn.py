@@ -35,10 +35,11 @@ class Floor:
 
     at_it: set[int] = field(default_factory=set)
     most: int = 0
+    met: asyncio.Event | None = None  # loads last until two engines are at it; None: a moment
 
 
 class SlowVllm(FakeVllm):
-    """A load takes until every other engine has had its chance to begin one."""
+    """A load takes until another engine has begun one, or has had its chance to."""
 
     def __init__(self, number: int, floor: Floor) -> None:
         super().__init__()
@@ -47,7 +48,12 @@ class SlowVllm(FakeVllm):
     async def _load(self, request: web.Request) -> web.Response:
         self.floor.at_it.add(self.number)
         self.floor.most = max(self.floor.most, len(self.floor.at_it))
-        await asyncio.sleep(0.05)  # not decisive: what is counted is who else came, however late
+        if self.floor.met is None:
+            await asyncio.sleep(0.05)  # not decisive: what is counted is who else came, however late
+        else:
+            if self.floor.most > 1:
+                self.floor.met.set()
+            await asyncio.wait_for(self.floor.met.wait(), 60.0)
         answer = await super()._load(request)
         self.floor.at_it.discard(self.number)
         return answer
@@ -99,9 +105,10 @@ def test_engines_that_serve_load_one_after_another_and_all_get_there(registries:
     async def act() -> None:
         async with AsyncExitStack() as stack:
             keepers = await fleet_of(registries, tmp_path, floor, stack)
+            floor.met = asyncio.Event()
             await until_all_serve(keepers, BEFORE)
             assert floor.most > 1, "those that serve nobody yet wait for nobody"
-            floor.most = 0
+            floor.most, floor.met = 0, None
             for keeper in keepers:
                 keeper.held |= fetched(tmp_path, 2, 3)
             await until_all_serve(keepers, AFTER)
@@ -140,4 +147,28 @@ def test_an_engine_loads_without_its_turn_when_the_registry_is_away_or_another_h
     asyncio.run(act())
     assert len(said) == 2
     assert said[0].startswith("loading without a turn, others may load too: the database is away")
-    assert said[1].startswith("loading without a turn: another engine has had it")
+    assert said[1] == "loading without a turn: waited 120 s for it"
+
+
+def test_an_engine_whose_load_went_away_meanwhile_waits_anew(registry: Registry, tmp_path: Path) -> None:
+    said: list[str] = []
+    holder, now = turn_of(registry), [0.0]
+    waiting = LoadTurn(lambda: registry.database, BASE.digest, say=said.append, clock=lambda: now[0])
+
+    async def act() -> None:
+        async with FakeVllm().serving() as url, EngineClient(url) as client:
+            keeper = keeper_of(client, tmp_path, registry, waiting)
+            await until_all_serve([keeper], BEFORE)
+            async with holder.taken() as held:
+                assert held
+                for now[0], sight in ((0.0, AFTER), (PATIENCE_S / 2, BEFORE), (2 * PATIENCE_S, AFTER)):
+                    keeper.held |= fetched(tmp_path, 2, 3)
+                    await keeper.step(sight)
+                states = [keeper.held["m@2"].state]
+                now[0] += PATIENCE_S
+                await keeper.step(AFTER)
+                states.append(keeper.held["m@2"].state)
+                assert states == [AdapterState.LOADING, AdapterState.READY]
+
+    asyncio.run(act())
+    assert said == ["loading without a turn: waited 120 s for it"]

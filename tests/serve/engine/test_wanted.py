@@ -20,7 +20,7 @@ from tuneloop.registry.settings import RegistrySettings
 from tuneloop.registry.versions.adapters import Base
 from tuneloop.serve.engine import wanted
 from tuneloop.serve.engine.reconcile import Gateways
-from tuneloop.serve.engine.wanted import CUT_OFF_S, MEMORY, RegistryWatch, Sight
+from tuneloop.serve.engine.wanted import CUT_OFF_S, MEMORY, PINNED, RegistryWatch, Sight
 
 BASE = Base("base", "sha256:base", "sha256:template")
 
@@ -144,6 +144,24 @@ def test_a_memory_that_cannot_be_read_is_told_and_written_anew(
         watch.remembered()
     assert names(watch.look()) == ["bot@1"]
     assert names(watch_of(registry, tmp_path).remembered()) == ["bot@1"]
+
+
+def test_a_damaged_memory_of_pins_takes_nothing_from_what_the_routes_name(registry: Registry, tmp_path: Path) -> None:
+    for number in (1, 2):
+        publish_version(registry, tmp_path / f"v{number}")
+    route(registry, (1, 10_000))
+
+    def pinning() -> RegistryWatch:
+        return RegistryWatch(lambda: registry, engine_id="e1", base=BASE, home=tmp_path, pins=["bot@2"])
+
+    pinning().look()
+    (tmp_path / PINNED).write_bytes(b"[{")
+    sight = pinning().remembered()
+    assert names(sight) == ["bot@1"]
+    assert sight is not None
+    assert f"{PINNED} cannot be read" in sight.strange[PINNED]
+    assert names(pinning().look()) == ["bot@1", "bot@2"]
+    assert pinning().remembered() == Sight(pinning().look().wanted), "written anew"
 
 
 def test_a_route_that_is_shown_no_more_unloads_nothing_not_even_after_a_start(

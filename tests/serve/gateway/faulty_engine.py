@@ -55,6 +55,7 @@ class FaultyEngine:
     faults_left: int = 1_000_000
     words: int = 5
     pause_s: float = 0.0  # between two events
+    quotes: str = ""  # at the end of what an error says
     says: tuple[str, ...] = ()  # instead of words, an event each; to the first tool of a request, if it has any
     seen: list[Seen] = field(default_factory=list)
     left: int = 0  # clients that went away while it was at work
@@ -140,7 +141,12 @@ class FaultyEngine:
             return False
         if fault == "no_such_path" or fault.startswith("status_"):
             status = 404 if fault == "no_such_path" else int(fault.removeprefix("status_"))
-            said = {"message": f"said the engine with {status}", "type": "X", "param": "stop", "code": status}
+            said = {
+                "message": f"said the engine with {status}{self.quotes}",
+                "type": "X",
+                "param": "stop",
+                "code": status,
+            }
             told: Any = {"detail": "Not Found"} if fault == "no_such_path" else {"error": said}  # each as vLLM does
             await _whole(writer, status, json.dumps(told).encode())
             return True

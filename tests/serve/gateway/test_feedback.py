@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -68,10 +69,25 @@ def test_feedback_names_its_request_in_one_way(gateway: Address, names: dict[str
 
 
 def test_feedback_on_a_request_that_was_deleted_with_its_user_is_refused(world: World, gateway: Address) -> None:
+    """By the client's own id that is said until the deletion alone: another user's request may have the id now."""
     request_id = answered(gateway, x_request_id="mine")
     until(lambda: any(record.id == request_id for record in world.registry.traffic.window("bot")))
-    world.registry.traffic.forget("ada", at=utc_now(), by="t", reason="t")
-    for names in ({"request_id": request_id}, {"client_request_id": "mine"}):
+    by_own_id = {"client_request_id": "mine"}
+    world.registry.traffic.forget("ada", at=utc_now() + timedelta(minutes=1), by="t", reason="t")
+    for names in ({"request_id": request_id}, by_own_id):
         refused = say(gateway, **names)
         assert (refused.status, refused.error["code"]) == (404, "request_deleted")
     assert not world.registry.traffic.feedback_for([request_id])
+
+
+def test_feedback_by_an_id_that_a_forgotten_user_had_too_is_of_the_living_request(
+    world: World, gateway: Address
+) -> None:
+    adas = answered(gateway, x_request_id="mine")
+    until(lambda: any(record.id == adas for record in world.registry.traffic.window("bot")))
+    world.registry.traffic.forget("ada", at=utc_now(), by="t", reason="t")
+    told = say(gateway, client_request_id="mine")  # before the request is on record
+    bobs = answered(gateway, x_request_id="mine", x_tuneloop_unit="bob")
+    assert told.status == 201
+    found = until(lambda: world.registry.traffic.feedback_for([adas, bobs]))
+    assert {request: [item.id for item in items] for request, items in found.items()} == {bobs: [told.json["id"]]}

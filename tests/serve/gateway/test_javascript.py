@@ -31,7 +31,10 @@ def why_not() -> str:
     if int(version.removeprefix("v").partition(".")[0]) < OLDEST_NODE:
         return f"node {version} is older than {OLDEST_NODE}, which OpenAI's client needs"
     if not (CLIENT / "node_modules" / "openai").is_dir():
-        return f"OpenAI's client is not in {CLIENT}: `make setup` installs it where there are npm and its registry"
+        return (
+            f"OpenAI's client is not in {CLIENT}: `make setup` installs it where there are npm and its registry; it "
+            "tries once, so remove .ready there to have it try again"
+        )
     return ""
 
 

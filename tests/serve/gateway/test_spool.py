@@ -13,8 +13,10 @@ import pytest
 
 from serve.gateway.test_database_away import spool_of
 from serve.gateway.world import World, until
+from tests_support import request_record
 from tuneloop.registry import Registry
 from tuneloop.registry.nouns import Feedback, utc_now
+from tuneloop.registry.routes.assignment import key_hash
 from tuneloop.registry.settings import RegistrySettings
 from tuneloop.serve.gateway.link import Link
 from tuneloop.serve.gateway.spool import Spool, line_of
@@ -44,10 +46,10 @@ class Kept:
     def files(self) -> dict[str, bytes]:
         return {path.suffix: path.read_bytes() for path in self.folder.iterdir()}
 
-    def _insert(self, registry: Registry, items: Sequence[Feedback]) -> None:
+    def _insert(self, registry: Registry, items: Sequence[Feedback]) -> set[str]:
         if self.refuses is not None and any(item.id == "fb_2" for item in items):
             raise self.refuses("nobody foresaw this")
-        registry.traffic.add_feedback(items)
+        return registry.traffic.add_feedback(items)
 
     def _spooled(self, count: int) -> None:
         self.spooled += count
@@ -130,6 +132,29 @@ def test_an_unforeseen_error_leads_to_the_spool_and_one_bad_item_holds_up_no_oth
     kept.store.replay()
     assert kept.stored() == {"fb_1", "fb_3"}
     assert (kept.aside, list(kept.files), kept.files[".aside"].count(b"\n")) == (1, [".aside"], 1)
+
+
+@pytest.mark.parametrize("error", [None, RuntimeError], ids=["at once", "one by one"])
+def test_what_was_deleted_with_its_user_is_left_out_of_a_replay_and_the_log_says_so(
+    kept: Kept, error: type[Exception] | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    with kept.link.registry() as registry:
+        registry.traffic.add_requests([request_record(1, utc_now(), key_hash=key_hash("ada"))])
+        registry.traffic.forget("ada", at=utc_now(), by="t", reason="t")
+    gone = [said(number).model_copy(update={"request_id": "req-1"}) for number in (4, 5)]
+    kept.spool.append([said(1), said(2), said(3), *gone])
+    kept.refuses = error
+    kept.store.replay()
+    kept.store.close()
+    refused = {"fb_2"} if error else set()
+    assert kept.stored() == {"fb_1", "fb_2", "fb_3"} - refused
+    told = [record.getMessage() for record in caplog.records if record.levelno == logging.INFO]
+    assert [line.partition(" of ")[0] for line in told if "items of" in line] == [
+        f"{3 - len(refused)} items",
+        "2 items",
+    ]
+    assert told[-1].endswith("are left out: deleted with their users")
 
 
 def test_a_file_that_the_disk_does_not_give_stays_and_holds_up_no_other(kept: Kept) -> None:

@@ -1,5 +1,5 @@
-"""A line to a database that can be cut: a TCP relay in front of it. Cut, it refuses and resets, as a lost machine's
-router does.
+"""A line that can be cut or frozen: a TCP relay. Cut, it refuses and resets, as a lost machine's router does; frozen,
+what is open stays open and nothing comes through, as when a machine is gone without a word.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ class Wire:
         self._lock = threading.Lock()
         self._ends: set[socket.socket] = set()
         self._listener: socket.socket | None = None
+        self._flows = threading.Event()
+        self._flows.set()
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port: int = probe.getsockname()[1]
@@ -36,6 +38,11 @@ class Wire:
             for end in self._ends:
                 with contextlib.suppress(OSError):
                     end.shutdown(socket.SHUT_RDWR)
+        self._flows.set()
+
+    def freeze(self) -> None:
+        """Let nothing through what is open, and end nothing, until it is cut."""
+        self._flows.clear()
 
     def _accept(self, listener: socket.socket) -> None:
         while True:
@@ -52,6 +59,7 @@ class Wire:
     def _pump(self, source: socket.socket, sink: socket.socket) -> None:
         try:
             while data := source.recv(65_536):
+                self._flows.wait()
                 sink.sendall(data)
         except OSError:
             pass

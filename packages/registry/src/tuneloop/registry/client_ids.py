@@ -1,9 +1,9 @@
 """Requests by the ids that clients gave them: feedback may name a request by its client's own id.
 
 An id means something only together with the API key it came with, and what is kept of both is their hash: an id is the
-client's own text, and nobody may name what another key asked. Of several requests with one id the newest on record is
-meant. Feedback that comes before its request is on record waits under the hash, and takes the id of the first request
-that comes with it.
+client's own text, and nobody may name what another key asked. Of several requests with one id the newest on record that
+was answered is meant: clients that try again by themselves send the same id again. Feedback that comes before its
+request is on record waits under the hash, and takes the id of the first answered request that comes with it.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from sqlalchemy.engine import Connection
 from tuneloop.registry.nouns import Feedback, RequestRecord
 from tuneloop.registry.tables import feedback, requests
 
+CLIENT_FAULT = 400  # the first status that is no answer
 WAITING = "own_"  # how the request id of feedback begins that has not found its request
 
 
@@ -36,9 +37,10 @@ def waits(items: Sequence[Feedback]) -> bool:
 
 
 def named(connection: Connection, items: Sequence[Feedback]) -> list[Feedback]:
-    """The same feedback with the ids of the requests it is of, as far as they are on record."""
+    """The same feedback with the ids of the requests it is of, as far as they are on record and were answered."""
     own = {item.request_id.removeprefix(WAITING) for item in items if item.request_id.startswith(WAITING)}
-    query = sa.select(requests.c.client_id, requests.c.id).where(requests.c.client_id.in_(own))
+    answered = requests.c.client_id.in_(own) & (requests.c.status < CLIENT_FAULT)
+    query = sa.select(requests.c.client_id, requests.c.id).where(answered)
     found = {row.client_id: row.id for row in connection.execute(query.order_by(requests.c.at, requests.c.id))}
     return [
         item.model_copy(update={"request_id": found.get(item.request_id.removeprefix(WAITING), item.request_id)})
@@ -47,8 +49,9 @@ def named(connection: Connection, items: Sequence[Feedback]) -> list[Feedback]:
 
 
 def adopt(connection: Connection, records: Iterable[RequestRecord]) -> None:
-    """Give the feedback that waits for these requests, which have just been stored, their ids."""
-    given = {one.client_id: one.id for one in sorted(records, key=lambda record: record.at) if one.client_id}
+    """Give the feedback that waits for these requests, which have just been stored, the ids of those answered."""
+    answered = (record for record in records if record.client_id and record.status < CLIENT_FAULT)
+    given = {str(one.client_id): one.id for one in sorted(answered, key=lambda record: (record.at, record.id))}
     if not given:
         return
     query = sa.select(feedback.c.request_id).where(feedback.c.request_id.in_(waiting_for(given))).distinct()

@@ -3,14 +3,16 @@
 What the monitor shows of their questions, in its windows and episodes, is blanked. A user is known by the hash that
 records keep, and the audit log keeps no more: who was forgotten, when, by whom and how much. It is what later writes
 are held against, too: a record from before, which lay on a gateway's disk or waited in its memory, is not stored any
-more, nor is feedback on what was deleted, of which the ids are kept. What was counted (`usage`) stays; it is about
-keys, not users.
+more, nor is feedback on what was deleted, of which the ids are kept. A client's own id may be another user's too, with
+the same API key: what is said of one after the deletion may be of a live request and is taken. What was counted
+(`usage`) stays; it is about keys, not users.
 """
 
 from __future__ import annotations
 
 import re
 import threading
+from collections import defaultdict
 from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Any
@@ -19,10 +21,10 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from tuneloop.registry import audit
-from tuneloop.registry.client_ids import waiting_for
+from tuneloop.registry.client_ids import WAITING, waiting_for
 from tuneloop.registry.database import Database
 from tuneloop.registry.errors import InvalidInput
-from tuneloop.registry.nouns import Noun, RequestRecord
+from tuneloop.registry.nouns import Feedback, Noun, RequestRecord
 from tuneloop.registry.routes.assignment import key_hash
 from tuneloop.registry.tables import audit as audit_table
 from tuneloop.registry.tables import (
@@ -41,6 +43,7 @@ _LOCK = 7_463_003  # of PostgreSQL's advisory locks: whoever stores records shar
 _AT_ONCE = 500
 MOST_BYTES = 512  # of a key, as gateways take them
 _HASHED = re.compile(r"[0-9a-f]{32}")
+Late = tuple[RequestRecord, datetime]  # a record that came too late, and when its user was forgotten
 
 
 class Forgotten(Noun):
@@ -78,8 +81,9 @@ def forget(database: Database, hashed: str, model: str | None, *, at: datetime, 
         hold(connection, database, alone=True)
         asked = connection.execute(sa.select(requests.c.id, requests.c.client_id).where(theirs)).all()
         last = {row.id for row in asked}
-        _bury(connection, database, [row.id for row in asked], [row.client_id for row in asked if row.client_id])
-        found = _delete(connection, hashed, model)
+        names = [*last, *waiting_for(row.client_id for row in asked if row.client_id)]
+        opinions = _bury(connection, database, names, at)
+        found = _delete(connection, hashed, model, opinions)
         detail = found.model_dump(exclude={"key_hash"}) | {"reason": reason}
         audit.record(connection, at=at, actor=by, action=ACTION, subject=f"user:{hashed}", detail=detail)
     _blank(database, known | last)  # what was judged meanwhile
@@ -96,24 +100,43 @@ def hold(connection: Connection, database: Database, *, alone: bool = False) -> 
         connection.execute(sa.text(f"SELECT {name}({_LOCK})"))
 
 
-def keep_out(connection: Connection, database: Database, records: Sequence[RequestRecord]) -> None:
+def keep_out(connection: Connection, database: Database, late: Sequence[Late]) -> None:
     """Delete the feedback on records that came too late to be stored, and take none on them any more."""
-    ids = [record.id for record in records]
-    _bury(connection, database, ids, [record.client_id for record in records if record.client_id])
-    late = feedback.c.request_id.in_([*ids, *waiting_for(one.client_id for one in records if one.client_id)])
-    connection.execute(sa.delete(feedback).where(late))
+    ends: defaultdict[datetime, list[str]] = defaultdict(list)
+    for record, end in late:
+        ends[end] += [record.id, *waiting_for([record.client_id] if record.client_id else [])]
+    for end, names in ends.items():
+        _bury(connection, database, names, end)
 
 
-def gone(connection: Connection, request_ids: Collection[str]) -> set[str]:
-    """Those of these requests that were deleted with their users."""
-    query = sa.select(forgotten_requests.c.id).where(forgotten_requests.c.id.in_(request_ids))
-    return set(connection.execute(query).scalars())
+def gone(connection: Connection, items: Collection[Feedback]) -> set[str]:
+    """Those of these, by id, that are on requests that were deleted with their users."""
+    named = forgotten_requests.c.id.in_({item.request_id for item in items})
+    ends = {row.id: row.at for row in connection.execute(sa.select(forgotten_requests).where(named))}
+    return {
+        item.id
+        for item in items
+        if (end := ends.get(item.request_id)) and (item.at <= end or not item.request_id.startswith(WAITING))
+    }
 
 
-def _bury(connection: Connection, database: Database, ids: Sequence[str], client_ids: Sequence[str]) -> None:
-    """Remember that these requests were deleted."""
-    if rows := [{"id": one} for one in {*ids, *waiting_for(client_ids)}]:
-        connection.execute(database.insert(forgotten_requests).on_conflict_do_nothing(index_elements=["id"]), rows)
+def _bury(connection: Connection, database: Database, names: Sequence[str], at: datetime) -> int:
+    """Remember that the requests of these names were deleted then, and delete the feedback on them; returns how many.
+
+    Of what waits, what came later stays: it may be of another user's request.
+    """
+    if not names:
+        return 0
+    insert = database.insert(forgotten_requests)
+    newest = sa.case((insert.excluded.at > forgotten_requests.c.at, insert.excluded.at), else_=forgotten_requests.c.at)
+    buried = insert.on_conflict_do_update(index_elements=["id"], set_={"at": newest})
+    connection.execute(buried, [{"id": name, "at": at} for name in sorted(set(names))])
+    until = ~feedback.c.request_id.startswith(WAITING, autoescape=True) | (feedback.c.at <= at)
+    opinions = 0
+    for start in range(0, len(names), _AT_ONCE):
+        theirs = feedback.c.request_id.in_(names[start : start + _AT_ONCE])
+        opinions += connection.execute(sa.delete(feedback).where(theirs, until)).rowcount
+    return opinions
 
 
 def _theirs(hashed: str, model: str | None, table: sa.Table = requests) -> sa.ColumnElement[bool]:
@@ -121,10 +144,8 @@ def _theirs(hashed: str, model: str | None, table: sa.Table = requests) -> sa.Co
     return mine if model is None else mine & (table.c.model == model)
 
 
-def _delete(connection: Connection, hashed: str, model: str | None) -> Forgotten:
+def _delete(connection: Connection, hashed: str, model: str | None, opinions: int) -> Forgotten:
     theirs, copied = _theirs(hashed, model), _theirs(hashed, model, shadow_requests)
-    named = sa.select(requests.c.id).where(theirs)
-    opinions = connection.execute(sa.delete(feedback).where(feedback.c.request_id.in_(named))).rowcount
     copies = connection.execute(sa.delete(shadow_requests).where(copied)).rowcount
     asked = connection.execute(sa.delete(requests).where(theirs)).rowcount
     return Forgotten(key_hash=hashed, model=model, requests=asked, copies=copies, feedback=opinions)
@@ -170,17 +191,17 @@ class Memory:
         self._until: dict[tuple[str, str | None], datetime] = {}  # user and model → nothing from before is stored
         self._lock = threading.Lock()
 
-    def late(self, connection: Connection, records: Sequence[RequestRecord]) -> set[str]:
-        """Those of these records, by id, that are of a user and a time that was forgotten."""
+    def late(self, connection: Connection, records: Sequence[RequestRecord]) -> list[Late]:
+        """Those of these records that are of a user and a time that was forgotten."""
         with self._lock:
             self._read_on(connection)
             if not self._until:
-                return set()
-            return {record.id for record in records if self._is_late(record)}
+                return []
+            return [(record, end) for record in records if (end := self._end(record)) and record.at <= end]
 
-    def _is_late(self, record: RequestRecord) -> bool:
+    def _end(self, record: RequestRecord) -> datetime | None:
         ends = (self._until.get((record.key_hash, model)) for model in (record.model, None))
-        return any(end is not None and record.at <= end for end in ends)
+        return max((end for end in ends if end is not None), default=None)
 
     def _read_on(self, connection: Connection) -> None:
         newest = connection.execute(sa.select(audit_head.c.id)).scalar() or 0

@@ -12,6 +12,7 @@ from sqlalchemy.engine import Connection
 
 from tuneloop.registry import client_ids, forgetting
 from tuneloop.registry.access.usage import Booking
+from tuneloop.registry.client_ids import CLIENT_FAULT
 from tuneloop.registry.corrections import CLOCKS_APART, CORRECTS, THEIRS, taught
 from tuneloop.registry.database import Database, Rows, noun_of, readable, row_of
 from tuneloop.registry.errors import NotFound
@@ -24,7 +25,6 @@ from tuneloop.registry.questions import has_question
 from tuneloop.registry.tables import feedback, requests, shadow_requests
 
 ANSWERED = 200
-CLIENT_FAULT = 400
 SERVER_FAULT = 500
 FOUND = ("block", "flag", "sample", "pass")  # how a verdict that tells of a find begins; `pass`: sampled, not drawn
 _IDS_AT_ONCE = 500  # in one query; databases bound how many they take
@@ -104,40 +104,46 @@ class Traffic:
         self._forgotten = forgetting.Memory()
         self._inserting = {table: Inserting(database, table) for table in (requests, shadow_requests, feedback)}
 
-    def add_requests(self, records: Sequence[RequestRecord]) -> None:
+    def add_requests(self, records: Sequence[RequestRecord]) -> set[str]:
         """Store a batch in one transaction, and count what is new in it as its keys' usage.
 
         What a shadow answered goes to a table of its own and is nobody's usage. What is of a user who was forgotten
-        since then is neither stored nor counted.
+        since then is neither stored nor counted; the ids of that are returned.
         """
         with self._db.writing() as connection:
             forgetting.hold(connection, self._db)
-            if late := self._forgotten.late(connection, records):
-                forgetting.keep_out(connection, self._db, [record for record in records if record.id in late])
-                records = [record for record in records if record.id not in late]
+            late = self._forgotten.late(connection, records)
+            kept_out = {record.id for record, _ in late}
+            if late:
+                forgetting.keep_out(connection, self._db, late)
+                records = [record for record in records if record.id not in kept_out]
             asked = [record for record in records if record.shadow_of is None]
             stored = self._insert(connection, requests, asked)
             first = {record.id: record for record in reversed(asked)}
             self._booking.book(connection, (first[record_id] for record_id in stored))
             client_ids.adopt(connection, (first[record_id] for record_id in stored))
             self._insert(connection, shadow_requests, [record for record in records if record.shadow_of is not None])
+        return kept_out
 
     def add_feedback(self, items: Sequence[Feedback]) -> set[str]:
         """Store feedback in one transaction; once this returns it survives kill -9.
 
-        Returns the ids of that which is not stored, because its request was deleted with its user.
+        Returns the ids of that which is not stored, because its request was deleted with its user. Of a request that
+        only its client's own id names, which others may have too, that is what was said until the deletion.
         """
         if client_ids.waits(items):
             with self._db.reading() as connection:
                 items = client_ids.named(connection, items)
         with self._db.writing() as connection:
-            # Alone: else it could wait for a request that is being stored by who does not see it.
+            # Alone: sharing, feedback and its request could be stored at once, neither seeing the other, and it would
+            # wait for ever. It costs this feedback, and batches behind it, the batches that are being stored now; what
+            # found its request above, the rule, shares.
             forgetting.hold(connection, self._db, alone=(waits := client_ids.waits(items)))
             if waits:
                 items = client_ids.named(connection, items)
-            gone = forgetting.gone(connection, {item.request_id for item in items})
-            self._insert(connection, feedback, [item for item in items if item.request_id not in gone])
-        return {item.id for item in items if item.request_id in gone}
+            gone = forgetting.gone(connection, items)
+            self._insert(connection, feedback, [item for item in items if item.id not in gone])
+        return gone
 
     def forget(
         self, user: str, *, by: str, reason: str, at: datetime, model: str | None = None, hashed: bool = False

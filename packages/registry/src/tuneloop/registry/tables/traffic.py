@@ -73,5 +73,5 @@ feedback = sa.Table(
     text_column("correction", nullable=True),
     text_column("api_key", nullable=True),
 )
-# What was deleted with its user, by id (and by the id that the client gave it): what comes late finds out.
-forgotten_requests = sa.Table("forgotten_requests", metadata, id_column())
+# What was deleted with its user, by id (and by the id that the client gave it), and when: what comes late finds out.
+forgotten_requests = sa.Table("forgotten_requests", metadata, id_column(), time_column("at"))

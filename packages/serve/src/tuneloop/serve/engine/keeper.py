@@ -124,7 +124,10 @@ class Keeper:
         for action in (action for action in actions if action.step is not Step.LOAD):
             await self._do(action, versions.get(action.name), loaded)
             self.changed.set()
-        if loads := [action for action in actions if action.step is Step.LOAD]:
+        loads = [action for action in actions if action.step is Step.LOAD]
+        if not (loads and self.ready):
+            self._turn.unasked()
+        if loads:
             async with self._turn.taken() if self.ready else nullcontext(enter_result=True) as may_load:
                 for action in loads if may_load else ():
                     await self._do(action, versions.get(action.name), loaded)

@@ -47,6 +47,10 @@ class LoadTurn:
         finally:
             await asyncio.to_thread(held.close)
 
+    def unasked(self) -> None:
+        """There is nothing to load now: who asks again begins to wait anew."""
+        self._waits_since = None
+
     def _take(self, held: ExitStack) -> bool:
         try:
             mine = held.enter_context(alone(self._database(), self._what))
@@ -62,5 +66,5 @@ class LoadTurn:
         if now - self._waits_since < PATIENCE_S:
             return False
         self._waits_since = None
-        self._say(f"loading without a turn: another engine has had it for {PATIENCE_S:.0f} s")
+        self._say(f"loading without a turn: waited {PATIENCE_S:.0f} s for it")
         return True

@@ -95,15 +95,21 @@ class RegistryWatch(FleetMember):
         """What was wanted when this engine's agent last looked, as far as it fits the base; None the first time.
 
         Raises:
-            InvalidInput: the memory cannot be read.
+            InvalidInput: the memory of the routes cannot be read; that of the pins is told in `strange` then.
         """
         kept = self._read(self._memory)
         if kept is None:
             return None
-        pinned = [version for version in self._read(self._memory_of_pins) or () if version.name in self._pins]
+        strange: dict[str, str] = {}
+        pinned: list[Version] = []
+        try:
+            pinned += [version for version in self._read(self._memory_of_pins) or () if version.name in self._pins]
+        except InvalidInput as error:  # the routes' versions are served all the same
+            strange[PINNED] = str(error)
         self._known |= {version.name: version for version in (*kept, *pinned)}
         self._last = tuple(version for version in kept if not wrong_base(version, self._base))
-        return Sight((*self._last, *(version for version in pinned if not wrong_base(version, self._base))))
+        fitting = (version for version in pinned if not wrong_base(version, self._base))
+        return Sight((*self._last, *fitting), strange)
 
     def look(self) -> Sight:
         """The wanted adapters and the gateways' state now.
@@ -201,8 +207,8 @@ class RegistryWatch(FleetMember):
         except (OSError, ValidationError) as error:
             why = error.strerror if isinstance(error, OSError) else f"{error.error_count()} errors"
             raise InvalidInput(
-                f"{memory} cannot be read ({why}): nothing is served before the registry answers, then it is written "
-                "anew"
+                f"{memory} cannot be read ({why}): what it holds is not served before the registry answers, then it is "
+                "written anew"
             ) from None
 
     def _remember(self, memory: Path, wanted: tuple[Version, ...]) -> dict[str, str]:

@@ -232,7 +232,7 @@ class Completions:
         if not self._budget.spend():
             raise failure.error from None
         self._retried(exchange.plan.route.model if exchange.plan else "")
-        log.warning("request %s goes to %s after: %s", exchange.id, other.slot, failure.detail)
+        log.warning("request %s goes to %s after: %s", exchange.id, other.slot, failure.logged)
         return other
 
 

@@ -148,7 +148,7 @@ class Recorder:
 
         Raises:
             InvalidInput: it holds text and this gateway keeps none, or the database refuses what it holds.
-            NotFound: its request was deleted with its user; what comes from the disk is left out in silence then.
+            NotFound: its request was deleted with its user (what comes from the disk is left out; the log tells).
             Unavailable: neither database nor disk takes it, or it cannot be redacted now.
         """
         clean = self._redacted_feedback(feedback)

@@ -1,6 +1,7 @@
 """Into the database, or onto disk while it is away; and from disk into the database when it is back.
 
-Whatever the database answers, an item that was taken is in it, in the spool, or set aside beside the spool and counted.
+Whatever the database answers, an item that was taken is in it, in the spool, or set aside beside the spool and counted;
+or it is of what was deleted with its user, and the log says how many are.
 """
 
 from __future__ import annotations
@@ -110,8 +111,11 @@ class Store(Generic[NounT]):
             found = list(self._spool.read(path))
             items = [item for item in found if not isinstance(item, bytes)]
             lines = [line for line in found if isinstance(line, bytes)]
+            left_out = 0
             for start in range(0, len(items), REPLAY_BATCH):
-                lines += map(line_of, self._refused(items[start : start + REPLAY_BATCH]))
+                kept = self._brought_in(items[start : start + REPLAY_BATCH])
+                lines += map(line_of, kept.refused)
+                left_out += len(kept.unwanted)
             if lines:
                 self._spool.set_aside(lines)
                 self._aside(len(lines))
@@ -122,24 +126,26 @@ class Store(Generic[NounT]):
         except OSError as error:
             log.error("%s cannot be replayed and stays: %s", path, error)
             return False
-        log.info("%d items of %s are in the database now", len(found) - len(lines), path.name)
+        log.info("%d items of %s are in the database now", len(found) - len(lines) - left_out, path.name)
+        if left_out:
+            log.info("%d items of %s are left out: deleted with their users", left_out, path.name)
         return True
 
-    def _refused(self, items: Sequence[NounT]) -> list[NounT]:
-        """Store items; returns those that cannot be, for whatever reason but the database being away.
+    def _brought_in(self, items: Sequence[NounT]) -> Kept[NounT]:
+        """Store items; those that cannot be are refused, for whatever reason but the database being away.
 
         Raises:
             Unavailable: it is away.
         """
         try:
-            return self._insert(items).refused
+            return self._insert(items)
         except Unavailable:
             raise
         except Exception as error:
             if len(items) > 1:
-                return [refused for item in items for refused in self._refused([item])]
+                return _together([self._brought_in([item]) for item in items])
             log.exception("an item cannot be stored: %s", cause_of(error))
-            return list(items)
+            return Kept(items)
 
     def _insert(self, items: Sequence[NounT]) -> Kept[NounT]:
         try:
@@ -147,8 +153,11 @@ class Store(Generic[NounT]):
                 return Kept(unwanted=self._insert_into(registry, items) or ())
         except SQLAlchemyError as error:
             if len(items) > 1:  # one of them is bad: find it, keep the others
-                each = [self._insert([item]) for item in items]
-                refused = [item for kept in each for item in kept.refused]
-                return Kept(refused, {one for kept in each for one in kept.unwanted})
+                return _together([self._insert([item]) for item in items])
             log.error("the database refuses an item: %s", cause_of(error))
             return Kept(items)
+
+
+def _together(each: Sequence[Kept[NounT]]) -> Kept[NounT]:
+    refused = [item for kept in each for item in kept.refused]
+    return Kept(refused, {one for kept in each for one in kept.unwanted})

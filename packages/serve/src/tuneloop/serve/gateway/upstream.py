@@ -28,10 +28,13 @@ Sign = Literal["none", "gone", "failing", "busy"]
 class EngineFailure(Exception):
     """An attempt that failed: what to answer if it was the last, what to record, and whether another may be made."""
 
-    def __init__(self, error: ApiError, detail: str, *, retry: Retry, sign: Sign = "none") -> None:
+    def __init__(
+        self, error: ApiError, detail: str, *, retry: Retry, sign: Sign = "none", logged: str | None = None
+    ) -> None:
         super().__init__(detail)
         self.error = error
-        self.detail = detail  # names the engine and the cause: for records and logs, not for clients
+        self.detail = detail  # names the engine and the cause: for records, which are redacted, not for clients
+        self.logged = detail if logged is None else logged  # without what an engine said, which may quote the request
         self.retry = retry
         self.sign = sign
 
@@ -155,23 +158,25 @@ def lost(engine: str, cause: Exception, *, gone: bool = False) -> EngineFailure:
 
 def refused(engine: str, endpoint: Endpoint, status: int, said: EngineError) -> EngineFailure:
     """The engine answered with an error, as a status or as a stream's first event."""
-    detail = f"engine {engine} answered {status}: {said.message}"
+    logged = f"engine {engine} answered {status}"
+    detail = f"{logged}: {said.message}"
     # vLLM gives a code with what it looked for in vain; a proxy that leads nowhere gives none either.
     if endpoint in _NOT_EVERYWHERE and ((status == 404 and said.code is None) or status == 501):
         message = "the engines of this model do not serve this endpoint; ask a model that does, or another endpoint"
-        return EngineFailure(ApiError(400, message, code="endpoint_not_supported"), detail, retry="elsewhere")
+        unknown = ApiError(400, message, code="endpoint_not_supported")
+        return EngineFailure(unknown, detail, retry="elsewhere", logged=logged)
     if status == 404:  # the version was unloaded between our last look and now
         error = ApiError(503, "the version is not ready; try again", code="engine_unavailable", retry_after_s=1)
-        return EngineFailure(error, detail, retry="elsewhere", sign="busy")
+        return EngineFailure(error, detail, retry="elsewhere", sign="busy", logged=logged)
     if status in {429, 503}:
         error = ApiError(503, "the engines are busy; try again", code="engine_busy", retry_after_s=1)
-        return EngineFailure(error, detail, retry="elsewhere", sign="busy")
+        return EngineFailure(error, detail, retry="elsewhere", sign="busy", logged=logged)
     if 400 <= status < 500 and status not in {401, 403, 405, 407}:
         error = ApiError(status, said.message, code="invalid_value", param=said.param)
         # What an engine says about a bad request may quote it: for the client, not for the record.
         return EngineFailure(error, f"engine {engine} refused the request with {status}", retry="never")
     error = ApiError(502, "the engine failed; try again", code="engine_error")
-    return EngineFailure(error, detail, retry="anywhere", sign="failing")
+    return EngineFailure(error, detail, retry="anywhere", sign="failing", logged=logged)
 
 
 def too_late(engine: str, timeout_s: float, *, stream: bool) -> EngineFailure:

@@ -22,6 +22,7 @@ _HEX = re.compile(r"(?:(?:0x|\\x)?[0-9a-fA-F]{2}[\s:,]{0,2}){12,}")
 _BINARY = re.compile(r"(?:[01]{8}[\s,]{0,2}){6,}")
 _DECIMAL = re.compile(r"(?:\b\d{2,3}[\s,;]{1,2}){10,}\d{2,3}\b")
 _MORSE = re.compile(r"(?:[.\-·–−]{1,6}[ /|]{1,3}){10,}[.\-·–−]{0,6}")
+_LONG_ENTITY = re.compile(r"&#([0-9]{8,})")  # of which `int` reads no more than some thousand digits
 _ESCAPES = re.compile(r"\\u\{?([0-9a-fA-F]{4,5})\}?|\\x([0-9a-fA-F]{2})")
 _TAGS = re.compile("(?<!\U0001f3f4)[\U000e0009\U000e000a\U000e000d\U000e0020-\U000e007e]{4,}")
 _SELECTORS = re.compile("[\ufe00-\ufe0f\U000e0100-\U000e01ef]{4,}")
@@ -131,7 +132,14 @@ def _percent(text: str) -> str:
 
 
 def _entities(text: str) -> str:
-    return html.unescape(text) if text.count("&") > 1 and ";" in text else ""
+    if text.count("&") < 2 or ";" not in text:
+        return ""
+    return html.unescape(_LONG_ENTITY.sub(_cut, text))
+
+
+def _cut(entity: re.Match[str]) -> str:
+    """The same number without leading zeros; with eight digits it is no character's, however many more follow."""
+    return f"&#{entity[1].lstrip('0')[:8] or '0'}"
 
 
 def _escaped(text: str) -> str:

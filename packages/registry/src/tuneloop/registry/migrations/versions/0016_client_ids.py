@@ -5,6 +5,8 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects.postgresql import JSONB
 
+from tuneloop.registry.tables import UtcDateTime
+
 revision = "0016"
 down_revision = "0015"
 branch_labels = None
@@ -18,7 +20,11 @@ def upgrade() -> None:
     """Ids that clients gave before are not known, nor what was deleted before; engines say what they pin."""
     op.add_column("requests", sa.Column("client_id", sa.Text, nullable=True))
     op.create_index("requests_by_client_id", "requests", ["client_id"], sqlite_where=_GIVEN, postgresql_where=_GIVEN)
-    op.create_table("forgotten_requests", sa.Column("id", sa.String(64), primary_key=True))
+    op.create_table(
+        "forgotten_requests",
+        sa.Column("id", sa.String(64), primary_key=True),
+        sa.Column("at", UtcDateTime(), nullable=False),
+    )
     op.add_column("engines", sa.Column("pins", _JSON, nullable=False, server_default="[]"))
 
 
