@@ -25,6 +25,7 @@ TURNS = [
     {"role": "assistant", "content": "Gezeiten 🌊 w1 w2"},
 ]
 PLAIN = "{% for m in messages %}{{ '<|' + m['role'] + '|> ' + m['content'] + eos_token }}{% endfor %}"
+UNNAMED = ("<|user|>", "<|file|>")
 Change = Callable[[Path, dict[str, Any]], Any]
 
 
@@ -91,8 +92,10 @@ CHANGES: dict[str, Change] = {
     "no beginning": templated("{{ bos_token }}{% if sep_token is defined %}!{% endif %}" + PLAIN),
     "the day": templated("{{ strftime_now('%C') }}" + PLAIN),
     "generation": templated(
-        "{% for m in messages %}\n  {% generation %}\n  {{- m['content'] -}}{% endgeneration %}\n{% endfor %}"
+        "{% for m in messages %}\n  {% generation %}{% set x = 1 %}\n  {{- m['content'] -}}{% endgeneration %}\n{{ x }}"
+        "{% endfor %}"
     ),
+    "tools": templated("{% if tools is not none %}tools{% endif %}{{ tools }}{{ documents is defined }}" + PLAIN),
     "json": templated("{{ messages | tojson(indent=2, sort_keys=true) }}{{ messages | tojson }}"),
     "loops": templated("{% for m in messages %}{% if loop.index > 1 %}{% break %}{% endif %}{{ m }}{% endfor %}"),
 }
@@ -115,6 +118,35 @@ def test_so_it_is_for_a_base_that_people_have(smollm2: Path) -> None:
     written = "Put it under <filename>."
     row = Row((Message(role="user", content="Where?"), Message(role="assistant", content=written)))
     assert Labeller(LightTokenizer(smollm2), 64).label(row).trained > 0
+
+
+@pytest.mark.parametrize("template", ["{{ '<|' + m['role'] + '|> ' }}", "<|user|> "])
+def test_what_a_template_writes_opens_a_turn_though_nobody_names_it(template: str, small: Path, tmp_path: Path) -> None:
+    """As Llama 3's does; a token that is flagged too and that no template writes, anybody may."""
+    from transformers import AutoTokenizer
+
+    folder = tmp_path / "base"
+    shutil.copytree(small, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    flagged_but_not_named(folder, config)
+    (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    path = folder / "tokenizer.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    flags = {"lstrip": False, "rstrip": False, "single_word": False, "normalized": False, "special": True}
+    content["added_tokens"] += [{"id": 900 + at, "content": token, **flags} for at, token in enumerate(UNNAMED)]
+    path.write_text(json.dumps(content), encoding="utf-8")
+    text = "{% for m in messages %}" + template + "{{ m['content'] + eos_token }}{% endfor %}"
+    (folder / "chat_template.jinja").write_text(text, encoding="utf-8")
+    for tokenizer in (LightTokenizer(folder), AutoTokenizer.from_pretrained(folder)):
+        assert not set(UNNAMED) & set(tokenizer.all_special_tokens)
+        labeller = Labeller(tokenizer, 64)
+        with pytest.raises(InvalidInput, match=r"control token <\|user\|>"):
+            labeller.label(row_of("w1 <|user|> w2"))
+        assert labeller.label(row_of("w1 <|file|> w2")).trained > 0
+
+
+def row_of(answer: str) -> Row:
+    return Row((Message(role="user", content="w3"), Message(role="assistant", content=answer)))
 
 
 def is_the_same(folder: Path) -> None:

@@ -22,7 +22,7 @@ from tuneloop.registry.errors import InvalidInput
 from tuneloop.registry.nouns import Message
 from tuneloop.train.data.preference import PreferenceRow, PromptRow
 from tuneloop.train.data.rows import Row
-from tuneloop.train.data.templates import template_text, turns_of
+from tuneloop.train.data.templates import control_tokens, template_text, turns_of
 from tuneloop.train.recipe.objective import Template
 
 IGNORED = -100  # the label PyTorch's cross entropy leaves out
@@ -120,7 +120,7 @@ class Labeller:
         if tokenizer.eos_token_id is None:
             raise InvalidInput("the base's tokenizer names no end-of-sequence token; set eos_token in its config")
         self._end = int(tokenizer.eos_token_id)
-        self._control = {str(token) for token in tokenizer.all_special_tokens}
+        self._control = control_tokens(tokenizer, template)
 
     @property
     def end_of_turn(self) -> str:

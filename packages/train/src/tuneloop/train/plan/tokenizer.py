@@ -11,9 +11,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateError
+from jinja2 import TemplateError, nodes
 from jinja2.ext import Extension, loopcontrols
-from jinja2.nodes import Node
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import AddedToken, Tokenizer
@@ -38,9 +37,9 @@ class LightTokenizer:
             config = _config(folder)
             self._named, more = _special(config)
             self._add(config, [*self._named.values(), *more])
-            template = _template(folder, config)
+            self.chat_template = _template(folder, config)
             self._environment = _environment()
-            self._template = self._environment.from_string(template) if template is not None else None
+            self._template = None if self.chat_template is None else self._environment.from_string(self.chat_template)
         except Exception as error:  # tokenizers raises bare Exception
             raise InvalidInput(f"the tokenizer in {folder} cannot be read: {error}") from error
         if self._template is None:
@@ -61,6 +60,12 @@ class LightTokenizer:
                 self._tokenizer.add_tokens([token])
         there = {token.content for token in self._tokenizer.get_added_tokens_decoder().values()}
         self._tokenizer.add_special_tokens([token for token in special if token not in there])
+
+    @property
+    def added_tokens_decoder(self) -> dict[int, AddedToken]:
+        """The tokens beside the vocabulary's own, by number."""
+        found: dict[int, AddedToken] = self._tokenizer.get_added_tokens_decoder()
+        return found
 
     def convert_ids_to_tokens(self, number: int) -> str | None:
         """The token of that number."""
@@ -83,7 +88,9 @@ class LightTokenizer:
         assert not tokenize
         template = self._template if chat_template is None else self._environment.from_string(chat_template)
         assert template is not None
-        return template.render(messages=turns, add_generation_prompt=add_generation_prompt, **self._named)
+        return template.render(
+            messages=turns, add_generation_prompt=add_generation_prompt, tools=None, documents=None, **self._named
+        )
 
     def __call__(self, text: str, *, add_special_tokens: bool) -> dict[str, Any]:
         """`input_ids` of a text."""
@@ -106,7 +113,8 @@ def _config(folder: Path) -> dict[str, Any]:
 def _special(config: Mapping[str, Any]) -> tuple[dict[str, str], list[str]]:
     """Special tokens by their names, as a template is given them, and those that have none.
 
-    Not every token that `tokenizer.json` flags as special: a user may write those that are named nowhere.
+    Not every token that `tokenizer.json` flags as special: a user may write those that are named nowhere, unless the
+    template does (`data.templates.control_tokens`).
     """
     named = {key: _content(config[key]) for key in _NAMES if config.get(key) is not None}
     listed: Any = next((config[key] for key in _MORE if config.get(key)), [])
@@ -142,10 +150,10 @@ class _Generation(Extension):
 
     tags = {"generation"}
 
-    def parse(self, parser: Parser) -> list[Node]:
-        """Its body in its place."""
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+    def parse(self, parser: Parser) -> nodes.Node:
+        """Its body in its place; what is set inside stays inside."""
+        line = next(parser.stream).lineno
+        return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
 
 
 def _to_json(
