@@ -29,7 +29,7 @@ def test_a_half_open_connection_to_an_engine_costs_no_request(world: World) -> N
     with relayed(far.url) as (wire, far.url):
         world.beat()
         world.route((1, 10_000))
-        gateway = world.gateway(first_byte_timeout_s=0.5)
+        gateway = world.gateway(first_byte_timeout_s=3)
         before = gateway.chat(stream=True)
         assert recorded(world, before.headers["x-request-id"]).engine == "e1"
         wire.freeze()
