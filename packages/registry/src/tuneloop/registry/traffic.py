@@ -12,7 +12,6 @@ from sqlalchemy.engine import Connection
 
 from tuneloop.registry import client_ids, forgetting
 from tuneloop.registry.access.usage import Booking
-from tuneloop.registry.client_ids import CLIENT_FAULT
 from tuneloop.registry.corrections import CLOCKS_APART, CORRECTS, THEIRS, taught
 from tuneloop.registry.database import Database, Rows, noun_of, readable, row_of
 from tuneloop.registry.errors import NotFound
@@ -25,6 +24,7 @@ from tuneloop.registry.questions import has_question
 from tuneloop.registry.tables import feedback, requests, shadow_requests
 
 ANSWERED = 200
+CLIENT_FAULT = 400
 SERVER_FAULT = 500
 FOUND = ("block", "flag", "sample", "pass")  # how a verdict that tells of a find begins; `pass`: sampled, not drawn
 _IDS_AT_ONCE = 500  # in one query; databases bound how many they take

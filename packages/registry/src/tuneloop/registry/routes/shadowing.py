@@ -19,14 +19,13 @@ from statistics import fmean
 
 from pydantic import AwareDatetime
 
-from tuneloop.registry.client_ids import CLIENT_FAULT
 from tuneloop.registry.errors import InvalidInput, Unreadable
 from tuneloop.registry.facade import Registry
 from tuneloop.registry.nouns import FULL_SHARE_BP, Arm, Interval, Noun, Route, Shadow, version_name
 from tuneloop.registry.routes.promotion import APPLY_TIMEOUT_S, Change
 from tuneloop.registry.routes.staging import check_fits
 from tuneloop.registry.statistics.sequences import drawn_variance, radius
-from tuneloop.registry.traffic import SERVER_FAULT, Pair
+from tuneloop.registry.traffic import CLIENT_FAULT, SERVER_FAULT, Pair
 from tuneloop.registry.versions.deadline import LOOKUP_TIMEOUT_S, mlflow_within
 
 FIRST = 2_000  # pairs that are compared; whoever wants others ends the shadow and begins anew

@@ -122,7 +122,7 @@ def _is_well_formed(content: bytes) -> bool:
 
 def _ended(file: BinaryIO) -> _Ended:
     """What unpickling comes to, of several pickles one after the other, too."""
-    stack, imported, kept, first = list[_Kind](), False, False, True
+    stack, kept, imported, first = list[_Kind](), set[int](), False, True
     for _ in range(_MOST_STEPS):
         step = _STEPS.get(file.read(1).decode("latin-1"))
         at = file.tell()
@@ -139,13 +139,16 @@ def _ended(file: BinaryIO) -> _Ended:
             continue
         if step.name in {"GLOBAL", "INST"} and not all(map(_is_name, lines)):
             break  # there is nothing of that name to import
-        if (step.name in {"GET", "PUT"} and not all(map(_is_number, lines))) or (step.name in _GETS and not kept):
-            break  # nothing is kept by anything else, or at all
+        key = _key(file, step, at, lines, len(kept)) if step.name in _GETS | _KEEPS else None
+        if (step.name in _GETS and key not in kept) or (step.name in _KEEPS and key is None):
+            break  # nothing is kept there
         if _reaches(stack, step):
             return _Ended(_End.CALLS if step.name in _CALLS else _End.CHANGES, step.name, at)
         if step.name in _CALLS or not _popped(stack, step):
             break
-        imported, kept = imported or step.name in _IMPORTS, kept or step.name in _KEEPS
+        imported = imported or step.name in _IMPORTS
+        if key is not None:
+            kept.add(key)
         if step.name not in _LEAVES:
             stack += [_kind(step, thing, imported=imported) for thing in step.stack_after]
     else:
@@ -185,10 +188,19 @@ def _is_name(line: str) -> bool:
     return all(part.isidentifier() for part in line.strip().split("."))
 
 
-def _is_number(line: str) -> bool:
-    with suppress(ValueError):
-        return int(line) >= 0
-    return False
+def _key(file: BinaryIO, step: pickletools.OpcodeInfo, at: int, lines: list[str], many: int) -> int | None:
+    """Under which number a step keeps something, or gets it again; None: under none."""
+    if step.arg is None:
+        return many  # that of the next
+    if lines:
+        with suppress(ValueError):
+            return number if (number := int(lines[0])) >= 0 else None
+        return None
+    behind = file.tell()
+    file.seek(at)
+    number = int.from_bytes(file.read(behind - at), "little")
+    file.seek(behind)
+    return number
 
 
 def _reaches(stack: list[_Kind], step: pickletools.OpcodeInfo) -> bool:
