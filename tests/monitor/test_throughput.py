@@ -242,22 +242,24 @@ def test_a_policy_that_saw_the_end_of_a_reference_alone_does_not_say_what_is_nor
     assert verdicts == ["not enough data", "not enough data", "none"]
 
 
-def test_of_a_season_guards_finds_are_counted_in_like_hours_alone(scene: Scene) -> None:
+def test_of_a_season_guards_finds_are_counted_at_the_windows_time_of_day_alone(scene: Scene) -> None:
+    """Not those of the night, nor those of the half hour before, in which there always are some."""
     scene.registry.policies.set("bot", GuardPolicy(), by="ada", reason="test")
     scene.clock.now = scene.clock.now.replace(hour=0, minute=0) + timedelta(days=1)
     asked = []
     for day in range(3):
-        for hour, fields in ((3, PERSONAL), (15, {})):
-            scene.clock.now = scene.clock.now.replace(hour=hour, minute=5)
-            asked += scene.usual(20, **fields)
+        for hour, minute, fields in ((3, 5, PERSONAL), (15, 1, PERSONAL), (15, 31, {})):
+            scene.clock.now = scene.clock.now.replace(hour=hour, minute=minute, second=0)
+            asked += scene.usual(10, **fields)
             scene.traffic(["May I sue?"] * 4, answer=None, **STOPPED)
+            asked += scene.usual(10, **fields)
         if day < 2:
             scene.clock.now += timedelta(days=1)
-    whole = reference_of(asked[:80], frozen=True)
+    whole = reference_of(asked[:120], frozen=True)
     window = Window(0, tuple(asked[-20:]), 20, asked[-1].at)
     chosen = of_like_times(whole, window.records, 40)
     counted = scene.monitor()._standards.guarded("bot", chosen, window, ("personal_data", "guard_blocks"))
-    assert counted["personal_data"].reference == (0, 44), "no request of the nights, in which there always are some"
-    assert counted["guard_blocks"].reference == (4, 44), "what was stopped after its last record is not the reference's"
+    assert counted["personal_data"].reference == (0, 48)
+    assert counted["guard_blocks"].reference == (8, 48)
     everything = scene.monitor()._standards.guarded("bot", whole, window, ("personal_data",))
-    assert everything["personal_data"].reference[0] == 40
+    assert everything["personal_data"].reference[0] == 80

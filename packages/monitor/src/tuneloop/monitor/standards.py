@@ -28,7 +28,8 @@ from tuneloop.registry.nouns import RequestRecord, Route, WindowScore, version_n
 
 _EARLIER = 5  # champions looked back at for a reference; each costs a pass some reading
 _MOST_ASKED = 2_000  # requests of either side read for where attacks came from
-_HOUR = timedelta(hours=1)
+_MOST_COUNTED = 1_000  # times of references whose finds are remembered
+_DAY = timedelta(days=1)
 _RECENT = 50  # scores read back for what an earlier monitor has read of a reference
 
 
@@ -61,15 +62,24 @@ def compared(standard: Standard, records: Sequence[RequestRecord], settings: Mon
     return of_like_times(standard.reference, records, size)
 
 
-def _spans(reference: Reference, since: datetime) -> list[tuple[datetime, datetime]]:
-    """The time of a reference from `since` on; where it was chosen from a season's, the hours it was chosen from."""
+def _spans(reference: Reference, since: datetime, window: Window) -> list[tuple[datetime, datetime]]:
+    """The time of a reference from `since` on; where it was chosen from a season's, the window's own time of day on the
+    days that it was chosen from. Of a window of a day and more that is the whole days."""
     whole = (reference.of or reference).records
     first, last = max(whole[0].at, since), whole[-1].at
     if reference.of is None:
         return [(first, last)]
-    hours = sorted({record.at.replace(minute=0, second=0, microsecond=0) for record in reference.records})
-    ends = ((max(hour, first), min(hour + _HOUR - JUST_BEFORE, last)) for hour in hours)
-    return [(start, end) for start, end in ends if start <= end]
+    lasts = min(window.end - window.start, _DAY - JUST_BEFORE)
+
+    def days_away(at: datetime) -> int:
+        """By how many whole days the window lies nearest to it."""
+        days = (at - window.start) // _DAY
+        behind = at - window.start - days * _DAY
+        return days if behind - lasts <= _DAY - behind else days + 1
+
+    starts = [window.start + _DAY * away for away in sorted({days_away(record.at) for record in reference.records})]
+    spans = ((max(start, first), min(start + lasts, last)) for start in starts)
+    return [(start, end) for start, end in spans if start <= end]
 
 
 class Standards:
@@ -108,8 +118,8 @@ class Standards:
 
     def guarded(self, model: str, reference: Reference, window: Window, signals: Collection[str]) -> dict[str, Finds]:
         """What guards found on either side, from when on they looked, of those of these signals that they tell; what
-        nobody looks for is not rarer. Of a season's reference the hours count in which those that the window is held
-        against were asked."""
+        nobody looks for is not rarer. Of a season's reference the window's own time of day counts, on days like its
+        own."""
         found: dict[str, Finds] = {}
         for signal in GUARDED:
             if signal not in signals:
@@ -120,9 +130,11 @@ class Standards:
             guards, actions = COUNTED[signal]
             caught = partial(self._registry.traffic.caught, model, guards, actions=actions)
             had = of = 0
-            for start, end in _spans(reference, since[0]):
+            for start, end in _spans(reference, since[0], window):
                 key = (signal, model, f"{start.isoformat()} {end.isoformat()}")
                 if key not in self._found:  # a busy model is asked a million times while its reference is gathered
+                    if len(self._found) >= _MOST_COUNTED:  # a season's are of one window each
+                        self._found.clear()
                     self._found[key] = caught(since=start, until=end)
                 had, of = had + self._found[key][0], of + self._found[key][1]
             found[signal] = Finds((had, of), caught(since=since[1], until=window.end))
@@ -148,7 +160,7 @@ class Standards:
         asked of the reference; what they stopped, and is in no window, is among both."""
         asked = self._asked(model, [(window.start, window.end)])
         since = self._looked(signal, model, reference, window)
-        earlier = [] if since is None else self._asked(model, _spans(reference, since[0]))
+        earlier = [] if since is None else self._asked(model, _spans(reference, since[0], window))
         had = [(record, float(is_found(signal, record))) for record in earlier]
         return of_hits(asked, [is_found(signal, record) for record in asked], had)
 
