@@ -92,7 +92,11 @@ def test_of_a_request_that_was_tried_again_with_its_id_the_answered_one_is_meant
 @pytest.mark.parametrize("first", ["feedback", "request"])
 def test_what_a_user_stopped_or_was_refused_is_meant_too(registries: Registry, clock: Clock, first: str) -> None:
     """Nobody tries these again: a stream that its client left or that broke off, a question that a guard blocked."""
-    parts = {1: {"status": 499, "ttft_ms": 9.0}, 2: {"status": 502, "ttft_ms": 9.0}, 3: {"status": 400}}
+    parts: dict[int, dict[str, Any]] = {
+        1: {"status": 499, "ttft_ms": 9.0},
+        2: {"status": 502, "ttft_ms": 9.0},
+        3: {"status": 400},
+    }
     made = [request(number, clock, f"own-{number}", **fields) for number, fields in parts.items()]
     told = [said(number, clock, f"own-{number}") for number in parts]
     for act in sorted(("feedback", "request"), key=lambda one: one != first):
