@@ -79,6 +79,21 @@ def test_while_an_attack_lasts_another_episode_asks_for_no_training_either(guard
     assert guarded.requests() == []
 
 
+def test_an_attack_that_has_ended_is_no_cause_of_what_begins_before_its_all_clear(guarded: Scene) -> None:
+    guarded.usual(60)
+    guarded.usual(20, **FLAGGED)
+    guarded.watch()
+    guarded.usual(20)  # the attack may have reached into it; the all-clear takes two
+    guarded.watch()
+    guarded.clock.advance(3_600)
+    guarded.correct(guarded.drifted(20))
+    guarded.watch()
+    drift, attack = guarded.registry.episodes.all("bot")
+    assert (drift.signal, attack.signal) == ("prompt_drift", "injections")
+    assert attack.opened_at < drift.opened_at < attack.resolved_at, "its all-clear comes with the same window"
+    assert [cause["kind"] for cause in drift.evidence["causes"]] == ["drift"]
+
+
 def test_a_drift_that_goes_on_after_an_attack_asks_for_training_on_what_came_after_it(guarded: Scene) -> None:
     def windows(n: int, *, attacked: bool = False) -> None:
         """All of other questions, all corrected; under attack with a false correction of every second one."""

@@ -58,6 +58,17 @@ def test_a_value_that_comes_more_often_is_named_by_its_share(usual: Path, tmp_pa
     assert (part["field"], part["how"], part["reference"], part["window"]) == ("team", "share", 0, 40)
 
 
+def test_a_change_of_every_value_and_the_other_of_two_are_no_part(usual: Path, tmp_path: Path) -> None:
+    window = rows(120, 73)
+    for index, row in enumerate(window):
+        row |= {"text": ask(NUMPY, 1, random.Random(row["id"]))[0], "lang": "en" if index % 8 else "de"}
+    found = check_files(usual, written(tmp_path / "window.jsonl", window))
+    assert found.verdict == "drift"
+    assert [(p["field"], p["value"], p["how"]) for p in found.slices if p["field"] in ("lang", "team")] == [
+        ("lang", "en", "share")
+    ]
+
+
 def test_without_drift_no_slice_is_looked_for(usual: Path, tmp_path: Path) -> None:
     found = check_files(usual, written(tmp_path / "window.jsonl", rows(60, 73)))
     assert (found.verdict, found.slices) == ("none", ())

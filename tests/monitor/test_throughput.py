@@ -263,3 +263,21 @@ def test_of_a_season_guards_finds_are_counted_at_the_windows_time_of_day_alone(s
     assert counted["guard_blocks"].reference == (8, 48)
     everything = scene.monitor()._standards.guarded("bot", whole, window, ("personal_data",))
     assert everything["personal_data"].reference[0] == 80
+
+
+def test_of_a_season_as_many_requests_count_as_the_window_is_held_against(scene: Scene) -> None:
+    """A short window at a quiet time must not be left unjudged for want of requests in its own minutes."""
+    scene.registry.policies.set("bot", GuardPolicy(), by="ada", reason="test")
+    midnight = scene.clock.now.replace(hour=0, minute=0, second=0) + timedelta(days=1)
+    asked = []
+    for day in range(3):
+        for minute in (0, 20, 40, 60, 240):
+            scene.clock.now = midnight + timedelta(days=day, hours=12, minutes=minute)
+            asked += scene.usual(10, **(PERSONAL if minute in (60, 240) else {}))
+    whole = reference_of(asked[:100], frozen=True)
+    window = Window(0, tuple(asked[110:120]), 10, asked[119].at)  # at noon, 20 minutes past
+    standards, counted = scene.monitor()._standards, []
+    for size in (20, 40, 60, 100):
+        chosen = of_like_times(whole, window.records, size)
+        counted.append(standards.guarded("bot", chosen, window, ("personal_data",))["personal_data"].reference)
+    assert counted == [(0, 20), (0, 60), (0, 60), (40, 100)]

@@ -27,6 +27,38 @@ def test_nothing_is_judged_before_the_reference_is_complete(scene: Scene) -> Non
     assert scene.watch().judged == 1
 
 
+def test_a_window_that_time_has_closed_is_judged_at_the_level_its_records_earn(scene: Scene) -> None:
+    scene.usual(60)
+    scene.watch()
+    slow = scene.monitor(window_s=7_200)
+    first = scene.usual(9)[0]
+    closes = first.at + timedelta(seconds=7_200)
+    assert scene.watch(slow).waiting == (
+        f"window 0 of bot@1 holds 9 of 20 records; from {closes:%Y-%m-%d %H:%M:%S}Z on 10 are enough"
+    )
+    scene.clock.now = closes
+    assert scene.watch(slow).judged == 0, "nine are too few, however old"
+    late = scene.usual(3)
+    assert scene.watch(slow).judged == 1
+    (score,) = scene.scores()
+    assert len(score.request_ids) == 12
+    scene.usual(20)
+    assert scene.watch(slow).judged == 1, "a full one does not wait"
+    short, full = (one.detail["alpha"] for one in scene.scores())
+    assert short == pytest.approx(full * 12 / 20)
+    assert late[-1].id in score.request_ids
+    assert scene.scores()[1].request_ids[0] not in score.request_ids
+
+
+def test_a_time_that_has_closed_a_window_sees_a_whole_change_in_it(scene: Scene) -> None:
+    scene.usual(60)
+    scene.drifted(14)
+    scene.clock.advance(86_400)
+    assert scene.watch().judged == 0, "without a longest time it waits for twenty"
+    scene.watch(scene.monitor(window_s=86_400))
+    assert scene.the_episode().signal == "prompt_drift"
+
+
 def test_the_reference_is_the_first_records_and_stays_so_whatever_arrives_late(scene: Scene) -> None:
     first = scene.usual(80)
     scene.watch()

@@ -14,6 +14,7 @@ from typing import Any
 
 from tuneloop.monitor.signals import (
     ANSWER_DRIFT,
+    BAD_CORRECTIONS,
     BROKEN_ANSWERS,
     CORRECTION_BLEU,
     DETECTORS,
@@ -58,6 +59,7 @@ _SHARES = {
     INJECTIONS: "is attacked: it is asked more that guards stop or flag",
     PERSONAL_DATA: "is asked, or gives, more personal data or secrets",
     GUARD_BLOCKS: "has more of its requests stopped by guards",
+    BAD_CORRECTIONS: "gets more corrections that nothing can be learned from",
 }
 
 
@@ -198,7 +200,8 @@ def summary(score: WindowScore) -> str:
         return f"{name} finds {what} harder ({nats['reference']:.2f} → {nats['window']:.2f} nats per token)"
     if score.signal in _SHARES:
         shares = detail["shares"]
-        return f"{name} {_SHARES[score.signal]} ({shares['reference']:.0%} → {shares['window']:.0%})"
+        worst = f", most of them {detail['worst']}" if "worst" in detail else ""
+        return f"{name} {_SHARES[score.signal]} ({shares['reference']:.0%} → {shares['window']:.0%}{worst})"
     if score.signal in (*QUALITIES, REFERENCE_BLEU, *THROUGHPUT):
         said = _of_throughput(score.signal, detail) if score.signal in THROUGHPUT else _of_answers(score.signal, detail)
         return f"{name} {said}"

@@ -1,9 +1,13 @@
-"""Quality of answers where a model's owner asks for more: BLEU against users' corrections, and parity between groups of
-people, of refusals and of lengths."""
+"""Quality of answers where a model's owner asks for more: BLEU against users' corrections, whether those can be learned
+from, and parity between groups of people, of refusals and of lengths."""
 
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -14,7 +18,7 @@ from tuneloop.monitor.comparison import ENOUGH_CORRECTED, ENOUGH_TEXT, Compariso
 from tuneloop.monitor.detectors import Outcome, mean_rise_test
 from tuneloop.monitor.parity import groups_of
 from tuneloop.monitor.parity_gaps import gaps_of, said_of
-from tuneloop.monitor.quality import is_refusal, log_lengths
+from tuneloop.monitor.quality import is_broken, is_refusal, log_lengths, share_rise_test
 from tuneloop.registry.nouns import RequestRecord
 
 
@@ -47,6 +51,59 @@ def correction_bleu(held: Comparison, alpha: float, rng: np.random.Generator) ->
             corrected, lost["window"], rng, usual, unit="BLEU", shown=detail["window_bleu"]
         )
     return Judgement("drift" if result.alarm else "none", len(now), result, detail)
+
+
+def bad_corrections(held: Comparison, alpha: float, _rng: np.random.Generator) -> Judgement:
+    """Whether more of users' corrections than of the reference's are such that nothing can be learned from them.
+
+    Such are those that say what the answer said, that are empty or repeat themselves, that refuse, and that other
+    questions, of either side, were corrected with word for word: as the same rule reads both sides together, records
+    stay exchangeable while nothing changes.
+    """
+    sides = held.corrected()
+    for what, records in sides.items():
+        if len(records) < ENOUGH_CORRECTED:
+            reason = f"{len(records)} answers of the {what} were corrected; {ENOUGH_CORRECTED} are needed"
+            said = {"reason": reason, "too_few_corrections": True, "not_measured": True}
+            return Judgement("not enough data", len(sides["window"]), None, said)
+    asked: dict[str, set[str]] = {}  # correction → the questions it was given for
+    for record in chain(*sides.values()):
+        asked.setdefault(_plain(held.corrections[record.id]), set()).add(_plain(record.question))
+    faults = {
+        what: [_fault(held.corrections[record.id], record, asked) for record in records]
+        for what, records in sides.items()
+    }
+    (had, of), (has, among) = ((sum(map(bool, found)), len(found)) for found in faults.values())
+    result = share_rise_test((had, of), (has, among), alpha)
+    counts = Counter(fault for fault in faults["window"] if fault)
+    detail: dict[str, Any] = {
+        "unit": "share of corrections",
+        "shares": {"reference": round(had / of, 4), "window": round(has / among, 4)},
+        "faults": dict(counts),
+    }
+    if result.alarm:
+        hits, now = [bool(fault) for fault in faults["window"]], sides["window"]
+        detail["worst"] = counts.most_common(1)[0][0]
+        detail["examples"] = examples_of([r for r, hit in zip(now, hits, strict=True) if hit], [1.0] * has)
+        earlier = [(r, float(bool(f))) for r, f in zip(sides["reference"], faults["reference"], strict=True)]
+        detail["slices"] = where.of_hits(now, hits, earlier)
+    return Judgement("drift" if result.alarm else "none", among, result, detail)
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.casefold().split())
+
+
+def _fault(correction: str, record: RequestRecord, asked: Mapping[str, AbstractSet[str]]) -> str:
+    """What is wrong with a correction; nothing."""
+    plain = _plain(correction)
+    if is_broken(correction):
+        return "empty or repeating themselves"
+    if record.answer is not None and plain == _plain(record.answer):
+        return "what the answer said already"
+    if is_refusal(correction):
+        return "refusals"
+    return "the same text for several questions" if len(asked[plain]) > 1 else ""
 
 
 def parity(held: Comparison, alpha: float, rng: np.random.Generator) -> Judgement:

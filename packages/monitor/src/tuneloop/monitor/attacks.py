@@ -8,16 +8,16 @@ be too small a part to be seen. What no window has been judged of yet may be one
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from tuneloop.monitor.causes import is_attack
 from tuneloop.monitor.clearing import LATEST, is_quiet
 from tuneloop.monitor.reference import score_id
 from tuneloop.monitor.signals import INJECTIONS
 from tuneloop.registry import Registry
 from tuneloop.registry.evidence import findings_of, part_of, window_of
-from tuneloop.registry.nouns import AlertEpisode
+from tuneloop.registry.nouns import AlertEpisode, WindowScore
 
 
 @dataclass(frozen=True)
@@ -29,27 +29,58 @@ class Attacks:
     looked_until: datetime | None = None  # how far was looked; None: nothing looks for them
 
 
+def is_attack(episode: AlertEpisode) -> bool:
+    """Whether guards have caught more attacks than before in it."""
+    return INJECTIONS in findings_of(episode)
+
+
+def last_reached(
+    registry: Registry, model: str, version: int, since: datetime, signal: str = INJECTIONS
+) -> list[WindowScore]:
+    """The last window that a signal alarmed in, of those that reach into the time from `since` on, and, if it is
+    judged, the one after it, into which its cause may have reached unseen; none: nothing alarmed."""
+    raised = registry.episodes.scores(model, version=version, signal=signal, since=since, verdict="drift")
+    alarms = [score for score in raised if score.window_end > since]
+    if not alarms:
+        return []
+    last = max(alarms, key=lambda score: int(score.detail["window"]))
+    next_id = score_id(model, version, signal, int(last.detail["window"]) + 1)
+    return [last, *registry.episodes.scores_of([next_id])]
+
+
+def reached_until(
+    registry: Registry, model: str, version: int, since: datetime, signal: str = INJECTIONS
+) -> datetime | None:
+    """Until when what a signal alarmed for may have lasted; see `last_reached`."""
+    reached = last_reached(registry, model, version, since, signal)
+    return max((score.window_end for score in reached), default=None)
+
+
 def attacks_during(
-    registry: Registry, episode: AlertEpisode, still_open: list[AlertEpisode], since: datetime, clear_after: int
+    registry: Registry, episode: AlertEpisode, still_open: Sequence[AlertEpisode], since: datetime, clear_after: int
 ) -> Attacks:
     """What guards caught since an episode began, and whether that is over."""
     model, version, scores = episode.model, episode.version, registry.episodes.scores
-    raised = scores(model, version=version, signal=INJECTIONS, since=since, verdict="drift")
-    alarms = [score for score in raised if score.window_end > since]
-    until = None
-    if alarms:
-        last = max(alarms, key=lambda score: int(score.detail["window"]))
-        next_id = score_id(model, version, INJECTIONS, int(last.detail["window"]) + 1)
-        until = max(score.window_end for score in (last, *registry.episodes.scores_of([next_id])))
+    until = reached_until(registry, model, version, since)
 
-    def goes_on(attack: AlertEpisode) -> bool:
-        recent = scores(model, version=attack.version, signal=INJECTIONS, limit=LATEST * clear_after)
-        return not is_quiet(recent, clear_after)
-
-    under = next((other for other in still_open if is_attack(other) and goes_on(other)), None)
+    under = raised_still(registry, still_open, INJECTIONS, clear_after)
     newest = scores(model, version=version, signal=INJECTIONS, limit=1)
     looked = [score.window_end for score in newest if score.verdict != "not enough data"]
     return Attacks(under, until, looked[0] if looked else None)
+
+
+def raised_still(
+    registry: Registry, still_open: Sequence[AlertEpisode], signal: str, clear_after: int
+) -> AlertEpisode | None:
+    """The first open episode with a signal that has not been quiet for as long as an episode has to be, whatever else
+    keeps it open."""
+    for episode in still_open:
+        if signal in findings_of(episode):
+            limit = LATEST * clear_after
+            recent = registry.episodes.scores(episode.model, version=episode.version, signal=signal, limit=limit)
+            if not is_quiet(recent, clear_after):
+                return episode
+    return None
 
 
 def seen_since(episode: AlertEpisode, until: datetime, signals: list[str]) -> bool:

@@ -15,11 +15,13 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
+from tuneloop.monitor.attacks import is_attack, last_reached
 from tuneloop.monitor.fields import ENGINE
 from tuneloop.monitor.parity import unequal_group
 from tuneloop.monitor.parity_pool import accepted_gap
 from tuneloop.monitor.signals import (
     ANSWER_DRIFT,
+    BAD_CORRECTIONS,
     BROKEN_ANSWERS,
     GUARD_BLOCKS,
     INJECTIONS,
@@ -42,9 +44,9 @@ from tuneloop.registry.evidence import causes_of_evidence, findings_of, listed_o
 from tuneloop.registry.fleet import STALE_AFTER_S
 from tuneloop.registry.nouns import AlertEpisode, AuditEntry, EngineState, WindowScore
 
-Kind = Literal["served model", "attack", "engine", "deploy", "bias", "drift", "load"]
+Kind = Literal["served model", "attack", "engine", "deploy", "bias", "drift", "feedback", "load"]
 # Of causes that explain as much, the first leads.
-ORDER: tuple[Kind, ...] = ("served model", "attack", "engine", "deploy", "bias", "drift", "load")
+ORDER: tuple[Kind, ...] = ("served model", "attack", "engine", "deploy", "bias", "drift", "feedback", "load")
 SERVING: tuple[Kind, ...] = ("engine", "deploy", "load")  # what training cannot mend; a served model that changed
 # forbids it too, but only while its own episode is open: `policy.decide` asks for that
 ONE_ENGINE_ALPHA = 0.01  # of naming one that is no slower than the others: something has been raised already
@@ -116,18 +118,17 @@ def served_changes(model: str, version: int, episodes: Iterable[AlertEpisode]) -
     ]
 
 
-def attacks_on(model: str, episodes: Iterable[AlertEpisode]) -> list[Change]:
-    """The open episodes that say that guards catch more attacks on this model than they did."""
-    return [
-        Change(since_of(episode).isoformat(), "attack", f"{episode.id}: {summary_of(episode)}")
-        for episode in episodes
-        if episode.model == model and is_attack(episode) and episode.state != "resolved"
-    ]
-
-
-def is_attack(episode: AlertEpisode) -> bool:
-    """Whether guards have caught more attacks than before in it."""
-    return INJECTIONS in findings_of(episode)
+def _attacks_on(registry: Registry, episode: AlertEpisode, others: Iterable[AlertEpisode]) -> list[Change]:
+    """The open episodes that say that guards catch more attacks on this model than they did, of those attacks that had
+    not ended when this episode began: an episode stays open for some quiet windows more."""
+    found = []
+    for other in others:
+        if other.id == episode.id or not is_attack(other):
+            continue
+        reached = last_reached(registry, other.model, other.version, since_of(other))
+        if len(reached) < 2 or max(score.window_end for score in reached) > since_of(episode):
+            found.append(Change(since_of(other).isoformat(), "attack", f"{other.id}: {summary_of(other)}"))
+    return found
 
 
 def causes_of(episode: AlertEpisode, changes: Sequence[Change]) -> list[Cause]:
@@ -172,10 +173,13 @@ def causes_of(episode: AlertEpisode, changes: Sequence[Change]) -> list[Cause]:
         found.append(Cause("bias", str(findings[PARITY].get("worst", "")), by_bias))
     elif unequal and by_bias:
         found.append(Cause("bias", unequal[0].what, by_bias))
-    asked = tuple(s for s in signals if s != INJECTIONS)
+    asked = tuple(s for s in signals if s not in (INJECTIONS, BAD_CORRECTIONS))
     by_drift = asked if PROMPT_DRIFT in signals else tuple(s for s in signals if s in (*_OF_ANSWERS, *_FOUND))
     if by_drift:
         found.append(Cause("drift", _drift_why(by_drift), by_drift))
+    if BAD_CORRECTIONS in signals:
+        why = f"corrections that nothing can be learned from: {findings[BAD_CORRECTIONS].get('worst', '')}"
+        found.append(Cause("feedback", why, (BAD_CORRECTIONS,)))
     if not found:
         found.append(Cause("load", "nothing was changed just before, and no engine alone is slow", signals))
     return sorted(found, key=lambda cause: (-len(cause.explains), ORDER.index(cause.kind)))
@@ -249,7 +253,7 @@ def gather(registry: Registry, episode: AlertEpisode, before_s: float, until: da
     engines = [engine for engine in registry.fleet.engines(live_only=False) if engine.at >= begin]
     still_open = registry.episodes.all(episode.model, open_only=True).whole()
     known = served_changes(episode.model, episode.version, still_open)
-    known += attacks_on(episode.model, (other for other in still_open if other.id != episode.id))
+    known += _attacks_on(registry, episode, still_open)
     if accepted_gap(registry, episode.model, episode.version) is None:  # parity itself tells what is worse than that
         known += _bias_of(
             registry.episodes.scores(episode.model, version=episode.version, signal=REFUSALS, limit=_WINDOWS_OF_BIAS)

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from datetime import datetime
 from functools import partial
 
-from tuneloop.monitor.attacks import attacks_during
+from tuneloop.monitor.attacks import attacks_during, raised_still, reached_until
 from tuneloop.monitor.following import in_vain
 from tuneloop.monitor.policy import File, Hold, decide
 from tuneloop.monitor.reference import JUST_BEFORE
-from tuneloop.monitor.signals import OF_SERVING
+from tuneloop.monitor.signals import BAD_CORRECTIONS, OF_SERVING
 from tuneloop.registry import Registry
 from tuneloop.registry.episodes import noted
 from tuneloop.registry.evidence import since_of
@@ -33,9 +33,13 @@ def pursue(registry: Registry, episode: AlertEpisode, clear_after: int) -> Alert
     begun = since_of(episode) - JUST_BEFORE
     open_now = registry.episodes.all(episode.model, open_only=True).whole()
     attacks = attacks_during(registry, episode, open_now, begun, clear_after)
-    since = (
-        begun if attacks.until is None else max(begun, attacks.until + JUST_BEFORE)
-    )  # what was recorded under an attack is not learned from
+    spoilt = {  # what was recorded meanwhile is not learned from
+        "there was an attack": attacks.until,
+        "corrections were bad": reached_until(registry, episode.model, episode.version, begun, BAD_CORRECTIONS),
+    }
+    ends = {what: end for what, end in spoilt.items() if end is not None}
+    fresh = max(ends.values(), default=None)
+    since = begun if fresh is None else max(begun, fresh + JUST_BEFORE)
     until = min(now, attacks.looked_until or now)
     requests = registry.retraining.all(episode.model).whole()
     corrected = partial(registry.traffic.corrected, episode.model, since=since, until=until)
@@ -48,6 +52,8 @@ def pursue(registry: Registry, episode: AlertEpisode, clear_after: int) -> Alert
         _serving(open_now),
         attacks,
         in_vain(registry, requests, episode),
+        raised_still(registry, open_now, BAD_CORRECTIONS, clear_after),
+        fresh,
     )
     if isinstance(decision, Hold):
         if episode.evidence.get("held") == decision.kind:
@@ -62,7 +68,8 @@ def pursue(registry: Registry, episode: AlertEpisode, clear_after: int) -> Alert
         _approve(registry, request, policy)
         note = f"filed retraining {request.id} on {request.rows} corrections"
         if since > begun:
-            note += f", all of what was asked after {since:%Y-%m-%d %H:%M:%S}Z: until then there was an attack"
+            what = max(ends, key=lambda one: ends[one])
+            note += f", all of what was asked after {since:%Y-%m-%d %H:%M:%S}Z: until then {what}"
     else:
         note = f"retraining {request.id} of another episode is under way"
     if episode.evidence.get("held") == request.id:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from tuneloop.monitor import where
-from tuneloop.monitor.answers import correction_bleu, parity
+from tuneloop.monitor.answers import bad_corrections, correction_bleu, parity
 from tuneloop.monitor.comparison import ENOUGH_CORRECTED, ENOUGH_TEXT, Comparison, Judgement, examples_of
 from tuneloop.monitor.detectors import mean_rise_test, window_alpha
 from tuneloop.monitor.embeddings import Embed, embeddings_of
@@ -26,6 +26,7 @@ from tuneloop.monitor.settings import MonitorSettings
 from tuneloop.monitor.signals import (
     ANSWER_DRIFT,
     ANSWER_LENGTH,
+    BAD_CORRECTIONS,
     BROKEN_ANSWERS,
     CORRECTION_BLEU,
     CORRECTION_PERPLEXITY,
@@ -57,6 +58,7 @@ _UNITS = {
 }
 _HAS: dict[str, Callable[[str], bool]] = {REFUSALS: is_refusal, BROKEN_ANSWERS: is_broken, INVALID_FORMAT: is_no_json}
 _BY_SIGNAL: dict[str, Callable[[Comparison, float, np.random.Generator], Judgement]] = {
+    BAD_CORRECTIONS: bad_corrections,
     CORRECTION_BLEU: correction_bleu,
     PARITY: parity,
     **{signal: partial(throughput, signal) for signal in THROUGHPUT},
@@ -71,28 +73,28 @@ class Judge:
         self._scorer = scorer
         self._embed = embeddings_of(settings.embeddings)
 
-    def alpha(self, signal: str) -> float:
-        """The level at which one window of a stream is tested."""
+    def alpha(self, signal: str, size: int) -> float:
+        """The level at which one window of a stream is tested that was cut with `size` records."""
         settings = self._settings
-        return window_alpha(settings.window, settings.mean_run_length, 1) * budget_share(signal, settings)
+        return window_alpha(size, settings.mean_run_length, 1) * budget_share(signal, settings)
 
     def judge(self, signal: str, held: Comparison) -> Judgement:
         """One signal of one window."""
+        alpha = self.alpha(signal, held.window.size)
         if signal == LATENCY:
-            return self._latency(held)
-        alpha = self.alpha(signal)
+            return self._latency(held, alpha)
         if signal in GUARDED:
             return finds(signal, held, alpha)
         rng = np.random.default_rng(int(sha256(held.score_id(signal).encode()).hexdigest()[:16], 16))
         if signal in PERPLEXITIES:
-            return self._perplexity(signal, held, rng)
+            return self._perplexity(signal, held, alpha, rng)
         if (judged := _BY_SIGNAL.get(signal)) is not None:
             return judged(held, alpha, rng)
         if signal in QUALITIES:
             return quality(signal, held, alpha, rng, self._embed)
         return prompt_drift(held, alpha, rng, self._embed)
 
-    def _perplexity(self, signal: str, held: Comparison, rng: np.random.Generator) -> Judgement:
+    def _perplexity(self, signal: str, held: Comparison, alpha: float, rng: np.random.Generator) -> Judgement:
         of_corrections = signal == CORRECTION_PERPLEXITY
         sides = {"reference": held.reference.records, "window": held.window.records}
         if of_corrections:
@@ -113,7 +115,7 @@ class Judge:
             if len(nats[what]) < ENOUGH_SCORED * len(records):
                 return Judgement("not enough data", len(nats[what]), None, {"reason": _unscored(what, scored, signal)})
         before, now = (np.array(list(nats[what].values()), dtype=np.float64) for what in sides)
-        result = mean_rise_test(before, now, self.alpha(signal), rng)
+        result = mean_rise_test(before, now, alpha, rng)
         detail: dict[str, Any] = {
             "unit": f"nats per token of the {'correction' if of_corrections else 'question'}, above the reference",
             "nats": {"reference": round(float(before.mean()), 5), "window": round(float(now.mean()), 5)},
@@ -128,11 +130,11 @@ class Judge:
             detail["slices"] = where.of_values(*_apart(read["window"]), rng, read["reference"], unit="nats per token")
         return Judgement("drift" if result.alarm else "none", len(now), result, detail)
 
-    def _latency(self, held: Comparison) -> Judgement:
+    def _latency(self, held: Comparison, alpha: float) -> Judgement:
         settings, records = self._settings, held.window.records
         late = partial(is_slow, latency_ms=settings.latency_ms, ttft_ms=settings.ttft_ms)
         slow = [record for record in records if late(record)]
-        result = slow_share_test(len(slow), len(records), self.alpha(LATENCY))
+        result = slow_share_test(len(slow), len(records), alpha)
         ttft = [record.ttft_ms for record in records if record.ttft_ms is not None]
         detail: dict[str, Any] = {
             "unit": "share of answers over the objective",

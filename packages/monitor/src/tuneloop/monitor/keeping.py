@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from tuneloop.monitor import alerts
-from tuneloop.monitor.causes import explained, gather, is_attack
+from tuneloop.monitor.attacks import is_attack
+from tuneloop.monitor.causes import explained, gather
 from tuneloop.monitor.clearing import (
     LATEST,
     LONGER,

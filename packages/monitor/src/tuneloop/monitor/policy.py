@@ -58,6 +58,8 @@ def decide(
     serving: AlertEpisode | None = None,
     attacks: Attacks = NO_ATTACKS,
     in_vain: Sequence[RetrainingRequest] = (),
+    doubted: AlertEpisode | None = None,
+    since: datetime | None = None,
 ) -> File | Hold | Pending:
     """File, hold or wait.
 
@@ -71,9 +73,11 @@ def decide(
         serving: the open episode that says the served model changed while its version did not, if there is one.
         attacks: whether guards catch more attacks than before, and until when they did.
         in_vain: what shipped for earlier episodes of the same signals and did not help.
+        doubted: the open episode that says that corrections are worse than they were, if there is one.
+        since: from when on corrections count; None: from the beginning of the episode, or the end of an attack.
     """
     held = (
-        _held_by_others(episode, serving, attacks)
+        _held_by_others(episode, serving, attacks, doubted)
         or _held_by_cause(episode)
         or _held_by_policy(episode, policy)
         or _held_after_attack(episode, policy, attacks.until)
@@ -92,10 +96,9 @@ def decide(
     learned = tried[-1].created_at if tried else None  # it learns from what was said by then
     rows = corrected(learned)
     if rows < policy.min_rows:
-        begun = max(since_of(episode), attacks.until or since_of(episode))
-        since = f"{learned or begun:%Y-%m-%dT%H:%M:%S}Z"
+        begun = since or max(since_of(episode), attacks.until or since_of(episode))
         of = f", when {tried[-1].id} was filed" if tried else ""
-        return Hold("rows", f"{rows} of {policy.min_rows} corrections since {since}{of}")
+        return Hold("rows", f"{rows} of {policy.min_rows} corrections since {learned or begun:%Y-%m-%dT%H:%M:%S}Z{of}")
     recipe = policy.recipe or version_name(episode.model, episode.version)
     data = episode.evidence.get("window_digest", episode.id)
     window = f"{data}/{len(mine)}"  # the attempt counts: a failed run may be asked for again
@@ -107,7 +110,9 @@ def _signals(episode: AlertEpisode, policy: RetrainingPolicy) -> list[str]:
     return [signal for signal in findings_of(episode) if signal in policy.signals]
 
 
-def _held_by_others(episode: AlertEpisode, serving: AlertEpisode | None, attacks: Attacks) -> Hold | None:
+def _held_by_others(
+    episode: AlertEpisode, serving: AlertEpisode | None, attacks: Attacks, doubted: AlertEpisode | None
+) -> Hold | None:
     """What is open may be none of training's business, in this episode or beside it."""
     if serving is not None:
         what = "this episode" if serving.id == episode.id else serving.id
@@ -117,6 +122,10 @@ def _held_by_others(episode: AlertEpisode, serving: AlertEpisode | None, attacks
         what = "this episode" if attack.id == episode.id else attack.id
         why = f"{episode.model} is under attack ({what} says so): training would learn from it"
         return Hold("attack", f"{why}; it waits until guards catch no more than before")
+    if doubted is not None:
+        what = "this episode" if doubted.id == episode.id else doubted.id
+        why = f"more corrections than before are such that nothing can be learned from them ({what} says so)"
+        return Hold("corrections", f"{why}; it waits until they are what they were")
     return None
 
 

@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from tuneloop.monitor.slo import EVERY_OTHER, Slo
 from tuneloop.registry.settings import Section
 
+FEWEST_IN_A_WINDOW = 10  # records
 MAX_RUN_LENGTH = 1_000_000  # a window is held to ten times as many permutations, over its size
 
 
@@ -19,7 +20,10 @@ class MonitorSettings(Section):
     section = "monitor"
 
     every_s: float = Field(default=10.0, gt=0)  # pause between passes
-    window: int = Field(default=40, ge=10, le=1_000)  # records a window holds
+    window: int = Field(default=40, ge=FEWEST_IN_A_WINDOW, le=1_000)  # records a window holds
+    window_s: float = Field(
+        default=0.0, ge=0
+    )  # a window whose oldest record is this old is judged though it is not full; 0: none
     reference: int = Field(default=120, ge=20, le=2_000)  # records a champion's reference holds; frozen once full
     season_days: int = Field(
         default=0, ge=0, le=28
@@ -54,6 +58,7 @@ class MonitorSettings(Section):
         False  # whether the texts of answers are held against the reference's, as those of questions are
     )
     correction_bleu: bool = False  # whether answers are held against users' corrections of them
+    bad_corrections: bool = False  # whether it is watched that corrections are such as can be learned from
     throughput: bool = False  # whether tokens a second, the time in the queue and how often it is asked are judged
     guard_rates: bool = False  # whether the shares of requests with personal data, and of those guards stop, are
     parity_windows: int = Field(

@@ -3,7 +3,7 @@
 Prompt drift, the perplexities (of questions, and of the answers users say they should have got), other answers and
 worse ones tell of the same problem (the version no longer fits what it is asked) and share an episode. Latency is a
 problem of its own, with the speed of answers and their time in the queue; and so are attacks, what else guards find,
-how often it is asked, a group of people that is treated worse (which may stand for long, and no drift may be taken for
+corrections that nothing can be learned from, how often it is asked, a group of people that is treated worse (which may stand for long, and no drift may be taken for
 it), and a served model that changed, which `canary_watch` looks for.
 """
 
@@ -28,6 +28,7 @@ OF_SERVING = (SERVED_MODEL_CHANGE, REFERENCE_BLEU)  # of one version each, and o
 INJECTIONS = "injections"
 TOKENS_PER_S, QUEUE_TIME, REQUEST_RATE = "tokens_per_s", "queue_time", "request_rate"  # where settings ask for them
 PERSONAL_DATA, GUARD_BLOCKS = "personal_data", "guard_blocks"  # likewise
+BAD_CORRECTIONS = "bad_corrections"  # likewise
 SPEED = (LATENCY, TOKENS_PER_S, QUEUE_TIME)  # one problem: answers are late
 THROUGHPUT = (TOKENS_PER_S, QUEUE_TIME, REQUEST_RATE)
 GUARDED = (INJECTIONS, PERSONAL_DATA, GUARD_BLOCKS)  # shares of all requests, as guards have noted them
@@ -50,6 +51,7 @@ DETECTORS = {
     REQUEST_RATE: "mean log of seconds between requests, permutation test, two-sided",
     PERSONAL_DATA: "share of requests in which guards found personal data or secrets, Fisher's exact test",
     GUARD_BLOCKS: "share of requests that guards stopped, Fisher's exact test",
+    BAD_CORRECTIONS: "share of corrections that nothing can be learned from, Fisher's exact test",
     REFERENCE_BLEU: "fall of BLEU on fixed questions, paired approximate randomisation",
     SERVED_MODEL_CHANGE: "log-probabilities of fixed texts, exact permutation test of rounds",
 }
@@ -84,12 +86,13 @@ def windowed(settings: MonitorSettings) -> tuple[str, ...]:
         INVALID_FORMAT: bool(settings.answer_formats),
         CORRECTION_BLEU: settings.correction_bleu,
         ANSWER_DRIFT: settings.answer_drift,
+        BAD_CORRECTIONS: settings.bad_corrections,
         PARITY: settings.parity_windows > 0,
         LATENCY: settings.watches_latency,
         **dict.fromkeys(THROUGHPUT, settings.throughput),
         **dict.fromkeys((PERSONAL_DATA, GUARD_BLOCKS), settings.guard_rates),
     }
-    watched = (*TRAFFIC_SIGNALS, *GUARDED, LATENCY, *THROUGHPUT)
+    watched = (*TRAFFIC_SIGNALS, *GUARDED, LATENCY, *THROUGHPUT, BAD_CORRECTIONS)
     return tuple(signal for signal in watched if asked_for.get(signal, True))
 
 
@@ -103,9 +106,9 @@ def budget_share(signal: str, settings: MonitorSettings) -> float:
     """A stream's part of the false-alarm budget; the parts of all streams of a model make one (a weighted Bonferroni).
 
     What tells of a drift, or of lateness, gets four times as much as each way in which answers can be worse, and as
-    the canaries, what guards count and how fast answers come, which need less: a change of the served model, or a
+    the canaries, what guards count, how fast answers come and what users correct, which need less: a change of the served model, or a
     campaign, is seen at any level.
     """
-    lighter = {*QUALITIES, *GUARDED, *THROUGHPUT, *OF_SERVING} - {ANSWER_DRIFT}
+    lighter = {*QUALITIES, *GUARDED, *THROUGHPUT, *OF_SERVING, BAD_CORRECTIONS} - {ANSWER_DRIFT}
     weights = {name: _LIGHT if name in lighter else 1.0 for name in signals_of(settings)}
     return weights[signal] / sum(weights.values())

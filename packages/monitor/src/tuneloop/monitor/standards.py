@@ -8,7 +8,7 @@ promoted is seen before its badness becomes what is normal.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
@@ -30,6 +30,7 @@ _EARLIER = 5  # champions looked back at for a reference; each costs a pass some
 _MOST_ASKED = 2_000  # requests of either side read for where attacks came from
 _MOST_COUNTED = 1_000  # times of references whose finds are remembered
 _DAY = timedelta(days=1)
+_WIDER = timedelta(minutes=15)  # at first, then twice as much each time
 _RECENT = 50  # scores read back for what an earlier monitor has read of a reference
 
 
@@ -62,13 +63,17 @@ def compared(standard: Standard, records: Sequence[RequestRecord], settings: Mon
     return of_like_times(standard.reference, records, size)
 
 
-def _spans(reference: Reference, since: datetime, window: Window) -> list[tuple[datetime, datetime]]:
-    """The time of a reference from `since` on; where it was chosen from a season's, the window's own time of day on the
-    days that it was chosen from. Of a window of a day and more that is the whole days."""
+Span = tuple[datetime, datetime]
+
+
+def _spans(reference: Reference, since: datetime, window: Window) -> Iterator[list[Span]]:
+    """The time of a reference from `since` on. Where it was chosen from a season's, the window's own time of day on the
+    days that it was chosen from, then wider and wider on both sides, at last the whole of these days."""
     whole = (reference.of or reference).records
     first, last = max(whole[0].at, since), whole[-1].at
     if reference.of is None:
-        return [(first, last)]
+        yield [(first, last)]
+        return
     lasts = min(window.end - window.start, _DAY - JUST_BEFORE)
 
     def days_away(at: datetime) -> int:
@@ -78,8 +83,13 @@ def _spans(reference: Reference, since: datetime, window: Window) -> list[tuple[
         return days if behind - lasts <= _DAY - behind else days + 1
 
     starts = [window.start + _DAY * away for away in sorted({days_away(record.at) for record in reference.records})]
-    spans = ((max(start, first), min(start + lasts, last)) for start in starts)
-    return [(start, end) for start, end in spans if start <= end]
+    most, wider = (_DAY - JUST_BEFORE - lasts) / 2, timedelta(0)
+    while True:
+        spans = ((max(start - wider, first), min(start + lasts + wider, last)) for start in starts)
+        yield [(start, end) for start, end in spans if start <= end]
+        if wider == most:
+            return
+        wider = min(2 * wider or _WIDER, most)
 
 
 class Standards:
@@ -91,7 +101,7 @@ class Standards:
         self._scorer = scorer
         self._known: dict[tuple[str, int], Reference] = {}
         self._without: dict[tuple[str, int], int] = {}  # with the route's revision then
-        self._found: dict[tuple[str, str, str], tuple[int, int]] = {}
+        self._found: dict[tuple[str, str, datetime, datetime], tuple[int, int]] = {}
 
     def of(self, history: Sequence[Route]) -> Standard | Gathering:
         """What the champion's next window is held against; `history` the newest first."""
@@ -119,7 +129,7 @@ class Standards:
     def guarded(self, model: str, reference: Reference, window: Window, signals: Collection[str]) -> dict[str, Finds]:
         """What guards found on either side, from when on they looked, of those of these signals that they tell; what
         nobody looks for is not rarer. Of a season's reference the window's own time of day counts, on days like its
-        own."""
+        own, and as much before and after it as it takes for as many requests as the window is held against."""
         found: dict[str, Finds] = {}
         for signal in GUARDED:
             if signal not in signals:
@@ -127,18 +137,30 @@ class Standards:
             since = self._looked(signal, model, reference, window)
             if since is None:
                 continue
-            guards, actions = COUNTED[signal]
-            caught = partial(self._registry.traffic.caught, model, guards, actions=actions)
+            _, had = self._counted(signal, model, reference, since[0], window)
+            found[signal] = Finds(had, self._caught(signal, model, since[1], window.end))
+        return found
+
+    def _counted(
+        self, signal: str, model: str, reference: Reference, since: datetime, window: Window
+    ) -> tuple[list[Span], tuple[int, int]]:
+        """The times of a reference that a window is held against, what guards found then, and of how many."""
+        for spans in _spans(reference, since, window):
             had = of = 0
-            for start, end in _spans(reference, since[0], window):
-                key = (signal, model, f"{start.isoformat()} {end.isoformat()}")
+            for start, end in spans:
+                key = (signal, model, start, end)
                 if key not in self._found:  # a busy model is asked a million times while its reference is gathered
                     if len(self._found) >= _MOST_COUNTED:  # a season's are of one window each
                         self._found.clear()
-                    self._found[key] = caught(since=start, until=end)
+                    self._found[key] = self._caught(signal, model, start, end)
                 had, of = had + self._found[key][0], of + self._found[key][1]
-            found[signal] = Finds((had, of), caught(since=since[1], until=window.end))
-        return found
+            if of >= len(reference.records):
+                break
+        return spans, (had, of)
+
+    def _caught(self, signal: str, model: str, since: datetime, until: datetime) -> tuple[int, int]:
+        guards, actions = COUNTED[signal]
+        return self._registry.traffic.caught(model, guards, actions=actions, since=since, until=until)
 
     def _looked(self, signal: str, model: str, of: Reference, window: Window) -> tuple[datetime, datetime] | None:
         """From when on guards looked in the reference's time and in the window's."""
@@ -160,7 +182,8 @@ class Standards:
         asked of the reference; what they stopped, and is in no window, is among both."""
         asked = self._asked(model, [(window.start, window.end)])
         since = self._looked(signal, model, reference, window)
-        earlier = [] if since is None else self._asked(model, _spans(reference, since[0], window))
+        spans = [] if since is None else self._counted(signal, model, reference, since[0], window)[0]
+        earlier = self._asked(model, spans)
         had = [(record, float(is_found(signal, record))) for record in earlier]
         return of_hits(asked, [is_found(signal, record) for record in asked], had)
 

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from datetime import timedelta
 
 from tuneloop.monitor.canary_watch import CanaryWatch
 from tuneloop.monitor.challengers import Challengers
@@ -27,7 +28,7 @@ from tuneloop.monitor.parity_pool import pool_of
 from tuneloop.monitor.quality import thumbs_of
 from tuneloop.monitor.reference import ANCHOR, Gathering
 from tuneloop.monitor.scorer import Scorer, Stopped
-from tuneloop.monitor.settings import MonitorSettings
+from tuneloop.monitor.settings import FEWEST_IN_A_WINDOW, MonitorSettings
 from tuneloop.monitor.signals import DETECTORS, GUARDED, INVALID_FORMAT, OWN_REFERENCE, PERPLEXITIES, windowed
 from tuneloop.monitor.standards import Standard, Standards, compared
 from tuneloop.monitor.standing import standing
@@ -186,10 +187,11 @@ class Monitor:
         else:
             self._finish_last(history, version)
             until = self._elapsed() + SPEND_S / max(len(self._turns), 1)
+            size, longest_s = self._settings.window, self._settings.window_s
             while True:
                 self._keeper.pursue(model)  # after each window: a backlog of them may take engines minutes
                 done = progress(self._registry, history, version, standard.reference, self._settings.late_s)
-                window = next_window(self._registry, model, version, done, self._settings.window)
+                window = next_window(self._registry, model, version, done, size, longest_s)
                 if isinstance(window, tuple) or self._stopping() or (judged and self._elapsed() >= until):
                     break
                 scores = self._judge_window(model, version, standard, window)
@@ -200,7 +202,10 @@ class Monitor:
             if isinstance(window, Window):
                 waiting += " is whole and waits for the next pass"
             else:
-                waiting += f" holds {len(window)} of {self._settings.window} records"
+                waiting += f" holds {len(window)} of {size} records"
+                if window and longest_s:
+                    closes = window[0].at + timedelta(seconds=longest_s)
+                    waiting += f"; from {closes:%Y-%m-%d %H:%M:%S}Z on {FEWEST_IN_A_WINDOW} are enough"
                 if self._keeper.heard(model) is None:
                     early = not standard.reference.frozen and not self._settings.season_days
                     self._read_ahead(model, version, (*(standard.reference.records if early else ()), *window))
@@ -269,7 +274,7 @@ class Monitor:
             "window": held.window.index,
             "high_water": held.window.high_water.isoformat(),
             "reference": held.reference.summary(),
-            "alpha": self._judge.alpha(signal),
+            "alpha": self._judge.alpha(signal, held.window.size),
             "mean_run_length": self._settings.mean_run_length,
             "detector": DETECTORS[signal],
             "permutations": judgement.result.permutations if judgement.result else 0,

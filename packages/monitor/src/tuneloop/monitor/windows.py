@@ -1,7 +1,8 @@
 """Cutting a champion's traffic into windows: each record is judged once, in the order it came, also when it came
 late.
 
-A window takes the oldest records that no window and not the reference holds yet. A record that arrives late (a
+A window takes the oldest records that no window and not the reference holds yet. It is closed once it is full, or, where
+windows have a longest time, once its oldest record is as old as that, if it holds FEWEST_IN_A_WINDOW then. A record that arrives late (a
 gateway's spool was replayed) joins the next window; one later than `late_s` is left out, so that looking back stays
 cheap. One that a gateway whose clock is ahead has stamped with a time to come is judged when that time has come: taken
 at once it would put everything till then out of reach.
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from tuneloop.monitor.reference import ANCHOR, JUST_BEFORE, Reference, champion_since
+from tuneloop.monitor.settings import FEWEST_IN_A_WINDOW
 from tuneloop.monitor.streams import last_scores
 from tuneloop.registry import Registry
 from tuneloop.registry.nouns import RequestRecord, Route, WindowScore
@@ -73,21 +75,28 @@ def progress(
 
 
 def next_window(
-    registry: Registry, model: str, version: int, done: Progress, size: int
+    registry: Registry, model: str, version: int, done: Progress, size: int, longest_s: float = 0.0
 ) -> Window | tuple[RequestRecord, ...]:
-    """The next whole window, or the records that wait for it to fill."""
+    """The next window that is closed, or the records that wait for that.
+
+    Args:
+        registry, model, version: whose. done: how far it has been judged.
+        size: records a full window holds. longest_s: after how many seconds one is closed that is not full; 0: never.
+    """
     limit, until = len(done.taken) + 4 * size, registry.clock()
     while True:
         served = registry.traffic.window(
             model, since=done.horizon, until=until, version=version, oldest=limit, asked=True
         )
         fresh = [record for record in served if record.id not in done.taken]
-        if len(fresh) >= size:
-            records = tuple(fresh[:size])
-            return Window(done.next_index, records, size, max(done.high_water, records[-1].at))
-        if len(served) + len(served.unreadable) < limit:
+        if len(fresh) < size and len(served) + len(served.unreadable) >= limit:
+            limit *= 2  # so many cannot be read
+            continue
+        late = longest_s > 0 and len(fresh) >= FEWEST_IN_A_WINDOW and fresh[0].at + timedelta(seconds=longest_s) <= until
+        if len(fresh) < size and not late:
             return tuple(fresh)
-        limit *= 2  # so many cannot be read
+        records = tuple(fresh[:size])
+        return Window(done.next_index, records, len(records), max(done.high_water, records[-1].at))
 
 
 def judged_window(registry: Registry, anchor: WindowScore) -> Window:

@@ -59,6 +59,7 @@ _SIGNAL_UNITS = {
     "request_rate": ("Time between requests", "difference of\nlogs"),
     "personal_data": ("Personal data that guards found", "share of\nrequests"),
     "guard_blocks": ("Requests that guards stopped", "share of\nrequests"),
+    "bad_corrections": ("Corrections that nothing can be learned from", "share of\ncorrections"),
     "served_model_change": ("Canaries", "nats per token\nfrom the first reading"),
     "reference_bleu": ("Answers to fixed questions", "BLEU lost\nsince the first"),
 }

@@ -31,6 +31,7 @@ ServingSignal = Literal[  # what training cannot repair, or not by itself
     "request_rate",
     "personal_data",
     "guard_blocks",
+    "bad_corrections",
 ]
 TrialSignal = Literal[  # what the monitor judges of a challenger against its champion at the same time
     "trial_refusals",

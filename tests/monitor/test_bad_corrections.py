@@ -1,0 +1,116 @@
+"""Corrections that nothing can be learned from are told, hold retraining back, and are not among its rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+
+import numpy as np
+import pytest
+
+from monitor.scene import Scene
+from tuneloop.monitor.answers import bad_corrections
+from tuneloop.monitor.comparison import Comparison
+from tuneloop.monitor.reference import reference_of
+from tuneloop.monitor.signals import BAD_CORRECTIONS
+from tuneloop.monitor.windows import Window
+from tuneloop.registry.nouns import Feedback, RequestRecord
+from tuneloop.registry.policies import RetrainingPolicy
+
+Says = Callable[[RequestRecord], str]
+
+
+def good(record: RequestRecord) -> str:
+    return f"That is what it does: {record.question}"
+
+
+def corrected(scene: Scene, records: Sequence[RequestRecord], says: Says = good) -> None:
+    scene.registry.traffic.add_feedback(
+        Feedback(
+            id=f"fb-{r.id}", request_id=r.id, at=r.at + timedelta(seconds=1), thumb="down", correction=says(r)
+        )
+        for r in records
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("says", "worst"),
+    [
+        (lambda record: "See the manual.", "the same text for several questions"),
+        (lambda record: f" {(record.answer or '').upper()}\n", "what the answer said already"),
+        (lambda record: "no no no " * 20, "empty or repeating themselves"),
+        (lambda record: f"I can't help with {record.question}", "refusals"),
+    ],
+)
+def test_each_kind_is_told_with_what_most_of_them_are(scene: Scene, says: Says, worst: str) -> None:
+    monitor = scene.monitor(bad_corrections=True)
+    corrected(scene, scene.usual(80, answer="It adds."))
+    corrected(scene, scene.usual(20, answer="It adds."), says)
+    scene.watch(monitor)
+    assert [score.verdict for score in scene.scores(BAD_CORRECTIONS)] == ["none", "drift"]
+    episode = scene.the_episode()
+    assert (episode.signal, episode.runbook) == (BAD_CORRECTIONS, "docs/runbooks/bad_corrections.md")
+    assert episode.severity == "ticket"
+    said = f"gets more corrections that nothing can be learned from (0% → 100%, most of them {worst})"
+    assert said in episode.evidence["summary"]
+    assert [cause["kind"] for cause in episode.evidence["causes"]] == ["feedback"]
+
+
+def test_where_few_answers_are_usual_the_same_ones_are_no_alarm(scene: Scene) -> None:
+    labels = ["billing", "delivery"]
+    corrected(scene, scene.usual(100), lambda record: labels[int(record.id.removeprefix("req-")) % 2])
+    scene.watch(scene.monitor(bad_corrections=True))
+    first, second = scene.scores(BAD_CORRECTIONS)
+    assert (first.verdict, second.verdict) == ("none", "none")
+    assert second.detail["shares"] == {"reference": 1.0, "window": 1.0}
+
+
+def test_while_they_are_raised_nothing_is_trained_and_then_only_on_what_came_after(scene: Scene) -> None:
+    scene.registry.policies.set("bot", RetrainingPolicy(min_rows=30), by="ada", reason="test")
+
+    def window(says: Says = good) -> None:
+        corrected(scene, scene.drifted(20, answer="It adds."), says)
+        scene.watch(scene.monitor(bad_corrections=True), serves=())
+
+    corrected(scene, scene.usual(60, answer="It adds."))
+    window(lambda record: "See the manual.")
+    drift = scene.the_episode()
+    assert {"prompt_drift", BAD_CORRECTIONS} <= drift.evidence["signals"].keys()
+    assert [cause["kind"] for cause in drift.evidence["causes"]] == ["drift", "feedback"]
+    assert "(this episode says so); it waits until they are what they were" in drift.done[-1]
+    window()
+    assert scene.requests() == [], "one quiet window is none yet"
+    window()
+    after = scene.scores(BAD_CORRECTIONS)[1]
+    assert f"20 of 30 corrections since {after.window_end:%Y-%m-%dT%H:%M:%S}Z" in scene.the_episode().done[-1]
+    window()
+    (request,) = scene.requests()
+    assert "until then corrections were bad" in scene.the_episode().done[-1]
+    assert request.window_start > after.window_end
+    assert request.rows == 40
+
+
+def test_nobody_who_corrects_ends_it(scene: Scene) -> None:
+    corrected(scene, scene.usual(60, answer="It adds."))
+    corrected(scene, scene.usual(20, answer="It adds."), lambda record: "See the manual.")
+    for _ in range(3):
+        scene.watch(scene.monitor(bad_corrections=True))
+        scene.usual(20)
+    assert scene.the_episode().state == "resolved"
+    (*_, last) = scene.scores(BAD_CORRECTIONS)
+    assert last.detail["reason"] == "0 answers of the window were corrected; 10 are needed"
+
+
+def test_steady_bad_corrections_alarm_no_oftener_than_the_level(scene: Scene) -> None:
+    """Also where one text is given for many questions: it is counted over both sides together."""
+    records = scene.usual(100, answer="It adds.")
+    alarms, level, rounds = 0, 0.05, 300
+    for seed in range(rounds):
+        rng = np.random.default_rng(seed)
+        dealt = [records[index] for index in rng.permutation(100)]
+        bad = set(rng.permutation(100)[:30].tolist())
+        says = {r.id: "See the manual." if place in bad else good(r) for place, r in enumerate(dealt)}
+        window = Window(0, tuple(dealt[60:]), 40, dealt[-1].at)
+        held = Comparison("bot", 1, reference_of(dealt[:60], frozen=True), window, says, {})
+        alarms += bad_corrections(held, level, rng).verdict == "drift"
+    assert alarms <= level * rounds + 3 * (level * rounds) ** 0.5
