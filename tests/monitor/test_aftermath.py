@@ -220,6 +220,22 @@ def test_a_share_is_better_or_worse_where_chance_does_not_make_it_so(hits: tuple
     assert (too_few.after, too_few.moved) == (None, "not enough data yet")
 
 
+def test_windows_that_time_has_closed_are_taken_until_they_hold_as_many_records() -> None:
+    ids = tuple(f"req-{n}" for n in range(10))
+    short = [shares(number, 0, 10).model_copy(update={"request_ids": ids}) for number in range(1, 12)]
+    alarm = shares(0, 10)
+    few = compared("refusals", alarm, short, 3, 1, closed=False)
+    as_many = compared("refusals", alarm, short, 3, 1, 100, closed=False)
+    assert few is not None
+    assert as_many is not None
+    assert few.after is not None
+    assert as_many.after is not None
+    assert (few.after.n, as_many.after.n) == (30, 100)
+    waits = compared("refusals", alarm, short, 3, 1, 120, closed=False)
+    assert waits is not None
+    assert (waits.after, waits.moved) == (None, "not enough data yet")
+
+
 def test_it_helped_where_something_is_better_and_nothing_worse() -> None:
     def said(*moves: Moved | tuple[Role, Moved], closed: bool = False) -> str:
         one = compared("refusals", shares(0, 20), [], 1, 1, closed=False)
@@ -274,5 +290,5 @@ def test_stand_ins_are_of_the_window_that_opened_the_episode_in_whatever_order_i
     for name, signal, number in sorted(scores):
         scene.registry.episodes.add_score(window_score(at, id=name, signal=signal, detail={"window": number}))
     episode = alert_episode(at, evidence={"signals": findings})
-    found = Follower(scene.registry, 2)._alarms(episode, roles_of(findings))
+    found = Follower(scene.registry, scene.settings)._alarms(episode, roles_of(findings))
     assert found["refusals"].detail["window"] == 3

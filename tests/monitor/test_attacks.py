@@ -94,6 +94,21 @@ def test_an_attack_that_has_ended_is_no_cause_of_what_begins_before_its_all_clea
     assert [cause["kind"] for cause in drift.evidence["causes"]] == ["drift"]
 
 
+def test_an_attack_that_begins_again_is_the_cause_of_what_its_window_raised_first(guarded: Scene) -> None:
+    guarded.usual(60)
+    guarded.usual(20, **FLAGGED)
+    guarded.watch()
+    guarded.clock.advance(3_600)
+    guarded.usual(20)
+    guarded.watch()
+    guarded.clock.advance(3_600)
+    guarded.drifted(20, **FLAGGED)
+    guarded.watch()
+    drift, attack = guarded.registry.episodes.all("bot")
+    assert (drift.signal, attack.signal, attack.state) == ("prompt_drift", "injections", "open")
+    assert [cause["kind"] for cause in drift.evidence["causes"]] == ["attack", "drift"]
+
+
 def test_a_drift_that_goes_on_after_an_attack_asks_for_training_on_what_came_after_it(guarded: Scene) -> None:
     def windows(n: int, *, attacked: bool = False) -> None:
         """All of other questions, all corrected; under attack with a false correction of every second one."""

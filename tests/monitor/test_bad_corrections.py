@@ -25,12 +25,11 @@ def good(record: RequestRecord) -> str:
 
 
 def corrected(scene: Scene, records: Sequence[RequestRecord], says: Says = good) -> None:
-    scene.registry.traffic.add_feedback(
-        Feedback(
-            id=f"fb-{r.id}", request_id=r.id, at=r.at + timedelta(seconds=1), thumb="down", correction=says(r)
-        )
+    items = [
+        Feedback(id=f"fb-{r.id}", request_id=r.id, at=r.at + timedelta(seconds=1), thumb="down", correction=says(r))
         for r in records
-    )  # fmt: skip
+    ]
+    scene.registry.traffic.add_feedback(items)
 
 
 @pytest.mark.parametrize(
@@ -46,7 +45,7 @@ def test_each_kind_is_told_with_what_most_of_them_are(scene: Scene, says: Says, 
     monitor = scene.monitor(bad_corrections=True)
     corrected(scene, scene.usual(80, answer="It adds."))
     corrected(scene, scene.usual(20, answer="It adds."), says)
-    scene.watch(monitor)
+    scene.watch(monitor, serves=())  # no engine reads corrections: they would be a second signal
     assert [score.verdict for score in scene.scores(BAD_CORRECTIONS)] == ["none", "drift"]
     episode = scene.the_episode()
     assert (episode.signal, episode.runbook) == (BAD_CORRECTIONS, "docs/runbooks/bad_corrections.md")
@@ -59,7 +58,7 @@ def test_each_kind_is_told_with_what_most_of_them_are(scene: Scene, says: Says, 
 def test_where_few_answers_are_usual_the_same_ones_are_no_alarm(scene: Scene) -> None:
     labels = ["billing", "delivery"]
     corrected(scene, scene.usual(100), lambda record: labels[int(record.id.removeprefix("req-")) % 2])
-    scene.watch(scene.monitor(bad_corrections=True))
+    scene.watch(scene.monitor(bad_corrections=True), serves=())
     first, second = scene.scores(BAD_CORRECTIONS)
     assert (first.verdict, second.verdict) == ("none", "none")
     assert second.detail["shares"] == {"reference": 1.0, "window": 1.0}
@@ -94,7 +93,7 @@ def test_nobody_who_corrects_ends_it(scene: Scene) -> None:
     corrected(scene, scene.usual(60, answer="It adds."))
     corrected(scene, scene.usual(20, answer="It adds."), lambda record: "See the manual.")
     for _ in range(3):
-        scene.watch(scene.monitor(bad_corrections=True))
+        scene.watch(scene.monitor(bad_corrections=True), serves=())
         scene.usual(20)
     assert scene.the_episode().state == "resolved"
     (*_, last) = scene.scores(BAD_CORRECTIONS)

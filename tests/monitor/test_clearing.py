@@ -9,7 +9,17 @@ import pytest
 
 from monitor.questions import NUMPY, STDLIB, ask
 from tests_support import Clock, request_record, window_score
-from tuneloop.monitor.clearing import LATEST, LONGER, MOST_TEXTS, is_quiet, longer_look, since_alarm, spread
+from tuneloop.monitor.clearing import (
+    LATEST,
+    LONGER,
+    MOST_TEXTS,
+    is_quiet,
+    is_silent,
+    is_unspoken,
+    longer_look,
+    since_alarm,
+    spread,
+)
 from tuneloop.monitor.parity import by_group, groups_of, unequal_group
 from tuneloop.monitor.signals import PARITY
 from tuneloop.registry.nouns import Message, RequestRecord, WindowScore
@@ -47,6 +57,20 @@ def test_an_episode_is_over_when_its_last_windows_together_are_nothing_either(
     p_values: tuple[float | None, ...], over: bool
 ) -> None:
     assert is_quiet(scores(*p_values), 3) is over
+
+
+def test_windows_that_time_has_closed_give_an_all_clear_once_they_hold_as_many_records() -> None:
+    ids = tuple(f"req-{n}" for n in range(10))
+    short = [score.model_copy(update={"request_ids": ids}) for score in scores(0.0001, 0.6, 0.4, 0.8, 0.5)]
+    assert is_quiet(short, 3, 30)
+    assert is_quiet(short, 3, 40)
+    assert not is_quiet(short, 3, 41), "the window that alarmed is among so many"
+    assert not is_quiet(short[:4], 3, 50)
+    silent = [one.model_copy(update={"detail": one.detail | {"not_measured": True}}) for one in short]
+    assert is_silent(silent, 3, 30)
+    assert is_unspoken(silent, 3, 50)
+    assert not is_silent(silent, 3, 51)
+    assert not is_unspoken(silent, 3, 51)
 
 
 @pytest.mark.parametrize(("p_values", "over"), [((0.0001, 0.03, 0.04, 0.2), True), ((0.0001, 0.9, 0.9, 0.02), False)])

@@ -7,7 +7,7 @@ from decimal import Decimal
 
 import pytest
 
-from monitor.scene import Scene
+from monitor.scene import SMALL, Scene
 from tests_support import alert_episode, statements
 from tuneloop.monitor.filing import pursue
 from tuneloop.registry.nouns import AlertEpisode, RetrainingState
@@ -68,7 +68,7 @@ def test_no_record_is_read_to_decide_whether_a_request_is_due(
     drifting.correct(drifting.drifted(12))
     set_policy(drifting, **policy)
     with statements(drifting.registry) as asked:
-        pursue(drifting.registry, episode_of(drifting), 2)
+        pursue(drifting.registry, episode_of(drifting), SMALL)
     traffic = [statement for statement in asked if "FROM requests" in statement or "FROM feedback" in statement]
     assert len(traffic) == counts
     assert not any("messages" in statement for statement in asked)
@@ -85,15 +85,15 @@ def test_what_did_not_help_backs_off_and_waits_for_corrections_it_has_not_learne
     assert claimed is not None
     queue.finish(claimed, RetrainingState.FAILED, by="w1", outcome="no better")
     drifting.clock.advance(100)
-    pursue(drifting.registry, episode_of(drifting), 2)
+    pursue(drifting.registry, episode_of(drifting), SMALL)
     assert f"{claimed.id} did not help: failed (no better); after 1" in episode_of(drifting).done[-1]
     drifting.clock.advance(100)
-    pursue(drifting.registry, episode_of(drifting), 2)
+    pursue(drifting.registry, episode_of(drifting), SMALL)
     assert "0 of 10 corrections since" in episode_of(drifting).done[-1]
     assert f"when {claimed.id} was filed" in episode_of(drifting).done[-1]
     drifting.correct(drifting.drifted(10))
     drifting.clock.advance(1)
-    pursue(drifting.registry, episode_of(drifting), 2)
+    pursue(drifting.registry, episode_of(drifting), SMALL)
     second, _ = drifting.requests()
     assert (second.rows, second.window_start) == (22, claimed.window_start), "it learns from the whole drift"
 

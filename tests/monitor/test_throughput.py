@@ -20,6 +20,7 @@ from tuneloop.monitor.guarded import finds
 from tuneloop.monitor.reference import AN_HOUR, Reference, of_like_times, reference_of
 from tuneloop.monitor.settings import MonitorSettings
 from tuneloop.monitor.signals import budget_share, signals_of
+from tuneloop.monitor.standards import _spans
 from tuneloop.monitor.throughput import gaps, throughput, tokens_per_s
 from tuneloop.monitor.windows import Window
 from tuneloop.registry.guard_policy import GuardPolicy, looked_alike
@@ -281,3 +282,5 @@ def test_of_a_season_as_many_requests_count_as_the_window_is_held_against(scene:
         chosen = of_like_times(whole, window.records, size)
         counted.append(standards.guarded("bot", chosen, window, ("personal_data",))["personal_data"].reference)
     assert counted == [(0, 20), (0, 60), (0, 60), (40, 100)]
+    since = whole.records[50].at  # the policy is younger than the reference: its hours are no other hours' measure
+    assert len(list(_spans(chosen, since, window))) == 1 < len(list(_spans(chosen, whole.records[0].at, window)))

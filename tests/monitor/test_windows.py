@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import timedelta
+from unittest.mock import Mock
 
 import pytest
 
 from monitor.scene import Scene
 from tests_support import request_record, statements
-from tuneloop.monitor.reference import find_reference, score_id
+from tuneloop.monitor import watch
+from tuneloop.monitor.reference import ANCHOR, find_reference, score_id
+from tuneloop.monitor.watch import Monitor
+from tuneloop.monitor.windows import Window
+from tuneloop.registry.errors import Unavailable
 from tuneloop.registry.nouns import WindowScore
 
 
@@ -48,6 +54,40 @@ def test_a_window_that_time_has_closed_is_judged_at_the_level_its_records_earn(s
     assert short == pytest.approx(full * 12 / 20)
     assert late[-1].id in score.request_ids
     assert scene.scores()[1].request_ids[0] not in score.request_ids
+
+
+def test_what_another_monitor_has_cut_elsewhere_is_completed_as_that_one_cut_it(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene.usual(60)
+    first = scene.usual(12)
+    scene.clock.advance(86_400)
+    with monkeypatch.context() as patched:
+        patched.setattr(scene.registry.episodes, "add_score", only(ANCHOR, scene.registry.episodes.add_score))
+        with pytest.raises(Unavailable):
+            scene.watch(scene.monitor(window_s=86_400))  # killed after its first judgement
+    late = request_record(9_999, first[3].at, messages=first[3].messages)
+    scene.registry.traffic.add_requests([late])
+    cut = Window(0, tuple(sorted((*first, late), key=lambda record: record.at)), 13, first[-1].at)
+    with monkeypatch.context() as patched:  # the other had cut before that was stored
+        patched.setattr(watch, "next_window", Mock(side_effect=[cut, ()]))
+        patched.setattr(Monitor, "_finish_last", lambda *_: None)
+        scene.watch(scene.monitor(window_s=86_400))
+    assert scene.scores("refusals") == []
+    scene.watch(scene.monitor(window_s=86_400))
+    assert scene.scores("refusals")[0].request_ids == scene.scores()[0].request_ids
+    assert late.id not in scene.scores()[0].request_ids
+
+
+def only(signal: str, add: Callable[[WindowScore], bool]) -> Callable[[WindowScore], bool]:
+    """A store that takes this signal's judgements alone."""
+
+    def added(score: WindowScore) -> bool:
+        if score.signal != signal:
+            raise Unavailable("killed")
+        return add(score)
+
+    return added
 
 
 def test_a_time_that_has_closed_a_window_sees_a_whole_change_in_it(scene: Scene) -> None:

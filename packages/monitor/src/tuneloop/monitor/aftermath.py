@@ -94,6 +94,7 @@ def compared(
     after: Sequence[WindowScore],
     needed: int,
     seed: int,
+    records: int = 0,
     *,
     closed: bool,
     role: Role = "raised",
@@ -105,8 +106,9 @@ def compared(
         signal: of `FOLLOWED`.
         before: the window that alarmed, of the old version.
         after: judged windows of the new one, in order.
-        needed: how many of them are enough.
+        needed: how many of them are enough, if they hold `records`.
         seed: of the permutations; the same comparison is to give the same verdict whoever makes it.
+        records: time may have closed some windows early.
         closed: no more of them will come.
         role: what it says of the version. among: how many signals are compared, and share the level.
 
@@ -116,8 +118,8 @@ def compared(
     was = _figure(signal, [before])
     if before.verdict == "not enough data" or was is None:
         return None
-    judged = [score for score in after if score.verdict != "not enough data"][:needed]
-    enough = len(judged) == needed
+    judged = _first([score for score in after if score.verdict != "not enough data"], needed, records)
+    enough = bool(judged)
     now = _figure(signal, judged) if enough else None
     moved: Moved = "not enough data" if closed else "not enough data yet"
     if role == "shown":
@@ -125,6 +127,16 @@ def compared(
     elif now is not None:
         moved = _moved(signal, before, judged, seed, LEVEL / among)
     return Compared(_UNITS[signal], was, now, moved, role)
+
+
+def _first(scores: Sequence[WindowScore], windows: int, records: int) -> list[WindowScore]:
+    """As few of the first as are so many windows and hold so many records; none where all are fewer."""
+    held = 0
+    for taken, score in enumerate(scores, start=1):
+        held += len(score.request_ids)
+        if taken >= windows and held >= records:
+            return list(scores[:taken])
+    return []
 
 
 def verdict_of(found: Mapping[str, Compared], *, closed: bool) -> Verdict:

@@ -14,6 +14,7 @@ from datetime import datetime
 
 from tuneloop.monitor.clearing import LATEST, is_quiet
 from tuneloop.monitor.reference import score_id
+from tuneloop.monitor.settings import MonitorSettings
 from tuneloop.monitor.signals import INJECTIONS
 from tuneloop.registry import Registry
 from tuneloop.registry.evidence import findings_of, part_of, window_of
@@ -57,28 +58,32 @@ def reached_until(
 
 
 def attacks_during(
-    registry: Registry, episode: AlertEpisode, still_open: Sequence[AlertEpisode], since: datetime, clear_after: int
+    registry: Registry,
+    episode: AlertEpisode,
+    still_open: Sequence[AlertEpisode],
+    since: datetime,
+    settings: MonitorSettings,
 ) -> Attacks:
     """What guards caught since an episode began, and whether that is over."""
     model, version, scores = episode.model, episode.version, registry.episodes.scores
     until = reached_until(registry, model, version, since)
 
-    under = raised_still(registry, still_open, INJECTIONS, clear_after)
+    under = raised_still(registry, still_open, INJECTIONS, settings)
     newest = scores(model, version=version, signal=INJECTIONS, limit=1)
     looked = [score.window_end for score in newest if score.verdict != "not enough data"]
     return Attacks(under, until, looked[0] if looked else None)
 
 
 def raised_still(
-    registry: Registry, still_open: Sequence[AlertEpisode], signal: str, clear_after: int
+    registry: Registry, still_open: Sequence[AlertEpisode], signal: str, settings: MonitorSettings
 ) -> AlertEpisode | None:
     """The first open episode with a signal that has not been quiet for as long as an episode has to be, whatever else
     keeps it open."""
     for episode in still_open:
         if signal in findings_of(episode):
-            limit = LATEST * clear_after
+            clear_after, limit = settings.clear_after, LATEST * settings.clear_after
             recent = registry.episodes.scores(episode.model, version=episode.version, signal=signal, limit=limit)
-            if not is_quiet(recent, clear_after):
+            if not is_quiet(recent, clear_after, clear_after * settings.window):
                 return episode
     return None
 

@@ -1,5 +1,5 @@
 """What may have caused an episode, the likeliest first, from what its signals say and what changed before. Pure but
-for `gather`.
+for `gather` and what it calls.
 
 Rules, not odds: a cause counts for the signals it can explain, and the one that explains most of them leads. What
 users ask does not depend on a deploy, so changed prompts are a drift; a change that came before the reference was
@@ -126,7 +126,8 @@ def _attacks_on(registry: Registry, episode: AlertEpisode, others: Iterable[Aler
         if other.id == episode.id or not is_attack(other):
             continue
         reached = last_reached(registry, other.model, other.version, since_of(other))
-        if len(reached) < 2 or max(score.window_end for score in reached) > since_of(episode):
+        ended = len(reached) > 1 and reached[1].verdict != "not enough data"
+        if not ended or max(score.window_end for score in reached) > since_of(episode):
             found.append(Change(since_of(other).isoformat(), "attack", f"{other.id}: {summary_of(other)}"))
     return found
 

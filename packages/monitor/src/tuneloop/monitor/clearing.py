@@ -29,17 +29,28 @@ _UNASKED = {_UNSPOKEN, "not_looked_for", "not_measured"}
 _TOO_LITTLE = {"too_few_corrections", "too_few_thumbs", "too_little_text", *_UNASKED}
 
 
-def is_quiet(scores: Sequence[WindowScore], clear_after: int) -> bool:
-    """Whether the last `clear_after` windows that could be judged raised nothing, nor together come near it; `scores`
-    of one stream.
+def newest(scores: Sequence[WindowScore], windows: int, records: int) -> list[WindowScore]:
+    """The last of these, which are in order: as few as are so many windows, and hold so many records, as time may have
+    closed some early; none where all of them are fewer."""
+    held = 0
+    for taken, score in enumerate(reversed(scores), start=1):
+        held += len(score.request_ids)
+        if taken >= windows and held >= records:
+            return list(scores[-taken:])
+    return []
+
+
+def is_quiet(scores: Sequence[WindowScore], clear_after: int, records: int = 0) -> bool:
+    """Whether the last `clear_after` windows that could be judged, of so many records at least, raised nothing, nor
+    together come near it; `scores` of one stream.
 
     What is too weak for an alarm in every window would else be over after some, and news again after the next: one
     problem, told over and over. So their p-values together (Fisher's method) must be none of the smallest 5 %; of
     parity, which takes windows together itself, the last one.
     """
     in_order = sorted(scores, key=lambda score: int(score.detail["window"]))
-    judged = [score for score in in_order if score.verdict != "not enough data"][-clear_after:]
-    if len(judged) < clear_after or any(score.verdict == "drift" for score in judged):
+    judged = newest([score for score in in_order if score.verdict != "not enough data"], clear_after, records)
+    if not judged or any(score.verdict == "drift" for score in judged):
         return False
     apart = judged[-1:] if judged[-1].signal == PARITY else judged
     return _combined([score.p_value for score in apart if score.p_value is not None]) >= CLEAR_LEVEL
@@ -51,22 +62,24 @@ def _combined(p_values: Sequence[float]) -> float:
     return float(combine_pvalues(p_values, method="fisher").pvalue) if p_values else 1.0
 
 
-def is_silent(scores: Sequence[WindowScore], clear_after: int) -> bool:
-    """Whether there was too little to judge by in the last `clear_after` windows, of what users said or of answers on
-    record with their text; `scores` of one stream.
+def is_silent(scores: Sequence[WindowScore], clear_after: int, records: int = 0) -> bool:
+    """Whether there was too little to judge by in the last `clear_after` windows, of so many records at least, of what
+    users said or of answers on record with their text; `scores` of one stream.
 
     An engine that is away is no such silence: what it would have said is not known.
     """
     in_order = sorted(scores, key=lambda score: int(score.detail["window"]))
-    return len(in_order) >= clear_after and all(_TOO_LITTLE & s.detail.keys() for s in in_order[-clear_after:])
+    last = newest(in_order, clear_after, records)
+    return bool(last) and all(_TOO_LITTLE & score.detail.keys() for score in last)
 
 
-def is_unspoken(scores: Sequence[WindowScore], clear_after: int) -> bool:
-    """Whether nothing could tell in the last `clear_after` windows: of parity, that no group of people was spoken of
+def is_unspoken(scores: Sequence[WindowScore], clear_after: int, records: int = 0) -> bool:
+    """Whether nothing could tell in the last `clear_after` windows, of so many records at least: of parity, that no group of people was spoken of
     often enough; of what guards find, that they look for other things; of speeds, that no record tells them any more.
     What nobody could see keeps no episode open; `scores` of one stream."""
     in_order = sorted(scores, key=lambda score: int(score.detail["window"]))
-    return len(in_order) >= clear_after and all(_UNASKED & s.detail.keys() for s in in_order[-clear_after:])
+    last = newest(in_order, clear_after, records)
+    return bool(last) and all(_UNASKED & score.detail.keys() for score in last)
 
 
 @dataclass(frozen=True)

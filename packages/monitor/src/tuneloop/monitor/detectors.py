@@ -14,6 +14,8 @@ windows, and by Jensen's inequality
 
     E[records to a false alarm] = w * E[1 / a(R)] >= w / E[a(R)] >= w / (S * alpha) = gamma.
 
+Windows may differ in size, each at its own alpha, as long as no size depends on what is in the records.
+
 What it leans on: records that are independent and alike while nothing drifts. Two limits follow. The promise is an
 average over references: a lucky draw waits longer than gamma, an unlucky one less. And records that come in clusters
 (one user, ten questions on one thing; night against day) count as fewer than they are, which brings alarms earlier

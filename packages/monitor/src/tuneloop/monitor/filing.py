@@ -15,6 +15,7 @@ from tuneloop.monitor.attacks import attacks_during, raised_still, reached_until
 from tuneloop.monitor.following import in_vain
 from tuneloop.monitor.policy import File, Hold, decide
 from tuneloop.monitor.reference import JUST_BEFORE
+from tuneloop.monitor.settings import MonitorSettings
 from tuneloop.monitor.signals import BAD_CORRECTIONS, OF_SERVING
 from tuneloop.registry import Registry
 from tuneloop.registry.episodes import noted
@@ -26,13 +27,13 @@ from tuneloop.registry.retraining.queue import new_request_id
 BY = "monitor"
 
 
-def pursue(registry: Registry, episode: AlertEpisode, clear_after: int) -> AlertEpisode:
+def pursue(registry: Registry, episode: AlertEpisode, settings: MonitorSettings) -> AlertEpisode:
     """Do what the policy asks for this open episode; returns the episode as it stands then."""
     policy = registry.policies.get(episode.model, RetrainingPolicy)
     now = registry.clock()
     begun = since_of(episode) - JUST_BEFORE
     open_now = registry.episodes.all(episode.model, open_only=True).whole()
-    attacks = attacks_during(registry, episode, open_now, begun, clear_after)
+    attacks = attacks_during(registry, episode, open_now, begun, settings)
     spoilt = {  # what was recorded meanwhile is not learned from
         "there was an attack": attacks.until,
         "corrections were bad": reached_until(registry, episode.model, episode.version, begun, BAD_CORRECTIONS),
@@ -52,7 +53,7 @@ def pursue(registry: Registry, episode: AlertEpisode, clear_after: int) -> Alert
         _serving(open_now),
         attacks,
         in_vain(registry, requests, episode),
-        raised_still(registry, open_now, BAD_CORRECTIONS, clear_after),
+        raised_still(registry, open_now, BAD_CORRECTIONS, settings),
         fresh,
     )
     if isinstance(decision, Hold):

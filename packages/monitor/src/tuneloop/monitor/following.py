@@ -14,6 +14,7 @@ from hashlib import sha256
 from tuneloop.monitor.aftermath import FOLLOWED, Compared, Role, compared, roles_of, verdict_of, written
 from tuneloop.monitor.clearing import LATEST
 from tuneloop.monitor.reference import ANCHOR, became_champion, champion_since, score_id
+from tuneloop.monitor.settings import MonitorSettings
 from tuneloop.registry import Registry
 from tuneloop.registry.episodes import noted
 from tuneloop.registry.errors import NotFound, Unreadable
@@ -28,9 +29,10 @@ log = logging.getLogger("tuneloop.monitor")
 class Follower:
     """Follows the retrainings of one monitor's models; what is decided is not read again."""
 
-    def __init__(self, registry: Registry, clear_after: int) -> None:
+    def __init__(self, registry: Registry, settings: MonitorSettings) -> None:
         self._registry = registry
-        self._clear_after = clear_after
+        self._clear_after = settings.clear_after
+        self._records = settings.clear_after * settings.window
         self._decided: set[str] = set()  # no more is known before its version serves again
         self._told: set[str] = set()  # and these whatever comes
 
@@ -118,7 +120,9 @@ class Follower:
     ) -> Compared | None:
         seed = int(sha256(f"{request.id}\0{signal}".encode()).hexdigest()[:16], 16)
         in_order = sorted(after, key=lambda score: int(score.detail["window"]))
-        return compared(signal, alarm, in_order, self._clear_after, seed, closed=closed, role=role, among=among)
+        return compared(
+            signal, alarm, in_order, self._clear_after, seed, self._records, closed=closed, role=role, among=among
+        )
 
     def _is_closed(self, history: Sequence[Route], version: int) -> bool:
         """Whether no more is waited for: it has had its windows, or a newer version has taken over, or another serves

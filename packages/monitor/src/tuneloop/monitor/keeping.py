@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from tuneloop.monitor import alerts
-from tuneloop.monitor.attacks import is_attack
+from tuneloop.monitor.attacks import is_attack, seen_since
 from tuneloop.monitor.causes import explained, gather
 from tuneloop.monitor.clearing import (
     LATEST,
@@ -32,6 +32,7 @@ from tuneloop.monitor.signals import (
     CORRECTION_BLEU,
     DETECTORS,
     GUARDED,
+    INJECTIONS,
     OF_SERVING,
     PARITY,
     PERPLEXITIES,
@@ -60,7 +61,7 @@ class Keeper:
         self._settings = settings
         self._watches_canaries = watches_canaries
         self._signals = windowed(settings)
-        self._follower = Follower(registry, settings.clear_after)
+        self._follower = Follower(registry, settings)
         self._looked: dict[
             str, tuple[str, ...]
         ] = {}  # open episode → the newest window, and its signals, when it stayed
@@ -70,6 +71,17 @@ class Keeper:
         now = self._registry.clock()
         pages = self._settings.paging(score.model)
         still_open = self._registry.episodes.all(score.model, open_only=True).whole()
+        self._taken(score, still_open, pages, now)
+        if score.signal == INJECTIONS:  # judged after what it may explain in the same window
+            for other in self._open_episodes(score.model):
+                if not is_attack(other) and seen_since(other, score.window_start, list(findings_of(other))):
+                    changed = self._explained(other, now)
+                    if changed != other:
+                        self._registry.episodes.update(other, changed, by=BY, action="episode.window")
+
+    def _taken(
+        self, score: WindowScore, still_open: Sequence[AlertEpisode], pages: Sequence[str], now: datetime
+    ) -> None:
         episode = alerts.taker(still_open, score, self._settings.group_s)
         if episode is None:
             past = self._registry.episodes.all(score.model, version=score.version)
@@ -110,10 +122,11 @@ class Keeper:
             if not recent:
                 self._end(episode, "none of its signals is watched any more")
                 continue
-            loud = [signal for signal, scores in recent.items() if not is_quiet(scores, clear_after)]
+            enough = clear_after, clear_after * self._settings.window
+            loud = [signal for signal, scores in recent.items() if not is_quiet(scores, *enough)]
             # Users stop correcting when the cause is gone: that holds up no all-clear that another signal gives.
-            silent = [signal for signal in loud if is_silent(recent[signal], clear_after)]
-            unspoken = all(is_unspoken(recent[signal], clear_after) for signal in silent)
+            silent = [signal for signal in loud if is_silent(recent[signal], *enough)]
+            unspoken = all(is_unspoken(recent[signal], *enough) for signal in silent)
             if loud == silent and (len(silent) < len(recent) or unspoken):
                 # What an attack asks is over with it, and an episode open for longer would take in what comes next.
                 look = None if is_attack(episode) else self._look_longer(recent.get(ANCHOR, ()), standard)
@@ -178,7 +191,7 @@ class Keeper:
     def pursue(self, model: str) -> None:
         """Do for each open one what the policy says."""
         for episode in self._open_episodes(model):
-            pursue(self._registry, episode, self._settings.clear_after)
+            pursue(self._registry, episode, self._settings)
 
     def _open_episodes(self, model: str) -> list[AlertEpisode]:
         """Those this monitor answers for; others may have opened some of other signals."""

@@ -23,7 +23,7 @@ class MonitorSettings(Section):
     window: int = Field(default=40, ge=FEWEST_IN_A_WINDOW, le=1_000)  # records a window holds
     window_s: float = Field(
         default=0.0, ge=0
-    )  # a window whose oldest record is this old is judged though it is not full; 0: none
+    )  # a window whose oldest record is this old is judged with FEWEST_IN_A_WINDOW; 0: once it is full alone
     reference: int = Field(default=120, ge=20, le=2_000)  # records a champion's reference holds; frozen once full
     season_days: int = Field(
         default=0, ge=0, le=28

@@ -3,8 +3,8 @@
 Prompt drift, the perplexities (of questions, and of the answers users say they should have got), other answers and
 worse ones tell of the same problem (the version no longer fits what it is asked) and share an episode. Latency is a
 problem of its own, with the speed of answers and their time in the queue; and so are attacks, what else guards find,
-corrections that nothing can be learned from, how often it is asked, a group of people that is treated worse (which may stand for long, and no drift may be taken for
-it), and a served model that changed, which `canary_watch` looks for.
+corrections that nothing can be learned from, how often it is asked, a group of people that is treated worse (which may
+stand for long, and no drift may be taken for it), and a served model that changed, which `canary_watch` looks for.
 """
 
 from __future__ import annotations
@@ -106,8 +106,8 @@ def budget_share(signal: str, settings: MonitorSettings) -> float:
     """A stream's part of the false-alarm budget; the parts of all streams of a model make one (a weighted Bonferroni).
 
     What tells of a drift, or of lateness, gets four times as much as each way in which answers can be worse, and as
-    the canaries, what guards count, how fast answers come and what users correct, which need less: a change of the served model, or a
-    campaign, is seen at any level.
+    the canaries, what guards count, how fast answers come and what users correct, which need less: a change of the
+    served model, or a campaign, is seen at any level.
     """
     lighter = {*QUALITIES, *GUARDED, *THROUGHPUT, *OF_SERVING, BAD_CORRECTIONS} - {ANSWER_DRIFT}
     weights = {name: _LIGHT if name in lighter else 1.0 for name in signals_of(settings)}

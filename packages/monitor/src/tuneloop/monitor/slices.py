@@ -58,19 +58,19 @@ def driving(
     tests = [*_tests(reference, window, kernel, rng, (TIME_OF_DAY, *in_bursts))]
     sure = surest([test.p_value for test in tests])
     named = [replace(tests[place], p_value=corrected) for place, corrected in sure]
-    return [one for one in named if _tells(one, named, tests)]
+    return [one for one in named if _tells(one, named, tests, len(reference), len(window))]
 
 
-def _tells(one: Slice, named: Sequence[Slice], tests: Sequence[Slice]) -> bool:
-    """Whether it says more than that something changed."""
-    asked, told = (sum((s.field, s.how) == (one.field, one.how) for s in slices) for slices in (tests, named))
-    if told < asked or told < 2:
+def _tells(one: Slice, named: Sequence[Slice], tests: Sequence[Slice], before: int, now: int) -> bool:
+    """Whether it says more than that something changed, in so many lines of either side."""
+    asked = [test for test in tests if (test.field, test.how) == (one.field, one.how)]
+    told = sum((other.field, other.how) == (one.field, one.how) for other in named)
+    if told < 2 or told < len(asked):
         return True
     if one.how == "texts":
         return False  # everywhere
-    of_field = [test for test in tests if (test.field, test.how) == (one.field, one.how)]
-    came, had = sum(test.window for test in of_field), sum(test.reference for test in of_field)
-    return told > 2 or one.window * had > one.reference * came
+    both = told == 2 and sum(t.reference for t in asked) == before and sum(t.window for t in asked) == now
+    return not both or one.window * before > one.reference * now
 
 
 def surest(p_values: Sequence[float]) -> list[tuple[int, float]]:

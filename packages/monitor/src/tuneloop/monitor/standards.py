@@ -33,6 +33,8 @@ _DAY = timedelta(days=1)
 _WIDER = timedelta(minutes=15)  # at first, then twice as much each time
 _RECENT = 50  # scores read back for what an earlier monitor has read of a reference
 
+Span = tuple[datetime, datetime]
+
 
 @dataclass(frozen=True)
 class Standard:
@@ -63,12 +65,10 @@ def compared(standard: Standard, records: Sequence[RequestRecord], settings: Mon
     return of_like_times(standard.reference, records, size)
 
 
-Span = tuple[datetime, datetime]
-
-
 def _spans(reference: Reference, since: datetime, window: Window) -> Iterator[list[Span]]:
     """The time of a reference from `since` on. Where it was chosen from a season's, the window's own time of day on the
-    days that it was chosen from, then wider and wider on both sides, at last the whole of these days."""
+    days that it was chosen from; then, unless `since` cuts some of it off, wider and wider on both sides, at last the
+    whole of these days."""
     whole = (reference.of or reference).records
     first, last = max(whole[0].at, since), whole[-1].at
     if reference.of is None:
@@ -87,7 +87,7 @@ def _spans(reference: Reference, since: datetime, window: Window) -> Iterator[li
     while True:
         spans = ((max(start - wider, first), min(start + lasts + wider, last)) for start in starts)
         yield [(start, end) for start, end in spans if start <= end]
-        if wider == most:
+        if wider == most or since > whole[0].at:  # what was looked for only lately is no other time of day's
             return
         wider = min(2 * wider or _WIDER, most)
 
@@ -187,7 +187,7 @@ class Standards:
         had = [(record, float(is_found(signal, record))) for record in earlier]
         return of_hits(asked, [is_found(signal, record) for record in asked], had)
 
-    def _asked(self, model: str, spans: Sequence[tuple[datetime, datetime]]) -> list[RequestRecord]:
+    def _asked(self, model: str, spans: Sequence[Span]) -> list[RequestRecord]:
         """What was asked in these times, whatever became of it; of each the newest, `_MOST_ASKED` of all at most."""
         most = max(_MOST_ASKED // max(len(spans), 1), 1)
         traffic = self._registry.traffic

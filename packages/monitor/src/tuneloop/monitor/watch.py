@@ -187,34 +187,37 @@ class Monitor:
         else:
             self._finish_last(history, version)
             until = self._elapsed() + SPEND_S / max(len(self._turns), 1)
-            size, longest_s = self._settings.window, self._settings.window_s
             while True:
                 self._keeper.pursue(model)  # after each window: a backlog of them may take engines minutes
                 done = progress(self._registry, history, version, standard.reference, self._settings.late_s)
-                window = next_window(self._registry, model, version, done, size, longest_s)
+                window = next_window(
+                    self._registry, model, version, done, self._settings.window, self._settings.window_s
+                )
                 if isinstance(window, tuple) or self._stopping() or (judged and self._elapsed() >= until):
                     break
                 scores = self._judge_window(model, version, standard, window)
                 standard = standard.held_to(window)
                 judged, alarms = judged + 1, alarms + sum(score.verdict == "drift" for score in scores)
-            waiting = f"window {done.next_index} of {model}@{version}"
             looked = isinstance(window, tuple)
-            if isinstance(window, Window):
-                waiting += " is whole and waits for the next pass"
-            else:
-                waiting += f" holds {len(window)} of {size} records"
-                if window and longest_s:
-                    closes = window[0].at + timedelta(seconds=longest_s)
-                    waiting += f"; from {closes:%Y-%m-%d %H:%M:%S}Z on {FEWEST_IN_A_WINDOW} are enough"
-                if self._keeper.heard(model) is None:
-                    early = not standard.reference.frozen and not self._settings.season_days
-                    self._read_ahead(model, version, (*(standard.reference.records if early else ()), *window))
+            waiting = f"window {done.next_index} of {model}@{version} {self._waits(window)}"
+            if isinstance(window, tuple) and self._keeper.heard(model) is None:
+                early = not standard.reference.frozen and not self._settings.season_days
+                self._read_ahead(model, version, (*(standard.reference.records if early else ()), *window))
         if looked and self._textless.gone_through(model, version):
             return ModelState(model, version, judged, alarms, without_text(model, version))
         if self._said.get(model) != waiting:
             self._said[model] = waiting
             log.info("%s", waiting)
         return ModelState(model, version, judged, alarms, waiting)
+
+    def _waits(self, window: Window | tuple[RequestRecord, ...]) -> str:
+        if isinstance(window, Window):
+            return "is closed and waits for the next pass"
+        said = f"holds {len(window)} of {self._settings.window} records"
+        if not window or not self._settings.window_s:
+            return said
+        closes = window[0].at + timedelta(seconds=self._settings.window_s)
+        return f"{said}; from {closes:%Y-%m-%d %H:%M:%S}Z on {FEWEST_IN_A_WINDOW} are enough"
 
     def _read_ahead(self, model: str, version: int, records: Sequence[RequestRecord]) -> None:
         """Read on an engine what has come so far, so that a full window is judged at once."""
@@ -248,6 +251,8 @@ class Monitor:
         for signal in self._signals_of(model):  # each alarm is raised at once: the next may take an engine minutes
             spared = self._keeper.heard(model) if signal in PERPLEXITIES and scores[0].verdict == "drift" else None
             scores.append(score := self._score(signal, held, standard, spared))
+            if score.request_ids != tuple(record.id for record in window.records):
+                return scores  # another monitor has cut it elsewhere: the next pass completes that one
             if score.verdict == "drift":
                 self._keeper.take(score)
         self._keeper.end_quiet(scores[0], standard)

@@ -1,10 +1,10 @@
 """Cutting a champion's traffic into windows: each record is judged once, in the order it came, also when it came
 late.
 
-A window takes the oldest records that no window and not the reference holds yet. It is closed once it is full, or, where
-windows have a longest time, once its oldest record is as old as that, if it holds FEWEST_IN_A_WINDOW then. A record that arrives late (a
-gateway's spool was replayed) joins the next window; one later than `late_s` is left out, so that looking back stays
-cheap. One that a gateway whose clock is ahead has stamped with a time to come is judged when that time has come: taken
+A window takes the oldest records that no window and not the reference holds yet. It is closed once it is full, or,
+where windows have a longest time, once its oldest record is as old as that and it holds FEWEST_IN_A_WINDOW. A record
+that arrives late (a gateway's spool was replayed) joins the next window; one later than `late_s` is left out, so that
+looking back stays cheap. One that a gateway whose clock is ahead has stamped with a time to come is judged when that time has come: taken
 at once it would put everything till then out of reach.
 """
 
@@ -92,8 +92,8 @@ def next_window(
         if len(fresh) < size and len(served) + len(served.unreadable) >= limit:
             limit *= 2  # so many cannot be read
             continue
-        late = longest_s > 0 and len(fresh) >= FEWEST_IN_A_WINDOW and fresh[0].at + timedelta(seconds=longest_s) <= until
-        if len(fresh) < size and not late:
+        closes = fresh[0].at + timedelta(seconds=longest_s) if longest_s and len(fresh) >= FEWEST_IN_A_WINDOW else None
+        if len(fresh) < size and (closes is None or closes > until):
             return tuple(fresh)
         records = tuple(fresh[:size])
         return Window(done.next_index, records, len(records), max(done.high_water, records[-1].at))
