@@ -90,6 +90,7 @@ def test_an_attack_that_has_ended_is_no_cause_of_what_begins_before_its_all_clea
     guarded.watch()
     drift, attack = guarded.registry.episodes.all("bot")
     assert (drift.signal, attack.signal) == ("prompt_drift", "injections")
+    assert attack.resolved_at is not None
     assert attack.opened_at < drift.opened_at < attack.resolved_at, "its all-clear comes with the same window"
     assert [cause["kind"] for cause in drift.evidence["causes"]] == ["drift"]
 

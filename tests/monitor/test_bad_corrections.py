@@ -35,9 +35,9 @@ def corrected(scene: Scene, records: Sequence[RequestRecord], says: Says = good)
 @pytest.mark.parametrize(
     ("says", "worst"),
     [
-        (lambda record: "See the manual.", "the same text for several questions"),
+        (lambda _: "See the manual.", "the same text for several questions"),
         (lambda record: f" {(record.answer or '').upper()}\n", "what the answer said already"),
-        (lambda record: "no no no " * 20, "empty or repeating themselves"),
+        (lambda _: "no no no " * 20, "empty or repeating themselves"),
         (lambda record: f"I can't help with {record.question}", "refusals"),
     ],
 )
@@ -72,7 +72,7 @@ def test_while_they_are_raised_nothing_is_trained_and_then_only_on_what_came_aft
         scene.watch(scene.monitor(bad_corrections=True), serves=())
 
     corrected(scene, scene.usual(60, answer="It adds."))
-    window(lambda record: "See the manual.")
+    window(lambda _: "See the manual.")
     drift = scene.the_episode()
     assert {"prompt_drift", BAD_CORRECTIONS} <= drift.evidence["signals"].keys()
     assert [cause["kind"] for cause in drift.evidence["causes"]] == ["drift", "feedback"]
@@ -91,7 +91,7 @@ def test_while_they_are_raised_nothing_is_trained_and_then_only_on_what_came_aft
 
 def test_nobody_who_corrects_ends_it(scene: Scene) -> None:
     corrected(scene, scene.usual(60, answer="It adds."))
-    corrected(scene, scene.usual(20, answer="It adds."), lambda record: "See the manual.")
+    corrected(scene, scene.usual(20, answer="It adds."), lambda _: "See the manual.")
     for _ in range(3):
         scene.watch(scene.monitor(bad_corrections=True), serves=())
         scene.usual(20)

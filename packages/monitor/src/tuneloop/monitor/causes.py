@@ -148,14 +148,7 @@ def causes_of(episode: AlertEpisode, changes: Sequence[Change]) -> list[Cause]:
         found.append(Cause("served model", why, (REFERENCE_BLEU,)))
     elif known and by_served:
         found.append(Cause("served model", known[0].what, by_served))
-    attacks = [change for change in changes if change.kind == "attack"]
-    by_attack = tuple(s for s in signals if s not in (*SPEED, SERVED_MODEL_CHANGE))
-    if INJECTIONS in signals:
-        shares = {"reference": 0.0, "window": 0.0} | part_of(findings[INJECTIONS], "shares")
-        why = f"guards caught {shares['window']:.0%} of what was asked, {shares['reference']:.0%} before"
-        found.append(Cause("attack", why, by_attack))
-    elif attacks and by_attack:
-        found.append(Cause("attack", attacks[0].what, by_attack))
+    found += _attack_of(findings, changes)
     late = tuple(s for s in signals if s in SPEED)
     slow = slow_engine(part_of(findings.get(LATENCY, {}), "engines")) or _named_engine(findings)
     away = [change for change in changes if change.kind == "engine"]
@@ -184,6 +177,16 @@ def causes_of(episode: AlertEpisode, changes: Sequence[Change]) -> list[Cause]:
     if not found:
         found.append(Cause("load", "nothing was changed just before, and no engine alone is slow", signals))
     return sorted(found, key=lambda cause: (-len(cause.explains), ORDER.index(cause.kind)))
+
+
+def _attack_of(findings: Mapping[str, Mapping[str, Any]], changes: Sequence[Change]) -> list[Cause]:
+    attacks = [change for change in changes if change.kind == "attack"]
+    by_attack = tuple(s for s in findings if s not in (*SPEED, SERVED_MODEL_CHANGE))
+    if INJECTIONS in findings:
+        shares = {"reference": 0.0, "window": 0.0} | part_of(findings[INJECTIONS], "shares")
+        why = f"guards caught {shares['window']:.0%} of what was asked, {shares['reference']:.0%} before"
+        return [Cause("attack", why, by_attack)]
+    return [Cause("attack", attacks[0].what, by_attack)] if attacks and by_attack else []
 
 
 def _drift_why(explained_by_it: Sequence[str]) -> str:

@@ -74,9 +74,9 @@ def is_silent(scores: Sequence[WindowScore], clear_after: int, records: int = 0)
 
 
 def is_unspoken(scores: Sequence[WindowScore], clear_after: int, records: int = 0) -> bool:
-    """Whether nothing could tell in the last `clear_after` windows, of so many records at least: of parity, that no group of people was spoken of
-    often enough; of what guards find, that they look for other things; of speeds, that no record tells them any more.
-    What nobody could see keeps no episode open; `scores` of one stream."""
+    """Whether nothing could tell in the last `clear_after` windows, of so many records at least: of parity, that no
+    group of people was spoken of often enough; of what guards find, that they look for other things; of speeds, that no
+    record tells them any more. What nobody could see keeps no episode open; `scores` of one stream."""
     in_order = sorted(scores, key=lambda score: int(score.detail["window"]))
     last = newest(in_order, clear_after, records)
     return bool(last) and all(_UNASKED & score.detail.keys() for score in last)

@@ -4,8 +4,8 @@ late.
 A window takes the oldest records that no window and not the reference holds yet. It is closed once it is full, or,
 where windows have a longest time, once its oldest record is as old as that and it holds FEWEST_IN_A_WINDOW. A record
 that arrives late (a gateway's spool was replayed) joins the next window; one later than `late_s` is left out, so that
-looking back stays cheap. One that a gateway whose clock is ahead has stamped with a time to come is judged when that time has come: taken
-at once it would put everything till then out of reach.
+looking back stays cheap. One that a gateway whose clock is ahead has stamped with a time to come is judged when that
+time has come: taken at once it would put everything till then out of reach.
 """
 
 from __future__ import annotations
