@@ -22,7 +22,12 @@ ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 DASHBOARDS = DEPLOY / "grafana" / "dashboards"
 RULES = [DEPLOY / "prometheus" / name for name in ("rules.yml", "slo.yml")]
-_OF_KIND = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count"), "gauge": ("",)}
+_OF_KIND = {
+    "counter": ("_total",),
+    "histogram": ("_bucket", "_sum", "_count"),
+    "summary": ("_sum", "_count"),
+    "gauge": ("",),
+}
 
 
 def compose(name: str = "compose.yaml") -> dict[str, Any]:

@@ -61,10 +61,11 @@ def test_the_time_between_events_is_counted_by_engine_and_tokens_by_owner(world:
     gateway = world.gateway()
     assert gateway.chat(stream=True).status == 200
     labels = 'engine="e1",model="bot",version="1"'
-    until(lambda: gateway.metric('tuneloop_engine_queue_seconds_count{engine="e1",model="bot"}') == 1)  # it has ended
+    until(lambda: gateway.metric(f"tuneloop_engine_queue_seconds_count{{{labels}}}") == 1)  # it has ended
     assert gateway.metric(f"tuneloop_inter_token_seconds_count{{{labels}}}") >= 1
     assert gateway.metric(f"tuneloop_inter_token_seconds_sum{{{labels}}}") >= 0.02
     assert gateway.metric('tuneloop_owner_tokens_total{kind="prompt",owner="test"}') == 7
+    assert gateway.metric('tuneloop_owner_time_to_first_token_seconds_count{owner="test"}') == 1
 
 
 @pytest.mark.parametrize("asks_for_usage", [False, True])
@@ -197,7 +198,7 @@ def test_metrics_tell_requests_tokens_and_revisions(world: World) -> None:
         'tuneloop_requests_total{model="bot",status="200",version="1"}': 1,
         'tuneloop_requests_total{model="",status="404",version=""}': 1,
         'tuneloop_request_seconds_count{model="bot",version="1"}': 1,
-        'tuneloop_time_to_first_token_seconds_count{model="bot",version="1"}': 1,
+        'tuneloop_time_to_first_token_seconds_count{engine="e1",model="bot",version="1"}': 1,
         'tuneloop_tokens_total{kind="prompt",model="bot",version="1"}': 7,
         'tuneloop_tokens_total{kind="completion",model="bot",version="1"}': 5,
         'tuneloop_route_revision{model="bot"}': 1,

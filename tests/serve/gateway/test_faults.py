@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import json
 import time
-from typing import Any
+from typing import Any, cast
 
 import openai
 import pytest
 
 from serve.gateway.faulty_engine import Fault
 from serve.gateway.test_answers import recorded
-from serve.gateway.world import World, until
+from serve.gateway.world import Address, World, until
 from tuneloop.registry.guard_policy import GuardPolicy, OutputGuards
+from tuneloop.serve.gateway.upstream import FAULTS
 
 STREAMS = pytest.mark.parametrize("stream", [False, True])
+
+
+def failures(gateway: Address, engine: str) -> dict[str, float]:
+    """Kind → attempts for version 1 of `bot` that an engine failed."""
+    name = "tuneloop_engine_failures_total"
+    return {
+        kind: gateway.metric(f'{name}{{engine="{engine}",kind="{kind}",model="bot",version="1"}}') for kind in FAULTS
+    }
 
 
 @STREAMS
@@ -33,6 +42,8 @@ def test_a_failure_before_the_first_byte_is_tried_on_another_engine(world: World
     assert (len(bad.seen), len(good.seen)) == (1, 1)
     assert recorded(world, got.headers["x-request-id"]).engine == "e2"
     assert gateway.metric('tuneloop_retries_total{model="bot"}') == 1
+    assert sum(failures(gateway, "e1").values()) == 1
+    assert not any(failures(gateway, "e2").values())
 
 
 @STREAMS
@@ -84,7 +95,9 @@ def test_a_dead_engine_costs_no_request(world: World) -> None:
     dead.stop()
     assert [gateway.chat(stream=n % 2 == 0).status for n in range(20)] == [200] * 20
     assert len(alive.seen) == 20
-    assert gateway.metric('tuneloop_retries_total{model="bot"}') <= 2
+    retries = gateway.metric('tuneloop_retries_total{model="bot"}')
+    assert 1 <= retries <= 2
+    assert failures(gateway, "e1")["unreachable"] == sum(failures(gateway, "e1").values()) == retries
 
 
 @pytest.mark.parametrize("fault", ["status_500", "status_503"])
@@ -183,6 +196,34 @@ def test_an_error_event_of_the_engine_is_passed_on_and_recorded(world: World) ->
     assert b"out of memory" in got.body
     record = recorded(world, got.headers["x-request-id"])
     assert (record.status, record.error) == (500, "out of memory")
+
+
+def test_each_way_in_which_an_engine_fails_is_counted_as_such(world: World) -> None:
+    engine = world.engine("e1", "bot@1")
+    world.route((1, 10_000))
+    gateway = world.gateway(first_byte_timeout_s=2.0, idle_timeout_s=2.0)
+    expected = dict.fromkeys(map(str, FAULTS), 0.0)
+    for fault, stream, kind in (
+        ("dies_before_first_byte", True, "lost"),
+        ("absurd", True, "lost"),
+        ("absurd", False, "error"),
+        ("status_500", False, "error"),
+        ("error_as_first_event", True, "error"),
+        ("error_as_later_event", True, "error"),
+        ("status_503", False, "busy"),
+        ("status_404", False, "not_loaded"),
+        ("dies_in_mid_stream", True, "broke_off"),
+        ("ends_without_done", True, "broke_off"),
+        ("silent_in_mid_stream", True, "timeout"),
+        ("never_answers", False, "timeout"),
+        ("status_400", False, None),  # the client's fault
+        ("none", True, None),
+    ):
+        engine.fault, engine.faults_left = cast("Fault", fault), 1
+        gateway.chat(stream=stream)
+        if kind is not None:
+            expected[kind] += 1
+        until(lambda: failures(gateway, "e1") == expected, what=f"{fault} is counted")
 
 
 def test_an_absurd_answer_does_not_harm_the_gateway(world: World) -> None:

@@ -56,6 +56,8 @@ def test_requests_beyond_a_minutes_limit_are_refused_and_the_client_is_told_what
     assert got.headers["x-ratelimit-reset-requests"] in {f"{s}s" for s in range(50, 60)} | {"1m0s", "1m1s"}
     assert "x-ratelimit-limit-tokens" not in got.headers
     assert gateway.metric(f'tuneloop_limited_requests_total{{key="{key.id}",limit="requests"}}') == 1
+    counted = 'tuneloop_owner_requests_total{owner="team-a",status="%s"}'
+    until(lambda: (gateway.metric(counted % "2xx"), gateway.metric(counted % "429")) == (3, 1))
     assert "x-ratelimit-limit-requests" not in gateway.chat().headers  # a key without limits is told of none
     world.registry.keys.limit(key.id, lambda _: KeyLimits(requests_per_minute=5), by="test")
     until(lambda: mine.chat().status == 200, 3)

@@ -20,6 +20,7 @@ def board() -> Board:
             Row("Gateways: the queue and the limits", _GATEWAYS),
             Row("Engines: how full", _FULL),
             Row("Engines: how fast", _FAST),
+            Row("Engines: adapters that come and go", _SWAPS, across=2),
             Row("Work beside requests", _BESIDE),
         ),
         since="now-24h",
@@ -52,6 +53,28 @@ _DEMAND = (
         "currencyUSD",
         (Query("3600 * sum by (owner) (rate(tuneloop_owner_spent_usd_total[$__rate_interval]))", "{{owner}}"),),
         description="An hour, of models that have a price.",
+    ),
+    Panel(
+        "Requests by owner",
+        "reqps",
+        (
+            Query(
+                "sum by (owner, status) (rate(tuneloop_owner_requests_total[$__rate_interval]))", "{{owner}} {{status}}"
+            ),
+        ),
+        description="Of all models; 429: a limit refused, 499: the client left first.",
+    ),
+    Panel(
+        "Time to first token by owner",
+        "s",
+        (
+            Query(
+                "sum by (owner) (rate(tuneloop_owner_time_to_first_token_seconds_sum[$__rate_interval]))"
+                " / sum by (owner) (rate(tuneloop_owner_time_to_first_token_seconds_count[$__rate_interval]))",
+                "{{owner}}",
+            ),
+        ),
+        description="Mean of the streams of all models, from arrival.",
     ),
     Panel(
         "Engine time asked for",
@@ -161,6 +184,12 @@ _FAST = (
         description="As they come to the gateways.",
     ),
     Panel(
+        "Time to first token",
+        "s",
+        quantiles("tuneloop_time_to_first_token_seconds", "engine", "{{engine}}", 0.5, 0.99),
+        description="From arrival at a gateway, by the engine that answered.",
+    ),
+    Panel(
         "Tokens per second of an engine",
         "short",
         (
@@ -172,6 +201,31 @@ _FAST = (
         "First token of an engine",
         "s",
         quantiles("vllm:time_to_first_token_seconds", "instance", "{{instance}}", 0.5, 0.99, chosen=""),
+    ),
+)
+_SWAPS = (
+    Panel(
+        "Adapters loaded, failed and unloaded",
+        "short",
+        (
+            Query(
+                "max by (engine, change) (increase(tuneloop_adapter_changes_total[$__rate_interval]))",
+                "{{engine}} {{change}}",
+            ),
+        ),
+        description="As the gateways see it, each of them the same.",
+    ),
+    Panel(
+        "Until an adapter is ready",
+        "s",
+        (
+            Query(
+                "max by (engine) (rate(tuneloop_adapter_load_seconds_sum[$__rate_interval])"
+                " / rate(tuneloop_adapter_load_seconds_count[$__rate_interval]))",
+                "{{engine}}",
+            ),
+        ),
+        description="Mean: fetch, turn, load, first token; to within `poll_s`, the engine's log has it exactly.",
     ),
 )
 _BESIDE = (

@@ -111,6 +111,17 @@ _FAILING = (
         description="As the gateways see them; 1: live and ready.",
     ),
     Panel(
+        "Attempts that engines fail",
+        "short",
+        (
+            Query(
+                f"sum by (engine, kind) (increase(tuneloop_engine_failures_total{{{MODEL}}}[$__rate_interval]))",
+                "{{engine}} {{kind}}",
+            ),
+        ),
+        description="Those that a second engine made good for, too.",
+    ),
+    Panel(
         "Second attempts",
         "reqps",
         (Query(f"sum by (model) ({rate('tuneloop_retries_total')})", "{{model}}"),),

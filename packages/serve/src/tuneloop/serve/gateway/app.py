@@ -85,8 +85,7 @@ class Gateway:
             self._shadows,
             self._tracing,
             self._finished,
-            self._metrics.retried,
-            self._metrics.between,
+            self._metrics,
             draw,
         )
         self._rest = rest.build(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
 
 import msgspec
 
@@ -20,12 +19,13 @@ from tuneloop.serve.gateway.http import Send, send_part
 from tuneloop.serve.gateway.line import Line
 from tuneloop.serve.gateway.load import Load
 from tuneloop.serve.gateway.mask import Mask
+from tuneloop.serve.gateway.metrics import Metrics
 from tuneloop.serve.gateway.responses.mask import ResponseMask
 from tuneloop.serve.gateway.settings import GatewaySettings
 from tuneloop.serve.gateway.snapshot import Target
 from tuneloop.serve.gateway.sse import EngineError, Relay
 from tuneloop.serve.gateway.tally import Times
-from tuneloop.serve.gateway.upstream import EngineFailure, Reply, Sign, Upstream, lost, refused, too_late
+from tuneloop.serve.gateway.upstream import EngineFailure, Reply, Upstream, lost, refused, too_late
 
 EVENT_BYTES_PER_CHAR = 64  # an event is some 250 bytes and says a word
 _JSON = (b"content-type", b"application/json")
@@ -52,10 +52,9 @@ class Opened(msgspec.Struct, frozen=True):
 class Attempts:
     """Makes attempts; needs a running event loop from the start."""
 
-    def __init__(self, settings: GatewaySettings, load: Load, between: Callable[[Target], Times]) -> None:
-        """`between` gives where the times between two events of an engine's stream are counted."""
+    def __init__(self, settings: GatewaySettings, load: Load, metrics: Metrics) -> None:
         self._load = load
-        self._between = between
+        self._metrics = metrics
         self.loop = asyncio.get_running_loop()
         self._upstream = Upstream(settings.connect_timeout_s)
         self._first_byte_timeout_s = settings.first_byte_timeout_s
@@ -80,14 +79,15 @@ class Attempts:
             try:
                 opened = await self._open(exchange, ask, target)
             except EngineFailure as failure:
-                self._tell(target, failure.sign)
+                self._tell(target, failure)
                 raise
             self._load.begun(target)
             exchange.error = None
             try:
                 await self._deliver(line, send, exchange, opened)
-            except ApiError:  # an engine that begins each time and never ends would else draw every stream
+            except ApiError as error:  # an engine that begins each time and never ends would else draw every stream
                 self._load.shun(target.slot, busy=False)
+                self._metrics.engine_failed(target, "timeout" if error.status == 504 else "broke_off")
                 raise
             finally:
                 opened.reply.close()
@@ -96,15 +96,18 @@ class Attempts:
                 self._load.answered(target)
             elif told.status >= 500:
                 self._load.shun(target.slot, busy=False)
+                self._metrics.engine_failed(target, "error")
         finally:
             self._load.put_down(target, exchange.tokens)
 
-    def _tell(self, target: Target, sign: Sign) -> None:
-        """Note what a failure says of the engine."""
-        if sign == "gone":
+    def _tell(self, target: Target, failure: EngineFailure) -> None:
+        """Note what a failure says of the engine: whether another answers then is no matter."""
+        if failure.fault is not None:
+            self._metrics.engine_failed(target, failure.fault)
+        if failure.sign == "gone":
             self._load.set_aside(target.engine)
-        elif sign != "none":
-            self._load.shun(target.slot, busy=sign == "busy")
+        elif failure.sign != "none":
+            self._load.shun(target.slot, busy=failure.sign == "busy")
 
     async def _open(self, exchange: Exchange, ask: Ask, target: Target) -> Opened:
         """Send the request to an engine and wait until there is something for the client."""
@@ -165,7 +168,7 @@ class Attempts:
         exchange.answer = (opened.mask or relay).kept
         await line.begin([*_SSE, *exchange.headers()], opened.first)
         try:
-            await self._pass_on(line, relay, opened, self._between(exchange.target))
+            await self._pass_on(line, relay, opened, self._metrics.between(exchange.target))
         except TimeoutError:
             raise ApiError(504, "the engine fell silent in mid-answer", code="engine_timeout") from None
         except (EngineFailure, ValueError) as failure:

@@ -40,12 +40,12 @@ from tuneloop.serve.gateway.http import (
 )
 from tuneloop.serve.gateway.line import LINE, Line
 from tuneloop.serve.gateway.load import Load, RetryBudget
+from tuneloop.serve.gateway.metrics import Metrics
 from tuneloop.serve.gateway.responses.events import error_event
 from tuneloop.serve.gateway.routing import pick, plan
 from tuneloop.serve.gateway.settings import GatewaySettings
 from tuneloop.serve.gateway.shadows import Shadows
 from tuneloop.serve.gateway.snapshot import Snapshot, Target
-from tuneloop.serve.gateway.tally import Times
 from tuneloop.serve.gateway.tracing import Tracing
 from tuneloop.serve.gateway.upstream import EngineFailure
 
@@ -66,12 +66,10 @@ class Completions:
         shadows: Shadows,
         tracing: Tracing,
         finished: Callable[[Exchange], None],
-        retried: Callable[[str], None],
-        between: Callable[[Target], Times],
+        metrics: Metrics,
         draw: Callable[[], float],
     ) -> None:
-        """`between` gives where times between events are counted; `draw` (0 to below 1) says which engines are
-        compared."""
+        """`draw` (0 to below 1) says which engines are compared."""
         self._settings = settings
         self._snapshot = snapshot
         self._load = load
@@ -80,8 +78,7 @@ class Completions:
         self._shadows = shadows
         self._tracing = tracing
         self._finished = finished
-        self._retried = retried
-        self._between = between
+        self._metrics = metrics
         self._draw = draw
         self._limits = Limits(settings.max_prompt_chars, settings.max_tokens, settings.max_choices)
         self._budget = RetryBudget(settings.retry_share)
@@ -89,7 +86,7 @@ class Completions:
 
     async def start(self) -> None:
         """Make the connection pool; needs the running loop."""
-        self._running = Attempts(self._settings, self._load, self._between)
+        self._running = Attempts(self._settings, self._load, self._metrics)
 
     async def stop(self) -> None:
         """Close the connections to the engines."""
@@ -231,7 +228,7 @@ class Completions:
             raise failure.error from None
         if not self._budget.spend():
             raise failure.error from None
-        self._retried(exchange.plan.route.model if exchange.plan else "")
+        self._metrics.retried(exchange.plan.route.model if exchange.plan else "")
         log.warning("request %s goes to %s after: %s", exchange.id, other.slot, failure.logged)
         return other
 

@@ -1,11 +1,11 @@
 """What Prometheus reads from a gateway; one registry per gateway, so several may live in one process.
 
-Label values are bounded: models and versions come from routes, keys are those the registry made, by their ids.
+Label values are those that the registry knows, keys by their ids, and `bounds` says how many of them have series.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -13,12 +13,12 @@ from tuneloop.serve.gateway.admission.admission import Admission
 from tuneloop.serve.gateway.admission.limits import Told
 from tuneloop.serve.gateway.admission.prices import Price
 from tuneloop.serve.gateway.admission.turns import Shed
+from tuneloop.serve.gateway.bounds import MOST_KEYS, OTHER, kept
 from tuneloop.serve.gateway.exchange import Exchange
 from tuneloop.serve.gateway.look import PARTS
 from tuneloop.serve.gateway.snapshot import Snapshot
+from tuneloop.serve.gateway.swaps import Swaps
 from tuneloop.serve.gateway.tally import SECONDS, Tally
-
-MOST_GONE = 64  # engines: whoever is on call sees them, and names that change with every start fill no memory
 
 
 class Metrics:
@@ -29,7 +29,10 @@ class Metrics:
         self._tally = Tally(prices)
         self.registry.register(self._tally)
         self.finished = self._tally.finished  # counts one request
+        self.engine_failed = self._tally.failed  # counts one attempt
         self.between = self._tally.between  # counts the times between events
+        self._swaps = Swaps()
+        self.registry.register(self._swaps)
         self._retries = self._counter("retries", "second attempts", ("model",))
         self.spans_dropped = self._counter("spans_dropped", "requests whose spans the collector did not take")
         self.records_spooled = self._counter(
@@ -94,6 +97,7 @@ class Metrics:
         for part in PARTS:
             self._part_failures.labels(part)  # there from the start, at 0: an increase can be told from a first sight
         self._engines: dict[str, None] = {}  # those that live and some that are gone, in the order they were seen last
+        self._limited_keys: dict[str, None] = {}  # the same, of those that have series
 
     def watch(
         self, *, pending: Callable[[], int], registry_up: Callable[[], bool], view_unsaved: Callable[[], bool]
@@ -111,7 +115,12 @@ class Metrics:
         self._gateways.set_function(lambda: admission.gateways)
 
     def limited(self, key: str, limit: Told) -> None:
-        """Count one request that a limit of its key refused."""
+        """Count one request that a limit of its key refused; `MOST_KEYS` have series, the others one together."""
+        if key not in self._limited_keys:
+            if len(self._limited_keys) < MOST_KEYS:
+                self._limited_keys[key] = None
+            else:
+                key = OTHER
         self._limited.labels(key, limit).inc()
 
     def shed(self, reason: Shed) -> None:
@@ -152,19 +161,36 @@ class Metrics:
         self._retries.labels(model).inc()
 
     def applies(self, snapshot: Snapshot) -> None:
-        """Show a new view; of engines that are gone the `MOST_GONE` that left last stay, at 0."""
+        """Show a new view; of what is gone those that left last stay, engines at 0."""
         for model, revision in snapshot.applied.items():
             self._revision.labels(model).set(revision)
-        self._tally.applies(snapshot.keys)
-        ready = {engine.id for engine in snapshot.engines if engine.state == "ready"}
-        live = {engine.id: None for engine in snapshot.engines}
-        gone = [engine for engine in self._engines if engine not in live]
-        for engine in gone[:-MOST_GONE]:
+        engines = kept(self._engines, (engine.id for engine in snapshot.engines))
+        for engine in self._engines.keys() - engines.keys():
             self._engine_ready.remove(engine)
-        self._engines = dict.fromkeys(gone[-MOST_GONE:]) | live
-        self._tally.keeps(self._engines)
-        for engine in self._engines:
+        self._engines = engines
+        ready = {engine.id for engine in snapshot.engines if engine.state == "ready"}
+        for engine in engines:
             self._engine_ready.labels(engine).set(engine in ready)
+        self._swaps.applies(snapshot.engines, engines)
+        self._tally.applies(snapshot.keys)
+        self._forget_versions(self._tally.keeps(snapshot, engines))
+        self._forget_keys(snapshot)
+
+    def _forget_versions(self, versions: Collection[tuple[str, str]]) -> None:
+        """Of copies; the tally has forgotten the rest."""
+        if versions:
+            _forget(self._shadow_requests, ("model", "version", "status"), versions)
+            _forget(self._shadow_seconds, ("model", "version"), versions)
+
+    def _forget_keys(self, snapshot: Snapshot) -> None:
+        """Keys that are gone make room for others."""
+        if not self._limited_keys:
+            return
+        usable = {key.id for key in snapshot.keys}
+        keys = kept(self._limited_keys, (key for key in self._limited_keys if key in usable))
+        if gone := self._limited_keys.keys() - keys.keys():
+            _forget(self._limited, ("key", "limit"), {(key,) for key in gone})
+        self._limited_keys = keys
 
     def part_failed(self, part: str) -> None:
         """Count one reading that could not renew a part of the view."""
@@ -182,3 +208,13 @@ class Metrics:
 
     def _histogram(self, name: str, what: str, labels: tuple[str, ...]) -> Histogram:
         return Histogram(name, what, labels, namespace="tuneloop", registry=self.registry, buckets=SECONDS)
+
+
+def _forget(metric: Counter | Histogram, labels: Sequence[str], gone: Collection[tuple[str, ...]]) -> None:
+    """Drop the series whose values begin as one of those gone does; `labels` are all of the metric's, in order."""
+    series = {
+        tuple(sample.labels[label] for label in labels) for family in metric.collect() for sample in family.samples
+    }
+    for values in series:
+        if values[:1] in gone or values[:2] in gone:
+            metric.remove(*values)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Literal
+from typing import Literal, get_args
 
 from tuneloop.serve.gateway.body import PATH_OF, Endpoint
 from tuneloop.serve.gateway.client import Answer, Client, ConnectionFailed
@@ -23,13 +23,24 @@ _NOT_EVERYWHERE: frozenset[Endpoint] = frozenset({"response", "embedding"})  # e
 Retry = Literal["anywhere", "elsewhere", "never"]
 # What it tells of the engine: nothing; it is gone; it does not answer for this version; it has no room for it now.
 Sign = Literal["none", "gone", "failing", "busy"]
+# How an engine fails an attempt: no connection; a broken one; nothing in time; no room; the version is not loaded; an
+# error, or no answer at all; broken off in mid-answer.
+Fault = Literal["unreachable", "lost", "timeout", "busy", "not_loaded", "error", "broke_off"]
+FAULTS: tuple[Fault, ...] = get_args(Fault)
 
 
 class EngineFailure(Exception):
     """An attempt that failed: what to answer if it was the last, what to record, and whether another may be made."""
 
     def __init__(
-        self, error: ApiError, detail: str, *, retry: Retry, sign: Sign = "none", logged: str | None = None
+        self,
+        error: ApiError,
+        detail: str,
+        *,
+        retry: Retry,
+        sign: Sign = "none",
+        fault: Fault | None = None,
+        logged: str | None = None,
     ) -> None:
         super().__init__(detail)
         self.error = error
@@ -37,6 +48,7 @@ class EngineFailure(Exception):
         self.logged = detail if logged is None else logged  # without what an engine said, which may quote the request
         self.retry = retry
         self.sign = sign
+        self.fault = fault  # None: the engine is right to refuse
 
 
 class Reply:
@@ -153,7 +165,9 @@ def lost(engine: str, cause: Exception, *, gone: bool = False) -> EngineFailure:
     """The connection to the engine could not be made, or broke."""
     error = ApiError(503, "the engine does not answer; try again", code="engine_unavailable", retry_after_s=1)
     detail = f"engine {engine}: {type(cause).__name__} {cause}"
-    return EngineFailure(error, detail, retry="anywhere", sign="gone" if gone else "failing")
+    if gone:
+        return EngineFailure(error, detail, retry="anywhere", sign="gone", fault="unreachable")
+    return EngineFailure(error, detail, retry="anywhere", sign="failing", fault="lost")
 
 
 def refused(engine: str, endpoint: Endpoint, status: int, said: EngineError) -> EngineFailure:
@@ -167,16 +181,16 @@ def refused(engine: str, endpoint: Endpoint, status: int, said: EngineError) -> 
         return EngineFailure(unknown, detail, retry="elsewhere", logged=logged)
     if status == 404:  # the version was unloaded between our last look and now
         error = ApiError(503, "the version is not ready; try again", code="engine_unavailable", retry_after_s=1)
-        return EngineFailure(error, detail, retry="elsewhere", sign="busy", logged=logged)
+        return EngineFailure(error, detail, retry="elsewhere", sign="busy", fault="not_loaded", logged=logged)
     if status in {429, 503}:
         error = ApiError(503, "the engines are busy; try again", code="engine_busy", retry_after_s=1)
-        return EngineFailure(error, detail, retry="elsewhere", sign="busy", logged=logged)
+        return EngineFailure(error, detail, retry="elsewhere", sign="busy", fault="busy", logged=logged)
     if 400 <= status < 500 and status not in {401, 403, 405, 407}:
         error = ApiError(status, said.message, code="invalid_value", param=said.param)
         # What an engine says about a bad request may quote it: for the client, not for the record.
         return EngineFailure(error, f"engine {engine} refused the request with {status}", retry="never")
     error = ApiError(502, "the engine failed; try again", code="engine_error")
-    return EngineFailure(error, detail, retry="anywhere", sign="failing", logged=logged)
+    return EngineFailure(error, detail, retry="anywhere", sign="failing", fault="error", logged=logged)
 
 
 def too_late(engine: str, timeout_s: float, *, stream: bool) -> EngineFailure:
@@ -188,6 +202,6 @@ def too_late(engine: str, timeout_s: float, *, stream: bool) -> EngineFailure:
     error = ApiError(504, f"the engine gave no answer within {timeout_s:g} s", code="engine_timeout")
     detail = f"engine {engine} gave no answer within {timeout_s:g} s"
     if stream:
-        return EngineFailure(error, detail, retry="elsewhere", sign="gone")
+        return EngineFailure(error, detail, retry="elsewhere", sign="gone", fault="timeout")
     message = f"{error.message}; ask for a stream, or for a shorter answer by max_tokens"
-    return EngineFailure(ApiError(504, message, code="engine_timeout"), detail, retry="never")
+    return EngineFailure(ApiError(504, message, code="engine_timeout"), detail, retry="never", fault="timeout")
