@@ -7,6 +7,7 @@ import resource
 import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +138,8 @@ def test_a_full_temporary_folder_is_one_clear_error(tokenizer: Any) -> None:
 
 
 def test_rows_are_handed_over_by_way_of_the_disk_with_their_places(tokenizer: Any, tmp_path: Path) -> None:
-    held, _ = label_rows(Labeller(tokenizer, 256), list(made(30)), "sha256:t")
+    rows_held, _ = label_rows(Labeller(tokenizer, 256), list(made(30)), "sha256:t")
+    held = [replace(one, unlearned_answers=number) for number, one in enumerate(rows_held)]
     given = [f"rows é.jsonl:{number}" for number in range(27)]
     (tmp_path / "rows.jsonl").symlink_to("/dev/full")
     with pytest.raises(TuneloopError, match=r"could not be handed over in .*No space left.*--resume"):

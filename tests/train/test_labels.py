@@ -17,6 +17,8 @@ from tuneloop.registry.errors import InvalidInput
 from tuneloop.registry.nouns import Message
 from tuneloop.train.data.labels import IGNORED, Labeller, label_rows
 from tuneloop.train.data.rows import Row, read_rows
+from tuneloop.train.evaluation.remarks import remarks_on_labelled
+from tuneloop.train.examples import told
 from tuneloop.train.fit.arguments import common_arguments
 from tuneloop.train.fit.sft import sft_trainer
 from tuneloop.train.recipe import Recipe
@@ -226,3 +228,22 @@ def test_of_an_earlier_answer_whose_edge_joins_its_neighbour_nothing_is_learned_
     assert set(made.labels[: len(prompt)]) == {IGNORED}
     assert tokenizer.decode([label for label in made.labels if label != IGNORED]) == "4<|im_end|>"
     assert made.ends == 1
+
+
+def test_answers_that_are_not_learned_are_counted_and_told_and_those_before_them_are_learned(tokenizer: Any) -> None:
+    """Of three only the second joins: the first is learned as it stands, and nothing is left out in silence."""
+    two = [("user", "Indent it"), ("assistant", "  like this"), ("user", "2 + 2?"), ("assistant", "4")]
+    three = [("user", "Hi"), ("assistant", "Hello!"), *two]
+    labelled, audit = label_rows(Labeller(tokenizer, 512), [row(two), row(three), row(CONVERSATIONS[1])], "sha256:t")
+    assert [one.unlearned_answers for one in labelled] == [1, 1, 0]
+    assert (
+        tokenizer.decode([label for label in labelled[1].labels if label != IGNORED]) == "Hello!<|im_end|>4<|im_end|>"
+    )
+    assert all(label in {IGNORED, token} for label, token in zip(labelled[1].labels, labelled[1].ids, strict=True))
+    assert (labelled[1].ends, audit.unlearned_answers) == (2, 2)
+    assert "warning: answers with turns behind them that are read, but not learned: 2;" in told(audit)
+    assert remarks_on_labelled("held", labelled) == [
+        "held: 2 earlier answers are not measured: the tokenizer joins their beginning or end to its neighbour"
+    ]
+    assert "warning" not in told(label_rows(Labeller(tokenizer, 512), [row(CONVERSATIONS[1])], "sha256:t")[1])
+    assert Labeller(tokenizer, 16).label(row(two)).unlearned_answers == 0, "what is cut off is told as cut"

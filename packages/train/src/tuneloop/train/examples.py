@@ -26,7 +26,7 @@ from tuneloop.train.data.preference import (
 from tuneloop.train.data.rows import Row, data_digest
 from tuneloop.train.evaluation.measure import EvaluationSet
 from tuneloop.train.evaluation.preference import PreferenceSet
-from tuneloop.train.evaluation.remarks import remarks_on_cut, remarks_on_set
+from tuneloop.train.evaluation.remarks import remarks_on_cut, remarks_on_labelled, remarks_on_set
 from tuneloop.train.recipe import Recipe
 from tuneloop.train.recipe.evaluate import VALIDATION
 from tuneloop.train.recipe.objective import (
@@ -73,18 +73,19 @@ def label(
 
 
 def told(audit: Audit) -> str:
-    """The audit in a line."""
+    """The audit in a line, with a warning below it where answers are read that nothing is learned of."""
     template = f"template {audit.template_digest[:19]}…"
     if isinstance(audit, PromptAudit):
         return (
             f"questions: {audit.rows} rows, {audit.tokens:,} tokens (longest {audit.longest}); {audit.left_out} left "
             f"out as too long; answers end with {audit.end_of_turn}; {template}"
         )
-    return (
+    line = (
         f"labels: {audit.rows} rows, {audit.tokens:,} tokens (longest row {audit.longest}), "
         f"{audit.trained_share:.1%} learned; {audit.end_of_turn} learned in all but {audit.rows_without_end} rows; "
         f"{audit.truncated_rows} rows cut; {template}"
     )
+    return line if audit.warning is None else f"{line}\nwarning: {audit.warning}"
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ class Prepared:
         of_sets = [remark for chosen in self.sets.values() for remark in remarks_on_set(chosen)]
         for name, one in self.preferences.items():
             of_sets += remarks_on_cut(name, [pair.chosen.truncated or pair.rejected.truncated for pair in one.pairs])
-        return [*remarks_on_cut(VALIDATION, [row.truncated for row in self.validation]), *of_sets]
+        return [*remarks_on_labelled(VALIDATION, self.validation), *of_sets]
 
     def lengths(self) -> dict[str, list[int]]:
         """Tokens of each row, set by set; of a preference, with its chosen answer."""

@@ -36,6 +36,7 @@ class LabelledStore(Sequence[LabelledRow]):
                 "truncated": Value("bool"),
                 "ends": Value("int32"),
                 "prompt_length": Value("int32"),
+                "unlearned_answers": Value("int32"),
             }
         )
         self.lengths = array("I")
@@ -54,6 +55,7 @@ class LabelledStore(Sequence[LabelledRow]):
                             "truncated": row.truncated,
                             "ends": row.ends,
                             "prompt_length": row.prompt_length,
+                            "unlearned_answers": row.unlearned_answers,
                         }
                     )
                 self.lengths.append(len(row.ids))
@@ -83,9 +85,8 @@ class LabelledStore(Sequence[LabelledRow]):
 
 
 def _row(found: dict[str, Any]) -> LabelledRow:
-    return LabelledRow(
-        tuple(found["input_ids"]), tuple(found["labels"]), found["truncated"], found["ends"], found["prompt_length"]
-    )
+    counted = (found[name] for name in ("truncated", "ends", "prompt_length", "unlearned_answers"))
+    return LabelledRow(tuple(found["input_ids"]), tuple(found["labels"]), *counted)
 
 
 def label_rows_on_disk(

@@ -27,6 +27,10 @@ from tuneloop.train.recipe.objective import Template
 
 IGNORED = -100  # the label PyTorch's cross entropy leaves out
 _SHOWN = 5
+_APART = (
+    "remove spaces and newlines at the beginning and end of what the assistant says, or give one question and one "
+    "answer per row"
+)
 R = TypeVar("R")
 L = TypeVar("L")
 
@@ -40,6 +44,7 @@ class LabelledRow:
     truncated: bool
     ends: int  # trained end-of-turn tokens
     prompt_length: int  # tokens before the last answer, generation prompt included
+    unlearned_answers: int = 0  # whose edge the tokenizer joins to what stands beside it
 
     @property
     def trained(self) -> int:
@@ -83,11 +88,22 @@ class LabelAudit:
     longest: int
     end_of_turn: str
     template_digest: str
+    unlearned_answers: int = 0  # earlier ones that are read in other tokens than the model would write
 
     @property
     def trained_share(self) -> float:
         """Learned tokens among all."""
         return self.trained_tokens / self.tokens
+
+    @property
+    def warning(self) -> str | None:
+        """What is read and should be learned, but is not, and what to do; None where all of it is."""
+        if not self.unlearned_answers:
+            return None
+        return (
+            f"answers with turns behind them that are read, but not learned: {self.unlearned_answers}; the base's "
+            f"tokenizer joins what stands on both sides of their beginning or end into one token; {_APART}"
+        )
 
     def as_json(self) -> dict[str, Any]:
         """Every figure, for `label_audit.json`."""
@@ -136,9 +152,9 @@ class Labeller:
         self._refuse_control_tokens(row.messages, row.place)
         turns = turns_of(row, self._template)
         ids: list[int] = []
-        labels: list[int] = []
+        answers: list[slice] = []  # of ids, those that are learned
         after: list[int] = []
-        done, ends, prompt_length = "", 0, 0
+        done, unlearned, prompt_length = "", 0, 0
         for index, turn in enumerate(turns):
             if turn["role"] != "assistant":
                 continue
@@ -148,21 +164,24 @@ class Labeller:
             self._require_prefix(row, asked, answered)
             prompt = self._ids(asked)
             if prompt[: len(ids)] != ids:  # an earlier answer's edge joins its neighbour: as it is served, unlearned
-                ids, labels, ends = list(prompt), [IGNORED] * len(prompt), 0
+                same = _shared(ids, prompt)
+                unlearned += sum(answer.stop > same and answer.start < self._max_length for answer in answers)
+                answers = [answer for answer in answers if answer.stop <= same]
             learned = self._answer_ids(row, prompt, asked, answered)
             cut = self._after_last_end(row, learned)
-            labels += [IGNORED] * (len(prompt) - len(ids)) + learned[:cut]
             ids, after = prompt + learned[:cut], learned[cut:]
+            answers.append(slice(len(prompt), len(ids)))
             prompt_length = len(prompt)
-            ends += 1
             done = answered
         ids += after  # what the template writes behind an answer; before another turn that is part of its prompt
-        labels += [IGNORED] * len(after)
-        if len(ids) > self._max_length:
+        labels = [IGNORED] * len(ids)
+        for answer in answers:
+            labels[answer] = ids[answer]
+        truncated, ends = len(ids) > self._max_length, len(answers)
+        if truncated:
             ids, labels = ids[: self._max_length], labels[: self._max_length]
             ends = min(ends, labels.count(self._end))
-            return LabelledRow(tuple(ids), tuple(labels), True, ends, prompt_length)
-        return LabelledRow(tuple(ids), tuple(labels), False, ends, prompt_length)
+        return LabelledRow(tuple(ids), tuple(labels), truncated, ends, prompt_length, unlearned)
 
     def render(self, turns: Sequence[dict[str, str]], *, prompt: bool) -> str:
         """The template's text for these turns; with `prompt`, up to where the assistant begins to speak.
@@ -229,8 +248,7 @@ class Labeller:
     def _served_otherwise(self, row: Row) -> InvalidInput:
         return InvalidInput(
             f"{row.place or 'a row'}: the base's tokenizer joins what stands on both sides of an answer's beginning or "
-            "end into one token, so the model would learn from other tokens than it is asked with; remove spaces and "
-            "newlines at the beginning and end of what the assistant says, or give one question and one answer per row"
+            f"end into one token, so the model would learn from other tokens than it is asked with; {_APART}"
         )
 
     def _require_prefix(self, row: Row, start: str, whole: str) -> None:
@@ -343,10 +361,16 @@ def _each(rows: Iterable[R], label: Callable[[R], L]) -> Iterator[L]:
         raise InvalidInput("\n".join(errors) + more)
 
 
+def _shared(ids: Sequence[int], others: Sequence[int]) -> int:
+    """How many tokens both begin with."""
+    pairs = enumerate(zip(ids, others, strict=False))
+    return next((place for place, (one, other) in pairs if one != other), min(len(ids), len(others)))
+
+
 def _last_answer_only(row: LabelledRow) -> LabelledRow:
     before = min(row.prompt_length, len(row.ids))
     labels = (IGNORED,) * before + row.labels[before:]
-    return replace(row, labels=labels, ends=int(not row.truncated))
+    return replace(row, labels=labels, ends=int(not row.truncated), unlearned_answers=0)  # no other was to be
 
 
 def _teaching(made: LabelledRow, place: str) -> LabelledRow:
@@ -370,6 +394,7 @@ class Tally:
 
     def __init__(self) -> None:
         self._rows = self._tokens = self._trained = self._truncated = self._without_end = self._longest = 0
+        self._unlearned = 0
 
     def counted(self, rows: Iterable[LabelledRow]) -> Iterator[LabelledRow]:
         """The rows, each counted as it passes."""
@@ -380,6 +405,7 @@ class Tally:
             self._truncated += row.truncated
             self._without_end += row.ends == 0 or row.truncated
             self._longest = max(self._longest, len(row.ids))
+            self._unlearned += row.unlearned_answers
             yield row
 
     def audit(self, labeller: Labeller, template_digest: str) -> LabelAudit:
@@ -402,4 +428,5 @@ class Tally:
             longest=self._longest,
             end_of_turn=labeller.end_of_turn,
             template_digest=template_digest,
+            unlearned_answers=self._unlearned,
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+from tuneloop.train.data.labels import LabelledRow
 from tuneloop.train.data.near import normal
 from tuneloop.train.evaluation.measure import EvaluationSet, SetScore
 
@@ -23,8 +24,15 @@ def remarks_on_set(chosen: EvaluationSet) -> list[str]:
     rows = f"{twice} of {len(chosen.rows)} rows repeat another and count again; its intervals are too narrow"
     return [
         *([f"{chosen.name}: {rows}"] if twice else []),
-        *remarks_on_cut(chosen.name, [row.truncated for row in chosen.labelled]),
+        *remarks_on_labelled(chosen.name, chosen.labelled),
     ]
+
+
+def remarks_on_labelled(name: str, rows: Sequence[LabelledRow]) -> list[str]:
+    """About what of a held-out set is not measured."""
+    unread = sum(row.unlearned_answers for row in rows)
+    joined = f"{unread} earlier answers are not measured: the tokenizer joins their beginning or end to its neighbour"
+    return [*remarks_on_cut(name, [row.truncated for row in rows]), *([f"{name}: {joined}"] if unread else [])]
 
 
 def remarks_on_cut(name: str, cut: Sequence[bool]) -> list[str]:

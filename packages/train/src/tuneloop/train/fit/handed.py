@@ -111,9 +111,9 @@ def _read(found: dict[str, Any]) -> _One:
 
 
 def _tokens(row: LabelledRow) -> list[Any]:
-    return [row.ids, row.labels, row.truncated, row.ends, row.prompt_length]
+    return [row.ids, row.labels, row.truncated, row.ends, row.prompt_length, row.unlearned_answers]
 
 
 def _labelled(found: list[Any]) -> LabelledRow:
-    ids, labels, truncated, ends, prompt_length = found
-    return LabelledRow(tuple(ids), tuple(labels), truncated, ends, prompt_length)
+    ids, labels, *counted = found
+    return LabelledRow(tuple(ids), tuple(labels), *counted)

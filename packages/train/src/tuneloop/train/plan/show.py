@@ -120,10 +120,11 @@ def _audit(plan: Plan) -> str:
             f"questions ({plan.rows.source}): the longest has {audit.longest} tokens, {audit.left_out} are left out as "
             f"longer than objective.max_prompt_length; answers end with {audit.end_of_turn}"
         )
-    return (
+    line = (
         f"labels ({plan.rows.source}): {audit.trained_share:.1%} of the tokens learned, {audit.end_of_turn} learned in "
         f"all but {audit.rows_without_end} rows, {audit.truncated_rows} rows cut"
     )
+    return line if audit.warning is None else f"{line}\nwarning: {audit.warning}"
 
 
 def _leakage(plan: Plan) -> str:

@@ -78,9 +78,10 @@ def _learned(audit: LabelAudit | PromptAudit) -> str:
     if isinstance(audit, PromptAudit):
         left_out = f"{audit.left_out} were left out as too long"
         return f"It learned from its own answers (ended by {end}) to questions; {left_out}."
+    unlearned = f", and {audit.unlearned_answers} earlier answers are not" if audit.unlearned_answers else ""
     return (
         f"Of {audit.tokens:,} training tokens {audit.trained_share:.1%} are learned (the assistant's turns, with "
-        f"{end}); {audit.truncated_rows} rows were cut."
+        f"{end}){unlearned}; {audit.truncated_rows} rows were cut."
     )
 
 
