@@ -85,6 +85,22 @@ def test_documentation_does_not_make_another_base_but_weights_and_tokenizer_do(b
         before = after
 
 
+@pytest.mark.parametrize("name", ["special_tokens_map.json", "added_tokens.json"])
+def test_another_end_of_turn_makes_another_base_wherever_it_is_read_from(base: Path, name: str) -> None:
+    """An adapter that learned to end with one token never stops on a base whose engine waits for the other."""
+    config, digests = json.loads((base / "tokenizer_config.json").read_text()), [base_digest(base)]
+    for content in ('{"eos_token": "</s>"}', '{"eos_token": "<|im_end|>"}'):
+        (base / name).write_text(content)
+        digests.append(base_digest(base))
+    (base / "tokenizer_config.json").unlink()
+    digests.append(base_digest(base))
+    assert len(set(digests)) == 4
+    (base / "tokenizer_config.json").write_text(json.dumps(config | {"added_tokens_decoder": {}}))
+    unread = base_digest(base)
+    (base / name).unlink()
+    assert base_digest(base) == unread, "where tokenizer_config.json lists the tokens nobody reads that file"
+
+
 @pytest.mark.parametrize("missing", ["model.safetensors", "config.json"])
 def test_a_folder_without_weights_or_configuration_is_no_base(base: Path, missing: str) -> None:
     (base / missing).unlink()

@@ -27,6 +27,7 @@ _BASE_PATTERNS = (
     "vocab.json",
     "merges.txt",
 )
+_OLDER_NAMES = ("special_tokens_map.json", "added_tokens.json")
 _TOKENIZER_PARTS = ("model", "added_tokens", "normalizer", "pre_tokenizer", "post_processor", "decoder")
 _OLDER_TOKENIZERS = ("*.model", "vocab.json", "merges.txt")
 _BACK = "bring the file back that was there"
@@ -58,9 +59,9 @@ def base_digest(folder: Path) -> str:
     """The digest of a base model: weights, configuration and tokenizer; documentation does not count.
 
     Raises:
-        InvalidInput: the folder holds no model.
+        InvalidInput: the folder holds no model, or tokenizer_config.json is damaged.
     """
-    files = {path for pattern in _BASE_PATTERNS for path in folder.glob(pattern)}
+    files = {path for pattern in _BASE_PATTERNS for path in folder.glob(pattern)} | _older_names(folder)
     if not any(path.suffix == ".safetensors" for path in files) or not (folder / "config.json").is_file():
         raise InvalidInput(
             f"{folder} is no base model: it needs config.json and *.safetensors; `tuneloop base RECIPE` makes one"
@@ -105,6 +106,15 @@ def tokenizer_digest(folder: Path) -> str | None:
         return text_digest(json.dumps(parts, sort_keys=True))
     except (ValueError, AttributeError, TypeError, RecursionError) as error:
         raise InvalidInput(f"{path.name} cannot be read ({shown(error)}); {_BACK}") from None
+
+
+def _older_names(folder: Path) -> set[Path]:
+    """The files that name special tokens, the end of a turn among them, where transformers reads them: where
+    tokenizer_config.json lists none. Elsewhere they say nothing, though most bases still have them."""
+    found = {path for name in _OLDER_NAMES if (path := folder / name).is_file()}
+    config = folder / "tokenizer_config.json"
+    lists = found and config.is_file() and "added_tokens_decoder" in object_in(config, _BACK)
+    return set() if lists else found
 
 
 def _template(folder: Path) -> str | None:
