@@ -130,12 +130,14 @@ def test_a_request_says_that_its_versions_pass_lets_nobody_in_where_the_champion
     )
 
 
-@pytest.mark.parametrize("differs", ["", "torch"])
+@pytest.mark.parametrize("differs", ["", "torch", "our code"])
 def test_a_retraining_starts_from_its_parents_weights_and_measures_them_only_where_something_differs(
     registry: Registry, request_waiting: RetrainingRequest, monkeypatch: pytest.MonkeyPatch, differs: str
 ) -> None:
-    changed = {differs: "another"} if differs else {}
-    monkeypatch.setattr(run, "conditions", lambda *given: kept.conditions(*given) | changed)
+    if differs == "our code":
+        monkeypatch.setattr(kept, "code_commit", lambda: "another")
+    elif differs:
+        monkeypatch.setattr(run, "conditions", lambda *given: kept.conditions(*given) | {differs: "another"})
     screen = io.StringIO()
     worker(registry, screen=Screen(screen)).run_once()
     said = [line for line in screen.getvalue().splitlines() if line.startswith("before training")]

@@ -1,13 +1,15 @@
 """A parent's scores, kept when it was made: a retraining that would measure the same again takes them instead.
 
 The same means: the same rows, asked the same questions, on the same kind of device, in the same type, by the same
-libraries. Otherwise the parent is measured again. So it is with metrics of the user's own, whose code may have changed,
-with full fine-tuning, whose master weights are not what a version holds, and on a quantised base.
+libraries and the same code of ours. Otherwise the parent is measured again. So it is with metrics of the user's own,
+whose code may have changed, with full fine-tuning, whose master weights are not what a version holds, and on a
+quantised base.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.metadata import version as package_version
 from typing import Any
 
 import torch
@@ -16,6 +18,7 @@ import transformers
 from tuneloop.registry.errors import InvalidInput
 from tuneloop.train.evaluation.measure import Answer, EvaluationSet, SetScore
 from tuneloop.train.evaluation.statistics import RowScore
+from tuneloop.train.publishing.folder import code_commit
 from tuneloop.train.publishing.lineage import Lineage
 from tuneloop.train.recipe import Recipe
 from tuneloop.train.recipe.tuning import FullTuning, QloraTuning
@@ -37,6 +40,7 @@ def conditions(recipe: Recipe, loader: Loader) -> dict[str, str]:
         "max_new_tokens": str(recipe.evaluate.max_new_tokens),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
+        "tuneloop": f"{package_version('tuneloop-train')} {code_commit()}",
     }
 
 
