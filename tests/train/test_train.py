@@ -36,7 +36,7 @@ from tuneloop.train.recipe import load_recipe
 from tuneloop.train.screen import Screen
 from tuneloop.train.stopping import StopFlag
 from tuneloop.train.tuning import models
-from tuneloop.train.tuning.served import servable
+from tuneloop.train.tuning.served import RankLimit, servable
 from tuneloop.train.verbs.data import data
 from tuneloop.train.verbs.train import base, train
 
@@ -225,9 +225,10 @@ def test_choices_come_with_their_reason() -> None:
     assert models.choose_attention("cuda", "float32").value == "sdpa"
     assert "bfloat16" in models.choose_attention("cuda", "float32").reason
     recipe = load_recipe(Path(__file__).parents[2] / "examples/python-helper/recipe.yaml", check_paths=False).recipe
-    assert servable(recipe.tuning) is None
-    assert "max-lora-rank" in str(servable(recipe.tuning.model_copy(update={"rank": 64})))
-    assert "DoRA" in str(servable(recipe.tuning.model_copy(update={"dora": True})))
+    limit = RankLimit(16, "the engine's default --max-lora-rank")
+    assert servable(recipe.tuning, limit) is None
+    assert "max-lora-rank" in str(servable(recipe.tuning.model_copy(update={"rank": 64}), limit))
+    assert "DoRA" in str(servable(recipe.tuning.model_copy(update={"dora": True}), limit))
     epochs = recipe.run.model_copy(update={"steps": None, "epochs": 2.0, "batch_size": 16})
     assert epochs.planned_steps(33) == 6
 

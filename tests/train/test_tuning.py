@@ -30,7 +30,7 @@ from tuneloop.train.stopping import StopFlag
 from tuneloop.train.tuning import models
 from tuneloop.train.tuning.bottleneck import PEFT_TYPE
 from tuneloop.train.tuning.going_on import cannot_go_on
-from tuneloop.train.tuning.served import servable, serving_notes
+from tuneloop.train.tuning.served import RankLimit, servable, serving_notes
 
 METHODS = {
     "lora": "{rank: 4}",
@@ -276,18 +276,18 @@ def test_all_weights_train_in_float32_and_are_published_as_a_base_in_the_bases_o
 
 
 def test_what_vllm_serves_is_known_before_training() -> None:
-    assert (
-        servable(LoraTuning()) is servable(QloraTuning(method="qlora")) is servable(FullTuning(method="full")) is None
-    )
-    assert "max-lora-rank" in str(servable(LoraTuning(rank=64)))
-    assert servable(LoraTuning(rank=64), max_lora_rank=64) is None
-    assert "DoRA" in str(servable(LoraTuning(dora=True)))
-    assert "lm_head" in str(servable(LoraTuning(target_modules=("q_proj", "lm_head"))))
-    assert "export" in str(servable(Ia3Tuning(method="ia3")))
-    assert "merges into no weight" in str(servable(BottleneckTuning(method="bottleneck")))
-    assert serving_notes(LoraTuning()) == []
-    assert "engine of their own" in serving_notes(FullTuning(method="full"))[0]
-    assert "served on the unquantised one" in serving_notes(QloraTuning(method="qlora"))[0]
+    limit = RankLimit(16, "the engine's default --max-lora-rank")
+    for served in (LoraTuning(), QloraTuning(method="qlora"), FullTuning(method="full")):
+        assert servable(served, limit) is None
+    assert "max-lora-rank" in str(servable(LoraTuning(rank=64), limit))
+    assert servable(LoraTuning(rank=64), RankLimit(64, "an engine")) is None
+    assert "DoRA" in str(servable(LoraTuning(dora=True), limit))
+    assert "lm_head" in str(servable(LoraTuning(target_modules=("q_proj", "lm_head")), limit))
+    assert "export" in str(servable(Ia3Tuning(method="ia3"), limit))
+    assert "merges into no weight" in str(servable(BottleneckTuning(method="bottleneck"), limit))
+    assert serving_notes(LoraTuning(), limit) == []
+    assert "engine of their own" in serving_notes(FullTuning(method="full"), limit)[0]
+    assert "served on the unquantised one" in serving_notes(QloraTuning(method="qlora"), limit)[0]
 
 
 @pytest.mark.parametrize("method", ["ia3", "bottleneck"])

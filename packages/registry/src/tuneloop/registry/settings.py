@@ -108,6 +108,19 @@ class Section(BaseSettings):
             raise InvalidInput(f"{path}: nothing reads [{name}]; {hint}")
         return path, tables
 
+    @staticmethod
+    def given(section: str, name: str) -> tuple[Any, str] | None:
+        """One value of another process's section as it is written, unchecked, and where; None where it is nowhere.
+
+        Raises:
+            InvalidInput: as `tables`.
+        """
+        if (variable := f"TUNELOOP_{section.upper()}_{name.upper()}") in os.environ:
+            return os.environ[variable], variable
+        path, tables = Section.tables()
+        table = tables.get(section)
+        return (table[name], str(path)) if isinstance(table, dict) and name in table else None
+
     @classmethod
     def _found(cls) -> dict[str, tuple[Any, str]]:
         path, tables = cls.tables()

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tuneloop.registry.errors import InvalidInput
-from tuneloop.registry.nouns import Version
+from tuneloop.registry.nouns import EngineState, Version
 from tuneloop.registry.versions.artifacts import PUBLISHABLE
 from tuneloop.registry.versions.bounded import entries, object_in, quoted, shown, some
 
@@ -76,6 +76,11 @@ class Limits:
     max_lora_rank: int
     base_shapes: Mapping[str, Shape]  # tensor name → shape, from the base's own headers
     modules: tuple[str, ...] = SERVED_MODULES
+
+
+def highest_rank(engines: Iterable[EngineState], base_digest: str) -> int | None:
+    """The highest rank that one of the engines serves on this base; None where none of them has it."""
+    return max((engine.max_lora_rank for engine in engines if engine.base_digest == base_digest), default=None)
 
 
 def check(folder: Path, version: Version, limits: Limits) -> None:

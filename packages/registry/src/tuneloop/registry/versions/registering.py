@@ -24,7 +24,15 @@ from tuneloop.registry.exclusive import alone
 from tuneloop.registry.facade import Registry
 from tuneloop.registry.nouns import EngineState, Version
 from tuneloop.registry.nouns.versions import UNKNOWN
-from tuneloop.registry.versions.adapters import CONFIG, LARGEST_RANK, Base, Limits, base_shapes, unservable
+from tuneloop.registry.versions.adapters import (
+    CONFIG,
+    LARGEST_RANK,
+    Base,
+    Limits,
+    base_shapes,
+    highest_rank,
+    unservable,
+)
 from tuneloop.registry.versions.artifacts import (
     base_digest,
     check_publishable,
@@ -139,7 +147,8 @@ def _adapter(registry: Registry, offer: _Offer) -> VersionDraft:
         raise InvalidInput(f"{offer.called} is no whole model, and of an adapter must be known what it adapts: --base")
     engines = [engine for engine in registry.fleet.engines() if engine.max_loras]
     speaks = _other_base(registry, offer.model, on, engines) + _own_template(folder, on) + _own_tokenizer(folder, base)
-    offer.check(speaks + unservable(folder, Limits(on, _highest_rank(engines, on), base_shapes(base))))
+    most = highest_rank(engines, on.digest) or LARGEST_RANK  # that any could be started for, while none lives
+    offer.check(speaks + unservable(folder, Limits(on, most, base_shapes(base))))
     config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     rank = max([config["r"], *(config.get("rank_pattern") or {}).values()])
     shape = {"rank": rank, "target_modules": tuple(sorted(config["target_modules"]))}
@@ -196,11 +205,6 @@ def _standing(registry: Registry, model: str) -> Version | None:
         except NotFound as error:  # deleted: to register it again must not need it
             _log.warning("%s: its champion is gone, the newest version stands for it: %s", model, error)
     return next(iter(registry.versions.all(model, newest=1)), None)
-
-
-def _highest_rank(engines: list[EngineState], on: Base) -> int:
-    """That some live engine of the base serves; the most that any could be started for, while none lives."""
-    return max((engine.max_lora_rank for engine in engines if engine.base_digest == on.digest), default=LARGEST_RANK)
 
 
 def _own_template(folder: Path, on: Base) -> list[str]:

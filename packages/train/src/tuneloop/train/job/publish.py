@@ -28,7 +28,7 @@ from tuneloop.train.publishing.folder import code_commit, environment
 from tuneloop.train.publishing.lineage import Keeper, evaluation_json
 from tuneloop.train.recipe.objective import RewardObjective, unservable
 from tuneloop.train.tuning import models
-from tuneloop.train.tuning.served import servable
+from tuneloop.train.tuning.served import RankLimit, servable
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ class Publisher:
     versions: Versions
     run_id: str
     keeper: Keeper
+    limit: RankLimit  # of the engines that would serve the version
 
     def keep_inputs(self, prepared: Prepared, rewards: Sequence[str]) -> None:
         """Recipe, rows and what is known of them, before anything is trained."""
@@ -175,5 +176,5 @@ class Publisher:
             after=after.sets,
             comparisons=comparisons,
             remarks=[*prepared.remarks(), *remarks],
-            unservable=servable(recipe.tuning) or unservable(recipe.objective),
+            unservable=servable(recipe.tuning, self.limit) or unservable(recipe.objective),
         )

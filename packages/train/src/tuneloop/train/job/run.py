@@ -42,8 +42,9 @@ from tuneloop.train.recipe.objective import unservable
 from tuneloop.train.screen import Screen
 from tuneloop.train.stopping import StopFlag, Stopped
 from tuneloop.train.tuning import models
+from tuneloop.train.tuning.limit import rank_limit
 from tuneloop.train.tuning.precision import choose_dtype
-from tuneloop.train.tuning.served import serving_notes
+from tuneloop.train.tuning.served import RankLimit, serving_notes
 
 
 def run_job(
@@ -190,9 +191,10 @@ class _Run:
         """Lineage in, measure, fit, measure, publish."""
         job, recipe, watch = self._job, self._job.recipe.recipe, self._watch
         keeper = Keeper(self._registry.versions, self._run_id, self._scratch)
-        publisher = Publisher(job, self._registry.versions, self._run_id, keeper)
+        limit = rank_limit(self._registry, lambda: job.base.digest)
+        publisher = Publisher(job, self._registry.versions, self._run_id, keeper, limit)
         publisher.keep_inputs(prepared, judging.named)
-        loader = self._loader()
+        loader = self._loader(limit)
         now = conditions(recipe, loader)
         measurer = Measurer(recipe, prepared, self._tokenizer, self._labeller, metrics, watch, now)
         kept = kept_scores(Lineage(self._registry.versions, job.parent), prepared.sets, now) if job.parent else {}
@@ -216,7 +218,7 @@ class _Run:
         watch.check()
         return publisher.publish(folder, fitted, measurer, before, after, apart)
 
-    def _loader(self) -> models.Loader:
+    def _loader(self, limit: RankLimit) -> models.Loader:
         """How the base is loaded, said with what that means for serving."""
         recipe, say = self._job.recipe.recipe, self._watch.screen.say
         attention = attention_for(recipe.run, self._device)
@@ -224,7 +226,7 @@ class _Run:
         if (reason := unservable(recipe.objective)) is not None:
             say(f"warning: this version cannot be served as it is: {reason}")
         else:
-            for note in serving_notes(recipe.tuning):
+            for note in serving_notes(recipe.tuning, limit):
                 say(note)
         seed = recipe.objective.head_seed(recipe.run.seed)
         return models.Loader(self._job.base, recipe.tuning, recipe.run.dtype, self._device, attention.value, seed)

@@ -7,6 +7,7 @@ magnitudes; whole weights it serves as a base of their own.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import assert_never
 
 from tuneloop.registry.versions.adapters import SERVED_MODULES
@@ -23,12 +24,20 @@ from tuneloop.train.recipe.tuning import (
 _MERGE = "`tuneloop export MODEL@VERSION --to FOLDER --merge` makes whole weights that an engine of their own serves"
 
 
-def servable(tuning: TuningSection, max_lora_rank: int = 16) -> str | None:
-    """Why vLLM would refuse what this trains, with its default settings, and what to do; None when it would not."""
+@dataclass(frozen=True)
+class RankLimit:
+    """Up to which rank adapters are served, and by whose word."""
+
+    rank: int
+    said_by: str
+
+
+def servable(tuning: TuningSection, limit: RankLimit) -> str | None:
+    """Why vLLM would refuse what this trains, and what to do; None when it would not."""
     if isinstance(tuning, FullTuning):
         return None
     if isinstance(tuning, LowRankTuning):
-        return _low_rank_reason(tuning, max_lora_rank)
+        return _low_rank_reason(tuning, limit)
     if isinstance(tuning, BottleneckTuning):
         return (
             "vLLM loads LoRA adapters only, and a bottleneck's non-linearity merges into no weight; "
@@ -39,7 +48,7 @@ def servable(tuning: TuningSection, max_lora_rank: int = 16) -> str | None:
     assert_never(tuning)
 
 
-def _low_rank_reason(tuning: LowRankTuning, max_lora_rank: int) -> str | None:
+def _low_rank_reason(tuning: LowRankTuning, limit: RankLimit) -> str | None:
     if tuning.dora:
         return f"vLLM does not serve DoRA adapters; set tuning.dora to false, or merge it: {_MERGE}"
     strange = sorted({name.rpartition(".")[2] for name in tuning.target_modules}.difference(SERVED_MODULES, ALL_LINEAR))
@@ -48,17 +57,15 @@ def _low_rank_reason(tuning: LowRankTuning, max_lora_rank: int) -> str | None:
             f"vLLM would leave out {', '.join(strange)} of tuning.target_modules: it adapts "
             f"{', '.join(sorted(SERVED_MODULES))} only; drop them, or merge: {_MERGE}"
         )
-    if tuning.rank > max_lora_rank:
-        return (
-            f"tuning.rank {tuning.rank} is above the engine's default --max-lora-rank {max_lora_rank}; raise that one"
-        )
+    if tuning.rank > limit.rank:
+        return f"tuning.rank {tuning.rank} is above {limit.rank}, {limit.said_by}; raise that one, or lower tuning.rank"
     return None
 
 
-def serving_notes(tuning: TuningSection, max_lora_rank: int = 16) -> list[str]:
+def serving_notes(tuning: TuningSection, limit: RankLimit) -> list[str]:
     """What is said of serving before a run begins; empty when an engine that holds the base serves it as it is."""
     notes = []
-    if (reason := servable(tuning, max_lora_rank)) is not None:
+    if (reason := servable(tuning, limit)) is not None:
         notes.append(f"warning: this version cannot be served as it is: {reason}")
     if isinstance(tuning, FullTuning):
         notes.append("serving: whole weights need an engine of their own: `tuneloop engine --version MODEL@N`")

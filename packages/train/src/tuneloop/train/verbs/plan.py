@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from tuneloop.train.plan.rows import RowFacts
     from tuneloop.train.plan.shapes import PlannedBase
     from tuneloop.train.recipe import Recipe
+    from tuneloop.train.tuning.served import RankLimit
 
 _ASSUMED_ROWS = 10_000
 _PATH = click.Path(path_type=Path)
@@ -78,7 +79,8 @@ def _plan(recipe: str, table: PriceTable, device: str, provider: str | None, row
     for name, one in [(stage.name, stage.recipe) for stage in file.stages] or [("", file.recipe)]:
         base = planned_base(one.base.model, home / "bases", relative_to=file.folder)
         made = make_plan(one, base.shape, _facts(one, file.folder, base, assumed), machine)
-        advice, why_not = advise(made, others), servable(one.tuning) or unservable(one.objective)
+        advice = advise(made, others)
+        why_not = servable(one.tuning, _limit(base)) or unservable(one.objective)
         values = plan_json(made, why_not, [found.as_json() for found in advice])
         told.append((name, values, shown(made, why_not, advice, base.source)))
         plans.append(made)
@@ -91,6 +93,21 @@ def _plan(recipe: str, table: PriceTable, device: str, provider: str | None, row
         as_json,
         "\n\n".join([*(f"stage {name}\n\n{text}" for name, _, text in told), all_of_it.shown()]),
     )
+
+
+def _limit(base: PlannedBase) -> RankLimit:
+    """Of live engines where there is a state; a plan begins none."""
+    from tuneloop.registry import Registry
+    from tuneloop.registry.errors import NotFound
+    from tuneloop.registry.versions.artifacts import base_digest
+    from tuneloop.train.tuning.limit import rank_limit
+
+    try:
+        registry = Registry.open(upgrade=False)
+    except NotFound:
+        return rank_limit(None, lambda: None)
+    with registry:
+        return rank_limit(registry, lambda: base_digest(base.folder) if base.folder else None)
 
 
 def _facts(recipe: Recipe, folder: Path, base: PlannedBase, rows: int | None) -> RowFacts:
