@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 
 from tuneloop.registry import Registry
 from tuneloop.registry.errors import Conflict, Unavailable
+from tuneloop.train.fit.checkpoints import RunState
 from tuneloop.train.fit.runs import RunFolder, RunRecord, _lock, held_run, remove_ended
 from tuneloop.train.job.begin import job_from_recipe
 from tuneloop.train.job.run import _tracked
@@ -144,6 +147,23 @@ def test_another_chat_template_is_another_run(tiny_recipe: Path, tmp_path: Path)
         (tmp_path / "template").replace(job.base.folder / "chat_template.jinja")
 
 
+def test_another_tokenizer_is_another_run(tiny_recipe: Path, tiny_folder: Path, tmp_path: Path) -> None:
+    """The same text would be other tokens, and what was learned of the ones would be gone on with on the others."""
+    base = Path(shutil.copytree(tiny_folder, tmp_path / "base"))
+    tiny_recipe.write_text(tiny_recipe.read_text().replace(str(tiny_folder), str(base)))
+    keys = [job_from_recipe(load_recipe(tiny_recipe), tmp_path).key]
+    tokenizer = json.loads((base / "tokenizer.json").read_text(encoding="utf-8"))
+    tokenizer["model"]["merges"].pop()
+    (base / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
+    keys.append(job_from_recipe(load_recipe(tiny_recipe), tmp_path).key)
+    (base / "added_tokens.json").write_text('{"<|stop|>": 49152}')
+    (base / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|im_end|>"}))
+    keys.append(job_from_recipe(load_recipe(tiny_recipe), tmp_path).key)
+    (base / "added_tokens.json").write_text('{"<|end|>": 49152}')
+    keys.append(job_from_recipe(load_recipe(tiny_recipe), tmp_path).key)
+    assert len(set(keys)) == 4
+
+
 def test_a_run_that_is_measured_on_other_rows_is_another(tiny_recipe: Path, tmp_path: Path) -> None:
     """Its MLflow run would hold scores of both."""
     job = job_from_recipe(load_recipe(tiny_recipe), tmp_path)
@@ -151,3 +171,26 @@ def test_a_run_that_is_measured_on_other_rows_is_another(tiny_recipe: Path, tmp_
     for sets in ({name: rows[1:]}, {"renamed": rows}, {name: rows, "more": rows[:3]}):
         assert replace(job, sets=sets).key != job.key
     assert replace(job, sets=dict(job.sets)).key == job.key
+
+
+def test_where_every_checkpoint_is_spoilt_each_is_named_and_a_resumed_run_begins_anew(tmp_path: Path) -> None:
+    left = dead(tmp_path, "mine")
+    store = left.store(keep=2)
+    for step in (3, 4):
+        written = store.staging / f"checkpoint-{step}"
+        written.mkdir(parents=True)
+        (written / "weights").write_text(f"of step {step}")
+        store.seal(written, RunState(step=step, micro_batch=4, learning_rate=1e-4))
+    assert [path.name for path in sorted(left.checkpoints.glob("step-*"))] == ["step-00000003", "step-00000004"]
+    (left.checkpoints / "step-00000003" / "weights").write_text("torn")
+    (left.checkpoints / "step-00000004" / "weights").unlink()
+    said: list[str] = []
+    with held_run(tmp_path, "mine", "resume", say=said.append, close=quiet) as folder:
+        assert folder.store(keep=2).newest_valid() is None
+        assert folder.record is None, "it is another run"
+        assert not list(folder.checkpoints.glob("step-*"))
+    assert said == [
+        "checkpoint step-00000004 is skipped: weights is missing",
+        "checkpoint step-00000003 is skipped: weights is not what was written (its digest differs)",
+        "there is no checkpoint to resume from; the run begins anew",
+    ]
