@@ -21,6 +21,7 @@ from tuneloop.train.evaluation.remarks import remarks_on_labelled
 from tuneloop.train.examples import told
 from tuneloop.train.fit.arguments import common_arguments
 from tuneloop.train.fit.sft import sft_trainer
+from tuneloop.train.publishing.card import _learned
 from tuneloop.train.recipe import Recipe
 from tuneloop.train.tuning import models
 
@@ -242,6 +243,7 @@ def test_answers_that_are_not_learned_are_counted_and_told_and_those_before_them
     assert all(label in {IGNORED, token} for label, token in zip(labelled[1].labels, labelled[1].ids, strict=True))
     assert (labelled[1].ends, audit.unlearned_answers) == (2, 2)
     assert "warning: answers with turns behind them that are read, but not learned: 2;" in told(audit)
+    assert ", and 2 earlier answers are not;" in _learned(audit), "the card says it, too"
     assert remarks_on_labelled("held", labelled) == [
         "held: 2 earlier answers are not measured: the tokenizer joins their beginning or end to its neighbour"
     ]

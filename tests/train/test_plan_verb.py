@@ -61,6 +61,17 @@ def test_the_verb_says_everything_and_never_loads_torch(tiny_recipe: Path, tmp_p
     assert {cost["provider"] for cost in found["costs"]} == {"aws"}
 
 
+def test_earlier_answers_that_training_would_not_learn_are_warned_of(tiny_recipe: Path) -> None:
+    said = ["Indent it", "  like this", "2 + 2?", "4"]
+    turns = [{"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(said)]
+    (tiny_recipe.parent / "train.jsonl").write_text(json.dumps({"messages": turns}) + "\n")
+    asked = [str(tiny_recipe), "--device", "L40S"]
+    shown = CliRunner().invoke(plan_verb, asked, catch_exceptions=False).output
+    assert "warning: answers with turns behind them that are read, but not learned: 1; the base's tokenizer" in shown
+    found = json.loads(CliRunner().invoke(plan_verb, [*asked, "--json"], catch_exceptions=False).output)
+    assert found["label_audit"]["unlearned_answers"] == 1
+
+
 def test_a_recipe_of_stages_is_planned_stage_by_stage_and_together(tiny_folder: Path, tmp_path: Path) -> None:
     text = named_recipes()["rlhf"].text.replace("HuggingFaceTB/SmolLM2-135M-Instruct", str(tiny_folder))
     (tmp_path / "data").mkdir()
