@@ -54,6 +54,14 @@ def test_the_command_carries_the_guards() -> None:
     assert given["host"] == "127.0.0.1"
 
 
+@pytest.mark.parametrize(("patience_s", "given"), [(60, "60"), (1.2, "2"), (0.5, "1"), (0, "0")])
+def test_vllm_finishes_what_is_running_for_as_long_as_the_agent_waits_and_not_less(
+    patience_s: float, given: str
+) -> None:
+    """vLLM counts whole seconds, and 0 is that it aborts what is running."""
+    assert options(launch(drain_timeout_s=patience_s))["shutdown-timeout"] == given
+
+
 def test_tools_are_read_as_the_base_writes_them_if_somebody_says_how() -> None:
     assert "--tool-call-parser" not in launch().command
     command = " ".join(launch(tool_call_parser="hermes").command)

@@ -8,6 +8,7 @@ open it to more than the gateways ask.
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -97,7 +98,7 @@ def build(
         *("--dtype", settings.dtype, "--max-model-len", str(settings.max_model_len)),
         *("--max-num-seqs", str(settings.max_num_seqs)),
         *("--api-server-count", "1", "--disable-uvicorn-access-log"),
-        *("--shutdown-timeout", str(int(settings.drain_timeout_s))),
+        *("--shutdown-timeout", str(math.ceil(settings.drain_timeout_s))),
     ]
     if settings.max_loras:
         command += ["--enable-lora", "--max-loras", str(settings.max_loras)]
