@@ -31,6 +31,25 @@ class FakeEngine:
     more: Callable[[str, str], float] = lambda _name, _question: 0.0  # nats added to each token, for noise or bias
     says: Callable[[str], str] = lambda _question: "It does."  # what it answers
     bodies: list[dict[str, Any]] = field(default_factory=list)
+    connections: int = 0
+    together: int = 1  # nothing is answered before so many were under way at once
+    most: int = 0  # that ever were
+    _under_way: int = 0
+    _arrived: threading.Condition = field(default_factory=threading.Condition)
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """One request more is under way."""
+        with self._arrived:
+            self._under_way += 1
+            self.most = max(self.most, self._under_way)
+            self._arrived.notify_all()
+            assert self._arrived.wait_for(lambda: self.most >= self.together, 10), f"no {self.together} came together"
+        try:
+            yield
+        finally:
+            with self._arrived:
+                self._under_way -= 1
 
     def answer(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         """The JSON of a chat or a plain completion."""
@@ -66,14 +85,19 @@ def fake_engine() -> Iterator[FakeEngine]:
         protocol_version = "HTTP/1.1"
         wbufsize = 65_536  # one packet per answer; two would wait 40 ms for an acknowledgement
 
+        def setup(self) -> None:
+            engine.connections += 1
+            super().setup()
+
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-            answer, status = engine.answer(self.path, body), engine.status
-            if engine.refuses_corrections and body["messages"][-1]["role"] == "assistant":
-                status = 400
-            if status != 200:
-                answer = {"error": {"message": "too long"}}
-            time.sleep(engine.delay_s)
+            with engine.at_work():
+                answer, status = engine.answer(self.path, body), engine.status
+                if engine.refuses_corrections and body["messages"][-1]["role"] == "assistant":
+                    status = 400
+                if status != 200:
+                    answer = {"error": {"message": "too long"}}
+                time.sleep(engine.delay_s)
             payload = json.dumps(answer).encode()
             self.send_response(status)
             self.send_header("content-length", str(len(payload)))

@@ -19,6 +19,7 @@ from tuneloop.monitor.canary_baseline import Baselines
 from tuneloop.monitor.canary_stream import CanaryStream
 from tuneloop.monitor.canary_watch import CanaryWatch
 from tuneloop.monitor.metrics import Metrics
+from tuneloop.monitor.reading import engine_client
 from tuneloop.monitor.scorer import Scorer
 from tuneloop.monitor.settings import MonitorSettings
 from tuneloop.monitor.watch import ModelState, Monitor
@@ -48,7 +49,7 @@ def opened(home: Path, engine: FakeEngine) -> Iterator[Scene]:
     """A scene on a state folder of its own: `bot@1` is champion; nothing was asked yet."""
     clock = TickingClock()
     settings = RegistrySettings(home=home)
-    with Registry.open(settings, clock=clock) as registry, httpx.Client(timeout=5, trust_env=False) as client:
+    with Registry.open(settings, clock=clock) as registry, engine_client(5) as client:
         made = Scene(registry, clock, engine, client)
         made.promote(1)
         yield made

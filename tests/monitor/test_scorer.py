@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import ast
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from monitor.engine import KNOWN_NATS, STRANGE_NATS, FakeEngine
 from monitor.scene import Scene
 from tests_support import Clock, beat_engine, request_record
+from tuneloop.monitor.reading import IDLE_S, engine_client, read_texts
 from tuneloop.monitor.scorer import Scorer, text_nats
-from tuneloop.registry.errors import Unavailable
+from tuneloop.monitor.settings import MonitorSettings
+from tuneloop.registry.errors import InvalidInput, Unavailable
 from tuneloop.registry.nouns import Message, RequestRecord
 
 REQUEST_AT = Clock().now
@@ -142,6 +145,26 @@ def test_another_engine_is_asked_when_the_first_is_gone(scene: Scene, engine: Fa
     beat_engine(scene.registry, "bot@1", id="e0", url="http://127.0.0.1:1", at=scene.clock.now)
     assert scorer.score("bot@1", [asked(1, "why?")], {})["req-1"].nats is not None
     assert len(engine.bodies) == 1
+
+
+def test_no_more_prompts_are_read_at_once_than_was_said(scene: Scene, engine: FakeEngine) -> None:
+    """Each fills memory for a whole prefill, beside live traffic."""
+    engine.together, engine.delay_s = 2, 0.02  # the first two wait for each other, a third would have time to come
+    scored = scorer_of(scene).score("bot@1", [asked(n, f"What is number {n} for?") for n in range(12)], {})
+    assert (len(scored), engine.most) == (12, 2)
+    with pytest.raises(InvalidInput, match="scorer_concurrency"):
+        MonitorSettings.load(scorer_concurrency=9)
+
+
+def test_a_connection_that_vllm_may_be_closing_is_not_used_again(
+    engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr("httpcore._sync.http11.time", SimpleNamespace(monotonic=lambda: now[0]))
+    with engine_client(5) as client:
+        for now[0], connections in ((0.0, 1), (IDLE_S - 0.1, 1), (2 * IDLE_S, 2)):
+            read_texts(client, engine.url, "bot@1", ["one two"], concurrency=1)
+            assert engine.connections == connections
 
 
 @pytest.mark.engine

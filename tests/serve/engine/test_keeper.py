@@ -1,6 +1,6 @@
 """One bad adapter keeps no other from being served, whether vLLM refuses it, answers with an error, or dies of it.
 
-The keeper talks HTTP to a server that answers as vLLM does; what a real vLLM does is in test_live_engine.py.
+The keeper talks HTTP to a server that answers as vLLM does.
 """
 
 from __future__ import annotations
@@ -9,19 +9,15 @@ import asyncio
 import os
 import sys
 import threading
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from aiohttp import web
 
-from tests_support import free_port
+from serve.engine.fake_vllm import BASE, FakeVllm, version
 from tuneloop.registry import Registry
 from tuneloop.registry.errors import Unavailable
 from tuneloop.registry.nouns import AdapterState, Version
-from tuneloop.registry.versions.adapters import Base, Limits
+from tuneloop.registry.versions.adapters import Limits
 from tuneloop.serve.engine.client import EngineClient
 from tuneloop.serve.engine.keeper import STEPS_BACK, Keeper
 from tuneloop.serve.engine.reconcile import Held
@@ -29,81 +25,6 @@ from tuneloop.serve.engine.settings import EngineSettings
 from tuneloop.serve.engine.turn import LoadTurn
 from tuneloop.serve.engine.wanted import RegistryWatch, Sight
 from tuneloop.serve.engine.whole import WholeKeeper
-
-BASE = Base("tiny", "sha256:base", "sha256:template")
-
-
-class FakeVllm:
-    """Lists, loads and unloads adapters; answers for `faulty` with 500, and is dead once `deadly` was asked."""
-
-    def __init__(self, *, faulty: str = "", deadly: str = "") -> None:
-        self.faulty, self.deadly = faulty, deadly
-        self.adapters: list[str] = []
-        self.dead = False
-        self.asked = 0  # for a token
-
-    @asynccontextmanager
-    async def serving(self) -> AsyncIterator[str]:
-        app = web.Application()
-        app.router.add_get("/v1/models", self._models)
-        app.router.add_get("/health", self._health)
-        app.router.add_get("/metrics", self._metrics)
-        app.router.add_post("/v1/load_lora_adapter", self._load)
-        app.router.add_post("/v1/unload_lora_adapter", self._unload)
-        app.router.add_post("/v1/completions", self._complete)
-        runner = web.AppRunner(app)
-        await runner.setup()
-        port = free_port()
-        await web.TCPSite(runner, "127.0.0.1", port).start()
-        yield f"http://127.0.0.1:{port}"
-        await runner.cleanup()
-
-    def restart(self) -> None:
-        self.dead, self.adapters = False, []
-
-    async def _models(self, _: web.Request) -> web.Response:
-        return web.json_response({"data": [{"id": name} for name in ("tiny", *self.adapters)]})
-
-    async def _health(self, _: web.Request) -> web.Response:
-        return web.Response(status=503 if self.dead else 200)
-
-    async def _metrics(self, _: web.Request) -> web.Response:
-        return web.Response(text="vllm:iteration_tokens_total_sum 1\n")
-
-    async def _load(self, request: web.Request) -> web.Response:
-        self.adapters.append((await request.json())["lora_name"])
-        return web.Response()
-
-    async def _unload(self, request: web.Request) -> web.Response:
-        self.adapters.remove((await request.json())["lora_name"])
-        return web.Response()
-
-    async def _complete(self, request: web.Request) -> web.Response:
-        self.asked += 1
-        name = (await request.json())["model"]
-        self.dead = self.dead or name == self.deadly
-        wrong = self.dead or name == self.faulty
-        return web.Response(status=500 if wrong else 200, text='{"message":"shapes differ","code":500}')
-
-
-def version(number: int) -> Version:
-    return Version(
-        model="m",
-        version=number,
-        kind="adapter",
-        base=BASE.name,
-        base_digest=BASE.digest,
-        template_digest=BASE.template_digest,
-        data_digest="d",
-        data_rows=1,
-        recipe_digest="r",
-        code_commit="c",
-        run_id="run",
-        artifact_digest=f"sha256:{number}",
-        artifact_bytes=1,
-        created_at=datetime(2026, 1, 1, tzinfo=UTC),
-    )
-
 
 SIGHT = Sight((version(1), version(2)))
 
@@ -122,8 +43,17 @@ def keeper_of(client: EngineClient, home: Path, said: list[str]) -> Keeper:
     return keeper
 
 
-def test_an_adapter_that_vllm_answers_with_an_error_fails_and_the_next_is_loaded(tmp_path: Path) -> None:
-    vllm, said = FakeVllm(faulty="m@1"), list[str]()
+@pytest.mark.parametrize(
+    ("fault", "why"),
+    [
+        ({"refused": "m@1"}, "vLLM refuses to load m@1 (400): Invalid rank of 'm@1': 64 > 16"),
+        ({"faulty": "m@1"}, "vLLM gives no token of m@1 (500): shapes differ"),
+    ],
+)
+def test_an_adapter_that_vllm_refuses_or_answers_with_an_error_fails_with_its_reason_and_the_next_is_loaded(
+    tmp_path: Path, fault: dict[str, str], why: str
+) -> None:
+    vllm, said = FakeVllm(**fault), list[str]()
 
     async def act() -> None:
         async with vllm.serving() as url, EngineClient(url) as client:
@@ -135,7 +65,7 @@ def test_an_adapter_that_vllm_answers_with_an_error_fails_and_the_next_is_loaded
                 "m@1": AdapterState.FAILED,
                 "m@2": AdapterState.READY,
             }
-            assert "shapes differ" in keeper.held["m@1"].reason
+            assert keeper.held["m@1"].reason == why
             assert vllm.adapters == ["m@2"], "a failed adapter takes no slot"
 
     asyncio.run(act())

@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from tuneloop.monitor import reading
 from tuneloop.registry.errors import InvalidInput
+from tuneloop.serve.engine import client as agent_client
 from tuneloop.serve.engine.launch import Device, Launch, build, check_room, check_weights
 from tuneloop.serve.engine.settings import EngineSettings
+from tuneloop.serve.gateway import client as gateway_client
 from tuneloop.serve.gateway.settings import GatewaySettings
 
 
@@ -60,6 +63,11 @@ def test_vllm_finishes_what_is_running_for_as_long_as_the_agent_waits_and_not_le
 ) -> None:
     """vLLM counts whole seconds, and 0 is that it aborts what is running."""
     assert options(launch(drain_timeout_s=patience_s))["shutdown-timeout"] == given
+
+
+def test_what_asks_an_engine_lets_go_of_an_idle_connection_before_vllm_does_whatever_an_operator_set() -> None:
+    closes_s = int(launch(theirs={"VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "1"}).environment["VLLM_HTTP_TIMEOUT_KEEP_ALIVE"])
+    assert max(gateway_client.IDLE_S, agent_client.IDLE_S, reading.IDLE_S) < closes_s
 
 
 def test_tools_are_read_as_the_base_writes_them_if_somebody_says_how() -> None:

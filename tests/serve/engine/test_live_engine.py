@@ -6,6 +6,8 @@ equal; what is left out is bfloat16, where one token in some hundreds differs be
 
 from __future__ import annotations
 
+import asyncio
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +16,9 @@ from typing import Any
 import pytest
 
 from serve.engine_support import MODEL, EngineAgent, publish_adapter, write_adapter
+from tuneloop.registry.errors import InvalidInput
 from tuneloop.registry.nouns import AdapterState, GatewayState, utc_now
+from tuneloop.serve.engine.client import EngineClient
 
 pytestmark = pytest.mark.engine
 V1, V2 = f"{MODEL}@1", f"{MODEL}@2"
@@ -169,6 +173,28 @@ def test_concurrent_prompt_logprobs_with_adapters_do_not_end_the_engine(engine_a
     for answer in engine_agent.complete(requests):
         assert all(entry for entry in answer["choices"][0]["prompt_logprobs"][1:])
     assert {process.pid for process in engine_agent.vllm()} == before
+
+
+def test_what_vllm_itself_refuses_is_told_in_its_words_and_changes_nothing(
+    engine_agent: EngineAgent, tmp_path: Path
+) -> None:
+    there, nowhere, base = engine_agent.home / "adapter-2", tmp_path / "nowhere", engine_agent.base.name
+    refused = [
+        (V1, there, f"The lora adapter '{V1}' has already been loaded."),
+        (base, there, f"The lora adapter '{base}' conflicts with a served base model."),
+        ("nobody@1", nowhere, f"Loading lora nobody@1 failed: No adapter found for {nowhere}"),
+    ]
+
+    async def act() -> None:
+        async with EngineClient(engine_agent.url) as client:
+            before = await client.models()
+            for name, folder, told in refused:
+                with pytest.raises(InvalidInput, match=rf"^vLLM refuses to load {name} \(\d+\): {re.escape(told)}"):
+                    await client.load(name, folder)
+            await client.unload("nobody@1")
+            assert await client.models() == before
+
+    asyncio.run(act())
 
 
 def test_a_bad_adapter_is_refused_with_its_reason_and_the_others_serve_on(

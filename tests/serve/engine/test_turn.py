@@ -12,7 +12,7 @@ from pathlib import Path
 
 from aiohttp import web
 
-from serve.engine.test_keeper import BASE, FakeVllm, version
+from serve.engine.fake_vllm import BASE, FakeVllm, version
 from tests_support import Clock
 from tuneloop.registry import Registry
 from tuneloop.registry.database import Database

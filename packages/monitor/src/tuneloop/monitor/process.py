@@ -8,8 +8,6 @@ import signal
 import threading
 from types import FrameType
 
-import httpx
-
 from tuneloop.monitor.canary_baseline import Baselines
 from tuneloop.monitor.canary_stream import CanaryStream
 from tuneloop.monitor.canary_watch import CanaryWatch
@@ -17,6 +15,7 @@ from tuneloop.monitor.delivery.redacting import Redactor
 from tuneloop.monitor.delivery.rounds import Deliverer
 from tuneloop.monitor.heartbeat import Heartbeat
 from tuneloop.monitor.metrics import Metrics
+from tuneloop.monitor.reading import engine_client
 from tuneloop.monitor.reference_answers import ReferenceAnswers
 from tuneloop.monitor.scorer import Scorer
 from tuneloop.monitor.settings import MonitorSettings
@@ -45,11 +44,7 @@ def run_monitor(settings: MonitorSettings, *, once: bool) -> list[ModelState]:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, end)
-    # Engines are private addresses: a proxy from the environment must not stand between.
-    with (
-        Registry.open(begin=True) as registry,
-        httpx.Client(timeout=settings.scorer_timeout_s, trust_env=False) as client,
-    ):
+    with Registry.open(begin=True) as registry, engine_client(settings.scorer_timeout_s) as client:
         scorer = Scorer(
             registry.fleet,
             client,

@@ -16,6 +16,14 @@ import httpx
 from tuneloop.monitor.scorer import MAX_NATS, Stopped
 from tuneloop.registry.errors import Unavailable
 
+IDLE_S = 4.0  # vLLM closes what is idle at 5 s
+
+
+def engine_client(timeout_s: float) -> httpx.Client:
+    """What asks engines: they are private addresses, so that no proxy of the environment stands between."""
+    limits = httpx.Limits(keepalive_expiry=IDLE_S)
+    return httpx.Client(timeout=timeout_s, trust_env=False, limits=limits)
+
 
 @dataclass(frozen=True)
 class Token:

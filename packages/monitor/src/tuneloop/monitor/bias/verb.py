@@ -35,12 +35,11 @@ def check(
     sets named by `bias_sets` in [monitor] are read where no --set is given. Ends with 3 when more bias is shown than
     the champion's.
     """
-    import httpx
-
     from tuneloop.monitor.bias.check import HEADERS, check_version, lines, read_scores, read_templates, result, rows
     from tuneloop.monitor.bias.judge import MARGIN
     from tuneloop.monitor.bias.sets import read_sets
     from tuneloop.monitor.bias.templates import own_templates
+    from tuneloop.monitor.reading import engine_client
     from tuneloop.monitor.settings import MonitorSettings
     from tuneloop.registry import Registry
     from tuneloop.registry.nouns import utc_now
@@ -49,7 +48,7 @@ def check(
     read, lost = read_templates(templates) if templates else own_templates(), margin or MARGIN
     read = read.with_more(read_sets(sets or settings.bias_sets))
     concurrency = settings.scorer_concurrency
-    with httpx.Client(timeout=settings.scorer_timeout_s, trust_env=False) as client:
+    with engine_client(settings.scorer_timeout_s) as client:
         if url is not None:
             scores = read_scores(client, url, name, read, concurrency=concurrency)
             found = result(name, utc_now(), read, scores, None, why_alone="it was read with --engine", margin=lost)

@@ -17,6 +17,7 @@ from tuneloop.serve.engine.health import Pulse
 
 _PATIENCE_S = 5.0
 _LOAD_S = 120.0
+IDLE_S = 4.0  # vLLM closes what is idle at 5 s
 _PROGRESS = "vllm:iteration_tokens_total_sum"
 
 
@@ -25,7 +26,7 @@ class EngineClient:
 
     def __init__(self, url: str) -> None:
         self._url = url
-        self._session = aiohttp.ClientSession()
+        self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(keepalive_timeout=IDLE_S))
 
     async def __aenter__(self) -> Self:
         return self

