@@ -141,6 +141,8 @@ class SignedFiles(Runs):
         if target.is_dir():
             if folder_digest(target) == version.artifact_digest:
                 return target
+            # Also while an engine serves it: what comes back has the same digest, so the same bytes. Whoever reads
+            # meanwhile finds no file, never others.
             _log.warning("%s: %s is damaged; fetching it again", version.name, target)
             shutil.rmtree(target)
         root.mkdir(parents=True, exist_ok=True)
