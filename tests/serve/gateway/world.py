@@ -113,6 +113,7 @@ class World:
     engines: dict[str, tuple[FaultyEngine, tuple[str, ...]]] = field(default_factory=dict)
     key: str = ""
     base: dict[str, str] = field(default_factory=dict)  # what heartbeats say of it, where that matters
+    bases: dict[str, dict[str, str]] = field(default_factory=dict)  # the same of single engines
 
     @property
     def home(self) -> Path:
@@ -136,7 +137,8 @@ class World:
         """One heartbeat of every engine."""
         for engine, versions in list(self.engines.values()):
             adapters = dict.fromkeys(versions, AdapterState.READY)
-            beat_engine(self.registry, id=engine.id, url=engine.url, adapters=adapters, **self.base)
+            base = self.base | self.bases.get(engine.id, {})
+            beat_engine(self.registry, id=engine.id, url=engine.url, adapters=adapters, **base)
 
     def route(self, *arms: tuple[int, int], model: str = "bot", shadow: int | None = None) -> Route:
         """Write the next revision; `shadow` is the version that is sent a copy of everything."""
