@@ -42,7 +42,9 @@ def test_the_official_client_gets_whole_answers(world: World) -> None:
     engine = world.engine("e1", "bot@1")
     world.route((1, 10_000))
     with world.gateway().client() as client:
-        chat = client.chat.completions.create(model="bot", messages=HELLO, temperature=0, max_tokens=9)
+        chat = client.chat.completions.create(
+            model="bot", messages=HELLO, temperature=0, max_tokens=9, extra_body={"cache_salt": "mine"}
+        )
         plain = client.completions.create(model="bot", prompt="Hello?", max_tokens=9)
     said = "".join(text_of(engine.seen[0], 5))
     assert (chat.model, chat.choices[0].message.content) == ("bot", said)
@@ -50,7 +52,8 @@ def test_the_official_client_gets_whole_answers(world: World) -> None:
     assert chat.usage is not None
     assert chat.usage.total_tokens == 12
     assert chat.id == f"chatcmpl-{chat._request_id}"
-    assert engine.seen[0].body == {"model": "bot@1", "messages": HELLO, "temperature": 0, "max_tokens": 9}
+    sent = {"model": "bot@1", "messages": HELLO, "temperature": 0, "max_tokens": 9, "cache_salt": "mine"}
+    assert engine.seen[0].body == sent
     assert engine.seen[0].headers["x-request-id"] == chat._request_id
     assert [seen.path for seen in engine.seen] == ["/v1/chat/completions", "/v1/completions"]
 
