@@ -13,10 +13,10 @@ from registry.verbs import Verb
 from tests_support import Clock, alert_episode, request_record, window_score
 from tuneloop.registry import Registry
 from tuneloop.registry.errors import InvalidInput
-from tuneloop.registry.forgetting import ACTION, BLANK, MOST_BYTES
+from tuneloop.registry.forgetting import ACTION, MOST_BYTES
 from tuneloop.registry.nouns import Feedback
 from tuneloop.registry.routes.assignment import key_hash
-from tuneloop.registry.tables import feedback, requests, shadow_requests
+from tuneloop.registry.tables import BLANK, feedback, requests, shadow_requests
 
 ADA, BOB = key_hash("ada"), key_hash("bob")
 WHO: dict[str, Any] = {"by": "grace", "reason": "she asked for it"}

@@ -113,7 +113,7 @@ def find_reference(
 
 
 def held_reference(registry: Registry, model: str, version: int) -> Reference | None:
-    """What a version's windows were held against of its own, if one was and all of its records are on record still."""
+    """What a version's windows were held against of its own, if one was and all of its records are on record still, with their text."""
     try:
         found = _frozen(registry, _first_held(registry, model, version))
     except NotFound:
@@ -207,10 +207,12 @@ def _beginning(registry: Registry, history: Sequence[Route], version: int, size:
 
 def _frozen(registry: Registry, first: WindowScore) -> Reference | Gathering:
     wanted = first.detail["reference_ids"]
-    found = registry.traffic.held(wanted)  # by name: in its time there may be far more than it holds
+    held = registry.traffic.held(wanted)  # by name: in its time there may be far more than it holds
+    found = [record for record in held if record.question]
     if len(found) < len(wanted):
+        blank = f", {len(held) - len(found)} of them only their text" if len(found) < len(held) else ""
         return Gathering(
             f"the reference of {first.model}@{first.version} lost {len(wanted) - len(found)} of its {len(wanted)} "
-            "records; promote a version to begin a new one"
+            f"records{blank}; promote a version to begin a new one"
         )
     return replace(reference_of(found, frozen=True), window=first.detail["window"])

@@ -1,5 +1,5 @@
-"""Champions whose requests are recorded without text (`record_text = "none"`): no window of theirs can be judged, and
-looking for one again in each pass would go through everything since the last.
+"""Champions whose requests are recorded without text (`record_text = "none"`), or whose text has gone by its age: no
+window of theirs can be judged, and looking for one again in each pass would go through everything since the last.
 
 What was recorded with text before is judged first. Then the newest few records alone are looked at, until there is text
 again; what arrives late with text meanwhile waits till then, or till the monitor is started anew.
@@ -54,5 +54,6 @@ def without_text(model: str, version: int) -> str:
     """What a model waits for then."""
     return (
         f"the newest answers of {version_name(model, version)} are on record, all without text: no window is judged "
-        "(docs/monitoring.md, `Without text`); gateways keep text unless `record_text` is none"
+        "(docs/monitoring.md, `Without text`); gateways keep text unless `record_text` is none, and until "
+        "`tuneloop retention` says it goes"
     )

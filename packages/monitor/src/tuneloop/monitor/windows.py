@@ -100,18 +100,19 @@ def next_window(
 
 
 def judged_window(registry: Registry, anchor: WindowScore) -> Window:
-    """The records of a window that was judged before, as far as they are still held."""
+    """The records of a window that was judged before, as far as they are still held with their text."""
     records = records_of(registry, [anchor])
     return Window(anchor.detail["window"], records, len(anchor.request_ids), _high_water(anchor))
 
 
 def records_of(registry: Registry, windows: Sequence[WindowScore]) -> tuple[RequestRecord, ...]:
-    """The records of several judged windows of one version, in order of time, as far as they are still held."""
+    """The records of several judged windows of one version, in order of time, as far as they are still held with
+    their text: one that is blank is like no question that was ever asked."""
     wanted = {request_id for score in windows for request_id in score.request_ids}
     since = min(score.window_start for score in windows) - JUST_BEFORE
     until = max(score.window_end for score in windows)
     held = registry.traffic.window(windows[0].model, since=since, until=until, version=windows[0].version)
-    return tuple(record for record in held if record.id in wanted)
+    return tuple(record for record in held if record.id in wanted and record.question)
 
 
 def _high_water(score: WindowScore) -> datetime:

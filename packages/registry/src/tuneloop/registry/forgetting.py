@@ -15,7 +15,6 @@ import threading
 from collections import defaultdict
 from collections.abc import Collection, Sequence
 from datetime import datetime
-from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
@@ -24,21 +23,13 @@ from tuneloop.registry import audit
 from tuneloop.registry.client_ids import WAITING, waiting_for
 from tuneloop.registry.database import Database
 from tuneloop.registry.errors import InvalidInput
+from tuneloop.registry.examples import blank_examples
 from tuneloop.registry.nouns import Feedback, Noun, RequestRecord
 from tuneloop.registry.routes.assignment import key_hash
 from tuneloop.registry.tables import audit as audit_table
-from tuneloop.registry.tables import (
-    audit_head,
-    episodes,
-    feedback,
-    forgotten_requests,
-    requests,
-    shadow_requests,
-    window_scores,
-)
+from tuneloop.registry.tables import audit_head, feedback, forgotten_requests, requests, shadow_requests
 
 ACTION = "user.forget"
-BLANK = "(deleted)"
 _LOCK = 7_463_003  # of PostgreSQL's advisory locks: whoever stores records shares it, whoever forgets has it alone
 _AT_ONCE = 500
 MOST_BYTES = 512  # of a key, as gateways take them
@@ -76,7 +67,7 @@ def forget(database: Database, hashed: str, model: str | None, *, at: datetime, 
     theirs = _theirs(hashed, model)
     with database.reading() as connection:
         known = set(connection.execute(sa.select(requests.c.id).where(theirs)).scalars())
-    _blank(database, known)  # first: of what is deleted nobody knows any more whose it was
+    blank_examples(database, known.intersection)  # first: of what is deleted nobody knows any more whose it was
     with database.writing() as connection:
         hold(connection, database, alone=True)
         asked = connection.execute(sa.select(requests.c.id, requests.c.client_id).where(theirs)).all()
@@ -86,7 +77,7 @@ def forget(database: Database, hashed: str, model: str | None, *, at: datetime, 
         found = _delete(connection, hashed, model, opinions)
         detail = found.model_dump(exclude={"key_hash"}) | {"reason": reason}
         audit.record(connection, at=at, actor=by, action=ACTION, subject=f"user:{hashed}", detail=detail)
-    _blank(database, known | last)  # what was judged meanwhile
+    blank_examples(database, (known | last).intersection)  # what was judged meanwhile
     return found
 
 
@@ -149,38 +140,6 @@ def _delete(connection: Connection, hashed: str, model: str | None, opinions: in
     copies = connection.execute(sa.delete(shadow_requests).where(copied)).rowcount
     asked = connection.execute(sa.delete(requests).where(theirs)).rowcount
     return Forgotten(key_hash=hashed, model=model, requests=asked, copies=copies, feedback=opinions)
-
-
-def _blank(database: Database, ids: Collection[str]) -> None:
-    """Take these requests' questions out of what windows and episodes show."""
-    if not ids:
-        return
-    for table, column in ((window_scores, window_scores.c.detail), (episodes, episodes.c.evidence)):
-        query, last = sa.select(table.c.id, column.label("shown")).order_by(table.c.id).limit(_AT_ONCE), ""
-        while True:
-            with database.reading() as connection:
-                rows = connection.execute(query.where(table.c.id > last)).all()
-            if not rows:
-                break
-            last = rows[-1].id
-            for row_id in (row.id for row in rows if _blanked(row.shown, ids) != row.shown):
-                with database.writing() as connection:
-                    here = sa.select(column).where(table.c.id == row_id).with_for_update()
-                    newest = connection.execute(here).first()
-                    if newest is None:  # retention took it meanwhile
-                        continue
-                    changed = {column.name: _blanked(newest[0], ids)}
-                    connection.execute(sa.update(table).where(table.c.id == row_id).values(**changed))
-
-
-def _blanked(shown: Any, ids: Collection[str]) -> Any:
-    if isinstance(shown, list):
-        return [_blanked(one, ids) for one in shown]
-    if not isinstance(shown, dict):
-        return shown
-    found = {name: _blanked(one, ids) for name, one in shown.items()}
-    is_theirs = isinstance(found.get("request_id"), str) and found["request_id"] in ids
-    return found | {"question": BLANK} if is_theirs and "question" in found else found
 
 
 class Memory:

@@ -26,6 +26,7 @@ from pydantic import (
 )
 
 from tuneloop.registry.database import Database, faults
+from tuneloop.registry.in_force import newest_of
 from tuneloop.registry.nouns import Noun, as_tuple
 from tuneloop.registry.tables import policies
 
@@ -212,12 +213,8 @@ def current_guards(database: Database) -> CurrentGuards:
     Raises:
         Unavailable: the database does not answer.
     """
-    newest = sa.select(sa.func.max(policies.c.id)).where(policies.c.kind == KIND).group_by(policies.c.model)
-    query = sa.select(policies.c.model, policies.c.body).where(policies.c.id.in_(newest))
     found = CurrentGuards()
-    with database.reading() as connection:
-        rows = connection.execute(query).all()
-    for model, body in rows:
+    for model, body in newest_of(database, KIND):
         try:
             found[model] = GuardPolicy.model_validate(body)
         except ValidationError as error:

@@ -16,6 +16,8 @@ from tuneloop.registry.errors import Unreadable
 from tuneloop.registry.guard_policy import KIND, GuardPolicy
 from tuneloop.registry.money import Money
 from tuneloop.registry.nouns import FRESH, Noun, Signal, as_tuple, kept
+from tuneloop.registry.retention_policy import KIND as RETENTION
+from tuneloop.registry.retention_policy import RetentionPolicy
 from tuneloop.registry.rollouts.rollout import RolloutPlan
 from tuneloop.registry.tables import policies
 
@@ -101,13 +103,14 @@ class RolloutPolicy(RolloutPlan):
         return RolloutPlan(steps=self.steps, limits=self.limits, give_up_s=self.give_up_s)
 
 
-PolicyT = TypeVar("PolicyT", RetrainingPolicy, GatePolicy, RolloutPolicy, GuardPolicy, ReceiversPolicy)
+PolicyT = TypeVar("PolicyT", RetrainingPolicy, GatePolicy, RolloutPolicy, GuardPolicy, ReceiversPolicy, RetentionPolicy)
 _KINDS: dict[type[Noun], tuple[str, str]] = {  # the kind, and the verb that shows and sets it
     RetrainingPolicy: ("retraining", "retraining policy"),
     GatePolicy: ("gate", "gate"),
     RolloutPolicy: ("rollout", "rollout policy"),
     GuardPolicy: (KIND, "guard policy"),
     ReceiversPolicy: ("receivers", "alert receivers"),  # of every model
+    RetentionPolicy: (RETENTION, "retention"),
 }
 
 

@@ -39,7 +39,7 @@ MEANINGS: dict[Permission, str] = {
     Permission.SIGN: "sign versions anew, so that engines load them",
     Permission.FORCE: "serve what nobody approved (`force`)",
     Permission.ALERTS: "acknowledge, resolve and silence alert episodes",
-    Permission.POLICY: "set the gate, retraining, rollout and guard policies",
+    Permission.POLICY: "set the gate, retraining, rollout, guard and retention policies",
     Permission.KEYS: "make, limit, rotate and revoke API keys of the gateway",
     Permission.TOKENS: "list, make and revoke tokens of the control plane",
     Permission.FORGET: "delete what is on record of a user",

@@ -19,6 +19,7 @@ from tuneloop.registry.api import (
     openapi,
     records,
     registering,
+    retention,
     retraining,
     routing,
     versions,
@@ -32,7 +33,7 @@ from tuneloop.registry.settings import ApiSettings
 
 # Each may hold two of the pool's 15 connections (a write that checks an approval): with more, all could wait for all.
 THREADS = 12
-MODULES = (versions, registering, routing, experiments, retraining, alerts, guards, records, credentials)
+MODULES = (versions, registering, routing, experiments, retraining, alerts, guards, retention, records, credentials)
 ROUTERS: tuple[tuple[str, APIRouter], ...] = (
     *((PREFIX, module.router) for module in MODULES),
     ("", health.router),

@@ -37,7 +37,7 @@ TAGS = {
     "retraining": "Retraining requests and their policy.",
     "alerts": "What is wrong, who is on it, what is silenced, and who was told.",
     "guards": "What is looked for in requests and answers.",
-    "traffic": "Requests, where answers came from, and what users said.",
+    "traffic": "Requests, where answers came from, what users said, and how long that is kept.",
     "audit": "Who did what.",
     "status": "What is alive, and what is open.",
     "keys": "API keys of the gateway.",

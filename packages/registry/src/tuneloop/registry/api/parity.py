@@ -50,6 +50,10 @@ SERVED: dict[str, tuple[str, ...]] = {
     "requests": ("list_requests", "list_feedback"),
     "feedback": ("list_feedback_of_model",),
     "forget": ("forget_user",),
+    "retention": (
+        *("get_retention_policy", "set_retention_policy"),
+        *("get_retention_policy_of_others", "set_retention_policy_of_others"),
+    ),
     "audit": ("list_audit", "verify_audit"),
     "key new": ("new_key",),
     "key list": ("list_keys",),

@@ -1,6 +1,6 @@
 """The controller: goes on with every open rollout, takes the steps of bandits that declared how often, watches MLflow's
-aliases, takes out of the routes what a change that was killed has left staged, and ends registrations that were broken
-off. Start as many as you like, anywhere.
+aliases, takes out of the routes what a change that was killed has left staged, ends registrations that were broken off,
+and deletes what is older than retention policies allow. Start as many as you like, anywhere.
 
 One controller at a time holds a rollout's lease, and whatever it writes stands behind the lease's fencing token: killed
 at any point, the next one finds each step written once or not at all. A look at a rollout reads the records since its
@@ -27,6 +27,8 @@ from tuneloop.registry.aliases.watch import AliasWatch
 from tuneloop.registry.errors import Conflict, TuneloopError, Unavailable
 from tuneloop.registry.experiments.stepping import Stepping
 from tuneloop.registry.facade import Registry
+from tuneloop.registry.retention import LOOK_EVERY_S as RETENTION_EVERY_S
+from tuneloop.registry.retention import Retention
 from tuneloop.registry.rollouts.advancing import go_on
 from tuneloop.registry.rollouts.rollout import Rollout, RolloutState
 from tuneloop.registry.routes.abandoned import Abandoned
@@ -41,7 +43,7 @@ _log = logging.getLogger(__name__)
 
 
 class Controller:
-    """Drives rollouts under leases, bandits and the alias watch."""
+    """Drives rollouts under leases, bandits, the alias watch and retention."""
 
     def __init__(
         self, registry: Registry, settings: ControllerSettings | None = None, *, lease_s: float = LEASE_S
@@ -53,6 +55,7 @@ class Controller:
         self._watch = AliasWatch(registry)
         self._abandoned = Abandoned(registry)
         self._broken_off = BrokenOff(registry)
+        self._retention = Retention(registry)
         self._stepping = Stepping(registry, self.owner)
         self._told: dict[str, str] = {}  # what was looked at → what was last logged of it
         self._held: dict[str, Rollout] = {}
@@ -77,6 +80,7 @@ class Controller:
         self._guarded("aliases", self._watch.turn)
         self._guarded("staged", self._abandoned.turn)
         self._guarded("registrations", self._broken_off.turn)
+        self._guarded("retention", self._retention.turn)
 
     def look(self, rollout_id: str) -> None:
         """Go on with one rollout if it runs and nobody else holds it: at most one change of the route.
@@ -105,6 +109,7 @@ class Controller:
             ("aliases", self._watching),
             ("bandits", self._stepping_bandits),
             ("registrations", self._ending_registrations),
+            ("retention", self._applying_retention),
         )
         for what, watching in watches:
             if what not in drivers:
@@ -158,6 +163,11 @@ class Controller:
         while not stop.is_set():
             self._guarded("registrations", self._broken_off.turn)
             stop.wait(LOOK_EVERY_S)
+
+    def _applying_retention(self, stop: threading.Event) -> None:
+        while not stop.is_set():
+            self._guarded("retention", partial(self._retention.turn, stop.is_set))
+            stop.wait(RETENTION_EVERY_S)
 
     def _guarded(self, what: str, act: Callable[[], None]) -> None:
         """Do it; what hinders it is said once, and tried again at the next look."""

@@ -10,9 +10,25 @@ from tuneloop.registry.tables.columns import (
     integer_column,
     json_column,
     metadata,
+    partial_index,
     text_column,
     time_column,
 )
+
+BLANK = "(deleted)"  # what an example reads once its user is forgotten, or it is older than allowed
+_QUESTION = '"question": "'
+_BLANK_QUESTION = f'{_QUESTION}{BLANK}"'
+
+
+def _shows(column: str) -> str:
+    others = f"replace(CAST({column} AS TEXT), '{_BLANK_QUESTION}', '')"
+    return f"replace({others}, '{_QUESTION}', '') <> {others}"
+
+
+def shows_questions(column: str) -> sa.ColumnElement[bool]:
+    """Whether there is a question that is not blank in a row's JSON, in the words of the indexes of such rows."""
+    return sa.literal_column(_shows(column), sa.Boolean)
+
 
 window_scores = sa.Table(
     "window_scores",
@@ -33,6 +49,7 @@ window_scores = sa.Table(
     json_column("detail"),
     json_column("request_ids"),
     sa.Index("window_scores_by_stream", "model", "version", "signal", "at"),
+    partial_index("window_scores_with_questions", "model", "window_start", where=_shows("detail")),
 )
 episodes = sa.Table(
     "episodes",
@@ -51,6 +68,7 @@ episodes = sa.Table(
     json_column("evidence"),
     text_column("runbook"),
     json_column("done"),
+    partial_index("episodes_with_questions", "model", where=_shows("evidence")),
 )
 # One open episode per problem, whatever runs twice: the database itself refuses the second.
 sa.Index(

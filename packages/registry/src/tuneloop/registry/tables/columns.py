@@ -102,3 +102,9 @@ def integer_column(name: str, *, nullable: bool = False) -> sa.Column[int]:
 
 def json_column(name: str) -> sa.Column[Any]:
     return sa.Column(name, Json, nullable=False)
+
+
+def partial_index(name: str, *columns: str, where: str) -> sa.Index:
+    """An index of those rows alone of which an expression holds, in SQL that both databases read alike."""
+    condition = sa.text(where)
+    return sa.Index(name, *columns, sqlite_where=condition, postgresql_where=condition)

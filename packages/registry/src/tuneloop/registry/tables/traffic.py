@@ -6,7 +6,19 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from tuneloop.registry.tables.columns import id_column, integer_column, json_column, metadata, text_column, time_column
+from tuneloop.registry.tables.columns import (
+    id_column,
+    integer_column,
+    json_column,
+    metadata,
+    partial_index,
+    text_column,
+    time_column,
+)
+
+# What has text, as the indexes of it say; a query finds its way by one only in the same words.
+REQUESTS_WITH_TEXT = "messages <> '[]' OR answer IS NOT NULL OR error <> '(deleted)'"
+FEEDBACK_WITH_TEXT = "comment IS NOT NULL OR correction IS NOT NULL"
 
 
 def request_columns() -> list[sa.Column[Any]]:
@@ -41,15 +53,11 @@ requests = sa.Table(
     metadata,
     *request_columns(),
     text_column("client_id", nullable=True),
-    sa.Index(
-        "requests_by_client_id",
-        "client_id",
-        sqlite_where=sa.text("client_id IS NOT NULL"),
-        postgresql_where=sa.text("client_id IS NOT NULL"),
-    ),
+    partial_index("requests_by_client_id", "client_id", where="client_id IS NOT NULL"),
     sa.Index("requests_by_model_time", "model", "at"),
     sa.Index("requests_by_version_time", "model", "served_version", "at"),
     sa.Index("requests_by_user", "key_hash"),
+    partial_index("requests_with_text", "model", "at", where=REQUESTS_WITH_TEXT),
 )
 # Copies that a shadow answered: apart, so that nothing which reads what users asked can take one for theirs.
 shadow_requests = sa.Table(
@@ -59,6 +67,7 @@ shadow_requests = sa.Table(
     text_column("shadow_of", index=True),
     sa.Index("shadow_requests_by_version_time", "model", "served_version", "at"),
     sa.Index("shadow_requests_by_user", "key_hash"),
+    partial_index("shadow_requests_with_text", "model", "at", where=REQUESTS_WITH_TEXT),
 )
 feedback = sa.Table(
     "feedback",
@@ -72,6 +81,7 @@ feedback = sa.Table(
     text_column("comment", nullable=True),
     text_column("correction", nullable=True),
     text_column("api_key", nullable=True),
+    partial_index("feedback_with_text", "at", where=FEEDBACK_WITH_TEXT),
 )
 # What was deleted with its user, by id (and by the id that the client gave it), and when: what comes late finds out.
 forgotten_requests = sa.Table("forgotten_requests", metadata, id_column(), time_column("at"))

@@ -7,6 +7,7 @@ from tuneloop.registry.verbs.api import api, token
 from tuneloop.registry.verbs.experiments import experiment
 from tuneloop.registry.verbs.lineage import card, show
 from tuneloop.registry.verbs.register import register
+from tuneloop.registry.verbs.retention import retention
 from tuneloop.registry.verbs.retraining import retraining
 from tuneloop.registry.verbs.rollout import controller, rollout
 from tuneloop.registry.verbs.routes import promote, rollback, route
@@ -29,6 +30,7 @@ VERBS = (
     rollout,
     experiment,
     retraining,
+    retention,
     status,
     trace,
     requests,

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from tuneloop.registry.errors import InvalidInput
 from tuneloop.registry.facade import Registry
 from tuneloop.registry.files import cannot_read, read_text
+from tuneloop.registry.nouns import Noun
 from tuneloop.registry.plain_yaml import PlainYaml
 from tuneloop.registry.policies import PolicyT
 from tuneloop.registry.printing import emit, who
@@ -56,7 +57,11 @@ def set_policy(
 
 def show_policy(registry: Registry, model: str, kind: type[PolicyT], as_json: bool) -> None:
     """Print the policy in force, as the YAML that would set it."""
-    policy = registry.policies.get(model, kind)
+    print_policy(registry.policies.get(model, kind), as_json)
+
+
+def print_policy(policy: Noun, as_json: bool) -> None:
+    """Print a policy as the YAML that would set it."""
     text = yaml.safe_dump(
         policy.model_dump(mode="json"), sort_keys=False, allow_unicode=True, default_flow_style=None, width=_WIDTH
     )

@@ -177,7 +177,7 @@ def rollout_policy(model: str, path: Path | None, by: str | None, reason: str | 
 @click.option("--once", is_flag=True, help="Look at everything once, and end.")
 @click.option("--every-s", type=float, help="Seconds between looks at a rollout.")
 def controller(*, once: bool, every_s: float | None) -> None:
-    """Go on with declared rollouts and watch MLflow's aliases; run as many as you like."""
+    """Go on with rollouts, watch MLflow's aliases, delete what is older than allowed; run as many as you like."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     logging.getLogger("alembic").setLevel(logging.WARNING)
     log, stop = logging.getLogger("tuneloop.controller"), threading.Event()

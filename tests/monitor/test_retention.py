@@ -1,0 +1,66 @@
+"""Text that has gone by its age is text that is not on record: it is said, raises nothing, and holds nothing open."""
+
+from __future__ import annotations
+
+from monitor.scene import Scene
+from tuneloop.monitor.clearing import LONGER
+from tuneloop.registry.retention import Retention
+from tuneloop.registry.retention_policy import RetentionPolicy
+
+MONTH_S = 31 * 86_400
+
+
+def blank_all_so_far(scene: Scene) -> None:
+    scene.registry.policies.set("bot", RetentionPolicy(text_days=30), by="ada", reason="what the law asks for")
+    scene.clock.advance(MONTH_S)
+    Retention(scene.registry).turn()
+    assert not any(record.question for record in scene.registry.traffic.window("bot"))
+
+
+def test_a_champion_whose_reference_lost_its_text_is_judged_no_more_and_nobody_is_alarmed(scene: Scene) -> None:
+    scene.usual(80)
+    scene.watch()
+    blank_all_so_far(scene)
+    scene.usual(20)
+    state = scene.watch()
+    assert (state.judged, state.failure) == (0, "")
+    lost = "the reference of bot@1 lost 60 of its 60 records, 60 of them only their text"
+    assert state.waiting == f"{lost}; promote a version to begin a new one"
+    assert scene.registry.episodes.all("bot") == []
+    scene.promote(2)
+    scene.usual(80, assigned_version=2, served_version=2)
+    assert scene.watch(serves=("bot@2",)).judged == 1, "a new champion begins a new one"
+
+
+def test_windows_that_lost_their_text_hold_no_episode_open(scene: Scene) -> None:
+    """A monitor that is running has the reference still; of the windows it looks at once more only some have text."""
+    monitor = scene.monitor()
+    scene.usual(60)
+    scene.drifted(20)
+    scene.watch(monitor)
+    quiet = LONGER * scene.settings.clear_after
+    scene.usual(20 * (quiet - 1))
+    scene.watch(monitor)
+    assert scene.the_episode().state == "open"
+    blank_all_so_far(scene)
+    assert scene.watch(monitor).failure == ""
+    scene.usual(20)
+    assert scene.watch(monitor).judged == 1
+    over = scene.the_episode()
+    assert (over.state, "the newest 20 questions together are like the reference's" in over.done[-1]) == (
+        "resolved",
+        True,
+    ), over.done
+    assert "(deleted)" in str(over.evidence)
+
+
+def test_a_window_in_the_midst_of_which_the_monitor_ended_is_not_judged_by_what_was_blanked(scene: Scene) -> None:
+    monitor = scene.monitor()
+    scene.usual(80)
+    scene.watch(monitor)
+    with scene.registry.database.writing() as connection:
+        connection.exec_driver_sql("DELETE FROM window_scores WHERE signal <> 'prompt_drift'")
+    blank_all_so_far(scene)
+    state = scene.watch(monitor)
+    assert (state.judged, state.failure) == (0, "")
+    assert scene.registry.episodes.scores("bot") == scene.scores()
