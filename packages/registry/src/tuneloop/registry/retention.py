@@ -152,16 +152,15 @@ class Retention:
         return steps
 
     def _blank(self, table: sa.Table, kind: str, *where: sa.ColumnElement[bool]) -> Counter[str]:
+        has_text, values = REQUESTS_WITH_TEXT, dict[str, Any](messages=[], answer=None)
         if table is feedback:
             has_text, values = FEEDBACK_WITH_TEXT, {"comment": None, "correction": None}
-        else:
-            failed = sa.case(
-                (table.c.error.is_not(None), BLANK)
-            )  # that it did stays; an engine's words may be a user's
-            has_text, values = REQUESTS_WITH_TEXT, {"messages": [], "answer": None, "error": failed}
+        else:  # that a request failed stays; what an engine said of it may be a user's words
+            values["error"] = sa.case((table.c.error.is_not(None), BLANK))
+        still = sa.literal_column(f"({has_text})", sa.Boolean)
         with self._db.writing() as connection:
             forgetting.hold(connection, self._db)
-            ids = connection.execute(_some(table, *where, sa.text(f"({has_text})"))).scalars().all()
+            ids = connection.execute(_some(table, *where, still)).scalars().all()
             if ids:
                 connection.execute(sa.update(table).where(table.c.id.in_(ids)).values(**values))
         return _counted(kind, len(ids))
