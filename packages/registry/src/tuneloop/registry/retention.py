@@ -157,7 +157,7 @@ class Retention:
             has_text, values = FEEDBACK_WITH_TEXT, {"comment": None, "correction": None}
         else:  # that a request failed stays; what an engine said of it may be a user's words
             values["error"] = sa.case((table.c.error.is_not(None), BLANK))
-        still = sa.literal_column(f"({has_text})", sa.Boolean)
+        still = sa.literal_column(f"({has_text})")  # of no type: SQLite would be asked whether it is 1
         with self._db.writing() as connection:
             forgetting.hold(connection, self._db)
             ids = connection.execute(_some(table, *where, still)).scalars().all()

@@ -27,7 +27,7 @@ def _shows(column: str) -> str:
 
 def shows_questions(column: str) -> sa.ColumnElement[bool]:
     """Whether there is a question that is not blank in a row's JSON, in the words of the indexes of such rows."""
-    return sa.literal_column(_shows(column), sa.Boolean)
+    return sa.literal_column(f"({_shows(column)})")
 
 
 window_scores = sa.Table(
