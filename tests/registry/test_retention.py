@@ -191,22 +191,22 @@ def test_a_pass_is_many_short_transactions_and_reads_nothing_of_what_is_done(
         stored(registries, days)
     keep(registries, RetentionPolicy(text_days=30))
     sizes: list[int] = []
-    indexes = {table: (f"{table}_with_text", "IS NOT NULL") for table in ("requests", "shadow_requests", "feedback")}
-    indexes |= {table: (f"{table}_with_questions", "replace(") for table in ("window_scores", "episodes")}
+    indexes = {table: f"{table}_with_text" for table in ("requests", "shadow_requests", "feedback")}
+    indexes |= {table: f"{table}_with_questions" for table in ("window_scores", "episodes")}
     looks: dict[str, tuple[str, Any]] = {}
 
     def counted(_connection: object, cursor: Any, statement: str, parameters: Any, *_: object) -> None:
         if statement.startswith("UPDATE requests"):
             sizes.append(cursor.rowcount)
-        for table, (_, words) in indexes.items():
-            if statement.startswith(f"SELECT {table}.id") and words in statement:
+        for table in indexes:
+            if statement.startswith(f"SELECT {table}.id") and ("IS NOT NULL" in statement or "replace(" in statement):
                 looks[table] = statement, parameters
 
     sa.event.listen(registries.database.engine, "after_cursor_execute", counted)
     Retention(registries).turn()
     sa.event.remove(registries.database.engine, "after_cursor_execute", counted)
     assert sizes == [2, 2, 1]
-    for table, (index, _) in indexes.items():
+    for table, index in indexes.items():
         assert index in plan(registries, *looks[table]), "an index that holds nothing that is blank"
 
 

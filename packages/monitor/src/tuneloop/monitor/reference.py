@@ -113,7 +113,7 @@ def find_reference(
 
 
 def held_reference(registry: Registry, model: str, version: int) -> Reference | None:
-    """What a version's windows were held against of its own, if one was and all of its records have their text still."""
+    """What a version's windows were held against of its own, if one was and all its records have their text still."""
     try:
         found = _frozen(registry, _first_held(registry, model, version))
     except NotFound:

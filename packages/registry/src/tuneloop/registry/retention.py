@@ -157,7 +157,8 @@ class Retention:
             has_text, values = FEEDBACK_WITH_TEXT, {"comment": None, "correction": None}
         else:  # that a request failed stays; what an engine said of it may be a user's words
             values["error"] = sa.case((table.c.error.is_not(None), BLANK))
-        still = sa.literal_column(f"({has_text})")  # of no type: SQLite would be asked whether it is 1
+        # Of no type that SQLAlchemy knows: it would ask SQLite whether it is 1, which is in no index.
+        still: sa.ColumnElement[bool] = sa.literal_column(f"({has_text})")
         with self._db.writing() as connection:
             forgetting.hold(connection, self._db)
             ids = connection.execute(_some(table, *where, still)).scalars().all()
