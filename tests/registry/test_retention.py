@@ -294,12 +294,12 @@ def test_by_a_policy_that_cannot_be_read_nothing_is_deleted_and_that_is_said(reg
     for model in ("bot", "cat"):
         stored(registry, 50, model)
     keep(registry, MONTH)
-    keep(registry, MONTH, "cat")
+    keep(registry, MONTH, "bot")
     with registry.database.writing() as connection:
-        connection.execute(sa.update(policies).where(policies.c.model == "cat").values(body={"text_days": "few"}))
-    with pytest.raises(Unreadable, match=r"tuneloop retention cat --set FILE"):
+        connection.execute(sa.update(policies).where(policies.c.model == "bot").values(body={"text_days": "few"}))
+    with pytest.raises(Unreadable, match=r"tuneloop retention bot --set FILE"):
         Retention(registry).turn()
-    assert texts(registry)["requests"] == {"req-1050"}
+    assert texts(registry)["requests"] == {"req-50"}, "all else was"
 
 
 @pytest.mark.parametrize("days", [{"text_days": 31, "record_days": 30}, {"text_days": 0}, {"record_days": 1.5}])
