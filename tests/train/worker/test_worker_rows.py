@@ -27,12 +27,14 @@ from tuneloop.train.screen import Screen
 def test_a_window_without_corrections_fails_with_the_reason_and_the_worker_lives(
     registry: Registry, champion: Version
 ) -> None:
-    filed(registry)
-    crew = worker(registry)
+    filed(registry, rows=9)
+    screen = io.StringIO()
+    crew = worker(registry, screen=Screen(screen))
     done = crew.run_once()
     assert done is not None
     assert done.state is RetrainingState.FAILED
     assert "no correction" in done.outcome
+    assert f"9 of the 9 corrections that {done.id} was filed on are on record no more" in screen.getvalue()
     assert crew.run_once() is None
     assert [version.version for version in registry.versions.all("bot")] == [1]
 
