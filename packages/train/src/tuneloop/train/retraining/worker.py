@@ -260,9 +260,8 @@ class Worker:
         fresh = list(corrected_rows(((record, text) for record, text in corrections if text is not None), dropped))
         gone = request.rows - len(fresh) - dropped.total()
         if gone > 0:  # deleted with their users or by their age
-            self._screen.say(
-                f"warning: {gone} of the {request.rows} corrections that {request.id} was filed on are on record no more"
-            )
+            filed = f"the {request.rows} corrections that {request.id} was filed on"
+            self._screen.say(f"warning: {gone} of {filed} are on record no more")
         lineage = Lineage(registry.versions, parent)
         sets = {
             (f"{FRESH}-{parent.version}" if name == FRESH else name): rows for name, rows in lineage.set_rows().items()
