@@ -40,6 +40,7 @@ class Fits:
     said: list[str] = field(default_factory=list)
     losses: dict[int, float] = field(default_factory=dict)  # of the last fit, by step
     rates: dict[int, float] = field(default_factory=dict)  # likewise
+    norms: dict[int, float] = field(default_factory=dict)  # likewise, of the gradients
 
     def recipe(self, *, tuning: Mapping[str, Any] | None = None, **run: Any) -> Recipe:
         """The recipe with other values in `run`, as strict as from a file."""
@@ -73,7 +74,7 @@ class Fits:
     ) -> FitResult:
         """Fit a fresh model; `losses` holds what each step logged, as MLflow would see it."""
         model = model or self.model(recipe)
-        self.losses, self.rates = {}, {}
+        self.losses, self.rates, self.norms = {}, {}, {}
         if hook is not None:
             passes: list[int] = []
 
@@ -87,6 +88,7 @@ class Fits:
         def log(metrics: Mapping[str, float], step: int) -> None:
             if "loss" in metrics:
                 self.losses[step], self.rates[step] = metrics["loss"], metrics["learning_rate"]
+                self.norms[step] = metrics["grad_norm"]
 
         stream = io.StringIO()
         rows = self.labelled() if rows is None else rows

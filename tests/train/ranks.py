@@ -6,6 +6,7 @@ What torchrun does is done here by hand (its variables, a store where ranks meet
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import sys
@@ -23,6 +24,7 @@ from tuneloop.train.fit.handed import hand_over
 from tuneloop.train.fit.launch import ChildSpec, Event, load_weights
 from tuneloop.train.fit.trainers import Labelled
 from tuneloop.train.recipe import Recipe
+from tuneloop.train.stopping import Stopped
 
 _PRELOADED = ["tuneloop.train.fit.child", "tuneloop.train.fit.sft", "deepspeed", "bitsandbytes"]
 _PATIENCE_S = 240.0  # for ranks that wait for each other
@@ -64,8 +66,13 @@ def train_together(
     steps: int,
     validation: Sequence[LabelledRow] = (),
     start: Path | None = None,
+    stop_at: int | None = None,
 ) -> Together:
-    """Train by a recipe with as many ranks as it asks for; what was trained before in this folder is gone on with."""
+    """Train by a recipe with as many ranks as it asks for; what was trained before in this folder is gone on with.
+
+    Args:
+        stop_at: the look of rank 0, after its passes and steps, at which it alone hears that the run shall stop.
+    """
     store = folder / "checkpoints"
     store.mkdir(parents=True, exist_ok=True)
     hand_over(store, rows, [f"rows:{number}" for number in range(len(rows))], validation)
@@ -85,7 +92,10 @@ def train_together(
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOADED)
     ranks = [
-        context.Process(target=_rank, args=(number, processes, meeting.port, spec.model_dump_json(), str(folder)))
+        context.Process(
+            target=_rank,
+            args=(number, processes, meeting.port, spec.model_dump_json(), str(folder), None if number else stop_at),
+        )
         for number in range(processes)
     ]
     codes: list[int | None] = []
@@ -107,8 +117,8 @@ def train_together(
     return Together(events, CheckpointStore(store, recipe.run.checkpoint.keep, lambda _line: None), errors)
 
 
-def _rank(number: int, processes: int, port: int, spec: str, folder: str) -> None:
-    from tuneloop.train.fit.child import run_child
+def _rank(number: int, processes: int, port: int, spec: str, folder: str, stop_at: int | None) -> None:
+    from tuneloop.train.fit import child
 
     os.environ |= {
         "RANK": str(number),
@@ -124,6 +134,14 @@ def _rank(number: int, processes: int, port: int, spec: str, folder: str) -> Non
     for name, descriptor in (("out", 1), ("err", 2)):
         os.dup2(os.open(Path(folder, f"{number}.{name}"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
     sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
-    code = run_child(ChildSpec.model_validate_json(spec))
+    if stop_at is not None:
+        looks = itertools.count(1)
+
+        def stop(_spec: ChildSpec) -> None:
+            if next(looks) >= stop_at:
+                raise Stopped("asked to end")
+
+        child.check_owner = stop
+    code = child.run_child(ChildSpec.model_validate_json(spec))
     sys.stdout.flush()
     sys.exit(code)

@@ -1,4 +1,4 @@
-"""Objectives that compare answers, cut or starved on their way: killed, out of memory, gone wild.
+"""Objectives that compare answers, cut or starved on their way: killed, stopped, out of memory, gone wild.
 
 `test_fit_recovery` shows it of supervised fine-tuning; what differs here is what a trainer holds beside the weights:
 the model it is compared with, answers that were drawn, a head. PPO has a loop of its own: `test_ppo_recovery`.
@@ -35,6 +35,7 @@ from tuneloop.train.recipe import Recipe
 from tuneloop.train.recipe.tuning import LoraTuning
 from tuneloop.train.rewards import Answer, Judge
 from tuneloop.train.screen import Screen
+from tuneloop.train.stopping import StopFlag, Stopped
 from tuneloop.train.tuning import models
 
 OBJECTIVES: dict[str, dict[str, Any]] = {
@@ -123,6 +124,7 @@ class Bench:
         model: Any = None,
         before: Callable[[Any, int, int], None] = lambda *_: None,
         told: Callable[[int], None] = lambda _: None,
+        check: Callable[[], None] = lambda: None,
         **others: Any,
     ) -> tuple[FitResult, dict[str, torch.Tensor]]:
         """The result and the trained weights; `before` hears (model, rows, learning passes so far) of each pass."""
@@ -151,7 +153,7 @@ class Bench:
                 device="cpu",
                 steps=STEPS,
                 validation=[],
-                watch=Watch(Screen(stream), log, lambda: None),
+                watch=Watch(Screen(stream), log, check),
                 judge=self.judge,
                 **others,
             )
@@ -223,10 +225,33 @@ def test_killed_and_resumed_is_the_run_that_was_not_to_the_bit(
     assert equal(ours, weights)
 
 
+@pytest.mark.parametrize(("kind", "learning"), [("dpo", [True, False]), ("reward", [True]), ("grpo", [False])])
+def test_a_stop_in_the_midst_of_a_step_leaves_it_after_the_pass_it_is_in(
+    bench: Bench, whole: Callable[[str], Whole], kind: str, learning: list[bool]
+) -> None:
+    """The third step's two passes, which of dpo are the reference's too; grpo samples all answers before the first of
+    them, token by token. Asked to stop in the first pass of all."""
+    recipe, flag, passes = bench.recipe(kind, micro_batch=2), StopFlag(), list[bool]()
+    expected, weights = whole(kind)
+
+    def hear(_model: Any, _rows: int, _before: int) -> None:
+        if 2 in bench.told:
+            passes.append(torch.is_grad_enabled())
+            flag.stop(Stopped("asked to end"))
+
+    with pytest.raises(Stopped, match="the state after step 2 is kept"):
+        bench.fit(recipe, before=hear, check=flag.check, store=bench.store())
+    assert passes == learning, "no pass follows"
+    _, ours = bench.fit(recipe, store=bench.store(), resume=True)
+    assert bench.told == {3: expected[3]}
+    assert equal(ours, weights)
+
+
 class Scarce:
     """A reward model that has room for two answers at a time, and finds none better than another."""
 
-    def scores(self, ids: Sequence[Sequence[int]], *, batch: int) -> list[float]:
+    def scores(self, ids: Sequence[Sequence[int]], *, batch: int, check: Callable[[], None]) -> list[float]:
+        check()
         if batch > 2:
             raise torch.OutOfMemoryError(OUT)
         return [0.0] * len(ids)

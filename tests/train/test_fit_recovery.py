@@ -1,4 +1,7 @@
-"""What may happen to a fit on its way, and how it goes on: kills at any step, full memory, divergence, stops."""
+"""What may happen to a fit on its way, and how it goes on: kills at any step, full memory, divergence.
+
+Stops: `test_fit_stop`.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,6 @@ from tuneloop.train.fit.order import rows_of_step
 from tuneloop.train.fit.sft import fits as fits_in_memory
 from tuneloop.train.recipe import Recipe
 from tuneloop.train.recipe.run import DivergenceSection
-from tuneloop.train.stopping import Stopped
 
 EVERY_STEP = {"every_s": 1e-9, "keep": 2}
 DROPOUT = {"dropout": 0.2}  # draws on the random state at every step
@@ -93,33 +95,6 @@ def test_checkpoints_follow_the_clock_not_the_steps(fits: Fits) -> None:
     recipe = fits.recipe(checkpoint={"every_s": 10.0, "keep": 9})
     fits.fit(recipe, steps=8, store=fits.store(keep=9), hook=pass_time, clock=lambda: now[0])
     assert sorted(written) == [3, 6]
-
-
-def test_a_stop_ends_after_the_pass_it_is_in_and_what_goes_on_from_there_is_the_run_that_was_not(fits: Fits) -> None:
-    """Two passes a step: it is looked for after each. A window may be longer than the notice a machine gives."""
-    recipe = fits.recipe(tuning=DROPOUT)
-    whole_model = fits.model(recipe)
-    fits.fit(recipe, steps=3, model=whole_model)
-    whole = fits.losses
-    for looks, kept in ((1, 0), (3, 1)):
-        asked: list[int] = []
-
-        def check(looks: int = looks, asked: list[int] = asked) -> None:
-            asked.append(1)
-            if len(asked) >= looks:
-                raise Stopped("stopped by SIGTERM; nothing was published")
-
-        with pytest.raises(Stopped, match="stopped by SIGTERM") as stopped:
-            fits.fit(recipe, steps=3, store=fits.store(), check=check)
-        assert len(asked) == looks
-        found = fits.store().newest_valid()
-        assert (found.state.step if found else 0) == kept
-        assert ("after step 1 is kept" in str(stopped.value)) is (kept == 1)
-    model = fits.model(recipe)
-    fits.fit(recipe, steps=3, store=fits.store(), resume=True, model=model)
-    assert fits.losses == {step: loss for step, loss in whole.items() if step > 1}
-    ours, theirs = model.state_dict(), whole_model.state_dict()
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
 @pytest.mark.parametrize("failing_pass", [0, 3, 5])
@@ -248,6 +223,36 @@ def test_auto_runs_the_worst_case_for_real_and_learns_nothing_from_it(fits: Fits
     found = fits.losses
     fits.fit(fits.recipe(micro_batch=8, batch_size=8), rows=rows, steps=2)
     assert found == fits.losses
+
+
+@pytest.mark.parametrize("room", [2, 8])
+def test_auto_that_finds_another_size_when_it_goes_on_takes_the_smaller_and_misses_no_step(
+    fits: Fits, monkeypatch: pytest.MonkeyPatch, room: int
+) -> None:
+    """The machine it goes on with may have less memory or more; counted in passes, steps would be done twice or never.
+    20 rows in batches of 8: an epoch ends with step 3, the one that is killed."""
+    rows, recipe = fits.labelled()[:20], fits.recipe(micro_batch="auto", batch_size=8, checkpoint=EVERY_STEP)
+
+    def has_room_for(most: int) -> None:
+        monkeypatch.setattr("tuneloop.train.fit.sft.fits", lambda _model, _longest, rows, *_: rows <= most)
+
+    has_room_for(4)
+    fits.fit(recipe, steps=6, rows=rows)
+    whole = fits.losses
+
+    def die(_rows: int, before: int) -> None:
+        if before == 4:  # two passes a step
+            raise Killed
+
+    with pytest.raises(Killed):
+        fits.fit(recipe, steps=6, rows=rows, store=fits.store(), hook=die)
+    has_room_for(room)
+    passes: list[int] = []
+    done = fits.fit(
+        recipe, steps=6, rows=rows, store=fits.store(), resume=True, hook=lambda rows, _: passes.append(rows)
+    )
+    assert (done.steps, done.micro_batch, max(passes)) == (6, min(4, room), min(4, room))
+    assert fits.losses == pytest.approx({step: whole[step] for step in (3, 4, 5, 6)}, abs=2e-5)
 
 
 def test_auto_tries_what_will_be_trained_checkpointing_included(fits: Fits) -> None:

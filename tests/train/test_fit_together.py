@@ -104,7 +104,9 @@ def trained(model: Any) -> dict[str, torch.Tensor]:
     return {name: value.detach() for name, value in model.named_parameters() if value.requires_grad}
 
 
-def alone(recipe: Recipe, base: Base, rows: Labelled) -> tuple[dict[str, dict[int, float]], dict[str, torch.Tensor]]:
+def alone(
+    recipe: Recipe, base: Base, rows: Labelled, *, steps: int = STEPS
+) -> tuple[dict[str, dict[int, float]], dict[str, torch.Tensor]]:
     """What one process tells step by step, and the weights it ends with."""
     model, told = model_of(recipe, base), dict[str, dict[int, float]]()
 
@@ -114,7 +116,7 @@ def alone(recipe: Recipe, base: Base, rows: Labelled) -> tuple[dict[str, dict[in
 
     watch = Watch(Screen(io.StringIO()), log, lambda: None)
     tokenizer = models.load_tokenizer(base)
-    fit(model, tokenizer, rows, recipe, device="cpu", steps=STEPS, validation=[], watch=watch)
+    fit(model, tokenizer, rows, recipe, device="cpu", steps=steps, validation=[], watch=watch)
     return told, trained(model)
 
 
@@ -175,17 +177,23 @@ def test_a_sharded_run_that_writes_down_how_it_began_learns_the_same(
     assert max(float((now[name] - value).abs().max()) for name, value in weights.items()) < WEIGHT
 
 
-def test_what_was_cut_is_gone_on_with_as_if_it_had_not_been(
-    base: Base, rows_of: Callable[..., Labelled], tmp_path: Path
+@pytest.mark.parametrize(
+    ("objective", "strategy", "kept"), [("dpo", "zero3", 1), ("dpo", "zero3", 2), ("sft", "ddp", 2), ("sft", "fsdp", 1)]
+)
+def test_a_stop_leaves_the_step_and_what_goes_on_is_the_run_that_was_not_cut(
+    base: Base, rows_of: Callable[..., Labelled], tmp_path: Path, objective: str, strategy: str, kept: int
 ) -> None:
-    """The reference is what the adapter was as training began, not what it is when it goes on."""
-    case, rows = Case("dpo", "zero3", {"rank": 4}, {}, {}), rows_of("dpo")
-    recipe = case.recipe({"processes": 2, "strategy": case.strategy})
-    train_together(recipe, base, rows, tmp_path, steps=1)
-    together = train_together(recipe, base, rows, tmp_path, steps=STEPS)
-    assert "resumed after step 1" in together.said
-    told, weights = alone(case.recipe(), base, rows)
-    assert together.told("loss") == {2: pytest.approx(told["loss"][2], abs=LOSS)}
+    """Each step is two passes, and one rank alone hears of the stop, after the first; an epoch ends with step 2. What
+    dpo is held to is what the adapter was as training began, not what it is when it goes on."""
+    case, rows = Case(objective, strategy, {"rank": 4}, {}, {}), rows_of(objective)
+    recipe = case.recipe({"processes": 2, "strategy": strategy})
+    cut = train_together(recipe, base, rows, tmp_path, steps=kept + 1, stop_at=2 * kept + 1)
+    assert cut.events[-1].kind == "stopped", cut.errors[-2000:]
+    assert cut.events[-1].text.startswith(f"asked to end; the state after step {kept} is kept")
+    together = train_together(recipe, base, rows, tmp_path, steps=kept + 1)
+    assert f"resumed after step {kept}" in together.said
+    told, weights = alone(case.recipe(), base, rows, steps=kept + 1)
+    assert together.told("loss") == {kept + 1: pytest.approx(told["loss"][kept + 1], abs=LOSS)}
     now = trained(together.give_weights(model_of(recipe, base)))
     assert max(float((now[name] - value).abs().max()) for name, value in weights.items()) < WEIGHT
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -79,6 +79,64 @@ def test_grpo_raises_a_verifiable_reward(tmp_path: Path) -> None:
         number = WORDS.index(answer.fields["answer"])
         assert (answer.question, answer.question_ids) == (rows[number].messages, prompts[number].ids)
         assert answer.finished == (answer.ids[-1] == tokenizer.eos_token_id)
+
+
+def test_how_the_answers_of_a_step_are_split_into_passes_changes_nothing_of_what_is_learned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answers, which are otherwise drawn anew for each split, are given here: of every length, so that a token
+    would weigh differently where a pass is averaged for itself."""
+    base = make_small_base(tmp_path)
+    tokenizer = models.load_tokenizer(base)
+    rows = [PromptRow((Message(role="user", content=WORDS[n]),)) for n in range(4)]
+    prompts, _ = label_prompts(Labeller(tokenizer, 64), rows, 32, base.template_digest)
+    lengths = enumerate((1, 6, 2, 5, 3, 4, 6, 1))
+    spoken = [tokenizer(" ".join(WORDS[n : n + length]))["input_ids"] for n, length in lengths]
+    questions = {prompt.ids: n for n, prompt in enumerate(prompts)}
+
+    def answer_as_given(_trainer: object, prompt_ids: list[list[int]], *_: object, **__: object) -> object:
+        nth = dict.fromkeys(questions, 0)
+        answers = []
+        for asked in map(tuple, prompt_ids):
+            answers.append(spoken[2 * questions[asked] + nth[asked]])
+            nth[asked] += 1
+        return answers, None
+
+    monkeypatch.setattr("tuneloop.train.fit.grpo._PreparedGrpoTrainer._generate_single_turn", answer_as_given)
+
+    def even(answers: Sequence[Answer]) -> list[float]:
+        return [sum(token % 2 == 0 for token in answer.ids) / len(answer.ids) for answer in answers]
+
+    found: dict[int, list[tuple[float, float]]] = {}
+    for micro_batch in (8, 4, 1):
+        values = RECIPE.model_dump(exclude_unset=True)
+        values["objective"] |= {"answers": 2, "kl_coefficient": 0.05}
+        values["run"] |= {"batch_size": 8, "micro_batch": micro_batch}
+        recipe = Recipe.model_validate(values)
+        bare = models.load_base(base, dtype="float32", device="cpu", attention="sdpa")
+        told: list[dict[str, float]] = []
+
+        def log(metrics: Mapping[str, float], _step: int, told: list[dict[str, float]] = told) -> None:
+            told.append(dict(metrics))
+
+        fit(
+            models.new_adapter(bare, recipe.tuning, seed=0),
+            tokenizer,
+            prompts,
+            recipe,
+            device="cpu",
+            steps=3,
+            validation=[],
+            watch=Watch(Screen(io.StringIO()), log, lambda: None),
+            judge=Judge({"even": even}),
+        )
+        found[micro_batch] = [(one["loss"], one["grad_norm"]) for one in told if "loss" in one]
+    assert len(found[8]) == 3
+    assert all(norm > 0 for _, norm in found[8])
+    for smaller in (4, 1):
+        for ours, theirs in zip(found[smaller], found[8], strict=True):
+            assert ours[0] == pytest.approx(theirs[0], abs=2e-5)
+            assert ours[1] == pytest.approx(theirs[1], rel=1e-3)
 
 
 @pytest.fixture

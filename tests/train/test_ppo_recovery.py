@@ -61,12 +61,11 @@ def test_a_run_cut_at_any_step_and_resumed_is_the_run_that_was_not(
 
     with pytest.raises(Stopped if how == "stopped" else KeyboardInterrupt) as raised:
         bench.run(STEPS, check=flag.check, told=cut, store=store, clock=clock)
-    done = at + 1 if how == "stopped" else at  # the step in which it is asked to end is still done
     if how == "stopped":
-        assert f"the state after step {done} is kept" in str(raised.value)
+        assert f"the state after step {at} is kept" in str(raised.value)
     rest, weights = bench.run(STEPS, store=store, resume=True)
-    assert [one["step"] for one in rest] == list(range(done + 1, STEPS + 1))
-    assert steps_of(rest) == steps_of(whole[done:])
+    assert [one["step"] for one in rest] == list(range(at + 1, STEPS + 1))
+    assert steps_of(rest) == steps_of(whole[at:])
     assert all(torch.equal(weights[name], value) for name, value in expected.items())
     again, _ = bench.run(STEPS, store=store, resume=True)
     assert again == [], "a whole run is not run again"
@@ -134,9 +133,9 @@ class Asked:
     def __init__(self, model: RewardModel, before: Callable[[int], None]) -> None:
         self._model, self._before = model, before
 
-    def scores(self, ids: Sequence[Sequence[int]], *, batch: int) -> list[float]:
+    def scores(self, ids: Sequence[Sequence[int]], *, batch: int, check: Callable[[], None]) -> list[float]:
         self._before(batch)
-        return self._model.scores(ids, batch=batch)
+        return self._model.scores(ids, batch=batch, check=check)
 
 
 def test_out_of_memory_while_answers_are_scored_scores_fewer_at_a_time(bench: Bench, scorer: RewardModel) -> None:
@@ -156,13 +155,40 @@ def test_out_of_memory_while_answers_are_scored_scores_fewer_at_a_time(bench: Be
     assert any("out of memory in step 1" in line and "micro-batch 4, batch size 16" in line for line in run.said)
 
 
-def test_a_stop_while_answers_are_scored_waits_for_the_steps_end(
-    bench: Bench, scorer: RewardModel, tmp_path: Path
+@pytest.fixture(scope="module")
+def judged(bench: Bench, scorer: RewardModel) -> Whole:
+    return bench.run(2, judge=Judge({}, scorer), micro_batch=8)
+
+
+@pytest.mark.parametrize(("doing", "at"), [("sampling", 2), ("scoring", 1), ("learning", 3)])
+def test_a_stop_in_the_midst_of_a_step_leaves_it_after_the_pass_it_is_in(
+    bench: Bench, scorer: RewardModel, judged: Whole, tmp_path: Path, doing: str, at: int
 ) -> None:
-    flag = StopFlag()
-    judge = Judge({}, Asked(scorer, lambda _batch: flag.stop(Stopped("asked to end"))))
-    with pytest.raises(Stopped, match="the state after step 1 is kept"):
-        bench.run(2, judge=judge, check=flag.check, store=CheckpointStore(tmp_path, 2, pytest.fail), micro_batch=8)
+    """A step is sampling, scoring and several updates, and so longer than the notice a machine gives. Eight answers a
+    pass: two passes an update, so that the third is in the second, when weights have changed already."""
+    whole, expected = judged
+    flag, store, told, passes = StopFlag(), CheckpointStore(tmp_path, 2, pytest.fail), list[int](), list[str]()
+
+    def hear(module: torch.nn.Module, _args: Any) -> None:
+        name = type(module).__name__
+        if not told or name.startswith("Peft") or not name.endswith(("ForCausalLM", "ForSequenceClassification")):
+            return
+        scores = name.endswith("ForSequenceClassification")
+        passes.append("scoring" if scores else "learning" if torch.is_grad_enabled() else "sampling")
+        if passes.count(doing) == at:
+            flag.stop(Stopped("asked to end"))
+
+    hearing = torch.nn.modules.module.register_module_forward_pre_hook(hear)
+    try:
+        with pytest.raises(Stopped, match="the state after step 1 is kept"):
+            bench.run(2, judge=Judge({}, scorer), check=flag.check, told=told.append, store=store, micro_batch=8)
+    finally:
+        hearing.remove()
+    assert passes.count(doing) == at, "no pass follows"
+    assert passes[-1] == doing
+    rest, weights = bench.run(2, judge=Judge({}, scorer), store=store, resume=True, micro_batch=8)
+    assert steps_of(rest) == steps_of(whole[1:])
+    assert same(weights, expected)
 
 
 def test_out_of_memory_in_an_update_begins_that_update_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import ClassVar
@@ -14,6 +15,7 @@ from typing import ClassVar
 import pytest
 from click.testing import CliRunner
 
+from tuneloop.train.screen import Screen
 from tuneloop.train.spot import Provider, stop_on_notice
 from tuneloop.train.stopping import StopFlag, Stopped
 from tuneloop.train.verbs.train import train
@@ -119,15 +121,28 @@ def test_a_service_that_does_not_answer_is_said_once_and_stops_nothing() -> None
     assert f"while {host} does not answer" in warnings[0]
 
 
-def test_a_run_on_a_spot_machine_keeps_its_step(
+def test_a_run_on_a_spot_machine_keeps_its_step_and_goes_on_from_there(
     tiny_recipe: Path, registry_home: Path, monkeypatch: pytest.MonkeyPatch, offline: None
 ) -> None:
-    tiny_recipe.write_text(tiny_recipe.read_text().replace("steps: 3,", "steps: 100000,"))
-    with metadata() as (host, service):
-        service.noticed.set()
-        monkeypatch.setenv("TUNELOOP_HOME", str(registry_home))
-        monkeypatch.setenv("TUNELOOP_TRAIN_SPOT", "gcp")
-        monkeypatch.setenv("TUNELOOP_TRAIN_SPOT_HOST", host)
-        done = CliRunner().invoke(train, [str(tiny_recipe)])
-    assert isinstance(done.exception, Stopped)
-    assert "stopped by a spot notice of gcp (preempted)" in str(done.exception)
+    monkeypatch.setenv("TUNELOOP_HOME", str(registry_home))
+    progress = Screen.progress
+    with metadata() as (host, service), monkeypatch.context() as here:
+
+        def take_the_machine_away(screen: Screen, line: str, *, keep: bool) -> None:
+            progress(screen, line, keep=keep)
+            if line.startswith("step 1/"):
+                service.noticed.set()
+                until(lambda: all(thread.name != "spot" for thread in threading.enumerate()))  # it has told
+
+        here.setenv("TUNELOOP_TRAIN_SPOT", "gcp")
+        here.setenv("TUNELOOP_TRAIN_SPOT_HOST", host)
+        here.setattr("tuneloop.train.spot.stop_on_notice", partial(stop_on_notice, poll_s=0.01))
+        here.setattr(Screen, "progress", take_the_machine_away)
+        cut = CliRunner().invoke(train, [str(tiny_recipe)])
+    assert isinstance(cut.exception, Stopped)
+    assert "stopped by a spot notice of gcp (preempted)" in str(cut.exception)
+    assert "the state after step 1 is kept: the same command with --resume goes on from there" in str(cut.exception)
+    assert [kept.name for kept in registry_home.glob("runs/*/checkpoints/step-*")] == ["step-00000001"]
+    done = CliRunner().invoke(train, [str(tiny_recipe), "--resume"], catch_exceptions=False)
+    assert "resumed after step 1" in done.stdout
+    assert "step 3/3" in done.stdout

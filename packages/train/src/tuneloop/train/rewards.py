@@ -44,8 +44,9 @@ RewardFunction = Callable[[Sequence[Answer]], Sequence[float]]
 class AnswerScorer(Protocol):
     """A reward model, as those who ask it know it."""
 
-    def scores(self, ids: Sequence[Sequence[int]], *, batch: int) -> list[float]:
-        """One score for each sequence of tokens, question and answer; `batch` of them a forward pass."""
+    def scores(self, ids: Sequence[Sequence[int]], *, batch: int, check: Callable[[], None]) -> list[float]:
+        """One score for each sequence of tokens, question and answer; `batch` of them a forward pass, before each of
+        which `check` is called: it raises to stop."""
 
 
 @dataclass(frozen=True)
@@ -60,15 +61,20 @@ class Judge:
         """Of its parts."""
         return [*self.functions, *(["reward_model"] if self.model is not None else [])]
 
-    def part(self, name: str, answers: Sequence[Answer], *, batch: int) -> list[float]:
+    def part(
+        self, name: str, answers: Sequence[Answer], *, batch: int, check: Callable[[], None] = lambda: None
+    ) -> list[float]:
         """One part's score of each answer; a reward model reads `batch` of them at a time.
+
+        Before a function is called, and before each time a model reads, `check` is: it raises to stop.
 
         Raises:
             InvalidInput: a reward function gave no number, or not one for each answer.
         """
         if name not in self.functions:
             assert self.model is not None
-            return self.model.scores([answer.question_ids + answer.ids for answer in answers], batch=batch)
+            return self.model.scores([answer.question_ids + answer.ids for answer in answers], batch=batch, check=check)
+        check()
         given = [float(score) for score in self.functions[name](answers)]
         if len(given) != len(answers):
             raise InvalidInput(

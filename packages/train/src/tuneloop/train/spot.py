@@ -1,7 +1,7 @@
 """A spot machine's notice: its provider says, some seconds before, that it takes the machine away.
 
-The notice stops a run as SIGTERM does: the step ends, its state is written down, and --resume goes on elsewhere. Asked
-every few seconds in a thread; what each provider answers is from its own documentation:
+The notice stops a run as SIGTERM does: the pass it is in ends, the state of the last whole step is written down, and
+--resume goes on elsewhere. Asked every few seconds in a thread; what each provider answers is from its documentation:
 
 - aws (two minutes): https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/spot-instance-termination-notices.html
 - gcp (30 seconds): https://cloud.google.com/compute/docs/instances/create-use-preemptible

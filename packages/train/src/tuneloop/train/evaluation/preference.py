@@ -59,10 +59,10 @@ def by_likelihood(
     return PreferenceScore(tuple(r.nll - c.nll for c, r in zip(chosen, rejected, strict=True)))
 
 
-def by_reward(model: RewardModel, pairs: Sequence[LabelledPair]) -> PreferenceScore:
+def by_reward(model: RewardModel, pairs: Sequence[LabelledPair], *, check: Callable[[], None]) -> PreferenceScore:
     """Which answer a reward model scores higher."""
     chosen, rejected = sides(pairs)
-    scored = model.scores([*chosen, *rejected])
+    scored = model.scores([*chosen, *rejected], check=check)
     return PreferenceScore(tuple(c - r for c, r in zip(scored[: len(pairs)], scored[len(pairs) :], strict=True)))
 
 

@@ -28,7 +28,7 @@ from tuneloop.train.fit.divergence import Diverged, lowered, name_rows
 from tuneloop.train.fit.guard import Guard, WindowLeft, is_parallel, leads
 from tuneloop.train.fit.memory import give_memory_back, is_out_of_memory, smaller
 from tuneloop.train.fit.order import rows_of_step
-from tuneloop.train.fit.progress import FitResult, Progress, Watch
+from tuneloop.train.fit.progress import FitResult, Progress, Validate, Watch
 from tuneloop.train.recipe import Recipe
 from tuneloop.train.recipe.objective import GrpoObjective
 from tuneloop.train.tuning.peft_adapters import peft_as_it_is
@@ -51,7 +51,8 @@ class Fitting:
         resume: go on from the newest whole checkpoint of `store`; otherwise what it holds is thrown away, so that no
             way back leads into another run.
         places: where each row came from, to name those of a bad batch; empty where the trainer draws its own rows.
-        validate: the validation loss of the model as it is, in nats per token; none without validation rows.
+        validate: the validation loss of a model as it is, in nats per token, calling what raises to stop before each
+            pass; none without validation rows.
         clock: seconds that only rise.
     """
 
@@ -64,7 +65,7 @@ class Fitting:
     store: CheckpointStore | None = None
     resume: bool = False
     places: Sequence[str] = ()
-    validate: Callable[[Any], float] | None = None
+    validate: Validate | None = None
     clock: Callable[[], float] = time.monotonic
 
     def name_step(self, step: int) -> str:
@@ -154,7 +155,7 @@ class _Attempts:
         trainer = self._build(arguments, [progress, guard])
         trainer.remove_callback(PrinterCallback)
         trainer.remove_callback(ProgressCallback)
-        guard.trainer = trainer
+        guard.trainer, trainer.guard = trainer, guard
         return trainer, guard, progress
 
     def _train(self, trainer: Any, guard: Guard, checkpoint: Checkpoint | None) -> Diverged | str | None:

@@ -18,7 +18,7 @@ from tuneloop.train.data.labels import LabelledPrompt
 from tuneloop.train.evaluation.measure import end_ids
 from tuneloop.train.fit.guard import Interruptible
 from tuneloop.train.fit.reference import same_reference
-from tuneloop.train.fit.sampling import its_own_probabilities
+from tuneloop.train.fit.sampling import asking_before_each_pass, its_own_probabilities
 from tuneloop.train.recipe import RunSection
 from tuneloop.train.recipe.objective import GrpoObjective
 from tuneloop.train.rewards import Answer, Judge
@@ -33,6 +33,11 @@ class _PreparedGrpoTrainer(Interruptible, GRPOTrainer):  # type: ignore[misc]  #
 
     def _tokenize_prompts(self, prompts: list[str]) -> tuple[list[list[int]], None, dict[str, Any]]:
         return [list(self.questions[int(prompt)].ids) for prompt in prompts], None, {}
+
+    def _generate_and_score_completions(self, *arguments: Any) -> Any:
+        """All answers of a step, before its first pass: by far its longest part, which a stop must not wait for."""
+        with asking_before_each_pass(self.model, self.between_passes):
+            return super()._generate_and_score_completions(*arguments)
 
     def _generate_single_turn(
         self, prompt_ids: list[list[int]], *others: Any, **values: Any
@@ -67,10 +72,14 @@ def grpo_trainer(
     )
     data = Dataset.from_dict({"prompt": [str(n) for n in range(len(prompts))], _ROW: list(range(len(prompts)))})
     ends, batch = end_ids(model, tokenizer), config.per_device_train_batch_size
+
+    def between_passes() -> None:
+        trainer.between_passes()
+
     with same_reference(model):
         trainer = _PreparedGrpoTrainer(
             model=model,
-            reward_funcs=[_as_trl(name, judge, prompts, ends, batch) for name in judge.names],
+            reward_funcs=[_as_trl(name, judge, prompts, ends, batch, between_passes) for name in judge.names],
             args=config,
             train_dataset=data,
             processing_class=tokenizer,
@@ -81,7 +90,12 @@ def grpo_trainer(
 
 
 def _as_trl(
-    name: str, judge: Judge, prompts: Sequence[LabelledPrompt], ends: set[int], batch: int
+    name: str,
+    judge: Judge,
+    prompts: Sequence[LabelledPrompt],
+    ends: set[int],
+    batch: int,
+    check: Callable[[], None],
 ) -> Callable[..., list[float]]:
     """One part of the judge in the form TRL calls: its name is what TRL logs it under."""
 
@@ -97,7 +111,7 @@ def _as_trl(
             )
             for text, ids, number in zip(completions, completion_ids, row, strict=True)
         ]
-        return judge.part(name, answers, batch=batch)
+        return judge.part(name, answers, batch=batch, check=check)
 
     reward.__name__ = name
     return reward

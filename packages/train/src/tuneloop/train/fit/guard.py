@@ -1,7 +1,8 @@
 """What watches over a fit between steps: checkpoints by the clock, orderly stops, divergence, the random state.
 
 `Interruptible` goes before a Trainer in its bases (`class X(Interruptible, SFTTrainer)`) and makes a checkpoint that
-cannot be written one clear error. `Guard` is the callback. With several processes rank 0 decides and the others hear.
+cannot be written one clear error. `Guard` is the callback. With several processes rank 0 decides and the others hear
+through main memory, so that no device is waited for.
 """
 
 from __future__ import annotations
@@ -29,6 +30,13 @@ from tuneloop.train.stopping import Stopped
 
 class Interruptible:
     """Mixed in before a transformers Trainer: a checkpoint is written whole, or is one clear error."""
+
+    guard: Guard | None = None
+
+    def between_passes(self) -> None:
+        """For where one of the trainer's passes is made of many; raises `WindowLeft` for a stop."""
+        if self.guard is not None:
+            self.guard.between_passes()
 
     def create_model_card(self, *_args: Any, **_values: Any) -> None:
         """TRL writes one with each checkpoint; a checkpoint is no model to share, and the card costs seconds."""
@@ -80,7 +88,7 @@ class Guard(TrainerCallback):  # type: ignore[misc]  # transformers is untyped h
         run: how often to write, when a step counts as diverged, when validation has lost patience.
         durable: whether checkpoints outlive this process; otherwise only those are written that this one may need.
         check: raises when the run shall end; `Stopped` ends after the pass it is in, with the state of the last whole
-            step (several processes after the step they are in), anything else ends at once.
+            step, anything else ends at once.
         name_step: names the rows of a step.
         clock: seconds that only rise.
     """
@@ -111,6 +119,7 @@ class Guard(TrainerCallback):  # type: ignore[misc]  # transformers is untyped h
         self._saved_at = clock()
         self._losses: list[float] = []
         self._improved = False
+        self._group: Any = None  # of several processes, over which flags go from rank 0 to the others
 
     @property
     def best_step(self) -> int | None:
@@ -145,9 +154,7 @@ class Guard(TrainerCallback):  # type: ignore[misc]  # transformers is untyped h
         self.random = RandomState.now()
 
     def on_substep_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:  # noqa: ARG002 (see above)
-        self._look_for_a_stop()
-        if self.stopped is not None and not is_parallel():  # a long window would outlast a machine's notice
-            raise WindowLeft
+        self.between_passes()
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **others: Any) -> None:  # noqa: ARG002 (see above)
         self.updating = True
@@ -159,7 +166,8 @@ class Guard(TrainerCallback):  # type: ignore[misc]  # transformers is untyped h
         durable, ends = self._durable, state.global_step >= state.max_steps or self.has_lost_patience
         due = self._clock() - self._saved_at >= self._run.checkpoint.every_s
         wanted = (durable or self._run.divergence.action == "rollback") and due
-        stop, save, ends = agreed(self.stopped is not None, wanted or self._improved or (durable and ends), ends)
+        save = wanted or self._improved or (durable and ends)
+        stop, save, ends = self._agreed(self.stopped is not None, save, ends)
         control.should_save = save or (stop and durable)
         control.should_training_stop = stop or ends
         self._improved = False
@@ -176,6 +184,18 @@ class Guard(TrainerCallback):  # type: ignore[misc]  # transformers is untyped h
     def on_save(self, args: Any, state: Any, control: Any, **others: Any) -> None:  # noqa: ARG002 (see above)
         self._seal(state.global_step)
 
+    def between_passes(self) -> None:
+        """Leave what is under way if the run shall stop: a long step, or validation, would outlast a machine's notice.
+
+        Raises:
+            WindowLeft: on all processes in the same place.
+        """
+        self._look_for_a_stop()
+        (stop,) = self._agreed(self.stopped is not None)
+        if stop:
+            self.stopped = self.stopped or Stopped("stopped with the process that leads")
+            raise WindowLeft
+
     def save_now(self, **changes: Any) -> Checkpoint | None:
         """Write the state as it is; outside the trainer's own moments."""
         self.state = self.state.model_copy(update=changes)
@@ -187,6 +207,15 @@ class Guard(TrainerCallback):  # type: ignore[misc]  # transformers is untyped h
             self._check()
         except Stopped as reason:
             self.stopped = reason
+
+    def _agreed(self, *flags: bool) -> tuple[bool, ...]:
+        """Rank 0's flags, on every rank."""
+        if not is_parallel():
+            return flags
+        self._group = self._group or dist.new_group(backend="gloo")
+        said = torch.tensor(flags, dtype=torch.uint8)
+        dist.broadcast(said, src=0, group=self._group)
+        return tuple(bool(flag) for flag in said.tolist())
 
     def _seal(self, step: int) -> Checkpoint | None:
         """Every rank has written its part; rank 0 makes it a checkpoint."""
@@ -225,15 +254,6 @@ def is_parallel() -> bool:
 def leads() -> bool:
     """Whether this process is the one of all that writes: rank 0, or the only one."""
     return not is_parallel() or bool(dist.get_rank() == 0)
-
-
-def agreed(*flags: bool) -> tuple[bool, ...]:
-    """Rank 0's flags, on every rank."""
-    if not is_parallel():
-        return flags
-    said = [list(flags)]
-    dist.broadcast_object_list(said, src=0)
-    return tuple(said[0])
 
 
 def set_peak_rate(optimizer: Any, scheduler: Any, rate: float) -> None:

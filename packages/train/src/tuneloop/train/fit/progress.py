@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import resource
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,11 +13,13 @@ import torch
 from transformers import TrainerCallback
 
 from tuneloop.train.fit.checkpoints import RunState
-from tuneloop.train.fit.guard import Guard
+from tuneloop.train.fit.guard import Guard, WindowLeft
 from tuneloop.train.fit.speed import flops_per_token, peak_flops
 from tuneloop.train.fit.summary import diagnose
 from tuneloop.train.recipe import Recipe
 from tuneloop.train.screen import Screen
+
+Validate = Callable[[Any, Callable[[], None]], float]  # (model, what raises to stop) → nats per token
 
 _SHOWN_LINES = 20  # progress lines kept where the output is no terminal
 _GIB = 2**30
@@ -54,7 +57,7 @@ class Progress(TrainerCallback):  # type: ignore[misc]  # transformers is untype
         self,
         recipe: Recipe,
         steps: int,
-        validate: Callable[[Any], float] | None,
+        validate: Validate | None,
         watch: Watch,
         guard: Guard,
         clock: Callable[[], float],
@@ -76,15 +79,14 @@ class Progress(TrainerCallback):  # type: ignore[misc]  # transformers is untype
         self._first_step = state.global_step
         self._tokens_before = float(state.num_input_tokens_seen)  # GRPO's goes on from the checkpoint's
         self._flops_per_token = flops_per_token(others["model"])
-        if not self._guard.state.validations:
-            self._validate(others["model"], 0)
+        if self._is_due(state.global_step):  # and, where a run goes on, a stop cut it short
+            self._validate(others["model"], state.global_step)
         self._started = self._clock()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:  # noqa: ARG002 (see above)
-        every = self._run.validate_every
-        due = state.global_step % every == 0 if every else state.global_step == self._steps // 2
-        if due or state.global_step == self._steps:
-            self._validate(others["model"], state.global_step)
+        if self._is_due(state.global_step):
+            with suppress(WindowLeft):  # the step is whole: the guard, which is next, keeps it
+                self._validate(others["model"], state.global_step)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **others: Any) -> None:  # noqa: ARG002 (see above)
         if logs is None or "loss" not in logs:  # the last call sums the run up
@@ -137,10 +139,16 @@ class Progress(TrainerCallback):  # type: ignore[misc]  # transformers is untype
             return None
         return self._tokens * self._flops_per_token / elapsed_s / self._peak_flops
 
+    def _is_due(self, step: int) -> bool:
+        """Whether validation is wanted after this step, and not known."""
+        every, known = self._run.validate_every, {found.step for found in self._guard.state.validations}
+        wanted = step % every == 0 if every else step == self._steps // 2
+        return (wanted or step in {0, self._steps}) and step not in known
+
     def _validate(self, model: Any, step: int) -> None:
         if self._validate_with is None:
             return
-        loss = self._validate_with(model)
+        loss = self._validate_with(model, self._guard.between_passes)
         self._watch.log({"validation_loss": loss}, step)
         self._watch.screen.say(f"validation loss {loss:.3f} after step {step}")
         if math.isfinite(loss):  # otherwise the step itself is told as diverged

@@ -92,14 +92,16 @@ def padding_token(tokenizer: Any) -> str:
 class RewardModel:
     """A reward model, asked for scores in batches of like length."""
 
-    def __init__(self, model: Any, tokenizer: Any, *, amp: bool, check: Callable[[], None]) -> None:
+    def __init__(self, model: Any, tokenizer: Any, *, amp: bool) -> None:
         self._model = model
         self._pad = int(tokenizer.convert_tokens_to_ids(padding_token(tokenizer)))
         self._amp = amp
-        self._check = check
 
-    def scores(self, ids: Sequence[Sequence[int]], *, batch: int = BATCH) -> list[float]:
-        """One score for each sequence of question and answer, in their order; `batch` of them a forward pass."""
+    def scores(
+        self, ids: Sequence[Sequence[int]], *, batch: int = BATCH, check: Callable[[], None] = lambda: None
+    ) -> list[float]:
+        """One score for each sequence of question and answer, in their order; `batch` of them a forward pass, before
+        each of which `check` is called: it raises to stop."""
         model = self._model
         was_training = model.training
         model.eval()
@@ -107,7 +109,7 @@ class RewardModel:
         order = sorted(range(len(ids)), key=lambda index: len(ids[index]))
         found: dict[int, float] = {}
         for start in range(0, len(order), batch):
-            self._check()
+            check()
             chosen = order[start : start + batch]
             longest = max(len(ids[index]) for index in chosen)
             rows = padded([ids[index] for index in chosen], longest, self._pad).to(model.device)
@@ -148,10 +150,7 @@ def check_reward_folder(folder: Path, base: Base, name: str) -> None:
 def load_reward_model(
     folder: Path, base: Base, tokenizer: Any, *, dtype: str, device: str, attention: str
 ) -> RewardModel:
-    """A published reward model, ready to score; a second copy of the base's weights in memory.
-
-    It asks nobody whether to stop: that is for whoever has the answers, and can keep the state they came from.
-    """
+    """A published reward model, ready to score; a second copy of the base's weights in memory."""
     bare = models.load_reward_base(base, dtype=dtype, device=device, attention=attention, seed=0)
     model = models.load_adapter(bare, folder, trainable=False)
-    return RewardModel(model, tokenizer, amp=dtype == "bfloat16", check=lambda: None)
+    return RewardModel(model, tokenizer, amp=dtype == "bfloat16")

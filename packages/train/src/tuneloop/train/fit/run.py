@@ -74,8 +74,8 @@ def fit(
         )
     pad_id = pad_token_id(tokenizer)
 
-    def validate(model: Any) -> float:
-        return mean_nll(score_rows(model, validation, pad_id=pad_id, check=lambda: None))
+    def validate(model: Any, check: Callable[[], None]) -> float:
+        return mean_nll(score_rows(model, validation, pad_id=pad_id, check=check))
 
     def build(arguments: dict[str, Any], own: list[TrainerCallback]) -> Any:
         with trained_weights_kept(model):

@@ -129,7 +129,7 @@ class Measurer:
             pad_id = pad_token_id(self.tokenizer)
             return by_likelihood(model, chosen.pairs, pad_id=pad_id, check=self.watch.check)
         amp = self.recipe.run.dtype == "bfloat16"
-        return by_reward(RewardModel(model, self.tokenizer, amp=amp, check=self.watch.check), chosen.pairs)
+        return by_reward(RewardModel(model, self.tokenizer, amp=amp), chosen.pairs, check=self.watch.check)
 
     def _say(self, name: str, rows: int, metrics: Mapping[str, float], when: str, step: int, how: str = "") -> None:
         self.watch.log(metrics, step)

@@ -2,8 +2,9 @@
 
 `run.steps` counts batches of `run.batch_size` answers; each is learned from in `objective.passes` passes of
 `objective.minibatches` updates, `run.micro_batch` answers a forward pass. One process; the same seed on the same CPU
-gives the same run. Full memory halves the answers of a pass and changes nothing else; what would spoil the weights
-stops the run, or takes it back to its last checkpoint with a lower rate.
+gives the same run. A stop leaves the step after the pass it is in, back to the state before it. Full memory halves the
+answers of a pass and changes nothing else; what would spoil the weights stops the run, or takes it back to its last
+checkpoint with a lower rate.
 """
 
 # ruff: noqa: N803, N806 (suffixes are shapes)
@@ -98,7 +99,6 @@ class _Learner:
     ) -> None:
         self._recipe, self._objective, self._steps, self._watch = recipe, objective, steps, watch
         self._clock = clock
-        self._stopped: Stopped | None = None
         self._tokenizer = tokenizer
         size = micro_batch or int(recipe.run.micro_batch)
         self._state = RunState(micro_batch=size, learning_rate=recipe.learning_rate.value)
@@ -119,7 +119,7 @@ class _Learner:
         kind, warmup = schedule_arguments(recipe.optim, steps)
         self._scheduler = get_scheduler(kind, self._optimizer, num_warmup_steps=warmup, num_training_steps=steps)
         self._random = torch.Generator().manual_seed(recipe.run.seed)
-        self._updater = Updater(self._actor, self._optimizer, trained, recipe, self._random, self._look_for_a_stop)
+        self._updater = Updater(self._actor, self._optimizer, trained, recipe, self._random, watch.check)
         parts = {"optimizer": self._optimizer, "scheduler": self._scheduler}
         self._keeper = Keeper(store, recipe, named, parts, self._random, clock)
         self._started = clock()
@@ -140,6 +140,8 @@ class _Learner:
         while learned.step < self._steps:
             try:
                 learned = self._take(learned, prompts, judge)
+            except Stopped as reason:
+                raise self._left(learned.step, reason) from None
             except Diverged as error:
                 learned = self._roll_back(error)
             except HalfUpdated as error:
@@ -161,9 +163,11 @@ class _Learner:
         """One step more: answers, what they are worth, and what they teach; told and, where it is due, kept.
 
         Raises:
+            Stopped: it was asked to, before the step was whole.
             Diverged: it would have spoilt the weights.
         """
         objective, watch, step = self._objective, self._watch, learned.step + 1
+        self._keeper.hold(learned)
         chosen, waiting = self._next(prompts, learned.waiting)
         control = KlControl(learned.kl_coefficient, objective.target_kl)
         try:
@@ -191,11 +195,16 @@ class _Learner:
         self._scheduler.step()
         first = loss if learned.step == 0 else learned.first_loss
         learned = Learned(step, control.after(kl).coefficient, waiting, first, loss)
-        if self._keeper.is_due or self._stopped or step == self._steps:
+        if self._keeper.is_due or step == self._steps:
             self._keeper.keep(learned, self._state)
-        if self._stopped:
-            raise self._stopped.kept(step)
         return learned
+
+    def _left(self, step: int, reason: Stopped) -> Stopped:
+        """What to end with: the state after this step is kept, what the next one has done so far is thrown away."""
+        if step == 0 or not self._keeper.keeps:  # as it began it can begin again
+            return reason
+        self._keeper.keep_held(self._state)
+        return reason.kept(step)
 
     def _ask(self, prompts: Sequence[LabelledPrompt], micro_batch: int) -> Rollout:
         try:
@@ -205,7 +214,7 @@ class _Learner:
                 prompts,
                 max_new_tokens=self._objective.max_new_tokens,
                 micro_batch=micro_batch,
-                check=self._look_for_a_stop,
+                check=self._watch.check,
             )
         except RuntimeError as error:
             if _NO_NUMBERS not in str(error):
@@ -213,7 +222,8 @@ class _Learner:
             raise Wild("the policy's probabilities are no numbers") from None
 
     def _judged(self, step: int, judge: Judge, name: str, rollout: Rollout) -> list[float]:
-        return self._fitting(step, lambda size: judge.part(name, rollout.answers, batch=size))
+        check = self._watch.check
+        return self._fitting(step, lambda size: judge.part(name, rollout.answers, batch=size, check=check))
 
     def _metrics(
         self, rollout: Rollout, update: Update, loss: float, scores_B: torch.Tensor, kl_coefficient: float
@@ -286,15 +296,6 @@ class _Learner:
     def _go_on_with(self, state: RunState) -> None:
         self._state = state
         set_peak_rate(self._optimizer, self._scheduler, state.learning_rate)
-
-    def _look_for_a_stop(self) -> None:
-        """A stop waits for the step's end, where the state is one that can be gone on from, if it is kept at all."""
-        try:
-            self._watch.check()
-        except Stopped as reason:
-            if not self._keeper.keeps:
-                raise
-            self._stopped = reason
 
     def _next(self, prompts: Sequence[LabelledPrompt], waiting: Sequence[int]) -> tuple[list[int], tuple[int, ...]]:
         """(places of the next batch, those that wait): every prompt once in a new order, then again; none is short."""

@@ -18,7 +18,7 @@ from transformers import GenerationConfig
 from tuneloop.train.data.labels import LabelledPrompt
 from tuneloop.train.evaluation.measure import end_ids, pad_token_id, padded
 from tuneloop.train.fit.reference import as_reference
-from tuneloop.train.fit.sampling import its_own_probabilities
+from tuneloop.train.fit.sampling import asking_before_each_pass, its_own_probabilities
 from tuneloop.train.rewards import Answer
 
 
@@ -86,7 +86,7 @@ def roll_out(
         prompts: B of them.
         max_new_tokens: at most, an answer.
         micro_batch: answers per forward pass.
-        check: called before each forward pass; raises to stop.
+        check: called before each forward pass, so before each token; raises to stop.
     """
     pad, ends = pad_token_id(tokenizer), end_ids(actor.model, tokenizer)
     device = actor.model.device
@@ -103,9 +103,8 @@ def roll_out(
     ids_BP = padded([prompt.ids for prompt in prompts], longest, pad, left=True).to(device)
     asked_BP = padded([[1] * len(prompt.ids) for prompt in prompts], longest, 0, left=True).to(device)
     spoken: list[list[int]] = []
-    with torch.no_grad():
+    with torch.no_grad(), asking_before_each_pass(actor.model, check):
         for start in range(0, len(prompts), micro_batch):
-            check()
             part = slice(start, start + micro_batch)
             with actor.autocast(), its_own_probabilities(actor.model):
                 made = actor.model.generate(
@@ -118,7 +117,6 @@ def roll_out(
         attention_BT = torch.cat([asked_BP, mask_BA], dim=1)
         read = []
         for start in range(0, len(prompts), micro_batch):
-            check()
             part = slice(start, start + micro_batch)
             old_BA, values_BA = actor.read(ids_BT[part], attention_BT[part], width)
             with as_reference(actor.model):

@@ -1,0 +1,86 @@
+"""A fit that is asked to stop ends after the pass it is in, and what goes on from there is the run that was not.
+
+Of supervised fine-tuning; other objectives: `test_fit_cut`, `test_ppo_recovery`; of several processes:
+`test_fit_together`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from train.fitting import Fits
+from tuneloop.train.base import Base
+from tuneloop.train.stopping import StopFlag, Stopped
+
+DROPOUT = {"dropout": 0.2}  # draws on the random state at every step
+
+
+@pytest.fixture
+def fits(tiny: Base, tiny_recipe: Path, tmp_path: Path) -> Fits:
+    return Fits(tiny, tiny_recipe, tmp_path)
+
+
+def test_a_stop_ends_after_the_pass_it_is_in_and_what_goes_on_from_there_is_the_run_that_was_not(fits: Fits) -> None:
+    """Two passes a step: it is looked for after each. A window may be longer than the notice a machine gives."""
+    recipe = fits.recipe(tuning=DROPOUT)
+    whole_model = fits.model(recipe)
+    fits.fit(recipe, steps=3, model=whole_model)
+    whole = fits.losses
+    for looks, kept in ((1, 0), (3, 1)):
+        asked: list[int] = []
+
+        def check(looks: int = looks, asked: list[int] = asked) -> None:
+            asked.append(1)
+            if len(asked) >= looks:
+                raise Stopped("stopped by SIGTERM; nothing was published")
+
+        with pytest.raises(Stopped, match="stopped by SIGTERM") as stopped:
+            fits.fit(recipe, steps=3, store=fits.store(), check=check)
+        assert len(asked) == looks
+        found = fits.store().newest_valid()
+        assert (found.state.step if found else 0) == kept
+        assert ("after step 1 is kept" in str(stopped.value)) is (kept == 1)
+    model = fits.model(recipe)
+    fits.fit(recipe, steps=3, store=fits.store(), resume=True, model=model)
+    assert fits.losses == {step: loss for step, loss in whole.items() if step > 1}
+    ours, theirs = model.state_dict(), whole_model.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_stop_in_the_midst_of_validation_keeps_the_step_and_validates_when_it_goes_on(fits: Fits) -> None:
+    """As training begins, and after step 2: several passes over 20 rows."""
+    recipe, validation = fits.recipe(validate_every=2, tuning=DROPOUT), fits.labelled()[20:]
+    flag, stop_at, passes = StopFlag(), 0, list[bool]()
+
+    def model() -> Any:
+        passes.clear()
+        made = fits.model(recipe)
+        made.get_base_model().register_forward_pre_hook(hear)
+        return made
+
+    def hear(module: torch.nn.Module, _args: Any) -> None:
+        passes.append(module.training)
+        if passes.count(False) == stop_at:
+            flag.stop(Stopped("asked to end"))
+
+    def validated() -> list[str]:
+        return [line for line in fits.said if line.startswith("validation loss")]
+
+    fits.fit(recipe, steps=4, validation=validation, model=model())
+    whole, told, each = fits.losses, validated(), passes.count(False) // 3
+    assert [line.split()[-1] for line in told] == ["0", "2", "4"]
+    for stop_at, kept in ((1, 0), (each + 1, 2)):
+        flag = StopFlag()
+        fits.said.clear()
+        with pytest.raises(Stopped) as stopped:
+            fits.fit(recipe, steps=4, validation=validation, check=flag.check, store=fits.store(), model=model())
+        assert (passes.count(False), passes[-1]) == (stop_at, False), "no pass follows"
+        assert ("after step 2 is kept" in str(stopped.value)) is (kept == 2)
+    assert validated() == told[:1]
+    fits.fit(recipe, steps=4, validation=validation, store=fits.store(), resume=True)
+    assert fits.losses == {step: loss for step, loss in whole.items() if step > 2}
+    assert validated() == told
