@@ -5,6 +5,7 @@ Stops: `test_fit_stop`.
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from train.fitting import Fits
 from tuneloop.registry.errors import TuneloopError
 from tuneloop.train.base import Base
+from tuneloop.train.fit.checkpoints import CheckpointStore
 from tuneloop.train.fit.divergence import judge_step
 from tuneloop.train.fit.memory import is_out_of_memory, largest_that_fits, smaller
 from tuneloop.train.fit.order import rows_of_step
@@ -225,9 +227,8 @@ def test_auto_runs_the_worst_case_for_real_and_learns_nothing_from_it(fits: Fits
     assert found == fits.losses
 
 
-@pytest.mark.parametrize("room", [2, 8])
 def test_auto_that_finds_another_size_when_it_goes_on_takes_the_smaller_and_misses_no_step(
-    fits: Fits, monkeypatch: pytest.MonkeyPatch, room: int
+    fits: Fits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The machine it goes on with may have less memory or more; counted in passes, steps would be done twice or never.
     20 rows in batches of 8: an epoch ends with step 3, the one that is killed."""
@@ -237,7 +238,7 @@ def test_auto_that_finds_another_size_when_it_goes_on_takes_the_smaller_and_miss
         monkeypatch.setattr("tuneloop.train.fit.sft.fits", lambda _model, _longest, rows, *_: rows <= most)
 
     has_room_for(4)
-    fits.fit(recipe, steps=6, rows=rows)
+    fits.fit(recipe, steps=4, rows=rows)
     whole = fits.losses
 
     def die(_rows: int, before: int) -> None:
@@ -245,14 +246,18 @@ def test_auto_that_finds_another_size_when_it_goes_on_takes_the_smaller_and_miss
             raise Killed
 
     with pytest.raises(Killed):
-        fits.fit(recipe, steps=6, rows=rows, store=fits.store(), hook=die)
-    has_room_for(room)
-    passes: list[int] = []
-    done = fits.fit(
-        recipe, steps=6, rows=rows, store=fits.store(), resume=True, hook=lambda rows, _: passes.append(rows)
-    )
-    assert (done.steps, done.micro_batch, max(passes)) == (6, min(4, room), min(4, room))
-    assert fits.losses == pytest.approx({step: whole[step] for step in (3, 4, 5, 6)}, abs=2e-5)
+        fits.fit(recipe, steps=4, rows=rows, store=fits.store(), hook=die)
+    for room in (2, 8):
+        has_room_for(room)
+        left = shutil.copytree(fits.folder / "checkpoints", fits.folder / f"room for {room}")
+        store, passes = CheckpointStore(left, 2, pytest.fail), list[int]()
+
+        def count(rows: int, _before: int, passes: list[int] = passes) -> None:
+            passes.append(rows)
+
+        done = fits.fit(recipe, steps=4, rows=rows, store=store, resume=True, hook=count)
+        assert (done.steps, done.micro_batch, max(passes)) == (4, min(4, room), min(4, room))
+        assert fits.losses == pytest.approx({step: whole[step] for step in (3, 4)}, abs=2e-5)
 
 
 def test_auto_tries_what_will_be_trained_checkpointing_included(fits: Fits) -> None:
