@@ -141,7 +141,7 @@ def _rank(number: int, processes: int, port: int, spec: str, folder: str, stop_a
             if next(looks) >= stop_at:
                 raise Stopped("asked to end")
 
-        child.check_owner = stop
+        vars(child)["check_owner"] = stop
     code = child.run_child(ChildSpec.model_validate_json(spec))
     sys.stdout.flush()
     sys.exit(code)
