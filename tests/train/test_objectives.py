@@ -100,6 +100,10 @@ def refused(tmp_path: Path, **sections: object) -> str:
             )
             for strategy in ("zero3", "fsdp")
         ),
+        (
+            {"run": {"steps": 1, "launch": {"processes": 2, "strategy": "zero3"}, "compile": True}},
+            "run.compile: zero3 gathers and lets go of weights in place",
+        ),
         ({"objective": PPO, "optim": {"optimizer": "adamw_8bit"}}, "optim.optimizer: adamw_8bit is not built for ppo"),
         (
             {"objective": {"kind": "dpo"}, "data": {"train": "rows.jsonl", "validation": "rows.jsonl"}},

@@ -125,6 +125,12 @@ def _launch(recipe: Recipe) -> Iterator[Refusal]:
             f"rollback goes back within the run, and {launch.strategy} cannot shard a model a second time; take stop, "
             "or ddp or zero2",
         )
+    if recipe.run.compile and launch.strategy == "zero3":
+        yield (
+            ("run", "compile"),
+            "zero3 gathers and lets go of weights in place, and what was compiled cannot learn from it; remove it, or "
+            "take ddp, zero2 or fsdp",
+        )
     if recipe.run.launch.strategy != "fsdp":
         return
     tuning, optimizer = recipe.tuning, recipe.optim.optimizer
