@@ -76,7 +76,8 @@ def one_run(  # noqa: PLR0915 (one story)
     import torch  # noqa: PLC0415 (only the processes that train need it)
 
     from tuneloop.train.base import prepare_base  # noqa: PLC0415
-    from tuneloop.train.data.labels import Labeller, label_rows  # noqa: PLC0415
+    from tuneloop.train.data.label_audit import label_rows  # noqa: PLC0415
+    from tuneloop.train.data.labels import Labeller  # noqa: PLC0415
     from tuneloop.train.data.rows import read_rows  # noqa: PLC0415
     from tuneloop.train.evaluation.bleu import bleu_of  # noqa: PLC0415
     from tuneloop.train.evaluation.measure import greedy_answers, pad_token_id, score_rows  # noqa: PLC0415

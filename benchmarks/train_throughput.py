@@ -34,7 +34,8 @@ from trl.scripts import sft
 
 from docstrings import write_docstrings
 from tuneloop.train.base import prepare_base, read_base
-from tuneloop.train.data.labels import Labeller, label_rows
+from tuneloop.train.data.label_audit import label_rows
+from tuneloop.train.data.labels import Labeller
 from tuneloop.train.data.rows import read_rows
 from tuneloop.train.fit.arguments import attention_for
 from tuneloop.train.fit.progress import Watch, peak_memory_bytes

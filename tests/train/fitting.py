@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from tuneloop.train.base import Base
-from tuneloop.train.data.labels import LabelledRow, Labeller, label_rows
+from tuneloop.train.data.label_audit import label_rows
+from tuneloop.train.data.labels import LabelledRow, Labeller
 from tuneloop.train.data.rows import read_rows
 from tuneloop.train.fit.checkpoints import CheckpointStore
 from tuneloop.train.fit.progress import FitResult, Watch

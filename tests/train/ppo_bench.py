@@ -14,7 +14,8 @@ import torch
 from small_base import WORDS, make_small_base
 from tuneloop.registry.nouns import Message
 from tuneloop.train.base import Base
-from tuneloop.train.data.labels import LabelledPrompt, Labeller, label_prompts
+from tuneloop.train.data.label_audit import label_prompts
+from tuneloop.train.data.labels import LabelledPrompt, Labeller
 from tuneloop.train.data.preference import PromptRow
 from tuneloop.train.fit.progress import Watch
 from tuneloop.train.fit.run import fit

@@ -13,7 +13,8 @@ import torch
 from small_base import WORDS, make_small_base
 from tuneloop.registry.nouns import Message
 from tuneloop.train.base import Base
-from tuneloop.train.data.labels import LabelledPair, Labeller, label_pairs
+from tuneloop.train.data.label_audit import label_pairs
+from tuneloop.train.data.labels import LabelledPair, Labeller
 from tuneloop.train.data.preference import PreferenceRow
 from tuneloop.train.data.rows import Row
 from tuneloop.train.evaluation.preference import by_likelihood

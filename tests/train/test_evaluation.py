@@ -15,7 +15,8 @@ import torch
 from tuneloop.registry.errors import InvalidInput
 from tuneloop.registry.nouns import Message
 from tuneloop.train.base import Base
-from tuneloop.train.data.labels import IGNORED, LabelAudit, LabelledPair, LabelledRow, Labeller, label_rows
+from tuneloop.train.data.label_audit import LabelAudit, label_rows
+from tuneloop.train.data.labels import IGNORED, LabelledPair, LabelledRow, Labeller
 from tuneloop.train.data.rows import Row, read_rows
 from tuneloop.train.evaluation import measure
 from tuneloop.train.evaluation.compare import compare, shown_table

@@ -16,7 +16,8 @@ import torch
 from small_base import WORDS, make_small_base
 from tuneloop.registry.nouns import Message
 from tuneloop.train.base import Base
-from tuneloop.train.data.labels import Labeller, label_pairs, label_prompts
+from tuneloop.train.data.label_audit import label_pairs, label_prompts
+from tuneloop.train.data.labels import Labeller
 from tuneloop.train.data.preference import PreferenceRow, PromptRow
 from tuneloop.train.data.rows import Row
 from tuneloop.train.fit.checkpoints import CheckpointStore

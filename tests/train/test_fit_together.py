@@ -20,7 +20,8 @@ from small_base import WORDS, make_small_base
 from train.ranks import Together, train_together
 from tuneloop.registry.nouns import Message
 from tuneloop.train.base import Base
-from tuneloop.train.data.labels import LabelledRow, Labeller, label_pairs, label_rows
+from tuneloop.train.data.label_audit import label_pairs, label_rows
+from tuneloop.train.data.labels import LabelledRow, Labeller
 from tuneloop.train.data.preference import PreferenceRow
 from tuneloop.train.data.rows import Row
 from tuneloop.train.fit.progress import Watch

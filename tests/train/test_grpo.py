@@ -12,7 +12,8 @@ import pytest
 from small_base import WORDS, make_small_base
 from tuneloop.registry.errors import InvalidInput, NotFound
 from tuneloop.registry.nouns import Message
-from tuneloop.train.data.labels import Labeller, label_prompts
+from tuneloop.train.data.label_audit import label_prompts
+from tuneloop.train.data.labels import Labeller
 from tuneloop.train.data.preference import PromptRow
 from tuneloop.train.evaluation.metrics import exact_match
 from tuneloop.train.fit.progress import Watch

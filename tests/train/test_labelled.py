@@ -20,8 +20,9 @@ from tuneloop.registry.errors import InvalidInput, TuneloopError
 from tuneloop.registry.nouns import Message
 from tuneloop.train.base import Base
 from tuneloop.train.data import labelled
+from tuneloop.train.data.label_audit import label_rows
 from tuneloop.train.data.labelled import LabelledStore, label_rows_on_disk
-from tuneloop.train.data.labels import IGNORED, Labeller, label_rows
+from tuneloop.train.data.labels import IGNORED, Labeller
 from tuneloop.train.data.rows import Row, read_rows
 from tuneloop.train.data.store import RowStore
 from tuneloop.train.examples import label

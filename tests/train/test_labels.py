@@ -15,7 +15,8 @@ from transformers import AutoTokenizer
 from small_base import make_small_base
 from tuneloop.registry.errors import InvalidInput
 from tuneloop.registry.nouns import Message
-from tuneloop.train.data.labels import IGNORED, Labeller, label_rows
+from tuneloop.train.data.label_audit import label_rows
+from tuneloop.train.data.labels import IGNORED, Labeller
 from tuneloop.train.data.rows import Row, read_rows
 from tuneloop.train.evaluation.remarks import remarks_on_labelled
 from tuneloop.train.examples import told

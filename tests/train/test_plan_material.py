@@ -60,7 +60,8 @@ def planned(tmp_path: Path, *options: str) -> Any:
 
 @pytest.mark.parametrize("kind", ["dpo", "reward"])
 def test_pairs_are_as_long_as_the_trainer_reads_them(kind: str, written: Written, base: Base, tmp_path: Path) -> None:
-    from tuneloop.train.data.labels import Labeller, label_pairs
+    from tuneloop.train.data.label_audit import label_pairs
+    from tuneloop.train.data.labels import Labeller
     from tuneloop.train.data.material import load_material
     from tuneloop.train.fit.reward import sides
     from tuneloop.train.tuning.models import load_tokenizer

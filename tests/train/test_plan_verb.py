@@ -23,7 +23,8 @@ from tuneloop.train.verbs.plan import plan as plan_verb
 
 
 def test_the_sample_of_rows_is_labelled_as_training_labels_it(tiny: Base, tiny_recipe: Path) -> None:
-    from tuneloop.train.data.labels import Labeller, label_rows
+    from tuneloop.train.data.label_audit import label_rows
+    from tuneloop.train.data.labels import Labeller
     from tuneloop.train.data.rows import read_rows
     from tuneloop.train.tuning.models import load_tokenizer
 

@@ -17,7 +17,8 @@ from tuneloop.registry.errors import InvalidInput
 from tuneloop.registry.nouns import Message
 from tuneloop.train.data import preference
 from tuneloop.train.data.files import read_records
-from tuneloop.train.data.labels import IGNORED, Labeller, label_pairs, label_prompts
+from tuneloop.train.data.label_audit import label_pairs, label_prompts
+from tuneloop.train.data.labels import IGNORED, Labeller
 from tuneloop.train.data.preference import PreferenceRow, PromptRow, preferences
 from tuneloop.train.tuning import models
 

@@ -23,7 +23,8 @@ from tuneloop.registry.versions.artifacts import tokenizer_digest
 from tuneloop.registry.versions.lineage import lineage_of
 from tuneloop.registry.versions.run_files import model_card
 from tuneloop.train.base import Base
-from tuneloop.train.data.labels import IGNORED, Labeller, label_rows
+from tuneloop.train.data.label_audit import label_rows
+from tuneloop.train.data.labels import IGNORED, Labeller
 from tuneloop.train.data.rows import Row, data_digest, read_rows
 from tuneloop.train.evaluation.bleu import bleu_of
 from tuneloop.train.evaluation.measure import Answer, greedy_answers, pad_token_id, score_rows

@@ -16,7 +16,8 @@ from tuneloop.registry import Registry
 from tuneloop.registry.errors import InvalidInput
 from tuneloop.registry.versions.artifacts import check_publishable, template_digest
 from tuneloop.train.base import Base, read_base
-from tuneloop.train.data.labels import LabelledRow, Labeller, label_rows
+from tuneloop.train.data.label_audit import label_rows
+from tuneloop.train.data.labels import LabelledRow, Labeller
 from tuneloop.train.data.rows import read_rows
 from tuneloop.train.evaluation.measure import pad_token_id, score_rows
 from tuneloop.train.evaluation.statistics import RowScore, perplexity

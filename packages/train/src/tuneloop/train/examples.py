@@ -7,18 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from tuneloop.registry.errors import InvalidInput, TuneloopError
+from tuneloop.train.data.label_audit import LabelAudit, PromptAudit, label_pairs, label_prompts, label_rows
 from tuneloop.train.data.labelled import LabelledStore, label_rows_on_disk
-from tuneloop.train.data.labels import (
-    LabelAudit,
-    LabelledPair,
-    LabelledPrompt,
-    LabelledRow,
-    Labeller,
-    PromptAudit,
-    label_pairs,
-    label_prompts,
-    label_rows,
-)
+from tuneloop.train.data.labels import LabelledPair, LabelledPrompt, LabelledRow, Labeller
 from tuneloop.train.data.material import Material
 from tuneloop.train.data.preference import (
     PreferenceRow,

@@ -14,7 +14,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, overload
 
-from tuneloop.train.data.labels import LabelAudit, LabelledRow, Labeller, Tally, teaching_rows
+from tuneloop.train.data.label_audit import LabelAudit, Tally, teaching_rows
+from tuneloop.train.data.labels import LabelledRow, Labeller
 from tuneloop.train.data.rows import Row
 from tuneloop.train.data.store import close_scratch, scratch_written
 

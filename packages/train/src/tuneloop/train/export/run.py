@@ -23,7 +23,8 @@ from tuneloop.registry.errors import InvalidInput
 from tuneloop.registry.nouns import Interval, Version
 from tuneloop.registry.versions.artifacts import check_publishable, file_digest, folder_digest
 from tuneloop.train.base import Base, base_of
-from tuneloop.train.data.labels import LabelledRow, Labeller, label_rows
+from tuneloop.train.data.label_audit import label_rows
+from tuneloop.train.data.labels import LabelledRow, Labeller
 from tuneloop.train.data.templates import FILE as TEMPLATE
 from tuneloop.train.evaluation.measure import pad_token_id, score_rows
 from tuneloop.train.evaluation.statistics import RowScore, paired_difference, perplexity

@@ -18,7 +18,8 @@ from tuneloop.registry import Registry
 from tuneloop.registry.errors import Conflict, InvalidInput, TuneloopError
 from tuneloop.registry.nouns import Version
 from tuneloop.registry.versions.store import Versions
-from tuneloop.train.data.labels import LabelAudit, Labeller
+from tuneloop.train.data.label_audit import LabelAudit
+from tuneloop.train.data.labels import Labeller
 from tuneloop.train.data.store import PlacesOf
 from tuneloop.train.evaluation.metrics import Metric
 from tuneloop.train.examples import Audit, Prepared, prepare, told

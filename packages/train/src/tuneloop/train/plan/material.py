@@ -13,7 +13,8 @@ from pathlib import Path
 
 from tuneloop.registry.errors import InvalidInput
 from tuneloop.registry.versions.artifacts import template_digest
-from tuneloop.train.data.labels import LabelledRow, Labeller, label_pairs, label_prompts
+from tuneloop.train.data.label_audit import label_pairs, label_prompts
+from tuneloop.train.data.labels import LabelledRow, Labeller
 from tuneloop.train.data.load import compared_with, refuse_unread
 from tuneloop.train.data.material import gather_material, held_out, looked_at
 from tuneloop.train.data.preference import PreferenceRow, PromptRow

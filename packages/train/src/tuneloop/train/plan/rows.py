@@ -13,7 +13,8 @@ from pathlib import Path
 
 from tuneloop.registry.errors import InvalidInput
 from tuneloop.registry.versions.artifacts import template_digest
-from tuneloop.train.data.labels import LabelAudit, LabelledRow, Labeller, PromptAudit, label_rows
+from tuneloop.train.data.label_audit import LabelAudit, PromptAudit, label_rows
+from tuneloop.train.data.labels import LabelledRow, Labeller
 from tuneloop.train.data.load import refuse_unread
 from tuneloop.train.data.rows import Row
 from tuneloop.train.data.sources import Places, gather

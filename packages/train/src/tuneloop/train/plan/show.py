@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tuneloop.registry.printing import table
-from tuneloop.train.data.labels import PromptAudit
+from tuneloop.train.data.label_audit import PromptAudit
 from tuneloop.train.plan.advice import Advice
 from tuneloop.train.plan.memory import GIB
 from tuneloop.train.plan.plan import Plan

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tuneloop.train.base import Base
-from tuneloop.train.data.labels import LabelAudit, PromptAudit
+from tuneloop.train.data.label_audit import LabelAudit, PromptAudit
 from tuneloop.train.evaluation.compare import Compared, Comparison
 from tuneloop.train.evaluation.measure import EvaluationSet, SetScore
 from tuneloop.train.publishing import pictures

@@ -24,7 +24,8 @@ from tuneloop.registry.redaction import redact
 from tuneloop.registry.retraining.budgets import cost_of
 from tuneloop.registry.retraining.states import ENDED, NEXT_STATES
 from tuneloop.train.base import Base, base_of
-from tuneloop.train.data.labels import Labeller, why_unlabelled
+from tuneloop.train.data.label_audit import why_unlabelled
+from tuneloop.train.data.labels import Labeller
 from tuneloop.train.data.quality.findings import Findings, judge_rows
 from tuneloop.train.data.quality.look import look
 from tuneloop.train.data.rows import Row
