@@ -12,27 +12,17 @@ from pathlib import Path
 
 import httpx
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from mlflow.tracking import MlflowClient
 
-from registry.world import CHANGE, set_up
+from registry.world import CHANGE, bot_route, set_up
 from tests_support import Clock, free_port, publish_version
 from tuneloop.registry import Registry
 from tuneloop.registry.aliases.accounting import (
-    Accounted,
     Aliases,
-    LateMirror,
-    Move,
-    Moved,
-    Reported,
-    Settled,
-    Unfinished,
-    compare,
 )
 from tuneloop.registry.aliases.watch import ASK_TIMEOUT_S, LATE_MIRROR_S, AliasWatch
 from tuneloop.registry.errors import Unavailable
-from tuneloop.registry.nouns import Arm, AuditEntry, Route, utc_now
+from tuneloop.registry.nouns import Arm, AuditEntry, Route
 from tuneloop.registry.policies import RolloutPolicy
 from tuneloop.registry.rollouts.controller import Controller
 from tuneloop.registry.rollouts.steering import declare
@@ -41,75 +31,6 @@ from tuneloop.registry.routes.rolling_back import rollback
 from tuneloop.registry.settings import ControllerSettings, RegistrySettings
 
 NOTICED_S = 10.0
-
-
-def _route(revision: int, champion: int, challenger: int | None = None) -> Route:
-    arms = [Arm(version=champion, weight_bp=10_000)]
-    if challenger is not None:
-        arms = [Arm(version=challenger, weight_bp=1_000), Arm(version=champion, weight_bp=9_000)]
-    return Route(model="bot", revision=revision, arms=tuple(arms), salt="s", by="a", reason="r", at=utc_now())
-
-
-ONE, CANARY, TWO = _route(1, 1), _route(2, 1, 2), _route(3, 2)
-SETTLED_ONE = Accounted(Aliases(1, None), 1, "", 1)
-
-
-def test_what_some_revision_since_the_last_accounting_said_is_our_own_mirror() -> None:
-    assert compare(Aliases(2, None), TWO, (TWO,), SETTLED_ONE) == Settled()
-    assert compare(Aliases(1, None), TWO, (ONE, CANARY, TWO), SETTLED_ONE) == LateMirror()
-    assert compare(Aliases(1, 2), TWO, (ONE, CANARY, TWO), SETTLED_ONE) == LateMirror()
-    assert compare(Aliases(2, 2), TWO, (ONE, CANARY, TWO), SETTLED_ONE) == LateMirror(), "half done"
-    assert compare(Aliases(None, None), ONE, (ONE,), None) == LateMirror(), "nobody has mirrored yet"
-
-
-def test_what_was_moved_back_is_known_until_it_is_on_record() -> None:
-    moved = Accounted(Aliases(1, None), 3, "revert", 5)
-    assert compare(Aliases.of(TWO), TWO, (TWO,), moved) == Settled((Move("champion", 2, 1),))
-    adopted = _route(4, 1)
-    assert compare(Aliases.of(adopted), adopted, (TWO, adopted), moved) == Settled(), "a newer route says so"
-    reported = Accounted(Aliases(1, None), 3, "report", 5)
-    assert compare(Aliases.of(TWO), TWO, (TWO,), reported) == Settled(), "whoever moved it moved it back"
-
-
-def test_anything_else_was_moved_by_somebody() -> None:
-    settled = Accounted(Aliases(2, None), 3, "", 2)
-    back = compare(Aliases(1, None), TWO, (TWO,), settled)
-    assert back == Moved((Move("champion", 2, 1),)), "also back to who was champion once"
-    assert compare(Aliases(None, None), TWO, (TWO,), settled) == Moved((Move("champion", 2, None),))
-    assert compare(Aliases(3, 4), TWO, (TWO,), settled) == Moved((Move("champion", 2, 3), Move("challenger", None, 4)))
-    assert compare(Aliases(7, None), ONE, (ONE,), None) == Moved((Move("champion", 1, 7),)), "before the first look too"
-
-
-def test_what_was_seen_is_finished_or_left_and_not_seen_again() -> None:
-    moved = Aliases(7, None)
-    for pending in ("revert", "adopt"):
-        seen = Accounted(moved, 3, pending, 5)
-        assert compare(moved, TWO, (TWO,), seen) == Unfinished((Move("champion", 2, 7),))
-    reported = Accounted(moved, 3, "report", 5)
-    assert compare(moved, TWO, (TWO,), reported) == Reported()
-    assert compare(moved, _route(4, 1), (TWO, _route(4, 1)), reported) == LateMirror(), "the next change moves it"
-    assert compare(Aliases(8, None), TWO, (TWO,), reported) == Moved((Move("champion", 2, 8),)), "moved again"
-
-
-versions = st.none() | st.integers(1, 4)
-
-
-@given(champion=versions, challenger=versions, known=st.lists(st.sampled_from([ONE, CANARY, TWO]), max_size=3))
-def test_nobody_is_accused_of_what_a_route_said_and_nothing_else_is_overlooked(
-    champion: int | None, challenger: int | None, known: list[Route]
-) -> None:
-    seen, ours = Aliases(champion, challenger), [Aliases.of(route) for route in (*known, TWO)]
-    found = compare(seen, TWO, known, Accounted(Aliases.of(TWO), 3, "", 1))
-    assert (found == Settled()) == (seen == Aliases.of(TWO))
-    strange = [
-        alias
-        for alias, value, said in (
-            ("champion", champion, {one.champion for one in ours}),
-            ("challenger", challenger, {one.challenger for one in ours}),
-        )
-        if value not in said
-    ]
-    assert ([move.alias for move in found.moves] if isinstance(found, Moved) else []) == strange
 
 
 @pytest.fixture
@@ -462,7 +383,7 @@ def test_a_running_controller_notices_a_move_on_an_mlflow_server_within_10_s(
         assert [entry.action for entry in about_aliases(registry)] == ["alias.moved", "alias.reverted"]
         assert took_s < NOTICED_S
         assert registry.versions.aliases("bot") == {"champion": 1}
-        many, none = _route(1, 1_000), _route(1, 1).model_copy(update={"model": "gone"})
-        for route in (ONE, many):  # asked together with others, and alone
+        many, none = bot_route(1, 1_000), bot_route(1, 1).model_copy(update={"model": "gone"})
+        for route in (bot_route(1, 1), many):  # asked together with others, and alone
             assert registry.versions.aliases_of([route, none]) == {"bot": Aliases(1, None)}
         assert registry.versions.models() == ["bot"]

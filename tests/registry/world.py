@@ -11,7 +11,7 @@ import pytest
 
 from tests_support import beat_engine, beat_gateway, publish_version, request_record, retraining_request
 from tuneloop.registry import Registry
-from tuneloop.registry.nouns import Feedback, RetrainingState, Route, version_name
+from tuneloop.registry.nouns import Arm, Feedback, RetrainingState, Route, utc_now, version_name
 from tuneloop.registry.routes.assignment import assign, held_out, key_hash
 from tuneloop.registry.routes.promotion import Change, promote
 
@@ -23,6 +23,14 @@ def publish(registry: Registry, folder: Path) -> None:
     """`bot@1` and `bot@2`, which the retraining request rt_1 made."""
     publish_version(registry, folder / "v1")
     publish_version(registry, folder / "v2", request_id="rt_1", parent=1)
+
+
+def bot_route(revision: int, champion: int, challenger: int | None = None) -> Route:
+    """A route of `bot`, ten in a hundred of it its challenger's, if it has one."""
+    arms = [Arm(version=champion, weight_bp=10_000)]
+    if challenger is not None:
+        arms = [Arm(version=challenger, weight_bp=1_000), Arm(version=champion, weight_bp=9_000)]
+    return Route(model="bot", revision=revision, arms=tuple(arms), salt="s", by="a", reason="r", at=utc_now())
 
 
 def set_up(registry: Registry) -> None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from typing import Any
 
+from monitor.delivery.servers import HttpReceiver
 from tests_support import Clock, alert_episode
 from tuneloop.monitor.delivery.rounds import Deliverer
 from tuneloop.monitor.metrics import Metrics
 from tuneloop.monitor.settings import MonitorSettings
 from tuneloop.registry import Registry
+from tuneloop.registry.deliveries.outbox import Delivery
 from tuneloop.registry.deliveries.receivers import EVERY_MODEL, ReceiversPolicy
 from tuneloop.registry.nouns import AlertEpisode
 
@@ -91,3 +95,32 @@ def rounds(registry: Registry, clock: Clock, n: int = 1, every_s: float = 2.0, *
         for _ in range(n):
             made.round(to_the_end=True)
             clock.advance(every_s)
+
+
+def chat(hook: HttpReceiver | str, name: str = "chat", **changes: Any) -> dict[str, Any]:
+    """A receiver of chat messages, as a policy names it."""
+    url = hook if isinstance(hook, str) else hook.url
+    return {"kind": "slack", "name": name, "url": url, "examples": 0} | changes
+
+
+def titles(hook: HttpReceiver) -> list[str]:
+    """What a chat was told, in order."""
+    return [json.loads(told.body)["text"] for told in hook.told]
+
+
+def row_of(episode: AlertEpisode, at: datetime) -> Delivery:
+    """A delivery that tells Alertmanager that an episode is worse."""
+    return Delivery(
+        id="dl",
+        episode_id=episode.id,
+        receiver="am",
+        transition="worse",
+        sequence=1,
+        created_at=at,
+        state="waiting",
+        attempts=0,
+        first_at=None,
+        next_at=at,
+        ended_at=None,
+        error="",
+    )
