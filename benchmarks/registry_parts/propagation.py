@@ -29,7 +29,7 @@ def measure_propagation(kind: str, url: Callable[[], str], gateways: int, change
     lock = threading.Lock()
 
     def gateway(name: str, folder: Path, link: Link) -> Refresh:
-        def hears(view: Snapshot) -> None:
+        def hears(view: Snapshot, _after_gap: bool) -> None:
             at, revision = time.perf_counter(), view.applied.get("bot", 0)
             with lock:
                 applied.setdefault(revision, {}).setdefault(name, at)

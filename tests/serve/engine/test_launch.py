@@ -11,7 +11,7 @@ import pytest
 from tuneloop.monitor import reading
 from tuneloop.registry.errors import InvalidInput
 from tuneloop.serve.engine import client as agent_client
-from tuneloop.serve.engine.launch import Device, Launch, build, check_room, check_weights
+from tuneloop.serve.engine.launch import Device, Launch, build, check_room, check_weights, refuse_key
 from tuneloop.serve.engine.settings import EngineSettings
 from tuneloop.serve.gateway import client as gateway_client
 from tuneloop.serve.gateway.settings import GatewaySettings
@@ -149,8 +149,8 @@ def test_what_would_open_vllm_is_not_inherited() -> None:
 
 def test_a_key_that_no_gateway_would_send_is_refused_rather_than_taken_away() -> None:
     with pytest.raises(InvalidInput, match=r"VLLM_API_KEY is set: .* unset it and keep the engine"):
-        launch(theirs={"VLLM_API_KEY": "k"})
-    launch(theirs={"VLLM_API_KEY": ""})
+        refuse_key({"VLLM_API_KEY": "k"})
+    refuse_key({"VLLM_API_KEY": ""})
 
 
 def test_one_slot_stays_reserved() -> None:

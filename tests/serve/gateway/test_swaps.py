@@ -21,10 +21,10 @@ class Seen:
         self._registry = CollectorRegistry()
         self._registry.register(self._swaps)
 
-    def view(self, *, after_s: float = 1.0, **adapters: AdapterState) -> tuple[int, ...]:
+    def view(self, *, after_s: float = 1.0, after_gap: bool = False, **adapters: AdapterState) -> tuple[int, ...]:
         """How often it has loaded, failed and unloaded an adapter."""
         self.now_s += after_s
-        self._swaps.applies([engine("e1", **adapters)], ["e1"])
+        self._swaps.applies([engine("e1", **adapters)], ["e1"], after_gap=after_gap)
         return self.changes
 
     def gone(self) -> None:
@@ -52,6 +52,22 @@ def test_what_an_engine_has_when_it_is_first_seen_is_no_change() -> None:
     seen = Seen()
     assert seen.view(v1=READY, v2=DRAINING, v3=FAILED) == (0, 0, 0)
     assert seen.load_s == (0.0, 0.0)
+
+
+def test_what_changed_while_nothing_was_read_is_no_change_and_no_load_of_so_long() -> None:
+    seen = Seen()
+    seen.view(v1=READY, v2=LOADING)
+    assert seen.view(after_s=600.0, after_gap=True, v2=READY, v3=FETCHING) == (0, 0, 0)
+    assert seen.view(after_s=2.0, v2=READY, v3=READY) == (1, 0, 0)
+    assert seen.load_s == (1.0, 2.0)
+
+
+def test_an_engine_of_whole_weights_swaps_nothing() -> None:
+    swaps, registry = Swaps(lambda: 1.0), CollectorRegistry()
+    registry.register(swaps)
+    for state in (LOADING, READY):
+        swaps.applies([engine("e1", v1=state).model_copy(update={"max_loras": 0})], ["e1"])
+    assert 'change="loaded",engine="e1"} 0.0' in generate_latest(registry).decode()
 
 
 def test_an_adapters_life_is_one_load_and_one_unload() -> None:

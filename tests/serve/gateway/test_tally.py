@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from decimal import Decimal
 
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
@@ -232,6 +233,7 @@ def test_versions_that_no_route_names_leave_a_bounded_trace() -> None:
 def test_keys_that_a_limit_refuses_leave_a_bounded_trace() -> None:
     metrics = Metrics()
     living = tuple(api_key(f"living-{number:03}") for number in range(2 * MOST_KEYS))
+    metrics.applies(view(keys=living))
     for key in living:
         metrics.limited(key.id, "requests")
         metrics.limited(key.id, "owner_tokens")
@@ -243,3 +245,26 @@ def test_keys_that_a_limit_refuses_leave_a_bounded_trace() -> None:
     assert found == {key.id: 2.0 for key in staying} | {"(other)": 2.0 * MOST_KEYS}
     metrics.limited(living[-1].id, "streams")  # there is room now
     assert values(metrics.registry, "tuneloop_limited_requests_total", "key")[living[-1].id] == 1.0
+
+
+def test_whoever_is_gone_makes_room_for_who_lives() -> None:
+    metrics = Metrics()
+
+    def asks(keys: Sequence[ApiKey]) -> None:
+        for key in keys:
+            metrics.limited(key.id, "requests")
+            exchange = ended(1.0)
+            exchange.api_key = key.id
+            metrics.finished(exchange)
+
+    first = tuple(api_key(f"{number:03}", owner=f"team-{number:03}") for number in range(MOST_KEYS))
+    metrics.applies(view(keys=first))
+    asks(first)
+    more = tuple(api_key(f"more-{number:03}", owner=f"more-{number:03}") for number in range(MOST_GONE + 1))
+    metrics.applies(view(keys=(*first[MOST_GONE:], *more)))
+    asks(more)
+    staying = (*first[MOST_GONE:], *more[:-1])
+    keys = values(metrics.registry, "tuneloop_limited_requests_total", "key")
+    assert keys == {key.id: 1.0 for key in staying} | {"(other)": 1.0}
+    owners = values(metrics.registry, "tuneloop_owner_requests_total", "owner")
+    assert owners == {key.owner: 1.0 for key in staying} | {"(other)": 1.0}

@@ -67,6 +67,19 @@ def device_of(python: Path) -> Device:
     return "gpu" if done.stdout.strip() == "gpu" else "cpu"
 
 
+def refuse_key(environment: Mapping[str, str]) -> None:
+    """See that vLLM asks for no key: neither gateways nor the agent would send one.
+
+    Raises:
+        InvalidInput: the environment sets one.
+    """
+    if environment.get(_KEY):
+        raise InvalidInput(
+            f"{_KEY} is set: vLLM would ask for it where gateways send none, and not on /invocations and /adapters; "
+            "unset it and keep the engine on a private address"
+        )
+
+
 def build(
     settings: EngineSettings,
     *,
@@ -84,15 +97,7 @@ def build(
         served_as: the model's name in requests.
         cores: of this machine that the engine may use; counts only without a GPU.
         environment: that of the agent; what vLLM must not see of it is left out, what it sets for vLLM stands.
-
-    Raises:
-        InvalidInput: it sets a key that neither gateways nor the agent would send.
     """
-    if environment.get(_KEY):
-        raise InvalidInput(
-            f"{_KEY} is set: vLLM would ask for it where gateways send none, and not on /invocations and /adapters; "
-            "unset it and keep the engine on a private address"
-        )
     command = [
         *(str(python), "-m", "vllm.entrypoints.openai.api_server"),
         *("--model", str(base), "--served-model-name", served_as),

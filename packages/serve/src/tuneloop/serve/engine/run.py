@@ -16,7 +16,7 @@ from tuneloop.serve.engine import guard
 from tuneloop.serve.engine.agent import Agent
 from tuneloop.serve.engine.client import EngineClient
 from tuneloop.serve.engine.keeper import Keeper
-from tuneloop.serve.engine.launch import build, check_weights, device_of
+from tuneloop.serve.engine.launch import build, check_weights, device_of, refuse_key
 from tuneloop.serve.engine.ports import ensure_port_free, hold_port
 from tuneloop.serve.engine.precision import choose_precision, cpu_features
 from tuneloop.serve.engine.process import clear_leftovers, sole_agent
@@ -37,6 +37,7 @@ def run_engine(
         Conflict: the port or the id is taken.
         Unavailable: vLLM does not start.
     """
+    refuse_key(os.environ)
     given = None if settings.version else settings.base_folder()
     python = settings.engine_python(start)
     device = device_of(python)

@@ -166,9 +166,9 @@ class Gateway:
             self._recorder.add(exchange)
             self._metrics.shadow_finished(exchange)
 
-    def _applies(self, snapshot: Snapshot) -> None:
+    def _applies(self, snapshot: Snapshot, after_gap: bool) -> None:
         self._guarding.applies(snapshot)
-        self._metrics.applies(snapshot)
+        self._metrics.applies(snapshot, after_gap=after_gap)
 
     def _beat(self, snapshot: Snapshot) -> GatewayState:
         return GatewayState(

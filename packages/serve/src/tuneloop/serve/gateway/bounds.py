@@ -18,4 +18,4 @@ def kept(known: Iterable[T], live: Iterable[T], most_gone: int = MOST_GONE) -> d
     """Of those that are gone the `most_gone` that left last, then those that live: what is `known` next time."""
     living = dict.fromkeys(live)
     gone = [one for one in known if one not in living]
-    return dict.fromkeys(gone[-most_gone:]) | living
+    return dict.fromkeys(gone[max(len(gone) - most_gone, 0) :]) | living

@@ -5,7 +5,7 @@ Label values are those that the registry knows, keys by their ids, and `bounds` 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -98,6 +98,7 @@ class Metrics:
             self._part_failures.labels(part)  # there from the start, at 0: an increase can be told from a first sight
         self._engines: dict[str, None] = {}  # those that live and some that are gone, in the order they were seen last
         self._limited_keys: dict[str, None] = {}  # the same, of those that have series
+        self._usable: frozenset[str] = frozenset()  # keys, by id
 
     def watch(
         self, *, pending: Callable[[], int], registry_up: Callable[[], bool], view_unsaved: Callable[[], bool]
@@ -117,6 +118,11 @@ class Metrics:
     def limited(self, key: str, limit: Told) -> None:
         """Count one request that a limit of its key refused; `MOST_KEYS` have series, the others one together."""
         if key not in self._limited_keys:
+            if len(self._limited_keys) >= MOST_KEYS:
+                gone = next((one for one in self._limited_keys if one not in self._usable), None)
+                if gone is not None:
+                    del self._limited_keys[gone]
+                    self._limited.remove_by_labels({"key": gone})
             if len(self._limited_keys) < MOST_KEYS:
                 self._limited_keys[key] = None
             else:
@@ -160,8 +166,9 @@ class Metrics:
         """Count one second attempt."""
         self._retries.labels(model).inc()
 
-    def applies(self, snapshot: Snapshot) -> None:
-        """Show a new view; of what is gone those that left last stay, engines at 0."""
+    def applies(self, snapshot: Snapshot, *, after_gap: bool = False) -> None:
+        """Show a new view; of what is gone those that left last stay, engines at 0. What changed `after_gap`, a time in
+        which nothing was read, changed at no known time, if since this gateway began."""
         for model, revision in snapshot.applied.items():
             self._revision.labels(model).set(revision)
         engines = kept(self._engines, (engine.id for engine in snapshot.engines))
@@ -171,25 +178,23 @@ class Metrics:
         ready = {engine.id for engine in snapshot.engines if engine.state == "ready"}
         for engine in engines:
             self._engine_ready.labels(engine).set(engine in ready)
-        self._swaps.applies(snapshot.engines, engines)
+        self._swaps.applies(snapshot.engines, engines, after_gap=after_gap)
         self._tally.applies(snapshot.keys)
         self._forget_versions(self._tally.keeps(snapshot, engines))
         self._forget_keys(snapshot)
 
     def _forget_versions(self, versions: Collection[tuple[str, str]]) -> None:
         """Of copies; the tally has forgotten the rest."""
-        if versions:
-            _forget(self._shadow_requests, ("model", "version", "status"), versions)
-            _forget(self._shadow_seconds, ("model", "version"), versions)
+        for model, version in versions:
+            for metric in (self._shadow_requests, self._shadow_seconds):
+                metric.remove_by_labels({"model": model, "version": version})
 
     def _forget_keys(self, snapshot: Snapshot) -> None:
         """Keys that are gone make room for others."""
-        if not self._limited_keys:
-            return
-        usable = {key.id for key in snapshot.keys}
-        keys = kept(self._limited_keys, (key for key in self._limited_keys if key in usable))
-        if gone := self._limited_keys.keys() - keys.keys():
-            _forget(self._limited, ("key", "limit"), {(key,) for key in gone})
+        self._usable = frozenset(key.id for key in snapshot.keys)
+        keys = kept(self._limited_keys, (key for key in self._limited_keys if key in self._usable))
+        for key in self._limited_keys.keys() - keys.keys():
+            self._limited.remove_by_labels({"key": key})
         self._limited_keys = keys
 
     def part_failed(self, part: str) -> None:
@@ -208,13 +213,3 @@ class Metrics:
 
     def _histogram(self, name: str, what: str, labels: tuple[str, ...]) -> Histogram:
         return Histogram(name, what, labels, namespace="tuneloop", registry=self.registry, buckets=SECONDS)
-
-
-def _forget(metric: Counter | Histogram, labels: Sequence[str], gone: Collection[tuple[str, ...]]) -> None:
-    """Drop the series whose values begin as one of those gone does; `labels` are all of the metric's, in order."""
-    series = {
-        tuple(sample.labels[label] for label in labels) for family in metric.collect() for sample in family.samples
-    }
-    for values in series:
-        if values[:1] in gone or values[:2] in gone:
-            metric.remove(*values)

@@ -39,10 +39,11 @@ class Refresh:
         folder: Path,
         poll_s: float,
         beat: Callable[[Snapshot], GatewayState],
-        applied: Callable[[Snapshot], None],
+        applied: Callable[[Snapshot, bool], None],
         failed: Callable[[str], None],
     ) -> None:
-        """`beat` makes the heartbeat, `applied` hears of each view before it is in force; both run on the event loop.
+        """`beat` makes the heartbeat, `applied` hears of each view before it is in force, and whether nothing was
+        read for some time before; both run on the event loop.
 
         `failed` hears, on the thread that reads, of every part that a reading left as it was.
         """
@@ -61,6 +62,7 @@ class Refresh:
         self._read_at = -math.inf
         self._saved = False
         self._away = False
+        self._after_gap = True  # what the next view shows may have happened long before it was read
         self._back_at = -math.inf  # engines could not beat while the database was away: give them time when it is back
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping = threading.Event()
@@ -115,7 +117,7 @@ class Refresh:
             self._has(dict.fromkeys(PARTS, str(error)))
             return
         if self._away:
-            self._away, self._back_at = False, time.monotonic()
+            self._away, self._after_gap, self._back_at = False, True, time.monotonic()
         known = self.snapshot
         found = follow(known, seen, spare_engines=time.monotonic() - self._back_at < STALE_AFTER_S)
         self._tell(found.trouble)
@@ -123,11 +125,15 @@ class Refresh:
         self._lost_models = found.lost_models
         self._read_at = time.monotonic()
         fresh = found.view
-        if fresh is None or (known is not None and self._saved and fresh.same_as(known)):
+        if fresh is None:
+            return
+        if known is not None and self._saved and fresh.same_as(known):
+            self._after_gap = False
             return
         fresh.build()
         self._saved = False  # whatever goes wrong from here on, the next reading tries again
         self._on_loop(lambda: self._apply(fresh))
+        self._after_gap = False
         self._changed.set()
         self._save(fresh)
 
@@ -182,7 +188,7 @@ class Refresh:
         return state.model_copy(update={"applied": applied})
 
     def _apply(self, snapshot: Snapshot) -> None:
-        self._applied(snapshot)  # first: no route is in force without its guards, whatever fails
+        self._applied(snapshot, self._after_gap)  # first: no route is in force without its guards, whatever fails
         self.snapshot = snapshot
 
     def _on_loop(self, call: Callable[[], T]) -> T:

@@ -172,7 +172,7 @@ def _add_health(app: FastAPI, services: Services) -> None:
         return JSONResponse(told, status_code=503 if reason else 200)
 
     @app.get("/metrics")
-    async def exposition() -> Response:
+    def exposition() -> Response:  # on a thread: of a large fleet it is megabytes, for which no stream is to wait
         return Response(services.metrics(), media_type=CONTENT_TYPE_LATEST)
 
 

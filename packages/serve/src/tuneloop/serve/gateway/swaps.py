@@ -1,8 +1,9 @@
 """What becomes of adapters on engines, as one view of the registry after another shows it.
 
-An engine that comes, or comes back, shows where its adapters stand, and no change. What happens between two views and
-is undone is not seen. The seconds of a load, from on its way to ready (fetch, turn and first token included), are those
-between two views: each is right to within a reading of the registry.
+An engine that comes, or comes back, shows where its adapters stand, and no change; so does every one after a time in
+which nothing was read. What happens between two views and is undone is not seen. The seconds of a load, from on its way
+to ready (fetch, turn and first token included), are those between two views: each is right to within a reading of the
+registry.
 """
 
 from __future__ import annotations
@@ -64,10 +65,14 @@ class Swaps(Collector):
         self._clock = clock
         self._engines: dict[str, _Engine] = {}
 
-    def applies(self, engines: Iterable[EngineState], kept: Collection[str]) -> None:
-        """Compare the live engines with what they were; forget those that are not `kept`."""
+    def applies(self, engines: Iterable[EngineState], kept: Collection[str], *, after_gap: bool = False) -> None:
+        """Compare the live engines with what they were; forget those that are not `kept`. `after_gap` (a start, a
+        registry that was away) where they stand is only noted. An engine of whole weights swaps nothing."""
         now_s = self._clock()
-        live = {engine.id: engine.adapters for engine in engines}
+        live = {engine.id: engine.adapters for engine in engines if engine.max_loras}
+        if after_gap:
+            for one in self._engines.values():
+                one.left()
         known = {name: self._engines.get(name) or _Engine() for name in kept}
         for name, engine in known.items():
             if name in live:

@@ -29,6 +29,7 @@ from tuneloop.serve.gateway.upstream import FAULTS, Fault
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 _LABELS = ("model", "version")
 _BOUNDS = (*map(floatToGoString, SECONDS), "+Inf")
+_CLASSES = ("2xx", "4xx", "429", "499", "5xx")  # there from an owner's first request on, at 0
 Which = tuple[str, str]  # model and version; the version is empty where no engine was asked, the model if none is known
 
 
@@ -92,7 +93,8 @@ class Tally(Collector):
     def __init__(self, prices: Mapping[str, Price] | None = None) -> None:
         self._sums: dict[Which, Sums] = {}
         self._slots: dict[str, Slot] = {}
-        self._owner_of: dict[str, str] = {}  # key → owner
+        self._owner_of: dict[str, str] = {}  # key → owner; of keys that are gone the last ones
+        self._living: set[str] = set()  # owners
         self._owners: dict[str, Owner] = {}
         self._others = Owner()
         self._by_key: dict[str, Owner] = {}  # what was looked up since the last view
@@ -143,9 +145,10 @@ class Tally(Collector):
     def applies(self, keys: Iterable[ApiKey]) -> None:
         """Learn whose the keys are; one that is gone is its owner's still. An owner that is gone makes room."""
         owner_of = {key.id: key.owner for key in keys}
-        self._owner_of |= owner_of
-        living = set(owner_of.values())
-        owners = kept(self._owners, (owner for owner in self._owners if owner in living))
+        known = self._owner_of | owner_of
+        self._owner_of = {key: known[key] for key in kept(known, owner_of)}
+        self._living = set(owner_of.values())
+        owners = kept(self._owners, (owner for owner in self._owners if owner in self._living))
         self._owners = {owner: self._owners[owner] for owner in owners}
         self._by_key = {}
 
@@ -187,6 +190,10 @@ class Tally(Collector):
         name = self._owner_of.get(key, OTHER)
         owner = self._others if name == OTHER else self._owners.get(name)
         if owner is None:
+            if len(self._owners) >= MOST_OWNERS:
+                gone = next((one for one in self._owners if one not in self._living), None)
+                if gone is not None:
+                    del self._owners[gone]
             if len(self._owners) < MOST_OWNERS:
                 owner = self._owners[name] = Owner()
             else:
@@ -249,7 +256,7 @@ class Tally(Collector):
             "tuneloop_owner_spent_usd", "what an owner's keys spent, of models with a price", labels=("owner",)
         )
         for name, owner in [*self._owners.items(), (OTHER, self._others)]:
-            classes: Counter[str] = Counter()
+            classes = Counter(dict.fromkeys(_CLASSES if owner.statuses else (), 0))
             for status, count in list(owner.statuses.items()):
                 classes[_class(status)] += count
             for status_class, count in classes.items():
