@@ -84,3 +84,34 @@ def test_a_stop_in_the_midst_of_validation_keeps_the_step_and_validates_when_it_
     fits.fit(recipe, steps=4, validation=validation, store=fits.store(), resume=True)
     assert fits.losses == {step: loss for step, loss in whole.items() if step > 2}
     assert validated() == told
+
+
+@pytest.mark.parametrize(("min_delta", "last"), [(0.0, 4), (100.0, 2)])
+def test_a_stop_in_the_midst_of_the_last_validation_changes_no_published_weights(
+    fits: Fits, min_delta: float, last: int
+) -> None:
+    """The last by count, and by lost patience with a loss that falls too little."""
+    recipe = fits.recipe(validate_every=2, early_stopping={"patience": 1, "min_delta": min_delta})
+    validation, flag, stop_at, passes = fits.labelled()[30:], StopFlag(), 0, list[bool]()
+
+    def hear(module: torch.nn.Module, _args: Any) -> None:
+        passes.append(module.training)
+        if passes.count(False) == stop_at:
+            flag.stop(Stopped("asked to end"))
+
+    whole_model, model = fits.model(recipe), fits.model(recipe)
+    for one in (whole_model, model):
+        one.get_base_model().register_forward_pre_hook(hear)
+    whole = fits.fit(recipe, steps=4, validation=validation, model=whole_model)
+    assert (whole.steps, whole.weights_step) == (last, last)
+    each = passes.count(False) // (1 + last // 2)  # as it began, and after every second step
+    stop_at = each * (last // 2) + 1
+    assert each > 1, "there is a midst"
+    passes.clear()
+    with pytest.raises(Stopped, match=f"after step {last} is kept"):
+        fits.fit(recipe, steps=4, validation=validation, check=flag.check, store=fits.store(), model=model)
+    model = fits.model(recipe)
+    done = fits.fit(recipe, steps=4, validation=validation, store=fits.store(), resume=True, model=model)
+    assert (done.steps, done.weights_step, fits.losses) == (last, last, {})
+    ours, theirs = model.state_dict(), whole_model.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)

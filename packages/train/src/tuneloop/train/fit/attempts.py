@@ -114,7 +114,7 @@ class _Attempts:
             self._say(f"resumed after step {state.step} with micro-batch {state.micro_batch}")
         while True:
             trainer, guard, progress = self._attempt(state)
-            trouble = self._train(trainer, guard, checkpoint)
+            trouble = self._train(trainer, guard, progress, checkpoint)
             if trouble is None:
                 break
             checkpoint, state = self._way_back(trouble, guard, checkpoint)
@@ -158,9 +158,11 @@ class _Attempts:
         guard.trainer, trainer.guard = trainer, guard
         return trainer, guard, progress
 
-    def _train(self, trainer: Any, guard: Guard, checkpoint: Checkpoint | None) -> Diverged | str | None:
+    def _train(
+        self, trainer: Any, guard: Guard, progress: Progress, checkpoint: Checkpoint | None
+    ) -> Diverged | str | None:
         """Train; what went wrong, if something did that there is a way back from."""
-        if checkpoint is not None and (guard.has_lost_patience or checkpoint.state.step >= self._fitting.steps):
+        if checkpoint is not None and self._is_finished(guard, progress, checkpoint.state.step):
             trainer._load_from_checkpoint(str(checkpoint.folder))
             trainer.state = TrainerState.load_from_json(str(checkpoint.folder / "trainer_state.json"))
             return None
@@ -175,6 +177,10 @@ class _Attempts:
                 raise
             return str(error).splitlines()[0] if str(error) else type(error).__name__
         return None
+
+    def _is_finished(self, guard: Guard, progress: Progress, step: int) -> bool:
+        """Whether after this step nothing is left to do: a stop may have cut the last validation short."""
+        return guard.has_lost_patience or (step >= self._fitting.steps and not progress.is_due(step))
 
     def _keep_the_last_step(self, guard: Guard, checkpoint: Checkpoint | None) -> None:
         """A window was left for a stop: the state as its step before it ended, where that is not written yet."""

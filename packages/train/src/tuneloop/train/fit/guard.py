@@ -76,7 +76,7 @@ class RandomState:
 
 
 class WindowLeft(Exception):
-    """A stop came between two passes of a step: what they add up to is thrown away."""
+    """What is under way, if anything, is thrown away: a stop came between two passes, or no step is left to take."""
 
 
 class Guard(TrainerCallback):  # type: ignore[misc]  # transformers is untyped here
@@ -149,6 +149,9 @@ class Guard(TrainerCallback):  # type: ignore[misc]  # transformers is untyped h
             self._improved = False
         if state.global_step == 0 and getattr(self.trainer, "is_fsdp_enabled", False):
             others["optimizer"].state.clear()  # torch steps a sharded AdamW once to write it down, or to read it
+        (ends,) = self._agreed(state.global_step > 0 and self._ends(state))
+        if ends:  # a validation that a stop had cut short was all that was left; transformers would take one step more
+            raise WindowLeft
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:  # noqa: ARG002 (see above)
         self.random = RandomState.now()
@@ -163,7 +166,7 @@ class Guard(TrainerCallback):  # type: ignore[misc]  # transformers is untyped h
         self.updating = False
         self.random = RandomState.now()
         self._look_for_a_stop()
-        durable, ends = self._durable, state.global_step >= state.max_steps or self.has_lost_patience
+        durable, ends = self._durable, self._ends(state)
         due = self._clock() - self._saved_at >= self._run.checkpoint.every_s
         wanted = (durable or self._run.divergence.action == "rollback") and due
         save = wanted or self._improved or (durable and ends)
@@ -201,6 +204,10 @@ class Guard(TrainerCallback):  # type: ignore[misc]  # transformers is untyped h
         self.state = self.state.model_copy(update=changes)
         self.trainer._save_checkpoint(self.trainer.model, None)
         return self._seal(self.trainer.state.global_step)
+
+    def _ends(self, state: Any) -> bool:
+        """Whether the run is over after this step of transformers' state."""
+        return state.global_step >= state.max_steps or self.has_lost_patience
 
     def _look_for_a_stop(self) -> None:
         try:

@@ -79,12 +79,12 @@ class Progress(TrainerCallback):  # type: ignore[misc]  # transformers is untype
         self._first_step = state.global_step
         self._tokens_before = float(state.num_input_tokens_seen)  # GRPO's goes on from the checkpoint's
         self._flops_per_token = flops_per_token(others["model"])
-        if self._is_due(state.global_step):  # and, where a run goes on, a stop cut it short
+        if self.is_due(state.global_step):  # and, where a run goes on, a stop cut it short
             self._validate(others["model"], state.global_step)
         self._started = self._clock()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:  # noqa: ARG002 (see above)
-        if self._is_due(state.global_step):
+        if self.is_due(state.global_step):
             with suppress(WindowLeft):  # the step is whole: the guard, which is next, keeps it
                 self._validate(others["model"], state.global_step)
 
@@ -134,20 +134,21 @@ class Progress(TrainerCallback):  # type: ignore[misc]  # transformers is untype
             notes=notes,
         )
 
+    def is_due(self, step: int) -> bool:
+        """Whether validation is wanted after this step, and not known."""
+        if self._validate_with is None:
+            return False
+        every, known = self._run.validate_every, {found.step for found in self._guard.state.validations}
+        wanted = step % every == 0 if every else step == self._steps // 2
+        return (wanted or step in {0, self._steps}) and step not in known
+
     def _mfu(self, elapsed_s: float) -> float | None:
         if self._peak_flops is None or not self._tokens:
             return None
         return self._tokens * self._flops_per_token / elapsed_s / self._peak_flops
 
-    def _is_due(self, step: int) -> bool:
-        """Whether validation is wanted after this step, and not known."""
-        every, known = self._run.validate_every, {found.step for found in self._guard.state.validations}
-        wanted = step % every == 0 if every else step == self._steps // 2
-        return (wanted or step in {0, self._steps}) and step not in known
-
     def _validate(self, model: Any, step: int) -> None:
-        if self._validate_with is None:
-            return
+        assert self._validate_with is not None, "nothing is due without it"
         loss = self._validate_with(model, self._guard.between_passes)
         self._watch.log({"validation_loss": loss}, step)
         self._watch.screen.say(f"validation loss {loss:.3f} after step {step}")
