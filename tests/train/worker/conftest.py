@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from tests_support import request_record
-from train.worker.crew import MAIL, filed
+from train.worker.crew import COMMIT, MAIL, filed
 from tuneloop.registry import Registry
 from tuneloop.registry.nouns import Feedback, Message, RetrainingRequest, Version
 from tuneloop.registry.settings import RegistrySettings
+from tuneloop.train.job import kept
 from tuneloop.train.job.begin import job_from_recipe
 from tuneloop.train.job.run import run_job
 from tuneloop.train.recipe import load_recipe
@@ -30,7 +31,11 @@ def trained_home(
 ) -> Path:
     """A state folder in which version 1 of `bot` was trained for real, once; each test works on a copy."""
     folder = tmp_path_factory.mktemp("trained")
-    with Registry.open(RegistrySettings(home=shutil.copytree(empty_state, folder / "home"))) as registry:
+    with (
+        pytest.MonkeyPatch.context() as patched,
+        Registry.open(RegistrySettings(home=shutil.copytree(empty_state, folder / "home"))) as registry,
+    ):
+        patched.setattr(kept, "code_commit", lambda: COMMIT)
         job = job_from_recipe(load_recipe(recipe_in(folder)), registry.settings.home)
         run_job(job, registry, screen=Screen(io.StringIO()), stop=StopFlag())
     return folder / "home"

@@ -12,6 +12,7 @@ from tuneloop.train.screen import Screen
 from tuneloop.train.settings import WorkerSettings
 from tuneloop.train.stopping import StopFlag
 
+COMMIT = "0" * 40  # of the code, whatever is changed in the tree the tests run from
 MAIL = "ann.example@python.org"
 
 

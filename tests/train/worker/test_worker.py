@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests_support import publish_version
-from train.worker.crew import MAIL, filed, run_states, worker
+from train.worker.crew import COMMIT, MAIL, filed, run_states, worker
 from tuneloop.registry import Registry
 from tuneloop.registry.gates.declared import judge_declared
 from tuneloop.registry.nouns import (
@@ -134,8 +134,7 @@ def test_a_request_says_that_its_versions_pass_lets_nobody_in_where_the_champion
 def test_a_retraining_starts_from_its_parents_weights_and_measures_them_only_where_something_differs(
     registry: Registry, request_waiting: RetrainingRequest, monkeypatch: pytest.MonkeyPatch, differs: str
 ) -> None:
-    if differs:
-        monkeypatch.setattr(kept, "code_commit", lambda: "another")
+    monkeypatch.setattr(kept, "code_commit", lambda: "another" if differs else COMMIT)
     screen = io.StringIO()
     worker(registry, screen=Screen(screen)).run_once()
     said = [line for line in screen.getvalue().splitlines() if line.startswith("before training")]

@@ -1,9 +1,9 @@
 """A parent's scores, kept when it was made: a retraining that would measure the same again takes them instead.
 
 The same means: the same rows, asked the same questions, on the same kind of device, in the same type, by the same
-libraries and the same code of ours. Otherwise the parent is measured again. So it is with metrics of the user's own,
-whose code may have changed, with full fine-tuning, whose master weights are not what a version holds, and on a
-quantised base.
+libraries and the same code of ours. Otherwise the parent is measured again. So it is where that code has changes of
+which no commit tells, with metrics of the user's own, whose code may have changed too, with full fine-tuning, whose
+master weights are not what a version holds, and on a quantised base.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ from tuneloop.train.tuning.models import Loader
 def conditions(recipe: Recipe, loader: Loader) -> dict[str, str]:
     """What a score depends on beside the weights and the rows; empty where scores are not to be used again."""
     quantised = isinstance(loader.tuning, QloraTuning) and not loader.measures_apart
-    if recipe.evaluate.metrics or isinstance(loader.tuning, FullTuning) or quantised:
+    code = code_commit()
+    unknown = code.endswith("-dirty")  # two trees with changes may differ
+    if recipe.evaluate.metrics or isinstance(loader.tuning, FullTuning) or quantised or unknown:
         return {}
     return {
         "device": torch.cuda.get_device_name() if loader.device == "cuda" else loader.device,
@@ -40,7 +42,7 @@ def conditions(recipe: Recipe, loader: Loader) -> dict[str, str]:
         "max_new_tokens": str(recipe.evaluate.max_new_tokens),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
-        "tuneloop": f"{package_version('tuneloop-train')} {code_commit()}",
+        "tuneloop": f"{package_version('tuneloop-train')} {code}",
     }
 
 

@@ -4,20 +4,31 @@ from __future__ import annotations
 
 import platform
 import subprocess
+from functools import cache
 from importlib.metadata import distributions
 from importlib.metadata import version as package_version
 from pathlib import Path
 from typing import Any
 
 
+@cache
 def code_commit() -> str:
-    """The commit this package runs from (`-dirty` with local changes), or its version where it was installed."""
-    asked = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    """The commit this package runs from (`-dirty` with local changes), or its version where it was installed.
+
+    As it was when first asked: a process goes on with the code it has loaded, whatever becomes of the files.
+    """
+    here = Path(__file__)
     try:
-        found = subprocess.run(asked, cwd=Path(__file__).parent, capture_output=True, text=True, check=True, timeout=10)
-    except (OSError, subprocess.SubprocessError):  # no git, or no repository: an installed package
+        _git("ls-files", "--error-unmatch", here.name, cwd=here.parent)  # the repository around may be another's
+        return _git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*", cwd=here.parent)
+    except (OSError, subprocess.SubprocessError):  # no git, or no repository of ours: an installed package
         return f"tuneloop-train {package_version('tuneloop-train')}"
-    return found.stdout.strip()
+
+
+def _git(*asked: str, cwd: Path) -> str:
+    return subprocess.run(
+        ["git", *asked], cwd=cwd, capture_output=True, text=True, check=True, timeout=10
+    ).stdout.strip()
 
 
 def environment() -> dict[str, Any]:

@@ -31,6 +31,7 @@ from tuneloop.train.data.quality.look import look
 from tuneloop.train.data.rows import Row
 from tuneloop.train.evaluation.judge import Rules, judge
 from tuneloop.train.fit.runs import remove_ended
+from tuneloop.train.publishing.folder import code_commit
 from tuneloop.train.publishing.lineage import Lineage
 from tuneloop.train.recipe import FRESH, Recipe, RecipeFile, load_recipe
 from tuneloop.train.recipe.data import QualitySection
@@ -57,6 +58,7 @@ class Worker:
         self._threads = threads
         self._screen = screen
         self._stop = stop  # of the process; each run has a flag of its own beside it
+        code_commit()  # noted now: by the time of a job the files may be another commit's than what is loaded
         self._owed: list[tuple[RetrainingRequest, str]] = []  # to be put back, when the database answers again
 
     def run(self) -> None:
