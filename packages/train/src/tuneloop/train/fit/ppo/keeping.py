@@ -122,6 +122,7 @@ class Keeper:
         """Copy everything as it is, between two steps, where there is anywhere to write it to."""
         if self._store is None:
             return
+        self._held = None  # before the next is made: both at once would be six times what is trained
         random = RandomState.now()
         rest = {
             **{name: part.state_dict() for name, part in self._parts.items()},
