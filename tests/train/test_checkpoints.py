@@ -64,3 +64,16 @@ def test_what_a_kill_left_aside_is_taken_back_where_it_is_looked_for_by_its_step
     found = store.at(5)
     assert found is not None
     assert (found.folder / "weights").read_text() == "old"
+
+
+def test_a_copy_of_a_checkpoint_is_one_of_its_own(tmp_path: Path) -> None:
+    """As after a rollback: the same step with another rate."""
+    store = CheckpointStore(tmp_path, 1, pytest.fail)
+    sealed(store, "the same")
+    found = store.newest_valid()
+    assert found is not None
+    shutil.copytree(found.folder, store.staging / "again")
+    store.seal(store.staging / "again", found.state.model_copy(update={"rollbacks": 1}))
+    again = store.newest_valid()
+    assert again is not None
+    assert (again.state.rollbacks, weights(store)) == (1, "the same")

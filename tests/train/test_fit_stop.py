@@ -115,3 +115,21 @@ def test_a_stop_in_the_midst_of_the_last_validation_changes_no_published_weights
     assert (done.steps, done.weights_step, fits.losses) == (last, last, {})
     ours, theirs = model.state_dict(), whole_model.state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_stop_right_after_a_rollback_keeps_the_lowered_rate(fits: Fits) -> None:
+    recipe = fits.recipe(checkpoint={"every_s": 1e-9, "keep": 2}, divergence={"action": "rollback"})
+    model, flag = fits.model(recipe), StopFlag()
+
+    def spoil_and_stop(_rows: int, before: int) -> None:  # two passes a step
+        if before == 4:
+            next(p for p in model.parameters() if p.requires_grad).data.fill_(float("nan"))
+        elif before == 6:
+            flag.stop(Stopped("asked to end"))
+
+    with pytest.raises(Stopped, match="after step 2 is kept"):
+        fits.fit(recipe, steps=4, store=fits.store(), model=model, hook=spoil_and_stop, check=flag.check)
+    assert any("rolled back to step 2 with learning rate 0.0025" in line for line in fits.said)
+    found = fits.store().newest_valid()
+    assert found is not None
+    assert (found.state.step, found.state.rollbacks, found.state.learning_rate) == (2, 1, 0.0025)

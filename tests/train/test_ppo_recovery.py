@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import shutil
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from train.ppo_bench import Bench, make_bench, steps_of
 from tuneloop.registry.errors import TuneloopError
 from tuneloop.train.fit.checkpoints import CheckpointStore
+from tuneloop.train.fit.ppo import keeping
 from tuneloop.train.fit.reward import RewardModel, load_reward_model
 from tuneloop.train.recipe.objective import PpoObjective
 from tuneloop.train.rewards import Judge
@@ -303,6 +305,47 @@ def test_a_gradient_gone_wild_stops_before_it_spoils_the_weights_and_names_the_q
     found = store.newest_valid()
     assert found is not None
     assert found.state.step == 1
+
+
+def test_a_stop_right_after_a_rollback_keeps_the_lowered_rate(bench: Bench, tmp_path: Path) -> None:
+    run, flag = bench.with_run(divergence={"action": "rollback"}), StopFlag()
+    spoilt, done = list[int](), list[int]()
+
+    def watch(model: Any, _rows: int) -> None:
+        if spoilt:
+            flag.stop(Stopped("asked to end"))
+        elif done and torch.is_grad_enabled():
+            spoilt.append(done[-1])
+            spoil(model)
+
+    store = CheckpointStore(tmp_path, 2, pytest.fail)
+    with pytest.raises(Stopped, match="after step 1 is kept"):
+        run.run(2, before=watch, told=done.append, check=flag.check, store=store, clock=each_step_is_due(bench))
+    assert "rolled back to step 1 with learning rate 0.005" in "\n".join(run.said)
+    found = store.newest_valid()
+    assert found is not None
+    assert (found.state.step, found.state.rollbacks, found.state.learning_rate) == (1, 1, 0.005)
+
+
+def test_no_more_than_one_copy_of_what_is_trained_is_held(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copied, copies, most = keeping._copied, list[weakref.ref[torch.Tensor]](), list[int]()
+
+    def watched(value: Any) -> Any:
+        made = copied(value)
+        if isinstance(made, torch.Tensor):
+            copies.append(weakref.ref(made))
+            most.append(sum(copy() is not None for copy in copies))
+        return made
+
+    monkeypatch.setattr(keeping, "_copied", watched)
+    weights = {"weight": torch.nn.Parameter(torch.zeros(4))}
+    store = CheckpointStore(tmp_path, 1, pytest.fail)
+    keeper = keeping.Keeper(store, bench.recipe, weights, {}, torch.Generator())
+    for step in range(3):
+        keeper.hold(keeping.Learned(step, 0.0))
+    assert len(most) == 3 * max(most), "as many as each of three times"
 
 
 def test_what_is_no_number_rolls_back_with_a_lower_rate_and_gives_up_in_the_end(bench: Bench, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from tuneloop.registry.errors import TuneloopError
 from tuneloop.train.fit.arguments import common_arguments
 from tuneloop.train.fit.checkpoints import Checkpoint, CheckpointStore, RunState
 from tuneloop.train.fit.divergence import Diverged, lowered, name_rows
-from tuneloop.train.fit.guard import Guard, WindowLeft, is_parallel, leads
+from tuneloop.train.fit.guard import Guard, WindowLeft, is_parallel, leads, unwritten
 from tuneloop.train.fit.memory import give_memory_back, is_out_of_memory, smaller
 from tuneloop.train.fit.order import rows_of_step
 from tuneloop.train.fit.progress import FitResult, Progress, Validate, Watch
@@ -221,9 +221,8 @@ class _Attempts:
                 )
             return found, _with_what_was_learned(found.state, state.model_copy(update={"micro_batch": size}))
         if checkpoint is not None and step == checkpoint.state.step:
-            shutil.copytree(checkpoint.folder, self._store.staging / "again")
             changed = state.model_copy(update={"micro_batch": size})
-            return self._store.seal(self._store.staging / "again", changed, guard.best_step), changed
+            return self._with(changed, checkpoint), changed
         guard.random.restore()
         made = guard.save_now(micro_batch=size)
         return made, guard.state
@@ -240,7 +239,20 @@ class _Attempts:
             f"{error}; rolled back to step {found.state.step} with learning rate {changed.learning_rate:.3g} "
             f"({changed.rollbacks} of {rules.max_rollbacks})"
         )
-        return found, changed
+        return self._with(changed, found), changed
+
+    def _with(self, changed: RunState, checkpoint: Checkpoint) -> Checkpoint:
+        """The same checkpoint with what was learned since, which then holds whatever ends the run before the next."""
+        if leads():
+            again = self._store.staging / "again"
+            try:
+                shutil.copytree(checkpoint.folder, again)
+                self._store.seal(again, changed, changed.best_step)
+            except OSError as error:
+                raise unwritten(changed.step, again, error) from error
+        if is_parallel():
+            dist.barrier()
+        return Checkpoint(checkpoint.folder, changed)
 
     def _take_the_best(self, trainer: Any, guard: Guard) -> int:
         """With early stopping, the weights of the lowest validation loss are the result; the step whose they are."""

@@ -45,6 +45,11 @@ class RunState(BaseModel):
     rollbacks: int = 0
     validations: tuple[Validated, ...] = ()
 
+    @property
+    def best_step(self) -> int | None:
+        """The step of the lowest validation loss."""
+        return min(self.validations, key=lambda point: point.loss).step if self.validations else None
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -86,6 +91,7 @@ class CheckpointStore:
         Raises:
             OSError: the disk is full or refuses; the checkpoints before this one are as they were.
         """
+        (written / _MANIFEST).unlink(missing_ok=True)  # of the checkpoint this is a copy of: it is no part of this one
         (written / _STATE).write_text(state.model_dump_json(indent=1) + "\n", encoding="utf-8")
         files = sorted(path for path in written.rglob("*") if path.is_file())
         for path in files:

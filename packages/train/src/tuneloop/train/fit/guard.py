@@ -124,8 +124,7 @@ class Guard(TrainerCallback):  # type: ignore[misc]  # transformers is untyped h
     @property
     def best_step(self) -> int | None:
         """The step of the lowest validation loss."""
-        found = self.state.validations
-        return min(found, key=lambda point: point.loss).step if found else None
+        return self.state.best_step
 
     @property
     def has_lost_patience(self) -> bool:

@@ -291,6 +291,7 @@ class _Learner:
             f"({changed.rollbacks} of {rules.max_rollbacks})"
         )
         self._go_on_with(changed)
+        self._keeper.keep(found[0], changed)  # whatever ends the run before its next checkpoint: the rate stays lowered
         return found[0]
 
     def _go_on_with(self, state: RunState) -> None:
