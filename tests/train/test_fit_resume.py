@@ -95,6 +95,17 @@ def test_killed_and_resumed_is_one_run_that_reaches_the_same_losses(at_home: Pat
     assert first.metrics == second.metrics
 
 
+def test_a_run_goes_on_by_a_recipe_with_a_key_that_is_refused_since(at_home: Path, tiny_recipe: Path) -> None:
+    edit(tiny_recipe, "divergence: {max_rollbacks: 1}, steps: 3")
+    text = tiny_recipe.read_text()
+    model = text.splitlines()[0].removeprefix("base: {model: ").removesuffix("}")
+    tiny_recipe.write_text(text.replace(model, f"{model}-away"))  # what is told next
+    for options, what in (([], "max_rollbacks"), (["--resume"], "tiny-away"), (["--fresh"], "max_rollbacks")):
+        done = CliRunner().invoke(train, [str(tiny_recipe), *options])
+        assert isinstance(done.exception, InvalidInput)
+        assert what in str(done.exception)
+
+
 def test_a_dead_runs_mlflow_run_is_closed_by_the_next_one(at_home: Path, tiny_recipe: Path) -> None:
     text = tiny_recipe.read_text()
     edit(tiny_recipe, "steps: 1000, checkpoint: {every_s: 0.000001}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -183,3 +184,15 @@ def test_a_base_that_changed_is_refused(
     assert done is not None
     assert done.state is RetrainingState.FAILED
     assert "is not the one bot@1 was trained on" in done.outcome
+
+
+def test_a_recipe_of_before_a_key_was_refused_is_taken_by_the_worker(
+    registry: Registry, champion: Version, recipe_in: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    recipe = recipe_in(tmp_path / "another")
+    text = recipe.read_text().replace("{steps: 3,", "{divergence: {max_rollbacks: 1}, steps: 3,")
+    recipe.write_text(text.replace("{model: bot}", "{model: another}"))
+    filed(registry, recipe=str(recipe))
+    done = worker(registry).run_once()
+    assert done is not None
+    assert "publishes another, not bot" in done.outcome

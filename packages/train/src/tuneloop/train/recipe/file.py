@@ -105,7 +105,8 @@ def load_recipe(path: Path, *, check_paths: bool = True, kept: bool = False) -> 
     Args:
         path: the YAML file.
         check_paths: whether the data files must exist; a recipe taken from a registry stands alone.
-        kept: whether a version was trained with it: then what it said in vain stays as it is.
+        kept: whether a version was trained with it, or a run of it is under way: then what it said in vain stays as
+            it is.
 
     Raises:
         InvalidInput: every error of the file, one a line, as `recipe.yaml:LINE: section.key: message`.

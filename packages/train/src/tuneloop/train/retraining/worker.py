@@ -222,7 +222,7 @@ class Worker:
         if request.recipe == parent.name:  # the champion's own, as it is kept with its run
             file = Lineage(self._registry.versions, parent).recipe()
         else:
-            file = load_recipe(Path(request.recipe), check_paths=False)
+            file = load_recipe(Path(request.recipe), check_paths=False, kept=True)
         if file.recipe.publish.model != request.model:
             raise InvalidInput(f"recipe {request.recipe} publishes {file.recipe.publish.model}, not {request.model}")
         if (kind := file.recipe.objective.kind) != "sft":

@@ -36,7 +36,7 @@ def train(recipe: Path, begin: Literal["resume", "fresh"] | None, profile: bool,
 
     hush_libraries()
     share_cores(with_an_engine=False)
-    file = load_recipe(recipe)
+    file = load_recipe(recipe, kept=begin == "resume")  # of a run that an earlier release may have begun
     settings = TrainSettings.load()
     stop = StopFlag()
     screen = Screen(sys.stderr if as_json else sys.stdout)
