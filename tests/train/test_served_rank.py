@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -14,6 +15,7 @@ from click.testing import CliRunner
 from tests_support import beat_engine
 from tuneloop.registry import Registry
 from tuneloop.registry.errors import InvalidInput, Unavailable
+from tuneloop.registry.versions import artifacts
 from tuneloop.train.base import Base
 from tuneloop.train.tuning.limit import rank_limit
 from tuneloop.train.tuning.served import RankLimit
@@ -69,6 +71,11 @@ def test_engines_are_asked_first_then_the_settings_then_it_is_the_engines_defaul
     assert rank_limit(None, lambda: tiny.digest) == RankLimit(64, "the engine's max_lora_rank, from tuneloop.toml")
     monkeypatch.setenv(SET, "8")
     assert rank_limit(registry, lambda: tiny.digest) == RankLimit(8, f"the engine's max_lora_rank, from {SET}")
+    monkeypatch.delenv(SET)
+    (tmp_path / "rank").write_text("8\n")
+    monkeypatch.setenv(f"{SET}_FILE", str(tmp_path / "rank"))
+    said_by_file = RankLimit(8, f"the engine's max_lora_rank, from {SET}_FILE")
+    assert rank_limit(registry, lambda: tiny.digest) == said_by_file
     engines_serve(32)
     live = RankLimit(32, "the highest --max-lora-rank of the live engines with this base")
     assert rank_limit(registry, lambda: tiny.digest) == live
@@ -126,3 +133,47 @@ def test_a_run_warns_of_a_rank_above_what_engines_serve_and_so_does_the_card(
     card = (registry.versions.fetch(version, at_home / "fetched") / "README.md").read_text()
     assert (f"warning: this version {said}" in done.output, said in card) == (served == 8, served == 8)
     assert ("cannot be served" in done.output, "cannot be served" in card) == (served == 8, served == 8)
+
+
+def test_a_plan_reads_a_bases_weights_once_and_only_where_a_rank_is_to_be_served(
+    at_home: Path, tiny_recipe: Path, engines_serve: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engines_serve(8)
+    read: list[Path] = []
+    digest_of = artifacts.base_digest
+
+    def heard(folder: Path) -> str:
+        read.append(folder)
+        return digest_of(folder)
+
+    monkeypatch.setattr(artifacts, "base_digest", heard)
+    text = of_rank(tiny_recipe, 16).read_text()
+    two = f"{text}stages: [{{name: one}}, {{name: two, run: {{seed: 1}}}}]\n"
+    tiny_recipe.write_text(two)
+    done = CliRunner().invoke(plan, [str(tiny_recipe), "--device", "L40S", "--json"], catch_exceptions=False)
+    why_not = [stage["servable"]["why_not"] for stage in json.loads(done.output)["stages"]]
+    assert ["above 8" in why for why in why_not] == [True, True]
+    assert len(read) == 1
+    tiny_recipe.write_text(text.replace("{rank: 16}", "{method: ia3}"))
+    assert "IA3" in str(planned(tiny_recipe))
+    assert len(read) == 1
+
+
+def test_a_plan_for_a_base_without_its_weights_asks_no_engine(
+    at_home: Path, tiny_recipe: Path, tiny_folder: Path, tmp_path: Path, engines_serve: Callable[[int], None]
+) -> None:
+    engines_serve(64)
+    bare = tmp_path / "bare"
+    shutil.copytree(tiny_folder, bare, ignore=shutil.ignore_patterns("*.safetensors"))
+    recipe = of_rank(tiny_recipe, 32)
+    recipe.write_text(recipe.read_text().replace(str(tiny_folder), str(bare)))
+    assert "above 16, the engine's default" in str(planned(recipe))
+
+
+def test_a_rank_in_the_settings_that_is_none_ends_a_training_before_anything_begins(
+    at_home: Path, registry: Registry, tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(SET, "many")
+    done = CliRunner().invoke(train, [str(tiny_recipe)])
+    assert "'many' and no number" in str(done.exception)
+    assert not (at_home / "runs").exists()

@@ -113,10 +113,10 @@ class Section(BaseSettings):
         """One value of another process's section as it is written, unchecked, and where; None where it is nowhere.
 
         Raises:
-            InvalidInput: as `tables`.
+            InvalidInput: as `tables`, or the file its `…_FILE` names cannot be read.
         """
-        if (variable := f"TUNELOOP_{section.upper()}_{name.upper()}") in os.environ:
-            return os.environ[variable], variable
+        if (found := _in_environment(f"TUNELOOP_{section.upper()}_{name.upper()}")) is not None:
+            return found
         path, tables = Section.tables()
         table = tables.get(section)
         return (table[name], str(path)) if isinstance(table, dict) and name in table else None
@@ -138,15 +138,8 @@ class Section(BaseSettings):
             raise InvalidInput(f"environment: {'; '.join(unread)}")
         found: dict[str, tuple[Any, str]] = {name: (value, str(path)) for name, value in table.items()}
         for name in cls.model_fields:
-            variable = cls.prefix() + name.upper()
-            if variable in os.environ:
-                found[name] = (os.environ[variable], variable)
-            elif f"{variable}_FILE" in os.environ:
-                secret = Path(os.environ[f"{variable}_FILE"])
-                try:
-                    found[name] = (secret.read_text(encoding="utf-8").strip(), f"{variable}_FILE")
-                except (OSError, UnicodeDecodeError) as error:
-                    raise InvalidInput(f"{variable}_FILE: {secret} cannot be read: {error}") from None
+            if (set_there := _in_environment(cls.prefix() + name.upper())) is not None:
+                found[name] = set_there
         return found
 
     @classmethod
@@ -260,6 +253,19 @@ class ApiSettings(Section):
     def stop_timeout_s(self) -> float:
         """Requests end within `drain_s`, what one of them asked of an MLflow that is away within 45 s more."""
         return self.drain_s + 50.0
+
+
+def _in_environment(variable: str) -> tuple[str, str] | None:
+    """The value of a variable, or else of the file that `<variable>_FILE` names, and which of them it was."""
+    if variable in os.environ:
+        return os.environ[variable], variable
+    if f"{variable}_FILE" not in os.environ:
+        return None
+    secret = Path(os.environ[f"{variable}_FILE"])
+    try:
+        return secret.read_text(encoding="utf-8").strip(), f"{variable}_FILE"
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInput(f"{variable}_FILE: {secret} cannot be read: {error}") from None
 
 
 def _shown(name: str, value: Any) -> Any:

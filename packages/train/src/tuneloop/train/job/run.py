@@ -72,6 +72,7 @@ def run_job(
     check_launch(job.recipe.recipe.run, device.value)
     check_trackers(job.recipe.recipe.run.trackers)
     registry.versions.check_key()
+    limit = rank_limit(registry, lambda: job.base.digest)
     if profile and needs_processes(job.recipe.recipe.run):
         raise InvalidInput("--profile looks at one process; leave run.launch and run.max_restarts out while profiling")
     job = going_on(replace(job, recipe=job.recipe.computed_in(dtype.value)), registry)
@@ -119,6 +120,7 @@ def run_job(
             folder=folder,
             threads=threads,
             profile=profile,
+            limit=limit,
         )
         return run.go(prepared, metrics, judging)
 
@@ -175,6 +177,7 @@ class _Run:
         folder: RunFolder,
         threads: int,
         profile: bool,
+        limit: RankLimit,
     ) -> None:
         self._job = job
         self._registry = registry
@@ -187,15 +190,15 @@ class _Run:
         self._folder = folder
         self._threads = threads
         self._profile = profile
+        self._limit = limit
 
     def go(self, prepared: Prepared, metrics: tuple[Metric, ...], judging: Judging) -> Outcome:
         """Lineage in, measure, fit, measure, publish."""
         job, recipe, watch = self._job, self._job.recipe.recipe, self._watch
         keeper = Keeper(self._registry.versions, self._run_id, self._scratch)
-        limit = rank_limit(self._registry, lambda: job.base.digest)
-        publisher = Publisher(job, self._registry.versions, self._run_id, keeper, limit)
+        publisher = Publisher(job, self._registry.versions, self._run_id, keeper, self._limit)
         publisher.keep_inputs(prepared, judging.named)
-        loader = self._loader(limit)
+        loader = self._loader()
         now = conditions(recipe, loader)
         measurer = Measurer(recipe, prepared, self._tokenizer, self._labeller, metrics, watch, now)
         kept = kept_scores(Lineage(self._registry.versions, job.parent), prepared.sets, now) if job.parent else {}
@@ -219,7 +222,7 @@ class _Run:
         watch.check()
         return publisher.publish(folder, fitted, measurer, before, after, apart)
 
-    def _loader(self, limit: RankLimit) -> models.Loader:
+    def _loader(self) -> models.Loader:
         """How the base is loaded, said with what that means for serving."""
         recipe, say = self._job.recipe.recipe, self._watch.screen.say
         attention = attention_for(recipe.run, self._device)
@@ -227,7 +230,7 @@ class _Run:
         if (reason := unservable(recipe.objective)) is not None:
             say(f"warning: this version cannot be served as it is: {reason}")
         else:
-            for note in serving_notes(recipe.tuning, limit):
+            for note in serving_notes(recipe.tuning, self._limit):
                 say(note)
         seed = recipe.objective.head_seed(recipe.run.seed)
         return models.Loader(self._job.base, recipe.tuning, recipe.run.dtype, self._device, attention.value, seed)

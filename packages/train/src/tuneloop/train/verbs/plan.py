@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     from tuneloop.train.plan.rows import RowFacts
     from tuneloop.train.plan.shapes import PlannedBase
     from tuneloop.train.recipe import Recipe
+    from tuneloop.train.recipe.tuning import TuningSection
     from tuneloop.train.tuning.served import RankLimit
 
 _ASSUMED_ROWS = 10_000
@@ -75,12 +78,12 @@ def _plan(recipe: str, table: PriceTable, device: str, provider: str | None, row
     kinds = table.devices if machine.kind == "cuda" else ()
     others = tuple(machine_called(name, table, provider, threads) for name in kinds)
     assumed = rows or (_ASSUMED_ROWS if is_named else None)
-    told, plans = [], []
+    told, plans, digest = [], [], cache(_digest)
     for name, one in [(stage.name, stage.recipe) for stage in file.stages] or [("", file.recipe)]:
         base = planned_base(one.base.model, home / "bases", relative_to=file.folder)
         made = make_plan(one, base.shape, _facts(one, file.folder, base, assumed), machine)
         advice = advise(made, others)
-        why_not = servable(one.tuning, _limit(base)) or unservable(one.objective)
+        why_not = servable(one.tuning, _limit(one.tuning, partial(digest, base.folder))) or unservable(one.objective)
         values = plan_json(made, why_not, [found.as_json() for found in advice])
         told.append((name, values, shown(made, why_not, advice, base.source)))
         plans.append(made)
@@ -95,19 +98,32 @@ def _plan(recipe: str, table: PriceTable, device: str, provider: str | None, row
     )
 
 
-def _limit(base: PlannedBase) -> RankLimit:
-    """Of live engines where there is a state; a plan begins none."""
+def _limit(tuning: TuningSection, digest: Callable[[], str | None]) -> RankLimit:
+    """Of live engines where there is a state; a plan begins none. Only of a rank are they asked."""
     from tuneloop.registry import Registry
     from tuneloop.registry.errors import NotFound
-    from tuneloop.registry.versions.artifacts import base_digest
+    from tuneloop.train.recipe.tuning import LowRankTuning
     from tuneloop.train.tuning.limit import rank_limit
 
     try:
-        registry = Registry.open(upgrade=False)
+        registry = Registry.open(upgrade=False) if isinstance(tuning, LowRankTuning) else None
     except NotFound:
-        return rank_limit(None, lambda: None)
+        registry = None
+    if registry is None:
+        return rank_limit(None, digest)
     with registry:
-        return rank_limit(registry, lambda: base_digest(base.folder) if base.folder else None)
+        return rank_limit(registry, digest)
+
+
+def _digest(folder: Path | None) -> str | None:
+    """Of a base; None where its weights are not on this machine. All of them are read."""
+    from tuneloop.registry.errors import InvalidInput
+    from tuneloop.registry.versions.artifacts import base_digest
+
+    try:
+        return base_digest(folder) if folder else None
+    except InvalidInput:
+        return None
 
 
 def _facts(recipe: Recipe, folder: Path, base: PlannedBase, rows: int | None) -> RowFacts:
