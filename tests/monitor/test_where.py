@@ -222,6 +222,19 @@ def test_what_a_later_window_names_is_corrected_for_the_windows_before_it(clock:
     assert slices(joined(late, score, clock.now), "refusals") == [], "0.01 of one window is 0.16 of the fourth look"
 
 
+@pytest.mark.parametrize(("others", "named"), [(0, False), (9, False), (10, True)])
+def test_a_part_that_nearly_all_of_the_window_is_says_no_more_than_that_texts_changed(
+    clock: Clock, others: int, named: bool
+) -> None:
+    keys = ["key_1"] * 110 + ["key_2"] * 10 + ["key_1"] * (40 - others) + [f"key_{n + 3}" for n in range(others)]
+    both = [request_record(n, clock.now, api_key=key) for n, key in enumerate(keys)]
+    numbers = np.random.default_rng(5)
+    texts = numbers.normal(size=(160, 3)) + 2.0 * (np.arange(160) >= 120)[:, None]
+    kernel = np.exp(-((texts[:, None] - texts[None]) ** 2).sum(axis=-1))
+    parts = {(part["value"], part["how"]) for part in of_texts(both[:120], both[120:], kernel, numbers)}
+    assert (("key_1", "texts") in parts) is named
+
+
 def test_a_key_or_engine_whose_requests_come_together_is_not_named_for_that(clock: Clock) -> None:
     rng, numbers, named = random.Random(5), np.random.default_rng(5), set()
     for _ in range(12):

@@ -2,10 +2,10 @@
 corrected.
 
 Two questions of each value: did its share change (Fisher's exact test), and are its own texts other texts now (MMD²
-inside the value, permutation test: like is held against like, so a window of the night is held against the
-reference's nights). All answers are corrected together (Holm), so that a field that has nothing to do with it is
-named once in twenty checks. A field tells nothing where the texts of every value of it are others: the change is
-everywhere then; and of two values one that came oftener says all that the other does.
+inside the value, permutation test: like is held against like, so a window of the night is held against the reference's
+nights). All answers are corrected together (Holm), so that a field that has nothing to do with it is named once in
+twenty checks. A field tells nothing where the texts of every value of it are others, and few of the window have none of
+these values: the change is everywhere then; and of two values one that came oftener says all that the other does.
 """
 
 from __future__ import annotations
@@ -65,10 +65,12 @@ def _tells(one: Slice, named: Sequence[Slice], tests: Sequence[Slice], before: i
     """Whether it says more than that something changed, in so many lines of either side."""
     asked = [test for test in tests if (test.field, test.how) == (one.field, one.how)]
     told = sum((other.field, other.how) == (one.field, one.how) for other in named)
-    if told < 2 or told < len(asked):
+    if told < len(asked):
         return True
     if one.how == "texts":
-        return False  # everywhere
+        return now - sum(test.window for test in asked) >= LEAST  # otherwise everywhere
+    if told < 2:
+        return True
     both = told == 2 and sum(t.reference for t in asked) == before and sum(t.window for t in asked) == now
     return not both or one.window * before > one.reference * now
 
