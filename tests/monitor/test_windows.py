@@ -70,9 +70,10 @@ def test_what_another_monitor_has_cut_elsewhere_is_completed_as_that_one_cut_it(
     scene.registry.traffic.add_requests([late])
     cut = Window(0, tuple(sorted((*first, late), key=lambda record: record.at)), 13, first[-1].at)
     with monkeypatch.context() as patched:  # the other had cut before that was stored
-        patched.setattr(watch, "next_window", Mock(side_effect=[cut, ()]))
+        patched.setattr(watch, "next_window", cuts := Mock(side_effect=[cut, ()]))
         patched.setattr(Monitor, "_finish_last", lambda *_: None)
-        scene.watch(scene.monitor(window_s=86_400))
+        assert scene.watch(scene.monitor(window_s=86_400)).judged == 0
+        assert cuts.call_count == 1, "what comes after it is not known yet"
     assert scene.scores("refusals") == []
     scene.watch(scene.monitor(window_s=86_400))
     assert scene.scores("refusals")[0].request_ids == scene.scores()[0].request_ids

@@ -196,6 +196,8 @@ class Monitor:
                 if isinstance(window, tuple) or self._stopping() or (judged and self._elapsed() >= until):
                     break
                 scores = self._judge_window(model, version, standard, window)
+                if len(scores) < len(self._signals_of(model)):
+                    break  # another monitor has cut it elsewhere: the next pass completes that one
                 standard = standard.held_to(window)
                 judged, alarms = judged + 1, alarms + sum(score.verdict == "drift" for score in scores)
             looked = isinstance(window, tuple)
@@ -252,7 +254,7 @@ class Monitor:
             spared = self._keeper.heard(model) if signal in PERPLEXITIES and scores[0].verdict == "drift" else None
             scores.append(score := self._score(signal, held, standard, spared))
             if score.request_ids != tuple(record.id for record in window.records):
-                return scores  # another monitor has cut it elsewhere: the next pass completes that one
+                return scores  # another monitor has cut it elsewhere
             if score.verdict == "drift":
                 self._keeper.take(score)
         self._keeper.end_quiet(scores[0], standard)
