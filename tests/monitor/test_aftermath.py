@@ -198,6 +198,21 @@ def test_one_that_a_newer_version_has_replaced_is_not_waited_for(scene: Scene) -
     assert first_episode(scene).evidence["aftermath"]["verdict"] == "not enough data"
 
 
+def test_windows_that_time_has_closed_are_waited_for_until_they_hold_as_many_records(scene: Scene) -> None:
+    asked(scene)
+    ids = tuple(f"req-{n}" for n in range(10))
+    history = scene.registry.routes.history("bot")
+    settings = scene.settings.model_copy(update={"window": 40, "window_s": 60.0})
+    for number in range(80):  # as many records as twenty full ones hold
+        if number in (20, 79):
+            Follower(scene.registry, settings).follow(history)
+            assert first_episode(scene).evidence["aftermath"]["verdict"] == "not enough data yet"
+        fields: dict[str, Any] = {"version": 2, "verdict": "none", "request_ids": ids, "detail": {"window": number}}
+        scene.registry.episodes.add_score(window_score(scene.clock(), id=f"n{number}", **fields))
+    Follower(scene.registry, settings).follow(history)
+    assert first_episode(scene).evidence["aftermath"]["verdict"] == "not enough data"
+
+
 def shares(number: int, hits: int, n: int = 40, verdict: str = "none") -> WindowScore:
     detail = {"shares": {"reference": 0.0, "window": round(hits / n, 4)}, "window": number}
     return window_score(TickingClock()(), id=f"w{number}", signal="refusals", n=n, verdict=verdict, detail=detail)

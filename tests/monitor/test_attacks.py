@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 
 from monitor.scene import Scene
-from tests_support import Clock, alert_episode, request_record
-from tuneloop.monitor.attacks import Attacks
+from tests_support import Clock, alert_episode, request_record, window_score
+from tuneloop.monitor.attacks import Attacks, raised_still
+from tuneloop.monitor.causes import gather
 from tuneloop.monitor.policy import File, Hold, decide
 from tuneloop.monitor.quality import share_rise_test
+from tuneloop.monitor.settings import MonitorSettings
 from tuneloop.registry import Registry
 from tuneloop.registry.guard_policy import GuardPolicy, injections_looked_for
 from tuneloop.registry.policies import RetrainingPolicy
@@ -108,6 +110,52 @@ def test_an_attack_that_begins_again_is_the_cause_of_what_its_window_raised_firs
     drift, attack = guarded.registry.episodes.all("bot")
     assert (drift.signal, attack.signal, attack.state) == ("prompt_drift", "injections", "open")
     assert [cause["kind"] for cause in drift.evidence["causes"]] == ["attack", "drift"]
+
+
+def test_what_an_attack_explains_is_said_once_and_as_of_its_alarm(guarded: Scene) -> None:
+    guarded.usual(60)
+    guarded.usual(20, **FLAGGED)
+    guarded.watch()
+    guarded.clock.advance(3_600)
+    guarded.usual(20)
+    guarded.watch()
+    guarded.clock.advance(3_600)
+    guarded.drifted(20, **FLAGGED)
+    guarded.watch()
+    drift, _ = guarded.registry.episodes.all("bot")
+    done = guarded.registry.audit.entries(drift.id)
+    assert drift.updated_at > guarded.scores("injections")[-1].at, "who read it before does not overwrite it"
+    guarded.clock.advance(60)
+    guarded.registry.policies.set("bot", GuardPolicy(injection="flag"), by="ada", reason="after its alarm")
+    guarded.watch()
+    assert guarded.registry.audit.entries(drift.id) == done
+    assert "after its alarm" not in str(guarded.registry.episodes.get(drift.id).evidence["changes"])
+
+
+def test_an_attack_that_began_after_the_last_alarm_is_no_cause_of_it(guarded: Scene) -> None:
+    guarded.usual(60)
+    guarded.drifted(20)
+    guarded.watch()
+    guarded.clock.advance(3_600)
+    guarded.usual(20, **FLAGGED)
+    guarded.watch()
+    attack, drift = guarded.registry.episodes.all("bot")
+    assert (attack.signal, drift.signal) == ("injections", "prompt_drift")
+    found = gather(guarded.registry, drift, guarded.settings.changes_s, guarded.clock())
+    assert [change for change in found if change.kind == "attack"] == []
+
+
+def test_windows_that_time_has_closed_release_retraining_once_they_hold_as_many_records(registry: Registry) -> None:
+    settings = MonitorSettings(window=200, window_s=60, clear_after=2)
+    episode = alert_episode(registry.clock(), evidence={"signals": {"injections": {}}})
+    ids = tuple(f"req-{n}" for n in range(10))
+    for number in range(41):  # one that alarmed, then as many records as two full ones hold
+        assert number == 0 or raised_still(registry, [episode], "injections", settings) is episode
+        fields: dict[str, Any] = {"signal": "injections", "request_ids": ids, "verdict": "none" if number else "drift"}
+        at, p_value = registry.clock() + timedelta(seconds=number), 0.5
+        score = window_score(at, id=f"w{number}", detail={"window": number}, p_value=p_value, **fields)
+        registry.episodes.add_score(score)
+    assert raised_still(registry, [episode], "injections", settings) is None
 
 
 def test_a_drift_that_goes_on_after_an_attack_asks_for_training_on_what_came_after_it(guarded: Scene) -> None:

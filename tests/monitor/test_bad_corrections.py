@@ -11,6 +11,7 @@ import pytest
 from monitor.scene import Scene
 from tuneloop.monitor.answers import bad_corrections
 from tuneloop.monitor.comparison import Comparison
+from tuneloop.monitor.delivery.page import next_commands
 from tuneloop.monitor.reference import reference_of
 from tuneloop.monitor.signals import BAD_CORRECTIONS
 from tuneloop.monitor.windows import Window
@@ -37,7 +38,7 @@ def corrected(scene: Scene, records: Sequence[RequestRecord], says: Says = good)
     [
         (lambda _: "See the manual.", "the same text for several questions"),
         (lambda record: f" {(record.answer or '').upper()}\n", "what the answer said already"),
-        (lambda _: "no no no " * 20, "empty or repeating themselves"),
+        (lambda _: "no no no " * 20, "repeating themselves"),
         (lambda record: f"I can't help with {record.question}", "refusals"),
     ],
 )
@@ -75,7 +76,7 @@ def test_while_they_are_raised_nothing_is_trained_and_then_only_on_what_came_aft
     window(lambda _: "See the manual.")
     drift = scene.the_episode()
     assert {"prompt_drift", BAD_CORRECTIONS} <= drift.evidence["signals"].keys()
-    assert [cause["kind"] for cause in drift.evidence["causes"]] == ["drift", "feedback"]
+    assert [cause["kind"] for cause in drift.evidence["causes"]] == ["feedback", "drift"]
     assert "(this episode says so); it waits until they are what they were" in drift.done[-1]
     window()
     assert scene.requests() == [], "one quiet window is none yet"
@@ -87,6 +88,70 @@ def test_while_they_are_raised_nothing_is_trained_and_then_only_on_what_came_aft
     assert "until then corrections were bad" in scene.the_episode().done[-1]
     assert request.window_start > after.window_end
     assert request.rows == 40
+
+
+@pytest.mark.parametrize(("watched", "filed"), [(False, 30), (True, None)])
+def test_what_no_window_has_been_judged_of_yet_is_not_learned_from(
+    scene: Scene, watched: bool, filed: int | None
+) -> None:
+    scene.registry.policies.set("bot", RetrainingPolicy(min_rows=30), by="ada", reason="test")
+    corrected(scene, scene.usual(60))
+    corrected(scene, scene.drifted(20))
+    corrected(scene, scene.drifted(10), lambda _: "See the manual.")
+    scene.watch(scene.monitor(bad_corrections=watched), serves=())
+    assert [request.rows for request in scene.requests()] == ([] if filed is None else [filed])
+
+
+def held(scene: Scene) -> None:
+    """A drift whose corrections are bad, which nobody is to learn from."""
+    scene.registry.policies.set("bot", RetrainingPolicy(min_rows=10), by="ada", reason="test")
+    corrected(scene, scene.usual(60))
+    corrected(scene, scene.drifted(20), lambda _: "See the manual.")
+    scene.watch(scene.monitor(bad_corrections=True), serves=())
+    assert "it waits until they are what they were" in scene.the_episode().done[-1]
+
+
+def test_they_hold_nothing_back_where_too_few_correct_to_tell(scene: Scene) -> None:
+    held(scene)
+    for _ in range(3):  # of nine answers nobody can tell, and the drift goes on
+        corrected(scene, scene.drifted(20)[:9])
+        scene.watch(scene.monitor(bad_corrections=True), serves=())
+    (request,) = scene.requests()
+    assert request.rows == 18, "of the window after the last that alarmed none"
+
+
+def test_they_hold_nothing_back_where_nobody_watches_them_any_more(scene: Scene) -> None:
+    held(scene)
+    corrected(scene, scene.drifted(20))
+    scene.watch(serves=())
+    (request,) = scene.requests()
+    assert request.rows == 20, "what was bad while they were watched stays out"
+
+
+def test_they_are_the_likeliest_cause_of_what_else_corrections_raise(scene: Scene) -> None:
+    monitor = scene.monitor(bad_corrections=True)
+    corrected(scene, scene.usual(80))
+    scene.watch(monitor)
+    scene.engine.unknown = ""  # from now on every correction is unlikely
+    corrected(scene, scene.usual(20), lambda _: "See the manual.")
+    scene.watch(monitor)
+    episode = scene.the_episode()
+    assert episode.evidence["signals"].keys() == {"correction_perplexity", BAD_CORRECTIONS}
+    assert episode.evidence["causes"][0]["kind"] == "feedback"
+    assert episode.evidence["causes"][0]["explains"] == ["correction_perplexity", BAD_CORRECTIONS]
+    assert f"tuneloop feedback {episode.model}" in next_commands(episode)
+
+
+def test_a_new_version_is_held_against_its_own_beginnings_alone(scene: Scene) -> None:
+    corrected(scene, scene.usual(80))
+    scene.watch(scene.monitor(bad_corrections=True), serves=())
+    scene.promote(2)
+    answers = {"served_version": 2, "assigned_version": 2}
+    corrected(scene, scene.usual(20, **answers), lambda _: "See the manual.")
+    scene.watch(scene.monitor(bad_corrections=True), serves=())
+    (score,) = scene.scores(BAD_CORRECTIONS, version=2)
+    assert score.verdict == "not enough data"
+    assert scene.registry.episodes.all("bot") == []
 
 
 def test_nobody_who_corrects_ends_it(scene: Scene) -> None:

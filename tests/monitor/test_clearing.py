@@ -113,6 +113,16 @@ def test_a_tenth_of_the_questions_holds_the_all_clear_back_and_none_of_them_for_
     assert f"{windows} windows in a row" in look.why
 
 
+def test_windows_that_time_has_closed_are_looked_at_until_they_hold_as_many_records() -> None:
+    rng = random.Random(5)
+    reference = records(ask(STDLIB, 120, rng))
+    pool = records(ask(STDLIB, 72, rng) + ask(NUMPY, 8, rng))
+    ids = tuple(f"req-{n}" for n in range(10))
+    short = [one.model_copy(update={"request_ids": ids}) for one in scores(*[0.5] * LATEST * 2)]
+    assert longer_look(short, 2, reference, pool, records=20).over
+    assert not longer_look(short, 2, reference, pool, records=21).over
+
+
 def test_records_that_retention_took_hold_no_episode_open() -> None:
     look = longer_look(since_alarm(scores(0.0001, *[0.5] * 4)), 2, records(["what?"] * 20), ())
     assert (look.over, "not held any more" in look.why) == (True, True)

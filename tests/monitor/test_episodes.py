@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
@@ -10,7 +11,10 @@ from monitor.scene import Scene
 from tests_support import alert_episode, window_score
 from tuneloop.monitor.alerts import MAX_WINDOWS, joined, opened, takes
 from tuneloop.monitor.clearing import is_quiet
+from tuneloop.monitor.keeping import Keeper
+from tuneloop.monitor.reference import reference_of
 from tuneloop.monitor.slo import Slo
+from tuneloop.monitor.standards import Standard
 from tuneloop.monitor.watch import Monitor
 from tuneloop.registry.deliveries.outbox import Outbox
 from tuneloop.registry.deliveries.receivers import EVERY_MODEL, ReceiversPolicy, Webhook
@@ -34,6 +38,38 @@ def test_an_episode_clears_only_after_enough_quiet_windows(scene: Scene) -> None
     episode = scene.the_episode()
     assert episode.state == "resolved"
     assert "4 windows in a row without an alarm; the newest 80 questions together are like" in episode.done[-1]
+
+
+def test_windows_that_time_has_closed_are_looked_at_together_once_they_hold_as_many_records(scene: Scene) -> None:
+    """Four full windows are looked at as one sample; of ten records each that takes eight."""
+    scene.usual(60)
+    scene.drifted(20)
+    monitor = scene.monitor(window_s=60)
+    scene.watch(monitor, serves=())
+    for number in range(8):
+        assert scene.the_episode().state != "resolved", f"after {number} of eight"
+        scene.usual(10)
+        scene.clock.advance(60)
+        assert scene.watch(monitor, serves=()).judged == 1
+    assert "8 windows in a row" in scene.the_episode().done[-1]
+    assert "the newest 80 questions together" in scene.the_episode().done[-1]
+
+
+def test_an_episode_of_many_small_windows_ends_once_they_hold_as_many_records(scene: Scene) -> None:
+    settings = scene.settings.model_copy(update={"window": 500, "window_s": 60.0})
+    keeper = Keeper(scene.registry, settings, watches_canaries=False)
+    usual = Standard(reference_of(scene.usual(60), frozen=True))
+    ids, shares = tuple(f"req-{n}" for n in range(10)), {"reference": 0.0, "window": 1.0}
+    for number in range(101):  # one that alarmed, then as many records as two full ones hold
+        told: dict[str, Any] = {"window": number, "mean_run_length": 10_000, "reference": {}, "shares": shares}
+        fields = {"verdict": "none" if number else "drift", "p_value": 0.5, "request_ids": ids, "detail": told}
+        score = window_score(scene.clock(), id=f"w{number}", signal="refusals", **fields)
+        scene.registry.episodes.add_score(score)
+        if number == 0:
+            keeper.take(score)
+        if number in (99, 100):
+            keeper.end_quiet(score, usual)
+            assert (scene.the_episode().state == "resolved") is (number == 100)
 
 
 def test_a_drift_that_windows_come_to_miss_and_see_again_is_one_episode_and_told_once(

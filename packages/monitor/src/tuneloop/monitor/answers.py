@@ -56,7 +56,7 @@ def correction_bleu(held: Comparison, alpha: float, rng: np.random.Generator) ->
 def bad_corrections(held: Comparison, alpha: float, _rng: np.random.Generator) -> Judgement:
     """Whether more of users' corrections than of the reference's are such that nothing can be learned from them.
 
-    Such are those that say what the answer said, that are empty or repeat themselves, that refuse, and that other
+    Such are those that say what the answer said, that repeat themselves, that refuse, and that other
     questions, of either side, were corrected with word for word: as the same rule reads both sides together, records
     stay exchangeable while nothing changes.
     """
@@ -98,7 +98,7 @@ def _fault(correction: str, record: RequestRecord, asked: Mapping[str, AbstractS
     """What is wrong with a correction; nothing."""
     plain = _plain(correction)
     if is_broken(correction):
-        return "empty or repeating themselves"
+        return "repeating themselves"
     if record.answer is not None and plain == _plain(record.answer):
         return "what the answer said already"
     if is_refusal(correction):

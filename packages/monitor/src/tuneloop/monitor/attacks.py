@@ -1,23 +1,25 @@
 """When attacks were on, as far as guards have caught them: while they are, nothing is asked to be trained, and what was
 recorded meanwhile is never learned from.
 
-It is over for retraining once its own signal has been quiet for as long as an episode has to be, whatever else keeps
-the episode open. It reaches to the end of the window after the last that alarmed: of the one in which it ended it may
-be too small a part to be seen. What no window has been judged of yet may be one, and waits.
+It is over for retraining once its own signal has been quiet for as long as an episode has to be, or nobody could see it
+for so long, whatever else keeps the episode open. It reaches to the end of the window after the last that alarmed: of
+the one in which it ended it may be too small a part to be seen. What no window has been judged of yet may be one,
+and waits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
-from tuneloop.monitor.clearing import LATEST, is_quiet
+from tuneloop.monitor.clearing import LATEST, is_quiet, is_unspoken
 from tuneloop.monitor.reference import score_id
 from tuneloop.monitor.settings import MonitorSettings
-from tuneloop.monitor.signals import INJECTIONS
+from tuneloop.monitor.signals import INJECTIONS, windowed
 from tuneloop.registry import Registry
-from tuneloop.registry.evidence import findings_of, part_of, window_of
+from tuneloop.registry.evidence import findings_of, part_of, since_of, window_of
 from tuneloop.registry.nouns import AlertEpisode, WindowScore
 
 
@@ -77,23 +79,33 @@ def attacks_during(
 def raised_still(
     registry: Registry, still_open: Sequence[AlertEpisode], signal: str, settings: MonitorSettings
 ) -> AlertEpisode | None:
-    """The first open episode with a signal that has not been quiet for as long as an episode has to be, whatever else
-    keeps it open."""
-    for episode in still_open:
+    """The first open episode with a signal that is watched and has not been quiet for as long as an episode has to be,
+    nor beyond anybody's sight for so long, whatever else keeps it open."""
+    enough = settings.clear_after, settings.clear_after * settings.window
+    limit = LATEST * settings.clear_after * settings.cut_into
+    for episode in still_open if signal in windowed(settings) else ():
         if signal in findings_of(episode):
-            clear_after, limit = settings.clear_after, LATEST * settings.clear_after
             recent = registry.episodes.scores(episode.model, version=episode.version, signal=signal, limit=limit)
-            if not is_quiet(recent, clear_after, clear_after * settings.window):
+            if not (is_quiet(recent, *enough) or is_unspoken(recent, *enough)):
                 return episode
     return None
+
+
+def alarmed_until(episode: AlertEpisode) -> datetime:
+    """The end of the newest window that raised any of its signals; where none tells, its beginning."""
+    ends = [window[1] for window in _windows(findings_of(episode).values())]
+    return max(ends, default=since_of(episode))
 
 
 def seen_since(episode: AlertEpisode, until: datetime, signals: list[str]) -> bool:
     """Whether one of these signals has alarmed in a window that is wholly later."""
     findings = findings_of(episode)
-    windows = [
-        window_of(found)
-        for signal in signals
-        for found in (findings.get(signal, {}), part_of(findings.get(signal, {}), "last"))
-    ]
-    return any(window is not None and window[0] >= until for window in windows)
+    return any(window[0] >= until for window in _windows(findings.get(signal, {}) for signal in signals))
+
+
+def _windows(findings: Iterable[Mapping[str, Any]]) -> Iterator[tuple[datetime, datetime]]:
+    """Of each finding the first window that raised it, and the last."""
+    for finding in findings:
+        for found in (finding, part_of(finding, "last")):
+            if (window := window_of(found)) is not None:
+                yield window

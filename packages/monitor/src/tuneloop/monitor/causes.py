@@ -5,7 +5,8 @@ Rules, not odds: a cause counts for the signals it can explain, and the one that
 users ask does not depend on a deploy, so changed prompts are a drift; a change that came before the reference was
 gathered is in the reference, so it explains no difference from it. A served model that is known to have changed
 explains everything but what users ask. An attack that guards have caught explains whatever its time shows but
-lateness: what they do not catch is asked and answered like any question.
+lateness: what they do not catch is asked and answered like any question. Bad corrections explain whatever is read from
+corrections.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
-from tuneloop.monitor.attacks import is_attack, last_reached
+from tuneloop.monitor.attacks import alarmed_until, is_attack, last_reached
 from tuneloop.monitor.fields import ENGINE
 from tuneloop.monitor.parity import unequal_group
 from tuneloop.monitor.parity_pool import accepted_gap
@@ -23,6 +24,8 @@ from tuneloop.monitor.signals import (
     ANSWER_DRIFT,
     BAD_CORRECTIONS,
     BROKEN_ANSWERS,
+    CORRECTION_BLEU,
+    CORRECTION_PERPLEXITY,
     GUARD_BLOCKS,
     INJECTIONS,
     INVALID_FORMAT,
@@ -40,13 +43,21 @@ from tuneloop.monitor.signals import (
     THUMBS_DOWN,
 )
 from tuneloop.registry import Registry
-from tuneloop.registry.evidence import causes_of_evidence, findings_of, listed_of, part_of, since_of, summary_of
+from tuneloop.registry.evidence import (
+    causes_of_evidence,
+    findings_of,
+    listed_of,
+    part_of,
+    since_of,
+    summary_of,
+    window_of,
+)
 from tuneloop.registry.fleet import STALE_AFTER_S
 from tuneloop.registry.nouns import AlertEpisode, AuditEntry, EngineState, WindowScore
 
 Kind = Literal["served model", "attack", "engine", "deploy", "bias", "drift", "feedback", "load"]
 # Of causes that explain as much, the first leads.
-ORDER: tuple[Kind, ...] = ("served model", "attack", "engine", "deploy", "bias", "drift", "feedback", "load")
+ORDER: tuple[Kind, ...] = ("served model", "attack", "engine", "deploy", "bias", "feedback", "drift", "load")
 SERVING: tuple[Kind, ...] = ("engine", "deploy", "load")  # what training cannot mend; a served model that changed
 # forbids it too, but only while its own episode is open: `policy.decide` asks for that
 ONE_ENGINE_ALPHA = 0.01  # of naming one that is no slower than the others: something has been raised already
@@ -58,6 +69,7 @@ _WORSE = frozenset({THUMBS_DOWN, REFUSALS, BROKEN_ANSWERS, INVALID_FORMAT})
 _ASKED = (PROMPT_DRIFT, REQUEST_RATE)  # whatever serves it
 _OF_DEPLOYS = (*SPEED, REQUEST_RATE, SERVED_MODEL_CHANGE)  # at once, whenever the reference was gathered
 _FOUND = (PERSONAL_DATA, GUARD_BLOCKS)
+_OF_CORRECTIONS = (BAD_CORRECTIONS, CORRECTION_PERPLEXITY, CORRECTION_BLEU)
 _OF_ANSWERS = (*PERPLEXITIES, *QUALITIES)  # what users ask makes these worse, and so does what answers them
 
 
@@ -120,10 +132,14 @@ def served_changes(model: str, version: int, episodes: Iterable[AlertEpisode]) -
 
 def _attacks_on(registry: Registry, episode: AlertEpisode, others: Iterable[AlertEpisode]) -> list[Change]:
     """The open episodes that say that guards catch more attacks on this model than they did, of those attacks that had
-    not ended when this episode began: an episode stays open for some quiet windows more."""
+    begun when this episode last raised an alarm, and had not ended when it began: an episode stays open for some quiet
+    windows more."""
     found = []
     for other in others:
         if other.id == episode.id or not is_attack(other):
+            continue
+        began = window_of(findings_of(other)[INJECTIONS])
+        if began is not None and began[0] > alarmed_until(episode):
             continue
         reached = last_reached(registry, other.model, other.version, since_of(other))
         ended = len(reached) > 1 and reached[1].verdict != "not enough data"
@@ -173,7 +189,7 @@ def causes_of(episode: AlertEpisode, changes: Sequence[Change]) -> list[Cause]:
         found.append(Cause("drift", _drift_why(by_drift), by_drift))
     if BAD_CORRECTIONS in signals:
         why = f"corrections that nothing can be learned from: {findings[BAD_CORRECTIONS].get('worst', '')}"
-        found.append(Cause("feedback", why, (BAD_CORRECTIONS,)))
+        found.append(Cause("feedback", why, tuple(s for s in signals if s in _OF_CORRECTIONS)))
     if not found:
         found.append(Cause("load", "nothing was changed just before, and no engine alone is slow", signals))
     return sorted(found, key=lambda cause: (-len(cause.explains), ORDER.index(cause.kind)))
@@ -230,6 +246,11 @@ def is_of_serving(episode: AlertEpisode) -> str | None:
     """Why training would not help, when the likeliest cause is how the model is served."""
     kind, why = next(iter(causes_of_evidence(episode)), ("", ""))
     return f"{kind}: {why}" if kind in SERVING else None
+
+
+def by_attack(episode: AlertEpisode) -> bool:
+    """Whether an attack is among its causes."""
+    return any(kind == "attack" for kind, _ in causes_of_evidence(episode))
 
 
 def is_of_bias(episode: AlertEpisode) -> str | None:

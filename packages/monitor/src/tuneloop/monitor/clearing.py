@@ -21,8 +21,8 @@ from tuneloop.monitor.signals import PARITY
 from tuneloop.registry.nouns import RequestRecord, WindowScore
 
 CLEAR_LEVEL = 0.05  # of what the last windows show together
-LONGER = 2  # times `clear_after`: windows of the longer look, quiet one by one
-LATEST = 10  # times `clear_after`: so many quiet windows end an episode whatever the longer look says
+LONGER = 2  # times `clear_after`: full windows' records of the longer look, quiet window by window
+LATEST = 10  # times `clear_after`: so many full windows' quiet records end an episode whatever the longer look says
 MOST_TEXTS = 1_000  # of a longer look; of more, every so-manieth
 _UNSPOKEN = "too_few_of_a_group"
 _UNASKED = {_UNSPOKEN, "not_looked_for", "not_measured"}
@@ -104,16 +104,19 @@ def longer_look(
     reference: Sequence[RequestRecord],
     pool: Sequence[RequestRecord],
     embed: Embed | None = None,
+    *,
+    records: int = 0,
 ) -> Look:
     """Whether questions are again what they were: the newest quiet windows as one sample, at CLEAR_LEVEL.
 
     Args:
-        quiet: the windows since the last alarm, in order, `LONGER` times `clear_after` or more.
+        quiet: the windows since the last alarm, in order, `LONGER` times `clear_after` full ones' records or more.
         clear_after: quiet windows in a row that end an episode of another signal.
         reference: what the pool is held against.
-        pool: the records of the newest `LONGER` times `clear_after` of these windows, as far as they are held still,
-            MOST_TEXTS at most.
+        pool: the records of the newest of these windows, of so many records, as far as they are held still, MOST_TEXTS
+            at most.
         embed: what the monitor reads questions with, if with anything.
+        records: those of `clear_after` full windows; time may have closed some early.
     """
     import numpy as np  # noqa: PLC0415 (`tuneloop alerts` needs none)
 
@@ -125,12 +128,12 @@ def longer_look(
     rng = np.random.default_rng(int(sha256(quiet[-1].id.encode()).hexdigest()[:16], 16))
     before, now = ([record.question for record in side] for side in (spread(reference), pool))
     p_value = text_test(before + now, len(before), CLEAR_LEVEL, rng, embed).outcome.p_value
-    newest = f"the newest {len(pool)} questions together"
+    together = f"the newest {len(pool)} questions together"
     if p_value >= CLEAR_LEVEL:
-        return Look(True, f"{said}; {newest} are like the reference's (p {p_value:.2g})")
-    if len(quiet) >= LATEST * clear_after:
-        return Look(True, f"{said}; {newest} differ still (p {p_value:.2g}), by less than any window shows")
-    return Look(False, f"{said}, but {newest} are not yet like the reference's (p {p_value:.2g})")
+        return Look(True, f"{said}; {together} are like the reference's (p {p_value:.2g})")
+    if newest(quiet, LATEST * clear_after, LATEST * records):
+        return Look(True, f"{said}; {together} differ still (p {p_value:.2g}), by less than any window shows")
+    return Look(False, f"{said}, but {together} are not yet like the reference's (p {p_value:.2g})")
 
 
 def spread(records: Sequence[RequestRecord]) -> Sequence[RequestRecord]:

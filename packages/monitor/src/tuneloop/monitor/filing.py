@@ -41,7 +41,7 @@ def pursue(registry: Registry, episode: AlertEpisode, settings: MonitorSettings)
     ends = {what: end for what, end in spoilt.items() if end is not None}
     fresh = max(ends.values(), default=None)
     since = begun if fresh is None else max(begun, fresh + JUST_BEFORE)
-    until = min(now, attacks.looked_until or now)
+    until = min(now, attacks.looked_until or now, _judged_until(registry, episode, settings) or now)
     requests = registry.retraining.all(episode.model).whole()
     corrected = partial(registry.traffic.corrected, episode.model, since=since, until=until)
     decision = decide(
@@ -110,6 +110,13 @@ def _approve(registry: Registry, request: RetrainingRequest, policy: RetrainingP
     # What a budget has sent back waits for a person: approving it goes beyond the budget.
     if policy.auto_approve and request.state == RetrainingState.PROPOSED and not request.held:
         registry.retraining.approve(request.id, by="policy", reason="auto_approve is on for this model")
+
+
+def _judged_until(registry: Registry, episode: AlertEpisode, settings: MonitorSettings) -> datetime | None:
+    """Up to when it is known whether corrections are bad, or that too few are given to tell; None: nothing looks."""
+    scores = registry.episodes.scores
+    newest = scores(episode.model, version=episode.version, signal=BAD_CORRECTIONS, limit=1)
+    return newest[0].window_end if newest and settings.bad_corrections else None
 
 
 def _serving(open_now: Sequence[AlertEpisode]) -> AlertEpisode | None:

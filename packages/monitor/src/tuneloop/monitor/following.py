@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from hashlib import sha256
 
 from tuneloop.monitor.aftermath import FOLLOWED, Compared, Role, compared, roles_of, verdict_of, written
-from tuneloop.monitor.clearing import LATEST
+from tuneloop.monitor.clearing import LATEST, newest
 from tuneloop.monitor.reference import ANCHOR, became_champion, champion_since, score_id
 from tuneloop.monitor.settings import MonitorSettings
 from tuneloop.registry import Registry
@@ -125,8 +125,8 @@ class Follower:
         )
 
     def _is_closed(self, history: Sequence[Route], version: int) -> bool:
-        """Whether no more is waited for: it has had its windows, or a newer version has taken over, or another serves
-        in its place for as many windows as it would have had."""
+        """Whether no more is waited for: it has had its windows and their records, or a newer version took over, or
+        another serves in its place for as many as it would have had."""
         serving, model = history[0].champion, history[0].model
         if serving > version:
             return True
@@ -135,7 +135,8 @@ class Follower:
         if serving != version:
             away = champion_since(history)
             windows += self._registry.episodes.scores(model, version=serving, signal=ANCHOR, since=away)
-        return sum(score.verdict != UNJUDGED for score in windows) >= LATEST * self._clear_after
+        judged = [score for score in windows if score.verdict != UNJUDGED]
+        return bool(newest(judged, LATEST * self._clear_after, LATEST * self._records))
 
     def _alarms(self, episode: AlertEpisode, roles: Mapping[str, Role]) -> dict[str, WindowScore]:
         """The window that alarmed, by signal; and what was made of that window by those that did not."""

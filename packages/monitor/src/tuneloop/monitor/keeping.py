@@ -10,7 +10,7 @@ from datetime import datetime
 
 from tuneloop.monitor import alerts
 from tuneloop.monitor.attacks import is_attack, seen_since
-from tuneloop.monitor.causes import explained, gather
+from tuneloop.monitor.causes import by_attack, explained, gather
 from tuneloop.monitor.clearing import (
     LATEST,
     LONGER,
@@ -20,6 +20,7 @@ from tuneloop.monitor.clearing import (
     is_silent,
     is_unspoken,
     longer_look,
+    newest,
     since_alarm,
     spread,
 )
@@ -74,9 +75,10 @@ class Keeper:
         self._taken(score, still_open, pages, now)
         if score.signal == INJECTIONS:  # judged after what it may explain in the same window
             for other in self._open_episodes(score.model):
-                if not is_attack(other) and seen_since(other, score.window_start, list(findings_of(other))):
-                    changed = self._explained(other, now)
-                    if changed != other:
+                if not by_attack(other) and seen_since(other, score.window_start, list(findings_of(other))):
+                    changed = self._explained(other, score.at)
+                    if by_attack(changed):
+                        changed = changed.model_copy(update={"updated_at": now})
                         self._registry.episodes.update(other, changed, by=BY, action="episode.window")
 
     def _taken(
@@ -99,21 +101,21 @@ class Keeper:
     def _explained(self, episode: AlertEpisode, now: datetime) -> AlertEpisode:
         return explained(episode, gather(self._registry, episode, self._settings.changes_s, now))
 
-    def end_quiet(self, newest: WindowScore, standard: Standard) -> None:
-        """End those whose signals have raised nothing for long enough; `newest` is the last window's anchor.
+    def end_quiet(self, last: WindowScore, standard: Standard) -> None:
+        """End those whose signals have raised nothing for long enough; `last` is the last window's anchor.
 
         Each pass comes here, and a text test takes seconds: an episode that stayed open is looked at again after the
         next window, or once another signal has joined it.
         """
-        model, version = newest.model, newest.version
+        model, version = last.model, last.version
         for episode in self._open_episodes(model):
             if episode.signal in OF_SERVING and self._ended_by_itself(episode):
                 continue
-            seen = (newest.id, *findings_of(episode))
+            seen = (last.id, *findings_of(episode))
             if self._looked.get(episode.id) == seen:
                 continue
             clear_after = self._settings.clear_after
-            most = LATEST * clear_after + _RECENT
+            most = (LATEST * clear_after + _RECENT) * self._settings.cut_into
             recent = {
                 signal: self._registry.episodes.scores(model, version=version, signal=signal, limit=most)
                 for signal in findings_of(episode) or (episode.signal,)
@@ -151,13 +153,14 @@ class Keeper:
         if not questions:
             return None
         quiet, clear_after = since_alarm(questions), self._settings.clear_after
-        newest = quiet[-LONGER * clear_after :]
-        if len(newest) < LONGER * clear_after:
+        records = clear_after * self._settings.window
+        looked_at = newest(quiet, LONGER * clear_after, LONGER * records)
+        if not looked_at:
             return Look(False, "")
-        pool = spread(records_of(self._registry, newest))
-        size = min(self._settings.reference * len(newest), MOST_TEXTS)
+        pool = spread(records_of(self._registry, looked_at))
+        size = min(self._settings.reference * LONGER * clear_after, MOST_TEXTS)
         against = compared(standard, pool, self._settings, size).records
-        return longer_look(quiet, clear_after, against, pool, embeddings_of(self._settings.embeddings))
+        return longer_look(quiet, clear_after, against, pool, embeddings_of(self._settings.embeddings), records=records)
 
     def _linger(self, episode: AlertEpisode, first: WindowScore, look: Look) -> None:
         """Say once in a row of quiet windows why they are no all-clear."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -95,6 +96,11 @@ class MonitorSettings(Section):
                 f"raise it to {10 * self.window} or more, or every day brings false alarms"
             )
         return self
+
+    @property
+    def cut_into(self) -> int:
+        """Into how many windows time may cut the records of a full one: so many more are looked back over."""
+        return math.ceil(self.window / FEWEST_IN_A_WINDOW) if self.window_s else 1
 
     @property
     def watches_latency(self) -> bool:

@@ -57,7 +57,7 @@ DETECTORS = {
 }
 OWN_REFERENCE = (  # what another version's says nothing of
     *(PROMPT_DRIFT, *PERPLEXITIES, ANSWER_LENGTH, ANSWER_DRIFT),
-    REQUEST_RATE,
+    *(REQUEST_RATE, BAD_CORRECTIONS),
 )
 # Of a challenger with a share, held against its champion at the same time (`challengers`); no part of the budget of
 # false alarms, since they raise none.

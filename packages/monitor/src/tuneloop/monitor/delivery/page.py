@@ -126,6 +126,8 @@ def next_commands(episode: AlertEpisode) -> Iterable[str]:
         yield "tuneloop status"
     elif kind == "attack" or episode.signal in (PERSONAL_DATA, GUARD_BLOCKS):
         yield f"tuneloop guard policy {episode.model}"
+    elif kind == "feedback":
+        yield f"tuneloop feedback {episode.model}"
     elif kind == "bias":
         yield f"tuneloop bias check {version_name(episode.model, episode.version)}"
     else:
