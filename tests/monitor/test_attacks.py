@@ -11,10 +11,11 @@ import pytest
 
 from monitor.scene import Scene
 from tests_support import Clock, alert_episode, request_record, window_score
-from tuneloop.monitor.attacks import Attacks, raised_still
+from tuneloop.monitor.attacks import Attacks
 from tuneloop.monitor.causes import gather
 from tuneloop.monitor.policy import File, Hold, decide
 from tuneloop.monitor.quality import share_rise_test
+from tuneloop.monitor.raised import raised_still
 from tuneloop.monitor.settings import MonitorSettings
 from tuneloop.registry import Registry
 from tuneloop.registry.guard_policy import GuardPolicy, injections_looked_for

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from tuneloop.monitor.clearing import first
 from tuneloop.monitor.detectors import mean_rise_test
 from tuneloop.monitor.quality import share_rise_test
 from tuneloop.monitor.signals import (
@@ -118,7 +119,7 @@ def compared(
     was = _figure(signal, [before])
     if before.verdict == "not enough data" or was is None:
         return None
-    judged = _first([score for score in after if score.verdict != "not enough data"], needed, records)
+    judged = first([score for score in after if score.verdict != "not enough data"], needed, records)
     enough = bool(judged)
     now = _figure(signal, judged) if enough else None
     moved: Moved = "not enough data" if closed else "not enough data yet"
@@ -127,16 +128,6 @@ def compared(
     elif now is not None:
         moved = _moved(signal, before, judged, seed, LEVEL / among)
     return Compared(_UNITS[signal], was, now, moved, role)
-
-
-def _first(scores: Sequence[WindowScore], windows: int, records: int) -> list[WindowScore]:
-    """As few of the first as are so many windows and hold so many records; none where all are fewer."""
-    held = 0
-    for taken, score in enumerate(scores, start=1):
-        held += len(score.request_ids)
-        if taken >= windows and held >= records:
-            return list(scores[:taken])
-    return []
 
 
 def verdict_of(found: Mapping[str, Compared], *, closed: bool) -> Verdict:

@@ -16,10 +16,11 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
-from tuneloop.monitor.attacks import alarmed_until, is_attack, last_reached
+from tuneloop.monitor.attacks import is_attack
 from tuneloop.monitor.fields import ENGINE
 from tuneloop.monitor.parity import unequal_group
 from tuneloop.monitor.parity_pool import accepted_gap
+from tuneloop.monitor.raised import alarmed_until, last_reached
 from tuneloop.monitor.signals import (
     ANSWER_DRIFT,
     BAD_CORRECTIONS,
@@ -141,7 +142,7 @@ def _attacks_on(registry: Registry, episode: AlertEpisode, others: Iterable[Aler
         began = window_of(findings_of(other)[INJECTIONS])
         if began is not None and began[0] > alarmed_until(episode):
             continue
-        reached = last_reached(registry, other.model, other.version, since_of(other))
+        reached = last_reached(registry, other.model, other.version, INJECTIONS, since_of(other))
         ended = len(reached) > 1 and reached[1].verdict != "not enough data"
         if not ended or max(score.window_end for score in reached) > since_of(episode):
             found.append(Change(since_of(other).isoformat(), "attack", f"{other.id}: {summary_of(other)}"))

@@ -29,15 +29,20 @@ _UNASKED = {_UNSPOKEN, "not_looked_for", "not_measured"}
 _TOO_LITTLE = {"too_few_corrections", "too_few_thumbs", "too_little_text", *_UNASKED}
 
 
-def newest(scores: Sequence[WindowScore], windows: int, records: int) -> list[WindowScore]:
-    """The last of these, which are in order: as few as are so many windows, and hold so many records, as time may have
-    closed some early; none where all of them are fewer."""
+def first(scores: Sequence[WindowScore], windows: int, records: int) -> list[WindowScore]:
+    """The first of these: as few as are so many windows, and hold so many records, as time may have closed some early;
+    none where all of them are fewer."""
     held = 0
-    for taken, score in enumerate(reversed(scores), start=1):
+    for taken, score in enumerate(scores, start=1):
         held += len(score.request_ids)
         if taken >= windows and held >= records:
-            return list(scores[-taken:])
+            return list(scores[:taken])
     return []
+
+
+def newest(scores: Sequence[WindowScore], windows: int, records: int) -> list[WindowScore]:
+    """The last of these, which are in order, likewise."""
+    return first(scores[::-1], windows, records)[::-1]
 
 
 def is_quiet(scores: Sequence[WindowScore], clear_after: int, records: int = 0) -> bool:

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from datetime import datetime
 from functools import partial
 
-from tuneloop.monitor.attacks import attacks_during, raised_still, reached_until
+from tuneloop.monitor.attacks import attacks_during
 from tuneloop.monitor.following import in_vain
 from tuneloop.monitor.policy import File, Hold, decide
+from tuneloop.monitor.raised import raised_still, reached_until
 from tuneloop.monitor.reference import JUST_BEFORE
 from tuneloop.monitor.settings import MonitorSettings
 from tuneloop.monitor.signals import BAD_CORRECTIONS, OF_SERVING
@@ -36,11 +37,11 @@ def pursue(registry: Registry, episode: AlertEpisode, settings: MonitorSettings)
     attacks = attacks_during(registry, episode, open_now, begun, settings)
     spoilt = {  # what was recorded meanwhile is not learned from
         "there was an attack": attacks.until,
-        "corrections were bad": reached_until(registry, episode.model, episode.version, begun, BAD_CORRECTIONS),
+        "corrections were bad": reached_until(registry, episode.model, episode.version, BAD_CORRECTIONS, begun),
     }
     ends = {what: end for what, end in spoilt.items() if end is not None}
-    fresh = max(ends.values(), default=None)
-    since = begun if fresh is None else max(begun, fresh + JUST_BEFORE)
+    spoilt_until = max(ends.values(), default=None)
+    since = begun if spoilt_until is None else max(begun, spoilt_until + JUST_BEFORE)
     until = min(now, attacks.looked_until or now, _judged_until(registry, episode, settings) or now)
     requests = registry.retraining.all(episode.model).whole()
     corrected = partial(registry.traffic.corrected, episode.model, since=since, until=until)
@@ -50,11 +51,11 @@ def pursue(registry: Registry, episode: AlertEpisode, settings: MonitorSettings)
         requests,
         lambda after: corrected(after=after, by=now),
         now,
-        _serving(open_now),
-        attacks,
-        in_vain(registry, requests, episode),
-        raised_still(registry, open_now, BAD_CORRECTIONS, settings),
-        fresh,
+        serving=_serving(open_now),
+        attacks=attacks,
+        in_vain=in_vain(registry, requests, episode),
+        doubted=raised_still(registry, open_now, BAD_CORRECTIONS, settings),
+        spoilt_until=spoilt_until,
     )
     if isinstance(decision, Hold):
         if episode.evidence.get("held") == decision.kind:

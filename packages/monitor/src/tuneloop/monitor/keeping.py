@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from tuneloop.monitor import alerts
-from tuneloop.monitor.attacks import is_attack, seen_since
+from tuneloop.monitor.attacks import is_attack
 from tuneloop.monitor.causes import by_attack, explained, gather
 from tuneloop.monitor.clearing import (
     LATEST,
@@ -27,6 +27,7 @@ from tuneloop.monitor.clearing import (
 from tuneloop.monitor.embeddings import embeddings_of
 from tuneloop.monitor.filing import BY, pursue
 from tuneloop.monitor.following import Follower
+from tuneloop.monitor.raised import seen_since
 from tuneloop.monitor.reference import ANCHOR
 from tuneloop.monitor.settings import MonitorSettings
 from tuneloop.monitor.signals import (

@@ -11,8 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from tuneloop.monitor.attacks import Attacks, seen_since
+from tuneloop.monitor.attacks import Attacks
 from tuneloop.monitor.causes import is_of_bias, is_of_serving
+from tuneloop.monitor.raised import seen_since
 from tuneloop.registry.evidence import findings_of, since_of, summary_of
 from tuneloop.registry.nouns import AlertEpisode, RetrainingRequest, RetrainingState, version_name
 from tuneloop.registry.policies import RetrainingPolicy
@@ -55,11 +56,12 @@ def decide(
     requests: Sequence[RetrainingRequest],
     corrected: Corrected,
     now: datetime,
+    *,
     serving: AlertEpisode | None = None,
     attacks: Attacks = NO_ATTACKS,
     in_vain: Sequence[RetrainingRequest] = (),
     doubted: AlertEpisode | None = None,
-    since: datetime | None = None,
+    spoilt_until: datetime | None = None,
 ) -> File | Hold | Pending:
     """File, hold or wait.
 
@@ -74,7 +76,8 @@ def decide(
         attacks: whether guards catch more attacks than before, and until when they did.
         in_vain: what shipped for earlier episodes of the same signals and did not help.
         doubted: the open episode that says that corrections are worse than they were, if there is one.
-        since: from when on corrections count; None: from the beginning of the episode, or the end of an attack.
+        spoilt_until: until when what was recorded is not learned from; None: all of what came since the episode began,
+            or an attack ended, is.
     """
     held = (
         _held_by_others(episode, serving, attacks, doubted)
@@ -96,7 +99,7 @@ def decide(
     learned = tried[-1].created_at if tried else None  # it learns from what was said by then
     rows = corrected(learned)
     if rows < policy.min_rows:
-        begun = since or max(since_of(episode), attacks.until or since_of(episode))
+        begun = spoilt_until or max(since_of(episode), attacks.until or since_of(episode))
         of = f", when {tried[-1].id} was filed" if tried else ""
         return Hold("rows", f"{rows} of {policy.min_rows} corrections since {learned or begun:%Y-%m-%dT%H:%M:%S}Z{of}")
     recipe = policy.recipe or version_name(episode.model, episode.version)
