@@ -19,6 +19,7 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 
+from postgres_cluster import PostgresCluster
 from tests_support import request_record, retraining_request
 from tuneloop.registry import Registry
 from tuneloop.registry import database as migrations_home
@@ -57,6 +58,23 @@ def test_a_schema_that_is_not_behind_is_known_without_alembic(
     assert scripts.get_heads() == [newest_revision()]
     monkeypatch.setitem(sys.modules, "alembic", None)
     registries.database.upgrade()
+
+
+def test_a_migration_takes_as_long_as_it_takes(postgres: PostgresCluster, tmp_path: Path) -> None:
+    """An index of what is on record of years takes longer than any other statement may."""
+    limits: dict[str, set[str]] = {"CREATE": set(), "SELECT": set()}
+
+    def noted(connection: sa.Connection, _cursor: object, statement: str, *_: object) -> None:
+        if (kind := statement.partition(" ")[0]) in limits:
+            limits[kind].add(connection.exec_driver_sql("SHOW statement_timeout").scalar_one())
+
+    with postgres.lent_database() as url, Registry.open(RegistrySettings(home=tmp_path, database_url=url)) as registry:
+        sa.event.listen(registry.database.engine, "before_cursor_execute", noted)
+        registry.database.downgrade("0016")
+        registry.database.upgrade()
+        limits["SELECT"].clear()
+        registry.traffic.window("bot")
+    assert limits == {"CREATE": {"0"}, "SELECT": {"1min"}}
 
 
 def test_approvals_go_to_the_older_schema_and_back(registries: Registry) -> None:

@@ -166,6 +166,7 @@ class Database:
     def _migrating(self) -> Iterator[Connection]:
         with self.writing() as connection:
             if not self.is_sqlite:
+                connection.execute(sa.text("SET LOCAL statement_timeout = 0"))  # an index of years takes its time
                 connection.execute(sa.text("SELECT pg_advisory_xact_lock(7463001)"))
             yield connection
 
