@@ -24,6 +24,7 @@ from tuneloop.monitor.trials import Arms, measured, said_of
 from tuneloop.registry.nouns import Arm, RequestRecord, WindowScore
 from tuneloop.registry.rollouts.canary import Limits
 from tuneloop.registry.rollouts.judging import judgement, trial_of
+from tuneloop.registry.tables import BLANK, feedback
 
 REFUSES = "I'm sorry, but I can't help with that."
 BOTH = ("bot@1", "bot@2")
@@ -114,13 +115,17 @@ def test_a_challenger_that_is_surprised_by_its_own_answers_and_by_what_users_wan
     assert check_of(scene) == "fail"
 
 
-def test_corrections_that_come_after_their_window_was_read_are_counted(scene: Scene) -> None:
+@pytest.mark.parametrize("gone", [False, True])
+def test_corrections_that_come_after_their_window_was_read_are_counted(scene: Scene, gone: bool) -> None:
     try_out(scene)
     both(scene, 20)
     of_arms = scene.registry.traffic.window("bot")
     scene.correct(of_arms[:4])  # two of either version's answers
     watch(scene)
     scene.correct(of_arms[:14])
+    if gone:  # their text, by its age
+        with scene.registry.database.writing() as connection:
+            connection.execute(sa.update(feedback).values(correction=BLANK))
     both(scene, 20)
     watch(scene)
     first, second = (score.detail for score in scene.scores(TRIAL_CORRECTION_PERPLEXITY, version=2))

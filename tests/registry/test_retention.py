@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import threading
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import sqlalchemy as sa
 import yaml
 from pydantic import ValidationError
 
+from registry.aged import DAY, MONTH, keep, retain, said, stored, texts, told
 from registry.mortal import begun, die_before_write, ended
 from registry.verbs import Verb
 from tests_support import Clock, alert_episode, request_record, retraining_request, window_score
@@ -22,53 +23,10 @@ from tuneloop.registry.client_ids import WAITING
 from tuneloop.registry.deliveries.receivers import EVERY_MODEL
 from tuneloop.registry.errors import Unreadable
 from tuneloop.registry.exclusive import alone
-from tuneloop.registry.nouns import Feedback
-from tuneloop.registry.retention import ACTION, Retention
 from tuneloop.registry.retention_policy import RetentionPolicy
 from tuneloop.registry.rollouts.controller import Controller
 from tuneloop.registry.settings import RegistrySettings
-from tuneloop.registry.tables import BLANK, feedback, policies, requests, shadow_requests
-
-DAY = timedelta(days=1)
-MONTH = RetentionPolicy(text_days=30, record_days=90)
-
-
-def keep(registry: Registry, policy: RetentionPolicy, model: str = EVERY_MODEL) -> None:
-    registry.policies.set(model, policy, by="ada", reason="what the law asks for")
-
-
-def said(request_id: str, at: datetime, **changes: Any) -> Feedback:
-    fields = {"id": f"fb-{request_id}", "thumb": "down", "comment": "of mine", "correction": "It adds."} | changes
-    return Feedback(request_id=request_id, at=at, **fields)
-
-
-def stored(registry: Registry, days: int, model: str = "bot") -> str:
-    """A request of so many days ago that failed for a reason with a user's words in it, its copy, its feedback."""
-    at, number = registry.clock() - days * DAY, days + (0 if model == "bot" else 1_000)
-    asked = request_record(number, at, model=model, error="no such name: ada", status=400)
-    copy = request_record(number + 10_000, at, model=model, shadow_of=asked.id)
-    registry.traffic.add_requests([asked, copy])
-    registry.traffic.add_feedback([said(asked.id, at)])
-    return asked.id
-
-
-def texts(registry: Registry) -> dict[str, set[str]]:
-    """What is stored with its text, and what without, by table."""
-    found: dict[str, set[str]] = {}
-    with registry.database.reading() as connection:
-        for table in (requests, shadow_requests):
-            rows = connection.execute(sa.select(table)).all()
-            found[table.name] = {row.id for row in rows if row.messages and row.answer}
-            found[f"{table.name}, blank"] = {row.id for row in rows if not row.messages and row.answer is None}
-        rows = connection.execute(sa.select(feedback)).all()
-        found["feedback"] = {row.request_id for row in rows if row.comment and row.correction}
-        found["feedback, blank"] = {row.request_id for row in rows if row.comment is row.correction is None}
-    return found
-
-
-def told(registry: Registry, subject: str = "bot") -> list[dict[str, int]]:
-    """What passes took of a model, the first first."""
-    return [entry.detail["taken"] for entry in reversed(registry.audit.entries(subject, action=ACTION))]
+from tuneloop.registry.tables import BLANK, policies
 
 
 def test_texts_go_first_and_records_later_and_what_is_younger_stays(registries: Registry, clock: Clock) -> None:
@@ -76,11 +34,11 @@ def test_texts_go_first_and_records_later_and_what_is_younger_stays(registries: 
         stored(registries, days)
     usage = registries.usage.month(clock() - 31 * DAY, keys=["key_1"])
     assert usage
-    Retention(registries).turn()
+    retain(registries)
     assert texts(registries)["requests, blank"] == set(), "without a policy all is kept"
 
     keep(registries, MONTH)
-    Retention(registries).turn()
+    retain(registries)
     young, blank = {"req-29", "req-0"}, {"req-89", "req-31"}
     copies = {f"req-{n + 10_000}" for n in (29, 0)}, {f"req-{n + 10_000}" for n in (89, 31)}
     assert texts(registries) == {
@@ -104,22 +62,22 @@ def test_a_days_second_pass_takes_nothing_a_new_policy_at_once_and_the_next_day_
 ) -> None:
     keep(registries, MONTH)
     stored(registries, 50)
-    Retention(registries).turn()
+    retain(registries)
     stored(registries, 40)  # a gateway's disk, brought in
-    Retention(registries).turn()
+    retain(registries)
     assert "req-40" in texts(registries)["requests"]
     assert len(told(registries)) == 1, "one line a day"
     clock.advance(DAY.total_seconds())
-    Retention(registries).turn()
+    retain(registries)
     assert texts(registries)["requests"] == set()
     stored(registries, 20)
     keep(registries, RetentionPolicy(text_days=10))
-    Retention(registries).turn()
-    Retention(registries).turn()
+    retain(registries)
+    retain(registries)
     assert texts(registries)["requests"] == set()
     assert [one["texts of requests"] for one in told(registries)] == [1, 1, 1]
     clock.advance(DAY.total_seconds())
-    Retention(registries).turn()
+    retain(registries)
     assert len(told(registries)) == 3, "of a pass that took nothing there is no line"
 
 
@@ -128,7 +86,7 @@ def test_a_models_own_policy_counts_before_that_of_every_other(registries: Regis
         stored(registries, 50, model)
     keep(registries, MONTH)
     keep(registries, RetentionPolicy(), "cat")
-    Retention(registries).turn()
+    retain(registries)
     assert texts(registries)["requests"] == {"req-1050"}
     assert texts(registries)["feedback"] == {"req-1050"}
 
@@ -140,7 +98,7 @@ def test_feedback_that_names_no_request_on_record_goes_by_the_strictest_policy(
     keep(registries, MONTH, "bot")
     for number, days in enumerate((91, 6, 4)):
         registries.traffic.add_feedback([said(f"{WAITING}{number}", clock() - days * DAY)])
-    Retention(registries).turn()
+    retain(registries)
     found = texts(registries)
     assert (found["feedback"], found["feedback, blank"]) == ({f"{WAITING}2"}, {f"{WAITING}1"})
     assert told(registries, EVERY_MODEL) == [{"feedback": 1, "texts of feedback": 1}]
@@ -154,15 +112,15 @@ def test_examples_are_blanked_by_the_age_of_their_requests(registries: Registry,
     registries.episodes.add_score(window_score(clock(), id="w2", **spans | {"window_start": clock() - 29 * DAY}))
     registries.episodes.open(alert_episode(clock(), evidence={"signals": {"latency": {"examples": examples}}}))
     keep(registries, MONTH)
-    Retention(registries).turn()
+    retain(registries)
     for shown in (registries.episodes.score("w1").detail, registries.episodes.get("ep1").evidence):
         assert (f"of {old}" in str(shown), f"of {young}" in str(shown), BLANK in str(shown)) == (False, True, True)
     assert registries.episodes.score("w2").detail == {"examples": examples}, "none of its requests is so old"
     clock.advance(2 * DAY.total_seconds())
-    Retention(registries).turn()
+    retain(registries)
     assert [one["windows and episodes with examples"] for one in told(registries)] == [2, 3]
     clock.advance(DAY.total_seconds())
-    Retention(registries).turn()
+    retain(registries)
     assert len(told(registries)) == 2, "what is blank is not looked at again"
 
 
@@ -203,7 +161,7 @@ def test_a_pass_is_many_short_transactions_and_reads_nothing_of_what_is_done(
                 looks[table] = statement, parameters
 
     sa.event.listen(registries.database.engine, "after_cursor_execute", counted)
-    Retention(registries).turn()
+    retain(registries)
     sa.event.remove(registries.database.engine, "after_cursor_execute", counted)
     assert sizes == [2, 2, 1]
     for table, index in indexes.items():
@@ -214,7 +172,7 @@ def _end_of(url: str, home: Path, at: datetime, write: int) -> None:
     with Registry.open(RegistrySettings(home=home, database_url=url), clock=lambda: at) as registry:
         retention.BATCH = 1
         die_before_write(write)
-        Retention(registry).turn()
+        retain(registry)
 
 
 @pytest.mark.parametrize("write", [1, 2, 4, 7, 10])
@@ -228,7 +186,7 @@ def test_a_pass_that_is_killed_is_gone_on_with_by_the_next(registries: Registry,
     assert ended(dead) == -signal.SIGKILL
     left = texts(registries)
     assert left["requests"] | left["shadow_requests"] | left["feedback"], "it was not through"
-    Retention(registries).turn()
+    retain(registries)
     assert texts(registries) == {
         "requests": set(),
         "requests, blank": {"req-31"},
@@ -245,7 +203,7 @@ def test_of_two_controllers_one_takes_it_and_both_count_each_row_once(registries
         stored(registries, days)
     keep(registries, RetentionPolicy(text_days=30))
     with alone(registries.database, "retention"), Registry.open(registries.settings, clock=clock) as other:
-        Retention(other).turn()
+        retain(other)
     assert told(registries) == [], "somebody else is at it"
 
     def turn() -> None:
@@ -268,9 +226,9 @@ def test_a_pass_that_is_told_to_end_ends_between_two_batches_and_the_next_goes_o
         stored(registry, days)
     keep(registry, RetentionPolicy(text_days=30))
     looks = iter([False, False, False])
-    Retention(registry).turn(lambda: next(looks, True))
+    retain(registry, lambda: next(looks, True))
     assert told(registry) == [{"texts of requests": 2}]
-    Retention(registry).turn()
+    retain(registry)
     assert told(registry)[1]["texts of requests"] == 1
 
 
@@ -285,9 +243,15 @@ def test_an_open_retraining_request_holds_no_text_back(registries: Registry, clo
         found = registries.traffic.corrections("bot", since=span["window_start"], until=clock(), by=clock())
         return [record.id for record, _ in found]
 
-    assert corrected() == [old, young]
-    Retention(registries).turn()
-    assert corrected() == [young]
+    late = registries.clock() - 31 * DAY
+    registries.traffic.add_requests([request_record(7, late)])
+    registries.traffic.add_feedback([said("req-7", clock() - DAY)])
+    counted = {"since": span["window_start"], "until": clock()}
+    assert corrected() == [old, "req-7", young]
+    assert registries.traffic.corrected("bot", **counted) == 3
+    retain(registries)
+    assert corrected() == ["req-7", young], "the one's question has gone: nothing to learn from"
+    assert registries.traffic.corrected("bot", **counted) == 1
 
 
 def test_by_a_policy_that_cannot_be_read_nothing_is_deleted_and_that_is_said(registry: Registry) -> None:
@@ -298,7 +262,7 @@ def test_by_a_policy_that_cannot_be_read_nothing_is_deleted_and_that_is_said(reg
     with registry.database.writing() as connection:
         connection.execute(sa.update(policies).where(policies.c.model == "bot").values(body={"text_days": "few"}))
     with pytest.raises(Unreadable, match=r"tuneloop retention bot --set FILE"):
-        Retention(registry).turn()
+        retain(registry)
     assert texts(registry)["requests"] == {"req-50"}, "all else was"
 
 

@@ -35,6 +35,7 @@ from tuneloop.monitor.settings import MonitorSettings
 from tuneloop.monitor.signals import DETECTORS_OF_TRIALS, TRIAL_ANCHOR, TRIAL_CORRECTION_PERPLEXITY
 from tuneloop.monitor.trials import Arms, Measured, Read, Said, measured, said_of
 from tuneloop.registry import Registry
+from tuneloop.registry.corrections import corrects
 from tuneloop.registry.errors import TuneloopError, Unavailable, Unreadable
 from tuneloop.registry.nouns import RequestRecord, Route, WindowScore, version_name
 from tuneloop.registry.routes.trials import trial_revisions
@@ -210,7 +211,9 @@ class Challengers:
         """Corrections of the challenger's answers that came after their window was judged, of the last windows."""
         counted = [score for score in earlier[-_LOOK_BACK:] if "corrected" in score.detail]  # not by earlier releases
         ids = [request_id for score in counted for request_id in score.request_ids]
-        return len(self._registry.traffic.corrections_for(ids)) - sum(int(s.detail["corrected"]) for s in counted)
+        feedback = self._registry.traffic.feedback_for(ids)  # texts may have gone since, and records
+        corrected = sum(any(map(corrects, items)) for items in feedback.values())
+        return max(0, corrected - sum(int(s.detail["corrected"]) for s in counted))
 
     @staticmethod
     def _counting(score: WindowScore, corrected: int, late: int) -> WindowScore:

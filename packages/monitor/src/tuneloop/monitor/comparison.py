@@ -15,6 +15,7 @@ from tuneloop.monitor.detectors import Outcome
 from tuneloop.monitor.parity_pool import Pool
 from tuneloop.monitor.reference import Reference, score_id
 from tuneloop.monitor.windows import Window
+from tuneloop.registry.corrections import corrects
 from tuneloop.registry.nouns import Feedback, RequestRecord
 
 ENOUGH_TEXT = 0.8  # of a window's or reference's answers
@@ -71,7 +72,7 @@ def corrected_late(
     late = set()
     for rank, record in enumerate(reference):
         given = now - window[rank * len(window) // len(reference)].at
-        came = [item.at for item in feedback.get(record.id, ()) if item.correction and item.correction.strip()]
+        came = [item.at for item in feedback.get(record.id, ()) if corrects(item)]
         if came and min(came) - record.at > given:
             late.add(record.id)
     return frozenset(late)

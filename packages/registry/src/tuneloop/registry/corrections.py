@@ -14,14 +14,26 @@ import sqlalchemy as sa
 
 from tuneloop.registry.database import Database, noun_of
 from tuneloop.registry.errors import Unreadable
-from tuneloop.registry.nouns import RequestRecord
-from tuneloop.registry.tables import feedback, requests
+from tuneloop.registry.nouns import Feedback, RequestRecord
+from tuneloop.registry.tables import BLANK, feedback, requests
 
 # What came with another API key than the request's does not count: nobody speaks for other people's users. The request
 # may not be on record yet.
 THEIRS = sa.or_(feedback.c.api_key.is_(None), requests.c.id.is_(None), feedback.c.api_key == requests.c.api_key)
 CORRECTS = sa.func.length(sa.func.trim(sa.func.coalesce(feedback.c.correction, ""), " \t\n\r\f\v")) > 0
+# A correction whose text has gone by its age counts as one, but can be neither learned nor scored.
+READS = sa.and_(CORRECTS, feedback.c.correction != BLANK)
 CLOCKS_APART = timedelta(days=1)  # feedback may be stamped so long before the answer that it is of
+
+
+def corrects(item: Feedback) -> bool:
+    """Whether a user says that the answer should have read otherwise, also where the text has gone by its age."""
+    return bool(item.correction and item.correction.strip())
+
+
+def wording(item: Feedback) -> str | None:
+    """What a user says the answer should have read, where that is on record."""
+    return item.correction if corrects(item) and item.correction != BLANK else None
 
 
 def taught(
@@ -49,6 +61,7 @@ def taught(
         )
     else:
         query = query.join(correction, correction.c.request_id == requests.c.id)
+    query = query.where(sa.func.coalesce(correction.c.said, "") != BLANK)  # nor was what it was answered right
     for row in database.rows(query.order_by(requests.c.at, requests.c.id)):
         try:
             record = noun_of(RequestRecord, row)

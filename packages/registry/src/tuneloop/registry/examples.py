@@ -18,18 +18,17 @@ def blank_examples(
     database: Database,
     gone: Callable[[set[str]], Collection[str]],
     where: Callable[[sa.Table], sa.ColumnElement[bool]] = lambda _: sa.true(),
-) -> int:
-    """Have examples read `(deleted)`, a row in each transaction.
+) -> Iterator[int]:
+    """Have examples read `(deleted)`, a row in each transaction, as far as the results are asked for.
 
     Args:
         database: whose windows and episodes.
         gone: of requests that examples are of, by id, those whose questions go.
         where: which rows of either table are looked at.
 
-    Returns:
-        How many windows and episodes showed one.
+    Yields:
+        How many of each hundred windows or episodes showed one.
     """
-    changed = 0
     for table, column in _SHOWN:
         query, last = sa.select(table.c.id, column.label("shown")).where(where(table)), ""
         while True:
@@ -40,12 +39,11 @@ def blank_examples(
             last = rows[-1].id
             named = {row.id: set(_named(row.shown)) for row in rows}
             ids = gone({request_id for each in named.values() for request_id in each})
-            changed += sum(
+            yield sum(
                 _blank_row(database, table, column, row_id, ids)
                 for row_id, each in named.items()
                 if not each.isdisjoint(ids)
             )
-    return changed
 
 
 def _blank_row(database: Database, table: sa.Table, column: sa.Column[Any], row_id: str, ids: Collection[str]) -> bool:

@@ -67,7 +67,7 @@ def forget(database: Database, hashed: str, model: str | None, *, at: datetime, 
     theirs = _theirs(hashed, model)
     with database.reading() as connection:
         known = set(connection.execute(sa.select(requests.c.id).where(theirs)).scalars())
-    blank_examples(database, known.intersection)  # first: of what is deleted nobody knows any more whose it was
+    sum(blank_examples(database, known.intersection))  # first: of what is deleted nobody knows any more whose it was
     with database.writing() as connection:
         hold(connection, database, alone=True)
         asked = connection.execute(sa.select(requests.c.id, requests.c.client_id).where(theirs)).all()
@@ -77,7 +77,7 @@ def forget(database: Database, hashed: str, model: str | None, *, at: datetime, 
         found = _delete(connection, hashed, model, opinions)
         detail = found.model_dump(exclude={"key_hash"}) | {"reason": reason}
         audit.record(connection, at=at, actor=by, action=ACTION, subject=f"user:{hashed}", detail=detail)
-    blank_examples(database, (known | last).intersection)  # what was judged meanwhile
+    sum(blank_examples(database, (known | last).intersection))  # what was judged meanwhile
     return found
 
 

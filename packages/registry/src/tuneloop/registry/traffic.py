@@ -12,7 +12,7 @@ from sqlalchemy.engine import Connection
 
 from tuneloop.registry import client_ids, forgetting
 from tuneloop.registry.access.usage import Booking
-from tuneloop.registry.corrections import CLOCKS_APART, CORRECTS, THEIRS, taught
+from tuneloop.registry.corrections import CLOCKS_APART, CORRECTS, READS, THEIRS, taught, wording
 from tuneloop.registry.database import Database, Rows, noun_of, readable, row_of
 from tuneloop.registry.errors import NotFound
 from tuneloop.registry.forgetting import Forgotten
@@ -308,15 +308,17 @@ class Traffic:
     def corrected(
         self, model: str, *, since: datetime, until: datetime, after: datetime | None = None, by: datetime | None = None
     ) -> int:
-        """How many requests of a model, `since` < at ≤ `until`, a user corrected, by feedback that counts (`THEIRS`);
-        with `after` those alone whose correction came after that time, and by `by` (`until`, unless given).
+        """How many requests of a model, `since` < at ≤ `until`, a user corrected, by feedback that counts (`THEIRS`),
+        with question and correction on record: what can be learned from. With `after` those alone whose correction came
+        after that time, and by `by` (`until`, unless given).
 
         Costs the feedback of that time, however many requests there are.
         """
         here = (requests.c.model == model, requests.c.at > since, requests.c.at <= until)
-        asked = sa.select(requests.c.id).where(requests.c.id == feedback.c.request_id, *here, THEIRS)
+        said = sa.literal_column("requests.messages <> '[]'", sa.Boolean)
+        asked = sa.select(requests.c.id).where(requests.c.id == feedback.c.request_id, *here, THEIRS, said)
         query = sa.select(sa.func.count(feedback.c.request_id.distinct())).where(
-            feedback.c.at > since - CLOCKS_APART, CORRECTS, asked.correlate(feedback).exists()
+            feedback.c.at > since - CLOCKS_APART, READS, asked.correlate(feedback).exists()
         )
         if after is not None:
             query = query.where(feedback.c.at > after, feedback.c.at <= (by or until))
@@ -394,9 +396,9 @@ class Traffic:
         return int(hits), int(every)
 
     def corrections_for(self, request_ids: Sequence[str]) -> dict[str, str]:
-        """Request id → the newest correction a user gave; blank ones say nothing. Requests without any are absent."""
+        """Request id → the newest correction a user gave; blank and deleted ones say nothing. Others are absent."""
         given = {
-            request_id: [item.correction for item in items if item.correction and item.correction.strip()]
+            request_id: [text for item in items if (text := wording(item)) is not None]
             for request_id, items in self.feedback_for(request_ids).items()
         }
         return {request_id: texts[-1] for request_id, texts in given.items() if texts}

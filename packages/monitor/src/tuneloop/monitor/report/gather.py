@@ -24,6 +24,7 @@ from tuneloop.monitor.report.over_time import Spans, guards, heat_map, speed
 from tuneloop.monitor.report.slices import slices_of
 from tuneloop.monitor.signals import DETECTORS, DETECTORS_OF_TRIALS
 from tuneloop.registry import Registry
+from tuneloop.registry.corrections import corrects
 from tuneloop.registry.experiments import conduct
 from tuneloop.registry.experiments.report import Report
 from tuneloop.registry.nouns import RequestRecord, Version, WindowScore, version_name
@@ -57,7 +58,7 @@ def gather(registry: Registry, model: str) -> Figures:
         revision=route.revision,
         requests=len(records),
         answered=len(answered),
-        corrections=sum(any((f.correction or "").strip() for f in items) for items in feedback.values()),
+        corrections=sum(any(map(corrects, items)) for items in feedback.values()),
         versions=tuple(_version_row(registry, version) for version in versions),
         base=versions[0].base if versions else "base",
         perplexity=_perplexity(registry, versions),

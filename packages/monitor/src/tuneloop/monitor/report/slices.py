@@ -14,6 +14,7 @@ from tuneloop.monitor.fields import FIELDS
 from tuneloop.monitor.quality import is_refusal, thumbs_of
 from tuneloop.monitor.report.figures import Quantile, Slice
 from tuneloop.monitor.report.over_time import ANSWERED
+from tuneloop.registry.corrections import corrects
 from tuneloop.registry.nouns import Feedback, Interval, RequestRecord
 from tuneloop.registry.statistics.intervals import quantile_interval, wilson
 
@@ -27,11 +28,7 @@ _NUMBERS = re.compile(r"\d[\d,]*")
 def slices_of(records: Sequence[RequestRecord], feedback: Mapping[str, Sequence[Feedback]]) -> Iterator[Slice]:
     """Each value of each field that has more than one, with how its requests did."""
     thumbs = thumbs_of(feedback)
-    corrected = {
-        request_id
-        for request_id, items in feedback.items()
-        if any(item.correction and item.correction.strip() for item in items)
-    }
+    corrected = {request_id for request_id, items in feedback.items() if any(map(corrects, items))}
     for field, value_of in FIELDS.items():
         values = [value_of(record) for record in records]
         counted = Counter(value for value in values if value is not None)

@@ -72,15 +72,15 @@ class Controller:
             driver.join(max(0.0, deadline - time.monotonic()))
         self.release()
 
-    def turn(self) -> None:
-        """One look at everything, in this thread."""
+    def turn(self, stop: threading.Event | None = None) -> None:
+        """One look at everything, in this thread; `stop` ends a deletion by age, which may take hours."""
         for rollout in self._running():
             self._guarded(rollout.id, partial(self.look, rollout.id))
         self._step_bandits()
         self._guarded("aliases", self._watch.turn)
         self._guarded("staged", self._abandoned.turn)
         self._guarded("registrations", self._broken_off.turn)
-        self._guarded("retention", self._retention.turn)
+        self._guarded("retention", partial(self._retention.turn, stop))
 
     def look(self, rollout_id: str) -> None:
         """Go on with one rollout if it runs and nobody else holds it: at most one change of the route.
@@ -166,7 +166,7 @@ class Controller:
 
     def _applying_retention(self, stop: threading.Event) -> None:
         while not stop.is_set():
-            self._guarded("retention", partial(self._retention.turn, stop.is_set))
+            self._guarded("retention", partial(self._retention.turn, stop))
             stop.wait(RETENTION_EVERY_S)
 
     def _guarded(self, what: str, act: Callable[[], None]) -> None:

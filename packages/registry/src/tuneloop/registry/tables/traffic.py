@@ -18,7 +18,7 @@ from tuneloop.registry.tables.columns import (
 
 # What has text, as the indexes of it say; a query finds its way by one only in the same words.
 REQUESTS_WITH_TEXT = "messages <> '[]' OR answer IS NOT NULL OR error <> '(deleted)'"
-FEEDBACK_WITH_TEXT = "comment IS NOT NULL OR correction IS NOT NULL"
+FEEDBACK_WITH_TEXT = "comment IS NOT NULL OR label IS NOT NULL OR correction <> '(deleted)'"
 
 
 def request_columns() -> list[sa.Column[Any]]:
@@ -65,6 +65,7 @@ shadow_requests = sa.Table(
     metadata,
     *request_columns(),
     text_column("shadow_of", index=True),
+    sa.Index("shadow_requests_by_model_time", "model", "at"),
     sa.Index("shadow_requests_by_version_time", "model", "served_version", "at"),
     sa.Index("shadow_requests_by_user", "key_hash"),
     partial_index("shadow_requests_with_text", "model", "at", where=REQUESTS_WITH_TEXT),

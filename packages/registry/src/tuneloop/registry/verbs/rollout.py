@@ -192,7 +192,7 @@ def controller(*, once: bool, every_s: float | None) -> None:
     with Registry.open(begin=True) as registry:
         running = Controller(registry, settings)
         if once:
-            running.turn()
+            running.turn(stop)
             running.release()
             return
         log.info("%s looks every %g s", running.owner, settings.every_s)

@@ -1,5 +1,5 @@
 """What is older than allowed is found by its age: indexes of requests, copies, feedback, windows and episodes that have
-text still."""
+text still, and all copies of a model by their time."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -15,7 +15,7 @@ _SHOWS = "replace(" + _SHOWN + ", '\"question\": \"', '') <> " + _SHOWN
 _INDEXES = (
     ("requests_with_text", "requests", ["model", "at"], _REQUESTS),
     ("shadow_requests_with_text", "shadow_requests", ["model", "at"], _REQUESTS),
-    ("feedback_with_text", "feedback", ["at"], "comment IS NOT NULL OR correction IS NOT NULL"),
+    ("feedback_with_text", "feedback", ["at"], "comment IS NOT NULL OR label IS NOT NULL OR correction <> '(deleted)'"),
     ("window_scores_with_questions", "window_scores", ["model", "window_start"], _SHOWS.format("detail")),
     ("episodes_with_questions", "episodes", ["model"], _SHOWS.format("evidence")),
 )
@@ -23,6 +23,7 @@ _INDEXES = (
 
 def upgrade() -> None:
     """Nothing but indexes: what is stored stays as it is, and for as long, until a policy says otherwise."""
+    op.create_index("shadow_requests_by_model_time", "shadow_requests", ["model", "at"])
     for name, table, columns, where in _INDEXES:
         condition = sa.text(where)
         op.create_index(name, table, columns, sqlite_where=condition, postgresql_where=condition)
@@ -32,3 +33,4 @@ def downgrade() -> None:
     """An older tuneloop deletes nothing by age."""
     for name, table, _, _ in reversed(_INDEXES):
         op.drop_index(name, table)
+    op.drop_index("shadow_requests_by_model_time", "shadow_requests")
