@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from monitor.scene import Scene
+from registry.aged import retain
 from tuneloop.monitor.clearing import LONGER
-from tuneloop.registry.retention import Retention
 from tuneloop.registry.retention_policy import RetentionPolicy
 
-MONTH_S = 31 * 86_400
+DAY_S = 86_400
+MONTH_S = 31 * DAY_S
 
 
 def blank_all_so_far(scene: Scene) -> None:
     scene.registry.policies.set("bot", RetentionPolicy(text_days=30), by="ada", reason="what the law asks for")
     scene.clock.advance(MONTH_S)
-    Retention(scene.registry).turn()
+    retain(scene.registry)
     assert not any(record.question for record in scene.registry.traffic.window("bot"))
 
 
@@ -30,6 +31,23 @@ def test_a_champion_whose_reference_lost_its_text_is_judged_no_more_and_nobody_i
     scene.promote(2)
     scene.usual(80, assigned_version=2, served_version=2)
     assert scene.watch(serves=("bot@2",)).judged == 1, "a new champion begins a new one"
+
+
+def test_no_other_versions_reference_stands_for_one_that_lost_its_text(scene: Scene) -> None:
+    """Such a champion gathers none any more: what another version was asked would be its normal for ever."""
+    scene.usual(80)
+    assert scene.watch().judged == 1
+    scene.clock.advance(20 * DAY_S)
+    scene.promote(2)
+    scene.usual(80, assigned_version=2, served_version=2)
+    assert scene.watch(serves=("bot@2",)).judged == 1
+    scene.promote(1)
+    scene.registry.policies.set("bot", RetentionPolicy(text_days=30), by="ada", reason="what the law asks for")
+    scene.clock.advance(15 * DAY_S)
+    retain(scene.registry)
+    scene.usual(40)
+    state = scene.watch()
+    assert (state.judged, "the reference of bot@1 lost 60 of its 60 records" in state.waiting) == (0, True)
 
 
 def test_windows_that_lost_their_text_hold_no_episode_open(scene: Scene) -> None:

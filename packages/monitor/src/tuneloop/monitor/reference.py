@@ -64,6 +64,7 @@ class Gathering:
     why: str
     records: tuple[RequestRecord, ...] = ()  # those that are sure to be in it, but for one that arrives late
     early: bool = False  # nothing was looked for: its time is not over
+    lost: bool = False  # it was complete, and some of it is on record no more
 
 
 def reference_of(records: Sequence[RequestRecord], *, frozen: bool) -> Reference:
@@ -213,6 +214,7 @@ def _frozen(registry: Registry, first: WindowScore) -> Reference | Gathering:
         blank = f", {len(held) - len(found)} of them only their text" if len(found) < len(held) else ""
         return Gathering(
             f"the reference of {first.model}@{first.version} lost {len(wanted) - len(found)} of its {len(wanted)} "
-            f"records{blank}; promote a version to begin a new one"
+            f"records{blank}; promote a version to begin a new one",
+            lost=True,
         )
     return replace(reference_of(found, frozen=True), window=first.detail["window"])

@@ -108,6 +108,8 @@ class Standards:
         own = self._reference(history, history[0].champion)
         if isinstance(own, Reference):
             return Standard(own)
+        if own.lost:  # it is not being gathered: what another version was asked would stand for it for ever
+            return own
         return self.lent(history, own.why) or own
 
     def of_judged(self, history: Sequence[Route], anchor: WindowScore) -> Standard | None:
