@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests_support import request_record
 from train.worker.crew import filed, worker
 from tuneloop.registry import Registry
 from tuneloop.registry.errors import InvalidInput
@@ -27,7 +28,10 @@ from tuneloop.train.screen import Screen
 def test_a_window_without_corrections_fails_with_the_reason_and_the_worker_lives(
     registry: Registry, champion: Version
 ) -> None:
-    filed(registry, rows=9)
+    request = filed(registry, rows=9)
+    blank = request_record(1, request.window_end, messages=(), answer=None)  # by its age
+    registry.traffic.add_requests([blank])
+    registry.traffic.add_feedback([Feedback(id="f", request_id=blank.id, at=blank.at, correction="It adds.")])
     screen = io.StringIO()
     crew = worker(registry, screen=Screen(screen))
     done = crew.run_once()

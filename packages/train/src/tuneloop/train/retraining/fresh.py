@@ -23,6 +23,7 @@ NEAR = 0.8  # Jaccard index of character 5-grams, question and answer together, 
 _SHOWN = 5
 UNLABELLED = "cannot be labelled"
 _MEASURED = "equals or nearly equals a row of an evaluation set"
+NOT_STORED = "question was not stored"
 FRESH_SHARE_PERCENT = 20  # of the fresh rows measured instead of learned
 _ROLES = {"system": "system", "user": "user", "assistant": "assistant", "prompt": "user"}
 
@@ -66,7 +67,7 @@ def corrected_rows(found: Iterable[tuple[RequestRecord, str]], dropped: Counter[
     for record, correction in found:
         turns = tuple(Message(role=_ROLES.get(m.role, ""), content=m.content) for m in record.messages)
         if not turns:
-            dropped["question was not stored"] += 1
+            dropped[NOT_STORED] += 1
         elif turns[-1].role != "user" or any(not turn.role or not turn.content.strip() for turn in turns):
             dropped["conversation cannot be learned from"] += 1
         else:

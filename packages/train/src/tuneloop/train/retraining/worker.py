@@ -35,7 +35,7 @@ from tuneloop.train.publishing.folder import code_commit
 from tuneloop.train.publishing.lineage import Lineage
 from tuneloop.train.recipe import FRESH, Recipe, RecipeFile, load_recipe
 from tuneloop.train.recipe.data import QualitySection
-from tuneloop.train.retraining.fresh import RetrainingData, build, corrected_rows
+from tuneloop.train.retraining.fresh import NOT_STORED, RetrainingData, build, corrected_rows
 from tuneloop.train.retraining.leasing import held_lease
 from tuneloop.train.screen import Screen
 from tuneloop.train.settings import TrainSettings, WorkerSettings
@@ -261,8 +261,8 @@ class Worker:
         )
         dropped: Counter[str] = Counter()
         fresh = list(corrected_rows(((record, text) for record, text in corrections if text is not None), dropped))
-        gone = request.rows - len(fresh) - dropped.total()
-        if gone > 0:  # deleted with their users or by their age
+        gone = request.rows - len(fresh) - (dropped.total() - dropped[NOT_STORED])
+        if gone > 0:  # deleted with their users or by their age, with or without their record
             filed = f"the {request.rows} corrections that {request.id} was filed on"
             self._screen.say(f"warning: {gone} of {filed} are on record no more")
         lineage = Lineage(registry.versions, parent)
