@@ -8,11 +8,13 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from statistics import fmean
 
 import pytest
 
+from registry.aged import retain
 from registry.experiment_traffic import CHANGE, DECLARED, NO_PLAN, Users, bring_up, declared
 from registry.verbs import WHO, verb_at
 from tests_support import Clock, beat_engine, request_record
@@ -24,6 +26,7 @@ from tuneloop.registry.experiments.declaration import Experiment
 from tuneloop.registry.experiments.effect import difference
 from tuneloop.registry.experiments.gather import gather
 from tuneloop.registry.experiments.page import render, write_page
+from tuneloop.registry.retention_policy import RetentionPolicy
 from tuneloop.registry.rollouts.rollout import RolloutPlan
 from tuneloop.registry.rollouts.steering import declare
 from tuneloop.registry.routes.assignment import held_out, key_hash
@@ -174,6 +177,23 @@ def test_what_does_not_count_is_counted(world: Registry, tmp_path: Path, clock: 
     assert report.other_revisions == ("4 (2=2000 1=8000, by eve)",)
     assert sum(arm.units for arm in report.arms) == 398 + 200
     assert any(line.startswith("compared within each of these") for line in words.left_out(report))
+
+
+def test_requests_that_are_on_record_no_more_are_told(world: Registry, tmp_path: Path, clock: Clock) -> None:
+    """Every look counts what is on record anew, also of an experiment that has been stopped."""
+    users = Users(world, clock, {1: 0.3, 2: 0.3})
+    experiment = started(world, tmp_path)
+    users.ask(range(400))
+    before = conduct.report(world, experiment.id)
+    world.policies.set("bot", RetentionPolicy(record_days=30), by="ada", reason="what the law asks for")
+    clock.advance(29 * 86_400)
+    assert conduct.report(world, experiment.id).gone_until is None
+    clock.advance(10 * 86_400)
+    retain(world)
+    report = conduct.report(world, experiment.id)
+    assert sum(arm.units for arm in report.arms) < sum(arm.units for arm in before.arms)
+    said = f"on record no more, and not counted: requests until {clock() - timedelta(days=30):%Y-%m-%d %H:%M} UTC"
+    assert any(line.startswith(said) for line in words.left_out(report))
 
 
 def test_a_unit_may_be_what_one_source_gave(world: Registry, tmp_path: Path, clock: Clock) -> None:

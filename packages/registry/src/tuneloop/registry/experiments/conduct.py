@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partial
 
 import numpy as np
 from sqlalchemy.engine import Connection
 
-from tuneloop.registry.errors import InvalidInput, Refused
+from tuneloop.registry.errors import InvalidInput, Refused, Unreadable
 from tuneloop.registry.experiments.analysis import LEAST_UNITS, analyse
 from tuneloop.registry.experiments.bandit import best_chances, shares_bp
 from tuneloop.registry.experiments.contributed import arrivals_of, parts_at
@@ -33,6 +33,7 @@ from tuneloop.registry.experiments.spending import inflation
 from tuneloop.registry.experiments.store import STEP, another_runs
 from tuneloop.registry.facade import Registry
 from tuneloop.registry.nouns import Route, version_name
+from tuneloop.registry.retention_policy import current_retention
 from tuneloop.registry.routes.claims import claim_for_experiment, expect_no_rollout
 from tuneloop.registry.routes.promotion import Change, set_route
 from tuneloop.registry.versions.deadline import LOOKUP_TIMEOUT_S, mlflow_within
@@ -271,7 +272,18 @@ def report(registry: Registry, experiment_id: str) -> Report:
     evidence = gather(registry, found, until)
     analysed = analyse(found.declaration, evidence, started_s=found.started_at.timestamp(), until_s=until.timestamp())
     stops = registry.audit.entries(found.id, limit=1, action="experiment.stop") if found.stopped_at else []
-    return report_of(found, evidence, analysed, until, stops[0].actor if stops else None)
+    stopped_by = stops[0].actor if stops else None
+    return report_of(found, evidence, analysed, until, stopped_by, _gone_until(registry, found.model, found.started_at))
+
+
+def _gone_until(registry: Registry, model: str, started_at: datetime) -> datetime | None:
+    """Until when requests since the start are older than their records may be; None: none is."""
+    try:
+        policy = current_retention(registry.database).of(model)
+    except Unreadable:  # by such a one nothing is deleted, which the controller says
+        return None
+    until = policy.records_until(registry.clock())
+    return until if until is not None and until >= started_at else None
 
 
 def _split(route: Route, shares: dict[int, int]) -> dict[int, int]:

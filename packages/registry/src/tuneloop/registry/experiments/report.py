@@ -72,11 +72,17 @@ class Report(Noun):
     hidden: bool
     left_out: dict[str, int]
     other_revisions: tuple[str, ...]
+    gone_until: AwareDatetime | None = None  # until when its requests are older than their retention policy allows
     treatments: tuple[TreatmentResult, ...]
 
 
 def report_of(
-    experiment: Experiment, evidence: Evidence, analysed: Analysis, at: datetime, stopped_by: str | None = None
+    experiment: Experiment,
+    evidence: Evidence,
+    analysed: Analysis,
+    at: datetime,
+    stopped_by: str | None = None,
+    gone_until: datetime | None = None,
 ) -> Report:
     """The analysis as a report."""
     rows = zip(evidence.arms, analysed.units, analysed.expected, evidence.requests, strict=True)
@@ -106,6 +112,7 @@ def report_of(
         hidden=analysed.is_hidden,
         left_out=_counted(evidence.left_out),
         other_revisions=evidence.left_out.revisions,
+        gone_until=gone_until,
         treatments=tuple(_treatment(experiment, compared) for compared in analysed.compared),
     )
 

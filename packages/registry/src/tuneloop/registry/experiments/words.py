@@ -93,6 +93,9 @@ def left_out(report: Report) -> list[str]:
     """What does not count, and what was said about the split, one line each."""
     lines = [f"not counted: {count:,} {what}" for what, count in report.left_out.items() if count]
     lines += [f"another split was in force: revision {revision}" for revision in report.other_revisions]
+    if report.gone_until is not None:
+        gone = f"requests until {report.gone_until:%Y-%m-%d %H:%M} UTC, older than the retention policy's record_days"
+        lines.append(f"on record no more, and not counted: {gone}")
     if len(report.strata) > 1:
         lines.append("compared within each of these, and put together: " + "; ".join(report.strata))
     return lines
