@@ -133,7 +133,7 @@ def plan(registry: Registry, statement: str, parameters: Any) -> str:
             for setting in ("enable_seqscan", "enable_bitmapscan"):
                 connection.exec_driver_sql(f"SET LOCAL {setting} = off")
             others = "requests_by_model_time, requests_by_version_time, shadow_requests_by_version_time, ix_feedback_at"
-            others += ", window_scores_by_stream, ix_episodes_model"
+            others += ", shadow_requests_by_model_time, window_scores_by_stream, ix_episodes_model"
             connection.exec_driver_sql(f"DROP INDEX {others}")  # until this reading ends
             for table in ("window_scores", "episodes"):
                 connection.exec_driver_sql(f"ALTER TABLE {table} DROP CONSTRAINT {table}_pkey")
