@@ -39,7 +39,7 @@ def test_a_backlog_takes_a_bounded_part_of_a_pass_and_goes_on_in_the_next(
     monitor = monitor_of(scene, count(0.0, share * SPEND_S / 2).__next__)
     states = monitor.run_once()
     assert [(state.model, state.judged, state.failure) for state in states] == [("bot", at_once, ""), ("cat", 1, "")]
-    assert states[0].waiting == f"window {at_once} of bot@1 is whole and waits for the next pass"
+    assert states[0].waiting == f"window {at_once} of bot@1 is closed and waits for the next pass"
     text = generate_latest(monitor._metrics.collectors).decode()
     assert "tuneloop_monitor_last_pass_timestamp_seconds 1.7" in text, "the pass was whole: nobody is paged"
     while scene.registry.episodes.scores("bot", signal="prompt_drift")[-1].detail["window"] < 3:

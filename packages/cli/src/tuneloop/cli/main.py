@@ -21,7 +21,8 @@ ORDER = [
     *("models", "versions", "show", "card", "compare", "register", "gate", "approve", "sign"),
     *("promote", "rollback", "route", "rollout", "experiment", "retraining"),
     *("recipe", "data", "plan", "train", "export", "base", "drift", "bias", "guard"),
-    *("key", "token", "config", "engine", "gateway", "monitor", "worker", "controller", "api", "audit", "forget", "db"),
+    *("key", "token", "config", "engine", "gateway", "monitor", "worker", "controller", "api"),
+    *("audit", "forget", "retention", "db"),
 ]
 
 
