@@ -98,7 +98,8 @@ def test_an_attack_that_has_ended_is_no_cause_of_what_begins_before_its_all_clea
     assert [cause["kind"] for cause in drift.evidence["causes"]] == ["drift"]
 
 
-def test_an_attack_that_begins_again_is_the_cause_of_what_its_window_raised_first(guarded: Scene) -> None:
+def attacked_again_with_a_drift(guarded: Scene) -> None:
+    """An attack, an hour later nothing, and an hour later another with other questions: a window of each."""
     guarded.usual(60)
     guarded.usual(20, **FLAGGED)
     guarded.watch()
@@ -108,21 +109,17 @@ def test_an_attack_that_begins_again_is_the_cause_of_what_its_window_raised_firs
     guarded.clock.advance(3_600)
     guarded.drifted(20, **FLAGGED)
     guarded.watch()
+
+
+def test_an_attack_that_begins_again_is_the_cause_of_what_its_window_raised_first(guarded: Scene) -> None:
+    attacked_again_with_a_drift(guarded)
     drift, attack = guarded.registry.episodes.all("bot")
     assert (drift.signal, attack.signal, attack.state) == ("prompt_drift", "injections", "open")
     assert [cause["kind"] for cause in drift.evidence["causes"]] == ["attack", "drift"]
 
 
 def test_what_an_attack_explains_is_said_once_and_as_of_its_alarm(guarded: Scene) -> None:
-    guarded.usual(60)
-    guarded.usual(20, **FLAGGED)
-    guarded.watch()
-    guarded.clock.advance(3_600)
-    guarded.usual(20)
-    guarded.watch()
-    guarded.clock.advance(3_600)
-    guarded.drifted(20, **FLAGGED)
-    guarded.watch()
+    attacked_again_with_a_drift(guarded)
     drift, _ = guarded.registry.episodes.all("bot")
     done = guarded.registry.audit.entries(drift.id)
     assert drift.updated_at > guarded.scores("injections")[-1].at, "who read it before does not overwrite it"
