@@ -41,19 +41,21 @@ LEASE_S = 0.6
 
 def die_around(number: int) -> None:
     """From here on this process is killed around its `number`-th writing transaction: right before it commits where
-    that is negative, right after where it is positive."""
+    that is negative, right after where it is positive. One that raises and is rolled back lets nobody live on."""
     writing, lock, seen = Database.writing, threading.Lock(), iter(range(1, 1_000_000))
 
     @contextmanager
     def counted(database: Database) -> Iterator[object]:
         with lock:
             mine = next(seen)
-        with writing(database) as connection:
-            yield connection
-            if mine == -number:
+        try:
+            with writing(database) as connection:
+                yield connection
+                if 0 < -number <= mine:
+                    die()
+        finally:
+            if 0 < number <= mine:
                 die()
-        if mine == number:
-            die()
 
     Database.writing = counted  # type: ignore[method-assign, assignment]
 
