@@ -80,12 +80,13 @@ def test_short_turns_and_stepping_back_are_for_a_thread_and_those_it_starts(allo
 
 
 @_ON_LINUX
-def test_every_thread_of_a_gateway_takes_short_turns(world: World, allowed: None) -> None:
+def test_the_loop_of_a_gateway_takes_shorter_turns_than_the_threads_behind_it(world: World, allowed: None) -> None:
     with world.process(free_port()) as process:
-        threads = [int(path.name) for path in Path(f"/proc/{process.pid}/task").iterdir()]
-        assert len(threads) > 4
-        turns = set()
-        for thread in threads:
+        usual = slice_ns(0)
+        others = list[int]()
+        for thread in (int(path.name) for path in Path(f"/proc/{process.pid}/task").iterdir()):
             with suppress(ProcessLookupError):  # it has ended meanwhile
-                turns.add(slice_ns(thread))
-        assert turns == {SLICE_NS if slice_ns(0) else 0}
+                if thread != process.pid:
+                    others.append(slice_ns(thread))
+        assert slice_ns(process.pid) == (SLICE_NS if usual else 0)
+        assert others.count(usual) >= 4, "they store records, read routes, beat and share limits"

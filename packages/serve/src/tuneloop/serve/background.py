@@ -4,9 +4,10 @@ Linux has a priority and a time slice for each thread. A thread that steps back 
 too; those it starts (MLflow's copying, the hashing of signatures) step back with it, on the disk as well, since the
 kernel derives the one from the other. Never to the lowest there is: a thread that holds the interpreter and gets no
 core holds up the others of its process, on a crowded machine for long. So a gateway's threads, which share the
-interpreter with the loop that carries streams, do not step back. They take short turns with it: nobody gets more of a
-core than before, but has it soon (Linux 6.12 and later; older ones take it and change nothing). An agent's fetches do
-step back: its loop carries a heartbeat a second, and whose cores they would take is vLLM.
+interpreter with the loop that carries streams, do not step back. The loop takes shorter turns than they: nobody gets
+less of a core than before, but when it wakes it has the core at once, where it would else wait for the kernel's next
+tick, 4 ms away (Linux 6.12 and later; older ones take it and change nothing). An agent's fetches do step back: its loop
+carries a heartbeat a second, and whose cores they would take is vLLM.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ def step_back(steps: int) -> None:
 
 
 def take_short_turns() -> None:
-    """Let the calling thread and what it starts have a core soon when they can use it, in turns of 0.1 ms."""
+    """Let the calling thread, and what it starts from now on, go before threads of usual turns as soon as it can use a
+    core, in turns of 0.1 ms."""
     if sys.platform != "linux" or (call := _SET.get(platform.machine())) is None:
         return
     thread = threading.get_native_id()
