@@ -36,8 +36,8 @@ from tuneloop.serve.gateway.tracing import Tracing
 
 log = logging.getLogger(__name__)
 REGISTRY_UP_WITHIN_S = 5.0
-# Requests make few cycles. To look at 10,000 new objects, which have long left the cache, stopped the loop for 3 to 9 ms
-# once a second. Older ones are looked at rarely: it is for them that Python's own (700, 10, 10) cost more.
+# Requests make few cycles. To look at 10,000 new objects, which have long left the cache, stopped the loop for 3 to
+# 9 ms once a second. Older ones are looked at rarely: it is for them that Python's own (700, 10, 10) cost more.
 GC_THRESHOLDS = (1_000, 500, 20)
 
 
