@@ -51,12 +51,12 @@ class PostgresCluster:
 
     def __init__(self, binaries: Path) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="tuneloop-pg-", dir="/tmp"))
-        self.port = free_port()
         self._as = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
         if self._as:
             shutil.chown(self.folder, "postgres")
         self._binaries = binaries
         self._run("initdb", "-D", self.folder / "data", "-U", "tuneloop", "-A", "trust", "--no-sync")
+        self.port = free_port()
         options = f"-p {self.port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={self.folder} -c fsync=off"
         self._run("pg_ctl", "-D", self.folder / "data", "-l", self.folder / "log", "-w", "-o", options, "start")
         self._admin = self._connect("postgres")

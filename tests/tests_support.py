@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import secrets
 import socket
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -28,12 +29,20 @@ from tuneloop.registry.nouns import (
 from tuneloop.registry.retraining.queue import new_request_id
 from tuneloop.registry.versions.store import VersionDraft
 
+_PORTS = range(10_240, 32_768)
+_given = set[int]()  # of those, by this process
+
 
 def free_port() -> int:
-    """A port nobody listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port nobody listens on at this moment, of those that the system gives to nobody who asks for any port or
+    connects to one: until it is used, which may take a process seconds, no other test's socket happens to get it."""
+    while True:
+        port = secrets.choice(_PORTS)  # tests run side by side, so without a seed
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            if port not in _given:
+                _given.add(port)
+                return port
 
 
 @contextmanager
