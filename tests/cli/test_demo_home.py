@@ -93,6 +93,6 @@ def test_who_asks_a_demo_to_stop_twice_leaves_nothing_running(tmp_path: Path) ->
         "loop.run(Path(sys.argv[1]), Path(sys.argv[2]), quick=True)"
     )
     command = [sys.executable, "-c", code, str(tmp_path), str(tmp_path / "home")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.stdout == "all stopped\n"
     assert "KeyboardInterrupt" in done.stderr

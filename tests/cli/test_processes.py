@@ -56,7 +56,7 @@ def _gone(pid: int) -> bool:
         return True
 
 
-def _soon(ready: Callable[[], bool], timeout_s: float = 20.0) -> None:
+def _soon(ready: Callable[[], bool], timeout_s: float = 60.0) -> None:
     wait_until("the test", ready, timeout_s)
 
 
@@ -99,7 +99,7 @@ def test_a_polite_process_is_asked_and_ends_in_its_own_way(processes: Processes,
         print("ready", flush=True)
         time.sleep(600)
     """
-    process = processes.start("polite", _python(code))
+    process = processes.start("polite", _python(code), stop_timeout_s=60)
     _soon(lambda: processes.tail("polite") == "ready")
     processes.stop("polite")
     assert process.returncode == 0
@@ -197,7 +197,7 @@ def test_everything_stops_the_last_started_first(processes: Processes, tmp_path:
         time.sleep(600)
     """
     for name in "abc":
-        processes.start(name, _python(code, str(tmp_path / "order"), name))
+        processes.start(name, _python(code, str(tmp_path / "order"), name), stop_timeout_s=60)
     _soon(lambda: all(processes.tail(name) == "ready" for name in "abc"))
     processes.stop_all()
     assert (tmp_path / "order").read_text() == "cba"
@@ -275,7 +275,7 @@ def test_one_that_cannot_start_stops_everything_with_its_last_lines(tmp_path: Pa
     steady = f"import os, time; open({str(pid)!r}, 'w').write(str(os.getpid())); time.sleep(600)"
     waits = f"""
 import os, time
-while not os.path.exists({str(pid)!r}):
+while not os.path.exists({str(pid)!r}) or not os.path.getsize({str(pid)!r}):
     time.sleep(0.05)
 raise SystemExit("taken")
 """
@@ -300,7 +300,7 @@ elif len(runs.read_text()) == 4:
 os._exit(9)
 """
     with _supervised(tmp_path, 4.0, "engine", code) as supervising:
-        _soon(lambda: count.exists() and len(count.read_text()) == 4, timeout_s=60)
+        _soon(lambda: count.exists() and len(count.read_text()) == 4, timeout_s=120)
         supervising.send_signal(signal.SIGTERM)
         out, _ = supervising.communicate(timeout=60)
     assert supervising.returncode == 0
