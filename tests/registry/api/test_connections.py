@@ -6,6 +6,7 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from http.client import HTTPResponse
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -40,6 +41,14 @@ def answered(connection: socket.socket) -> bytes:
     return found
 
 
+def status(connection: socket.socket) -> int:
+    """That of one response, which is read whole: its body may come behind its head."""
+    with HTTPResponse(connection) as response:
+        response.begin()
+        response.read()
+        return response.status
+
+
 @pytest.mark.parametrize("begun", [b"", b"GET /hea", HEAD])
 def test_a_head_that_does_not_arrive_in_time_ends_the_connection(plane: Plane, begun: bytes) -> None:
     with connected(plane) as slow:
@@ -71,7 +80,7 @@ def test_a_connection_is_kept_between_requests_and_the_next_head_has_its_own_dea
     with connected(plane) as kept:
         for _ in range(2):
             kept.sendall(HEAD + b"\r\n")
-            assert b"200 OK" in kept.recv(4_096)
+            assert status(kept) == 200
             time.sleep(1.2 * LIMIT_S)  # idle for longer than a head may take: nothing is under way, so nothing is late
         kept.sendall(b"GET /hea")
         assert answered(kept).startswith(b"HTTP/1.1 408 ")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -12,20 +13,24 @@ from registry.api.asked import BOT, WHY, path_of
 from registry.api.plane import Plane, is_problem
 from tests_support import beat_gateway
 from tuneloop.registry.api.routing import CHANGES, REPORTS, reading_much
-from tuneloop.registry.routes import promotion
 
 
 def test_what_takes_no_place_in_the_queue_goes_on_while_changes_wait(
     plane: Plane, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(promotion, "APPLY_TIMEOUT_S", 2.0)
-    beat_gateway(plane.registry, {"bot": 1}, id="g2")  # it never follows
-    with ThreadPoolExecutor(CHANGES + 1) as pool:
-        waiting = [pool.submit(plane.ask, "PATCH", f"{BOT}/route/overrides", json=WHY | {"keys": {"t": 2}})]
-        deadline = time.monotonic() + 10
-        while plane.registry.routes.current("bot").revision < 3 and time.monotonic() < deadline:
-            time.sleep(0.01)
-        for revision in range(4, 3 + CHANGES):
+    """The gateway `g2` never follows: for changes time is over once the test says so, for the rollback at once."""
+    over, wait_applied = threading.Event(), plane.registry.fleet.wait_applied
+
+    def waited(model: str, revision: int, _timeout_s: float) -> list[str]:
+        if revision < 3 + CHANGES:
+            over.wait(25)  # the client waits no longer than half a minute
+        beat_gateway(plane.registry, {"bot": 1}, id="g2")
+        return wait_applied(model, revision, 0.1)
+
+    monkeypatch.setattr(plane.registry.fleet, "wait_applied", waited)
+    with ThreadPoolExecutor(CHANGES) as pool:
+        waiting, deadline = [], time.monotonic() + 60
+        for revision in range(3, 3 + CHANGES):
             waiting.append(pool.submit(plane.ask, "PATCH", f"{BOT}/route/overrides", json=WHY | {"keys": {"t": 2}}))
             while plane.registry.routes.current("bot").revision < revision and time.monotonic() < deadline:
                 time.sleep(0.01)
@@ -37,6 +42,8 @@ def test_what_takes_no_place_in_the_queue_goes_on_while_changes_wait(
         taken_back = plane.ask("POST", f"{BOT}/rollback", json=WHY)
         assert is_problem(taken_back, "late"), "it is written, and the gateway that follows nothing is waited for"
         assert plane.registry.routes.current("bot").revision == before + 1
+        assert not any(done.done() for done in waiting)
+        over.set()
         assert {done.result().status_code for done in waiting} == {503}
     monkeypatch.undo()
     plane.registry.fleet.forget_gateway("g2")

@@ -71,6 +71,7 @@ def asked_to_end_while(registry: Registry, port: int, path: str, begun: Callable
     with started(registry.settings.home, port) as process:
         until_ready(url)
         asking = threading.Thread(target=ask)
+        assert not begun()
         asking.start()
         while not begun():
             time.sleep(0.02)
@@ -86,10 +87,13 @@ def asked_to_end_while(registry: Registry, port: int, path: str, begun: Callable
 
 def test_on_sigterm_a_change_that_waits_for_a_gateway_is_answered_first(registry: Registry, tmp_path: Path) -> None:
     let_live(registry, tmp_path)
-    routes = registry.routes
     path = "/v1/models/bot/rollback"
-    beat_gateway(registry, {"bot": 2})
-    with asked_to_end_while(registry, free_port(), path, lambda: routes.current("bot").revision == 3) as ended:
+
+    def written() -> bool:
+        beat_gateway(registry, {"bot": 2})  # it lives, however long the process takes to start
+        return registry.routes.current("bot").revision == 3
+
+    with asked_to_end_while(registry, free_port(), path, written) as ended:
         time.sleep(0.3)
         assert ended.answers == []
         beat_gateway(registry, {"bot": 3})
