@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from registry.world import CHANGE, KEYS, World, splits
 from tests_support import publish_version
 from tuneloop.registry import Registry
 from tuneloop.registry.errors import DatabaseAway, Refused, Unavailable
-from tuneloop.registry.nouns import Arm, GateReport, Route
+from tuneloop.registry.nouns import Arm, GateReport, Route, utc_now
 from tuneloop.registry.rollouts.canary import Limits
 from tuneloop.registry.rollouts.judging import Trial, trial_of
 from tuneloop.registry.rollouts.rollout import RolloutPlan, RolloutStep
@@ -180,7 +181,7 @@ def test_a_rollout_killed_before_its_last_step_is_judged_there_and_promoted(regi
 
 def test_somebody_elses_revision_stops_a_rollout_and_stays(registry: Registry, world: World) -> None:
     def interfere() -> None:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while (route := registry.routes.current("bot")).split.get(2, 0) == 0 and time.monotonic() < deadline:
             time.sleep(0.02)
         arms = [Arm(version=2, weight_bp=300), Arm(version=1, weight_bp=9_700)]
@@ -234,8 +235,19 @@ def test_what_is_compared_begins_when_the_version_last_got_a_share(registry: Reg
 
 
 def test_a_step_without_traffic_of_its_own_does_not_pass_on_an_earlier_steps(registry: Registry, world: World) -> None:
+    """The clock of whoever waits for it goes ahead once the step is reached."""
     world.score = {1: 0.5, 2: 0.8}
     world.asks_below_bp = 5_000
-    with pytest.raises(Refused, match=r"paused at 50 %.*answered on this step, at least 20"):
-        run(registry, "bot", 2, PLAN.model_copy(update={"give_up_s": 3.0}), CHANGE, _quiet)
+    ahead = timedelta(0)
+
+    def until_reached(line: str) -> None:
+        nonlocal ahead
+        if line.startswith("revision 4: bot@2 50 %"):
+            ahead = timedelta(seconds=PLAN.give_up_s + 1)
+
+    with (
+        Registry.open(registry.settings, clock=lambda: utc_now() + ahead) as waiting,
+        pytest.raises(Refused, match=r"paused at 50 %.*answered on this step, at least 20"),
+    ):
+        run(waiting, "bot", 2, PLAN, CHANGE, until_reached)
     assert registry.routes.current("bot").split == {2: 5_000, 1: 5_000}
