@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from registry.mortal import begun, die, ended
 from tests_support import retraining_request
-from tuneloop.registry import Registry
+from tuneloop.registry import Registry, database
 from tuneloop.registry.settings import RegistrySettings
 
 PROCESSES, EACH, KEYS = 20, 50, 40
@@ -21,6 +21,7 @@ AT = datetime(2026, 11, 1, 12, tzinfo=UTC)
 def submit(settings: RegistrySettings, number: int, dies_at: int | None, said: str) -> None:
     """File one request after the other, and note each that was acknowledged; die with number `dies_at` uncommitted."""
     file = os.open(said, os.O_WRONLY | os.O_CREAT)
+    database.BUSY_TIMEOUT_MS = 120_000  # of twenty writers to one file the last may wait for long on a slow disk
     with Registry.open(settings, upgrade=False) as registry:
         for turn in range(EACH):
             if turn == dies_at:

@@ -26,6 +26,7 @@ from tuneloop.registry.routes.rolling_back import rollback
 from tuneloop.registry.settings import RegistrySettings
 
 PROCESSES, EACH = 8, 15
+TOGETHER = 3  # turns in which all have looked before anybody writes: so they meet on any machine
 DECISIONS = ("approve", "revoke")
 VERBS = (*["set"] * 4, *["promote"] * 3, *["rollback"] * 2, *["approve"] * 3, "revoke")  # revoked: nobody gets more
 DECIDED = frozenset({"version.approve", "version.revoke"})
@@ -51,6 +52,8 @@ def race(settings: RegistrySettings, clock: Clock, name: str, seed: int, start: 
         start.wait(300)
         for turn in range(EACH):
             seen = registry.routes.current("bot")
+            if turn < TOGETHER:
+                start.wait(300)
             verb = dice.choice(VERBS)
             change = Change(name, f"turn {turn} of {name}")
             wrote, told = None, ""
