@@ -11,6 +11,7 @@ import sqlalchemy as sa
 
 from registry.verbs import WHO, Verb
 from tests_support import (
+    beat_gateway,
     request_record,
     window_score,
 )
@@ -65,6 +66,7 @@ def test_what_json_says_is_what_there_is(lived_in: Registry, verb: Verb) -> None
     assert [found["version"] for found in read("versions", "bot")] == [3, 2, 1]
     assert [found["version"] for found in read("versions", "bot", "--newest", "2")] == [3, 2]
     assert read("models") == [{"model": "bot", "newest_version": 3, "split_bp": "2=1000 1=9000", "revision": 2}]
+    beat_gateway(lived_in, {"bot": 2})  # that it lives is as old as this test
     assert read("route", "show", "bot")["gateways"] == {"g1": 2}
     assert read("gate", "bot@3")["verdict"] == "inconclusive"
     unjudged = read("gate", "bot@1")
