@@ -95,7 +95,7 @@ def world(registry: Registry, published_mlflow: Path) -> Iterator[World]:
     set_up(registry)
     running = World(registry)
     running.start()
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while not registry.fleet.gateways() and time.monotonic() < deadline:
         time.sleep(0.02)
     yield running

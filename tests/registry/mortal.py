@@ -21,7 +21,7 @@ from sqlalchemy.engine import Connection, Engine
 
 _CHANGES = ("INSERT", "UPDATE", "DELETE")
 _WROTE = "wrote in this transaction"
-_LONGEST_S = 120  # for which one that does not end is waited for
+_LONGEST_S = 300  # for which one that does not end is waited for
 _LOADED = [
     "mlflow.store.model_registry.sqlalchemy_store",
     "mlflow.store.tracking.sqlalchemy_store",
