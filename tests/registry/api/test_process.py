@@ -47,7 +47,7 @@ def started(home: Path, port: int, **variables: str) -> Iterator[subprocess.Pope
             process.kill()
 
 
-def until_ready(url: str, timeout_s: float = 60) -> None:
+def until_ready(url: str, timeout_s: float = 240) -> None:
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         try:
@@ -78,7 +78,7 @@ def asked_to_end_while(registry: Registry, port: int, path: str, begun: Callable
         process.send_signal(signal.SIGTERM)
         yield ended
         asking.join()
-        assert process.wait(timeout=30) == 0
+        assert process.wait(timeout=60) == 0
         assert process.stderr is not None
         ended.said = process.stderr.read()
     assert "Traceback" not in ended.said
@@ -128,7 +128,7 @@ def test_a_taken_port_is_one_clear_error(registry_home: Path) -> None:
         taken.listen()
         port = taken.getsockname()[1]
         with started(registry_home, port) as process:
-            assert process.wait(timeout=60) == 1
+            assert process.wait(timeout=240) == 1
             assert process.stderr is not None
             said = process.stderr.read()
     assert f"the control plane cannot listen on 127.0.0.1:{port}" in said
@@ -137,7 +137,7 @@ def test_a_taken_port_is_one_clear_error(registry_home: Path) -> None:
 
 def test_a_wrong_setting_is_named(registry_home: Path) -> None:
     with started(registry_home, 0, TUNELOOP_API_RATE_PER_S="0") as process:
-        assert process.wait(timeout=60) == 2
+        assert process.wait(timeout=240) == 2
         assert process.stderr is not None
         assert "[api] rate_per_s" in process.stderr.read()
 
