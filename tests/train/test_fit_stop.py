@@ -117,19 +117,20 @@ def test_a_stop_in_the_midst_of_the_last_validation_changes_no_published_weights
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-def test_a_stop_right_after_a_rollback_keeps_the_lowered_rate(fits: Fits) -> None:
+@pytest.mark.parametrize("back_to", [2, 0])
+def test_a_stop_right_after_a_rollback_keeps_the_lowered_rate(fits: Fits, back_to: int) -> None:
     recipe = fits.recipe(checkpoint={"every_s": 1e-9, "keep": 2}, divergence={"action": "rollback"})
-    model, flag = fits.model(recipe), StopFlag()
+    model, flag, first = fits.model(recipe), StopFlag(), 2 * back_to  # two passes a step
 
-    def spoil_and_stop(_rows: int, before: int) -> None:  # two passes a step
-        if before == 4:
+    def spoil_and_stop(_rows: int, before: int) -> None:
+        if before == first:
             next(p for p in model.parameters() if p.requires_grad).data.fill_(float("nan"))
-        elif before == 6:
+        elif before == first + 2:
             flag.stop(Stopped("asked to end"))
 
-    with pytest.raises(Stopped, match="after step 2 is kept"):
+    with pytest.raises(Stopped, match=f"after step {back_to} is kept"):
         fits.fit(recipe, steps=4, store=fits.store(), model=model, hook=spoil_and_stop, check=flag.check)
-    assert any("rolled back to step 2 with learning rate 0.0025" in line for line in fits.said)
+    assert any(f"rolled back to step {back_to} with learning rate 0.0025" in line for line in fits.said)
     found = fits.store().newest_valid()
     assert found is not None
-    assert (found.state.step, found.state.rollbacks, found.state.learning_rate) == (2, 1, 0.0025)
+    assert (found.state.step, found.state.rollbacks, found.state.learning_rate) == (back_to, 1, 0.0025)

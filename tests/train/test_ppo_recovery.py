@@ -307,24 +307,25 @@ def test_a_gradient_gone_wild_stops_before_it_spoils_the_weights_and_names_the_q
     assert found.state.step == 1
 
 
-def test_a_stop_right_after_a_rollback_keeps_the_lowered_rate(bench: Bench, tmp_path: Path) -> None:
+@pytest.mark.parametrize("back_to", [1, 0])
+def test_a_stop_right_after_a_rollback_keeps_the_lowered_rate(bench: Bench, tmp_path: Path, back_to: int) -> None:
     run, flag = bench.with_run(divergence={"action": "rollback"}), StopFlag()
-    spoilt, done = list[int](), list[int]()
+    spoilt, done = list[bool](), list[int]()
 
     def watch(model: Any, _rows: int) -> None:
         if spoilt:
             flag.stop(Stopped("asked to end"))
-        elif done and torch.is_grad_enabled():
-            spoilt.append(done[-1])
+        elif len(done) == back_to and torch.is_grad_enabled():
+            spoilt.append(True)
             spoil(model)
 
     store = CheckpointStore(tmp_path, 2, pytest.fail)
-    with pytest.raises(Stopped, match="after step 1 is kept"):
+    with pytest.raises(Stopped, match=f"after step {back_to} is kept"):
         run.run(2, before=watch, told=done.append, check=flag.check, store=store, clock=each_step_is_due(bench))
-    assert "rolled back to step 1 with learning rate 0.005" in "\n".join(run.said)
+    assert f"rolled back to step {back_to} with learning rate 0.005" in "\n".join(run.said)
     found = store.newest_valid()
     assert found is not None
-    assert (found.state.step, found.state.rollbacks, found.state.learning_rate) == (1, 1, 0.005)
+    assert (found.state.step, found.state.rollbacks, found.state.learning_rate) == (back_to, 1, 0.005)
 
 
 def test_no_more_than_one_copy_of_what_is_trained_is_held(

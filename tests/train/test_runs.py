@@ -12,9 +12,9 @@ from typing import NoReturn
 import pytest
 
 from tuneloop.registry import Registry
-from tuneloop.registry.errors import Conflict, Unavailable
+from tuneloop.registry.errors import Conflict, InvalidInput, Unavailable
 from tuneloop.train.fit.checkpoints import RunState
-from tuneloop.train.fit.runs import RunFolder, RunRecord, _lock, held_run, remove_ended
+from tuneloop.train.fit.runs import Begin, RunFolder, RunRecord, _lock, held_run, remove_ended
 from tuneloop.train.job.begin import job_from_recipe
 from tuneloop.train.job.run import _tracked
 from tuneloop.train.recipe import load_recipe
@@ -194,3 +194,24 @@ def test_where_every_checkpoint_is_spoilt_each_is_named_and_a_resumed_run_begins
         "checkpoint step-00000003 is skipped: weights is not what was written (its digest differs)",
         "there is no checkpoint to resume from; the run begins anew",
     ]
+
+
+@pytest.mark.parametrize("begin", ["resume", "either"])
+def test_a_run_that_was_rolled_back_to_its_beginning_is_gone_on_with(tmp_path: Path, begin: Begin) -> None:
+    """Begun anew it would diverge again, at the rate that was too high."""
+    for rollbacks, rate in ((0, 2e-4), (1, 1e-4)):
+        left = dead(tmp_path, f"rolled back {rollbacks} times")
+        store = left.store(keep=1)
+        written = store.staging / "checkpoint-0"
+        written.mkdir(parents=True)
+        store.seal(written, RunState(micro_batch=4, learning_rate=rate, rollbacks=rollbacks))
+        if rollbacks:
+            with (
+                pytest.raises(InvalidInput, match="stopped after step 0: give --resume"),
+                held_run(tmp_path, left.path.name, "new", say=quiet, close=quiet),
+            ):
+                pass
+        with held_run(tmp_path, left.path.name, begin, say=quiet, close=quiet) as folder:
+            found = folder.store(keep=1).newest_valid()
+            assert (found is not None) is (folder.record is not None) is (rollbacks > 0)
+            assert found is None or found.state.learning_rate == rate

@@ -124,7 +124,7 @@ class _Attempts:
         self._clean_up()
         if guard.stopped is not None:
             step = trainer.state.global_step
-            raise guard.stopped.kept(step) if step else guard.stopped
+            raise guard.stopped.kept(step) if step or guard.state.rollbacks else guard.stopped
         return progress.result(trainer.state.log_history, guard.state, weights_step=kept)
 
     def _clean_up(self) -> None:

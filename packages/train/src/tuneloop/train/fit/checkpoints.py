@@ -46,6 +46,11 @@ class RunState(BaseModel):
     validations: tuple[Validated, ...] = ()
 
     @property
+    def is_as_begun(self) -> bool:
+        """Whether to begin anew is the same: no step was taken, nor taken back."""
+        return self.step == 0 and self.rollbacks == 0
+
+    @property
     def best_step(self) -> int | None:
         """The step of the lowest validation loss."""
         return min(self.validations, key=lambda point: point.loss).step if self.validations else None

@@ -113,7 +113,7 @@ def held_run(
             raise Conflict(f"another process is training this very run ({path}); wait for it, or stop it")
         folder = RunFolder(path, say)
         unfinished = folder.store(keep=1).newest_valid() if begin != "fresh" else None
-        if unfinished is not None and unfinished.state.step == 0:  # what it began as: to begin anew is the same
+        if unfinished is not None and unfinished.state.is_as_begun:
             unfinished = None
         if unfinished is not None and begin == "new":
             raise InvalidInput(

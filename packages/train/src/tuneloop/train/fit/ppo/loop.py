@@ -201,7 +201,7 @@ class _Learner:
 
     def _left(self, step: int, reason: Stopped) -> Stopped:
         """What to end with: the state after this step is kept, what the next one has done so far is thrown away."""
-        if step == 0 or not self._keeper.keeps:  # as it began it can begin again
+        if not self._keeper.keeps or (step == 0 and not self._state.rollbacks):  # as it began it can begin again
             return reason
         self._keeper.keep_held(self._state)
         return reason.kept(step)
