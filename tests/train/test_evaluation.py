@@ -132,10 +132,24 @@ def test_only_learned_positions_go_through_the_output_layer(
     assert seen == [1, sum(row.trained for row in labelled)], "one for what all rows begin with"
 
 
-def test_a_batch_of_long_rows_holds_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measure, "BATCH_TOKENS", 100)
-    found = list(batches([10, 60, 10, 40, 200, 45], 3))
+def test_a_batch_of_long_rows_holds_fewer() -> None:
+    found = list(batches([10, 60, 10, 40, 200, 45], 3, 100))
     assert found == [[0, 2], [3, 5], [1], [4]]
+
+
+def test_half_the_rows_at_a_time_are_half_the_tokens_of_long_ones_too(
+    parts: tuple[Any, Any, Labeller, list[LabelledRow]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise a batch that did not fit, and held few rows because they are long, would be tried again as it was."""
+    model, _, _, labelled = parts
+    rows, looks = [labelled[0]] * 8, list[int]()
+    monkeypatch.setattr(measure, "BATCH_TOKENS", 4 * len(labelled[0].ids))
+    counts = []
+    for batch in (16, 8):
+        looks.clear()
+        score_rows(model, rows, pad_id=2, check=lambda: looks.append(1), batch=batch)
+        counts.append(len(looks))
+    assert counts == [2, 4]
 
 
 def test_an_answer_ends_where_an_engine_would_end_it(parts: tuple[Any, Any, Labeller, list[LabelledRow]]) -> None:

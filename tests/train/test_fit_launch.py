@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 
 from train.launching import FSDP, STEPS, ZERO3, Trained, launched
 from tuneloop.registry.errors import Conflict, InvalidInput, TuneloopError
-from tuneloop.train.fit import launch
+from tuneloop.train.fit import child, launch
+from tuneloop.train.fit.memory import ValidationStarved
 from tuneloop.train.fit.progress import Watch
 from tuneloop.train.fit.zero import check_launch, deepspeed_config
 from tuneloop.train.recipe import Recipe
@@ -110,6 +111,37 @@ def test_processes_that_run_out_of_memory_begin_again_with_less_until_it_is_said
     with pytest.raises(TuneloopError, match=r"one row at a time.*: smaller objective\.max_prompt_length"):
         launch.fit_in_processes(torch.nn.Linear(1, 1), spec, [], [], [], run, watch)
     assert told == [None, 1]
+
+
+def test_processes_that_run_out_of_memory_in_validation_begin_again_with_less_of_it_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One of them alone could not go on: the others wait for it in the midst of a pass."""
+    told: list[tuple[int | None, int | None]] = []
+
+    def run_out(spec: launch.ChildSpec, *_others: object) -> launch._End:
+        told.append((spec.micro_batch, spec.validation_batch))
+        assert child.run_child(spec) == 1
+        return launch._End(1, launch.Event.model_validate_json(capsys.readouterr().out), "")
+
+    def starve(spec: Path) -> None:
+        raise ValidationStarved("CUDA out of memory", 4 // 2 ** (len(told) - 1))
+
+    monkeypatch.setattr(child, "read_base", starve)
+    monkeypatch.setattr(launch, "_run_children", run_out)
+    values = {
+        "base": {"model": "x"},
+        "data": {"train": "rows.jsonl"},
+        "run": {"steps": 9, "batch_size": 4, "micro_batch": 2, "max_restarts": 1},
+        "evaluate": {"sets": {"held": "held.jsonl"}},
+        "publish": {"model": "bot"},
+    }
+    spec = spec_in(tmp_path).model_copy(update={"recipe": values})
+    watch = Watch(Screen(io.StringIO()), lambda _metrics, _step: None, lambda: None)
+    run = Recipe.model_validate(values).run
+    with pytest.raises(TuneloopError, match="in validation with one row at a time: shorten the rows"):
+        launch.fit_in_processes(torch.nn.Linear(1, 1), spec, [], [], [], run, watch)
+    assert told == [(None, None), (None, 2), (None, 1)]
 
 
 def test_a_processs_broken_text_ends_nothing(tmp_path: Path) -> None:

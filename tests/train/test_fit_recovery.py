@@ -17,7 +17,7 @@ from tuneloop.registry.errors import TuneloopError
 from tuneloop.train.base import Base
 from tuneloop.train.fit.checkpoints import CheckpointStore
 from tuneloop.train.fit.divergence import judge_step
-from tuneloop.train.fit.memory import is_out_of_memory, largest_that_fits, smaller
+from tuneloop.train.fit.memory import ValidationStarved, is_out_of_memory, largest_that_fits, smaller
 from tuneloop.train.fit.order import rows_of_step
 from tuneloop.train.fit.sft import fits as fits_in_memory
 from tuneloop.train.recipe import Recipe
@@ -186,6 +186,59 @@ def test_out_of_memory_while_weights_change_takes_no_rollback_back(fits: Fits, m
     assert found is not None
     assert found.state.step == 1
     assert (found.state.rollbacks, found.state.learning_rate, found.state.micro_batch) == (1, 0.0025, 2)
+
+
+def test_out_of_memory_in_validation_goes_on_with_it_alone(fits: Fits, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not with the training, whose every bit is that of the run that had room; and a run that goes on knows of it."""
+    recipe, validation = fits.recipe(validate_every=1, micro_batch=4, tuning=DROPOUT), fits.labelled()[28:]
+    most, trained, passes = 99, list[int](), list[int]()
+
+    def model() -> Any:
+        made = fits.model(recipe)
+        made.get_base_model().register_forward_pre_hook(run_out, with_kwargs=True)
+        return made
+
+    def run_out(module: torch.nn.Module, _args: Any, values: dict[str, torch.Tensor]) -> None:
+        rows = len(values["input_ids"])
+        (trained if module.training else passes).append(rows)
+        if not module.training and rows > most and trained:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    def die(_rows: int, before: int) -> None:
+        if before == 1:  # of one pass a step
+            raise Killed
+
+    def validated() -> list[float]:
+        return [float(line.split()[2]) for line in fits.said if line.startswith("validation loss")]
+
+    fits.fit(recipe, steps=2, validation=validation, model=model())
+    whole, told = fits.losses, validated()
+    fits.said.clear()
+    trained.clear()
+    most = 4
+    with pytest.raises(Killed):
+        fits.fit(recipe, steps=2, validation=validation, store=fits.store(), model=model(), hook=die)
+    assert [line for line in fits.said if line.startswith("out of memory")] == [
+        "out of memory in the validation after step 1 (CUDA out of memory. Tried to allocate 2.00 GiB); going on with "
+        f"it, {rows} rows at a time"
+        for rows in (8, 4)
+    ]
+    found = fits.store().newest_valid()
+    assert found is not None
+    assert (found.state.step, found.state.validation_batch, found.state.micro_batch) == (1, 4, 4)
+    passes.clear()
+    fits.fit(recipe, steps=2, validation=validation, store=fits.store(), resume=True, model=model())
+    assert fits.losses == {2: whole[2]}
+    assert validated() == pytest.approx(told, abs=2e-3), "shown with three digits"
+    assert max(passes) == 4, "it is not tried with more again"
+    most = 0
+    with pytest.raises(TuneloopError, match="in validation with one row at a time: shorten the rows"):
+        fits.fit(recipe, steps=1, validation=validation, model=model())
+    for module in ("progress", "attempts"):
+        monkeypatch.setattr(f"tuneloop.train.fit.{module}.is_parallel", lambda: True)
+    with pytest.raises(ValidationStarved) as starved:
+        fits.fit(recipe, steps=1, validation=validation, model=model())
+    assert starved.value.rows == 16, "the others are in the midst of a pass: the launcher begins anew with less"
 
 
 def test_one_row_that_does_not_fit_is_said_with_what_helps(fits: Fits) -> None:

@@ -85,15 +85,16 @@ def score_rows(
         rows: labelled rows.
         pad_id: fills rows of a batch up to its longest, masked out.
         check: called before each batch; raises to stop.
-        batch: B at most.
+        batch: B at most; with half of it, half the tokens of long rows go into a batch, too.
     """
+    tokens = BATCH_TOKENS * batch // BATCH
     was_training = model.training
     model.eval()
     beginning = _Beginning.of(model, rows)
     skipped = beginning.tokens
     lengths = [len(row.ids) - skipped for row in rows]
     scores: dict[int, RowScore] = {}
-    for chosen in batches([len(row.ids) for row in rows], batch):  # what is skipped lies in the cache of every row
+    for chosen in batches([len(row.ids) for row in rows], batch, tokens):  # what is skipped lies in every row's cache
         check()
         longest = max(lengths[index] for index in chosen)
         ids_BT = padded([rows[index].ids[skipped:] for index in chosen], longest, pad_id).to(model.device)
@@ -131,7 +132,7 @@ def greedy_answers(
     )
     prompts = [labeller.prompt_ids(row) for row in rows]
     answers: dict[int, Answer] = {}
-    for chosen in batches([len(prompt) + max_new_tokens for prompt in prompts], batch):
+    for chosen in batches([len(prompt) + max_new_tokens for prompt in prompts], batch, BATCH_TOKENS):
         check()
         longest = max(len(prompts[index]) for index in chosen)
         ids_BT = padded([prompts[index] for index in chosen], longest, pad_id, left=True).to(model.device)
@@ -184,11 +185,11 @@ def score_set(
     return SetScore(rows, bleu, signature, tuple(answers), by_row, failed)
 
 
-def batches(lengths: Sequence[int], most: int) -> Iterator[list[int]]:
-    """Indexes in batches of like length, the short ones first: at most `most` rows, and `BATCH_TOKENS` with padding."""
+def batches(lengths: Sequence[int], most: int, tokens: int) -> Iterator[list[int]]:
+    """Indexes in batches of like length, the short ones first: at most `most` rows, and `tokens` with padding."""
     chosen: list[int] = []
     for index in sorted(range(len(lengths)), key=lengths.__getitem__):
-        if chosen and (len(chosen) == most or (len(chosen) + 1) * lengths[index] > BATCH_TOKENS):
+        if chosen and (len(chosen) == most or (len(chosen) + 1) * lengths[index] > tokens):
             yield chosen
             chosen = []
         chosen.append(index)

@@ -26,7 +26,7 @@ from tuneloop.train.fit.arguments import common_arguments
 from tuneloop.train.fit.checkpoints import Checkpoint, CheckpointStore, RunState
 from tuneloop.train.fit.divergence import Diverged, lowered, name_rows
 from tuneloop.train.fit.guard import Guard, WindowLeft, is_parallel, leads, unwritten
-from tuneloop.train.fit.memory import give_memory_back, is_out_of_memory, smaller
+from tuneloop.train.fit.memory import give_memory_back, is_out_of_memory, reason_of, smaller
 from tuneloop.train.fit.order import rows_of_step
 from tuneloop.train.fit.progress import FitResult, Progress, Validate, Watch
 from tuneloop.train.recipe import Recipe
@@ -52,8 +52,9 @@ class Fitting:
             way back leads into another run.
         places: where each row came from, to name those of a bad batch; empty where the trainer draws its own rows.
         validate: the validation loss of a model as it is, in nats per token, calling what raises to stop before each
-            pass; none without validation rows.
+            pass, of so many rows at most; none without validation rows.
         clock: seconds that only rise.
+        validation_batch: rows of validation at a time, where more did not fit.
     """
 
     recipe: Recipe
@@ -67,6 +68,7 @@ class Fitting:
     places: Sequence[str] = ()
     validate: Validate | None = None
     clock: Callable[[], float] = time.monotonic
+    validation_batch: int | None = None
 
     def name_step(self, step: int) -> str:
         """`; its rows: …`, or nothing where the rows of a step are not known."""
@@ -107,10 +109,13 @@ class _Attempts:
         if not fitting.resume:
             self._store.clear()
         checkpoint = self._store.newest_valid()
-        state = RunState(micro_batch=fitting.micro_batch, learning_rate=fitting.recipe.learning_rate.value)
+        state = RunState(
+            micro_batch=fitting.micro_batch,
+            learning_rate=fitting.recipe.learning_rate.value,
+            validation_batch=fitting.validation_batch,
+        )
         if checkpoint is not None:
-            size = min(checkpoint.state.micro_batch, fitting.micro_batch)
-            state = checkpoint.state.model_copy(update={"micro_batch": size})
+            state = checkpoint.state.with_no_more_than(fitting.micro_batch, fitting.validation_batch)
             self._say(f"resumed after step {state.step} with micro-batch {state.micro_batch}")
         while True:
             trainer, guard, progress = self._attempt(state)
@@ -175,7 +180,7 @@ class _Attempts:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error) or is_parallel():  # the launcher starts all ranks anew with less
                 raise
-            return str(error).splitlines()[0] if str(error) else type(error).__name__
+            return reason_of(error)
         return None
 
     def _is_finished(self, guard: Guard, progress: Progress, step: int) -> bool:
@@ -271,4 +276,5 @@ class _Attempts:
 
 def _with_what_was_learned(kept: RunState, now: RunState) -> RunState:
     """An earlier state, to go on from with what the run has found out since: how much fits, and at which rate."""
-    return kept.model_copy(update=now.model_dump(include={"learning_rate", "rollbacks", "micro_batch"}))
+    found_out = now.model_dump(include={"learning_rate", "rollbacks", "micro_batch", "validation_batch"})
+    return kept.model_copy(update=found_out)

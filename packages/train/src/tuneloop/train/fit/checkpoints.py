@@ -43,6 +43,7 @@ class RunState(BaseModel):
     micro_batch: int  # rows per forward pass that fitted so far
     learning_rate: float  # the peak, lowered by rollbacks
     rollbacks: int = 0
+    validation_batch: int | None = None  # rows at a time, where as many as usual did not fit
     validations: tuple[Validated, ...] = ()
 
     @property
@@ -54,6 +55,12 @@ class RunState(BaseModel):
     def best_step(self) -> int | None:
         """The step of the lowest validation loss."""
         return min(self.validations, key=lambda point: point.loss).step if self.validations else None
+
+    def with_no_more_than(self, micro_batch: int, validation_batch: int | None) -> RunState:
+        """The same with at most so many rows at a time; `validation_batch` None: as many as it says."""
+        known = [rows for rows in (self.validation_batch, validation_batch) if rows is not None]
+        sizes = {"micro_batch": min(self.micro_batch, micro_batch), "validation_batch": min(known, default=None)}
+        return self.model_copy(update=sizes)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from tuneloop.train.fit.checkpoints import CheckpointStore
 from tuneloop.train.fit.handed import handed_over
 from tuneloop.train.fit.judging import Judging
 from tuneloop.train.fit.launch import ChildSpec, Event, check_owner
-from tuneloop.train.fit.memory import is_out_of_memory
+from tuneloop.train.fit.memory import ValidationStarved, is_out_of_memory
 from tuneloop.train.fit.progress import Watch
 from tuneloop.train.fit.run import fit
 from tuneloop.train.fit.zero import held_share, join_deepspeed
@@ -109,12 +109,16 @@ def run_child(spec: ChildSpec) -> int:
             resume=True,
             places=places,
             micro_batch=spec.micro_batch,
+            validation_batch=spec.validation_batch,
             callbacks=(_Shares(speaker),),
         )
     except Stopped as reason:
         speaker.send(Event(kind="stopped", text=str(reason)))
     except TuneloopError as error:
         speaker.send(Event(kind="error", text=str(error)))
+        return 1
+    except ValidationStarved as error:
+        _send(Event(kind="starved", text=str(error), step=error.rows))  # whichever rank it was
         return 1
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):

@@ -119,6 +119,7 @@ class Guard(TrainerCallback):  # type: ignore[misc]  # transformers is untyped h
         self._saved_at = clock()
         self._losses: list[float] = []
         self._improved = False
+        self._learned = False  # what a run that goes on should not have to find out again
         self._group: Any = None  # of several processes, over which flags go from rank 0 to the others
 
     @property
@@ -138,6 +139,11 @@ class Guard(TrainerCallback):  # type: ignore[misc]  # transformers is untyped h
         self._improved = self._run.early_stopping is not None and (not known or loss < min(known))
         found = (*self.state.validations, Validated(step=step, loss=loss))
         self.state = self.state.model_copy(update={"validations": found})
+
+    def note_validation_batch(self, rows: int) -> None:
+        """Remember how many rows at a time fit into validation; written down at this step's end."""
+        self.state = self.state.model_copy(update={"validation_batch": rows})
+        self._learned = True
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:  # noqa: ARG002 (transformers' signature)
         self._losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
@@ -168,11 +174,11 @@ class Guard(TrainerCallback):  # type: ignore[misc]  # transformers is untyped h
         durable, ends = self._durable, self._ends(state)
         due = self._clock() - self._saved_at >= self._run.checkpoint.every_s
         wanted = (durable or self._run.divergence.action == "rollback") and due
-        save = wanted or self._improved or (durable and ends)
+        save = wanted or self._improved or (durable and (ends or self._learned))
         stop, save, ends = self._agreed(self.stopped is not None, save, ends)
         control.should_save = save or (stop and durable)
         control.should_training_stop = stop or ends
-        self._improved = False
+        self._improved = self._learned = False
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **others: Any) -> None:  # noqa: ARG002 (see above)
         if logs is None or "loss" not in logs:

@@ -26,7 +26,7 @@ from tuneloop.registry.files import write_atomically
 from tuneloop.train.data.labels import LabelledRow
 from tuneloop.train.fit.checkpoints import CheckpointStore
 from tuneloop.train.fit.handed import hand_over
-from tuneloop.train.fit.memory import give_memory_back, smaller
+from tuneloop.train.fit.memory import give_memory_back, half_of, smaller
 from tuneloop.train.fit.ppo.keeping import WEIGHTS
 from tuneloop.train.fit.progress import FitResult, Watch
 from tuneloop.train.fit.trainers import Labelled
@@ -56,6 +56,7 @@ class ChildSpec(BaseModel):
     threads: int
     reward_model: Path | None = None  # its folder, where answers are judged by one
     micro_batch: int | None = None  # at most this many rows, where more did not fit
+    validation_batch: int | None = None  # likewise, of validation
 
 
 class Event(BaseModel):
@@ -63,7 +64,7 @@ class Event(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kind: Literal["say", "progress", "keep", "metrics", "done", "stopped", "error", "memory", "died"]
+    kind: Literal["say", "progress", "keep", "metrics", "done", "stopped", "error", "memory", "starved", "died"]
     text: str = ""
     step: int = 0
     metrics: dict[str, float] = {}
@@ -127,6 +128,14 @@ def fit_in_processes(
                     f"out of memory ({last.text}); starting again from the last checkpoint with {size} rows"
                 )
                 spec = spec.model_copy(update={"micro_batch": size})
+                continue
+            if last is not None and last.kind == "starved":
+                half = half_of(last.step)
+                watch.screen.say(
+                    f"out of memory in validation ({last.text}); starting again from the last checkpoint with {half} "
+                    "rows of it at a time"
+                )
+                spec = spec.model_copy(update={"validation_batch": half})
                 continue
             if restarts >= run.max_restarts:
                 raise TuneloopError(
@@ -193,7 +202,7 @@ def _run_children(spec: ChildSpec, run: RunSection, watch: Watch) -> _End:
                 event = _read(line)
                 if event is not None:
                     _tell(event, watch)
-                    last = event if event.kind in {"done", "stopped", "error", "memory"} else last
+                    last = event if event.kind in {"done", "stopped", "error", "memory", "starved"} else last
                     died = died or (event.text if event.kind == "died" else "")  # the others die of the first
         code = process.wait()
     return _End(code, last, died or "\n".join(errors))

@@ -24,6 +24,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and ("out of memory" in text or any(sign in text for sign in _CPU_ALLOCATOR))
 
 
+def reason_of(error: BaseException) -> str:
+    """What an allocation that failed says of itself, in one line."""
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
 def give_memory_back() -> None:
     """Free what nothing refers to any more, the GPU's cache included."""
     gc.collect()
@@ -52,6 +57,28 @@ def smaller(micro_batch: int, per_process: int, objective: str = "sft") -> int:
     if micro_batch == 1:
         raise TuneloopError(f"out of memory with one row at a time; what helps, in this order: {_HELPS[objective]}")
     return max(size for size in range(1, micro_batch // 2 + 1) if per_process % size == 0)
+
+
+class ValidationStarved(MemoryError):
+    """Memory was full while several processes validated together, `rows` at a time."""
+
+    def __init__(self, reason: str, rows: int) -> None:
+        super().__init__(reason)
+        self.rows = rows
+
+
+def half_of(validation_batch: int) -> int:
+    """Rows of validation to try at a time after so many did not fit.
+
+    Raises:
+        TuneloopError: it was one row.
+    """
+    if validation_batch == 1:
+        raise TuneloopError(
+            "out of memory in validation with one row at a time: shorten the rows of data.validation by a smaller "
+            "objective.max_length, or take a smaller base"
+        )
+    return validation_batch // 2
 
 
 def largest_that_fits(per_process: int, fits: Callable[[int], bool]) -> int:

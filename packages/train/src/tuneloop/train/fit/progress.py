@@ -12,14 +12,16 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
+from tuneloop.train.evaluation.measure import BATCH
 from tuneloop.train.fit.checkpoints import RunState
-from tuneloop.train.fit.guard import Guard, WindowLeft
+from tuneloop.train.fit.guard import Guard, WindowLeft, is_parallel
+from tuneloop.train.fit.memory import ValidationStarved, give_memory_back, half_of, is_out_of_memory, reason_of
 from tuneloop.train.fit.speed import flops_per_token, peak_flops
 from tuneloop.train.fit.summary import diagnose
 from tuneloop.train.recipe import Recipe
 from tuneloop.train.screen import Screen
 
-Validate = Callable[[Any, Callable[[], None]], float]  # (model, what raises to stop) → nats per token
+Validate = Callable[[Any, Callable[[], None], int], float]  # (model, what raises to stop, rows) → nats per token
 
 _SHOWN_LINES = 20  # progress lines kept where the output is no terminal
 _GIB = 2**30
@@ -148,12 +150,31 @@ class Progress(TrainerCallback):  # type: ignore[misc]  # transformers is untype
         return self._tokens * self._flops_per_token / elapsed_s / self._peak_flops
 
     def _validate(self, model: Any, step: int) -> None:
-        assert self._validate_with is not None, "nothing is due without it"
-        loss = self._validate_with(model, self._guard.between_passes)
+        loss = self._validation_loss(model, step)
         self._watch.log({"validation_loss": loss}, step)
         self._watch.screen.say(f"validation loss {loss:.3f} after step {step}")
         if math.isfinite(loss):  # otherwise the step itself is told as diverged
             self._guard.note_validation(step, loss)
+
+    def _validation_loss(self, model: Any, step: int) -> float:
+        """Of all rows; from the first again, with half of them at a time, as often as memory is full."""
+        assert self._validate_with is not None, "nothing is due without it"
+        while True:
+            size = self._guard.state.validation_batch or BATCH
+            try:
+                return self._validate_with(model, self._guard.between_passes, size)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                reason = reason_of(error)
+            give_memory_back()  # here, where the error no longer holds on to what did not fit
+            if is_parallel():  # the others are in the midst of a pass: all begin anew, with less
+                raise ValidationStarved(reason, size)
+            half = half_of(size)
+            self._watch.screen.say(
+                f"out of memory in the validation after step {step} ({reason}); going on with it, {half} rows at a time"
+            )
+            self._guard.note_validation_batch(half)
 
 
 def peak_memory_bytes() -> int:

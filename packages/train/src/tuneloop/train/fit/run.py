@@ -42,14 +42,15 @@ def fit(
     resume: bool = False,
     places: Sequence[str] = (),
     micro_batch: int | None = None,
+    validation_batch: int | None = None,
     callbacks: Sequence[TrainerCallback] = (),
     clock: Callable[[], float] = time.monotonic,
 ) -> FitResult:
     """Train `model` in place for `steps` optimiser steps.
 
     `Fitting` says what the arguments mean. `judge` rewards answers, for the objectives that learn from the policy's
-    own; `micro_batch` bounds what a checkpoint or the recipe says, and `callbacks` are told what transformers' Trainer
-    tells its own.
+    own; `micro_batch` and `validation_batch` bound what a checkpoint or the recipe says, and `callbacks` are told what
+    transformers' Trainer tells its own.
 
     Raises:
         Stopped: `watch.check` asked for it; the state is in `store`.
@@ -74,8 +75,8 @@ def fit(
         )
     pad_id = pad_token_id(tokenizer)
 
-    def validate(model: Any, check: Callable[[], None]) -> float:
-        return mean_nll(score_rows(model, validation, pad_id=pad_id, check=check))
+    def validate(model: Any, check: Callable[[], None], batch: int) -> float:
+        return mean_nll(score_rows(model, validation, pad_id=pad_id, check=check, batch=batch))
 
     def build(arguments: dict[str, Any], own: list[TrainerCallback]) -> Any:
         with trained_weights_kept(model):
@@ -93,6 +94,7 @@ def fit(
         () if isinstance(recipe.objective, GrpoObjective) else places,  # TRL draws questions in an order of its own
         validate if validation else None,
         clock,
+        validation_batch,
     )
     try:
         return see_through(model, build, fitting)

@@ -26,7 +26,7 @@ from tuneloop.train.fit.arguments import schedule_arguments
 from tuneloop.train.fit.checkpoints import CheckpointStore, RunState
 from tuneloop.train.fit.divergence import Diverged, lowered, name_rows
 from tuneloop.train.fit.guard import RandomState, set_peak_rate
-from tuneloop.train.fit.memory import give_memory_back, is_out_of_memory, smaller
+from tuneloop.train.fit.memory import give_memory_back, is_out_of_memory, reason_of, smaller
 from tuneloop.train.fit.ppo.keeping import Keeper, Learned
 from tuneloop.train.fit.ppo.losses import KlControl
 from tuneloop.train.fit.ppo.rollout import Actor, Rollout, roll_out
@@ -252,7 +252,7 @@ class _Learner:
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+                reason = reason_of(error)
             give_memory_back()  # here, where the error no longer holds on to what did not fit
             size = smaller(self._state.micro_batch, self._recipe.run.batch_size, self._objective.kind)
             self._watch.screen.say(
