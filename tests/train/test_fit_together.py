@@ -179,7 +179,8 @@ def test_a_sharded_run_that_writes_down_how_it_began_learns_the_same(
 
 
 @pytest.mark.parametrize(
-    ("objective", "strategy", "kept"), [("dpo", "zero3", 2), ("sft", "ddp", 2), ("sft", "fsdp", 1)]
+    ("objective", "strategy", "kept"),
+    [("dpo", "zero3", 2), ("sft", "ddp", 2), ("sft", "fsdp", 1), ("sft", "zero2", 1)],
 )
 def test_a_stop_leaves_the_step_and_what_goes_on_is_the_run_that_was_not_cut(
     base: Base, rows_of: Callable[..., Labelled], tmp_path: Path, objective: str, strategy: str, kept: int
