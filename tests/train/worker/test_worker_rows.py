@@ -22,6 +22,7 @@ from tuneloop.registry.nouns import (
 from tuneloop.train.base import base_of
 from tuneloop.train.publishing.lineage import Lineage
 from tuneloop.train.recipe.run import EarlyStopping
+from tuneloop.train.retraining.preparing import Preparation
 from tuneloop.train.screen import Screen
 
 
@@ -84,17 +85,15 @@ def test_a_correction_that_cannot_be_labelled_costs_itself_and_not_the_retrainin
         [Feedback(id=f"fb-{n}", request_id=n, at=later, thumb="down", correction=text) for n, text in answers.items()]
     )
     file = Lineage(registry.versions, champion).recipe()
-    crew, base = (
-        worker(registry),
-        base_of(champion, file.recipe, registry.settings.home / "bases", relative_to=file.folder),
-    )
-    usual = crew._data(request_waiting, champion, file.recipe, (), base)
+    preparation = Preparation(registry, Screen(io.StringIO()))
+    base = base_of(champion, file.recipe, registry.settings.home / "bases", relative_to=file.folder)
+    usual = preparation.data(request_waiting, champion, file.recipe, (), base)
     assert usual.dropped["cannot be labelled"] == 1
     assert any("request req-3: the text holds the control token <|im_end|>" in line for line in usual.said())
     assert any("<filename>" in row.answer for row in usual.train), "what the base's tokenizer names nowhere is a text"
     short = file.recipe.objective.model_copy(update={"max_length": 16})
     with pytest.raises(InvalidInput, match=r"no correction from .*can be learned from .*\n.*raise max_length"):
-        crew._data(request_waiting, champion, file.recipe.model_copy(update={"objective": short}), (), base)
+        preparation.data(request_waiting, champion, file.recipe.model_copy(update={"objective": short}), (), base)
 
 
 def test_early_stopping_without_rows_to_stop_by_is_said(
@@ -104,10 +103,10 @@ def test_early_stopping_without_rows_to_stop_by_is_said(
     recipe = Lineage(registry.versions, champion).recipe().recipe
     stopping = recipe.model_copy(update={"run": recipe.run.model_copy(update={"early_stopping": EarlyStopping()})})
     screen = io.StringIO()
-    crew = worker(registry, screen=Screen(screen))
-    assert len(crew._validation(champion, stopping)) == 4
+    preparation = Preparation(registry, Screen(screen))
+    assert len(preparation.validation(champion, stopping)) == 4
     monkeypatch.setattr(Lineage, "manifest", lambda _self: {})
-    assert crew._validation(champion, recipe) == ()
+    assert preparation.validation(champion, recipe) == ()
     assert screen.getvalue() == ""
-    assert crew._validation(champion, stopping) == ()
+    assert preparation.validation(champion, stopping) == ()
     assert "run.early_stopping stops nothing: bot@1 keeps no validation rows" in screen.getvalue()

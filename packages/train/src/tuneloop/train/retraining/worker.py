@@ -10,40 +10,30 @@ from __future__ import annotations
 
 import os
 import socket
-from collections import Counter
-from collections.abc import Sequence
 from datetime import timedelta
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tuneloop.registry import Registry
-from tuneloop.registry.errors import Conflict, InvalidInput, NotFound, Refused, TuneloopError, Unavailable
+from tuneloop.registry.errors import Conflict, NotFound, TuneloopError, Unavailable
 from tuneloop.registry.gates.declared import judge_declared, waits_for_traffic
 from tuneloop.registry.nouns import GateReport, RetrainingRequest, RetrainingState, Version, version_name
 from tuneloop.registry.policies import GatePolicy
-from tuneloop.registry.redaction import redact
 from tuneloop.registry.retraining.budgets import cost_of
 from tuneloop.registry.retraining.states import ENDED, NEXT_STATES
-from tuneloop.train.base import Base, base_of
-from tuneloop.train.data.label_audit import why_unlabelled
-from tuneloop.train.data.labels import Labeller
-from tuneloop.train.data.quality.findings import Findings, judge_rows
-from tuneloop.train.data.quality.look import look
 from tuneloop.train.data.rows import Row
 from tuneloop.train.evaluation.judge import Rules, judge
 from tuneloop.train.fit.runs import remove_ended
 from tuneloop.train.publishing.folder import code_commit
 from tuneloop.train.publishing.lineage import Lineage
-from tuneloop.train.recipe import FRESH, Recipe, RecipeFile, load_recipe
-from tuneloop.train.recipe.data import QualitySection
-from tuneloop.train.retraining.fresh import NOT_STORED, RetrainingData, build, corrected_rows
 from tuneloop.train.retraining.leasing import held_lease
 from tuneloop.train.screen import Screen
 from tuneloop.train.settings import TrainSettings, WorkerSettings
 from tuneloop.train.stopping import StopFlag, Stopped
 
-BY = "worker"  # who trains a retraining; who approved its request is on record there
+if TYPE_CHECKING:
+    from tuneloop.train.job.begin import Job
+
 _TRIED_AGAIN = timedelta(days=7)  # so long a failed request's checkpoints wait for it
-_ALL_OF_IT = timedelta(microseconds=1)  # `Traffic.window` leaves its first moment out
 
 
 class Worker:
@@ -159,51 +149,28 @@ class Worker:
 
     def _train(self, request: RetrainingRequest, stop: StopFlag) -> Version | None:
         """The version it makes; None where a budget holds the request."""
-        from tuneloop.train.job.begin import Job  # noqa: PLC0415 (an idle worker carries no torch)
-        from tuneloop.train.job.run import run_job  # noqa: PLC0415
+        from tuneloop.train.job.run import run_job  # noqa: PLC0415 (an idle worker carries no torch)
+        from tuneloop.train.retraining.preparing import Preparation  # noqa: PLC0415
 
         registry = self._registry
         registry.policies.get(request.model, GatePolicy)  # one that cannot be read is noticed now, not after hours
-        parent = registry.versions.get(request.model, request.base_version)
-        file = self._recipe(request, parent)
-        base = self._base(file, parent)
-        validation = self._validation(parent, file.recipe)
-        data = self._data(request, parent, file.recipe, validation, base)
-        for line in data.said():
-            self._screen.say(line)
-        if not self._begins(request, file.recipe, base, data.train):
+        job = Preparation(registry, self._screen).job(request)
+        if not self._begins(request, job):
             return None
-        job = Job(
-            file,
-            base,
-            data.train,
-            data.sets,
-            validation,
-            steps=file.recipe.retrain.steps,
-            parent=parent,
-            start=file.recipe.retrain.start_from,
-            request_id=request.id,
-            by=BY,
-            origin={
-                "fresh_rows": data.fresh_rows,
-                "replayed_rows": data.replayed_rows,
-                "dropped": dict(data.dropped),
-                "quality": data.quality_json(),
-                "window": [request.window_start.isoformat(), request.window_end.isoformat()],
-            },
-        )
         outcome = run_job(job, registry, screen=self._screen, stop=stop, threads=self._threads)
         self._screen.say(f"\n{outcome.table()}\n")
         return outcome.version
 
-    def _begins(self, request: RetrainingRequest, recipe: Recipe, base: Base, rows: Sequence[Row]) -> bool:
+    def _begins(self, request: RetrainingRequest, job: Job) -> bool:
         """Whether the model's budgets let it train; what it will take is noted."""
-        from tuneloop.train.retraining.estimate import Here, estimate  # noqa: PLC0415 (as `Job`)
+        from tuneloop.train.retraining.estimate import Here, estimate  # noqa: PLC0415 (as `run_job`)
         from tuneloop.train.tuning.models import choose_device  # noqa: PLC0415
 
         has_gpu = choose_device().value == "cuda"
         here = Here(self._threads, has_gpu, TrainSettings.load().prices, self._settings.usd_per_hour)
-        wanted = estimate(recipe, base, rows, self._registry.retraining.runs(request.model), here)
+        earlier = self._registry.retraining.runs(request.model)
+        rows = [row for row in job.train if isinstance(row, Row)]  # all of them: a retraining learns from answers
+        wanted = estimate(job.recipe.recipe, job.base, rows, earlier, here)
         hours = "not known" if wanted.hours is None else f"{wanted.hours:.3g} hours"
         cost = None if wanted.hours is None else cost_of(wanted.hours, wanted.usd_per_hour)
         self._screen.say(f"takes {hours}{'' if cost is None else f', {cost} USD'}: {wanted.basis}")
@@ -217,84 +184,6 @@ class Worker:
         )
         self._screen.say(f"retraining {held.id} is held {until}: {held.held}")
         return held
-
-    def _recipe(self, request: RetrainingRequest, parent: Version) -> RecipeFile:
-        if request.recipe == parent.name:  # the champion's own, as it is kept with its run
-            file = Lineage(self._registry.versions, parent).recipe()
-        else:
-            file = load_recipe(Path(request.recipe), check_paths=False, kept=True)
-        if file.recipe.publish.model != request.model:
-            raise InvalidInput(f"recipe {request.recipe} publishes {file.recipe.publish.model}, not {request.model}")
-        if (kind := file.recipe.objective.kind) != "sft":
-            raise InvalidInput(
-                f"recipe {request.recipe} has objective {kind}, and a retraining learns from corrections, which are "
-                "answers: give the policy a recipe with objective sft, or train this one again with `tuneloop train`"
-            )
-        return file
-
-    def _base(self, file: RecipeFile, parent: Version) -> Base:
-        bases = self._registry.settings.home / "bases"
-        return base_of(parent, file.recipe, bases, relative_to=file.folder)
-
-    def _validation(self, parent: Version, recipe: Recipe) -> tuple[Row, ...]:
-        """The rows its parent was validated on: what a retraining would be stopped early by."""
-        rows = Lineage(self._registry.versions, parent).validation_rows()
-        if not rows and recipe.run.early_stopping is not None:
-            self._screen.say(
-                f"warning: run.early_stopping stops nothing: {parent.name} keeps no validation rows, so that all "
-                f"{recipe.retrain.steps} steps are trained; train it again with `tuneloop train` and data.validation"
-            )
-        return rows
-
-    def _data(
-        self, request: RetrainingRequest, parent: Version, recipe: Recipe, validation: Sequence[Row], base: Base
-    ) -> RetrainingData:
-        from tuneloop.train.tuning.models import load_tokenizer  # noqa: PLC0415 (as `Job`)
-
-        registry, objective = self._registry, recipe.objective
-        labeller = Labeller(load_tokenizer(base), objective.max_length, objective.template)
-        corrections = registry.traffic.corrections(
-            request.model,
-            since=request.window_start - _ALL_OF_IT,
-            until=request.window_end,
-            by=request.created_at,  # later ones would make another run of it, which could not resume this one
-        )
-        dropped: Counter[str] = Counter()
-        fresh = list(corrected_rows(((record, text) for record, text in corrections if text is not None), dropped))
-        gone = request.rows - len(fresh) - (dropped.total() - dropped[NOT_STORED])
-        if gone > 0:  # deleted with their users or by their age, with or without their record
-            filed = f"the {request.rows} corrections that {request.id} was filed on"
-            self._screen.say(f"warning: {gone} of {filed} are on record no more")
-        lineage = Lineage(registry.versions, parent)
-        sets = {
-            (f"{FRESH}-{parent.version}" if name == FRESH else name): rows for name, rows in lineage.set_rows().items()
-        }
-        data = build(
-            fresh,
-            self._replayable(parent),
-            sets,
-            validation=validation,
-            fresh_name=FRESH,
-            replay_rows=recipe.retrain.replay_rows,
-            redact=lambda text: redact(text).text,
-            good=lambda rows: _judged(rows, recipe.data.quality),
-            wrong=lambda row: why_unlabelled(labeller, row),
-            dropped=dropped,
-        )
-        if not data.fresh_rows:
-            raise InvalidInput(
-                f"no correction from {request.window_start.isoformat()} to {request.window_end.isoformat()} "
-                f"can be learned from ({len(fresh)} found; dropped: {dict(data.dropped) or 'none'})"
-                + "".join(f"\n{why}" for why in data.shown_unlabelled)
-            )
-        return data
-
-    def _replayable(self, version: Version) -> list[Row]:
-        rows = list(Lineage(self._registry.versions, version).train_rows())
-        while version.parent is not None:
-            version = self._registry.versions.get(version.model, version.parent)
-            rows = [*Lineage(self._registry.versions, version).train_rows(), *rows]
-        return rows
 
     def _report(self, version: Version, request: RetrainingRequest) -> GateReport:
         known = self._registry.gates.latest(version.model, version.version)
@@ -325,19 +214,6 @@ class Worker:
     ) -> RetrainingRequest:
         self._screen.say(f"retraining {request.id} is {state}: {outcome}")
         return self._registry.retraining.finish(request, state, by=self.id, outcome=outcome, result_version=version)
-
-
-def _judged(rows: Sequence[Row], quality: QualitySection) -> Findings:
-    """Corrections, redacted, are judged by the recipe's quality section; of doubles `build` keeps the newest.
-
-    Raises:
-        Refused: the section refuses what was found.
-    """
-    section = quality.model_copy(update=dict.fromkeys(("duplicates", "near_duplicates", "conflicts", "pii"), "off"))
-    findings = judge_rows(look(rows, section), rows, section)
-    if findings.refusals:
-        raise Refused("users' corrections: " + "\n".join(findings.refusals))
-    return findings
 
 
 class _Linked(StopFlag):
