@@ -124,6 +124,19 @@ def test_advice_makes_a_run_fit_or_cheaper_by_what_it_says(table: PriceTable) ->
     assert all(Decimal(one.usd or 0) < 0 for one in advise(fitting))
 
 
+def test_packed_rows_are_masked_from_each_other_at_the_whole_sequences_price(table: PriceTable) -> None:
+    """Rows all alike, so that packing saves no padding; only flash attention's kernels leave other rows out."""
+
+    def step_s(**run: Any) -> float:
+        return planned(table, "7B", "H100", run={"steps": 10, "batch_size": 16, "micro_batch": 4} | run).step.estimate
+
+    alone, masked, apart = step_s(), step_s(packing=True), step_s(packing=True, attention="flash_attention_2")
+    assert apart == alone
+    attention = 32 * 2 * 4096 * 1024 * 3.5  # layers, both products, width, tokens of a row, forward and backward
+    tokens = 16 * 1024
+    assert masked - alone == pytest.approx(3 * attention * tokens / (0.4 * 989e12), rel=1e-6)
+
+
 def test_the_guides_table_is_drawn_whole_and_differences_are_told(table: PriceTable) -> None:
     lines = compare.compare(table)
     assert [(line.size, line.method) for line in lines] == [

@@ -84,7 +84,14 @@ def make_plan(recipe: Recipe, shape: ModelShape, rows: RowFacts, machine: Machin
     length = rows.mean if recipe.run.packing else rows.padded_mean(chosen)
     scored = 1.0 if machine.kind == "cpu" else rows.learned_share * rows.mean / length
     step = step_seconds(
-        shape, recipe.tuning, load, speed_of(machine, load), passes=passes, length=length, scored=scored
+        shape,
+        recipe.tuning,
+        load,
+        speed_of(machine, load),
+        passes=passes,
+        length=length,
+        scored=scored,
+        attended=_attended(recipe, chosen, length),
     )
     hours = step.times(steps / 3600)
     devices = recipe.run.launch.processes
@@ -107,6 +114,13 @@ def make_plan(recipe: Recipe, shape: ModelShape, rows: RowFacts, machine: Machin
         costs=costs_of(hours, machine, devices),
         notes=tuple(_notes(recipe, machine, whole)),
     )
+
+
+def _attended(recipe: Recipe, micro_batch: int, length: float) -> float:
+    """Over how many tokens attention goes for each: packed rows are masked from each other, unless flash attention's
+    kernels leave them out."""
+    masked = recipe.run.packing and recipe.run.attention != "flash_attention_2"
+    return length * micro_batch if masked else length
 
 
 def load_of(recipe: Recipe, rows: RowFacts, machine: Machine, micro_batch: int) -> Load:

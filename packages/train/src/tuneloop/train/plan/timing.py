@@ -45,23 +45,42 @@ class Seconds:
         return Seconds(self.estimate * factor, self.low * factor, self.high * factor)
 
 
-def flops_of_pass(shape: ModelShape, tuning: TuningSection, load: Load, *, length: float, scored_share: float) -> float:
-    """Operations of one forward and backward pass over `load.rows` rows of `length` tokens."""
+def flops_of_pass(
+    shape: ModelShape,
+    tuning: TuningSection,
+    load: Load,
+    *,
+    length: float,
+    scored_share: float,
+    attended: float | None = None,
+) -> float:
+    """Operations of one forward and backward pass over `load.rows` rows of `length` tokens.
+
+    `attended` is over how many tokens attention's products go for each, masked ones included; None: over its row.
+    """
     tokens = load.rows * length * load.forward_copies
     full = isinstance(tuning, FullTuning)
     linear = shape.linear_parameters * (6 if full else 4)
     linear += 2 * shape.linear_parameters if load.checkpointing else 0
     extra = 0 if full else 6 * trained_by(shape, tuning).parameters
-    attention = shape.layers * 2 * shape.query * length * (3.5 + (1 if load.checkpointing else 0))
+    attention = shape.layers * 2 * shape.query * (attended or length) * (3.5 + (1 if load.checkpointing else 0))
     head = 6 * shape.hidden if load.scores else shape.head_parameters * (8 if full else 6) * scored_share
     return tokens * (linear + extra + attention + head)
 
 
 def step_seconds(
-    shape: ModelShape, tuning: TuningSection, load: Load, speed: Speed, *, passes: int, length: float, scored: float
+    shape: ModelShape,
+    tuning: TuningSection,
+    load: Load,
+    speed: Speed,
+    *,
+    passes: int,
+    length: float,
+    scored: float,
+    attended: float | None = None,
 ) -> Seconds:
-    """One optimiser step of `passes` forward and backward passes."""
-    flops = flops_of_pass(shape, tuning, load, length=length, scored_share=scored)
+    """One optimiser step of `passes` forward and backward passes; `flops_of_pass` says what `attended` is."""
+    flops = flops_of_pass(shape, tuning, load, length=length, scored_share=scored, attended=attended)
     share, moved = 1.0, 0.0
     if isinstance(tuning, QloraTuning):
         share = _INT8_SHARE if tuning.bits == 8 else 1.0
