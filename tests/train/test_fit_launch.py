@@ -16,6 +16,7 @@ from train.launching import FSDP, STEPS, ZERO3, Trained, launched
 from tuneloop.registry.errors import Conflict, InvalidInput, TuneloopError
 from tuneloop.train.fit import child, launch
 from tuneloop.train.fit.memory import ValidationStarved
+from tuneloop.train.fit.processes import started
 from tuneloop.train.fit.progress import Watch
 from tuneloop.train.fit.zero import check_launch, deepspeed_config
 from tuneloop.train.recipe import Recipe
@@ -146,7 +147,7 @@ def test_processes_that_run_out_of_memory_in_validation_begin_again_with_less_of
 
 def test_a_processs_broken_text_ends_nothing(tmp_path: Path) -> None:
     code = r"import sys; sys.stdout.buffer.write(b'\xff said\n'); sys.stderr.buffer.write(b'\xfe went wrong\n')"
-    with launch._process([sys.executable, "-c", code], "cpu", tmp_path / "errors.log", parallel=False) as (
+    with started([sys.executable, "-c", code], "cpu", tmp_path / "errors.log", parallel=False) as (
         process,
         errors,
     ):
@@ -160,7 +161,7 @@ def test_a_log_that_cannot_be_written_holds_nobody_up(tmp_path: Path) -> None:
     """More than a pipe holds: a reader that gave up would leave the children waiting for ever."""
     code = "import sys; [print('y' * 99, file=sys.stderr) for _ in range(5000)]"
     for log in (tmp_path, Path("/dev/full")):  # a folder, and a disk that is always full
-        with launch._process([sys.executable, "-c", code], "cpu", log, parallel=False) as (process, errors):
+        with started([sys.executable, "-c", code], "cpu", log, parallel=False) as (process, errors):
             assert process.wait(timeout=60) == 0
         assert errors[-1] == "y" * 99
 
@@ -171,7 +172,7 @@ def test_a_process_alone_has_all_threads_and_several_take_one_each(
 ) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     command = [sys.executable, "-c", "import os; print(os.environ.get('OMP_NUM_THREADS'))"]
-    with launch._process(command, "cpu", tmp_path / "errors.log", parallel=parallel) as (process, _):
+    with started(command, "cpu", tmp_path / "errors.log", parallel=parallel) as (process, _):
         assert process.stdout is not None
         assert process.stdout.read().strip() == threads
         process.wait()

@@ -8,15 +8,13 @@ costs the imports of each process, some ten seconds.
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import threading
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 from safetensors.torch import load_file
@@ -28,6 +26,7 @@ from tuneloop.train.fit.checkpoints import CheckpointStore
 from tuneloop.train.fit.handed import hand_over
 from tuneloop.train.fit.memory import give_memory_back, half_of, smaller
 from tuneloop.train.fit.ppo.keeping import WEIGHTS
+from tuneloop.train.fit.processes import started
 from tuneloop.train.fit.progress import FitResult, Watch
 from tuneloop.train.fit.trainers import Labelled
 from tuneloop.train.recipe import Recipe, RunSection
@@ -35,7 +34,6 @@ from tuneloop.train.stopping import Stopped
 
 _STOP = "stop"  # a file: the owner asks its children to save and end
 _SPEC = "spec.json"
-_SHOWN_LINES = 20
 _SHOWN_NAMES = 3
 _ERRORS = "errors.log"
 
@@ -195,7 +193,7 @@ def _run_children(spec: ChildSpec, run: RunSection, watch: Watch) -> _End:
     command = [sys.executable, *(torchrun if parallel else []), "-m", "tuneloop.train.fit.child", str(path)]
     last: Event | None = None
     died = ""
-    with _process(command, spec.device, spec.store / _ERRORS, parallel=parallel) as (process, errors):
+    with started(command, spec.device, spec.store / _ERRORS, parallel=parallel) as (process, errors):
         assert process.stdout is not None
         with _relayed_stop(watch, stop):
             for line in process.stdout:
@@ -206,72 +204,6 @@ def _run_children(spec: ChildSpec, run: RunSection, watch: Watch) -> _End:
                     died = died or (event.text if event.kind == "died" else "")  # the others die of the first
         code = process.wait()
     return _End(code, last, died or "\n".join(errors))
-
-
-@contextmanager
-def _process(
-    command: Sequence[str], device: str, log: Path, *, parallel: bool
-) -> Iterator[tuple[subprocess.Popen[str], deque[str]]]:
-    """The children, in a group of their own: a Ctrl-C reaches only the owner, who asks them to save first.
-
-    The last lines of what they write to standard error are given, all of them go into `log`. Of several that are
-    `parallel` each takes one thread, unless the environment says more; a single one has the whole machine.
-    """
-    environment = dict(os.environ) | ({"DS_ACCELERATOR": "cpu"} if device == "cpu" else {})
-    if parallel:
-        environment.setdefault("OMP_NUM_THREADS", "1")
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        encoding="utf-8",
-        errors="replace",  # what a library writes must not end the run
-        env=environment,
-        start_new_session=True,
-    )
-    errors: deque[str] = deque(maxlen=_SHOWN_LINES)
-
-    def read(stream: IO[str]) -> None:
-        with _kept_log(log) as keep:
-            for line in stream:  # whatever becomes of the file: children whose pipe is full wait for ever
-                errors.append(line.rstrip())
-                keep(line)
-
-    assert process.stderr is not None
-    reader = threading.Thread(target=read, args=(process.stderr,))
-    reader.start()
-    try:
-        yield process, errors
-    finally:
-        if process.poll() is None:
-            process.terminate()
-        process.wait()
-        reader.join()
-        assert process.stdout is not None
-        process.stdout.close()
-        process.stderr.close()
-
-
-@contextmanager
-def _kept_log(path: Path) -> Iterator[Callable[[str], None]]:
-    """Appends lines to a file for as long as that can be done; on a full disk they are gone."""
-    with ExitStack() as held:
-        file: IO[str] | None = None
-        with suppress(OSError):
-            file = held.enter_context(path.open("a", encoding="utf-8", buffering=1))
-
-        def keep(line: str) -> None:
-            nonlocal file
-            if file is None:
-                return
-            try:
-                file.write(line)
-            except OSError:
-                file = None
-                with suppress(OSError):  # what it still holds cannot be written either
-                    held.close()
-
-        yield keep
 
 
 @contextmanager
