@@ -28,7 +28,7 @@ LOCK_project := pyproject.toml --group dev $(PACKAGES:%=packages/%/pyproject.tom
 
 # Tests that start no vLLM run in two lanes side by side, which take about as long.
 LANES := 1 2
-LANE_1 := tests/train tests/docs tests/monitor
+LANE_1 := tests/train tests/monitor
 FUZZED := tests/registry/api/test_schema.py tests/serve/gateway/test_schema.py
 LANE_2 := tests $(LANE_1:%=--ignore=%)
 
