@@ -161,8 +161,15 @@ def test_out_of_memory_while_weights_change_goes_back_to_what_is_whole(
         ):
             fits.fit(recipe, rows=rows, store=fits.store())
         return
-    fits.fit(recipe, rows=rows, store=fits.store())
+
+    def look(rows: int, _before: int) -> None:
+        if rows == 2 and not kept and (found := fits.store().newest_valid()):
+            kept.append((found.state.step, found.state.micro_batch))
+
+    kept: list[tuple[int, int]] = []
+    fits.fit(recipe, rows=rows, store=fits.store(), hook=look)
     assert fits.losses == pytest.approx(expected, abs=2e-5)
+    assert kept == [(2, 2)], "a run that is killed before its next checkpoint begins with what fits"
 
 
 def test_out_of_memory_while_weights_change_takes_no_rollback_back(fits: Fits, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -224,7 +224,8 @@ class _Attempts:
                     f"out of memory while the optimiser changed weights in step {step + 1}, and there is no checkpoint "
                     f"from before; set run.micro_batch to {size} or optim.optimizer to adamw_8bit"
                 )
-            return found, _with_what_was_learned(found.state, state.model_copy(update={"micro_batch": size}))
+            changed = _with_what_was_learned(found.state, state.model_copy(update={"micro_batch": size}))
+            return self._with(changed, found), changed
         if checkpoint is not None and step == checkpoint.state.step:
             changed = state.model_copy(update={"micro_batch": size})
             return self._with(changed, checkpoint), changed
