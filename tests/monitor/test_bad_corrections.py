@@ -31,6 +31,7 @@ def corrected(scene: Scene, records: Sequence[RequestRecord], says: Says = good)
         for r in records
     ]
     scene.registry.traffic.add_feedback(items)
+    scene.clock.advance(1)  # the last came a second after its answer
 
 
 @pytest.mark.parametrize(

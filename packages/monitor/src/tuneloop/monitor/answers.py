@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
@@ -16,10 +17,13 @@ from tuneloop.monitor import where
 from tuneloop.monitor.bleu import sentence_bleus, signature
 from tuneloop.monitor.comparison import ENOUGH_CORRECTED, ENOUGH_TEXT, Comparison, Judgement, examples_of
 from tuneloop.monitor.detectors import Outcome, mean_rise_test
+from tuneloop.monitor.late_corrections import SEEN, SEEN_LATE
 from tuneloop.monitor.parity import groups_of
 from tuneloop.monitor.parity_gaps import gaps_of, said_of
 from tuneloop.monitor.quality import is_broken, is_refusal, log_lengths, share_rise_test
 from tuneloop.registry.nouns import RequestRecord
+
+Sides = Mapping[str, Sequence[RequestRecord]]  # "reference" and "window": the answers of either that were corrected
 
 
 def correction_bleu(held: Comparison, alpha: float, rng: np.random.Generator) -> Judgement:
@@ -59,35 +63,68 @@ def bad_corrections(held: Comparison, alpha: float, _rng: np.random.Generator) -
     Such are those that say what the answer said, that repeat themselves, that refuse, and that other
     questions, of either side, were corrected with word for word: as the same rule reads both sides together, records
     stay exchangeable while nothing changes.
+
+    What came too late for its own window is held apart, against what of the reference came late too: where there is
+    enough of both kinds each is tested at half the level. Late ones that are too few wait for more.
     """
-    sides = held.corrected()
-    for what, records in sides.items():
-        if len(records) < ENOUGH_CORRECTED:
-            reason = f"{len(records)} answers of the {what} were corrected; {ENOUGH_CORRECTED} are needed"
-            said = {"reason": reason, "too_few_corrections": True, "not_measured": True}
-            return Judgement("not enough data", len(sides["window"]), None, said)
-    asked: dict[str, set[str]] = {}  # correction → the questions it was given for
-    for record in chain(*sides.values()):
-        asked.setdefault(_plain(held.corrections[record.id]), set()).add(_plain(record.question))
-    faults = {
-        what: [_fault(held.corrections[record.id], record, asked) for record in records]
-        for what, records in sides.items()
-    }
-    (had, of), (has, among) = ((sum(map(bool, found)), len(found)) for found in faults.values())
-    result = share_rise_test((had, of), (has, among), alpha)
-    counts = Counter(fault for fault in faults["window"] if fault)
+    sides, late = held.corrected(), _late_sides(held)
+    seen = {SEEN: [record.id for record in held.window.records if record.id in held.corrections]}
+    parts = [part for part in (sides, late) if all(len(records) >= ENOUGH_CORRECTED for records in part.values())]
+    if late in parts:
+        seen[SEEN_LATE] = [record.id for record in late["window"]]
+    if not parts:
+        what, few = next((what, len(r)) for what, r in sides.items() if len(r) < ENOUGH_CORRECTED)
+        reason = f"{few} answers of the {what} were corrected; {ENOUGH_CORRECTED} are needed"
+        said = {"reason": reason, "too_few_corrections": True, "not_measured": True}
+        return Judgement("not enough data", len(sides["window"]), None, said | seen)
+    corrections = {**held.belated.texts, **held.corrections}
+    tested = [_tested(part, corrections, alpha / len(parts)) for part in parts]
+    worst = min(range(len(parts)), key=lambda place: tested[place].result.p_value)
+    part, found = parts[worst], tested[worst]
+    counts = Counter(fault for fault in found.faults["window"] if fault)
     detail: dict[str, Any] = {
-        "unit": "share of corrections",
-        "shares": {"reference": round(had / of, 4), "window": round(has / among, 4)},
+        "unit": "share of corrections that came late" if part is late else "share of corrections",
+        "shares": found.shares,
         "faults": dict(counts),
     }
-    if result.alarm:
-        hits, now = [bool(fault) for fault in faults["window"]], sides["window"]
+    if found.result.alarm:
+        hits, now = [bool(fault) for fault in found.faults["window"]], part["window"]
         detail["worst"] = counts.most_common(1)[0][0]
-        detail["examples"] = examples_of([r for r, hit in zip(now, hits, strict=True) if hit], [1.0] * has)
-        earlier = [(r, float(bool(f))) for r, f in zip(sides["reference"], faults["reference"], strict=True)]
+        detail["examples"] = examples_of([r for r, hit in zip(now, hits, strict=True) if hit], [1.0] * sum(hits))
+        earlier = [(r, float(bool(f))) for r, f in zip(part["reference"], found.faults["reference"], strict=True)]
         detail["slices"] = where.of_hits(now, hits, earlier)
-    return Judgement("drift" if result.alarm else "none", among, result, detail)
+    among = sum(len(part["window"]) for part in parts)
+    return Judgement("drift" if found.result.alarm else "none", among, found.result, detail | seen)
+
+
+def _late_sides(held: Comparison) -> Sides:
+    """Corrections of earlier windows' answers that came late, and of the reference's; where of these too few did, all
+    of the reference's: better held against another kind of answer than looked at by nobody."""
+    against = held.belated.reference
+    if len(against) < ENOUGH_CORRECTED:
+        against = [record for record in held.reference.records if record.id in held.corrections]
+    return {"reference": against, "window": held.belated.window}
+
+
+@dataclass(frozen=True)
+class _Tested:
+    """What Fisher's test says of one kind of corrections."""
+
+    result: Outcome
+    faults: Mapping[str, Sequence[str]]  # by side, what is wrong with each; nothing
+    shares: Mapping[str, float]  # by side
+
+
+def _tested(sides: Sides, corrections: Mapping[str, str], alpha: float) -> _Tested:
+    asked: dict[str, set[str]] = {}  # correction → the questions it was given for
+    for record in chain(*sides.values()):
+        asked.setdefault(_plain(corrections[record.id]), set()).add(_plain(record.question))
+    faults = {
+        what: [_fault(corrections[record.id], record, asked) for record in records] for what, records in sides.items()
+    }
+    (had, of), (has, among) = ((sum(map(bool, found)), len(found)) for found in faults.values())
+    shares = {"reference": round(had / of, 4), "window": round(has / among, 4)}
+    return _Tested(share_rise_test((had, of), (has, among), alpha), faults, shares)
 
 
 def _plain(text: str) -> str:

@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import Any, Literal
 
 from tuneloop.monitor.detectors import Outcome
+from tuneloop.monitor.late_corrections import LateCorrections
 from tuneloop.monitor.parity_pool import Pool
 from tuneloop.monitor.reference import Reference, score_id
 from tuneloop.monitor.windows import Window
@@ -44,6 +45,7 @@ class Comparison:
     guarded: Mapping[str, Finds] = field(default_factory=dict)  # by signal; none where no guard looks for it
     pool: Pool = field(default_factory=Pool)  # what of parity is taken together with this window
     late: AbstractSet[str] = frozenset()  # ids of the reference whose corrections came later than the window's could
+    belated: LateCorrections = field(default_factory=LateCorrections)  # of answers of earlier windows
 
     def score_id(self, signal: str) -> str:
         """The id of one signal's judgement."""

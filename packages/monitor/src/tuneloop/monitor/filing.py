@@ -19,9 +19,10 @@ from tuneloop.monitor.reference import JUST_BEFORE
 from tuneloop.monitor.settings import MonitorSettings
 from tuneloop.monitor.signals import BAD_CORRECTIONS, OF_SERVING
 from tuneloop.registry import Registry
+from tuneloop.registry.corrections import CLOCKS_APART
 from tuneloop.registry.episodes import noted
 from tuneloop.registry.evidence import since_of
-from tuneloop.registry.nouns import AlertEpisode, RetrainingRequest, RetrainingState
+from tuneloop.registry.nouns import AlertEpisode, RetrainingRequest, RetrainingState, WindowScore
 from tuneloop.registry.policies import RetrainingPolicy
 from tuneloop.registry.retraining.queue import new_request_id
 
@@ -42,14 +43,17 @@ def pursue(registry: Registry, episode: AlertEpisode, settings: MonitorSettings)
     ends = {what: end for what, end in spoilt.items() if end is not None}
     spoilt_until = max(ends.values(), default=None)
     since = begun if spoilt_until is None else max(begun, spoilt_until + JUST_BEFORE)
-    until = min(now, attacks.looked_until or now, _judged_until(registry, episode, settings) or now)
+    until, by, ever = min(now, attacks.looked_until or now), now, None
+    if settings.bad_corrections:
+        judged, ever = _judged(registry, episode), since - CLOCKS_APART
+        until, by = (min(until, judged.window_end), judged.at) if judged else (since, ever)  # none yet: learns nothing
     requests = registry.retraining.all(episode.model).whole()
-    corrected = partial(registry.traffic.corrected, episode.model, since=since, until=until)
+    corrected = partial(registry.traffic.corrected, episode.model, since=since, until=until, by=by)
     decision = decide(
         episode,
         policy,
         requests,
-        lambda after: corrected(after=after, by=now),
+        lambda after: corrected(after=after or ever),
         now,
         serving=_serving(open_now),
         attacks=attacks,
@@ -62,7 +66,7 @@ def pursue(registry: Registry, episode: AlertEpisode, settings: MonitorSettings)
             return episode
         return _note(registry, episode, f"no retraining yet: {decision.reason}", "episode.hold", held=decision.kind)
     request = (
-        _file(registry, episode, decision, since=since, until=until, now=now, rows=corrected())
+        _file(registry, episode, decision, since=since, until=until, now=now, rows=corrected(after=ever))
         if isinstance(decision, File)
         else decision.request
     )
@@ -113,11 +117,11 @@ def _approve(registry: Registry, request: RetrainingRequest, policy: RetrainingP
         registry.retraining.approve(request.id, by="policy", reason="auto_approve is on for this model")
 
 
-def _judged_until(registry: Registry, episode: AlertEpisode, settings: MonitorSettings) -> datetime | None:
-    """Up to when it is known whether corrections are bad, or that too few are given to tell; None: nothing looks."""
+def _judged(registry: Registry, episode: AlertEpisode) -> WindowScore | None:
+    """The newest judgement of whether corrections are bad, which also says where too few are given to tell."""
     scores = registry.episodes.scores
     newest = scores(episode.model, version=episode.version, signal=BAD_CORRECTIONS, limit=1)
-    return newest[0].window_end if newest and settings.bad_corrections else None
+    return newest[0] if newest else None
 
 
 def _serving(open_now: Sequence[AlertEpisode]) -> AlertEpisode | None:

@@ -23,13 +23,22 @@ from tuneloop.monitor.comparison import Comparison, corrected_late, unread, with
 from tuneloop.monitor.filing import BY
 from tuneloop.monitor.judging import Judge
 from tuneloop.monitor.keeping import Keeper
+from tuneloop.monitor.late_corrections import LateCorrections, late_corrections
 from tuneloop.monitor.metrics import Metrics
 from tuneloop.monitor.parity_pool import pool_of
 from tuneloop.monitor.quality import thumbs_of
 from tuneloop.monitor.reference import ANCHOR, Gathering
 from tuneloop.monitor.scorer import Scorer, Stopped
 from tuneloop.monitor.settings import FEWEST_IN_A_WINDOW, MonitorSettings
-from tuneloop.monitor.signals import DETECTORS, GUARDED, INVALID_FORMAT, OWN_REFERENCE, PERPLEXITIES, windowed
+from tuneloop.monitor.signals import (
+    BAD_CORRECTIONS,
+    DETECTORS,
+    GUARDED,
+    INVALID_FORMAT,
+    OWN_REFERENCE,
+    PERPLEXITIES,
+    windowed,
+)
 from tuneloop.monitor.standards import Standard, Standards, compared
 from tuneloop.monitor.standing import standing
 from tuneloop.monitor.streams import last_scores
@@ -240,15 +249,17 @@ class Monitor:
     def _judge_window(self, model: str, version: int, standard: Standard, window: Window) -> list[WindowScore]:
         reference = compared(standard, window.records, self._settings, self._settings.reference)
         ids = [record.id for record in (*reference.records, *window.records)]
-        traffic = self._registry.traffic
+        traffic, now = self._registry.traffic, self._registry.clock()
         feedback = traffic.feedback_for(ids)
         thumbs = thumbs_of(feedback)
         caught = self._standards.guarded(model, reference, window, self._signals)
         corrections = traffic.corrections_for(ids)
         most = self._settings.parity_windows
         pool = pool_of(self._registry, model, version, window.index, reference, most)
-        late = corrected_late(reference.records, window.records, feedback, self._registry.clock())
-        held = Comparison(model, version, reference, window, corrections, thumbs, caught, pool, late)
+        late, belated = corrected_late(reference.records, window.records, feedback, now), LateCorrections()
+        if BAD_CORRECTIONS in self._signals and not standard.lent:
+            belated = late_corrections(self._registry, model, version, window.index, reference, feedback, late, now)
+        held = Comparison(model, version, reference, window, corrections, thumbs, caught, pool, late, belated)
         scores: list[WindowScore] = []
         for signal in self._signals_of(model):  # each alarm is raised at once: the next may take an engine minutes
             spared = self._keeper.heard(model) if signal in PERPLEXITIES and scores[0].verdict == "drift" else None

@@ -258,7 +258,9 @@ class Retention:
 
         def of_then(table: sa.Table) -> sa.ColumnElement[bool]:
             if table is window_scores:
-                return (table.c.model == model) & (table.c.window_start <= until) & shows_questions("detail")
+                # Corrections that came late are told with the window they came in: their requests are older than it.
+                as_old = (table.c.window_start <= until) | (table.c.signal == "bad_corrections")
+                return (table.c.model == model) & as_old & shows_questions("detail")
             return (table.c.model == model) & shows_questions("evidence")
 
         for rows in blank_examples(self._db, gone, of_then):

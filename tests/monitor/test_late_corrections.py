@@ -1,0 +1,142 @@
+"""Corrections that come once the window of their answer is judged are looked at too, each once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+
+import numpy as np
+import pytest
+
+from monitor.scene import SMALL, Scene
+from tuneloop.monitor.answers import bad_corrections
+from tuneloop.monitor.comparison import Comparison
+from tuneloop.monitor.filing import pursue
+from tuneloop.monitor.late_corrections import LateCorrections
+from tuneloop.monitor.reference import reference_of
+from tuneloop.monitor.signals import BAD_CORRECTIONS
+from tuneloop.monitor.windows import Window
+from tuneloop.registry.nouns import Feedback, RequestRecord, WindowScore
+from tuneloop.registry.policies import RetrainingPolicy
+
+Says = Callable[[RequestRecord], str]
+
+
+def good(record: RequestRecord) -> str:
+    return f"That is what it does: {record.question}"
+
+
+def bad(_: RequestRecord) -> str:
+    return "See the manual."
+
+
+def corrected(scene: Scene, records: Sequence[RequestRecord], says: Says = good) -> None:
+    """Users correct these now."""
+    now = scene.clock.now
+    items = [Feedback(id=f"fb-{r.id}", request_id=r.id, at=now, correction=says(r)) for r in records]
+    scene.registry.traffic.add_feedback(items)
+
+
+def corrected_at_once(scene: Scene, records: Sequence[RequestRecord]) -> None:
+    """Users correct each of these well, a second after its answer."""
+    soon = timedelta(seconds=1)
+    items = [Feedback(id=f"fb-{r.id}", request_id=r.id, at=r.at + soon, correction=good(r)) for r in records]
+    scene.registry.traffic.add_feedback(items)
+    scene.clock.advance(1)
+
+
+def judged(scene: Scene) -> WindowScore:
+    """The next window of usual questions that nobody corrects, judged."""
+    scene.usual(20, answer="It adds.")
+    return watched(scene)
+
+
+def watched(scene: Scene) -> WindowScore:
+    scene.watch(scene.monitor(bad_corrections=True), serves=())
+    return max(scene.scores(BAD_CORRECTIONS), key=lambda score: int(score.detail["window"]))
+
+
+def test_bad_ones_that_come_late_alarm_with_the_window_they_came_in_and_once(scene: Scene) -> None:
+    corrected_at_once(scene, scene.usual(60, answer="It adds."))
+    late = scene.usual(20, answer="It adds.")
+    assert watched(scene).verdict == "not enough data"
+    corrected(scene, late, bad)
+    told = judged(scene)
+    assert (told.detail["window"], told.verdict, told.n) == (1, "drift", 20)
+    assert told.detail["corrected_late"] == [record.id for record in late]
+    assert {example["request_id"] for example in told.detail["examples"]} <= {record.id for record in late}
+    assert "0% → 100%" in scene.the_episode().evidence["summary"]
+    after = judged(scene)
+    assert (after.verdict, after.detail.get("corrected_late")) == ("not enough data", None)
+
+
+def test_late_ones_that_are_too_few_wait_for_more(scene: Scene) -> None:
+    corrected_at_once(scene, scene.usual(60, answer="It adds."))
+    late = scene.usual(20, answer="It adds.")
+    watched(scene)
+    corrected(scene, late[:6], bad)
+    assert judged(scene).verdict == "not enough data"
+    corrected(scene, late[6:12], bad)
+    assert (told := judged(scene)).verdict == "drift"
+    assert told.detail["corrected_late"] == [record.id for record in late[:12]]
+
+
+def test_late_ones_hide_among_none_that_came_in_time(scene: Scene) -> None:
+    corrected_at_once(scene, scene.usual(60, answer="It adds."))
+    late = scene.usual(20, answer="It adds.")
+    watched(scene)
+    corrected(scene, late, bad)
+    corrected_at_once(scene, scene.usual(20, answer="It adds."))
+    assert (told := watched(scene)).verdict == "drift"
+    assert told.n == 40, "both were looked at"
+    assert told.detail["unit"] == "share of corrections that came late"
+
+
+def test_good_ones_that_come_late_raise_nothing(scene: Scene) -> None:
+    corrected_at_once(scene, scene.usual(60, answer="It adds."))
+    late = scene.usual(20, answer="It adds.")
+    watched(scene)
+    corrected(scene, late)
+    assert judged(scene).verdict == "none"
+
+
+def test_what_came_after_the_last_judgement_counts_for_no_retraining_until_it_is_looked_at(scene: Scene) -> None:
+    scene.registry.policies.set("bot", RetrainingPolicy(min_rows=10), by="ada", reason="test")
+    corrected_at_once(scene, scene.usual(60, answer="It adds."))
+    late = scene.drifted(20, answer="It adds.")
+    watched(scene)
+    corrected(scene, late)
+    scene.clock.advance(1)
+    scene.watch(scene.monitor(bad_corrections=True), serves=())
+    assert scene.requests() == []
+    scene.drifted(20, answer="It adds.")
+    assert watched(scene).verdict == "none"
+    assert [request.rows for request in scene.requests()] == [20]
+
+
+@pytest.mark.parametrize(("on", "filed"), [(False, [20]), (True, [])])
+def test_where_it_has_judged_nothing_yet_nothing_is_learned_from(scene: Scene, on: bool, filed: list[int]) -> None:
+    corrected_at_once(scene, scene.usual(60, answer="It adds."))
+    drifted = scene.drifted(20, answer="It adds.")
+    scene.watch(serves=())
+    assert scene.scores(BAD_CORRECTIONS) == [], "it was off"
+    corrected(scene, drifted, bad)
+    scene.registry.policies.set("bot", RetrainingPolicy(min_rows=10), by="ada", reason="test")
+    pursue(scene.registry, scene.the_episode(), SMALL.model_copy(update={"bad_corrections": on}))
+    assert [request.rows for request in scene.requests()] == filed
+
+
+def test_steady_late_ones_alarm_no_oftener_than_the_level_beside_those_in_time(scene: Scene) -> None:
+    records = scene.usual(140, answer="It adds.")
+    alarms, level, rounds = 0, 0.05, 300
+    for seed in range(rounds):
+        rng = np.random.default_rng(seed)
+        dealt = [records[index] for index in rng.permutation(140)]
+        worse = set(rng.permutation(140)[:42].tolist())
+        says = {r.id: "See the manual." if place in worse else good(r) for place, r in enumerate(dealt)}
+        window, late = Window(1, tuple(dealt[60:100]), 40, dealt[-1].at), frozenset(r.id for r in dealt[:30])
+        belated = LateCorrections(dealt[100:], dealt[:30], says)
+        reference = reference_of(dealt[:60], frozen=True)
+        held = Comparison("bot", 1, reference, window, says, {}, late=late, belated=belated)
+        alarms += bad_corrections(held, level, rng).verdict == "drift"
+    assert alarms <= level * rounds + 3 * (level * rounds) ** 0.5
