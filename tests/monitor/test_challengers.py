@@ -46,10 +46,10 @@ def both(scene: Scene, n: int, *, champion: str | None = "It does.", challenger:
     scene.clock.advance(60)
 
 
-def judge_of(scene: Scene) -> Challengers:
+def judge_of(scene: Scene, **changes: object) -> Challengers:
     """The part of a fresh process that looks at challengers."""
     scorer = Scorer(scene.registry.fleet, scene.client, concurrency=2, max_tokens=2_048)
-    return Challengers(scene.registry, scene.settings, scorer, Metrics())
+    return Challengers(scene.registry, scene.settings.model_copy(update=changes), scorer, Metrics())
 
 
 def watch(scene: Scene, *serves: str, challengers: Challengers | None = None) -> None:
@@ -101,6 +101,26 @@ def test_one_window_is_too_little_to_pass_and_many_are_enough(scene: Scene) -> N
     watch(scene)
     assert len(verdicts(scene, TRIAL_REFUSALS)) == 4
     assert check_of(scene, TRIAL_REFUSALS, TRIAL_BROKEN_ANSWERS) == "pass"
+
+
+def test_a_challengers_window_that_time_has_closed_is_judged_with_ten_and_each_answer_once(scene: Scene) -> None:
+    def judged(*, daily: bool) -> list[int]:
+        watch(scene, challengers=judge_of(scene, window_s=86_400 if daily else 0))
+        return sorted(score.n for score in scene.scores(TRIAL_REFUSALS, version=2))
+
+    try_out(scene)
+    both(scene, 9)
+    scene.clock.advance(86_400)
+    assert judged(daily=True) == [], "nine are too few, however old"
+    both(scene, 3, challenger=REFUSES)
+    assert judged(daily=False) == [], "without a longest time it waits for twenty"
+    assert judged(daily=True) == [12]
+    both(scene, 12)
+    assert judged(daily=True) == [12], "these are not old enough"
+    scene.clock.advance(86_400)
+    assert judged(daily=True) == [12, 12]
+    first, second = (set(score.request_ids) for score in scene.scores(TRIAL_REFUSALS, version=2))
+    assert first.isdisjoint(second)
 
 
 def test_a_challenger_that_is_surprised_by_its_own_answers_and_by_what_users_want_is_told(scene: Scene) -> None:

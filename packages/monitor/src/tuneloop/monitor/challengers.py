@@ -34,6 +34,7 @@ from tuneloop.monitor.scorer import Scorer, Stopped
 from tuneloop.monitor.settings import MonitorSettings
 from tuneloop.monitor.signals import DETECTORS_OF_TRIALS, TRIAL_ANCHOR, TRIAL_CORRECTION_PERPLEXITY
 from tuneloop.monitor.trials import Arms, Measured, Read, Said, measured, said_of
+from tuneloop.monitor.windows import is_closed_by_time
 from tuneloop.registry import Registry
 from tuneloop.registry.corrections import corrects
 from tuneloop.registry.errors import TuneloopError, Unavailable, Unreadable
@@ -148,7 +149,7 @@ class Challengers:
         return [score for score in newest if score.detail["trial"] == trial.named()]
 
     def _next(self, trial: Trial, judged: Sequence[WindowScore]) -> tuple[RequestRecord, ...]:
-        """The challenger's next whole window; empty while it fills.
+        """The challenger's next window that is closed, by count or by time; empty while it fills.
 
         As a champion's (`windows`), it takes the oldest records that no window holds: what is answered slowly, or
         arrives late from a spool, carries the time at which it was asked.
@@ -166,7 +167,7 @@ class Challengers:
             if len(mine) >= size:
                 return tuple(mine[:size])
             if len(served) + len(served.unreadable) < limit:
-                return ()
+                return tuple(mine) if is_closed_by_time(mine, self._settings.window_s, until) else ()
             limit *= 2
 
     def _beside(

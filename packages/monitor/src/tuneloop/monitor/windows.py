@@ -92,11 +92,16 @@ def next_window(
         if len(fresh) < size and len(served) + len(served.unreadable) >= limit:
             limit *= 2  # so many cannot be read
             continue
-        closes = fresh[0].at + timedelta(seconds=longest_s) if longest_s and len(fresh) >= FEWEST_IN_A_WINDOW else None
-        if len(fresh) < size and (closes is None or closes > until):
+        if len(fresh) < size and not is_closed_by_time(fresh, longest_s, until):
             return tuple(fresh)
         records = tuple(fresh[:size])
         return Window(done.next_index, records, len(records), max(done.high_water, records[-1].at))
+
+
+def is_closed_by_time(records: Sequence[RequestRecord], longest_s: float, now: datetime) -> bool:
+    """Whether records, the oldest first, are a window though it is not full; by 0 seconds none ever is."""
+    enough = longest_s > 0 and len(records) >= FEWEST_IN_A_WINDOW
+    return enough and records[0].at + timedelta(seconds=longest_s) <= now
 
 
 def judged_window(registry: Registry, anchor: WindowScore) -> Window:
