@@ -138,7 +138,7 @@ class EngineAgent:
         """Its live heartbeat."""
         return next((engine for engine in self.registry.fleet.engines() if engine.id == self.id), None)
 
-    def wait_until(self, true: Callable[[EngineState], bool], timeout_s: float = 30.0) -> EngineState:
+    def wait_until(self, true: Callable[[EngineState], bool], timeout_s: float = 90.0) -> EngineState:
         """Wait for a heartbeat of which something is true."""
         deadline = time.monotonic() + timeout_s
         while (state := self.state()) is None or not true(state):

@@ -65,13 +65,13 @@ def test_a_hung_vllm_is_ended_and_kill_9_of_the_agent_leaves_nothing_for_the_nex
     (worker,) = processes(engine_agent, "VLLM::Worker") or processes(engine_agent, "VLLM::EngineCore")
     os.kill(worker.pid, signal.SIGSTOP)
     engine_agent.wait_until(lambda state: "vLLM made no token in 16 s: hung" in state.detail, 60)
-    wait_gone(old, timeout_s=10)
+    wait_gone(old, timeout_s=30)
 
     engine_agent.wait_until(lambda state: state.state == "starting")
     old = engine_agent.vllm()
     assert old, "the next vLLM is on its way up when its agent is killed"
     engine_agent.kill()
-    wait_gone(old, timeout_s=10)
+    wait_gone(old, timeout_s=30)
     ensure_port_free("127.0.0.1", engine_agent.port)
 
     engine_agent.start()

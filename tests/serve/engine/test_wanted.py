@@ -223,7 +223,7 @@ def test_an_mlflow_that_hangs_holds_a_look_up_once_and_hides_no_version_that_is_
     watch_of(registry, tmp_path).look()
     arms = [Arm(version=v, weight_bp=w) for v, w in ((2, 0), (3, 0), (1, 10_000))]
     registry.routes.write("bot", arms, by="t", reason="t", expected_revision=1)
-    monkeypatch.setattr(wanted, "LOOKUP_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(wanted, "LOOKUP_TIMEOUT_S", 1.5)
     with socket.socket() as silent:  # connections are taken, nothing is ever said
         silent.bind(("127.0.0.1", 0))
         silent.listen()
@@ -238,10 +238,10 @@ def test_an_mlflow_that_hangs_holds_a_look_up_once_and_hides_no_version_that_is_
             watch.remembered()
             began = time.monotonic()
             sight = watch.look()
-            assert time.monotonic() - began < 0.9, "asked once, not once a version"
+            assert time.monotonic() - began < 2.9, "asked once, not once a version"
     assert names(sight) == ["bot@1"]
-    assert "did not answer within 0.5 s" in sight.strange["bot@2"]
-    assert "did not answer within 0.5 s" in sight.strange["bot@3"]
+    assert "did not answer within 1.5 s" in sight.strange["bot@2"]
+    assert "did not answer within 1.5 s" in sight.strange["bot@3"]
 
 
 def test_a_version_that_was_refused_is_loaded_once_somebody_has_signed_it(registry: Registry, tmp_path: Path) -> None:

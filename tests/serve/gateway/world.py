@@ -32,7 +32,7 @@ T = TypeVar("T")
 TUNELOOP = Path(sys.executable).with_name("tuneloop")
 
 
-def until(found: Callable[[], T | Literal[False] | None], timeout_s: float = 5.0, what: str = "") -> T:
+def until(found: Callable[[], T | Literal[False] | None], timeout_s: float = 30.0, what: str = "") -> T:
     """Wait for something true."""
     deadline = time.monotonic() + timeout_s
     while not (value := found()):
