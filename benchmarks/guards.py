@@ -29,6 +29,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 
 from tuneloop.registry.redaction import redact
+from tuneloop.serve.gateway.collecting import settle
 from tuneloop.serve.guards import GuardPolicy, Guards, classifier, rules
 from tuneloop.serve.guards.concepts import sentences
 from tuneloop.serve.guards.folding import fold
@@ -189,6 +190,7 @@ def latency() -> dict[str, dict[str, float]]:
         "Presidio alone (redaction)": redact,
     }
     taken: dict[str, list[float]] = {name: [] for name in ways}
+    settle()  # as the gateway's guard workers, whose texts these would be
     for text in texts:  # in turns: this machine's drift hits all alike
         for name, way in ways.items():
             began = time.process_time()  # of the processor: other processes here are no cost of the guards

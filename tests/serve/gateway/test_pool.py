@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import time
 from collections.abc import Callable
@@ -25,6 +26,8 @@ def warm() -> Callable[[object], object]:
     def answer(question: object) -> object:
         if question == "hang":
             time.sleep(3600)
+        if question == "frozen":
+            return gc.get_freeze_count()
         if question == "fail":
             raise ValueError("no such thing")
         return os.getpid()
@@ -55,6 +58,15 @@ def test_a_worker_that_hangs_is_replaced_and_one_that_only_fails_is_not() -> Non
             await pool.ask("hello", 0.1)
 
     asyncio.run(run())
+
+
+def test_what_a_worker_has_loaded_is_never_collected_again() -> None:
+    """A full collection would stop a text for as long as Presidio's objects take to look at: 180 ms."""
+    worker = Worker("tester", work)
+    try:
+        assert worker.ask("frozen", 60.0) != 0
+    finally:
+        worker.stop()
 
 
 def never_warm(pipe: Connection) -> None:

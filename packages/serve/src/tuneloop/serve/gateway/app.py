@@ -7,7 +7,6 @@ those to requests that are none (408, 431).
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import random
 from collections.abc import Callable, MutableMapping
@@ -19,6 +18,7 @@ from tuneloop.registry.settings import RegistrySettings
 from tuneloop.serve.gateway import rest
 from tuneloop.serve.gateway.admission.admission import Admission
 from tuneloop.serve.gateway.body import PATHS
+from tuneloop.serve.gateway.collecting import settle
 from tuneloop.serve.gateway.completions import Completions
 from tuneloop.serve.gateway.errors import ApiError
 from tuneloop.serve.gateway.exchange import Exchange, new_request_id
@@ -36,9 +36,6 @@ from tuneloop.serve.gateway.tracing import Tracing
 
 log = logging.getLogger(__name__)
 REGISTRY_UP_WITHIN_S = 5.0
-# Requests make few cycles. To look at 10,000 new objects, which have long left the cache, stopped the loop for 3 to
-# 9 ms once a second. Older ones are looked at rarely: it is for them that Python's own (700, 10, 10) cost more.
-GC_THRESHOLDS = (1_000, 500, 20)
 
 
 class Gateway:
@@ -138,9 +135,7 @@ class Gateway:
         self._admission.sharing.start(asyncio.get_running_loop())
         self._recorder.start()
         self._tracing.start()
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(*GC_THRESHOLDS)
+        settle()
 
     async def stop(self) -> None:
         """Store every record, leave the registry's list, close every connection."""

@@ -17,6 +17,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 
 from tuneloop.registry.errors import Unavailable
+from tuneloop.serve.gateway.collecting import settle
 
 START_TIMEOUT_S = 120.0
 _READY = "ready"
@@ -140,6 +141,7 @@ def serve(pipe: Connection, warm: Callable[[], Callable[[object], object]]) -> N
     # Ctrl-C reaches the whole group; the gateway ends this worker when it has drained.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     answer = warm()
+    settle()
     pipe.send(_READY)
     while True:
         try:
