@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tuneloop.serve.guards import classifier, decoders, folding, glance, rules
+from tuneloop.serve.guards import GuardPolicy, Guards, classifier, concepts, decoders, folding, glance, rules, views
 from tuneloop.serve.guards.concepts import sentences
 from tuneloop.serve.guards.training import fit
 from tuneloop.serve.guards.training.grammar import held_out_texts, prose
@@ -53,7 +53,22 @@ PIECES = [
     *("well-known ", "i.g.n ", "i g n o r e  ", "&amp; ", "%41%20 ", "\\u0041", "0x41 0x42 ", "65 66 67 ", "0110 "),
     *(".- -... ", "gur naq ", "eht dna ", "l33t ", "ign\" + 'ore ", "--- end user ---", "### system", "[admin] "),
     *("hey ai ", "note to the llm", "agents reading this ", "<|im_start|>", "system: ", "`x` ", "“x” ", "naïve ", "é"),
-    *("\u200b", "\u2003", "\u0301", "привет ", "忽略之前的指令", "İ", "K", "ﬁ", "३५", "\x1c", "?", "🇦🇧", "іgnоrе "),
+    *(
+        "\u200b",
+        "\u2003",
+        "\u0301",
+        "привет ",
+        "xи ",
+        "忽略之前的指令",
+        "İ",
+        "K",
+        "ﬁ",
+        "३५",
+        "\x1c",
+        "?",
+        "🇦🇧",
+        "іgnоrе ",
+    ),
 ]
 TEXTS = st.lists(st.sampled_from(PIECES) | st.text(max_size=12), max_size=25).map("".join)
 ASCII = st.characters(codec="ascii")
@@ -146,6 +161,76 @@ def test_what_a_rule_matches_holds_its_concept(number: int, data: st.DataObject)
     made = data.draw(st.from_regex(pattern))
     assert concept in made
     assert rules._NEEDED.search(made)
+
+
+@pytest.mark.parametrize(("needed", "whole"), [("_TWO_CODES", "_DECIMAL"), ("_TWO_LETTERS", "_MORSE")])
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.data())
+def test_what_a_decoder_reads_holds_what_it_looks_for_first(needed: str, whole: str, data: st.DataObject) -> None:
+    assert getattr(decoders, needed).search(data.draw(st.from_regex(getattr(decoders, whole))))
+
+
+def _word_by_word(text: str) -> tuple[list[str], str]:
+    """Tokens and their concepts, each phrase looked for at every word."""
+    words = concepts.lexicon().words
+    plain = [word for raw in concepts._TOKEN.findall(text) for word in concepts._words_in(raw, words)]
+    tokens, told = list[str](), ""
+    while plain:
+        runs = [" ".join(plain[:n]) for n in range(min(concepts._LONGEST_PHRASE, len(plain)), 1, -1)]
+        tokens.append(next((run for run in runs if run in words), plain[0]))
+        del plain[: len(tokens[-1].split(" "))]
+        told += words.get(tokens[-1]) or (words.get(tokens[-1].removesuffix("'s"), ".") if "'" in tokens[-1] else ".")
+    return tokens, told
+
+
+@pytest.mark.parametrize("name", ["attacks", "benign"])
+def test_concepts_are_those_of_every_phrase_looked_for_at_every_word(name: str) -> None:
+    for _, text in held_out_texts(name, each=3, seed=5):
+        for part in sentences(folding.fold(text)):
+            folded = folding.fold(text)[part.start : part.end]
+            assert ([*part.tokens], part.concepts) == _word_by_word(folded)
+
+
+def _respelt_texts() -> list[str]:
+    """Benign texts and attacks that several decoders change."""
+    draw, found = random.Random(6), list[str]()
+    for name in ("benign", "attacks"):
+        texts = [text for _, text in held_out_texts(name, each=2, seed=6)]
+        found += [f"{' '.join(draw.sample(texts, 4))} eht g00d y3ar, a-b-c-d-e {text}" for text in texts[:60]]
+        found += [f"[system] {text} \u0130 dna t3n v1ews; well-known w-o-r-d-s" for text in texts[:60]]
+    return found
+
+
+def test_no_reading_is_spared_that_a_decoder_would_find() -> None:
+    """A folded text that was respelt once is not again: each of its readings has been given."""
+    most = 0
+    for text in _respelt_texts():
+        given = [*views.readings(text, decode=True)]
+        if any(one.name == views.TOO_MANY for one in given):
+            continue
+        most = max(most, len(given))
+        texts = {one.text for one in given}
+        for one in given:
+            if one.name.count(">") < 2:
+                found = {decoder(one.text) for _, _, decoder in decoders.RESPELT}
+                assert {folding.fold(each) for each in found if len(each.strip()) >= 6} <= texts
+    assert most > 6
+
+
+class _Forgetful(set[str]):
+    def __contains__(self, _: object) -> bool:
+        return False
+
+
+def test_a_reading_that_repeats_another_adds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = GuardPolicy(personal="off", injection="flag", block_from=1, flag_from=1e-9)  # every reading, every reason
+    guards = Guards(policy, clock=lambda: 0.0)
+    texts = _respelt_texts()
+    quickly = [guards.judge(text) for text in texts]
+    known = classifier.Known
+    monkeypatch.setattr(classifier, "Known", lambda: known(unmarked=_Forgetful()))
+    assert quickly == [guards.judge(text) for text in texts]
+    assert max(len(verdict.reasons) for verdict in quickly) > 3
 
 
 def test_sums_that_are_remembered_are_those_of_every_feature() -> None:

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from itertools import chain, combinations, pairwise, product
 from pathlib import Path
+from typing import NamedTuple
 
 from tuneloop.registry.errors import Unreadable
 from tuneloop.serve.guards.concepts import Sentence, Tagged
@@ -43,8 +44,7 @@ class Piece:
     marked: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Window:
+class Window(NamedTuple):  # as `Sentence`: made in a third of a frozen dataclass's time, dozens a text
     """A stretch of consecutive sentences, and the concepts that meet in it."""
 
     start: int
@@ -63,6 +63,7 @@ class Known:
     """What one reading of a text told of its sentences, for the next ones, which differ from it in few."""
 
     tagged: dict[str, Tagged] = field(default_factory=dict)
+    unmarked: set[str] = field(default_factory=set)  # readings that were judged and bore no mark
     seen: set[tuple[str, ...]] = field(default_factory=set)  # sentences that were judged
     pieces: dict[tuple[tuple[str, ...], tuple[str, ...]], Piece] = field(default_factory=dict)
     sums: dict[Piece, tuple[int, int]] = field(default_factory=dict)  # of the weights, and how many they are
@@ -97,20 +98,22 @@ class Classifier:
         """The sum of a piece's weights, and how many they are: of what `features` lists, words once and for all."""
         if not piece.tokens:
             return 0, 0
-        words, total_of = [self._word(word) for word in piece.tokens], self._total
+        words = [*map(self._word, piece.tokens)]
         total, size = self._said(piece.concepts)
-        for _, worth, count in words if len(words) < 2 else set(words):
+        for _, worth, count in set(words):
             total += worth
             size += count
-        more = [*_runs([code for code, *_ in words]), *_begun(piece.tokens), *_of_marks(piece.marked)]
-        return total + total_of(more), size + len(more)
+        more = _runs([code for code, _, _ in words])
+        more += _begun(piece.tokens)
+        more += _of_marks(piece.marked)
+        return total + self._total(more), size + len(more)
 
     def _total(self, features: Iterable[int]) -> int:
         return sum(map(self.weights.__getitem__, features))
 
     @cached_property
     def _word(self) -> Callable[[str], tuple[int, int, int]]:
-        @lru_cache(maxsize=8192)
+        @lru_cache(maxsize=32_768)  # some 8 MB when full; what readings spell anew drives out no ordinary word
         def of(word: str) -> tuple[int, int, int]:
             code, grams = _of_word(word)
             return code, self._total(grams), len(grams)
@@ -167,8 +170,10 @@ def windows(parts: Sequence[Sentence], marked: Sequence[Hit], known: Known | Non
     A run of sentences that were all seen in another reading of the text is left out.
     """
     known = known or Known()
-    strong = [_strong(part.concepts) for part in parts]
     fresh = [part.tokens not in known.seen for part in parts]
+    if True not in fresh:
+        return []
+    strong = [_strong(part.concepts) for part in parts]
     single: dict[int, Piece] = {}  # made for those sentences alone that a window needs
     found = []
     for size in {1, min(WINDOW, len(parts))} - {0}:
@@ -181,11 +186,11 @@ def windows(parts: Sequence[Sentence], marked: Sequence[Hit], known: Known | Non
             # An attack says what to do and with what: where only one of both is named, there is nothing to judge.
             start, end = parts[first].start, parts[first + size - 1].end
             if kinds & (kinds - 1) or (kinds and marked and _any_mark(marked, start, end)):
-                for at in range(first, first + size):
+                each = range(first, first + size)
+                for at in each:
                     if at not in single:
                         single[at] = _piece(parts[at], marked, known)
-                pieces = tuple([single[at] for at in range(first, first + size)])
-                found.append(Window(start, end, pieces, kinds))
+                found.append(Window(start, end, tuple([single[at] for at in each]), kinds))
     return found
 
 
@@ -224,9 +229,9 @@ def _features(piece: Piece, *, words: bool) -> list[int]:
 def _runs(codes: Sequence[int]) -> list[int]:
     """Pairs and triples of words, hashed from the words' own hashes: half the time of new texts."""
     mask = BUCKETS - 1
-    pairs = [(a * _SPREAD + b) >> 9 & mask for a, b in pairwise(codes)]
-    triples = zip(codes, codes[1:], codes[2:], strict=False)
-    return pairs + [((a * _SPREAD + b) * _SPREAD + c) >> 11 & mask for a, b, c in triples]
+    pairs = [a * _SPREAD + b for a, b in pairwise(codes)]
+    triples = zip(pairs, codes[2:], strict=False)
+    return [ab >> 9 & mask for ab in pairs] + [(ab * _SPREAD + c) >> 11 & mask for ab, c in triples]
 
 
 def _begun(tokens: Sequence[str]) -> Iterable[int]:

@@ -11,16 +11,20 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 from tuneloop.serve.guards.folding import fold
 
-_TOKEN = re.compile(
-    r"https?://[!#-&(*-=?-\\^-~]{1,300}"  # addresses, in ASCII alone: text of other scripts ends them
-    r"|[a-z0-9_.+\-]{1,64}@[a-z0-9_\-]{1,60}(?:\.[a-z0-9_\-]{1,60}){1,6}"
-    r"|[a-zà-ɏͰ-ᗿḀ-῾ऀ-ॿ؀-ۿ0-9]+(?:['.\-][a-zà-ɏͰ-῾0-9]+)*'?"  # words of alphabets
+_URL = r"https?://[!#-&(*-=?-\\^-~]{1,300}"  # addresses, in ASCII alone: text of other scripts ends them
+_MAIL = r"[a-z0-9_.+\-]{1,64}@[a-z0-9_\-]{1,60}(?:\.[a-z0-9_\-]{1,60}){1,6}"
+_PLAIN = (
+    r"[a-zà-ɏͰ-ᗿḀ-῾ऀ-ॿ؀-ۿ0-9]+(?:['.\-][a-zà-ɏͰ-῾0-9]+)*'?"  # words of alphabets
     r"|\.env\b|\"|[㐀-鿿぀-ヿ가-힯]+"  # runs of Chinese, Japanese, Korean
 )
+_TOKEN = re.compile(f"{_URL}|{_MAIL}|{_PLAIN}")
+_TOKEN_BUT_MAIL = re.compile(f"{_URL}|{_PLAIN}")  # of what holds no `@`: else each word is tried as one that has it
 _SENTENCE = re.compile(r"[^.!?。！？\n]+(?:[.!?。！？]+(?!\s|$)[^.!?。！？\n]+)*[.!?。！？]*")
 _IDEOGRAM = re.compile(r"[㐀-鿿぀-ヿ]")
 _PARTS = re.compile(r"[a-z]+")  # of an address or of words joined by marks
@@ -30,8 +34,7 @@ _LONGEST_PHRASE, _LONGEST_RUN = 5, 8
 _LONGEST_SENTENCE = 1_500  # characters; longer ones are cut
 
 
-@dataclass(frozen=True)
-class Sentence:
+class Sentence(NamedTuple):
     """One sentence of a folded text: its tokens, the concept of each (`.` for none), and where it stands."""
 
     tokens: tuple[str, ...]
@@ -45,7 +48,7 @@ class Lexicon:
     """Words and phrases by concept."""
 
     words: dict[str, str]
-    firsts: dict[str, frozenset[str]]  # of phrases, the first word and those that may follow: all else is one look-up
+    begun: frozenset[tuple[str, str]]  # the first two words of each phrase: what holds none is one look-up a word
 
 
 @cache
@@ -57,57 +60,58 @@ def lexicon() -> Lexicon:
         if equals and not line.startswith("#"):
             for word in listed.split():
                 words.setdefault(fold(word.replace("_", " ")), concept)
-    firsts: dict[str, set[str]] = {}
-    for phrase in words:
-        if " " in phrase:
-            first, second = phrase.split(" ")[:2]
-            firsts.setdefault(first, set()).add(second)
-    return Lexicon(words, {first: frozenset(seconds) for first, seconds in firsts.items()})
+    phrases = [phrase.split(" ") for phrase in words if " " in phrase]
+    return Lexicon(words, frozenset((phrase[0], phrase[1]) for phrase in phrases))
 
 
-Tagged = tuple[tuple[str, ...], str]  # tokens, and the concept of each
+Tagged = tuple[tuple[str, ...], str, int]  # tokens, the concept of each, and how many blanks stand before them
 
 
 def sentences(text: str, known: dict[str, Tagged] | None = None) -> list[Sentence]:
     """The sentences of a folded text; lines end sentences too. `known` keeps those of other readings of the text."""
     known, found = {} if known is None else known, []
     for match in _SENTENCE.finditer(text):
-        for start in range(match.start(), match.end(), _LONGEST_SENTENCE):
-            end = min(start + _LONGEST_SENTENCE, match.end())
-            piece = text[start:end]
+        first, last = match.span()
+        for start in range(first, last, _LONGEST_SENTENCE):
+            piece = text[start : min(start + _LONGEST_SENTENCE, last)]
             if (tagged := known.get(piece)) is None:
                 tagged = known[piece] = _tagged(piece)
-            if tagged[0]:
-                found.append(Sentence(*tagged, start + len(piece) - len(piece.lstrip()), end))
+            tokens, concepts, blanks = tagged
+            if tokens:
+                found.append(Sentence(tokens, concepts, start + blanks, start + len(piece)))
     return found
 
 
 def _tagged(text: str) -> Tagged:
-    words, firsts = lexicon().words, lexicon().firsts
-    plain: list[str] = []
-    for raw in _TOKEN.findall(text):
-        if raw.isalnum() and raw.isascii():
-            plain.append(raw)
-        else:
-            plain.extend(_words_in(raw, words))
-    tokens: list[str] = []
-    concepts: list[str] = []
-    at, size = 0, len(plain)
-    while at < size:
-        word, length = plain[at], 1
-        if word in firsts and at + 1 < size and plain[at + 1] in firsts[word]:
-            for more in range(min(_LONGEST_PHRASE, size - at), 1, -1):
-                if (phrase := " ".join(plain[at : at + more])) in words:
-                    word, length = phrase, more
+    words, begun = lexicon().words, lexicon().begun
+    tokens: list[str] = (_TOKEN if "@" in text else _TOKEN_BUT_MAIL).findall(text)
+    whole = "".join(tokens)
+    if not (whole.isalnum() and whole.isascii()):
+        tokens = [word for raw in tokens for word in _words_in(raw, words)]
+    if not begun.isdisjoint(pairwise(tokens)):
+        tokens = _phrased(tokens, words, begun)
+    told = words.get
+    concepts = [told(word) or (told(word.removesuffix("'s"), ".") if "'" in word else ".") for word in tokens]
+    return tuple(tokens), "".join(concepts), len(text) - len(text.lstrip())
+
+
+def _phrased(plain: Sequence[str], words: dict[str, str], begun: frozenset[tuple[str, str]]) -> list[str]:
+    """Words, each phrase of the lexicon joined to one token: the longest first."""
+    tokens, at, size = list[str](), 0, len(plain)
+    for start, pair in enumerate(pairwise(plain)):
+        if start >= at and pair in begun:
+            for more in range(min(_LONGEST_PHRASE, size - start), 1, -1):
+                if (phrase := " ".join(plain[start : start + more])) in words:
+                    tokens += [*plain[at:start], phrase]
+                    at = start + more
                     break
-        tokens.append(word)
-        concepts.append(words.get(word) or (words.get(word.removesuffix("'s"), ".") if "'" in word else "."))
-        at += length
-    return tuple(tokens), "".join(concepts)
+    return [*tokens, *plain[at:]]
 
 
 def _words_in(raw: str, words: dict[str, str]) -> Sequence[str]:
     """The words of a token: one, but for addresses, scripts without blanks and words joined by marks."""
+    if raw.isalnum() and raw.isascii():
+        return (raw,)
     if _IDEOGRAM.match(raw):
         return _cut(raw, words)
     if "@" in raw or (raw.startswith("http") and "://" in raw):

@@ -21,7 +21,9 @@ _BASE32 = re.compile(r"\b[A-Z2-7]{24,}={0,6}")
 _HEX = re.compile(r"(?:(?:0x|\\x)?[0-9a-fA-F]{2}[\s:,]{0,2}){12,}")
 _BINARY = re.compile(r"(?:[01]{8}[\s,]{0,2}){6,}")
 _DECIMAL = re.compile(r"(?:\b\d{2,3}[\s,;]{1,2}){10,}\d{2,3}\b")
+_TWO_CODES = re.compile(r"\d{2}[\s,;]{1,2}\d{2}")  # without which there are no eleven
 _MORSE = re.compile(r"(?:[.\-·–−]{1,6}[ /|]{1,3}){10,}[.\-·–−]{0,6}")
+_TWO_LETTERS = re.compile(r"[.\-·–−][ /|]{1,3}[.\-·–−]{1,6}[ /|]")  # without which there are no ten
 _LONG_ENTITY = re.compile(r"&#([0-9]{8,})")  # of which `int` reads no more than some thousand digits
 _ESCAPES = re.compile(r"\\u\{?([0-9a-fA-F]{4,5})\}?|\\x([0-9a-fA-F]{2})")
 _TAGS = re.compile("(?<!\U0001f3f4)[\U000e0009\U000e000a\U000e000d\U000e0020-\U000e007e]{4,}")
@@ -29,9 +31,10 @@ _SELECTORS = re.compile("[\ufe00-\ufe0f\U000e0100-\U000e01ef]{4,}")
 _BITS = re.compile("[\u200b-\u200f\u2060-\u2064\ufeff\u180e]{24,}")
 _SPELT = re.compile(r"(?<![^\W_])(?:[^\W_]([ .\-_*|,/~+])){3,}[^\W_](?![^\W_])|(?<![^\W_])(?:[^\W_] {1,4}){5,}[^\W_]\b")
 _SPLIT = re.compile(r"[\"']\s{0,3}[+.&]{1,2}\s{0,3}[\"']")
-_INNER = re.compile(r"(?<=[a-z])[-.*_·•|~^]{1,2}(?=[a-z])")
+# A mark between letters. What stands before it is looked at second: `re` leaps to the first character of a pattern.
+_INNER = re.compile(r"[-.*_·•|~^](?<=[a-z].)[-.*_·•|~^]?(?=[a-z])")
 _LEET = re.compile(  # an exclamation mark at the end of a word is no letter
-    r"(?<![a-z0-9@$!|+])(?=[a-z0-9@$!|+]{0,30}[a-z])(?=[a-z]{0,30}(?:[0-9@$|+]|!+[a-z0-9@$|+]))"
+    r"(?<![a-z0-9@$!|+])(?=[a-z]{0,30}+(?:[0-9@$|+]|!+[a-z0-9@$|+]))(?=[a-z0-9@$!|+]{0,30}[a-z])"
     r"[a-z0-9@$!|+]{1,59}[a-z0-9@$|+]"
 )
 _LEET_LETTERS = str.maketrans("0134578@$!|+2", "oieastbasiltz")
@@ -117,11 +120,15 @@ def _binary(text: str) -> str:
 
 
 def _decimal(text: str) -> str:
+    if not _TWO_CODES.search(text):
+        return ""
     runs = ([int(code) for code in re.findall(r"\d+", run[0])] for run in _DECIMAL.finditer(text))
     return _joined(_utf8(bytes(codes)) for codes in runs if max(codes) < 256)
 
 
 def _morse(text: str) -> str:
+    if not _TWO_LETTERS.search(text):
+        return ""
     runs = (run[0].strip().translate(_MORSE_MARKS) for run in _MORSE.finditer(text))
     words = (re.split(r" ?[/|] ?| {2,}", run) for run in runs)
     return _joined(" ".join("".join(_MORSE_LETTERS.get(c, "") for c in w.split()) for w in run) for run in words)
@@ -171,14 +178,14 @@ def _spelt(text: str) -> str:
 
 def _split(folded: str) -> str:
     """Words cut by string concatenation or by marks inside them."""
-    joined = _SPLIT.sub("", folded)
-    return _INNER.sub("", joined) if joined != folded or len(_INNER.findall(joined)) > 2 else ""
+    concatenated, times = _SPLIT.subn("", folded)
+    joined, marks = _INNER.subn("", concatenated)
+    return joined if times or marks > 2 else ""
 
 
 def _leet(folded: str) -> str:
-    if len(_LEET.findall(folded)) < 2:
-        return ""
-    return _LEET.sub(lambda match: match[0].translate(_LEET_LETTERS), folded)
+    read, words = _LEET.subn(lambda match: match[0].translate(_LEET_LETTERS), folded)
+    return read if words > 1 else ""
 
 
 def _joined(parts: Iterator[str]) -> str:

@@ -64,17 +64,28 @@ _INVISIBLE = re.compile(
     "\ufeff\uffa0\ufff9-\ufffb\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff\x00-\x08\x0e-\x1f\x7f]"
 )
 _MARKS = re.compile("[\u0300-\u036f\u0483-\u0489\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff\ufe20-\ufe2f]")
-_SPACES = re.compile(r"[^\S\n]+")
+_NOT_ASCII = re.compile(r"[^\x00-\x7f]")
 
 
 def fold(text: str, invisible: str = "") -> str:
     """The text lowered, without accents, invisible characters and look-alikes; `invisible` stands in for the latter."""
     if text.isascii():
-        return text.lower() if not _INVISIBLE.search(text) else _INVISIBLE.sub(invisible, text).lower()
+        return (text if _plain(text) else _INVISIBLE.sub(invisible, text)).lower()
     # Word by word, as other readings of a text hold the same words; blanks are no part of what folding looks at.
-    parts = [part.lower() if part.isascii() else _part_folded(part, invisible) for part in text.split(" ")]
-    joined = " ".join(parts).replace("`", "'")
-    return _INVISIBLE.sub(invisible, joined) if _INVISIBLE.search(joined) else joined
+    parts, at, blank = list[str](), 0, " "
+    while foreign := _NOT_ASCII.search(text, at):
+        start = text.rfind(blank, at, foreign.start()) + 1 or at
+        end = text.find(blank, foreign.end())
+        end = len(text) if end < 0 else end
+        parts += [text[at:start].lower(), _part_folded(text[start:end], invisible)]
+        at = end
+    joined = "".join([*parts, text[at:].lower()]).replace("`", "'")
+    return joined if _plain(joined) else _INVISIBLE.sub(invisible, joined)
+
+
+def _plain(text: str) -> bool:
+    """Whether nothing invisible is in it, at a glance: what `str` holds for printable is seen, but for some blanks."""
+    return text.isascii() and text.replace("\n", "").isprintable()
 
 
 def _part_folded(part: str, invisible: str) -> str:

@@ -90,8 +90,12 @@ class Guards:
         return score, found
 
     def _attacks(self, reading: Reading, characters: int, known: classifier.Known) -> list[Reason]:
+        if reading.text in known.unmarked:
+            return []  # it is read in another way, and every sentence of it was judged
         parts = sentences(reading.text, known.tagged)
         marked = rules.marks(reading.text)
+        if not marked:
+            known.unmarked.add(reading.text)
         # Folding may change the length; then places in the folded text are none in the text.
         in_place = reading.name == "text" and len(reading.text) == characters
         windows = classifier.windows(parts, marked, known)

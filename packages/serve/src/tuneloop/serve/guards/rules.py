@@ -67,7 +67,7 @@ _ASKING = frozenset(
 
 _CALLED = ("assistant", "chatbot", "agent", "copilot")
 _NAMES = r"(?:ai|llms?|language models?|ai[ -]\w{1,12}|assistants?|chatbots?|agents?|copilot)"
-_RULE = r"(?:-{3}|={3}|#{3}|\*{3}|\[|\])"
+_RULE = r"(?:---|===|###|\*\*\*|\[|\])"  # spelt out: `re` leaps to a character that one can begin with
 # Without one of the literals in the middle there is no match.
 _MARKS: tuple[tuple[str, tuple[str, ...], re.Pattern[str]], ...] = (
     (
@@ -125,7 +125,7 @@ _MARKS: tuple[tuple[str, tuple[str, ...], re.Pattern[str]], ...] = (
     ),
     ("comment", ("<!--",), re.compile(r"<!--[^>]{0,200}(?:ai|assistant|instruction|ignore|system)")),
     ("override-tag", ("[",), re.compile(r"\[(?:system|admin|override|urgent|hidden|sudo|new)[ _\w:.\-]{0,30}\]")),
-    ("override-tag", ("override",), re.compile(r"\bsystem[ _-]?override\b")),
+    ("override-tag", tuple(f"system{mark}override" for mark in ("", *" _-")), re.compile(r"\bsystem[ _-]?override\b")),
 )
 # What a model is called, or the first word of it, alone or right after the word that addresses it.
 _NAMED = glance.one_of(

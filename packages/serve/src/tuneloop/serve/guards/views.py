@@ -9,13 +9,14 @@ in all. A text that has more of them is said to be hidden.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tuneloop.serve.guards import decoders, glance
 from tuneloop.serve.guards.folding import fold, invisible_inside
 
 _MOST, _DEEPEST = 16, 3
+Decoders = tuple[decoders.Decoder, ...]
 
 
 @dataclass(frozen=True)
@@ -31,12 +32,14 @@ def readings(text: str, *, decode: bool) -> Iterator[Reading]:
     """The folded text, then what is hidden in it or encoded."""
     folded = fold(text)
     yield Reading("text", folded)
-    waiting, seen = [(0, 0, "", text, folded, 0, False)], {text}
+    waiting, seen, respelt = [(0, 0, "", text, folded, 0, False)], {text}, set[str]()
     budget, given = 8 * len(text) + 1_000, 0
     while waiting:
         *_, path, raw, folded, depth, hidden = heapq.heappop(waiting)
-        respelt = path.endswith(_LOWERED)
-        for name, found in _decoded(raw, folded, decode=decode, respelt=respelt):
+        among = decoders.CASELESS if path.endswith(_LOWERED) else decoders.ENCODED
+        anew = decoders.RESPELT if folded not in respelt else ()  # read twice it gives the same, which was seen
+        respelt.add(folded)
+        for name, found in _decoded(raw, folded, (among, anew) if decode else ((), ())):
             if found in seen or len(found.strip()) < 6:
                 continue
             if depth > 0:
@@ -59,19 +62,19 @@ _LOWERED = ("reversed>", "leetspeak>", "split>")  # what these give has lost its
 _UNSEEN = {"tags", "selectors", "zero-width"}
 
 
-def _decoded(text: str, folded: str, *, decode: bool, respelt: bool) -> Iterator[tuple[str, str]]:
+def _decoded(text: str, folded: str, among: tuple[Decoders, Decoders]) -> Iterator[tuple[str, str]]:
+    """What is hidden in a text, and what decoders find: of the first among these in it, of the others folded."""
     if not text.isascii() and invisible_inside(text):
         for name, decoder in decoders.HIDDEN:
             if found := decoder(text):
                 yield name, found
         yield "spaced", fold(text, " ")  # invisible characters in the place of blanks
-    if decode:
-        yield from _worthwhile(text, decoders.CASELESS if respelt else decoders.ENCODED)
-        yield from _worthwhile(folded, decoders.RESPELT)
-
-
-def _worthwhile(text: str, among: Iterable[decoders.Decoder]) -> Iterator[tuple[str, str]]:
     seen = glance.as_ascii(text)
+    yield from _worthwhile(text, seen, among[0])
+    yield from _worthwhile(folded, seen if folded == text else glance.as_ascii(folded), among[1])
+
+
+def _worthwhile(text: str, seen: bytes, among: Decoders) -> Iterator[tuple[str, str]]:
     for name, may, decoder in among:
         if may(seen) and (found := decoder(text)):
             yield name, found
