@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from scipy.sparse import csr_matrix, vstack
 from sklearn.linear_model import LogisticRegression
+from threadpoolctl import threadpool_limits
 
 from tuneloop.serve.guards import classifier, rules
 from tuneloop.serve.guards.classifier import BUCKETS, Classifier
@@ -39,6 +40,7 @@ BENIGN_WEIGHT = 2.0
 # What a window's copy without its words weighs: what concepts alone tell holds in languages that were never trained on.
 WORDLESS = 0.5
 FOLDS = 4
+BLAS_THREADS = 2  # on every machine: other numbers of threads sum in another order, and give other weights
 AT_ONCE = 2  # folds: each holds some 300 MB while it is fitted
 ROUNDS = 2  # of choosing the windows that make an attack one
 TOLERANCE = 0.01  # of liblinear
@@ -140,11 +142,12 @@ def train(rows: Corpus, without: Callable[[Example], bool] = lambda _: False, se
 def _fit(rows: Corpus, chosen: Any, attack: Any, weight: Any, seed: int) -> tuple[Any, float]:
     model: Any = LogisticRegression(C=REGULARISATION, solver="liblinear", random_state=seed, tol=TOLERANCE)
     labels = np.tile(attack[chosen], 2)
-    model.fit(
-        rows.stacked[np.tile(chosen, 2)],
-        labels,
-        sample_weight=np.concatenate([weight[chosen], WORDLESS * weight[chosen]]),
-    )
+    with threadpool_limits(BLAS_THREADS, user_api="blas"):
+        model.fit(
+            rows.stacked[np.tile(chosen, 2)],
+            labels,
+            sample_weight=np.concatenate([weight[chosen], WORDLESS * weight[chosen]]),
+        )
     return model.coef_[0], float(model.intercept_[0])
 
 
@@ -159,7 +162,9 @@ def calibrated(fitted: Classifier, rows: Corpus) -> Classifier:
     """
     decided: dict[bool, list[float]] = {True: [], False: []}
     folds = [partial(_in_fold, number) for number in range(FOLDS)]
-    with ThreadPoolExecutor(AT_ONCE) as pool:  # liblinear lets go of the interpreter, and draws nothing at random here
+    # liblinear lets go of the interpreter, and draws nothing at random here. The limit is one for all of a process:
+    # were it not set here too, the fold that ends first would lift it for the other.
+    with threadpool_limits(BLAS_THREADS, user_api="blas"), ThreadPoolExecutor(AT_ONCE) as pool:
         trained = [*pool.map(partial(train, rows), folds)]
     for left_out, other in zip(folds, trained, strict=True):
         for text, value in zip(rows.texts, rows.highest(other), strict=True):
