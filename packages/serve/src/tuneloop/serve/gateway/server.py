@@ -27,15 +27,6 @@ SWITCH_INTERVAL_S = 0.000_2  # how long a request may wait for a thread that sto
 KEEP_ALIVE_S = 75  # longer than clients keep idle connections, so that the client closes first
 
 
-class _Server(uvicorn.Server):
-    """uvicorn's, whose loop has a core before the threads that store, read and beat."""
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start what stands behind the loop, and then, since threads take after who starts them, go before it."""
-        await super().startup(sockets)
-        take_short_turns()
-
-
 def serve(settings: GatewaySettings, registry: RegistrySettings) -> None:
     """Run until SIGTERM or Ctrl-C: then accept nothing new, let streams end, store every record.
 
@@ -46,13 +37,14 @@ def serve(settings: GatewaySettings, registry: RegistrySettings) -> None:
     with listening(settings.host, settings.port) as listener:
         settings = settings.model_copy(update={"port": listener.getsockname()[1]})
         with locked(gateway_folder(registry, settings), settings.effective_id):
-            server = _Server(config(settings, registry))
+            server = uvicorn.Server(config(settings, registry))
             for number in (
                 signal.SIGTERM,
                 signal.SIGINT,
             ):  # uvicorn raises them again when it has ended; that is no failure
                 signal.signal(number, lambda *_: None)
             sys.setswitchinterval(SWITCH_INTERVAL_S)
+            take_short_turns()
             log.info("gateway %s listens on %s", settings.effective_id, settings.url)
             server.run(sockets=[listener])
             log.info("gateway %s has ended", settings.effective_id)
