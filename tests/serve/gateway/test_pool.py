@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import os
 import time
+import weakref
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
@@ -56,6 +58,35 @@ def test_a_worker_that_hangs_is_replaced_and_one_that_only_fails_is_not() -> Non
             await asyncio.to_thread(pool.stop)
         with pytest.raises((Unavailable, RuntimeError)):
             await pool.ask("hello", 0.1)
+
+    asyncio.run(run())
+
+
+class Question(str):
+    """One that can be referred to weakly."""
+
+
+def test_a_question_that_failed_is_not_kept_until_the_garbage_collector_finds_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pool_module.log, "disabled", True)  # pytest keeps what is logged, the failure among it
+
+    async def run() -> None:
+        pool = Pool("tester", work, size=1, most_waiting=2)
+        try:
+            await pool.ask("hello", 60.0)
+            question = Question("fail")
+            loop, gone = asyncio.get_running_loop(), asyncio.Event()
+            weakref.finalize(question, loop.call_soon_threadsafe, gone.set)
+            gc.collect()
+            gc.disable()
+            with contextlib.suppress(Unavailable):
+                await pool.ask(question, 60.0)
+            del question
+            await asyncio.wait_for(gone.wait(), 60)
+        finally:
+            gc.enable()
+            await asyncio.to_thread(pool.stop)
 
     asyncio.run(run())
 

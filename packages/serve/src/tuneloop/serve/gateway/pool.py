@@ -70,7 +70,9 @@ class Pool:
                 await self._first_warm(max(timeout_s, WARM_WITHIN_S))
             until = time.monotonic() + timeout_s
             loop = asyncio.get_running_loop()
-            return await asyncio.wait_for(loop.run_in_executor(self._threads, self._one, question, until), timeout_s)
+            # `wait_for` would stand in a cycle with a failure, which holds the request.
+            async with asyncio.timeout(timeout_s):
+                return await loop.run_in_executor(self._threads, self._one, question, until)
         except TimeoutError:
             raise TooLate(f"the {self._name} gave no answer within {timeout_s:g} s") from None
         finally:
