@@ -218,7 +218,10 @@ def test_no_reading_is_spared_that_a_decoder_would_find() -> None:
 
 
 class _Forgetful(set[str]):
-    def __contains__(self, _: object) -> bool:
+    asked_again = 0  # about what it was given
+
+    def __contains__(self, reading: object) -> bool:
+        _Forgetful.asked_again += super().__contains__(reading)
         return False
 
 
@@ -231,6 +234,7 @@ def test_a_reading_that_repeats_another_adds_nothing(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(classifier, "Known", lambda: known(unmarked=_Forgetful()))
     assert quickly == [guards.judge(text) for text in texts]
     assert max(len(verdict.reasons) for verdict in quickly) > 3
+    assert _Forgetful.asked_again > 0, "some do repeat"
 
 
 def test_sums_that_are_remembered_are_those_of_every_feature() -> None:

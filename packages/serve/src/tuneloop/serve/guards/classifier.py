@@ -15,7 +15,7 @@ import zlib
 from array import array
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache
 from itertools import chain, combinations, pairwise, product
 from pathlib import Path
 from typing import NamedTuple
@@ -31,6 +31,7 @@ _WEAK = frozenset('_.ABVeqv"')  # concepts that every text holds: they make no w
 _FILLING = str.maketrans("", "", '_.teq"')  # and those that come between others
 MODEL = Path(__file__).parent / "classifier.json"
 _SPREAD = 0x9E3779B1  # Knuth's multiplier
+_LONGEST_WORD = 40  # characters of a word that count
 PLAINLY_BENIGN = 2.0  # below the threshold: there a rule alone does not count
 _SCALE = 4.0  # how steep the score is around 0.5
 
@@ -98,7 +99,7 @@ class Classifier:
         """The sum of a piece's weights, and how many they are: of what `features` lists, words once and for all."""
         if not piece.tokens:
             return 0, 0
-        words = [*map(self._word, piece.tokens)]
+        words = [self._word(word[:_LONGEST_WORD]) for word in piece.tokens]
         total, size = self._said(piece.concepts)
         for _, worth, count in set(words):
             total += worth
@@ -147,8 +148,9 @@ class Classifier:
         return 1 / (1 + math.exp(-_SCALE * max(-50.0, min(50.0, value - self.threshold))))
 
 
+@cache
 def load(path: Path = MODEL) -> Classifier:
-    """The shipped classifier.
+    """The shipped classifier, one for all policies of a process: what it remembers of words is the same for each.
 
     Raises:
         Unreadable: the file is damaged or of another version.
@@ -287,7 +289,7 @@ def _across(bits: int) -> frozenset[int]:
 @lru_cache(maxsize=8192)
 def _of_word(word: str) -> tuple[int, tuple[int, ...]]:
     """The word's own hash, and the buckets of itself and of its runs of three to five characters."""
-    word, crc32, mask = word[:40], zlib.crc32, BUCKETS - 1
+    word, crc32, mask = word[:_LONGEST_WORD], zlib.crc32, BUCKETS - 1
     framed = f"<{word}>"
     if word.isascii():  # encoded once: a slice of bytes is the slice of characters
         spelt = framed.encode()
