@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 
@@ -9,16 +10,21 @@ import numpy as np
 import pytest
 
 from monitor.scene import SMALL, Scene
+from registry.aged import retain
 from tuneloop.monitor.answers import bad_corrections
-from tuneloop.monitor.comparison import Comparison
+from tuneloop.monitor.comparison import Comparison, Judgement
 from tuneloop.monitor.filing import pursue
+from tuneloop.monitor.judging import Judge
 from tuneloop.monitor.late_corrections import LateCorrections
+from tuneloop.monitor.quality import share_rise_test
 from tuneloop.monitor.reference import reference_of
 from tuneloop.monitor.signals import BAD_CORRECTIONS
 from tuneloop.monitor.windows import Window
 from tuneloop.registry.nouns import Feedback, RequestRecord, WindowScore
 from tuneloop.registry.policies import RetrainingPolicy
+from tuneloop.registry.retention_policy import RetentionPolicy
 
+DAY_S = 86_400
 Says = Callable[[RequestRecord], str]
 
 
@@ -126,14 +132,79 @@ def test_where_it_has_judged_nothing_yet_nothing_is_learned_from(scene: Scene, o
     assert [request.rows for request in scene.requests()] == filed
 
 
-@pytest.mark.parametrize(("late", "share"), [(40, 0.5), (9, 1.0)])
-def test_each_kind_has_half_of_the_level_where_there_is_enough_of_both(scene: Scene, late: int, share: float) -> None:
+@pytest.mark.parametrize(("late", "times"), [(40, 2), (9, 1)])
+def test_a_p_value_counts_for_each_kind_there_is_enough_of(scene: Scene, late: int, times: int) -> None:
     records = scene.usual(140, answer="It adds.")
-    says = {record.id: good(record) for record in records}
+    says = {record.id: good(record) for record in records} | {record.id: bad(record) for record in records[60:64]}
     window = Window(1, tuple(records[60:100]), 40, records[-1].at)
     belated = LateCorrections(records[100 : 100 + late], records[:30], says)
     ids = frozenset(record.id for record in records[:30])
     held = Comparison("bot", 1, reference_of(records[:60], frozen=True), window, says, {}, late=ids, belated=belated)
     result = bad_corrections(held, 0.05, np.random.default_rng(0)).result
     assert result is not None
-    assert result.alpha == 0.05 * share
+    alone = share_rise_test((0, 30), (4, 40), 0.05).p_value
+    assert (result.alpha, result.p_value) == (0.05, pytest.approx(times * alone))
+
+
+def test_corrections_of_the_reference_that_are_gone_are_left_out(scene: Scene) -> None:
+    records = scene.usual(100, answer="It adds.")
+    says = {record.id: good(record) for record in records[10:]}  # the first ten are gone by their age
+    window = Window(1, tuple(records[60:80]), 20, records[-1].at)
+    belated = LateCorrections(records[80:], records[:30], says)
+    ids = frozenset(record.id for record in records[:30])
+    held = Comparison("bot", 1, reference_of(records[:60], frozen=True), window, says, {}, late=ids, belated=belated)
+    assert bad_corrections(held, 0.05, np.random.default_rng(0)).verdict == "none"
+
+
+def test_those_of_a_window_that_has_too_few_are_looked_at_with_later_ones(scene: Scene) -> None:
+    corrected_at_once(scene, scene.usual(60, answer="It adds."))
+    for few in range(2):
+        records = scene.usual(20, answer="It adds.")
+        corrected(scene, records[:9], bad)
+        scene.clock.advance(1)
+        assert (few, watched(scene).verdict) == (few, "not enough data")
+    told = judged(scene)
+    assert (told.verdict, len(told.detail["corrected_late"])) == ("drift", 18)
+
+
+def test_what_is_said_while_a_window_is_judged_counts_once_the_next_one_is(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Perplexities may take an engine minutes, and corrections come meanwhile that this judgement does not see."""
+    scene.registry.policies.set("bot", RetrainingPolicy(min_rows=10), by="ada", reason="test")
+    corrected_at_once(scene, scene.usual(60, answer="It adds."))
+    late, judge = scene.drifted(20, answer="It adds."), Judge.judge
+
+    def judge_slowly(self: Judge, signal: str, held: Comparison) -> Judgement:
+        if signal == BAD_CORRECTIONS and held.window.index == 0:
+            scene.clock.advance(60)
+            corrected(scene, late)
+            scene.clock.advance(60)
+        return judge(self, signal, held)
+
+    monkeypatch.setattr(Judge, "judge", judge_slowly)
+    watched(scene)
+    assert scene.requests() == []
+    scene.drifted(20, answer="It adds.")
+    watched(scene)
+    assert [request.rows for request in scene.requests()] == [20]
+
+
+def test_examples_of_late_ones_go_by_the_age_of_their_requests(scene: Scene) -> None:
+    monitor = scene.monitor(bad_corrections=True)
+    corrected_at_once(scene, scene.usual(60, answer="It adds."))
+    late = scene.usual(20, answer="It adds.")
+    scene.watch(monitor, serves=())
+    scene.clock.advance(20 * DAY_S)
+    corrected(scene, late, bad)
+    scene.usual(20, answer="It adds.")
+    scene.watch(monitor, serves=())
+    (told,) = (score for score in scene.scores(BAD_CORRECTIONS) if score.verdict == "drift")
+    shown = {example["question"] for example in told.detail["examples"]}
+    assert shown
+    assert shown <= {record.question for record in late}
+    scene.registry.policies.set("bot", RetentionPolicy(text_days=30), by="ada", reason="what the law asks for")
+    scene.clock.advance(15 * DAY_S)
+    retain(scene.registry)
+    left = json.dumps([score.detail for score in scene.scores(BAD_CORRECTIONS)])
+    assert not any(json.dumps(question) in left for question in shown)

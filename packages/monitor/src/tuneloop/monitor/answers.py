@@ -7,7 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
@@ -17,7 +17,7 @@ from tuneloop.monitor import where
 from tuneloop.monitor.bleu import sentence_bleus, signature
 from tuneloop.monitor.comparison import ENOUGH_CORRECTED, ENOUGH_TEXT, Comparison, Judgement, examples_of
 from tuneloop.monitor.detectors import Outcome, mean_rise_test
-from tuneloop.monitor.late_corrections import SEEN, SEEN_LATE
+from tuneloop.monitor.late_corrections import LOOKED_UNTIL, SEEN, SEEN_LATE
 from tuneloop.monitor.parity import groups_of
 from tuneloop.monitor.parity_gaps import gaps_of, said_of
 from tuneloop.monitor.quality import is_broken, is_refusal, log_lengths, share_rise_test
@@ -65,42 +65,49 @@ def bad_corrections(held: Comparison, alpha: float, _rng: np.random.Generator) -
     stay exchangeable while nothing changes.
 
     What came too late for its own window is held apart, against what of the reference came late too: where there is
-    enough of both kinds each is tested at half the level. Late ones that are too few wait for more.
+    enough of both kinds each is tested at half the level (the p-value is twice the smaller). Of either kind those that
+    are too few wait, as late ones, for more.
     """
     sides, late = held.corrected(), _late_sides(held)
-    seen = {SEEN: [record.id for record in held.window.records if record.id in held.corrections]}
     parts = [part for part in (sides, late) if all(len(records) >= ENOUGH_CORRECTED for records in part.values())]
+    seen: dict[str, Any] = {SEEN: [record.id for record in sides["window"]] if sides in parts else []}
     if late in parts:
         seen[SEEN_LATE] = [record.id for record in late["window"]]
+    if held.belated.until is not None:
+        seen[LOOKED_UNTIL] = held.belated.until.isoformat()
     if not parts:
         what, few = next((what, len(r)) for what, r in sides.items() if len(r) < ENOUGH_CORRECTED)
         reason = f"{few} answers of the {what} were corrected; {ENOUGH_CORRECTED} are needed"
         said = {"reason": reason, "too_few_corrections": True, "not_measured": True}
         return Judgement("not enough data", len(sides["window"]), None, said | seen)
     corrections = {**held.belated.texts, **held.corrections}
-    tested = [_tested(part, corrections, alpha / len(parts)) for part in parts]
+    asked: dict[str, set[str]] = {}  # correction → the questions it was given for
+    for record in chain.from_iterable(records for part in parts for records in part.values()):
+        asked.setdefault(_plain(corrections[record.id]), set()).add(_plain(record.question))
+    tested = [_tested(part, corrections, asked, alpha / len(parts)) for part in parts]
     worst = min(range(len(parts)), key=lambda place: tested[place].result.p_value)
     part, found = parts[worst], tested[worst]
+    result = replace(found.result, p_value=min(1.0, len(parts) * found.result.p_value), alpha=alpha)
     counts = Counter(fault for fault in found.faults["window"] if fault)
     detail: dict[str, Any] = {
         "unit": "share of corrections that came late" if part is late else "share of corrections",
         "shares": found.shares,
         "faults": dict(counts),
     }
-    if found.result.alarm:
+    if result.alarm:
         hits, now = [bool(fault) for fault in found.faults["window"]], part["window"]
         detail["worst"] = counts.most_common(1)[0][0]
         detail["examples"] = examples_of([r for r, hit in zip(now, hits, strict=True) if hit], [1.0] * sum(hits))
         earlier = [(r, float(bool(f))) for r, f in zip(part["reference"], found.faults["reference"], strict=True)]
         detail["slices"] = where.of_hits(now, hits, earlier)
     among = sum(len(part["window"]) for part in parts)
-    return Judgement("drift" if found.result.alarm else "none", among, found.result, detail | seen)
+    return Judgement("drift" if result.alarm else "none", among, result, detail | seen)
 
 
 def _late_sides(held: Comparison) -> Sides:
     """Corrections of earlier windows' answers that came late, and of the reference's; where of these too few did, all
     of the reference's: better held against another kind of answer than looked at by nobody."""
-    against = held.belated.reference
+    against = [record for record in held.belated.reference if record.id in held.corrections]
     if len(against) < ENOUGH_CORRECTED:
         against = [record for record in held.reference.records if record.id in held.corrections]
     return {"reference": against, "window": held.belated.window}
@@ -115,10 +122,9 @@ class _Tested:
     shares: Mapping[str, float]  # by side
 
 
-def _tested(sides: Sides, corrections: Mapping[str, str], alpha: float) -> _Tested:
-    asked: dict[str, set[str]] = {}  # correction → the questions it was given for
-    for record in chain(*sides.values()):
-        asked.setdefault(_plain(corrections[record.id]), set()).add(_plain(record.question))
+def _tested(
+    sides: Sides, corrections: Mapping[str, str], asked: Mapping[str, AbstractSet[str]], alpha: float
+) -> _Tested:
     faults = {
         what: [_fault(corrections[record.id], record, asked) for record in records] for what, records in sides.items()
     }

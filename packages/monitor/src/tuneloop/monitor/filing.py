@@ -13,6 +13,7 @@ from functools import partial
 
 from tuneloop.monitor.attacks import attacks_during
 from tuneloop.monitor.following import in_vain
+from tuneloop.monitor.late_corrections import LOOKED_UNTIL
 from tuneloop.monitor.policy import File, Hold, decide
 from tuneloop.monitor.raised import raised_still, reached_until
 from tuneloop.monitor.reference import JUST_BEFORE
@@ -46,7 +47,8 @@ def pursue(registry: Registry, episode: AlertEpisode, settings: MonitorSettings)
     until, by, ever = min(now, attacks.looked_until or now), now, None
     if settings.bad_corrections:
         judged, ever = _judged(registry, episode), since - CLOCKS_APART
-        until, by = (min(until, judged.window_end), judged.at) if judged else (since, ever)  # none yet: learns nothing
+        looked = datetime.fromisoformat(judged.detail[LOOKED_UNTIL]) if judged else ever
+        until, by = min(until, judged.window_end if judged else since), looked  # none yet: it learns nothing
     requests = registry.retraining.all(episode.model).whole()
     corrected = partial(registry.traffic.corrected, episode.model, since=since, until=until, by=by)
     decision = decide(
@@ -118,10 +120,10 @@ def _approve(registry: Registry, request: RetrainingRequest, policy: RetrainingP
 
 
 def _judged(registry: Registry, episode: AlertEpisode) -> WindowScore | None:
-    """The newest judgement of whether corrections are bad, which also says where too few are given to tell."""
+    """The newest judgement of whether corrections are bad, if it looked at any or at there being too few to tell."""
     scores = registry.episodes.scores
     newest = scores(episode.model, version=episode.version, signal=BAD_CORRECTIONS, limit=1)
-    return newest[0] if newest else None
+    return newest[0] if newest and LOOKED_UNTIL in newest[0].detail else None
 
 
 def _serving(open_now: Sequence[AlertEpisode]) -> AlertEpisode | None:

@@ -21,6 +21,7 @@ from tuneloop.registry.nouns import Feedback, RequestRecord, WindowScore
 LOOK_BACK = 64  # windows; what is corrected after so many more is looked at by none
 MOST = 4_000  # answers of theirs, the newest: windows may be large
 SEEN, SEEN_LATE = "corrected", "corrected_late"  # of a score: ids of its own answers, and of earlier windows'
+LOOKED_UNTIL = "looked_until"  # of a score: by when what was looked at was said
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class LateCorrections:
     window: Sequence[RequestRecord] = ()  # of earlier windows; no judgement has looked at their corrections
     reference: Sequence[RequestRecord] = ()  # corrected late too, and within the time the oldest of `window` has had
     texts: Mapping[str, str] = field(default_factory=dict)  # request id → its newest correction, of `window`
+    until: datetime | None = None  # by when what is looked at was said, in time or late; None: nothing is looked at
 
 
 def late_corrections(
@@ -61,7 +63,7 @@ def late_corrections(
     held = registry.traffic.held(list(texts))
     window = [record for record in held if record.question]
     if not window:
-        return LateCorrections()
+        return LateCorrections(until=now)
     longest = now - window[0].at
     against = [
         record
@@ -69,7 +71,7 @@ def late_corrections(
         if record.id in late
         and min(item.at for item in given.get(record.id, ()) if corrects(item)) - record.at <= longest
     ]
-    return LateCorrections(window, against, texts)
+    return LateCorrections(window, against, texts, now)
 
 
 def _unseen(judged: Sequence[WindowScore]) -> list[str]:

@@ -27,7 +27,7 @@ from tuneloop.monitor.late_corrections import LateCorrections, late_corrections
 from tuneloop.monitor.metrics import Metrics
 from tuneloop.monitor.parity_pool import pool_of
 from tuneloop.monitor.quality import thumbs_of
-from tuneloop.monitor.reference import ANCHOR, Gathering
+from tuneloop.monitor.reference import ANCHOR, Gathering, score_id
 from tuneloop.monitor.scorer import Scorer, Stopped
 from tuneloop.monitor.settings import FEWEST_IN_A_WINDOW, MonitorSettings
 from tuneloop.monitor.signals import (
@@ -257,7 +257,7 @@ class Monitor:
         most = self._settings.parity_windows
         pool = pool_of(self._registry, model, version, window.index, reference, most)
         late, belated = corrected_late(reference.records, window.records, feedback, now), LateCorrections()
-        if BAD_CORRECTIONS in self._signals and not standard.lent:
+        if BAD_CORRECTIONS in self._signals and not standard.lent and not self._has(model, version, window):
             belated = late_corrections(self._registry, model, version, window.index, reference, feedback, late, now)
         held = Comparison(model, version, reference, window, corrections, thumbs, caught, pool, late, belated)
         scores: list[WindowScore] = []
@@ -270,6 +270,14 @@ class Monitor:
                 self._keeper.take(score)
         self._keeper.end_quiet(scores[0], standard)
         return scores
+
+    def _has(self, model: str, version: int, window: Window) -> bool:
+        """Whether corrections were looked at with this window already."""
+        try:
+            self._registry.episodes.score(score_id(model, version, BAD_CORRECTIONS, window.index))
+        except NotFound:
+            return False
+        return True
 
     def _signals_of(self, model: str) -> Sequence[str]:
         declared = self._settings.answer_format(model) is not None
