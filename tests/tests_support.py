@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import secrets
 import socket
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -34,15 +35,20 @@ _given = set[int]()  # of those, by this process
 
 
 def free_port() -> int:
-    """A port nobody listens on at this moment, of those that the system gives to nobody who asks for any port or
+    """A port nobody listens on at this moment, of those that Linux as it comes gives to nobody who asks for any port or
     connects to one: until it is used, which may take a process seconds, no other test's socket happens to get it."""
     while True:
         port = secrets.choice(_PORTS)  # tests run side by side, so without a seed
-        with socket.socket() as probe, suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            if port not in _given:
-                _given.add(port)
-                return port
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise
+            else:
+                if port not in _given:
+                    _given.add(port)
+                    return port
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import pytest
 
 from monitor.engine import FakeEngine, fake_engine
 from monitor.scene import Scene, opened
+from tests_support import free_port
 
 
 @pytest.fixture
@@ -28,6 +28,4 @@ def scene(registry_home: Path, engine: FakeEngine) -> Iterator[Scene]:
 @pytest.fixture
 def free() -> int:
     """A port nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    return free_port()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
@@ -29,6 +30,7 @@ PROCESSES, EACH = 8, 15
 TOGETHER = 3  # turns in which all have looked before anybody writes: so they meet on any machine
 DECISIONS = ("approve", "revoke")
 VERBS = (*["set"] * 4, *["promote"] * 3, *["rollback"] * 2, *["approve"] * 3, "revoke")  # revoked: nobody gets more
+CHANGING = tuple(verb for verb in VERBS if verb not in DECISIONS)  # in the turns together: of these one alone wins
 DECIDED = frozenset({"version.approve", "version.revoke"})
 
 
@@ -44,24 +46,35 @@ class Attempt:
     told: str  # why it did not
 
 
+@contextmanager
+def aborting(start: Barrier) -> Iterator[None]:
+    """Whoever fails keeps nobody waiting."""
+    try:
+        yield
+    except BaseException:
+        start.abort()
+        raise
+
+
 def race(settings: RegistrySettings, clock: Clock, name: str, seed: int, start: Barrier, said: str) -> None:
     """In a process of its own: one change after the other, each of the newest revision, and what came of each."""
     dice, attempts = random.Random(seed), list[Attempt]()
     with Registry.open(settings, clock=clock, upgrade=False) as registry:
         registry.versions.get("bot", 1)  # MLflow is connected
         start.wait(300)
-        for turn in range(EACH):
-            seen = registry.routes.current("bot")
-            if turn < TOGETHER:
-                start.wait(300)
-            verb = dice.choice(VERBS)
-            change = Change(name, f"turn {turn} of {name}")
-            wrote, told = None, ""
-            try:
-                wrote = _do(registry, verb, dice.randint(1, 9) * 1_000, dice.choice((1, 2)), change, seen)
-            except (Conflict, Refused) as error:
-                told = f"{type(error).__name__}: {error}"
-            attempts.append(Attempt(name, change.reason, verb, seen.revision, wrote, told))
+        with aborting(start):
+            for turn in range(EACH):
+                seen = registry.routes.current("bot")
+                if turn < TOGETHER:
+                    start.wait(300)
+                verb = dice.choice(CHANGING if turn < TOGETHER else VERBS)
+                change = Change(name, f"turn {turn} of {name}")
+                wrote, told = None, ""
+                try:
+                    wrote = _do(registry, verb, dice.randint(1, 9) * 1_000, dice.choice((1, 2)), change, seen)
+                except (Conflict, Refused) as error:
+                    told = f"{type(error).__name__}: {error}"
+                attempts.append(Attempt(name, change.reason, verb, seen.revision, wrote, told))
     Path(said).write_text(json.dumps([vars(attempt) for attempt in attempts]), encoding="utf-8")
 
 

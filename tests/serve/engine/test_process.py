@@ -76,6 +76,7 @@ def test_stopping_ends_the_whole_family(tmp_path: Path) -> None:
 def test_kill_9_of_the_agent_takes_the_whole_family_with_it(tmp_path: Path) -> None:
     agent = subprocess.Popen([sys.executable, "-c", AGENT, str(tmp_path), FAMILY])
     child = child_of(tmp_path)
+    eventually((tmp_path / RECORD).exists)  # it is written once the child is on its way
     leash = json.loads((tmp_path / RECORD).read_text())["pid"]
     agent.kill()
     agent.wait()
@@ -85,6 +86,7 @@ def test_kill_9_of_the_agent_takes_the_whole_family_with_it(tmp_path: Path) -> N
 def test_what_survives_agent_and_leash_is_ended_by_the_next_agent(tmp_path: Path) -> None:
     agent = subprocess.Popen([sys.executable, "-c", AGENT, str(tmp_path), FAMILY])
     child = child_of(tmp_path)
+    eventually((tmp_path / RECORD).exists)  # it is written once the child is on its way
     leash = json.loads((tmp_path / RECORD).read_text())["pid"]
     os.kill(leash, signal.SIGSTOP)  # so that it cannot do its work when the agent goes
     agent.kill()

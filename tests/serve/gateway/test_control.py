@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 
 import pytest
@@ -16,6 +17,8 @@ from tuneloop.registry.nouns import utc_now
 from tuneloop.registry.routes import promotion
 from tuneloop.registry.routes.promotion import Change
 from tuneloop.registry.routes.rolling_back import rollback
+from tuneloop.serve.gateway.exchange import Exchange
+from tuneloop.serve.gateway.records import Recorder
 from tuneloop.serve.gateway.snapshot import LAST_KNOWN_GOOD
 
 
@@ -95,7 +98,7 @@ def test_raising_a_canary_never_moves_a_user_back_and_breaks_no_stream(world: Wo
     until(lambda: len(seen) == 20)
     for weight in (1_000, 3_000, 5_000, 10_000):
         revision = world.route((2, weight), (1, 10_000 - weight)).revision
-        world.registry.fleet.wait_applied("bot", revision, timeout_s=2.0)
+        world.registry.fleet.wait_applied("bot", revision, timeout_s=30)
         time.sleep(0.2)
     until(lambda: all(versions[-1] == "bot@2" for versions in seen.values()))
     ended.set()
@@ -116,8 +119,8 @@ def test_a_version_that_becomes_ready_while_streams_run_takes_over_without_break
         streams = [client.chat.completions.create(model="bot", messages=hello, stream=True) for _ in range(5)]
         world.serves("e1", "bot@1", "bot@2")
         revision = world.route((1, 0), (2, 10_000)).revision
-        world.registry.fleet.wait_applied("bot", revision, timeout_s=2.0)
-        until(lambda: gateway.chat().headers["x-tuneloop-version"] == "bot@2", 2)
+        world.registry.fleet.wait_applied("bot", revision, timeout_s=30)
+        until(lambda: gateway.chat().headers["x-tuneloop-version"] == "bot@2")
         for stream in streams:
             assert "w29 " in "".join(chunk.choices[0].delta.content or "" for chunk in stream)
 
@@ -137,7 +140,7 @@ def test_what_is_known_is_written_down_and_rewritten_on_change(world: World) -> 
     file = world.home / "gateway" / "gw" / LAST_KNOWN_GOOD
     until(lambda: file.exists() and b'"revision":1' in file.read_bytes())
     world.route((1, 10_000))
-    until(lambda: b'"revision":2' in file.read_bytes(), 2)
+    until(lambda: b'"revision":2' in file.read_bytes())
     assert world.key.encode() not in file.read_bytes()
 
 
@@ -160,10 +163,17 @@ def test_an_engine_whose_heartbeat_stops_is_shown_as_not_ready(world: World) -> 
     world.engines.clear()
     time.sleep(1.1)
     world.registry.fleet.forget_engine("e1")
-    until(lambda: gateway.metric('tuneloop_engine_ready{engine="e1"}') == 0, 2)
+    until(lambda: gateway.metric('tuneloop_engine_ready{engine="e1"}') == 0)
 
 
-def test_full_queues_drop_records_and_say_so(world: World) -> None:
+def test_full_queues_drop_records_and_say_so(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, asked = Recorder._store, threading.Event()
+
+    def store_once_all_have_asked(recorder: Recorder, batch: Sequence[Exchange]) -> None:
+        asked.wait(60)
+        store(recorder, batch)
+
+    monkeypatch.setattr(Recorder, "_store", store_once_all_have_asked)
     world.engine("e1", "bot@1")
     world.route((1, 10_000))
     gateway = world.gateway(record_queue=1)
@@ -173,6 +183,7 @@ def test_full_queues_drop_records_and_say_so(world: World) -> None:
         thread.start()
     for thread in threads:
         thread.join()
+    asked.set()
     until(lambda: gateway.metric("tuneloop_records_pending") == 0)
     dropped = gateway.metric("tuneloop_records_dropped_total")
     assert dropped > 0

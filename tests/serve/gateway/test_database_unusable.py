@@ -152,7 +152,7 @@ def test_a_database_that_reads_and_does_not_write_costs_no_record_and_fills_no_l
         asked += 1
         time.sleep(0.02)
     assert gateway.metric("tuneloop_registry_up") == 1
-    assert gateway.metric("tuneloop_records_spooled_total") > 0
+    until(lambda: gateway.metric("tuneloop_records_spooled_total") > 0)
     assert gateway.metric("tuneloop_records_dropped_total") == 0
     said = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
     assert len(said) <= 4, said

@@ -8,6 +8,8 @@ import contextlib
 import socket
 import threading
 
+from tests_support import free_port
+
 
 class Wire:
     """Relays a local port to another one while it is whole."""
@@ -19,9 +21,7 @@ class Wire:
         self._listener: socket.socket | None = None
         self._flows = threading.Event()
         self._flows.set()
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port: int = probe.getsockname()[1]
+        self.port = free_port()
 
     def mend(self) -> None:
         """Let connections through."""
@@ -52,6 +52,10 @@ class Wire:
             except OSError:
                 return
             with self._lock:
+                if self._listener is not listener:  # it was cut meanwhile
+                    near.close()
+                    far.close()
+                    return
                 self._ends |= {near, far}
             for source, sink in ((near, far), (far, near)):
                 threading.Thread(target=self._pump, args=(source, sink), daemon=True).start()
