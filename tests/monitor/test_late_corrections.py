@@ -157,17 +157,6 @@ def test_corrections_of_the_reference_that_are_gone_are_left_out(scene: Scene) -
     assert bad_corrections(held, 0.05, np.random.default_rng(0)).verdict == "none"
 
 
-def test_those_of_a_window_that_has_too_few_are_looked_at_with_later_ones(scene: Scene) -> None:
-    corrected_at_once(scene, scene.usual(60, answer="It adds."))
-    for few in range(2):
-        records = scene.usual(20, answer="It adds.")
-        corrected(scene, records[:9], bad)
-        scene.clock.advance(1)
-        assert (few, watched(scene).verdict) == (few, "not enough data")
-    told = judged(scene)
-    assert (told.verdict, len(told.detail["corrected_late"])) == ("drift", 18)
-
-
 def test_what_is_said_while_a_window_is_judged_counts_once_the_next_one_is(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:

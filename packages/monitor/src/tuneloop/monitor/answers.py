@@ -65,12 +65,12 @@ def bad_corrections(held: Comparison, alpha: float, _rng: np.random.Generator) -
     stay exchangeable while nothing changes.
 
     What came too late for its own window is held apart, against what of the reference came late too: where there is
-    enough of both kinds each is tested at half the level (the p-value is twice the smaller). Of either kind those that
-    are too few wait, as late ones, for more.
+    enough of both kinds each is tested at half the level (the p-value is twice the smaller). Late ones that are too few
+    wait for more; of its own a window that has too few is over.
     """
     sides, late = held.corrected(), _late_sides(held)
     parts = [part for part in (sides, late) if all(len(records) >= ENOUGH_CORRECTED for records in part.values())]
-    seen: dict[str, Any] = {SEEN: [record.id for record in sides["window"]] if sides in parts else []}
+    seen: dict[str, Any] = {SEEN: [record.id for record in sides["window"]]}
     if late in parts:
         seen[SEEN_LATE] = [record.id for record in late["window"]]
     if held.belated.until is not None:
