@@ -19,6 +19,7 @@ import math
 import os
 import statistics
 import tempfile
+import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -36,6 +37,7 @@ from tuneloop.registry.printing import table
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "gateway_overhead.json"
 LOAD_CORE, SYSTEM_CORE = 0, 1
+REST_S, REST_FOR_S, AT_REST = 120.0, 0.5, 0.2  # a share of a core: idle, all of them together take some 0.05
 OURS, REFERENCE = "tuneloop", "vllm-router"
 RATES = (100, 500, 1_000)
 CONCURRENT = (16, 64)
@@ -69,6 +71,7 @@ class Bench:
             found: dict[str, list[Row]] = defaultdict(list)
             for _ in range(self.rounds):
                 for name, system in systems.items():
+                    at_rest(systems)
                     dropped = system.metric(DROPPED) if name == OURS else 0.0
                     with used(system) as cpu:
                         closed = closed_loop(system, connections, self.seconds, LOAD_CORE)
@@ -119,6 +122,7 @@ class Bench:
                 for name, system in systems.items():
                     if name in given_up:
                         continue
+                    at_rest(systems)
                     request = request_of(system) if text is None else request_of(system, text=text)
                     with used(system) as cpu:
                         one = OpenLoop(system, request, rate, self.seconds, seed=number).run()
@@ -140,6 +144,7 @@ class Bench:
             for name, system in systems.items():
                 if name == "litellm" and concurrent > STREAMS[0]:
                     continue  # it does not sustain the fewer ones
+                at_rest(systems)
                 with used(system) as cpu:
                     found[name] = [streams(system, concurrent, 2 * self.seconds)]
                 shares[name] = cpu()
@@ -152,6 +157,18 @@ class Bench:
         """Our gateway's memory over many requests."""
         system = self._start[OURS](streams=False)
         return growth(system, self.requests, LOAD_CORE)
+
+
+def at_rest(systems: Mapping[str, System]) -> None:
+    """Wait until none is busy any more with what it was asked before: they share a core, and one that was asked for
+    more than it can do goes on for long after nobody listens."""
+    deadline = time.monotonic() + REST_S
+    while time.monotonic() < deadline:
+        before = sum(system.cpu_s() for system in systems.values())
+        time.sleep(REST_FOR_S)
+        if sum(system.cpu_s() for system in systems.values()) - before < AT_REST * REST_FOR_S:
+            return
+    raise SystemExit(f"the systems are still busy {REST_S:g} s after they were asked; nothing can be compared")
 
 
 def _median(values: Sequence[float]) -> float | None:
