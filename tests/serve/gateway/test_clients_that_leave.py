@@ -112,7 +112,7 @@ def test_a_client_that_leaves_at_done_has_had_its_answer(world: World) -> None:
             got += connection.recv(65_536)
     record = until(lambda: next(iter(world.registry.traffic.window("bot")), None))
     assert (record.status, record.error) == (200, None)
-    until(lambda: engine.left == 1, what="an engine that never ends its response is let go")
+    until(lambda: engine.left == 1, 5, "an engine that never ends its response is let go")
 
 
 def test_keep_alive_connections_carry_one_request_after_another(world: World) -> None:
@@ -175,4 +175,4 @@ def test_a_client_that_had_sent_its_next_request_ahead_is_noticed_when_it_leaves
         connection.sendall(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n")
         time.sleep(0.3)
         assert engine.at_work == 1
-    until(lambda: engine.left == 1, what="the engine is told that nobody listens")
+    until(lambda: engine.left == 1, 5, "the engine is told that nobody listens")

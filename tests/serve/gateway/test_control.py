@@ -98,7 +98,7 @@ def test_raising_a_canary_never_moves_a_user_back_and_breaks_no_stream(world: Wo
     until(lambda: len(seen) == 20)
     for weight in (1_000, 3_000, 5_000, 10_000):
         revision = world.route((2, weight), (1, 10_000 - weight)).revision
-        world.registry.fleet.wait_applied("bot", revision, timeout_s=30)
+        world.registry.fleet.wait_applied("bot", revision, timeout_s=2.0)
         time.sleep(0.2)
     until(lambda: all(versions[-1] == "bot@2" for versions in seen.values()))
     ended.set()
@@ -119,8 +119,8 @@ def test_a_version_that_becomes_ready_while_streams_run_takes_over_without_break
         streams = [client.chat.completions.create(model="bot", messages=hello, stream=True) for _ in range(5)]
         world.serves("e1", "bot@1", "bot@2")
         revision = world.route((1, 0), (2, 10_000)).revision
-        world.registry.fleet.wait_applied("bot", revision, timeout_s=30)
-        until(lambda: gateway.chat().headers["x-tuneloop-version"] == "bot@2")
+        world.registry.fleet.wait_applied("bot", revision, timeout_s=2.0)
+        until(lambda: gateway.chat().headers["x-tuneloop-version"] == "bot@2", 2)
         for stream in streams:
             assert "w29 " in "".join(chunk.choices[0].delta.content or "" for chunk in stream)
 
@@ -140,7 +140,7 @@ def test_what_is_known_is_written_down_and_rewritten_on_change(world: World) -> 
     file = world.home / "gateway" / "gw" / LAST_KNOWN_GOOD
     until(lambda: file.exists() and b'"revision":1' in file.read_bytes())
     world.route((1, 10_000))
-    until(lambda: b'"revision":2' in file.read_bytes())
+    until(lambda: b'"revision":2' in file.read_bytes(), 2)
     assert world.key.encode() not in file.read_bytes()
 
 
@@ -163,7 +163,7 @@ def test_an_engine_whose_heartbeat_stops_is_shown_as_not_ready(world: World) -> 
     world.engines.clear()
     time.sleep(1.1)
     world.registry.fleet.forget_engine("e1")
-    until(lambda: gateway.metric('tuneloop_engine_ready{engine="e1"}') == 0)
+    until(lambda: gateway.metric('tuneloop_engine_ready{engine="e1"}') == 0, 2)
 
 
 def test_full_queues_drop_records_and_say_so(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

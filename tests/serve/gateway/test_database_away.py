@@ -41,7 +41,7 @@ def test_a_gateway_serves_on_without_its_database_and_stores_everything_later(
     assert {str(n): got.headers["x-tuneloop-version"] for n, got in enumerate(answers)} == versions
     assert thumb(gateway, answers[0].headers["x-request-id"]) == 201
     assert gateway.call("/readyz").status == 200
-    until(lambda: gateway.metric("tuneloop_records_spooled_total") == 11)
+    until(lambda: gateway.metric("tuneloop_records_spooled_total") == 11, 2)
     assert len(near.registry.traffic.window("bot")) == 10
 
     wire.mend()

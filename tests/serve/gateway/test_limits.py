@@ -60,7 +60,7 @@ def test_requests_beyond_a_minutes_limit_are_refused_and_the_client_is_told_what
     until(lambda: (gateway.metric(counted % "2xx"), gateway.metric(counted % "429")) == (3, 1))
     assert "x-ratelimit-limit-requests" not in gateway.chat().headers  # a key without limits is told of none
     world.registry.keys.limit(key.id, lambda _: KeyLimits(requests_per_minute=5), by="test")
-    until(lambda: mine.chat().status == 200)
+    until(lambda: mine.chat().status == 200, 3)
 
 
 def test_what_the_guards_refuse_counts_as_a_request_and_gives_its_tokens_back(world: World) -> None:
@@ -224,10 +224,10 @@ def test_a_rotated_keys_secrets_both_open_until_the_grace_is_over(world: World) 
     gateway = serving(world)
     mine, key = limited(world, gateway)
     fresh, _ = world.registry.keys.rotate(key.id, by="test", grace_s=600)
-    until(lambda: Address(gateway.url, fresh).chat().status == 200)
+    until(lambda: Address(gateway.url, fresh).chat().status == 200, 3)
     assert mine.chat().status == 200
     world.registry.keys.rotate(key.id, by="test")
-    until(lambda: mine.chat().status == 401)
+    until(lambda: mine.chat().status == 401, 3)
 
 
 def test_beyond_what_may_be_in_flight_requests_wait_fairly_and_are_refused_early(world: World) -> None:
