@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from tuneloop.registry.errors import Unavailable
 from tuneloop.registry.nouns import RequestRecord
 from tuneloop.registry.settings import RegistrySettings
 from tuneloop.serve.gateway import records
+from tuneloop.serve.gateway.exchange import Exchange
 from tuneloop.serve.gateway.link import Link
 from tuneloop.serve.gateway.metrics import Metrics
 from tuneloop.serve.gateway.records import Recorder
@@ -108,3 +110,28 @@ def test_text_goes_before_a_record_is_lost(held: Held, monkeypatch: pytest.Monke
     told = {record.id: record.guards["redaction"] for record in held.stored()}
     skipped, failed = ["skipped"] * 2, ["failed"] * 2
     assert [told[exchange.id] for exchange in waiting[:8]] == skipped + failed + ["skipped"] * 4
+
+
+def test_what_comes_while_records_are_stored_waits_for_others(held: Held, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A transaction takes as long for one record as for many."""
+    monkeypatch.setattr(records, "PAUSE_S", 60.0)
+    recorder, batches = held.recorder, list[int]()
+    store = recorder._store
+
+    def counted(batch: Sequence[Exchange]) -> None:
+        batches.append(len(batch))
+        store(batch)
+
+    monkeypatch.setattr(recorder, "_store", counted)
+    recorder.add(original())
+    recorder.start()
+    until(lambda: batches == [1])
+    for _ in range(3):
+        recorder.add(original())
+    held.answers.set()
+    until(lambda: recorder.pending == 3)
+    time.sleep(0.2)
+    assert batches == [1]
+    recorder.stop(20.0)
+    assert batches == [1, 3]
+    assert len(held.stored()) == 4

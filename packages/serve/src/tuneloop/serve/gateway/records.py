@@ -190,9 +190,9 @@ class Recorder:
             self._taken += len(batch)
             self._replay()
             self._reach()
-            if not self._queue:
-                if self._stopping:
-                    return
+            if self._stopping and not self._queue:
+                return
+            if len(self._queue) < BATCH:  # many in one transaction: it takes a millisecond, of one record too
                 self._wake.wait(PAUSE_S)
 
     def _reach(self) -> None:
