@@ -13,15 +13,17 @@ import pytest
 
 from tuneloop.registry.errors import InvalidInput, NotFound, Unavailable
 from tuneloop.train.base import MANIFEST, Base, made_before
-from tuneloop.train.plan import compare
+from tuneloop.train.plan import advice, compare
 from tuneloop.train.plan.advice import advise
 from tuneloop.train.plan.memory import GIB, Load, memory_of
 from tuneloop.train.plan.plan import Machine, Plan, make_plan
 from tuneloop.train.plan.prices import PriceTable, load_prices
 from tuneloop.train.plan.rows import RowFacts, assumed
 from tuneloop.train.plan.shapes import planned_base
-from tuneloop.train.recipe import Recipe
-from tuneloop.train.recipe.tuning import FullTuning, QloraTuning
+from tuneloop.train.recipe import Recipe, load_recipe
+from tuneloop.train.recipe.combinations import refusals
+from tuneloop.train.recipe.layers import READY
+from tuneloop.train.recipe.tuning import FullTuning, LoraTuning, QloraTuning
 
 
 def recipe(**sections: dict[str, Any]) -> Recipe:
@@ -122,6 +124,34 @@ def test_advice_makes_a_run_fit_or_cheaper_by_what_it_says(table: PriceTable) ->
     packing = next(one for one in advise(fitting) if one.change == "run.packing: true")
     assert packing.time_share < -0.3
     assert all(Decimal(one.usd or 0) < 0 for one in advise(fitting))
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in READY.glob("*.yaml") if path.stem != "rlhf"))
+@pytest.mark.parametrize("device", ["RTX4090", "H100"])
+def test_what_is_advised_is_a_recipe_that_loads(
+    table: PriceTable, name: str, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is planned as a change; of rows that differ, so that packing would save."""
+    tried: list[Recipe] = []
+    planning = advice.make_plan
+
+    def make(changed: Recipe, *others: Any) -> Plan:
+        tried.append(changed)
+        return planning(changed, *others)
+
+    monkeypatch.setattr(advice, "make_plan", make)
+    found, chosen = table.device(device)
+    ragged = RowFacts(1000, 1000, 120.0, (20,) * 90 + (1000,) * 10, 0.5, "made up")
+    ready = load_recipe(READY / f"{name}.yaml", check_paths=False).recipe
+    advise(make_plan(ready, compare.guide_shape("7B"), ragged, Machine(found, "cuda", chosen)))
+    assert tried
+    for changed in tried:
+        assert Recipe.model_validate(changed.model_dump(exclude_unset=True)) == changed
+        assert not refusals(changed)
+        if isinstance(ready.tuning, LoraTuning) and isinstance(changed.tuning, QloraTuning):
+            assert changed.tuning.model_dump(include=set(LoraTuning.model_fields) - {"method"}) == (
+                ready.tuning.model_dump(exclude={"method"})
+            )
 
 
 def test_packed_rows_are_masked_from_each_other_at_the_whole_sequences_price(table: PriceTable) -> None:

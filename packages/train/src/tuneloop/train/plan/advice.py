@@ -9,6 +9,7 @@ from typing import Any
 from tuneloop.train.plan.memory import GIB
 from tuneloop.train.plan.plan import Machine, Plan, make_plan
 from tuneloop.train.recipe import Recipe
+from tuneloop.train.recipe.combinations import refusals
 from tuneloop.train.recipe.run import AUTO
 from tuneloop.train.recipe.tuning import FullTuning, LoraTuning, QloraTuning
 
@@ -36,6 +37,8 @@ def advise(plan: Plan, others: tuple[Machine, ...] = ()) -> list[Advice]:
     short = plan.fits != "yes"
     found = []
     for change, recipe, machine, price in [*_changes(plan), *_machines(plan, others)]:
+        if refusals(recipe):  # of what the planned recipe is, others of its kind are not built
+            continue
         changed = make_plan(recipe, plan.shape, plan.rows, machine)
         if changed.fits == "no" and not short:
             continue
@@ -85,7 +88,7 @@ def _changes(plan: Plan) -> Iterator[tuple[str, Recipe, Machine, str]]:
     if isinstance(tuning, FullTuning):
         yield "tuning.method: lora", recipe.model_copy(update={"tuning": LoraTuning()}), machine, "learns a little less"
     if isinstance(tuning, LoraTuning) and machine.kind == "cuda":
-        quantised = QloraTuning(method="qlora", rank=tuning.rank, alpha=tuning.alpha)
+        quantised = QloraTuning.model_validate(tuning.model_dump() | {"method": "qlora"})
         yield (
             "tuning.method: qlora",
             recipe.model_copy(update={"tuning": quantised}),
