@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from tuneloop.train.data.label_audit import label_prompts
 from tuneloop.train.data.labels import LabelledPrompt, Labeller
 from tuneloop.train.data.preference import PromptRow
 from tuneloop.train.fit.progress import Watch
+from tuneloop.train.fit.reward import RewardModel, load_reward_model
 from tuneloop.train.fit.run import fit
 from tuneloop.train.recipe import Recipe, load_recipe
 from tuneloop.train.rewards import Answer, Judge
@@ -123,3 +125,26 @@ def make_bench(folder: Path) -> Bench:
 def steps_of(seen: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
     """Without what depends on the clock."""
     return [{name: value for name, value in one.items() if name != "tokens_per_s"} for one in seen]
+
+
+def same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> bool:
+    """Whether the weights are those, to the bit."""
+    return all(torch.equal(ours[name], value) for name, value in theirs.items())
+
+
+def each_step_is_due(bench: Bench) -> Callable[[], float]:
+    """A clock by which a checkpoint is due after each step."""
+    seconds = itertools.count(step=bench.recipe.run.checkpoint.every_s + 1)
+    return lambda: float(next(seconds))
+
+
+def spoil(model: Any) -> None:
+    """Make the first trained weights no numbers."""
+    next(value for value in model.parameters() if value.requires_grad).data.fill_(float("nan"))
+
+
+def load_scorer(bench: Bench, folder: Path) -> RewardModel:
+    """A reward model on the bench's base, whose adapter has learned nothing."""
+    bare = models.load_reward_base(bench.base, dtype="float32", device="cpu", attention="sdpa", seed=1)
+    models.new_adapter(bare, bench.recipe.tuning, 0).save_pretrained(folder)
+    return load_reward_model(folder, bench.base, bench.tokenizer, dtype="float32", device="cpu", attention="sdpa")

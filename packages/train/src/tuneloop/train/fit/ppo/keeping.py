@@ -73,7 +73,7 @@ class Keeper:
         self._clock = clock
         self._kept_at = clock()
         self._held: _Held | None = None
-        self._written: int | None = None  # the step whose state was written, or read, last
+        self._written: RunState | None = None  # what the run knew of itself when its state was written, or read, last
 
     @property
     def keeps(self) -> bool:
@@ -105,7 +105,7 @@ class Keeper:
         self._prompts.set_state(state["prompts"])
         replace(RandomState.now(), cpu=state["random"], cuda=state["random_cuda"]).restore()
         learned = state["learned"]
-        self._written = learned["step"]
+        self._written = found.state
         return Learned(**learned | {"waiting": tuple(learned["waiting"])}), found.state
 
     def keep(self, learned: Learned, state: RunState) -> None:
@@ -115,7 +115,6 @@ class Keeper:
             TuneloopError: it cannot be written; checkpoints before it are whole.
         """
         self.hold(learned)
-        self._written = None
         self.keep_held(state)
 
     def hold(self, learned: Learned) -> None:
@@ -136,19 +135,22 @@ class Keeper:
     def keep_held(self, state: RunState) -> None:
         """Write down what is held, if that is not written yet; `state` and errors as of `keep`."""
         held = self._held
-        if self._store is None or held is None or held.learned.step == self._written:
+        if self._store is None or held is None:
             return
         step = held.learned.step
+        state = state.model_copy(update={"step": step})
+        if state == self._written:
+            return
         self._store.discard_staging()
         folder = self._store.staging / f"checkpoint-{step}"
         try:
             folder.mkdir(parents=True)
             save_file(held.weights, folder / WEIGHTS)
             torch.save(held.rest, folder / _LEARNER)
-            self._store.seal(folder, state.model_copy(update={"step": step}))
+            self._store.seal(folder, state)
         except (OSError, RuntimeError, SafetensorError) as error:  # RuntimeError: torch.save on a full disk
             raise unwritten(step, self._store.staging, error) from error
-        self._written, self._kept_at = step, self._clock()
+        self._written, self._kept_at = state, self._clock()
 
 
 def _copied(value: Any) -> Any:

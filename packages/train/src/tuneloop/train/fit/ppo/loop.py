@@ -260,6 +260,7 @@ class _Learner:
                 f"{self._recipe.run.batch_size} as before"
             )
             self._state = self._state.model_copy(update={"micro_batch": size})
+            self._keeper.keep_held(self._state)  # whatever ends the run before its next checkpoint: the size is known
             random.restore()
 
     def _with_less_memory(self, step: int, error: HalfUpdated) -> Learned:
@@ -278,6 +279,7 @@ class _Learner:
             f"{found[0].step} with micro-batch {size}, batch size {self._recipe.run.batch_size} as before"
         )
         self._go_on_with(self._state.model_copy(update={"micro_batch": size}))  # rollbacks since then stand
+        self._keeper.keep(found[0], self._state)
         return found[0]
 
     def _roll_back(self, error: Diverged) -> Learned:
