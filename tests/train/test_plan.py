@@ -31,7 +31,7 @@ def recipe(**sections: dict[str, Any]) -> Recipe:
         "base": {"model": "x"},
         "data": {"train": "train.jsonl"},
         "run": {"steps": 10, "batch_size": 16, "micro_batch": 4},
-        "evaluate": {"sets": {"test": "test.jsonl"}},
+        "evaluate": {"sets": {"test": "test.jsonl"}, "generate": 0},  # what answers take: `test_plan_answering`
         "publish": {"model": "m"},
     }
     return Recipe.model_validate(values | sections)

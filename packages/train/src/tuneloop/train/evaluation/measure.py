@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Any
@@ -25,16 +25,13 @@ from transformers.cache_utils import DynamicLayer
 from tuneloop.registry.errors import InvalidInput
 from tuneloop.train.data.labels import IGNORED, LabelledRow, Labeller
 from tuneloop.train.data.rows import Row
+from tuneloop.train.evaluation.batching import ANSWERS_AT_ONCE, BATCH_TOKENS, batches
 from tuneloop.train.evaluation.bleu import bleu_of
 from tuneloop.train.evaluation.metrics import Metric
 from tuneloop.train.evaluation.statistics import RowScore, mean_nll, perplexity
 
 BATCH = 16
-ANSWERS_AT_ONCE = (
-    32  # a token of 24 answers costs about what one of 12 does, as long as reading the weights is what takes the time
-)
 _SHARED_WORTH = 8  # tokens
-BATCH_TOKENS = 16_384  # a batch of long rows holds fewer of them, so that memory is bounded
 
 
 @dataclass(frozen=True)
@@ -183,18 +180,6 @@ def score_set(
                 raise
             failed[metric.name] = str(error)
     return SetScore(rows, bleu, signature, tuple(answers), by_row, failed)
-
-
-def batches(lengths: Sequence[int], most: int, tokens: int) -> Iterator[list[int]]:
-    """Indexes in batches of like length, the short ones first: at most `most` rows, and `tokens` with padding."""
-    chosen: list[int] = []
-    for index in sorted(range(len(lengths)), key=lengths.__getitem__):
-        if chosen and (len(chosen) == most or (len(chosen) + 1) * lengths[index] > tokens):
-            yield chosen
-            chosen = []
-        chosen.append(index)
-    if chosen:
-        yield chosen
 
 
 def pad_token_id(tokenizer: Any) -> int:

@@ -92,7 +92,7 @@ def _recipe(method: str, devices: int, micro_batch: int) -> Recipe:
                 "gradient_checkpointing": True,
                 "launch": {"processes": devices, **strategy},
             },
-            "evaluate": {"sets": {"test": "test.jsonl"}},
+            "evaluate": {"sets": {"test": "test.jsonl"}, "generate": 0},
             "publish": {"model": "guide"},
         }
     )

@@ -44,6 +44,11 @@ _CUDA = Allocator(
 )  # not measured here: wider
 
 
+def allocator_of(kind: Kind) -> Allocator:
+    """Of a kind of device."""
+    return _CPU if kind == "cpu" else _CUDA
+
+
 @dataclass(frozen=True)
 class Load:
     """What one device works on at a time."""
@@ -73,6 +78,7 @@ class Memory:
     optimizer: int
     activations: int
     loss: int
+    cache: int  # keys and values of answers that are being written
     overhead: int
     low: int
     high: int
@@ -81,7 +87,8 @@ class Memory:
     @property
     def total(self) -> int:
         """All parts."""
-        return self.weights + self.gradients + self.optimizer + self.activations + self.loss + self.overhead
+        held = self.weights + self.gradients + self.optimizer + self.activations
+        return held + self.loss + self.cache + self.overhead
 
 
 def memory_of(shape: ModelShape, tuning: TuningSection, load: Load, kind: Kind) -> Memory:
@@ -91,13 +98,13 @@ def memory_of(shape: ModelShape, tuning: TuningSection, load: Load, kind: Kind) 
         InvalidInput: a target of `tuning` names no layer of the model.
     """
     trained = trained_by(shape, tuning)
-    allocator = _CPU if kind == "cpu" else _CUDA
+    allocator = allocator_of(kind)
     full = isinstance(tuning, FullTuning)
     sharded = load.devices if load.strategy != "ddp" else 1
     whole_shards = load.devices if load.strategy in {"zero3", "fsdp"} else 1
     gradients = 4 * trained.parameters // sharded
     optimizer = 0 if load.offload else optimizer_bytes(load.optimizer, trained.parameters) // sharded
-    weights = _weights(shape, tuning, load, trained) // whole_shards
+    weights = weight_bytes(shape, tuning, load, trained) // whole_shards
     if load.offload and load.strategy != "zero2":
         weights = 0
     if whole_shards > 1 or load.offload:
@@ -107,9 +114,7 @@ def memory_of(shape: ModelShape, tuning: TuningSection, load: Load, kind: Kind) 
     # On a CPU the allocator keeps the room of an adapter's small gradients from step to step.
     beside = gradients if load.accumulates or (kind == "cpu" and not full) else 0
     in_loss = int(loss * (allocator.loss + allocator.a_tile * _more_tiles(shape, load)))
-    scaled = (
-        _tokens(load) * trained.scaled_by_dora * _bytes_of(load.dtype) * (1 if load.checkpointing else shape.layers)
-    )
+    scaled = _tokens(load) * trained.scaled_by_dora * bytes_of(load.dtype) * (1 if load.checkpointing else shape.layers)
     held = int((activations + allocator.dora * scaled) * allocator.activations)
     step = _optimizer_step(shape, load, kind, full, gradients)
     left = held if kind == "cpu" else 0  # what was activations lies scattered between the gradients, and is kept
@@ -125,6 +130,7 @@ def memory_of(shape: ModelShape, tuning: TuningSection, load: Load, kind: Kind) 
         optimizer=optimizer,
         activations=held,
         loss=in_loss,
+        cache=0,
         overhead=allocator.fixed,
         low=int(total * allocator.low),
         high=int(total * allocator.high),
@@ -138,11 +144,11 @@ def whole_bytes(shape: ModelShape, tuning: TuningSection, load: Load, kind: Kind
     The unquantised base on which a QLoRA adapter is measured, and the weights that are loaded whole before they are
     sharded.
     """
-    fixed = (_CPU if kind == "cpu" else _CUDA).fixed
+    fixed = allocator_of(kind).fixed
     if isinstance(tuning, QloraTuning) and tuning.evaluate_unquantized:
-        return _bytes_of(load.dtype) * shape.parameters + fixed
+        return bytes_of(load.dtype) * shape.parameters + fixed
     if load.strategy in {"zero3", "fsdp"} and load.devices > 1:
-        return _weights(shape, tuning, load, trained_by(shape, tuning)) + fixed
+        return weight_bytes(shape, tuning, load, trained_by(shape, tuning)) + fixed
     return None
 
 
@@ -165,12 +171,14 @@ def optimizer_bytes(optimizer: str, parameters: int) -> int:
     return 8 * parameters if optimizer == "adamw" else int(parameters * (2 + 8 / 256))
 
 
-def _bytes_of(dtype: str) -> int:
+def bytes_of(dtype: str) -> int:
+    """Of a number in that format."""
     return 2 if dtype == "bfloat16" else 4
 
 
-def _weights(shape: ModelShape, tuning: TuningSection, load: Load, trained: Trained) -> int:
-    size = _bytes_of(load.dtype)
+def weight_bytes(shape: ModelShape, tuning: TuningSection, load: Load, trained: Trained) -> int:
+    """Of base and adapter together, unsharded, as training holds them."""
+    size = bytes_of(load.dtype)
     if isinstance(tuning, FullTuning):  # trained in float32; autocast keeps a copy of what products read
         copies = 2 * (shape.linear_parameters + shape.head_parameters) if load.dtype == "bfloat16" else 0
         return 4 * shape.parameters + copies
@@ -184,7 +192,7 @@ def _weights(shape: ModelShape, tuning: TuningSection, load: Load, trained: Trai
 
 
 def _block_bytes(shape: ModelShape, tuning: TuningSection, load: Load) -> int:
-    size = 4 if isinstance(tuning, FullTuning) else _bytes_of(load.dtype)
+    size = 4 if isinstance(tuning, FullTuning) else bytes_of(load.dtype)
     return size * max(shape.linear_parameters // shape.layers, shape.head_parameters)
 
 
@@ -198,7 +206,7 @@ def block_bytes_per_token(shape: ModelShape, load: Load, trained: Trained) -> in
     A frozen block keeps both norms' inputs (float32), the queries, keys, values and output of attention with its
     log-sums, and three tensors of the MLP's width; a trained part adds what it reads (`trained.py`).
     """
-    size = _bytes_of(load.dtype)
+    size = bytes_of(load.dtype)
     attention = 2 * shape.query + 2 * shape.key_value
     if load.padded and shape.kv_heads < shape.heads:  # a mask makes SDPA repeat keys and values for every head
         attention += 2 * (shape.query - shape.key_value)
@@ -209,7 +217,7 @@ def block_bytes_per_token(shape: ModelShape, load: Load, trained: Trained) -> in
 
 def _activations(shape: ModelShape, load: Load, trained: Trained, full: bool) -> int:
     block = block_bytes_per_token(shape, load, trained)
-    size = _bytes_of(load.dtype)
+    size = bytes_of(load.dtype)
     ends = (4 + size) * shape.hidden * (2 if full else 1)  # embedding, last norm
     if load.checkpointing:  # the stream between blocks, and one block while it is computed again
         return _tokens(load) * (shape.layers * size * shape.hidden + block + ends)
@@ -218,14 +226,14 @@ def _activations(shape: ModelShape, load: Load, trained: Trained, full: bool) ->
 
 def _workspace(shape: ModelShape, load: Load) -> int:
     """Gradients of one MLP while it is passed backward."""
-    return _tokens(load) * _bytes_of(load.dtype) * (3 * shape.intermediate + 2 * shape.hidden)
+    return _tokens(load) * bytes_of(load.dtype) * (3 * shape.intermediate + 2 * shape.hidden)
 
 
 def _loss(shape: ModelShape, load: Load, kind: Kind, full: bool) -> int:
     """TRL's fused head: logits exist in tiles only; on a GPU for learned tokens only. A reward model's has no tiles."""
     if load.scores:
-        return _tokens(load) * (_bytes_of(load.dtype) + 2 * shape.hidden * 4)
-    size, width = _bytes_of(load.dtype), min(shape.vocab, _TILE_VOCAB)
+        return _tokens(load) * (bytes_of(load.dtype) + 2 * shape.hidden * 4)
+    size, width = bytes_of(load.dtype), min(shape.vocab, _TILE_VOCAB)
     scored = _tokens(load) if kind == "cpu" else int(_tokens(load) * load.learned_share)
     rows = min(scored, _TILE_TOKENS)
     tile = rows * width * (size + (_CPU_TILE_BYTES if kind == "cpu" else 0))

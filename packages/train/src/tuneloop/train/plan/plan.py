@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal
 from typing import Any, Literal
 
+from tuneloop.train.plan.answering import MEASURED, learned_answers, measured_answers, memory_of_answers
 from tuneloop.train.plan.memory import GIB, Kind, Load, Memory, memory_of, whole_bytes
 from tuneloop.train.plan.prices import Device, Offer
 from tuneloop.train.plan.rows import RowFacts
@@ -55,7 +56,8 @@ class Plan:
     rows: RowFacts
     load: Load
     trained_parameters: int
-    memory: Memory
+    memory: Memory  # at the fullest moment of all
+    answering: Memory | None  # at the fullest of those in which answers are written
     whole: int | None  # bytes on one device beside the steps, to load or to measure; see `memory.whole_bytes`
     fits: Literal["yes", "perhaps", "no"]
     largest_micro_batch: int
@@ -77,7 +79,11 @@ def make_plan(recipe: Recipe, shape: ModelShape, rows: RowFacts, machine: Machin
     micro = recipe.run.micro_batch
     chosen = max(1, largest) if micro == AUTO else micro
     load = load_of(recipe, rows, machine, chosen)
-    memory = memory_of(shape, recipe.tuning, load, machine.kind)
+    moments = _moments(recipe, shape, load, machine.kind)
+    measured = measured_answers(recipe, rows)
+    if measured is not None:
+        moments.append(memory_of_answers(shape, recipe.tuning, load, measured, machine.kind))
+    memory = max(moments, key=lambda moment: moment.total)
     whole = whole_bytes(shape, recipe.tuning, load, machine.kind)
     steps = recipe.run.planned_steps(recipe.objective.drawn(rows.rows))
     passes = recipe.run.batch_size // recipe.run.launch.processes // chosen
@@ -104,15 +110,16 @@ def make_plan(recipe: Recipe, shape: ModelShape, rows: RowFacts, machine: Machin
         load=load,
         trained_parameters=trained_by(shape, recipe.tuning).parameters,
         memory=memory,
+        answering=max(moments[1:], key=lambda moment: moment.total, default=None),
         whole=whole,
-        fits="no" if whole is not None and whole > _room(machine) else _fits(memory, machine),
+        fits="no" if whole is not None and whole > _room(machine) else _fits(moments, machine),
         largest_micro_batch=largest,
         steps=steps,
         step=step,
         hours=hours,
         energy_kwh=energy,
         costs=costs_of(hours, machine, devices),
-        notes=tuple(_notes(recipe, machine, whole)),
+        notes=tuple(_notes(recipe, machine, memory, whole)),
     )
 
 
@@ -121,6 +128,13 @@ def _attended(recipe: Recipe, micro_batch: int, length: float) -> float:
     kernels leave them out."""
     masked = recipe.run.packing and recipe.run.attention != "flash_attention_2"
     return length * micro_batch if masked else length
+
+
+def _moments(recipe: Recipe, shape: ModelShape, load: Load, kind: Kind) -> list[Memory]:
+    """Of a step, and of the answers it learns from, where it writes them itself."""
+    learned = learned_answers(recipe, load)
+    writing = [] if learned is None else [memory_of_answers(shape, recipe.tuning, load, learned, kind)]
+    return [memory_of(shape, recipe.tuning, load, kind), *writing]
 
 
 def load_of(recipe: Recipe, rows: RowFacts, machine: Machine, micro_batch: int) -> Load:
@@ -178,11 +192,11 @@ def _money(hourly: Decimal, hours: float) -> Decimal:
     return (hourly * Decimal(repr(hours))).quantize(_CENT, ROUND_HALF_UP)
 
 
-def _fits(memory: Memory, machine: Machine) -> Literal["yes", "perhaps", "no"]:
+def _fits(moments: list[Memory], machine: Machine) -> Literal["yes", "perhaps", "no"]:
     room = _room(machine)
-    if memory.high <= room:
+    if all(moment.high <= room for moment in moments):
         return "yes"
-    return "perhaps" if memory.total <= room else "no"
+    return "perhaps" if all(moment.total <= room for moment in moments) else "no"
 
 
 def _room(machine: Machine) -> float:
@@ -196,13 +210,18 @@ def _largest(recipe: Recipe, shape: ModelShape, rows: RowFacts, machine: Machine
         n
         for n in range(1, share + 1)
         if share % n == 0
-        and _fits(memory_of(shape, recipe.tuning, load_of(recipe, rows, machine, n), machine.kind), machine) == "yes"
+        and _fits(_moments(recipe, shape, load_of(recipe, rows, machine, n), machine.kind), machine) == "yes"
     ]
     return max(fitting, default=0)
 
 
-def _notes(recipe: Recipe, machine: Machine, whole: int | None) -> list[str]:
+def _notes(recipe: Recipe, machine: Machine, memory: Memory, whole: int | None) -> list[str]:
     notes = ["time is that of the training steps; loading, measuring and publishing come on top"]
+    if memory.moment == MEASURED:
+        notes.append(
+            "the fullest moment is no step: a smaller evaluate.generate or evaluate.max_new_tokens takes less, a "
+            "smaller micro-batch does not; held-out questions count as long as the rows that are learned"
+        )
     if whole is not None and recipe.tuning.method == "qlora":
         notes.append(
             f"the adapter is measured on the unquantised base, which takes {whole / GIB:.1f} GiB; where that does not "
@@ -225,7 +244,7 @@ def _notes(recipe: Recipe, machine: Machine, whole: int | None) -> list[str]:
 
 def as_json(plan: Plan, servable: str | None, advice: list[dict[str, Any]]) -> dict[str, Any]:
     """Every figure, with units in the names."""
-    memory, audit = plan.memory, plan.rows.audit
+    memory, answering, audit = plan.memory, plan.answering, plan.rows.audit
 
     def bounded(value: Seconds, digits: int) -> dict[str, float]:
         return {key: round(getattr(value, key), digits) for key in ("low", "estimate", "high")}
@@ -240,12 +259,20 @@ def as_json(plan: Plan, servable: str | None, advice: list[dict[str, Any]]) -> d
             "optimizer": memory.optimizer,
             "activations": memory.activations,
             "loss": memory.loss,
+            "cache": memory.cache,
             "overhead": memory.overhead,
             "total": memory.total,
             "low": memory.low,
             "high": memory.high,
             "moment": memory.moment,
             "whole": plan.whole,
+            "answering": answering
+            and {
+                "moment": answering.moment,
+                "cache": answering.cache,
+                "total": answering.total,
+                "high": answering.high,
+            },
         },
         "fits": plan.fits,
         "micro_batch": {"planned": plan.load.rows, "largest_that_fits": plan.largest_micro_batch},

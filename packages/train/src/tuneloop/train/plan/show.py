@@ -54,13 +54,20 @@ def _head(plan: Plan, source: str) -> str:
 
 
 def _memory(plan: Plan) -> str:
-    memory = plan.memory
+    memory, answering = plan.memory, plan.answering
+    passed = f"{plan.load.rows} rows of {plan.load.length} tokens"
+    kept = "no answers are written"
+    if memory.cache:
+        passed, kept = "of one pass", "of the answers so far"
+    elif answering is not None:
+        kept = f"{answering.cache / GIB:.2f} while {answering.moment}, {answering.total / GIB:.2f} in all"
     rows = [
         ("weights", memory.weights, "adapter included"),
         ("gradients", memory.gradients, "of earlier micro-batches" if memory.moment == "the loss" else ""),
         ("optimiser", memory.optimizer, plan.recipe.optim.optimizer),
-        ("activations", memory.activations, f"{plan.load.rows} rows of {plan.load.length} tokens"),
-        ("logits and loss", memory.loss, "in tiles"),
+        ("activations", memory.activations, passed),
+        ("logits and loss", memory.loss, "of a token" if memory.cache else "in tiles"),
+        ("keys and values", memory.cache, kept),
         ("overhead", memory.overhead, "libraries" if plan.machine.kind == "cpu" else "CUDA context"),
     ]
     answer = {
