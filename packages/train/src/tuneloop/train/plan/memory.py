@@ -9,13 +9,13 @@ step (all gradients). Sizes in bytes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from tuneloop.train.plan.shapes import ModelShape
 from tuneloop.train.plan.trained import Trained, trained_by
 from tuneloop.train.recipe.run import Strategy
-from tuneloop.train.recipe.tuning import FullTuning, QloraTuning, TuningSection
+from tuneloop.train.recipe.tuning import FullTuning, LoraTuning, QloraTuning, TuningSection
 
 Kind = Literal["cuda", "cpu"]
 GIB = 2**30
@@ -36,9 +36,12 @@ class Allocator:
     low: float  # bounds, relative to the prediction
     high: float
     dora: float = 0.0  # held beyond that for each byte of outputs that DoRA scales: seen, not explained
+    lora: float = 0.0  # held beyond that for each byte under a low-rank adapter on an unquantised base: the same
 
 
-_CPU = Allocator(fixed=710 * MIB, activations=1.17, loss=1.52, a_tile=0.43, low=0.92, high=1.08, dora=1.0)
+_CPU = Allocator(
+    fixed=771 * MIB, activations=1.138, loss=1.483, a_tile=0.576, low=0.90, high=1.08, dora=0.76, lora=0.191
+)
 _CUDA = Allocator(
     fixed=int(0.8 * GIB), activations=1.05, loss=1.05, a_tile=0.0, low=0.90, high=1.20
 )  # not measured here: wider
@@ -90,6 +93,10 @@ class Memory:
         held = self.weights + self.gradients + self.optimizer + self.activations
         return held + self.loss + self.cache + self.overhead
 
+    def beside(self, weights: int) -> Memory:
+        """With another model's weights on the device."""
+        return replace(self, weights=self.weights + weights, low=self.low + weights, high=self.high + weights)
+
 
 def memory_of(shape: ModelShape, tuning: TuningSection, load: Load, kind: Kind) -> Memory:
     """The worst moment of a step.
@@ -115,6 +122,8 @@ def memory_of(shape: ModelShape, tuning: TuningSection, load: Load, kind: Kind) 
     beside = gradients if load.accumulates or (kind == "cpu" and not full) else 0
     in_loss = int(loss * (allocator.loss + allocator.a_tile * _more_tiles(shape, load)))
     scaled = _tokens(load) * trained.scaled_by_dora * bytes_of(load.dtype) * (1 if load.checkpointing else shape.layers)
+    if isinstance(tuning, LoraTuning):
+        activations = int(activations * (1 + allocator.lora))
     held = int((activations + allocator.dora * scaled) * allocator.activations)
     step = _optimizer_step(shape, load, kind, full, gradients)
     left = held if kind == "cpu" else 0  # what was activations lies scattered between the gradients, and is kept

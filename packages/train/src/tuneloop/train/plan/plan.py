@@ -10,6 +10,7 @@ from typing import Any, Literal
 from tuneloop.train.plan.answering import MEASURED, learned_answers, measured_answers, memory_of_answers
 from tuneloop.train.plan.memory import GIB, Kind, Load, Memory, memory_of, whole_bytes
 from tuneloop.train.plan.prices import Device, Offer
+from tuneloop.train.plan.rounds import beside_seconds, reward_model_bytes, round_of
 from tuneloop.train.plan.rows import RowFacts
 from tuneloop.train.plan.shapes import ModelShape
 from tuneloop.train.plan.timing import Seconds, Speed, step_seconds
@@ -86,19 +87,20 @@ def make_plan(recipe: Recipe, shape: ModelShape, rows: RowFacts, machine: Machin
     memory = max(moments, key=lambda moment: moment.total)
     whole = whole_bytes(shape, recipe.tuning, load, machine.kind)
     steps = recipe.run.planned_steps(recipe.objective.drawn(rows.rows))
-    passes = recipe.run.batch_size // recipe.run.launch.processes // chosen
+    batches = recipe.run.batch_size // recipe.run.launch.processes // chosen
     length = rows.mean if recipe.run.packing else rows.padded_mean(chosen)
     scored = 1.0 if machine.kind == "cpu" else rows.learned_share * rows.mean / length
+    speed = speed_of(machine, load)
     step = step_seconds(
         shape,
         recipe.tuning,
         load,
-        speed_of(machine, load),
-        passes=passes,
+        speed,
+        passes=batches * round_of(recipe.objective).learned,
         length=length,
         scored=scored,
         attended=_attended(recipe, chosen, length),
-    )
+    ) + beside_seconds(recipe.objective, shape, recipe.tuning, load, speed, passes=batches, length=length)
     hours = step.times(steps / 3600)
     devices = recipe.run.launch.processes
     energy = hours.times(machine.device.watts / 1000 * (devices if machine.kind == "cuda" else 1))
@@ -134,7 +136,8 @@ def _moments(recipe: Recipe, shape: ModelShape, load: Load, kind: Kind) -> list[
     """Of a step, and of the answers it learns from, where it writes them itself."""
     learned = learned_answers(recipe, load)
     writing = [] if learned is None else [memory_of_answers(shape, recipe.tuning, load, learned, kind)]
-    return [memory_of(shape, recipe.tuning, load, kind), *writing]
+    judge = reward_model_bytes(recipe, shape, load.dtype)
+    return [moment.beside(judge) for moment in (memory_of(shape, recipe.tuning, load, kind), *writing)]
 
 
 def load_of(recipe: Recipe, rows: RowFacts, machine: Machine, micro_batch: int) -> Load:
@@ -145,7 +148,7 @@ def load_of(recipe: Recipe, rows: RowFacts, machine: Machine, micro_batch: int) 
         length=rows.longest,
         dtype=resolved_dtype(recipe, machine),
         learned_share=rows.learned_share,
-        padded=micro_batch > 1,
+        padded=micro_batch > 1 and (run.packing or len(set(rows.lengths)) > 1),  # then attention is masked
         checkpointing=run.gradient_checkpointing,
         accumulates=run.batch_size > micro_batch * run.launch.processes,
         optimizer=recipe.optim.optimizer,

@@ -15,7 +15,7 @@ from tuneloop.train.plan.shapes import ModelShape
 from tuneloop.train.plan.trained import trained_by
 from tuneloop.train.recipe.tuning import FullTuning, QloraTuning, TuningSection
 
-_LAUNCH_S = 0.0025  # a block's kernels forward and backward in eager mode, at least
+LAUNCH_S = 0.0025  # a block's kernels forward and backward in eager mode, at least
 _DEQUANTISED_BYTES = 4.5  # per weight and pass: read 4 bits, write and read bfloat16
 _INT8_SHARE = 0.6  # of the efficiency: outlier features go through a product of their own
 
@@ -30,6 +30,7 @@ class Speed:
     slowest: float  # the same, bounds
     quickest: float
     launches: bool = True  # whether a host must keep it busy
+    traversals: float = 0.0  # times that what is kept for the backward pass is moved in a pass, where no product is
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,9 @@ class Seconds:
     estimate: float
     low: float
     high: float
+
+    def __add__(self, other: Seconds) -> Seconds:
+        return Seconds(self.estimate + other.estimate, self.low + other.low, self.high + other.high)
 
     def times(self, factor: float) -> Seconds:
         """All three, scaled."""
@@ -68,6 +72,13 @@ def flops_of_pass(
     return tokens * (linear + extra + attention + head)
 
 
+def flops_forward(shape: ModelShape, load: Load, *, length: float) -> float:
+    """Operations of reading `load.rows` rows of `length` tokens, every token's probability included."""
+    attention = shape.layers * 2 * shape.query * length
+    head = 2 * (shape.hidden if load.scores else shape.head_parameters)
+    return load.rows * length * load.forward_copies * (2 * shape.linear_parameters + attention + head)
+
+
 def step_seconds(
     shape: ModelShape,
     tuning: TuningSection,
@@ -86,7 +97,7 @@ def step_seconds(
         share = _INT8_SHARE if tuning.bits == 8 else 1.0
         if tuning.bits == 4:
             moved = _DEQUANTISED_BYTES * shape.linear_parameters * (3 if load.checkpointing else 2) / speed.bandwidth
-    least = _LAUNCH_S * shape.layers if speed.launches else 0.0
+    least = LAUNCH_S * shape.layers if speed.launches else 0.0
     shards = load.devices if load.strategy != "ddp" else 1
     update = 28 * trained_by(shape, tuning).parameters / shards / speed.bandwidth * (10 if load.offload else 1)
 
