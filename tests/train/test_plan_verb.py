@@ -52,7 +52,7 @@ def test_the_verb_says_everything_and_never_loads_torch(tiny_recipe: Path, tmp_p
     command = [sys.executable, "-c", code, str(tiny_recipe), "--device", "L40S", "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60, cwd=tmp_path)
     found = json.loads(done.stdout)
-    parts = ("weights", "gradients", "optimizer", "activations", "loss", "overhead")
+    parts = ("weights", "gradients", "optimizer", "activations", "loss", "cache", "overhead")
     memory = found["memory_bytes"]
     assert memory["low"] < memory["total"] == sum(memory[part] for part in parts) < memory["high"]
     assert found["fits"] == "yes"

@@ -28,6 +28,7 @@ from tuneloop.train.publishing.folder import code_commit, environment
 from tuneloop.train.publishing.lineage import Keeper, evaluation_json
 from tuneloop.train.recipe.objective import RewardObjective, unservable
 from tuneloop.train.tuning import models
+from tuneloop.train.tuning.architectures import architecture_in, unserved
 from tuneloop.train.tuning.served import RankLimit, servable
 
 
@@ -176,5 +177,7 @@ class Publisher:
             after=after.sets,
             comparisons=comparisons,
             remarks=[*prepared.remarks(), *remarks],
-            unservable=servable(recipe.tuning, self.limit) or unservable(recipe.objective),
+            unservable=servable(recipe.tuning, self.limit)
+            or unservable(recipe.objective)
+            or unserved(architecture_in(job.base.folder), recipe.tuning),
         )

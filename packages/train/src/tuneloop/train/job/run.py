@@ -43,6 +43,7 @@ from tuneloop.train.recipe.objective import unservable
 from tuneloop.train.screen import Screen
 from tuneloop.train.stopping import StopFlag, Stopped
 from tuneloop.train.tuning import models
+from tuneloop.train.tuning.architectures import architecture_in, unserved
 from tuneloop.train.tuning.limit import rank_limit
 from tuneloop.train.tuning.precision import choose_dtype
 from tuneloop.train.tuning.served import RankLimit, serving_notes
@@ -227,7 +228,8 @@ class _Run:
         recipe, say = self._job.recipe.recipe, self._watch.screen.say
         attention = attention_for(recipe.run, self._device)
         say(f"attention: {attention}")
-        if (reason := unservable(recipe.objective)) is not None:
+        unserved_base = unserved(architecture_in(self._job.base.folder), recipe.tuning)
+        if (reason := unservable(recipe.objective) or unserved_base) is not None:
             say(f"warning: this version cannot be served as it is: {reason}")
         else:
             for note in serving_notes(recipe.tuning, self._limit):

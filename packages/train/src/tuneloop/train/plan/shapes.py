@@ -15,8 +15,15 @@ from typing import Any
 
 from tuneloop.registry.errors import InvalidInput
 from tuneloop.train.base import asking_the_hub, find_gguf, made_before
+from tuneloop.train.tuning.architectures import architecture_of
 
-_LLAMA_LIKE = {"llama", "mistral", "qwen2", "qwen3", "smollm3"}
+_LLAMA_LIKE = {  # model type → architecture
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "smollm3": "SmolLM3ForCausalLM",
+}
 _BIASED = {"qwen2": ("q_proj", "k_proj", "v_proj")}
 _NORMED_HEADS = {"qwen3"}
 
@@ -111,8 +118,8 @@ def _llama_linears(hidden: int, query: int, key_value: int, intermediate: int) -
     }
 
 
-def shape_of_gguf(path: Path) -> ModelShape:
-    """The shape in a GGUF file's header; weights are not read.
+def shape_of_gguf(path: Path) -> tuple[ModelShape, str]:
+    """The shape in a GGUF file's header, and its model type; weights are not read.
 
     Raises:
         InvalidInput: the file cannot be read, or is of an architecture whose blocks are not Llama's.
@@ -146,7 +153,7 @@ def shape_of_gguf(path: Path) -> ModelShape:
         "tie_word_embeddings": "output.weight" not in tensors,
         "max_position_embeddings": number("context_length"),
     }
-    return shape_of_config(config, path.stem)
+    return shape_of_config(config, path.stem), architecture
 
 
 @dataclass(frozen=True)
@@ -156,6 +163,7 @@ class PlannedBase:
     shape: ModelShape
     folder: Path | None
     source: str
+    architecture: str | None  # as its config says, by which an engine knows how to serve it
 
 
 def planned_base(source: str, bases_root: Path, *, relative_to: Path) -> PlannedBase:
@@ -172,8 +180,11 @@ def planned_base(source: str, bases_root: Path, *, relative_to: Path) -> Planned
     if (made := made_before(source, bases_root, gguf)) is not None:
         return _in_folder(made)
     if gguf is not None:
-        return PlannedBase(shape_of_gguf(gguf), None, f"the header of {gguf.name}")
-    return PlannedBase(shape_of_config(_hub_config(source), source), None, f"config.json of {source} on the hub")
+        shape, kind = shape_of_gguf(gguf)
+        return PlannedBase(shape, None, f"the header of {gguf.name}", _LLAMA_LIKE[kind])
+    config = _hub_config(source)
+    told = f"config.json of {source} on the hub"
+    return PlannedBase(shape_of_config(config, source), None, told, architecture_of(config))
 
 
 def _in_folder(folder: Path) -> PlannedBase:
@@ -184,7 +195,7 @@ def _in_folder(folder: Path) -> PlannedBase:
         raise InvalidInput(f"{config} cannot be read: {error}; a base is a folder with config.json") from None
     if not isinstance(values, dict):
         raise InvalidInput(f"{config} holds no JSON object")
-    return PlannedBase(shape_of_config(values, folder.name), folder, f"{config}")
+    return PlannedBase(shape_of_config(values, folder.name), folder, f"{config}", architecture_of(values))
 
 
 def _hub_config(hub_id: str) -> dict[str, Any]:

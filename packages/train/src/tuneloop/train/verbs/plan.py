@@ -69,6 +69,7 @@ def _plan(recipe: str, table: PriceTable, device: str, provider: str | None, row
     from tuneloop.train.recipe.named import recipe_at
     from tuneloop.train.recipe.objective import unservable
     from tuneloop.train.settings import TrainSettings
+    from tuneloop.train.tuning.architectures import unserved
     from tuneloop.train.tuning.served import servable
 
     file, is_named = recipe_at(recipe)
@@ -84,6 +85,7 @@ def _plan(recipe: str, table: PriceTable, device: str, provider: str | None, row
         made = make_plan(one, base.shape, _facts(one, file.folder, base, assumed), machine)
         advice = advise(made, others)
         why_not = servable(one.tuning, _limit(one.tuning, partial(digest, base.folder))) or unservable(one.objective)
+        why_not = why_not or unserved(base.architecture, one.tuning)
         values = plan_json(made, why_not, [found.as_json() for found in advice])
         told.append((name, values, shown(made, why_not, advice, base.source)))
         plans.append(made)
