@@ -249,6 +249,8 @@ class _Attempts:
 
     def _with(self, changed: RunState, checkpoint: Checkpoint) -> Checkpoint:
         """The same checkpoint with what was learned since, which then holds whatever ends the run before the next."""
+        if is_parallel():
+            dist.barrier()  # all have found it: while another takes its place there is none of this step, for a moment
         if leads():
             again = self._store.staging / "again"
             try:
