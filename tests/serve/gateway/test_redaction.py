@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from tests_support import free_port
 from tuneloop.registry.errors import Unavailable
 from tuneloop.serve.gateway.records import EDGE_CHARS
 from tuneloop.serve.gateway.redactor import Redactor
+from tuneloop.serve.gateway.worker import START_TIMEOUT_S
 from tuneloop.serve.guards import secrets
 
 SECRET = "write to ada@example.com"
@@ -60,12 +60,13 @@ def test_prompts_answers_and_corrections_are_redacted_before_they_are_stored(wor
     workers = multiprocessing.active_children()
     assert len(workers) == 1
     workers[0].kill()  # the worker dies: one record may go without its text, the next has it again
-    time.sleep(0.2)
+    workers[0].join(60)
+    assert not workers[0].is_alive()
     first = recorded(world, gateway.chat(text=SECRET).headers["x-request-id"])
     assert (first.messages, first.answer, first.guards) == ((), None, {"redaction": "failed"})
     assert gateway.metric("tuneloop_records_without_text_total") == 1
     second = gateway.chat(text=SECRET).headers["x-request-id"]
-    until(lambda: any(r.id == second for r in world.registry.traffic.window("bot")), 60)
+    until(lambda: any(r.id == second for r in world.registry.traffic.window("bot")), 2 * START_TIMEOUT_S)
     assert recorded(world, second).question == "write to <EMAIL_ADDRESS>"
 
 

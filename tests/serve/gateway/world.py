@@ -185,7 +185,7 @@ class World:
             process.kill()
 
 
-def wait_ready(address: Address, timeout_s: float = 20.0) -> None:
+def wait_ready(address: Address, timeout_s: float = 120.0) -> None:
     """Until /readyz says yes."""
 
     def ready() -> bool:
