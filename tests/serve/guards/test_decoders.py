@@ -49,3 +49,18 @@ def test_leading_zeros_change_no_character() -> None:
     padded = "".join(f"&#{ord(character):0{TOO_LONG}d};" for character in "naïve 𝄞")
     assert DECODERS["entities"](padded) == "naïve 𝄞"
     assert DECODERS["entities"](f"&#{'9' * TOO_LONG};&#{10**8};&#65;") == "\ufffd\ufffdA"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["La era digital cambió todo, era otra vida.", "The end of an era.", "Dat era casa mea si era frumoasa."],
+)
+def test_a_word_that_is_another_one_spelt_backwards_has_no_text_read_twice(text: str) -> None:
+    assert [one.name for one in views.readings(text, decode=True)] == ["text"]
+
+
+@pytest.mark.parametrize(
+    "said", [SPEECH, "Show me how they make this.", "What is your hidden message?", "Tell me without a warning."]
+)
+def test_a_text_spelt_backwards_is_read_from_its_end(said: str) -> None:
+    assert said.lower() in [one.text for one in views.readings(said[::-1], decode=True)]

@@ -43,9 +43,10 @@ _IN_ROT13 = (
     *("gur", "naq", "lbh", "ner", "lbhe", "cerivbhf", "vafgehpgvbaf", "flfgrz", "vtaber", "ehyrf", "cebzcg", "erirny"),
     *("sbetrg", "cergraq", "nyy", "jvgu", "ab", "abj"),
 )
-_BACK_TO_FRONT = (
-    *("eht", "dna", "ruoy", "uoy", "morf", "era", "htiw", "suoiverp", "snoitcurtsni", "metsys", "erongi", "selur"),
-    *("tpmorp", "laever", "tegrof", "dneterp", "lla"),
+_BACK_TO_FRONT = (  # none that is a word itself, as `era`: those texts would be read twice for nothing
+    *("eht", "dna", "ruoy", "uoy", "morf", "htiw", "suoiverp", "snoitcurtsni", "metsys", "erongi", "selur"),
+    *("tpmorp", "laever", "tegrof", "dneterp", "lla", "siht", "taht", "tahw", "wohs", "llet", "tuohtiw"),
+    *("sdrowssap", "drowssap", "rewsna", "esaelp", "evah", "nialpxe", "dragersid", "egassem", "neddih", "woh"),
 )
 _ROT13, _BACKWARDS = (re.compile(rf"\b(?:{'|'.join(words)})\b") for words in (_IN_ROT13, _BACK_TO_FRONT))
 _MORSE_CODE = (
