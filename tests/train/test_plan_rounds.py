@@ -12,7 +12,7 @@ from tuneloop.train.plan.memory import Load
 from tuneloop.train.plan.plan import Machine, Plan, make_plan
 from tuneloop.train.plan.prices import load_prices
 from tuneloop.train.plan.rounds import beside_seconds
-from tuneloop.train.plan.rows import assumed
+from tuneloop.train.plan.rows import RowFacts, assumed
 from tuneloop.train.plan.timing import Speed, flops_forward, flops_of_pass
 from tuneloop.train.recipe import Recipe
 from tuneloop.train.recipe.objective import DpoObjective, GrpoObjective, PpoObjective, SftObjective
@@ -84,3 +84,13 @@ def test_a_reward_model_is_another_base_in_memory() -> None:
     judged = planned({"kind": "ppo", "reward_model": "judge@1"})
     assert judged.memory.total - alone.memory.total == 2 * SHAPE.parameters
     assert judged.memory.high - alone.memory.high == 2 * SHAPE.parameters
+
+
+@pytest.mark.parametrize(("lengths", "masked"), [((64,), True), ((64, 64), False), ((64, 32), True)])
+def test_attention_is_masked_where_rows_of_a_batch_differ(lengths: tuple[int, ...], masked: bool) -> None:
+    name, device = load_prices().device("A100-80G")
+    rows = RowFacts(1000, 64, 64.0, lengths, 1.0, "made up")
+    values = {"base": {"model": "x"}, "data": {"train": "t.jsonl"}, "evaluate": {"sets": {"test": "test.jsonl"}}}
+    run = {"steps": 10, "batch_size": 16, "micro_batch": 4, "dtype": "bfloat16"}
+    recipe = Recipe.model_validate(values | {"run": run, "publish": {"model": "m"}})
+    assert make_plan(recipe, SHAPE, rows, Machine(name, "cuda", device)).load.padded == masked

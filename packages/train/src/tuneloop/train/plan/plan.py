@@ -148,7 +148,7 @@ def load_of(recipe: Recipe, rows: RowFacts, machine: Machine, micro_batch: int) 
         length=rows.longest,
         dtype=resolved_dtype(recipe, machine),
         learned_share=rows.learned_share,
-        padded=micro_batch > 1 and (run.packing or len(set(rows.lengths)) > 1),  # then attention is masked
+        padded=micro_batch > 1 and (run.packing or rows.differ),  # then attention is masked
         checkpointing=run.gradient_checkpointing,
         accumulates=run.batch_size > micro_batch * run.launch.processes,
         optimizer=recipe.optim.optimizer,

@@ -42,6 +42,11 @@ class RowFacts:
     audit: LabelAudit | PromptAudit | None = None
     leakage: Leakage | None = None  # none: no file to compare
 
+    @property
+    def differ(self) -> bool:
+        """Whether some are, or may be, shorter than others; of one length alone nothing is known."""
+        return len(self.lengths) == 1 or min(self.lengths) < max(self.lengths)
+
     def padded_mean(self, rows: int) -> float:
         """Mean length of a micro-batch of `rows`, each padded to its longest."""
         if rows <= 1 or len(self.lengths) < 2:
