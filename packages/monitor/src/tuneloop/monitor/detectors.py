@@ -29,6 +29,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +37,7 @@ from numpy.typing import NDArray
 Statistic = Callable[[NDArray[np.float64]], NDArray[np.float64]]  # labellings (B, N), ones in the window → values (B,)
 
 _CHUNK_CELLS = 131_072  # of labellings at once: they, and the counts made of them, stay in the cache
+_OUTERMOST = 0.1  # of a statistic's values are its upper tail, at most
 _DEALS = 1_999  # for a share that is told, and no level of a test
 _TIE = 1e-12  # sums of the same numbers in another order differ by rounding; count them as equal, on the safe side
 _TIE_OF_SCORES = 1e-7  # of sums over their spread, which may be small: the rounding is divided by it too
@@ -139,14 +141,19 @@ def strongest_test(
 
     All labellings, the observed one among them, are standardised alike and ranked by their largest value, so that
     looking at several statistics costs no false alarm: the test is as exact as one of a single statistic (as in
-    Schrab et al., "MMD Aggregated Two-Sample Test", JMLR 24, 2023, whose level is shared by permutation too).
+    Schrab et al., "MMD Aggregated Two-Sample Test", JMLR 24, 2023, whose level is shared by permutation too). The
+    standard deviation is that of a normal curve with the statistic's upper tail at this level, or the one with the
+    heaviest tail would set the threshold alone.
     """
     count = permutations_for(alpha)
     labellings = _labellings(count, points, window, rng)
     rows = [np.stack([statistic(chunk) for statistic in statistics.values()]) for chunk in labellings]
     values = np.concatenate(rows, axis=1)
-    spread = values.std(axis=1, keepdims=True)
-    scores = (values - values.mean(axis=1, keepdims=True)) / np.where(spread > _TIE, spread, np.inf)
+    level = min(alpha, _OUTERMOST)
+    median, high = np.quantile(values, [0.5, 1 - level], axis=1, keepdims=True)
+    tail = (high - median) / NormalDist().inv_cdf(1 - level)
+    spread = np.where(tail > _TIE, tail, values.std(axis=1, keepdims=True))
+    scores = (values - median) / np.where(spread > _TIE, spread, np.inf)
     largest = scores.max(axis=0)
     outcome = ranked(float(largest[0]), largest[1:], alpha, tie=_TIE_OF_SCORES)
     return outcome, {name: float(score) for name, score in zip(statistics, scores[:, 0], strict=True)}

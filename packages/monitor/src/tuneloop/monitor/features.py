@@ -43,6 +43,13 @@ def prompt_kernel(texts: Sequence[str]) -> NDArray[np.float64]:
     return kernel
 
 
+def centred(kernel: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The kernel of the same texts as seen from their mean."""
+    means = kernel.mean(axis=0)
+    away: NDArray[np.float64] = kernel - means - means[:, None] + means.mean()
+    return away
+
+
 def witness(kernel: NDArray[np.float64], n_reference: int) -> NDArray[np.float64]:
     """How much closer each window text is to its window than to the reference; shape (window,)."""
     rows = kernel[n_reference:]

@@ -33,7 +33,7 @@ SPEED = (LATENCY, TOKENS_PER_S, QUEUE_TIME)  # one problem: answers are late
 THROUGHPUT = (TOKENS_PER_S, QUEUE_TIME, REQUEST_RATE)
 GUARDED = (INJECTIONS, PERSONAL_DATA, GUARD_BLOCKS)  # shares of all requests, as guards have noted them
 DETECTORS = {
-    PROMPT_DRIFT: "all texts, words and neighbours, permutation test",
+    PROMPT_DRIFT: "all texts, words, neighbours and strangers, permutation test",
     PERPLEXITY: "rise of the mean, permutation test",
     CORRECTION_PERPLEXITY: "rise of the mean, permutation test",
     THUMBS_DOWN: "share of thumbs that point down, Fisher's exact test",
@@ -41,7 +41,7 @@ DETECTORS = {
     BROKEN_ANSWERS: "share of answers that are empty or repeat themselves, Fisher's exact test",
     ANSWER_LENGTH: "mean of log lengths, permutation test, two-sided",
     INVALID_FORMAT: "share of answers that do not parse, Fisher's exact test",
-    ANSWER_DRIFT: "all texts, words and neighbours, permutation test",
+    ANSWER_DRIFT: "all texts, words, neighbours and strangers, permutation test",
     CORRECTION_BLEU: "fall of the mean BLEU of answers against corrections, permutation test",
     PARITY: "refusals and lengths of answers by group of people, Fisher's exact and permutation tests, Holm",
     INJECTIONS: "share of requests that guards stopped or flagged as attacks, Fisher's exact test",

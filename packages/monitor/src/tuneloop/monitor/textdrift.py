@@ -2,9 +2,10 @@
 
 Looks at the pooled sample, each a statistic of who is in the window, and one permutation test over the largest
 of them (`detectors.strongest_test`): the mean of all texts (MMD² on character n-grams: a whole change of topic, of
-language, of format), the share of single words (a few new texts that speak of one thing), and neighbourhoods in a
-latent space (a few new texts that say it in different words). With an embedding model there are two more: the mean
-meaning, and neighbourhoods of meaning. Which of them found it is part of the answer.
+language, of format), the share of single words (a few new texts that speak of one thing), neighbourhoods in a
+latent space (a few new texts that say it in different words), and strangers (a few new texts that are unlike all
+others). With an embedding model the last two go by what texts mean too, and the mean meaning joins them. Which of them
+found it is part of the answer.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from numpy.typing import NDArray
 
 from tuneloop.monitor.detectors import Outcome, Statistic, mmd_statistic, strongest_test
 from tuneloop.monitor.embeddings import Embed
-from tuneloop.monitor.features import prompt_kernel
+from tuneloop.monitor.features import centred, prompt_kernel
 from tuneloop.monitor.shares import presence, rising, tokens
+from tuneloop.monitor.strangers import gathering, strangeness
 from tuneloop.monitor.topics import NEIGHBOURS_IN_MEANING, latent, neighbourhoods
 
 _LEAST_TEXTS = 2  # that hold a word; a word of one text says nothing of a topic
@@ -49,15 +51,17 @@ def text_test(
     statistics = {
         "all texts": _of_pooled(mmd_statistic(kernel, window), order),
         "words": _of_pooled(rising(presence(pooled, tokens, _LEAST_TEXTS), window), order),
-        "neighbours": _of_pooled(rising(neighbourhoods(latent(kernel)), window), order),
     }
-    if embed is not None:
+    if embed is None:
+        alike = kernel
+        statistics["neighbours"] = _of_pooled(rising(neighbourhoods(latent(kernel)), window), order)
+    else:
         vectors = embed(pooled)
-        away = vectors - vectors.mean(axis=0)
-        meaning = away @ away.T
-        nearest = neighbourhoods(latent(meaning), NEIGHBOURS_IN_MEANING)
-        statistics["meaning"] = _of_pooled(mmd_statistic(meaning, window), order)
+        alike = kernel + vectors @ vectors.T
+        nearest = neighbourhoods(latent(centred(alike)), NEIGHBOURS_IN_MEANING)
+        statistics["meaning"] = _of_pooled(mmd_statistic(alike, window), order)
         statistics["neighbours in meaning"] = _of_pooled(rising(nearest, window), order)
+    statistics["strangers"] = _of_pooled(gathering(strangeness(alike)), order)
     outcome, looks = strongest_test(statistics, len(texts), window, alpha=alpha, rng=rng)
     back = np.argsort(order)
     return TextDrift(outcome, looks, kernel[np.ix_(back, back)])
