@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from drift_parts.corpus import Pair
-from drift_parts.power import REFERENCE, WINDOW, draw, three_looks
+from drift_parts.power import REFERENCE, WINDOW, draw, four_looks
 from tuneloop.monitor.cusum import Cusum
 
 MILLION = 1_000_000
@@ -35,7 +35,7 @@ def measure(texts: dict[str, list[str]], pair: Pair) -> dict[str, Any]:
     """Processor seconds and peak memory."""
     begun = time.process_time()
     for number in range(_WINDOWS):
-        three_looks(draw(texts, pair, 0.0, number), np.random.default_rng(number))
+        four_looks(draw(texts, pair, 0.0, number), np.random.default_rng(number))
     windows_s = (time.process_time() - begun) / _WINDOWS * MILLION / WINDOW
     begun = time.process_time()
     rng = np.random.default_rng(0)

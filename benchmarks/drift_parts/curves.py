@@ -56,7 +56,7 @@ def _drawn(name: str, figures: dict[str, Any], folder: Path) -> Path:
 def _power(axes: Axes, power: dict[str, Any]) -> None:
     """Power against the share of the window that is of the neighbouring topic."""
     for number, pair in enumerate(power["pairs"]):
-        label = "one pair of topics, three looks" if number == 0 else None
+        label = "one pair of topics, the looks as they come" if number == 0 else None
         axes.plot(*_points(pair["seen"]), color=COLOURS[0], alpha=0.22, lw=1, label=label)
     for (name, shares), colour in zip(power["shares"].items(), COLOURS, strict=False):
         axes.plot(*_points(shares), "o-", ms=4, lw=2, color=colour, label=f"{name}, all pairs")

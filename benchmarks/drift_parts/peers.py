@@ -52,19 +52,19 @@ def measure(
     catalogs = next(iter(folder.glob("lib/python*/site-packages/django")), None) if python else None
     made = streams(texts, list(pairs), catalogs, rounds)
     if python is None:
-        return {"detectors": {"three looks": _ours_of(made)}, "evidently": f"not measured: {why}"}
+        return {"detectors": {"four looks": _ours_of(made)}, "evidently": f"not measured: {why}"}
     theirs, failure = _theirs(python, made, judge_s)
     kinds = len({stream.kind for stream in made})
     whole = next((i for i in range(len(made)) if i not in theirs), len(made)) // kinds * kinds
     if not whole:
         why = failure or f"no stream of every kind was judged in {judge_s:.0f} s"
-        return {"detectors": {"three looks": _ours_of(made)}, "evidently": f"not measured: {why}"}
+        return {"detectors": {"four looks": _ours_of(made)}, "evidently": f"not measured: {why}"}
     judged = made[:whole]
     windows = sum(len(stream.windows) for stream in judged)
     seconds = sum(theirs[i]["seconds"] for i in range(whole)) / windows
     table = _table(judged, [theirs[i]["drifted"] for i in range(whole)])
     found = {
-        "three looks": _ours_of(judged),
+        "four looks": _ours_of(judged),
         "Evidently's defaults": table | {"seconds_a_window": round(seconds, 3)},
     }
     return {"detectors": found, "evidently": f"{NEEDS[0]}, {whole} of {len(made)} streams in {judge_s:.0f} s"}

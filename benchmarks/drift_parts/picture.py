@@ -28,11 +28,11 @@ def draw(results: dict[str, Any], path: Path) -> None:
 
 
 def _mixes(axes: Axes, power: dict[str, Any]) -> None:
-    colours = {"three looks": OURS, "with all-MiniLM-L6-v2": GREEN, "MMD² alone": OTHER}
+    colours = (OURS, GREEN, OTHER, GREY)
     for pair in power["pairs"]:
         axes.plot(list(pair["seen"]), list(pair["seen"].values()), color=OURS, alpha=0.15, lw=1)
-    for name, shares in power["shares"].items():
-        axes.plot(list(shares), list(shares.values()), marker="o", color=colours[name], label=name, lw=2)
+    for (name, shares), colour in zip(power["shares"].items(), colours, strict=False):
+        axes.plot(list(shares), list(shares.values()), marker="o", color=colour, label=name, lw=2)
     axes.axhline(power["alpha"], color=GREY, ls=":", lw=1)
     axes.set(title="Windows that alarmed (thin: single pairs)", ylabel="share of windows", ylim=(-0.02, 1.05))
     axes.set_xlabel(f"of {power['window']} texts, how many are of the nearest other topic")

@@ -43,7 +43,7 @@ def test_the_curves_of_drift_are_those_of_the_newest_figures_and_stand_in_the_pa
 
 def test_another_figure_is_another_picture(curves: Any, tmp_path: Path) -> None:
     changed = json.loads(json.dumps(FIGURES))
-    changed["power"]["shares"]["three looks"]["20%"] += 0.01
+    changed["power"]["shares"]["four looks"]["20%"] += 0.01
     changed["power"]["alpha"] = 0.02
     (power,) = curves.draw({"power": changed["power"]}, tmp_path)
     digest, words = shown(power)
