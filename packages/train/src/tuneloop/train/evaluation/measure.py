@@ -11,8 +11,8 @@ float32: 60 rows of 66 tokens take 6 s, since 24 of these are shared, and 9 s ot
 from __future__ import annotations
 
 import copy
-import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Any
@@ -27,6 +27,7 @@ from tuneloop.train.data.labels import IGNORED, LabelledRow, Labeller
 from tuneloop.train.data.rows import Row
 from tuneloop.train.evaluation.batching import ANSWERS_AT_ONCE, BATCH_TOKENS, batches
 from tuneloop.train.evaluation.bleu import bleu_of
+from tuneloop.train.evaluation.logits import forward_parameters, nll_at
 from tuneloop.train.evaluation.metrics import Metric
 from tuneloop.train.evaluation.statistics import RowScore, mean_nll, perplexity
 
@@ -85,27 +86,25 @@ def score_rows(
         batch: B at most; with half of it, half the tokens of long rows go into a batch, too.
     """
     tokens = BATCH_TOKENS * batch // BATCH
-    was_training = model.training
-    model.eval()
-    beginning = _Beginning.of(model, rows)
-    skipped = beginning.tokens
-    lengths = [len(row.ids) - skipped for row in rows]
     scores: dict[int, RowScore] = {}
-    for chosen in batches([len(row.ids) for row in rows], batch, tokens):  # what is skipped lies in every row's cache
-        check()
-        longest = max(lengths[index] for index in chosen)
-        ids_BT = padded([rows[index].ids[skipped:] for index in chosen], longest, pad_id).to(model.device)
-        labels_BT = padded([rows[index].labels[skipped:] for index in chosen], longest, IGNORED).to(model.device)
-        mask_BT = padded([[1] * lengths[index] for index in chosen], longest, 0).to(model.device)
-        targets_BT = torch.nn.functional.pad(labels_BT[:, 1:], (0, 1), value=IGNORED)
-        learned_BT = targets_BT != IGNORED
-        with torch.no_grad():
-            logits_NV = _logits_at(model, ids_BT, learned_BT, beginning.before(mask_BT))
-            nll_N = torch.nn.functional.cross_entropy(logits_NV.float(), targets_BT[learned_BT], reduction="none")
-        counts = learned_BT.sum(dim=1).tolist()
-        for index, part, count in zip(chosen, nll_N.split(counts), counts, strict=True):
-            scores[index] = RowScore(float(part.double().sum()), count)
-    model.train(was_training)
+    with _measured(model):
+        beginning = _Beginning.of(model, rows)
+        skipped = beginning.tokens
+        lengths = [len(row.ids) - skipped for row in rows]
+        for chosen in batches(
+            [len(row.ids) for row in rows], batch, tokens
+        ):  # what is skipped lies in every row's cache
+            check()
+            longest = max(lengths[index] for index in chosen)
+            ids_BT = padded([rows[index].ids[skipped:] for index in chosen], longest, pad_id).to(model.device)
+            labels_BT = padded([rows[index].labels[skipped:] for index in chosen], longest, IGNORED).to(model.device)
+            mask_BT = padded([[1] * lengths[index] for index in chosen], longest, 0).to(model.device)
+            targets_BT = torch.nn.functional.pad(labels_BT[:, 1:], (0, 1), value=IGNORED)
+            learned_BT = targets_BT != IGNORED
+            nll_N = nll_at(model, ids_BT, targets_BT, learned_BT, beginning.before(mask_BT))
+            counts = learned_BT.sum(dim=1).tolist()
+            for index, part, count in zip(chosen, nll_N.split(counts), counts, strict=True):
+                scores[index] = RowScore(float(part.double().sum()), count)
     return [scores[index] for index in range(len(rows))]
 
 
@@ -119,27 +118,37 @@ def greedy_answers(
     check: Callable[[], None],
     batch: int = ANSWERS_AT_ONCE,
 ) -> list[Answer]:
-    """The model's own answers to the rows' questions, without sampling, padded on the left; they stop where an engine
-    would: at the tokenizer's end token, or at another that the base's generation config names."""
-    was_training = model.training
-    model.eval()
+    """The model's own answers to the rows' questions, `batch` at a time, without sampling, padded on the left; they
+    stop where an engine would: at the tokenizer's end token, or at another that the base's generation config names."""
     pad_id, ends = pad_token_id(tokenizer), end_ids(model, tokenizer)
     settings = GenerationConfig(
         do_sample=False, max_new_tokens=max_new_tokens, pad_token_id=pad_id, eos_token_id=sorted(ends)
     )
     prompts = [labeller.prompt_ids(row) for row in rows]
+    tokens = BATCH_TOKENS * batch // ANSWERS_AT_ONCE
     answers: dict[int, Answer] = {}
-    for chosen in batches([len(prompt) + max_new_tokens for prompt in prompts], batch, BATCH_TOKENS):
-        check()
-        longest = max(len(prompts[index]) for index in chosen)
-        ids_BT = padded([prompts[index] for index in chosen], longest, pad_id, left=True).to(model.device)
-        mask_BT = padded([[1] * len(prompts[index]) for index in chosen], longest, 0, left=True).to(model.device)
-        made_BT = model.generate(input_ids=ids_BT, attention_mask=mask_BT, generation_config=settings)
-        for index, ids in zip(chosen, made_BT[:, longest:].tolist(), strict=True):
-            text = tokenizer.decode(ids, skip_special_tokens=True)
-            answers[index] = Answer(text.strip(), ended=not ends.isdisjoint(ids))
-    model.train(was_training)
+    with _measured(model):
+        for chosen in batches([len(prompt) + max_new_tokens for prompt in prompts], batch, tokens):
+            check()
+            longest = max(len(prompts[index]) for index in chosen)
+            ids_BT = padded([prompts[index] for index in chosen], longest, pad_id, left=True).to(model.device)
+            mask_BT = padded([[1] * len(prompts[index]) for index in chosen], longest, 0, left=True).to(model.device)
+            made_BT = model.generate(input_ids=ids_BT, attention_mask=mask_BT, generation_config=settings)
+            for index, ids in zip(chosen, made_BT[:, longest:].tolist(), strict=True):
+                text = tokenizer.decode(ids, skip_special_tokens=True)
+                answers[index] = Answer(text.strip(), ended=not ends.isdisjoint(ids))
     return [answers[index] for index in range(len(rows))]
+
+
+@contextmanager
+def _measured(model: Any) -> Iterator[None]:
+    """In evaluation mode, and as it was once it is over, whatever happens: a pass may be begun again with less."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 def score_set(
@@ -151,6 +160,7 @@ def score_set(
     check: Callable[[], None],
     metrics: Sequence[Metric] = (),
     tolerant: bool = False,
+    batch: int = BATCH,
 ) -> SetScore:
     """NLL of every row of a set; BLEU and metrics of the answers to its `asked` rows.
 
@@ -162,11 +172,12 @@ def score_set(
         check: called between batches; raises to stop.
         metrics: what else is measured on the answers.
         tolerant: put down a metric that fails instead of raising; a trained model is not lost to it.
+        batch: rows at a time, as `score_rows` takes them.
 
     Raises:
         InvalidInput: a metric fails.
     """
-    rows = tuple(score_rows(model, chosen.labelled, pad_id=pad_token_id(tokenizer), check=check))
+    rows = tuple(score_rows(model, chosen.labelled, pad_id=pad_token_id(tokenizer), check=check, batch=batch))
     if not answers:
         return SetScore(rows, None, None, ())
     texts, references = [answer.text for answer in answers], [row.answer for row in chosen.asked]
@@ -213,10 +224,10 @@ class _Beginning:
         ]
         tokens = min([shared, *(at - 1 for at in unlearned)])  # the token before a learned one has logits to give
         tried = getattr(model.config, "_attn_implementation", None) in {"sdpa", "eager"}  # flash attention is not
-        if len(rows) == 1 or tokens < _SHARED_WORTH or not tried or "past_key_values" not in _parameters(model):
+        if len(rows) == 1 or tokens < _SHARED_WORTH or not tried or "past_key_values" not in forward_parameters(model):
             return cls(0)
         given = {"input_ids": torch.tensor([rows[0].ids[:tokens]], device=model.device), "use_cache": True}
-        if "logits_to_keep" in _parameters(model):
+        if "logits_to_keep" in forward_parameters(model):
             given["logits_to_keep"] = 1
         with torch.no_grad():
             cache = model(**given).past_key_values
@@ -232,22 +243,6 @@ class _Beginning:
         cache.batch_repeat_interleave(len(mask_BT))
         mask_BT = torch.nn.functional.pad(mask_BT, (self.tokens, 0), value=1)
         return {"attention_mask": mask_BT, "past_key_values": cache, "use_cache": True}
-
-
-def _parameters(model: Any) -> Mapping[str, inspect.Parameter]:
-    """Of the forward pass of the model under any adapter."""
-    bare = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return inspect.signature(bare.forward).parameters
-
-
-def _logits_at(model: Any, ids_BT: torch.Tensor, wanted_BT: torch.Tensor, beside: Mapping[str, Any]) -> torch.Tensor:
-    """Logits (N, V) of the wanted positions alone: at 49k words the output layer is a fifth of a small model."""
-    given = {"input_ids": ids_BT, **beside}
-    if "logits_to_keep" in _parameters(model):
-        found: torch.Tensor = model(**given, logits_to_keep=wanted_BT).logits
-        return found
-    every: torch.Tensor = model(**given).logits  # a few architectures cannot leave any out
-    return every[wanted_BT]
 
 
 def end_ids(model: Any, tokenizer: Any) -> set[int]:

@@ -15,7 +15,7 @@ from tuneloop.registry.printing import table
 from tuneloop.registry.statistics.intervals import wilson
 from tuneloop.train.data.labels import LabelledPair
 from tuneloop.train.data.preference import PreferenceRow
-from tuneloop.train.evaluation.measure import score_rows
+from tuneloop.train.evaluation.measure import BATCH, score_rows
 from tuneloop.train.fit.reward import RewardModel, sides
 
 
@@ -50,19 +50,21 @@ class PreferenceScore:
 
 
 def by_likelihood(
-    model: Any, pairs: Sequence[LabelledPair], *, pad_id: int, check: Callable[[], None]
+    model: Any, pairs: Sequence[LabelledPair], *, pad_id: int, check: Callable[[], None], batch: int = BATCH
 ) -> PreferenceScore:
     """Which answer a language model finds likelier; margins in nats an answer."""
     rows = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
-    scored = score_rows(model, rows, pad_id=pad_id, check=check)
+    scored = score_rows(model, rows, pad_id=pad_id, check=check, batch=batch)
     chosen, rejected = scored[: len(pairs)], scored[len(pairs) :]
     return PreferenceScore(tuple(r.nll - c.nll for c, r in zip(chosen, rejected, strict=True)))
 
 
-def by_reward(model: RewardModel, pairs: Sequence[LabelledPair], *, check: Callable[[], None]) -> PreferenceScore:
+def by_reward(
+    model: RewardModel, pairs: Sequence[LabelledPair], *, check: Callable[[], None], batch: int = BATCH
+) -> PreferenceScore:
     """Which answer a reward model scores higher."""
     chosen, rejected = sides(pairs)
-    scored = model.scores([*chosen, *rejected], check=check)
+    scored = model.scores([*chosen, *rejected], batch=batch, check=check)
     return PreferenceScore(tuple(c - r for c, r in zip(scored[: len(pairs)], scored[len(pairs) :], strict=True)))
 
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 
 from tuneloop.registry.errors import TuneloopError
 
+Made = TypeVar("Made")
 _CPU_ALLOCATOR = ("can't allocate memory", "cannot allocate memory", "not enough memory", "defaultcpuallocator")
 
 
@@ -59,6 +61,25 @@ def smaller(micro_batch: int, per_process: int, objective: str = "sft") -> int:
     return max(size for size in range(1, micro_batch // 2 + 1) if per_process % size == 0)
 
 
+def with_fewer(make: Callable[[int], Made], rows: int, lower: Callable[[str, int], int]) -> Made:
+    """What `make` makes of so many rows at a time; from the first again, with fewer, as often as memory is full.
+
+    Args:
+        make: takes the rows at a time, on which what it makes does not depend.
+        rows: to begin with.
+        lower: gets the reason and the rows that did not fit, says the next, or raises.
+    """
+    while True:
+        try:
+            return make(rows)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            reason = reason_of(error)
+        give_memory_back()  # here, where the error no longer holds on to what did not fit
+        rows = lower(reason, rows)
+
+
 class ValidationStarved(MemoryError):
     """Memory was full while several processes validated together, `rows` at a time."""
 
@@ -67,18 +88,18 @@ class ValidationStarved(MemoryError):
         self.rows = rows
 
 
-def half_of(validation_batch: int) -> int:
-    """Rows of validation to try at a time after so many did not fit.
+_SHORTEN_VALIDATION = "shorten the rows of data.validation by a smaller objective.max_length, or take a smaller base"
+
+
+def half_of(rows: int, doing: str = "in validation", helps: str = _SHORTEN_VALIDATION) -> int:
+    """Rows to try at a time after so many did not fit.
 
     Raises:
         TuneloopError: it was one row.
     """
-    if validation_batch == 1:
-        raise TuneloopError(
-            "out of memory in validation with one row at a time: shorten the rows of data.validation by a smaller "
-            "objective.max_length, or take a smaller base"
-        )
-    return validation_batch // 2
+    if rows == 1:
+        raise TuneloopError(f"out of memory {doing} with one row at a time: {helps}")
+    return rows // 2
 
 
 def largest_that_fits(per_process: int, fits: Callable[[int], bool]) -> int:

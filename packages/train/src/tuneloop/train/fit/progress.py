@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 from tuneloop.train.evaluation.measure import BATCH
 from tuneloop.train.fit.checkpoints import RunState
 from tuneloop.train.fit.guard import Guard, WindowLeft, is_parallel
-from tuneloop.train.fit.memory import ValidationStarved, give_memory_back, half_of, is_out_of_memory, reason_of
+from tuneloop.train.fit.memory import ValidationStarved, half_of, with_fewer
 from tuneloop.train.fit.speed import flops_per_token, peak_flops
 from tuneloop.train.fit.summary import diagnose
 from tuneloop.train.recipe import Recipe
@@ -158,23 +158,21 @@ class Progress(TrainerCallback):  # type: ignore[misc]  # transformers is untype
 
     def _validation_loss(self, model: Any, step: int) -> float:
         """Of all rows; from the first again, with half of them at a time, as often as memory is full."""
-        assert self._validate_with is not None, "nothing is due without it"
-        while True:
-            size = self._guard.state.validation_batch or BATCH
-            try:
-                return self._validate_with(model, self._guard.between_passes, size)
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                reason = reason_of(error)
-            give_memory_back()  # here, where the error no longer holds on to what did not fit
+        validate = self._validate_with
+        assert validate is not None, "nothing is due without it"
+
+        def lower(reason: str, rows: int) -> int:
             if is_parallel():  # the others are in the midst of a pass: all begin anew, with less
-                raise ValidationStarved(reason, size)
-            half = half_of(size)
+                raise ValidationStarved(reason, rows)
+            half = half_of(rows)
             self._watch.screen.say(
                 f"out of memory in the validation after step {step} ({reason}); going on with it, {half} rows at a time"
             )
             self._guard.note_validation_batch(half)
+            return half
+
+        size = self._guard.state.validation_batch or BATCH
+        return with_fewer(lambda rows: validate(model, self._guard.between_passes, rows), size, lower)
 
 
 def peak_memory_bytes() -> int:
