@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import os
 import sys
+import weakref
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,6 +25,7 @@ from tuneloop.train.recipe import Recipe
 from tuneloop.train.recipe.run import LaunchSection, RunSection
 from tuneloop.train.screen import Screen
 from tuneloop.train.stopping import StopFlag, Stopped
+from tuneloop.train.tuning.models import Loader
 
 TOLERANCE = 2e-5  # nats: float32 sums in another order
 
@@ -84,7 +87,7 @@ def test_why_the_owner_asked_its_processes_to_end_is_not_flattened(
     flag.stop(reason)
     watch = Watch(Screen(io.StringIO()), lambda _metrics, _step: None, flag.check)
     with pytest.raises(type(reason)) as raised:
-        launch.fit_in_processes(torch.nn.Linear(1, 1), spec, [], [], [], RunSection(steps=9), watch)
+        launch.fit_in_processes(spec, [], [], [], RunSection(steps=9), watch)
     assert str(raised.value) == (words if isinstance(reason, Stopped) else str(reason))
 
 
@@ -110,7 +113,7 @@ def test_processes_that_run_out_of_memory_begin_again_with_less_until_it_is_said
     spec = spec_in(tmp_path).model_copy(update={"recipe": values})
     watch = Watch(Screen(io.StringIO()), lambda _metrics, _step: None, lambda: None)
     with pytest.raises(TuneloopError, match=r"one row at a time.*: smaller objective\.max_prompt_length"):
-        launch.fit_in_processes(torch.nn.Linear(1, 1), spec, [], [], [], run, watch)
+        launch.fit_in_processes(spec, [], [], [], run, watch)
     assert told == [None, 1]
 
 
@@ -141,7 +144,7 @@ def test_processes_that_run_out_of_memory_in_validation_begin_again_with_less_of
     watch = Watch(Screen(io.StringIO()), lambda _metrics, _step: None, lambda: None)
     run = Recipe.model_validate(values).run
     with pytest.raises(TuneloopError, match="in validation with one row at a time: shorten the rows"):
-        launch.fit_in_processes(torch.nn.Linear(1, 1), spec, [], [], [], run, watch)
+        launch.fit_in_processes(spec, [], [], [], run, watch)
     assert told == [(None, None), (None, 2), (None, 1)]
 
 
@@ -205,3 +208,34 @@ def test_no_weight_is_left_unsharded_and_weights_are_saved() -> None:
     assert (zero["stage"], zero["stage3_param_persistence_threshold"]) == (3, 0)
     assert zero["stage3_gather_16bit_weights_on_model_save"]
     assert zero["offload_param"] == zero["offload_optimizer"] == {"device": "cpu", "pin_memory": True}
+
+
+@pytest.mark.parametrize("apart", ["true", "false"])
+def test_the_owner_holds_no_model_while_processes_train(
+    apart: str, train_with: Callable[..., Trained], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A quantised base cannot be moved off its device: held by both, it would fill the first one twice."""
+    tuning = f"{{method: qlora, rank: 4, compute_dtype: float32, evaluate_unquantized: {apart}}}"
+    alone = train_with("", tuning=tuning)
+    loaded, held = list[weakref.ref[Any]](), list[list[bool]]()
+    run_children, load = launch._run_children, {name: getattr(Loader, name) for name in ("tunable", "measurable")}
+
+    def watched(name: str) -> Callable[..., Any]:
+        def made(self: Loader, *given: Any) -> Any:
+            found = load[name](self, *given)
+            loaded.append(weakref.ref(found))
+            return found
+
+        return made
+
+    def looked(*given: Any) -> Any:
+        held.append([one() is not None for one in loaded])
+        return run_children(*given)
+
+    for name in load:
+        monkeypatch.setattr(Loader, name, watched(name))
+    monkeypatch.setattr(launch, "_run_children", looked)
+    found = train_with("max_restarts: 1,", tuning=tuning)
+    assert held == [[False]], "one was measured before"
+    assert found.losses == pytest.approx(alone.losses, abs=TOLERANCE)
+    assert found.metrics["nll.old"] == pytest.approx(alone.metrics["nll.old"], abs=TOLERANCE)

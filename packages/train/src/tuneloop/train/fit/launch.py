@@ -84,15 +84,16 @@ def needs_processes(run: RunSection) -> bool:
 
 
 def fit_in_processes(
-    model: Any,
     spec: ChildSpec,
     rows: Labelled,
     places: Sequence[str],
     validation: Sequence[LabelledRow],
     run: RunSection,
     watch: Watch,
-) -> FitResult:
-    """Train in child processes and give `model` the weights they made.
+) -> tuple[FitResult, Path]:
+    """Train in child processes; how it went, and the checkpoint that holds the weights they made.
+
+    The owner holds no model meanwhile: the children need the device's memory, and a quantised base cannot be moved.
 
     Raises:
         Stopped: `watch.check` asked for it; the state is in the store.
@@ -102,59 +103,48 @@ def fit_in_processes(
     spec.store.mkdir(parents=True, exist_ok=True)
     hand_over(spec.store, rows, places, validation)
     restarts = 0
-    device = next(model.parameters()).device
-    movable = not getattr(model, "is_quantized", False)  # bitsandbytes' weights stay where they are
-    if movable:
-        model.to("cpu")  # the children need the device's memory
     give_memory_back()
-    try:
-        while True:
-            end = _run_children(spec, run, watch)
-            last = end.last
-            if last is not None and last.kind == "done":
-                break
-            if last is not None and last.kind == "stopped":
-                with suppress(Stopped):  # the children's words say what was kept as well
-                    watch.check()  # a lost lease is no stop
-                raise Stopped(last.text)
-            if last is not None and last.kind == "error":
-                raise TuneloopError(last.text)
-            if last is not None and last.kind == "memory":
-                kind = Recipe.model_validate(spec.recipe).objective.kind
-                size = smaller(int(last.step), run.batch_size // run.launch.processes, kind)
-                watch.screen.say(
-                    f"out of memory ({last.text}); starting again from the last checkpoint with {size} rows"
-                )
-                spec = spec.model_copy(update={"micro_batch": size})
-                continue
-            if last is not None and last.kind == "starved":
-                half = half_of(last.step)
-                watch.screen.say(
-                    f"out of memory in validation ({last.text}); starting again from the last checkpoint with {half} "
-                    "rows of it at a time"
-                )
-                spec = spec.model_copy(update={"validation_batch": half})
-                continue
-            if restarts >= run.max_restarts:
-                raise TuneloopError(
-                    f"training died with code {end.code} after {restarts} restarts: {end.errors or 'it said nothing'} "
-                    f"(all of it: {spec.store / _ERRORS}); the checkpoints are kept: the same command with --resume "
-                    "goes on from the last"
-                )
-            restarts += 1
+    while True:
+        end = _run_children(spec, run, watch)
+        last = end.last
+        if last is not None and last.kind == "done":
+            break
+        if last is not None and last.kind == "stopped":
+            with suppress(Stopped):  # the children's words say what was kept as well
+                watch.check()  # a lost lease is no stop
+            raise Stopped(last.text)
+        if last is not None and last.kind == "error":
+            raise TuneloopError(last.text)
+        if last is not None and last.kind == "memory":
+            kind = Recipe.model_validate(spec.recipe).objective.kind
+            size = smaller(int(last.step), run.batch_size // run.launch.processes, kind)
+            watch.screen.say(f"out of memory ({last.text}); starting again from the last checkpoint with {size} rows")
+            spec = spec.model_copy(update={"micro_batch": size})
+            continue
+        if last is not None and last.kind == "starved":
+            half = half_of(last.step)
             watch.screen.say(
-                f"training died with code {end.code} ({end.errors or 'it said nothing'}); restart {restarts} of "
-                f"{run.max_restarts}"
+                f"out of memory in validation ({last.text}); starting again from the last checkpoint with {half} "
+                "rows of it at a time"
             )
-    finally:
-        if movable:
-            model.to(device)
+            spec = spec.model_copy(update={"validation_batch": half})
+            continue
+        if restarts >= run.max_restarts:
+            raise TuneloopError(
+                f"training died with code {end.code} after {restarts} restarts: {end.errors or 'it said nothing'} "
+                f"(all of it: {spec.store / _ERRORS}); the checkpoints are kept: the same command with --resume "
+                "goes on from the last"
+            )
+        restarts += 1
+        watch.screen.say(
+            f"training died with code {end.code} ({end.errors or 'it said nothing'}); restart {restarts} of "
+            f"{run.max_restarts}"
+        )
     result = FitResult(**{**last.result, "notes": tuple(last.result["notes"])})
     found = CheckpointStore(spec.store, run.checkpoint.keep, watch.screen.say).at(result.weights_step)
     if found is None:
         raise TuneloopError(f"training ended, but the checkpoint of step {result.weights_step} is not whole")
-    load_weights(model, found.folder)
-    return result
+    return result, found.folder
 
 
 def load_weights(model: Any, folder: Path) -> None:

@@ -25,7 +25,7 @@ from tuneloop.train.evaluation.metrics import Metric
 from tuneloop.train.examples import Audit, Prepared, prepare, told
 from tuneloop.train.fit.arguments import attention_for
 from tuneloop.train.fit.judging import Judging
-from tuneloop.train.fit.launch import ChildSpec, fit_in_processes, needs_processes
+from tuneloop.train.fit.launch import ChildSpec, fit_in_processes, load_weights, needs_processes
 from tuneloop.train.fit.profiling import Profile
 from tuneloop.train.fit.progress import FitResult, Watch
 from tuneloop.train.fit.run import fit
@@ -205,13 +205,21 @@ class _Run:
         kept = kept_scores(Lineage(self._registry.versions, job.parent), prepared.sets, now) if job.parent else {}
         parent = self._fetched(job.parent) if job.parent else None
         start = parent if job.start == "parent" else None
+        launched, seed = needs_processes(recipe.run), recipe.run.seed
+        model: Any = None
         if loader.measures_apart or start != parent:  # what is compared is not what training starts from
             before = measurer.measure(loader.measurable(parent), "before", kept=kept)
-            model = loader.tunable(recipe.run.seed, start)
         else:
-            model = loader.tunable(recipe.run.seed, start)
+            model = loader.tunable(seed, start)
             before = measurer.measure(model, "before", kept=kept)
-        fitted = self._fit(model, prepared, loader, start, judging)
+        if launched:
+            model = None  # they load their own, and need the memory
+            fitted, weights = self._fit_in_processes(prepared, loader, start, judging)
+            model = loader.tunable(seed, start)
+            load_weights(model, weights)
+        else:
+            model = model or loader.tunable(seed, start)
+            fitted = self._fit(model, prepared, loader, judging)
         folder = self._scratch / "trained"
         models.save_trained(model, folder, job.base)
         apart: dict[str, float] = {}
@@ -240,27 +248,9 @@ class _Run:
     def _fetched(self, version: Version) -> Path:
         return self._registry.versions.fetch(version, self._registry.settings.home / "adapters")
 
-    def _fit(
-        self, model: Any, prepared: Prepared, loader: models.Loader, start: Path | None, judging: Judging
-    ) -> FitResult:
-        """In this process, or in processes of their own where the recipe asks for them."""
-        job, recipe, examples = self._job, self._job.recipe.recipe, prepared.examples
-        steps = job.steps or recipe.run.planned_steps(recipe.objective.drawn(len(examples.rows)))
-        places = PlacesOf(job.train)
-        if needs_processes(recipe.run):
-            spec = ChildSpec(
-                recipe=recipe.model_dump(mode="json", exclude_unset=True),
-                base=job.base.folder,
-                start=start,
-                device=self._device,
-                attention=loader.attention,
-                steps=steps,
-                store=self._folder.checkpoints,
-                owner=os.getpid(),
-                threads=self._threads,
-                reward_model=judging.folder,
-            )
-            return fit_in_processes(model, spec, examples.rows, places, prepared.validation, recipe.run, self._watch)
+    def _fit(self, model: Any, prepared: Prepared, loader: models.Loader, judging: Judging) -> FitResult:
+        """In this process."""
+        recipe, examples = self._job.recipe.recipe, prepared.examples
         judge = judging.judge(self._tokenizer, dtype=loader.dtype, device=loader.device, attention=loader.attention)
         profile = Path("profile") / self._run_id
         return fit(
@@ -269,15 +259,39 @@ class _Run:
             examples.rows,
             recipe,
             device=self._device,
-            steps=steps,
+            steps=self._steps(prepared),
             validation=prepared.validation,
             watch=self._watch,
             judge=judge,
             store=self._folder.store(recipe.run.checkpoint.keep),
             resume=True,  # whether an earlier attempt may count was decided when the folder was opened
-            places=places,
+            places=PlacesOf(self._job.train),
             callbacks=[Profile(profile, self._watch.screen.say)] if self._profile else [],
         )
+
+    def _fit_in_processes(
+        self, prepared: Prepared, loader: models.Loader, start: Path | None, judging: Judging
+    ) -> tuple[FitResult, Path]:
+        """In processes of their own, where the recipe asks for them."""
+        job, recipe = self._job, self._job.recipe.recipe
+        spec = ChildSpec(
+            recipe=recipe.model_dump(mode="json", exclude_unset=True),
+            base=job.base.folder,
+            start=start,
+            device=self._device,
+            attention=loader.attention,
+            steps=self._steps(prepared),
+            store=self._folder.checkpoints,
+            owner=os.getpid(),
+            threads=self._threads,
+            reward_model=judging.folder,
+        )
+        rows, validation = prepared.examples.rows, prepared.validation
+        return fit_in_processes(spec, rows, PlacesOf(job.train), validation, recipe.run, self._watch)
+
+    def _steps(self, prepared: Prepared) -> int:
+        recipe = self._job.recipe.recipe
+        return self._job.steps or recipe.run.planned_steps(recipe.objective.drawn(len(prepared.examples.rows)))
 
 
 def _params(job: Job, audit: Audit) -> Mapping[str, str | int | float | bool]:
