@@ -115,6 +115,10 @@ def test_speed_is_told_where_the_peak_is_known(fits: Fits) -> None:
     table = load_prices().devices
     assert [peak_of(f"NVIDIA {name}") for name in table] == [one.tflops_bf16 * 1e12 for one in table.values()]
     assert peak_of("GeForce 256") is None
+    neighbours = {"L4": 121, "L40": 181, "L40S": 362, "A10": 125, "A10G": 70, "A100 80GB PCIe": 312, "H200 NVL": 835}
+    assert {name: peak_of(f"NVIDIA {name}") for name in neighbours} == {n: p * 1e12 for n, p in neighbours.items()}
+    assert peak_of("NVIDIA H200") == 989e12
+    assert peak_of("NVIDIA GH200 480GB") is None, "a name that begins otherwise is another device"
     model = torch.nn.Linear(10, 5, bias=False)
     assert flops_per_token(model) == 6 * 50
     model.requires_grad_(False)

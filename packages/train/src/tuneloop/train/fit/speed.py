@@ -8,6 +8,7 @@ a lower bound that falls with length.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
@@ -15,7 +16,17 @@ import torch
 from tuneloop.train.plan.prices import load_prices
 
 # Dense bfloat16 peaks in operations per second, from the makers' data sheets, of what the plan's table leaves out.
-_OTHERS = {"H100 PCIe": 756e12, "H100 NVL": 835e12, "L4": 121e12, "A10G": 70e12, "RTX 3090": 71e12}
+_OTHERS = {
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
+    "H200 NVL": 835e12,
+    "L4": 121e12,
+    "L40": 181e12,
+    "A10": 125e12,
+    "A10G": 70e12,
+    "RTX 3090": 71e12,
+}
+_BORDER = re.compile(r"(?<=[A-Za-z])(?=\d{4})")  # the table's RTX4090 is the driver's RTX 4090
 
 
 def peak_flops() -> float | None:
@@ -24,14 +35,17 @@ def peak_flops() -> float | None:
 
 
 def peak_of(device_name: str) -> float | None:
-    """The peak of a device by the name its driver gives: that of the longest name which is all in it."""
+    """The peak of a device by the name its driver gives: that of the longest name whose words are all in it."""
     peaks = {name: device.tflops_bf16 * 1e12 for name, device in load_prices().devices.items()} | _OTHERS
-    found = [name for name in peaks if all(_squeezed(part) in _squeezed(device_name) for part in name.split("-"))]
+    words = _words(device_name)
+    found = [name for name in peaks if _words(name) <= words]
     return peaks[max(found, key=len)] if found else None
 
 
-def _squeezed(name: str) -> str:
-    return "".join(letter for letter in name.lower() if letter.isalnum())
+def _words(name: str) -> set[str]:
+    """Whole, since an L40 is no L4; gibibytes alike, however they are written."""
+    words = re.split(r"[^a-z0-9]+", _BORDER.sub(" ", name).lower())
+    return {re.sub(r"^(\d+)g$", r"\1gb", word) for word in words}
 
 
 def flops_per_token(model: Any) -> float:
