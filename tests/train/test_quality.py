@@ -216,6 +216,27 @@ def test_what_redaction_finds_is_never_passed_over_for_speed(words: str) -> None
     assert detectors.personal_data(words) == redact(words).found
 
 
+LONG_ENGLISH = (
+    "You are a helpful assistant of a large shop. You answer each question of a customer briefly, with a reason, in "
+    "the tone of the house, and you never promise what you do not know for sure. When does the delivery come?"
+)
+ENGLISH = "It comes on Monday between nine and twelve o'clock, and somebody will call you before."
+GERMAN = "Die Lieferung kommt am Montag zwischen neun und zwölf Uhr, und Sie werden vorher angerufen."
+
+
+def test_an_answer_in_another_language_is_seen_after_a_long_question() -> None:
+    """One long system prompt before each row would otherwise be all that is read of any."""
+    rows = [row(LONG_ENGLISH, ENGLISH), row(LONG_ENGLISH, GERMAN), row("When?", GERMAN), row(LONG_ENGLISH, "Now.")]
+    found = judged(rows, language="drop", languages=("en",))
+    assert dropped(found) == [1, 2]
+    one = next(one for one in found.findings if one.check == "language")
+    assert [example.split("looks like ")[1] for example in one.examples] == ["en and de", "de"]
+    assert dropped(judged(rows, language="drop", languages=("en", "de"))) == []
+    system = Message(role="system", content=LONG_ENGLISH)
+    asked = Row((system, Message(role="user", content=GERMAN), Message(role="assistant", content=GERMAN)), "")
+    assert dropped(judged([rows[0], asked], language="drop", languages=("en",))) == [1]
+
+
 @pytest.mark.parametrize(
     ("rows", "formats", "method", "expected"),
     [

@@ -20,8 +20,10 @@ from numpy.typing import NDArray
 from tuneloop.registry.redaction import redact
 
 UNDETERMINED = "und"
+BOTH = " and "  # between the codes of a question and of its answer
 _SURE = 0.5
 _READ_CHARACTERS = 160  # enough to tell a language by; a character costs a microsecond
+_ENOUGH_CHARACTERS = 40  # to judge question or answer apart from the other
 _MAY_NAME_SOMEBODY = re.compile(
     r"@|\d(?:\W{0,3}\d){5}|[0-9a-fA-F]{0,4}:[0-9a-fA-F]{0,4}:|[A-Za-z0-9]{25}|[A-Z]{2}\d{2}"
 )
@@ -32,9 +34,24 @@ _DIRT = re.compile(
 _DIRT_WEIGHT = 50  # one bad character in fifty makes a text worthless
 
 
-def language(text: str) -> str:
-    """ISO 639-1 code, or `und`."""
-    found, probability = _identifier().classify(text[:_READ_CHARACTERS])
+def language(prompt: str, answer: str) -> str:
+    """ISO 639-1 code, or `und`; `en and de` of a question in one language and an answer in another.
+
+    A long question shall not hide its answer, so each is read by half of what is read, the question by its end, where
+    it stands after any instruction. One that is short by itself is read together with the other.
+    """
+    if len(answer) < _ENOUGH_CHARACTERS:
+        return _language(f"{prompt}\n{answer}"[-_READ_CHARACTERS:])
+    if len(prompt) < _ENOUGH_CHARACTERS:
+        return _language(f"{prompt}\n{answer}"[:_READ_CHARACTERS])
+    half = _READ_CHARACTERS // 2
+    asked, said = _language(prompt[-half:]), _language(answer[:half])
+    codes = [code for code in (asked, said) if code != UNDETERMINED]
+    return BOTH.join(dict.fromkeys(codes)) or UNDETERMINED
+
+
+def _language(text: str) -> str:
+    found, probability = _identifier().classify(text)
     return str(found) if probability >= _SURE else UNDETERMINED
 
 

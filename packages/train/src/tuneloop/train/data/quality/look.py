@@ -143,7 +143,9 @@ class _Looking:
             answered = len(row.answer.split())
             self._prompt_words.append(len(words) - answered)
             self._answer_words.append(answered)
-            code = detectors.language(text) if quality.language != "off" else detectors.UNDETERMINED
+            code = detectors.UNDETERMINED
+            if quality.language != "off":
+                code = detectors.language(row.prompt, row.answer)
             self._languages.append(self._codes.setdefault(code, len(self._codes)))
             self._rejected_words.append(len((row.rejected or "").split()))
             self._answered.append(row.answered)
@@ -183,8 +185,8 @@ class _Looking:
 
 
 def foreign(code: str, quality: QualitySection) -> bool:
-    """Whether a language is known, and none of those allowed."""
-    return bool(quality.languages) and code != detectors.UNDETERMINED and code not in quality.languages
+    """Whether a language is known, of question or answer, and none of those allowed."""
+    return bool(quality.languages) and not {*code.split(detectors.BOTH)} <= {*quality.languages, detectors.UNDETERMINED}
 
 
 def _length_part(words: int, least: int, most: int) -> float:
