@@ -295,13 +295,25 @@ def test_a_run_gone_wild_goes_back_to_where_it_was_whole_with_a_lower_rate(bench
     assert any("rolled back to step 2 with learning rate 0.005 (1 of 1)" in line for line in bench.said), bench.said
 
 
-def test_a_run_gone_wild_ends_with_the_step_and_what_to_do(bench: Bench) -> None:
+def test_a_run_gone_wild_ends_with_the_step_its_questions_and_what_to_do(bench: Bench) -> None:
+    asked = list[list[str]]()
+
     def always(model: Any, _rows: int, before: int) -> None:
         if before == 2 and torch.is_grad_enabled():
             spoil(model)
 
-    with pytest.raises(TuneloopError, match=r"step 3: the (loss|gradient norm) is nan.*learning_rate"):
-        bench.fit(bench.recipe("grpo", checkpoint=EVERY_STEP), before=always, store=bench.store())
+    def heard(answers: Sequence[Answer]) -> list[float]:
+        asked.append(list(dict.fromkeys(answer.question[-1].content for answer in answers)))
+        return even(answers)
+
+    bench.judge = Judge({"even": heard})
+    places = [f"rows.jsonl:{WORDS.index(word)}" for word in WORDS[:6]]
+    recipe = bench.recipe("grpo", checkpoint=EVERY_STEP)
+    with pytest.raises(TuneloopError, match=r"step 3: the (loss|gradient norm) is nan.*learning_rate") as raised:
+        bench.fit(recipe, before=always, store=bench.store(), places=places)
+    named = ", ".join(f"rows.jsonl:{WORDS.index(word)}" for word in asked[-1])
+    assert len(asked[-1]) == 2
+    assert f"; its questions: {named}; " in str(raised.value)
     found = bench.store().newest_valid()
     assert found is not None
     assert found.state.step == 2, "nothing of it was kept"

@@ -50,7 +50,7 @@ class Fitting:
         store: where checkpoints live; none: in a scratch folder, for as long as this process lives.
         resume: go on from the newest whole checkpoint of `store`; otherwise what it holds is thrown away, so that no
             way back leads into another run.
-        places: where each row came from, to name those of a bad batch; empty where the trainer draws its own rows.
+        places: where each row came from, to name those of a bad batch.
         validate: the validation loss of a model as it is, in nats per token, calling what raises to stop before each
             pass, of so many rows at most; none without validation rows.
         clock: seconds that only rise.
@@ -70,10 +70,12 @@ class Fitting:
     clock: Callable[[], float] = time.monotonic
     validation_batch: int | None = None
 
-    def name_step(self, step: int) -> str:
-        """`; its rows: …`, or nothing where the rows of a step are not known."""
+    def name_step(self, step: int, drawn: Sequence[int] = ()) -> str:
+        """`; its rows: …`, or nothing where no row's place is known; `drawn` are those of a trainer's own order."""
         if not self.places:
             return ""
+        if drawn:
+            return name_rows(self.places, drawn, what="questions")
         run = self.recipe.run
         return name_rows(self.places, rows_of_step(step, self.rows, run.batch_size, run.seed))
 

@@ -34,10 +34,11 @@ class _PreparedGrpoTrainer(Interruptible, GRPOTrainer):  # type: ignore[misc]  #
     def _tokenize_prompts(self, prompts: list[str]) -> tuple[list[list[int]], None, dict[str, Any]]:
         return [list(self.questions[int(prompt)].ids) for prompt in prompts], None, {}
 
-    def _generate_and_score_completions(self, *arguments: Any) -> Any:
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> Any:
         """All answers of a step, before its first pass: by far its longest part, which a stop must not wait for."""
+        self.drawn = list(dict.fromkeys(one[_ROW] for one in inputs))
         with asking_before_each_pass(self.model, self.between_passes):
-            return super()._generate_and_score_completions(*arguments)
+            return super()._generate_and_score_completions(inputs)
 
     def _generate_single_turn(
         self, prompt_ids: list[list[int]], *others: Any, **values: Any

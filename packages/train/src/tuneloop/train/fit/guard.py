@@ -32,6 +32,7 @@ class Interruptible:
     """Mixed in before a transformers Trainer: a checkpoint is written whole, or is one clear error."""
 
     guard: Guard | None = None
+    drawn: Sequence[int] = ()  # the rows of the step by number, of a trainer that draws them in an order of its own
 
     def between_passes(self) -> None:
         """For where one of the trainer's passes is made of many; raises `WindowLeft` for a stop."""
@@ -89,7 +90,7 @@ class Guard(TrainerCallback):  # type: ignore[misc]  # transformers is untyped h
         durable: whether checkpoints outlive this process; otherwise only those are written that this one may need.
         check: raises when the run shall end; `Stopped` ends after the pass it is in, with the state of the last whole
             step, anything else ends at once.
-        name_step: names the rows of a step.
+        name_step: names the rows of a step; gets those that the trainer drew itself, if it does.
         clock: seconds that only rise.
     """
 
@@ -101,7 +102,7 @@ class Guard(TrainerCallback):  # type: ignore[misc]  # transformers is untyped h
         run: RunSection,
         durable: bool,
         check: Callable[[], None],
-        name_step: Callable[[int], str],
+        name_step: Callable[[int, Sequence[int]], str],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.state = state
@@ -186,7 +187,7 @@ class Guard(TrainerCallback):  # type: ignore[misc]  # transformers is untyped h
         loss = float(logs["loss"])
         reason = judge_step(loss, logs.get("grad_norm"), self._losses, self._run.divergence)
         if reason is not None:
-            raise Diverged(state.global_step, reason, self._name_step(state.global_step))
+            raise Diverged(state.global_step, reason, self._name_step(state.global_step, self.trainer.drawn))
         self._losses.append(loss)
 
     def on_save(self, args: Any, state: Any, control: Any, **others: Any) -> None:  # noqa: ARG002 (see above)

@@ -22,7 +22,7 @@ from tuneloop.train.fit.reference import release_reference
 from tuneloop.train.fit.sft import choose_micro_batch
 from tuneloop.train.fit.trainers import Labelled, trainer_for
 from tuneloop.train.recipe import Recipe
-from tuneloop.train.recipe.objective import GrpoObjective, PpoObjective
+from tuneloop.train.recipe.objective import PpoObjective
 from tuneloop.train.rewards import Judge
 from tuneloop.train.tuning.quantised import trained_weights_kept
 
@@ -91,7 +91,7 @@ def fit(
         watch,
         store,
         resume,
-        () if isinstance(recipe.objective, GrpoObjective) else places,  # TRL draws questions in an order of its own
+        places,
         validate if validation else None,
         clock,
         validation_batch,
