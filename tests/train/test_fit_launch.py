@@ -47,6 +47,14 @@ def test_two_processes_learn_what_one_does(strategy: str, train_with: Callable[.
     assert both.share is None or 0.5 <= both.share < 0.6, "half of it, and a little padding"
 
 
+def test_one_process_shards_too_and_learns_the_same(train_with: Callable[..., Trained], alone: Trained) -> None:
+    """For its optimizer's state in main memory."""
+    found = train_with("launch: {processes: 1, strategy: zero2, cpu_offload: true},")
+    assert found.losses == pytest.approx(alone.losses, abs=TOLERANCE)
+    assert found.metrics["nll.old"] == pytest.approx(alone.metrics["nll.old"], abs=TOLERANCE)
+    assert found.share == 1.0
+
+
 def test_all_weights_are_learned_sharded_as_whole(train_with: Callable[..., Trained]) -> None:
     alone = train_with("", tuning="{method: full}")
     both = train_with(launched(FSDP), tuning="{method: full}")

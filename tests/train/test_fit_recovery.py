@@ -241,11 +241,29 @@ def test_out_of_memory_in_validation_goes_on_with_it_alone(fits: Fits, monkeypat
     most = 0
     with pytest.raises(TuneloopError, match="in validation with one row at a time: shorten the rows"):
         fits.fit(recipe, steps=1, validation=validation, model=model())
-    for module in ("progress", "attempts"):
-        monkeypatch.setattr(f"tuneloop.train.fit.{module}.is_parallel", lambda: True)
-    with pytest.raises(ValidationStarved) as starved:
-        fits.fit(recipe, steps=1, validation=validation, model=model())
-    assert starved.value.rows == 16, "the others are in the midst of a pass: the launcher begins anew with less"
+    monkeypatch.setattr("tuneloop.train.fit.arguments.sharding_arguments", lambda *_: {})  # this process is alone
+    for launch in ({"processes": 2}, {"processes": 1, "strategy": "zero3"}):
+        together = fits.recipe(**recipe.run.model_dump(exclude_unset=True) | {"launch": launch, "micro_batch": 2})
+        with pytest.raises(ValidationStarved) as starved:
+            fits.fit(together, steps=1, validation=validation, model=model())
+        assert starved.value.rows == 16, "the others are in the midst of a pass: the launcher begins anew with less"
+
+
+@pytest.mark.parametrize("strategy", ["zero2", "zero3", "fsdp"])
+def test_a_model_that_is_sharded_is_not_trained_a_second_time(
+    strategy: str, fits: Fits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One process shards too, as with cpu_offload: the launcher starts it anew with less."""
+    passes = list[int]()
+
+    def run_out(_rows: int, before: int) -> None:
+        passes.append(before)
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("tuneloop.train.fit.arguments.sharding_arguments", lambda *_: {})  # nothing is, here
+    with pytest.raises(torch.OutOfMemoryError):
+        fits.fit(fits.recipe(launch={"processes": 1, "strategy": strategy}), hook=run_out)
+    assert passes == [0]
 
 
 def test_one_row_that_does_not_fit_is_said_with_what_helps(fits: Fits) -> None:

@@ -92,13 +92,14 @@ def refused(tmp_path: Path, **sections: object) -> str:
                 {
                     "run": {
                         "steps": 1,
-                        "launch": {"processes": 2, "strategy": strategy},
+                        "launch": {"processes": processes, "strategy": strategy},
                         "divergence": {"action": "rollback"},
                     }
                 },
                 f"run.divergence.action: rollback goes back within the run, and {strategy} cannot shard a model a sec",
             )
             for strategy in ("zero3", "fsdp")
+            for processes in (1, 2)
         ),
         (
             {"run": {"steps": 1, "launch": {"processes": 2, "strategy": "zero3"}, "compile": True}},

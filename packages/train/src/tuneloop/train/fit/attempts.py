@@ -180,7 +180,8 @@ class _Attempts:
         except WindowLeft:
             self._keep_the_last_step(guard, checkpoint)
         except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error) or is_parallel():  # the launcher starts all ranks anew with less
+            plain = self._fitting.recipe.run.launch.is_plain
+            if not is_out_of_memory(error) or not plain:  # the launcher starts all ranks anew with less
                 raise
             return reason_of(error)
         return None
@@ -273,7 +274,7 @@ class _Attempts:
         if found is None:
             self._say(f"the checkpoint of step {best}, the best one, is gone; the last weights are kept instead")
             return last
-        if not is_parallel():  # the launcher takes the weights from the checkpoint
+        if self._fitting.recipe.run.launch.is_plain:  # otherwise the launcher takes the weights from the checkpoint
             trainer._load_from_checkpoint(str(found.folder))
         self._say(f"the weights of step {best} are kept: its validation loss is the lowest")
         return best

@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 
 from tuneloop.train.evaluation.measure import BATCH
 from tuneloop.train.fit.checkpoints import RunState
-from tuneloop.train.fit.guard import Guard, WindowLeft, is_parallel
+from tuneloop.train.fit.guard import Guard, WindowLeft
 from tuneloop.train.fit.memory import ValidationStarved, half_of, with_fewer
 from tuneloop.train.fit.speed import flops_per_token, peak_flops
 from tuneloop.train.fit.summary import diagnose
@@ -162,7 +162,7 @@ class Progress(TrainerCallback):  # type: ignore[misc]  # transformers is untype
         assert validate is not None, "nothing is due without it"
 
         def lower(reason: str, rows: int) -> int:
-            if is_parallel():  # the others are in the midst of a pass: all begin anew, with less
+            if not self._run.launch.is_plain:  # the others are in the midst of a pass: all begin anew, with less
                 raise ValidationStarved(reason, rows)
             half = half_of(rows)
             self._watch.screen.say(

@@ -35,7 +35,7 @@ def sharding_arguments(run: RunSection, device: str) -> dict[str, Any]:
     """What transformers' TrainingArguments are told about several processes."""
     launch = run.launch
     found: dict[str, Any] = {"ddp_backend": "gloo" if device == "cpu" else "nccl"}
-    if launch.processes == 1 and launch.strategy == "ddp":
+    if launch.is_plain:
         return {}
     if launch.strategy in _STAGES:
         return found | {"deepspeed": deepspeed_config(run, device)}

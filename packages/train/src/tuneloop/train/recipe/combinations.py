@@ -119,7 +119,7 @@ def _auto(recipe: Recipe) -> Iterator[Refusal]:
 
 def _launch(recipe: Recipe) -> Iterator[Refusal]:
     launch, again = recipe.run.launch, recipe.run.divergence.action == "rollback"
-    if again and launch.processes > 1 and launch.strategy in {"zero3", "fsdp"}:
+    if again and launch.strategy in {"zero3", "fsdp"}:  # one process shards too
         yield (
             ("run", "divergence", "action"),
             f"rollback goes back within the run, and {launch.strategy} cannot shard a model a second time; take stop, "

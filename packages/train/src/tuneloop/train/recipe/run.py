@@ -69,6 +69,11 @@ class LaunchSection(Part):
     strategy: Strategy = "ddp"  # ddp: copies; zero2, zero3, fsdp: sharded
     cpu_offload: bool = False  # optimiser and parameters in main memory; zero2, zero3 and fsdp
 
+    @property
+    def is_plain(self) -> bool:
+        """One process that holds everything itself; a model that one of any other kind trained is not trained anew."""
+        return self.processes == 1 and self.strategy == "ddp"
+
     @model_validator(mode="after")
     def _makes_sense(self) -> Self:
         if self.cpu_offload and self.strategy == "ddp":
