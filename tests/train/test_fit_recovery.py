@@ -357,6 +357,23 @@ def test_auto_tries_what_will_be_trained_checkpointing_included(fits: Fits) -> N
     assert kept[True] < kept[False]
 
 
+@pytest.mark.parametrize("packing", [False, True])
+def test_auto_tries_the_loss_and_the_batch_that_are_trained(packing: bool, fits: Fits) -> None:
+    """The head works in tiles there; whole logits would be most of a pass, and find a size several times too small."""
+    longest, recipe = max(fits.labelled(), key=lambda row: len(row.ids)), fits.recipe(packing=packing)
+    model, whole, given = fits.model(recipe), list[int](), list[tuple[int, ...]]()
+    head = model.get_base_model().get_output_embeddings()
+    head.register_forward_hook(lambda _module, _given, logits: whole.append(logits.numel()))
+    model.register_forward_pre_hook(
+        lambda _m, _g, named: given.append(tuple(named["input_ids"].shape)), with_kwargs=True
+    )
+    assert fits_in_memory(model, longest, 2, recipe, "cpu")
+    assert whole == []
+    assert given == [(1, 2 * len(longest.ids)) if packing else (2, len(longest.ids))]
+    plain = model(input_ids=torch.tensor([longest.ids]))
+    assert plain.logits.shape == (1, len(longest.ids), 49152), "the model is left as it was"
+
+
 def test_auto_leaves_room_for_what_the_optimiser_will_hold(fits: Fits, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its state comes into being after the first pass, where a batch that fitted alone would no longer fit."""
     recipe, longest = fits.recipe(), fits.labelled()[0]

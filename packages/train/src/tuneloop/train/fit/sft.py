@@ -18,6 +18,8 @@ import torch
 from datasets import Dataset, concatenate_datasets
 from transformers import TrainerCallback
 from trl import SFTConfig, SFTTrainer
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+from trl.trainer.utils import add_fused_lm_head
 
 from tuneloop.registry.errors import InvalidInput
 from tuneloop.train.data.labelled import LabelledStore
@@ -117,9 +119,10 @@ def choose_micro_batch(model: Any, rows: Sequence[Any], recipe: Recipe, device: 
 
 def fits(model: Any, longest: LabelledRow, rows: int, recipe: Recipe, device: str) -> bool:
     """Whether a forward and backward pass over `rows` times the longest row fits into memory, beside what the
-    optimiser will hold from the first step on; nothing is learned."""
-    ids = torch.tensor([longest.ids] * rows, device=device)
-    labels = torch.tensor([longest.labels] * rows, device=device)
+    optimiser will hold from the first step on; nothing is learned. Batch and loss are TRL's own."""
+    collate = DataCollatorForLanguageModeling(pad_token_id=longest.ids[0], padding_free=recipe.run.packing)
+    batch = collate([{"input_ids": list(longest.ids), "labels": list(longest.labels)}] * rows)
+    given = {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
     random_state = torch.get_rng_state()
     was_training = model.training
     trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
@@ -127,10 +130,10 @@ def fits(model: Any, longest: LabelledRow, rows: int, recipe: Recipe, device: st
     held: torch.Tensor | None = None
     try:
         precision = torch.autocast(device, torch.bfloat16, enabled=recipe.run.dtype == "bfloat16")
-        with _bounded(device), _checkpointed(model, recipe.run.gradient_checkpointing), precision:
+        with _bounded(device), _checkpointed(model, recipe.run.gradient_checkpointing), _fused(model), precision:
             held = torch.empty(optimizer, dtype=torch.uint8, device=device)
             model.train()
-            model(input_ids=ids, labels=labels, use_cache=False).loss.backward()
+            model(**given, use_cache=False, fused_lm_head=True).loss.backward()
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -142,6 +145,21 @@ def fits(model: Any, longest: LabelledRow, rows: int, recipe: Recipe, device: st
         torch.set_rng_state(random_state)
         give_memory_back()
     return True
+
+
+@contextmanager
+def _fused(model: Any) -> Iterator[None]:
+    """With the head that SFTTrainer gives a model: it works in tiles, where whole logits would be most of a pass."""
+    bare = model.get_base_model() if hasattr(model, "get_base_model") else model
+    own = vars(bare).get("forward")
+    add_fused_lm_head(bare, outputs=("log_probs", "entropy", "is_top1"))
+    try:
+        yield
+    finally:
+        if own is None:
+            del bare.forward
+        else:
+            bare.forward = own
 
 
 @contextmanager
