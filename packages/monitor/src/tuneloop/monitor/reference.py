@@ -23,6 +23,7 @@ from tuneloop.registry.nouns import RequestRecord, Route, WindowScore
 from tuneloop.registry.traffic import ANSWERED
 
 ANCHOR = "prompt_drift"  # scored first for every window: its scores are the list of windows
+FEWEST_HELD = 20  # records that a reference has to have left once users were deleted, and half of what it had
 AN_HOUR = 50  # records of each hour that a season's reference may hold
 _SATURDAY = 5
 _OTHER_DAY_H = 6.0  # a Sunday's noon is as far from a Monday's noon as from its own evening
@@ -40,6 +41,7 @@ class Reference:
     version: int | None = None  # whose it is, where it is another's
     of: Reference | None = None  # the whole one that these were chosen from
     since: datetime | None = None  # from when it was gathered; None: it is another's
+    deleted: int = 0  # records of it that went with their users after it was frozen
 
     @property
     def ids(self) -> tuple[str, ...]:
@@ -54,7 +56,7 @@ class Reference:
             "n": len(self.records),
             "from": whole[0].at.isoformat(),
             "to": whole[-1].at.isoformat(),
-        } | ({"version": self.version} if self.version is not None else {})
+        } | {name: said for name in ("version", "deleted") if (said := getattr(self, name))}
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,11 @@ class Gathering:
 def reference_of(records: Sequence[RequestRecord], *, frozen: bool) -> Reference:
     """A reference of these records."""
     ordered = tuple(sorted(records, key=lambda record: (record.at, record.id)))
-    return Reference(ordered, sha256("\n".join(record.id for record in ordered).encode()).hexdigest(), frozen)
+    return Reference(ordered, _digest([record.id for record in ordered]), frozen)
+
+
+def _digest(ids: Sequence[str]) -> str:
+    return sha256("\n".join(ids).encode()).hexdigest()
 
 
 def judgeable(record: RequestRecord) -> bool:
@@ -210,11 +216,36 @@ def _frozen(registry: Registry, first: WindowScore) -> Reference | Gathering:
     wanted = first.detail["reference_ids"]
     held = registry.traffic.held(wanted)  # by name: in its time there may be far more than it holds
     found = [record for record in held if record.question]
-    if len(found) < len(wanted):
+    deleted = registry.traffic.deleted_of(wanted) if len(held) < len(wanted) else ()
+    if len(found) + len(deleted) < len(wanted):
         blank = f", {len(held) - len(found)} of them only their text" if len(found) < len(held) else ""
         return Gathering(
             f"the reference of {first.model}@{first.version} lost {len(wanted) - len(found)} of its {len(wanted)} "
             f"records{blank}; promote a version to begin a new one",
             lost=True,
         )
-    return replace(reference_of(found, frozen=True), window=first.detail["window"])
+    left = replace(reference_of(found, frozen=True), digest=_digest(wanted), window=first.detail["window"])
+    return _if_enough(replace(left, deleted=len(deleted)), first.model, first.version)
+
+
+def still_held(registry: Registry, model: str, version: int, known: Reference) -> Reference | Gathering:
+    """A frozen reference less what was deleted of it with its users since it was read, if enough of it is left. Its
+    digest stays that of all the records that it was frozen with."""
+    deleted = registry.traffic.deleted_of(known.ids)
+    if not deleted:
+        return known
+    records = tuple(record for record in known.records if record.id not in deleted)
+    left = replace(known, records=records, deleted=known.deleted + len(deleted))
+    return _if_enough(left, model, version)
+
+
+def _if_enough(left: Reference, model: str, version: int) -> Reference | Gathering:
+    whole = len(left.records) + left.deleted
+    needed = max(FEWEST_HELD, (whole + 1) // 2)
+    if not left.deleted or len(left.records) >= needed:
+        return left
+    return Gathering(
+        f"of the {whole} records of the reference of {model}@{version} {left.deleted} were deleted with their users, "
+        f"and it takes {needed}; promote a version to begin a new one",
+        lost=True,
+    )

@@ -16,7 +16,15 @@ from typing import Any
 
 from tuneloop.monitor.comparison import Finds
 from tuneloop.monitor.guarded import COUNTED, LOOKS, is_found
-from tuneloop.monitor.reference import JUST_BEFORE, Gathering, Reference, find_reference, held_reference, of_like_times
+from tuneloop.monitor.reference import (
+    JUST_BEFORE,
+    Gathering,
+    Reference,
+    find_reference,
+    held_reference,
+    of_like_times,
+    still_held,
+)
 from tuneloop.monitor.scorer import Scorer
 from tuneloop.monitor.settings import MonitorSettings
 from tuneloop.monitor.signals import GUARDED, INJECTIONS, PERPLEXITY
@@ -93,7 +101,7 @@ def _spans(reference: Reference, since: datetime, window: Window) -> Iterator[li
 
 
 class Standards:
-    """The references of every champion; frozen ones are read once."""
+    """The references of every champion; frozen ones are read once, and lose what was deleted with its users."""
 
     def __init__(self, registry: Registry, settings: MonitorSettings, scorer: Scorer) -> None:
         self._registry = registry
@@ -102,6 +110,15 @@ class Standards:
         self._known: dict[tuple[str, int], Reference] = {}
         self._without: dict[tuple[str, int], int] = {}  # with the route's revision then
         self._found: dict[tuple[str, str, datetime, datetime], tuple[int, int]] = {}
+
+    def drop_deleted(self) -> None:
+        """Hold no record any more that was deleted with its user; a reference with too few left is not held at all."""
+        for key, known in list(self._known.items()):
+            left = still_held(self._registry, *key, known)
+            if isinstance(left, Gathering):
+                del self._known[key]
+            else:
+                self._known[key] = left
 
     def of(self, history: Sequence[Route]) -> Standard | Gathering:
         """What the champion's next window is held against; `history` the newest first."""

@@ -125,6 +125,7 @@ class Monitor:
             Stopped: told to end while an engine was scoring; that window is judged by the next process.
         """
         self._registry.retraining.expire(by=BY)
+        self._standards.drop_deleted()
         self._look_for_standing()  # before the windows: a backlog of them may take engines minutes
         routes = self._registry.routes.current_all()
         states = sorted(self._each(routes), key=lambda state: state.model)

@@ -111,6 +111,15 @@ def gone(connection: Connection, items: Collection[Feedback]) -> set[str]:
     }
 
 
+def deleted_of(connection: Connection, request_ids: Sequence[str]) -> set[str]:
+    """Those of these requests that were deleted with their users."""
+    found: set[str] = set()
+    for start in range(0, len(request_ids), _AT_ONCE):
+        named = forgotten_requests.c.id.in_(request_ids[start : start + _AT_ONCE])
+        found.update(connection.execute(sa.select(forgotten_requests.c.id).where(named)).scalars())
+    return found
+
+
 def _bury(connection: Connection, database: Database, names: Sequence[str], at: datetime) -> int:
     """Remember that the requests of these names were deleted then, and delete the feedback on them; returns how many.
 

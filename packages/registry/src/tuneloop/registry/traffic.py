@@ -187,6 +187,11 @@ class Traffic:
         self._db.tell(found.unreadable)
         return found
 
+    def deleted_of(self, request_ids: Sequence[str]) -> set[str]:
+        """Those of these requests that were deleted with their users."""
+        with self._db.reading() as connection:
+            return forgetting.deleted_of(connection, request_ids)
+
     def window(
         self,
         model: str,
