@@ -66,7 +66,7 @@ def test_an_episode_of_many_small_windows_ends_once_they_hold_as_many_records(sc
         score = window_score(scene.clock(), id=f"w{number}", signal="refusals", **fields)
         scene.registry.episodes.add_score(score)
         if number == 0:
-            keeper.take(score)
+            keeper.take([score])
         if number in (99, 100):
             keeper.end_quiet(score, usual)
             assert (scene.the_episode().state == "resolved") is (number == 100)

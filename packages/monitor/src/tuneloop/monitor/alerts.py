@@ -12,6 +12,7 @@ from datetime import datetime, timedelta
 from hashlib import sha256
 from typing import Any
 
+from tuneloop.monitor.outliving import outlives, signals_of
 from tuneloop.monitor.signals import (
     ANSWER_DRIFT,
     BAD_CORRECTIONS,
@@ -95,12 +96,14 @@ def takes(episode: AlertEpisode, score: WindowScore, group_s: float) -> bool:
     `group_s` is how far apart in time two problems of a model may be and still be one: from the first window that
     raised a signal, or from the last. A served model that changed is one with nothing else, and of one version: whoever
     restarts an engine must not take a drift for over, nor the other way round. Nor is a group of people that is treated
-    worse: that may stand while drifts come and go.
+    worse: that may stand while drifts come and go. One that outlives its version takes in only what it goes on for.
     """
     if episode.signal in OF_SERVING or score.signal in OF_SERVING:
         return episode.signal == score.signal and episode.version == score.version
     if PARITY in (episode.signal, score.signal):
         return episode.signal == score.signal
+    if outlives(episode):
+        return not set(signals_of(episode)).isdisjoint(problem_of(score.signal))
     findings = findings_of(episode)
     if {episode.signal, *findings} & set(problem_of(score.signal)):
         return True
@@ -138,15 +141,16 @@ def joined(episode: AlertEpisode, score: WindowScore, at: datetime, pages: Seque
         if _goes_on(finding, score):
             finding = finding | {"last": _times(score)}
         if not full and (engines := part_of(finding, "engines")):
-            both = _moved if score.signal == SERVED_MODEL_CHANGE else _added
-            finding = finding | {"engines": both(engines, score.detail["engines"])}
+            added = _moved if score.signal == SERVED_MODEL_CHANGE else _added
+            finding = finding | {"engines": added(engines, score.detail["engines"])}
         if not full and not finding.get("slices"):  # a later window may show where
             finding = finding | _where(score, finding.get("looked", 0) + 1)
         evidence = evidence | {"signals": findings | {score.signal: finding}}
     else:
         too = {"pages_too": True} if score.signal in pages and episode.severity == "page" else {}
+        both = summary_of(episode), summary(score)
         evidence = evidence | {
-            "summary": f"{summary_of(episode)}; {summary(score)}",
+            "summary": "; ".join(both[::-1] if score.signal == INJECTIONS else both),  # an attack explains the rest
             "signals": findings | {score.signal: _finding(score) | too},
         }
     raised = {*findings, score.signal}

@@ -5,7 +5,7 @@ causes, the policy acts on them, and they end when they have gone quiet or their
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 from tuneloop.monitor import alerts
@@ -27,6 +27,7 @@ from tuneloop.monitor.clearing import (
 from tuneloop.monitor.embeddings import embeddings_of
 from tuneloop.monitor.filing import BY, pursue
 from tuneloop.monitor.following import Follower
+from tuneloop.monitor.outliving import caused_by_none, gone_on, outlives, signals_of, since_when, version_of
 from tuneloop.monitor.raised import seen_since
 from tuneloop.monitor.reference import ANCHOR
 from tuneloop.monitor.settings import MonitorSettings
@@ -68,36 +69,57 @@ class Keeper:
             str, tuple[str, ...]
         ] = {}  # open episode → the newest window, and its signals, when it stayed
 
-    def take(self, score: WindowScore) -> None:
-        """An alarm opens an episode or joins an open one, unless one that is over has dealt with its window."""
-        now = self._registry.clock()
-        pages = self._settings.paging(score.model)
-        still_open = self._registry.episodes.all(score.model, open_only=True).whole()
-        self._taken(score, still_open, pages, now)
-        if score.signal == INJECTIONS:  # judged after what it may explain in the same window
-            for other in self._open_episodes(score.model):
-                if not by_attack(other) and seen_since(other, score.window_start, list(findings_of(other))):
-                    changed = self._explained(other, score.at)
-                    if by_attack(changed):
-                        changed = changed.model_copy(update={"updated_at": now})
-                        self._registry.episodes.update(other, changed, by=BY, action="episode.window")
+    def take(self, scores: Sequence[WindowScore]) -> None:
+        """The alarms of a window open episodes or join open ones, unless one that is over has dealt with that window.
+
+        Each episode is written once, with all of them: who is told of one first is told its likeliest cause. That of an
+        attack is written first, since it may be the cause of the others.
+        """
+        alarms = [score for score in scores if score.verdict == "drift"]
+        if not alarms:
+            return
+        model, now = alarms[0].model, self._registry.clock()
+        before = {episode.id: episode for episode in self._registry.episodes.all(model, open_only=True).whole()}
+        after = self._taken(alarms, before, now)
+        changed = [episode for episode in after.values() if episode != before.get(episode.id)]
+        for episode in sorted(changed, key=lambda episode: not is_attack(episode)):
+            said = self._explained(episode, now)  # each window may tell more of the cause
+            if episode.id in before:
+                self._registry.episodes.update(before[episode.id], said, by=BY, action="episode.window")
+            else:
+                opened = self._registry.episodes.open(said)
+                log.warning("episode %s opened (%s): %s", opened.id, opened.severity, summary_of(opened))
+        for attack in (score for score in alarms if score.signal == INJECTIONS):
+            self._explain_by(attack, now)
 
     def _taken(
-        self, score: WindowScore, still_open: Sequence[AlertEpisode], pages: Sequence[str], now: datetime
-    ) -> None:
-        episode = alerts.taker(still_open, score, self._settings.group_s)
-        if episode is None:
-            past = self._registry.episodes.all(score.model, version=score.version)
-            for row in past.unreadable:
-                log.error("left out of what %s has been through: %s", version_name(score.model, score.version), row)
-            if not alerts.is_news(score, [e for e in past if alerts.takes(e, score, 0)]):
-                return
-            opened = self._registry.episodes.open(self._explained(alerts.opened(score, now, pages), now))
-            log.warning("episode %s opened (%s): %s", opened.id, opened.severity, summary_of(opened))
-            return
-        changed = alerts.joined(episode, score, now, pages)
-        if changed != episode:  # each window may tell more of the cause
-            self._registry.episodes.update(episode, self._explained(changed, now), by=BY, action="episode.window")
+        self, alarms: Sequence[WindowScore], before: Mapping[str, AlertEpisode], now: datetime
+    ) -> dict[str, AlertEpisode]:
+        """The open episodes with these alarms, those that they open first."""
+        pages, after = self._settings.paging(alarms[0].model), dict(before)
+        for score in alarms:
+            episode = alerts.taker(after.values(), score, self._settings.group_s)
+            if episode is not None:
+                after[episode.id] = alerts.joined(episode, score, now, pages)
+            elif self._is_news(score):
+                opened = alerts.opened(score, now, pages)
+                after = {opened.id: opened} | after
+        return after
+
+    def _is_news(self, score: WindowScore) -> bool:
+        past = self._registry.episodes.all(score.model, version=score.version)
+        for row in past.unreadable:
+            log.error("left out of what %s has been through: %s", version_name(score.model, score.version), row)
+        return alerts.is_news(score, [e for e in past if alerts.takes(e, score, 0)])
+
+    def _explain_by(self, attack: WindowScore, now: datetime) -> None:
+        """An attack is told with what was raised since it began, by earlier windows too."""
+        for other in self._open_episodes(attack.model):
+            if not by_attack(other) and seen_since(other, attack.window_start, list(findings_of(other))):
+                changed = self._explained(other, attack.at)
+                if by_attack(changed):
+                    changed = changed.model_copy(update={"updated_at": now})
+                    self._registry.episodes.update(other, changed, by=BY, action="episode.window")
 
     def _explained(self, episode: AlertEpisode, now: datetime) -> AlertEpisode:
         return explained(episode, gather(self._registry, episode, self._settings.changes_s, now))
@@ -118,8 +140,10 @@ class Keeper:
             clear_after = self._settings.clear_after
             most = (LATEST * clear_after + _RECENT) * self._settings.cut_into
             recent = {
-                signal: self._registry.episodes.scores(model, version=version, signal=signal, limit=most)
-                for signal in findings_of(episode) or (episode.signal,)
+                signal: self._registry.episodes.scores(
+                    model, version=version, signal=signal, since=since_when(episode), limit=most
+                )
+                for signal in signals_of(episode) or (episode.signal,)
                 if signal in self._signals  # another setting may have ended the watch over one
             }
             if not recent:
@@ -177,13 +201,21 @@ class Keeper:
         log.warning("episode %s resolved: %s", episode.id, note)
 
     def end_replaced(self, history: Sequence[Route]) -> None:
-        """End those of versions that the champion has replaced, and say what became of what they asked for;
-        `CanaryWatch` ends a served model that changed. `history` the newest first."""
+        """End those of versions that the champion has replaced, but for what no version causes, and say what became of
+        what they asked for; `CanaryWatch` ends a served model that changed. `history` the newest first."""
         route = history[0]
         for episode in self._open_episodes(route.model):
-            if episode.version != route.champion and episode.signal != SERVED_MODEL_CHANGE:
-                before, after = version_name(route.model, episode.version), version_name(route.model, route.champion)
+            if version_of(episode) != route.champion and episode.signal != SERVED_MODEL_CHANGE:
+                replaced = version_of(episode)
+                before, after = version_name(route.model, replaced), version_name(route.model, route.champion)
                 note = f"{after} took over from {before} with revision {route.revision} ({route.by}: {route.reason})"
+                if still := caused_by_none(episode):
+                    note = f"goes on for {', '.join(still)}, which no version causes: {note}"
+                    now = self._registry.clock()
+                    on = noted(gone_on(episode, route.champion, now), note, now)
+                    self._registry.episodes.update(episode, on, by=BY, action="episode.outlive")
+                    log.warning("episode %s %s", episode.id, note)
+                    continue
                 over = resolved(episode, note, self._registry.clock())
                 over = over.model_copy(
                     update={"evidence": over.evidence | {"champion": {"before": before, "after": after}}}
@@ -195,7 +227,8 @@ class Keeper:
     def pursue(self, model: str) -> None:
         """Do for each open one what the policy says."""
         for episode in self._open_episodes(model):
-            pursue(self._registry, episode, self._settings)
+            if not outlives(episode):
+                pursue(self._registry, episode, self._settings)
 
     def _open_episodes(self, model: str) -> list[AlertEpisode]:
         """Those this monitor answers for; others may have opened some of other signals."""
@@ -204,7 +237,7 @@ class Keeper:
     def heard(self, model: str) -> AlertEpisode | None:
         """The open episode that questions and a perplexity have raised already."""
         for episode in self._open_episodes(model):
-            raised = findings_of(episode)
+            raised = signals_of(episode)
             if ANCHOR in raised and any(signal in raised for signal in PERPLEXITIES):
                 return episode
         return None

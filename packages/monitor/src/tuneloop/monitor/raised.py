@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from tuneloop.monitor.clearing import LATEST, is_quiet, is_unspoken
+from tuneloop.monitor.outliving import since_when, version_of
 from tuneloop.monitor.reference import score_id
 from tuneloop.monitor.settings import MonitorSettings
 from tuneloop.monitor.signals import windowed
@@ -43,7 +44,8 @@ def raised_still(
     limit = LATEST * settings.clear_after * settings.cut_into
     for episode in still_open if signal in windowed(settings) else ():
         if signal in findings_of(episode):
-            recent = registry.episodes.scores(episode.model, version=episode.version, signal=signal, limit=limit)
+            version, since = version_of(episode), since_when(episode)
+            recent = registry.episodes.scores(episode.model, version=version, signal=signal, since=since, limit=limit)
             if not (is_quiet(recent, *enough) or is_unspoken(recent, *enough)):
                 return episode
     return None

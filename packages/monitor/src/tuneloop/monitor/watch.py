@@ -244,8 +244,10 @@ class Monitor:
         standard = self._standards.of_judged(history, anchors[0]) if anchors else None
         if standard is not None:
             window = judged_window(self._registry, anchors[0])
-            if len(window.records) == window.size:  # otherwise retention took some: nothing can be added
+            if len(window.records) == window.size:
                 self._judge_window(model, version, standard, window)
+            else:  # retention took some: nothing can be added
+                self._keeper.take(self._judged_of(model, version, window))
 
     def _judge_window(self, model: str, version: int, standard: Standard, window: Window) -> list[WindowScore]:
         reference = compared(standard, window.records, self._settings, self._settings.reference)
@@ -262,15 +264,26 @@ class Monitor:
             belated = late_corrections(self._registry, model, version, window.index, reference, feedback, late, now)
         held = Comparison(model, version, reference, window, corrections, thumbs, caught, pool, late, belated)
         scores: list[WindowScore] = []
-        for signal in self._signals_of(model):  # each alarm is raised at once: the next may take an engine minutes
-            spared = self._keeper.heard(model) if signal in PERPLEXITIES and scores[0].verdict == "drift" else None
-            scores.append(score := self._score(signal, held, standard, spared))
-            if score.request_ids != tuple(record.id for record in window.records):
-                return scores  # another monitor has cut it elsewhere
-            if score.verdict == "drift":
-                self._keeper.take(score)
+        try:
+            for signal in self._signals_of(model):  # none is told before all are known: the last may name the cause
+                spared = self._keeper.heard(model) if signal in PERPLEXITIES and scores[0].verdict == "drift" else None
+                scores.append(score := self._score(signal, held, standard, spared))
+                if score.request_ids != tuple(record.id for record in window.records):
+                    return scores  # another monitor has cut it elsewhere
+        except (Stopped, Unavailable):
+            raise
+        except Exception:  # it may be so in every pass: of the others people are told all the same
+            self._keeper.take(scores)
+            raise
+        self._keeper.take(scores)
         self._keeper.end_quiet(scores[0], standard)
         return scores
+
+    def _judged_of(self, model: str, version: int, window: Window) -> list[WindowScore]:
+        """What is known of a window that was judged before, in the order of signals."""
+        signals = self._signals_of(model)
+        known = self._registry.episodes.scores_of([score_id(model, version, s, window.index) for s in signals])
+        return sorted(known, key=lambda score: signals.index(score.signal))
 
     def _has(self, model: str, version: int, window: Window) -> bool:
         """Whether corrections were looked at with this window already."""
