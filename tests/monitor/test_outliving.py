@@ -81,7 +81,7 @@ def test_what_the_next_version_does_is_its_own(guarded: Scene) -> None:
 
 def test_lateness_goes_on_where_an_engine_is_to_blame_and_ends_where_a_version_may_be(scene: Scene) -> None:
     def slow(kind: str, *more: str) -> tuple[str, ...]:
-        signals = {"latency": {}, "queue_time": {}, **{signal: {} for signal in more}}
+        signals: dict[str, Any] = {"latency": {}, "queue_time": {}, **{signal: {} for signal in more}}
         causes = [{"kind": kind, "why": "", "explains": list(signals)}]
         causes += [{"kind": "engine", "why": "", "explains": ["latency", "queue_time"]}]
         found = alert_episode(scene.clock(), signal="latency", evidence={"signals": signals, "causes": causes})

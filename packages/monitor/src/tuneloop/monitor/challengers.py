@@ -167,7 +167,8 @@ class Challengers:
             if len(mine) >= size:
                 return tuple(mine[:size])
             if len(served) + len(served.unreadable) < limit:
-                return tuple(mine) if is_closed_by_time(mine, self._settings.window_s, until) else ()
+                closed = is_closed_by_time([record.at for record in mine], self._settings.window_s, until)
+                return tuple(mine) if closed else ()
             limit *= 2
 
     def _beside(

@@ -15,6 +15,7 @@ from tuneloop.monitor.detectors import Outcome
 from tuneloop.monitor.late_corrections import LateCorrections
 from tuneloop.monitor.parity_pool import Pool
 from tuneloop.monitor.reference import Reference, score_id
+from tuneloop.monitor.settings import FEWEST_IN_A_WINDOW
 from tuneloop.monitor.windows import Window
 from tuneloop.registry.corrections import corrects
 from tuneloop.registry.nouns import Feedback, RequestRecord
@@ -106,6 +107,13 @@ def examples_of(records: Sequence[RequestRecord], weights: Sequence[float]) -> l
 def without_reference(why: str) -> Judgement:
     """Of what can only be held against the version's own reference, which is not complete."""
     return Judgement("not enough data", 0, None, {"reason": why})
+
+
+def thin(window: Window) -> Judgement:
+    """Of a window that what guards stopped has closed before enough was answered."""
+    answered = len(window.records)
+    reason = f"guards stopped {window.stopped} requests and {answered} were answered; {FEWEST_IN_A_WINDOW} are needed"
+    return Judgement("not enough data", answered, None, {"reason": reason})
 
 
 def unread(episode: str) -> Judgement:

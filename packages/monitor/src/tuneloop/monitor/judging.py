@@ -43,6 +43,7 @@ from tuneloop.monitor.signals import (
 )
 from tuneloop.monitor.textdrift import text_test
 from tuneloop.monitor.throughput import throughput
+from tuneloop.monitor.windows import Window
 from tuneloop.registry.errors import Unavailable
 from tuneloop.registry.nouns import RequestRecord, version_name
 
@@ -73,14 +74,17 @@ class Judge:
         self._scorer = scorer
         self._embed = embeddings_of(settings.embeddings)
 
-    def alpha(self, signal: str, size: int) -> float:
-        """The level at which one window of a stream is tested that was cut with `size` records."""
-        settings = self._settings
+    def alpha(self, signal: str, window: Window) -> float:
+        """The level at which one window of a stream is tested, by what it was cut with: records, and of what guards
+        find also what they stopped, a full one's records at most."""
+        settings, size = self._settings, window.size
+        if signal in GUARDED:
+            size = max(size, min(size + window.stopped, settings.window))
         return window_alpha(size, settings.mean_run_length, 1) * budget_share(signal, settings)
 
     def judge(self, signal: str, held: Comparison) -> Judgement:
         """One signal of one window."""
-        alpha = self.alpha(signal, held.window.size)
+        alpha = self.alpha(signal, held.window)
         if signal == LATENCY:
             return self._latency(held, alpha)
         if signal in GUARDED:

@@ -19,7 +19,7 @@ from datetime import timedelta
 
 from tuneloop.monitor.canary_watch import CanaryWatch
 from tuneloop.monitor.challengers import Challengers
-from tuneloop.monitor.comparison import Comparison, corrected_late, unread, without_reference
+from tuneloop.monitor.comparison import Comparison, corrected_late, thin, unread, without_reference
 from tuneloop.monitor.filing import BY
 from tuneloop.monitor.judging import Judge
 from tuneloop.monitor.keeping import Keeper
@@ -250,8 +250,10 @@ class Monitor:
                 self._keeper.take(self._judged_of(model, version, window))
 
     def _judge_window(self, model: str, version: int, standard: Standard, window: Window) -> list[WindowScore]:
-        reference = compared(standard, window.records, self._settings, self._settings.reference)
-        ids = [record.id for record in (*reference.records, *window.records)]
+        reference = standard.reference
+        if not window.is_thin:  # of the rest guards tell by all that was asked
+            reference = compared(standard, window.records, self._settings, self._settings.reference)
+        ids = [] if window.is_thin else [record.id for record in (*reference.records, *window.records)]
         traffic, now = self._registry.traffic, self._registry.clock()
         feedback = traffic.feedback_for(ids)
         thumbs = thumbs_of(feedback)
@@ -259,8 +261,11 @@ class Monitor:
         corrections = traffic.corrections_for(ids)
         most = self._settings.parity_windows
         pool = pool_of(self._registry, model, version, window.index, reference, most)
-        late, belated = corrected_late(reference.records, window.records, feedback, now), LateCorrections()
-        if BAD_CORRECTIONS in self._signals and not standard.lent and not self._has(model, version, window):
+        late, belated = frozenset[str](), LateCorrections()
+        if not window.is_thin:
+            late = corrected_late(reference.records, window.records, feedback, now)
+        judges = BAD_CORRECTIONS in self._signals and not standard.lent and not window.is_thin
+        if judges and not self._has(model, version, window):
             belated = late_corrections(self._registry, model, version, window.index, reference, feedback, late, now)
         held = Comparison(model, version, reference, window, corrections, thumbs, caught, pool, late, belated)
         scores: list[WindowScore] = []
@@ -308,19 +313,21 @@ class Monitor:
             return known
         if standard.lent and signal in OWN_REFERENCE:
             judgement = without_reference(standard.lent)
+        elif held.window.is_thin and signal not in GUARDED:
+            judgement = thin(held.window)
         else:
             judgement = unread(spared.id) if spared else self._judge.judge(signal, held)
         detail = judgement.detail | {
             "window": held.window.index,
             "high_water": held.window.high_water.isoformat(),
             "reference": held.reference.summary(),
-            "alpha": self._judge.alpha(signal, held.window.size),
+            "alpha": self._judge.alpha(signal, held.window),
             "mean_run_length": self._settings.mean_run_length,
             "detector": DETECTORS[signal],
             "permutations": judgement.result.permutations if judgement.result else 0,
         }
         if signal == ANCHOR:
-            detail |= standard.noted()
+            detail |= standard.noted() | {"stopped": held.window.stopped}
         if signal in GUARDED and judgement.verdict == "drift":
             detail["slices"] = self._standards.where_found(signal, held.model, held.reference, held.window)
         now = self._registry.clock()

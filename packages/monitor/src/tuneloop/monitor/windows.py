@@ -1,11 +1,13 @@
 """Cutting a champion's traffic into windows: each record is judged once, in the order it came, also when it came
 late.
 
-A window takes the oldest records that no window and not the reference holds yet. It is closed once it is full, or,
-where windows have a longest time, once its oldest record is as old as that and it holds FEWEST_IN_A_WINDOW. A record
-that arrives late (a gateway's spool was replayed) joins the next window; one later than `late_s` is left out, so that
-looking back stays cheap. One that a gateway whose clock is ahead has stamped with a time to come is judged when that
-time has come: taken at once it would put everything till then out of reach.
+A window takes the oldest records that no window and not the reference holds yet. It is closed once it is full, or once
+MOST_ASKED times as many requests were answered or stopped by guards, which no window holds: an attack that is stopped
+whole would else be judged when so many others were answered. Where windows have a longest time, it is closed too once
+what was asked first is as old as that and it holds FEWEST_IN_A_WINDOW with what was stopped. A record that arrives late
+(a gateway's spool was replayed) joins the next window; one later than `late_s` is left out, so that looking back stays
+cheap. One that a gateway whose clock is ahead has stamped with a time to come is judged when that time has come: taken
+at once it would put everything till then out of reach.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from tuneloop.monitor.streams import last_scores
 from tuneloop.registry import Registry
 from tuneloop.registry.nouns import RequestRecord, Route, WindowScore
 
+MOST_ASKED = 2
 _LOOK_BACK = 64  # judged windows read back to know which records are taken
 
 
@@ -31,16 +34,23 @@ class Window:
     records: tuple[RequestRecord, ...]
     size: int  # records it was cut with; more than `records` once retention has taken some
     high_water: datetime  # the latest record any window or the reference held up to and with this one
+    stopped: int = 0  # requests that guards stopped in its time
+    asked: tuple[datetime, datetime] | None = None  # first and last time of all these; None: of its records
 
     @property
     def start(self) -> datetime:
-        """Time of its first record."""
-        return self.records[0].at
+        """When the first of what it holds was asked."""
+        return self.asked[0] if self.asked else self.records[0].at
 
     @property
     def end(self) -> datetime:
-        """Time of its last record."""
-        return self.records[-1].at
+        """When the last of it was."""
+        return self.asked[1] if self.asked else self.records[-1].at
+
+    @property
+    def is_thin(self) -> bool:
+        """Whether too little of what was asked was answered to judge answers, or questions, by."""
+        return len(self.records) < FEWEST_IN_A_WINDOW
 
 
 @dataclass(frozen=True)
@@ -84,6 +94,8 @@ def next_window(
         size: records a full window holds. longest_s: after how many seconds one is closed that is not full; 0: never.
     """
     limit, until = len(done.taken) + 4 * size, registry.clock()
+    since = max(done.high_water, done.horizon)  # a champion that returns was not asked what the one before it was
+    stopped = registry.traffic.stopped(model, since=since, until=until, oldest=MOST_ASKED * size)
     while True:
         served = registry.traffic.window(
             model, since=done.horizon, until=until, version=version, oldest=limit, asked=True
@@ -92,22 +104,40 @@ def next_window(
         if len(fresh) < size and len(served) + len(served.unreadable) >= limit:
             limit *= 2  # so many cannot be read
             continue
-        if len(fresh) < size and not is_closed_by_time(fresh, longest_s, until):
+        end = _end([record.at for record in fresh], stopped, size, longest_s, until)
+        if end is None:
             return tuple(fresh)
-        records = tuple(fresh[:size])
-        return Window(done.next_index, records, len(records), max(done.high_water, records[-1].at))
+        records = tuple(record for record in fresh[:size] if record.at <= end)
+        until_then = [at for at in stopped if at <= end]
+        times = sorted([*(record.at for record in records), *until_then])
+        asked = (times[0], times[-1]) if until_then else None
+        high_water = max(done.high_water, end)
+        return Window(done.next_index, records, len(records), high_water, len(until_then), asked)
 
 
-def is_closed_by_time(records: Sequence[RequestRecord], longest_s: float, now: datetime) -> bool:
-    """Whether records, the oldest first, are a window though it is not full; by 0 seconds none ever is."""
-    enough = longest_s > 0 and len(records) >= FEWEST_IN_A_WINDOW
-    return enough and records[0].at + timedelta(seconds=longest_s) <= now
+def _end(
+    answered: Sequence[datetime], stopped: Sequence[datetime], size: int, longest_s: float, now: datetime
+) -> datetime | None:
+    """When a window of requests of these times ends, the oldest first; None: it is not closed yet."""
+    both = sorted([*answered, *stopped])
+    full = [*answered[size - 1 : size], *both[MOST_ASKED * size - 1 : MOST_ASKED * size]]
+    if full:
+        return min(full)
+    return both[-1] if is_closed_by_time(both, longest_s, now) else None
+
+
+def is_closed_by_time(times: Sequence[datetime], longest_s: float, now: datetime) -> bool:
+    """Whether requests of these times, the oldest first, are a window though it is not full; by 0 seconds none ever
+    is."""
+    enough = longest_s > 0 and len(times) >= FEWEST_IN_A_WINDOW
+    return enough and times[0] + timedelta(seconds=longest_s) <= now
 
 
 def judged_window(registry: Registry, anchor: WindowScore) -> Window:
     """The records of a window that was judged before, as far as they are still held with their text."""
     records = records_of(registry, [anchor])
-    return Window(anchor.detail["window"], records, len(anchor.request_ids), _high_water(anchor))
+    stopped, asked = anchor.detail.get("stopped", 0), (anchor.window_start, anchor.window_end)
+    return Window(anchor.detail["window"], records, len(anchor.request_ids), _high_water(anchor), stopped, asked)
 
 
 def records_of(registry: Registry, windows: Sequence[WindowScore]) -> tuple[RequestRecord, ...]:

@@ -372,6 +372,15 @@ class Traffic:
         query = sa.select(shadow_requests).where(shadow_requests.c.shadow_of == request_id)
         return readable(RequestRecord, self._db.rows(query.order_by(shadow_requests.c.at)))
 
+    def stopped(self, model: str, *, since: datetime, until: datetime, oldest: int) -> list[datetime]:
+        """When the first so many requests of a model that guards stopped were asked, `since` < at <= `until`."""
+        said_so = sa.cast(requests.c.guards, sa.Text).like('%"block: %')
+        query = sa.select(requests.c.at).where(
+            requests.c.model == model, requests.c.at > since, requests.c.at <= until, said_so
+        )
+        with self._db.reading() as connection:
+            return list(connection.execute(query.order_by(requests.c.at, requests.c.id).limit(oldest)).scalars())
+
     def caught(
         self,
         model: str,
