@@ -21,7 +21,7 @@ LATENCY_BOUNDS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.
 WINDOWS = ("5m", "30m", "1h", "6h", "3d")
 FAST = ((14.4, "1h", "5m"), (6.0, "6h", "30m"))
 SLOW = (1.0, "3d", "6h")
-FEWEST = 10  # bad answers in an hour before anybody is woken: one unlucky request in a quiet night wakes nobody
+FEWEST = 10  # bad answers in a long window before anybody is woken: one unlucky request in a quiet night wakes nobody
 
 
 class Slo(BaseModel):
@@ -96,10 +96,10 @@ def rules(objectives: Mapping[str, Slo]) -> str:
     for window in WINDOWS:
         bad = f'sum by (model) (rate(tuneloop_requests_total{{status=~"5.."}}[{window}]))'
         lines += _recording(_ERRORS, "", window, f"{bad} / sum by (model) (rate(tuneloop_requests_total[{window}]))")
-    many = f'sum by (model) (increase(tuneloop_requests_total{{status=~"5.."}}[1h])) >= {FEWEST}'
+    failed = 'sum by (model) (increase(tuneloop_requests_total{{status=~"5.."}}[{window}]))'
     for selector, slo in selected(known):
         if slo.errors is not None:
-            lines += _alerts(_ERRORS, "", selector, slo.errors, many, 0.0)
+            lines += _alerts(_ERRORS, "", selector, slo.errors, failed, 0.0)
     if timed := [(selector, slo) for selector, slo in selected(known) if slo.latency is not None]:
         lines += ["", "  - name: tuneloop-slo-latency", "    rules:"]
         for bound in sorted({slo.latency_s for _, slo in timed if slo.latency_s is not None}):
@@ -115,8 +115,8 @@ def rules(objectives: Mapping[str, Slo]) -> str:
         for selector, slo in timed:
             assert slo.latency is not None
             assert slo.latency_s is not None
-            good = f'sum by (model) (increase(tuneloop_request_seconds_bucket{{le="{slo.latency_s!r}"}}[1h]))'
-            late = f"sum by (model) (increase(tuneloop_request_seconds_count[1h])) - {good} >= {FEWEST}"
+            good = f'increase(tuneloop_request_seconds_bucket{{{{le="{slo.latency_s!r}"}}}}[{{window}}])'
+            late = f"sum by (model) (increase(tuneloop_request_seconds_count[{{window}}])) - sum by (model) ({good})"
             lines += _alerts(_LATENCY, f'bound="{slo.latency_s:g}"', selector, slo.latency, late, slo.latency_s)
     return "\n".join(lines) + "\n"
 
@@ -143,7 +143,8 @@ def _recording(kind: _Kind, label: str, window: str, expression: str) -> Iterato
     yield f"        expr: {json.dumps(expression)}"
 
 
-def _alerts(kind: _Kind, label: str, selector: str, objective: float, many: str, bound: float) -> Iterator[str]:
+def _alerts(kind: _Kind, label: str, selector: str, objective: float, bad: str, bound: float) -> Iterator[str]:
+    """The page and the ticket of one promise; `bad` counts what broke it in a `{window}`."""
     budget = float(f"{1 - objective:.12g}")
     where = ", ".join(part for part in (label, selector) if part)
 
@@ -151,13 +152,18 @@ def _alerts(kind: _Kind, label: str, selector: str, objective: float, many: str,
         series = f"model:{kind.record}:ratio_rate{window}" + (f"{{{where}}}" if where else "")
         return f"{series} > {factor:g} * {budget:g}"
 
-    burning = " or ".join(f"({above(factor, long)} and {above(factor, short)})" for factor, long, short in FAST)
+    def enough(window: str) -> str:
+        return f"on (model) ({bad.format(window=window)} >= {FEWEST})"
+
+    burning = " or ".join(
+        f"({above(factor, long)} and {above(factor, short)} and {enough(long)})" for factor, long, short in FAST
+    )
     factor, long, short = SLOW
     names = {"model": "{{ $labels.model }}", "bound": bound}
     share = "{{ $value | humanizePercentage }} "
     of_budget = f", over the budget of {budget * 100:g} %"
     yield f"      - alert: {kind.fast}"
-    yield f"        expr: {json.dumps(f'({burning}) and on (model) ({many})')}"
+    yield f"        expr: {json.dumps(burning)}"
     yield "        labels: {severity: page}"
     yield "        annotations:"
     yield f"          summary: {json.dumps(share + kind.happens.format(**names))}"
