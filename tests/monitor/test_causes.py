@@ -189,10 +189,12 @@ def test_a_deploy_just_before_is_on_the_page_and_no_retraining_is_asked_for(scen
     assert scene.requests() == []
 
 
-def test_an_engine_that_is_down_stands_among_the_changes(scene: Scene) -> None:
+def test_an_engine_of_the_model_that_is_down_stands_among_the_changes(scene: Scene) -> None:
     scene.usual(60, total_ms=100.0)
-    beat_engine(scene.registry, id="e8", at=scene.clock.now)  # and never again
+    beat_engine(scene.registry, "bot@2", id="e8", at=scene.clock.now)  # and never again
+    beat_engine(scene.registry, "other@1", id="e6", state="down", at=scene.clock.now)
     scene.usual(20, total_ms=900.0)
+    beat_engine(scene.registry, id="e7", state="starting", base_digest="sha256:other", at=scene.clock.now)
     beat_engine(scene.registry, id="e9", state="down", detail="no heartbeat of vLLM", at=scene.clock.now)
     scene.watch(scene.monitor(latency_ms=500.0))
     (episode,) = scene.registry.episodes.all("bot")
@@ -200,6 +202,18 @@ def test_an_engine_that_is_down_stands_among_the_changes(scene: Scene) -> None:
     said = [change["what"] for change in episode.evidence["changes"] if change["kind"] == "engine"]
     assert "engine e9 is down: no heartbeat of vLLM" in said[0]
     assert "engine e8 has not been heard of since" in said[1]
+    assert len(said) == 2, "e6 serves another model, e7 another base"
+
+
+def test_an_engine_that_holds_nothing_is_of_the_model_where_its_answers_were_late(scene: Scene) -> None:
+    scene.traffic(ask(STDLIB, 60, scene.rng), total_ms=100.0, engine="e9")
+    scene.traffic(ask(STDLIB, 20, scene.rng), total_ms=900.0, engine="e9")
+    beat_engine(scene.registry, id="e8", state="down", base_digest="sha256:other", at=scene.clock.now)
+    beat_engine(scene.registry, id="e9", state="starting", base_digest="sha256:mine", at=scene.clock.now)
+    scene.watch(scene.monitor(latency_ms=500.0))
+    (episode,) = scene.registry.episodes.all("bot")
+    (said,) = [change["what"] for change in episode.evidence["changes"] if change["kind"] == "engine"]
+    assert "engine e9 is starting" in said
 
 
 @pytest.mark.parametrize("odd", ODD_EVIDENCE)

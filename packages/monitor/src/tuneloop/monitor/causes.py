@@ -17,6 +17,7 @@ from datetime import datetime, timedelta
 from typing import Any, Literal
 
 from tuneloop.monitor.attacks import is_attack
+from tuneloop.monitor.engines import of_model, said_of
 from tuneloop.monitor.fields import ENGINE
 from tuneloop.monitor.parity import unequal_group
 from tuneloop.monitor.parity_pool import accepted_gap
@@ -53,7 +54,6 @@ from tuneloop.registry.evidence import (
     summary_of,
     window_of,
 )
-from tuneloop.registry.fleet import STALE_AFTER_S
 from tuneloop.registry.nouns import AlertEpisode, AuditEntry, EngineState, WindowScore
 
 Kind = Literal["served model", "attack", "engine", "deploy", "bias", "drift", "feedback", "load"]
@@ -110,14 +110,9 @@ def changes_before(
         what = f"{entry.at:%Y-%m-%d %H:%M:%S}Z {entry.action} of {entry.subject} by {entry.actor}"
         found.append(Change(entry.at.isoformat(), kind, what + (f" ({said})" if said else "")))
     for engine in engines:
-        if engine.at < until - timedelta(seconds=STALE_AFTER_S):
-            said = "has not been heard of since"
-        elif engine.state != "ready":
-            said = f"is {engine.state}" + (f": {engine.detail}" if engine.detail else "")
-        else:
-            continue
-        what = f"{engine.at:%Y-%m-%d %H:%M:%S}Z engine {engine.id} {said}"
-        found.append(Change(engine.at.isoformat(), "engine", what))
+        if said := said_of(engine, until):
+            what = f"{engine.at:%Y-%m-%d %H:%M:%S}Z engine {engine.id} {said}"
+            found.append(Change(engine.at.isoformat(), "engine", what))
     return sorted(found, key=lambda change: change.at, reverse=True)[:_MOST_CHANGES]
 
 
@@ -276,7 +271,8 @@ def gather(registry: Registry, episode: AlertEpisode, before_s: float, until: da
     """What changed in the time before the episode began and until its newest window ended."""
     begin = since_of(episode) - timedelta(seconds=before_s)
     entries = registry.audit.about_model(episode.model, _DEPLOYS + _POLICIES, since=begin, until=until)
-    engines = [engine for engine in registry.fleet.engines(live_only=False) if engine.at >= begin]
+    known_engines = of_model(registry.fleet.engines(live_only=False), episode)
+    engines = [engine for engine in known_engines if engine.at >= begin]
     still_open = registry.episodes.all(episode.model, open_only=True).whole()
     known = served_changes(episode.model, episode.version, still_open)
     known += _attacks_on(registry, episode, still_open)
