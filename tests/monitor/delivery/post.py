@@ -19,6 +19,7 @@ from tuneloop.registry.deliveries.outbox import Delivery
 from tuneloop.registry.deliveries.receivers import EVERY_MODEL, ReceiversPolicy
 from tuneloop.registry.nouns import AlertEpisode
 
+DEAD = "http://127.0.0.1:9/hook"  # the discard port: nobody listens
 EVIDENCE: dict[str, Any] = {
     "summary": "bot@1 is asked other questions than before",
     "since": "2026-11-01T11:58:00+00:00",

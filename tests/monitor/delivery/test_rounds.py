@@ -9,9 +9,10 @@ from threading import Event
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from prometheus_client import generate_latest
 
-from monitor.delivery.post import chat, deliverer, end, open_episode, rounds, row_of, tell, titles, worsen
+from monitor.delivery.post import DEAD, chat, deliverer, end, open_episode, rounds, row_of, tell, titles, worsen
 from monitor.delivery.servers import HttpReceiver, Told, http_receiver
 from monitor.scene import failing
 from tests_support import Clock, alert_episode
@@ -21,8 +22,7 @@ from tuneloop.monitor.metrics import Metrics
 from tuneloop.registry import Registry
 from tuneloop.registry.episodes import shown_state
 from tuneloop.registry.errors import InvalidInput, NotFound, Refused
-
-DEAD = "http://127.0.0.1:9/hook"  # the discard port: nobody listens
+from tuneloop.registry.tables import episodes
 
 
 def test_a_receiver_that_is_away_or_hangs_stops_no_other(ours: Registry, clock: Clock, hook: HttpReceiver) -> None:
@@ -154,6 +154,38 @@ def test_what_is_given_up_is_counted_and_what_comes_after_goes_on(
         clock.advance(LONGEST_WAIT_S)
         made.round(to_the_end=True)
     assert titles(hook)[-1].startswith("[ticket] resolved")
+
+
+def test_an_episode_that_cannot_be_read_stops_no_other_and_counts_as_failing_until_it_can(
+    ours: Registry, clock: Clock, hook: HttpReceiver, caplog: pytest.LogCaptureFixture
+) -> None:
+    metrics = Metrics()
+    tell(ours, chat(hook))
+    open_episode(ours, id="ep_a")
+    open_episode(ours, id="ep_b", model="other")
+
+    def set_severity(severity: str) -> None:
+        with ours.database.writing() as connection:
+            connection.execute(sa.update(episodes).where(episodes.c.id == "ep_a").values(severity=severity))
+
+    set_severity("other")  # what another release may write
+    with deliverer(ours, metrics, delivery_give_up_s=3_600) as made:
+        for _ in range(3):
+            made.round(to_the_end=True)
+            clock.advance(2)
+        assert len(hook.told) == 1, "the sound one"
+        (waits,) = (row for row in ours.outbox.all("ep_a") if row.state == "waiting")
+        assert "run the version that wrote it" in waits.error
+        assert caplog.messages.count(f"chat: {waits.id} is not told: {waits.error}") == 1, "not in every round"
+        clock.advance(2 * 86_400)
+        made.round(to_the_end=True)
+        failing = metrics.collectors.get_sample_value("tuneloop_alert_delivery_failing_seconds", {"receiver": "chat"})
+        assert failing == 2 * 86_400 + 6
+        set_severity("page")
+        clock.advance(LONGEST_WAIT_S)
+        made.round(to_the_end=True)
+    assert titles(hook)[1].startswith("[page] bot@1")
+    assert {row.state for row in ours.outbox.all()} == {"sent"}
 
 
 def test_a_silence_holds_deliveries_until_it_ends_and_no_longer(

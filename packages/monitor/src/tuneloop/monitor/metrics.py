@@ -25,6 +25,15 @@ def _label_sets(metric: Counter | Gauge) -> list[dict[str, str]]:
     return [sample.labels for sample in samples if not sample.name.endswith("_created")]
 
 
+def _set(gauge: Gauge, values: Mapping[tuple[str, str], float]) -> None:
+    """These and no others, of two labels each; no scrape in between finds a series gone that stays."""
+    for labels in _label_sets(gauge):
+        if tuple(labels.values()) not in values:
+            gauge.remove(*labels.values())
+    for labels, value in values.items():
+        gauge.labels(*labels).set(value)
+
+
 class Metrics:
     """The monitor's numbers; cheap to set, labels of a version leave with it."""
 
@@ -69,6 +78,12 @@ class Metrics:
         self._receivers = Gauge(
             "tuneloop_alert_receivers", "Receivers that the monitor delivers episodes to itself", registry=to
         )
+        self._untold = Gauge(
+            "tuneloop_episodes_untold",
+            "Episodes neither resolved nor silenced that none of these receivers is told of",
+            ("model", "severity"),
+            registry=to,
+        )
         self._failing_s = Gauge(
             "tuneloop_alert_delivery_failing_seconds",
             "Since the first attempt at the oldest delivery that a receiver has not taken; 0: none",
@@ -77,6 +92,12 @@ class Metrics:
         )
         self._given_up = Gauge(
             "tuneloop_alert_deliveries_given_up", "Deliveries given up within a day", ("receiver",), registry=to
+        )
+        self._unjudged = Gauge(
+            "tuneloop_signal_unjudged_seconds",
+            "For how long a signal of the champion was looked at and there was not enough to judge it; 0: it is judged",
+            ("model", "signal"),
+            registry=to,
         )
         self._lag = Gauge(
             "tuneloop_monitor_lag_seconds",
@@ -152,6 +173,14 @@ class Metrics:
         for name, backlog in backlogs.items():
             self._failing_s.labels(name).set(backlog.failing_s)
             self._given_up.labels(name).set(backlog.given_up)
+
+    def untold(self, episodes: Sequence[AlertEpisode]) -> None:
+        """The open episodes that no receiver hears of, as of now."""
+        _set(self._untold, Tally((episode.model, episode.severity) for episode in episodes))
+
+    def unjudged(self, seconds: Mapping[tuple[str, str], float]) -> None:
+        """For how long each signal of each model has told nothing."""
+        _set(self._unjudged, seconds)
 
     def passed(self, at: datetime, episodes: Sequence[AlertEpisode]) -> None:
         """A whole pass ended, over every model."""

@@ -136,6 +136,12 @@ _EPISODES = (
         description="Neither resolved nor silenced; `tuneloop alert show EPISODE` says what was seen, what to type.",
     ),
     Panel(
+        "Open episodes that no receiver is told of",
+        "short",
+        (Query(f"max by (model, severity) (tuneloop_episodes_untold{{{MODEL}}})", "{{model}} {{severity}}"),),
+        description="Prometheus' `EpisodeOpen` tells of these.",
+    ),
+    Panel(
         "Deliveries that fail",
         "s",
         (Query("max by (receiver) (tuneloop_alert_delivery_failing_seconds)", "{{receiver}}"),),
@@ -155,6 +161,13 @@ _EPISODES = (
         "Age of the newest judged record",
         "s",
         (Query(f"max by (model) (tuneloop_monitor_lag_seconds{{{MODEL}}})", "{{model}}"),),
+    ),
+    Panel(
+        "Signals that are looked at and not judged",
+        "s",
+        (Query(f"max by (model, signal) (tuneloop_signal_unjudged_seconds{{{MODEL}}})", "{{model}} {{signal}}"),),
+        description="0: there was enough to judge it. What it watches for would go unseen.",
+        steps=((3 * 86_400, RED),),
     ),
     Panel(
         "Passes of the monitor cut short, per hour",

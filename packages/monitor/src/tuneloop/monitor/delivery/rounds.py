@@ -18,17 +18,19 @@ from typing import Literal
 from tuneloop.monitor.delivery.deciding import LONGEST_WAIT_S, fate, heads, is_despite, uncovered, wait_s
 from tuneloop.monitor.delivery.page import Page, Redact, page_of
 from tuneloop.monitor.delivery.sending import AnyReceiver, NotTaken, PartlyTaken, Sending
+from tuneloop.monitor.delivery.untold import untold
 from tuneloop.monitor.metrics import Metrics
 from tuneloop.monitor.settings import MonitorSettings
 from tuneloop.registry import Registry
 from tuneloop.registry.deliveries.outbox import Delivery
 from tuneloop.registry.deliveries.receivers import Alertmanager
 from tuneloop.registry.deliveries.silences import APART, Silence, silenced, told_despite
-from tuneloop.registry.errors import NotFound, TuneloopError
+from tuneloop.registry.errors import NotFound, TuneloopError, Unreadable
 from tuneloop.registry.nouns import AlertEpisode
 
 log = logging.getLogger("tuneloop.monitor.delivery")
 LEASE_S = 120.0  # past what one attempt may take
+UNREAD_S = 60.0  # until an episode that could not be read is tried again, by this monitor or by one that can
 RENEW_S = 300.0  # between repetitions for Alertmanager, which takes an alert as over after four that stay out
 _RECEIVERS = 16  # at once
 # As page: that its episode got worse was told with it. Away: the receiver did not take it, and is to be left alone.
@@ -88,6 +90,7 @@ class Deliverer:
         policy = self._registry.outbox.receivers()
         if policy is None:  # it was damaged, and that is logged: who is told is not known
             self._metrics.receivers({}, 0)
+            self._metrics.untold(untold(self._registry, ()))
             return
         waiting = self._registry.outbox.waiting()
         self._registry.database.tell(waiting.unreadable)
@@ -106,6 +109,7 @@ class Deliverer:
                     standing.task.result()
         backlogs = self._registry.outbox.backlogs(sorted(names), self._registry.clock())
         self._metrics.receivers(backlogs, len(names))
+        self._metrics.untold(untold(self._registry, names))
 
     def close(self) -> None:
         """Wait for attempts under way, which end within their timeout."""
@@ -149,9 +153,8 @@ class Deliverer:
         outbox, now = self._registry.outbox, self._registry.clock()
         try:
             episode = self._registry.episodes.get(row.episode_id)
-        except NotFound:
-            outbox.end(row.id, "dropped", now, "its episode is gone")
-            return "ended"
+        except (NotFound, Unreadable) as error:
+            return self._unread(receiver, row, error)
         what = fate(row, episode, silences, told, now)
         if what == "drop":
             outbox.end(row.id, "dropped", now, "the episode ended under a silence")
@@ -200,6 +203,17 @@ class Deliverer:
         log.warning("%s did not take %s, attempt %d: %s", receiver.name, row.id, attempts, error)
         return True
 
+    def _unread(self, receiver: AnyReceiver, row: Delivery, error: NotFound | Unreadable) -> Became:
+        """An episode that cannot be read waits until it can, however long that is, and counts as failing meanwhile."""
+        outbox, now = self._registry.outbox, self._registry.clock()
+        if isinstance(error, NotFound):
+            outbox.end(row.id, "dropped", now, "its episode is gone")
+            return "ended"
+        if outbox.claim(row, now, UNREAD_S):
+            outbox.postpone(row.id, now + timedelta(seconds=UNREAD_S), str(error))
+            log.error("%s: %s is not told: %s", receiver.name, row.id, error)
+        return "waits"
+
     def _overtaken(self, receiver: AnyReceiver, row: Delivery, waiting: Sequence[Delivery]) -> bool:
         """End a mail that waits for some of its addresses only, where a later one of its episode is to go to all of
         them: that tells these as much, and who has the first is not to wait for them."""
@@ -219,7 +233,7 @@ class Deliverer:
             return False
         try:
             episode = self._registry.episodes.get(row.episode_id)
-        except NotFound:
+        except (NotFound, Unreadable):  # what becomes of it is decided where its turn comes
             return False
         now = self._registry.clock()
         causes = uncovered(episode, silences, now)

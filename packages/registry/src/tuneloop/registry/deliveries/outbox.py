@@ -8,7 +8,7 @@ it is sent, given up or dropped, so a sender that is killed leaves it to the nex
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from hashlib import sha256
@@ -188,6 +188,17 @@ class Outbox:
         """The episodes this receiver has been told of."""
         query = sa.select(deliveries.c.episode_id).where(
             deliveries.c.receiver == receiver, deliveries.c.state == "sent", deliveries.c.transition.in_(_TOLD)
+        )
+        with self._db.reading() as connection:
+            return set(connection.execute(query).scalars())
+
+    def reached(self, episode_ids: Collection[str], receivers: Collection[str]) -> set[str]:
+        """The episodes, of these, that one of these receivers has been told of or is still to be told of."""
+        query = sa.select(deliveries.c.episode_id).where(
+            deliveries.c.episode_id.in_(episode_ids),
+            deliveries.c.receiver.in_(receivers),
+            deliveries.c.state.in_(("waiting", "sent")),
+            deliveries.c.transition.in_(_TOLD),
         )
         with self._db.reading() as connection:
             return set(connection.execute(query).scalars())
