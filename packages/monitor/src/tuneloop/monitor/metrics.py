@@ -27,9 +27,9 @@ def _label_sets(metric: Counter | Gauge) -> list[dict[str, str]]:
 
 def _set(gauge: Gauge, values: Mapping[tuple[str, str], float]) -> None:
     """These and no others, of two labels each; no scrape in between finds a series gone that stays."""
-    for labels in _label_sets(gauge):
-        if tuple(labels.values()) not in values:
-            gauge.remove(*labels.values())
+    for known in _label_sets(gauge):
+        if tuple(known.values()) not in values:
+            gauge.remove(*known.values())
     for labels, value in values.items():
         gauge.labels(*labels).set(value)
 

@@ -20,6 +20,7 @@ from tuneloop.monitor.reference_answers import ReferenceAnswers
 from tuneloop.monitor.scorer import Scorer
 from tuneloop.monitor.settings import MonitorSettings
 from tuneloop.monitor.signals import REFERENCE_BLEU
+from tuneloop.monitor.unjudged import Unjudged
 from tuneloop.monitor.watch import ModelState, Monitor
 from tuneloop.registry import Registry
 
@@ -76,7 +77,11 @@ def run_monitor(settings: MonitorSettings, *, once: bool) -> list[ModelState]:
                 deliverer.close()
         server = metrics.serve(settings.metrics_host, settings.metrics_port) if settings.metrics_port else None
         log.info("watching, every %.0f s", settings.every_s)
-        beside = [threading.Thread(target=deliverer.run, args=(stop.wait,), name="deliveries")]
+        unjudged = Unjudged(registry, settings, metrics, stop.is_set)
+        beside = [
+            threading.Thread(target=deliverer.run, args=(stop.wait,), name="deliveries"),
+            threading.Thread(target=unjudged.run, args=(stop.wait,), name="signals not judged"),
+        ]
         if baselines is not None:
             beside.append(threading.Thread(target=baselines.run, args=(stop.wait,), name="baselines"))
         if references is not None:

@@ -6,6 +6,7 @@ What people are to be told of a change is written to the outbox in the change's 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
@@ -22,6 +23,14 @@ from tuneloop.registry.paging import Ask, Page, page
 from tuneloop.registry.tables import episodes, window_scores
 
 ShownState = Literal["open", "ongoing", "acknowledged", "silenced", "resolved"]
+
+
+@dataclass(frozen=True)
+class Look:
+    """The newest window of a signal."""
+
+    at: datetime  # when it was looked at
+    judged_at: datetime | None  # when there was last enough of it to judge; None: never
 
 
 def shown_state(episode: AlertEpisode, silences: Iterable[Silence], at: datetime) -> ShownState:
@@ -85,6 +94,15 @@ class Episodes:
         found.reverse()
         self._db.tell(found.unreadable)
         return found
+
+    def looks(self, model: str, version: int) -> dict[str, Look]:
+        """By signal of a version: when it was looked at last."""
+        judged = sa.case((window_scores.c.verdict != "not enough data", window_scores.c.at))
+        query = sa.select(window_scores.c.signal, sa.func.max(window_scores.c.at), sa.func.max(judged))
+        query = query.where(window_scores.c.model == model, window_scores.c.version == version)
+        with self._db.reading() as connection:
+            rows = connection.execute(query.group_by(window_scores.c.signal)).all()
+        return {signal: Look(at, judged_at) for signal, at, judged_at in rows}
 
     def scores_of(self, score_ids: Sequence[str]) -> Rows[WindowScore]:
         """Those of these judged windows that are there, in no order, less what cannot be read, which is logged."""

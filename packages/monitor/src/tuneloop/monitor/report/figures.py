@@ -173,6 +173,7 @@ class Figures(Noun):
     drift: dict[str, tuple[WindowPoint, ...]]  # signal → windows in order of time
     mean_run_length: int | None
     signals: tuple[SignalState, ...]
+    unjudged_s: dict[str, float]  # signal of the champion → for how long it was looked at and not judged
     latency: dict[str, Spread]  # `total`, `ttft`
     heat: HeatMap | None
     speed: SpeedOverTime | None

@@ -22,7 +22,9 @@ from tuneloop.monitor.report.figures import (
 )
 from tuneloop.monitor.report.over_time import Spans, guards, heat_map, speed
 from tuneloop.monitor.report.slices import slices_of
+from tuneloop.monitor.settings import MonitorSettings
 from tuneloop.monitor.signals import DETECTORS, DETECTORS_OF_TRIALS
+from tuneloop.monitor.unjudged import unjudged_s
 from tuneloop.registry import Registry
 from tuneloop.registry.corrections import corrects
 from tuneloop.registry.experiments import conduct
@@ -69,6 +71,7 @@ def gather(registry: Registry, model: str) -> Figures:
         drift={signal: points for signal in DETECTORS if (points := _points(scores, signal))},
         mean_run_length=_budget(scores),
         signals=tuple(_states(scores)),
+        unjudged_s={signal: s for signal, s in unjudged_s(registry, MonitorSettings.load(), model).items() if s > 0},
         latency={
             name: spread
             for name, spread in (
