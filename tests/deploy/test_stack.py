@@ -72,6 +72,8 @@ def export_monitor(stack: ExitStack, receivers: Mapping[str, Backlog]) -> int:
     for signal in DETECTORS_OF_TRIALS:
         metrics.compared(window_score(now, id=signal, signal=signal, version=2))
     metrics.receivers(receivers, len(receivers))
+    metrics.untold([] if receivers else [alert_episode(now)])
+    metrics.unjudged({("bot", "thumbs_down"): 60.0})
     metrics.stands(
         Standing(
             {("bot", RolloutState.RUNNING): 1, ("other", RolloutState.PAUSED): 1},
