@@ -120,6 +120,26 @@ def test_what_came_after_the_last_judgement_counts_for_no_retraining_until_it_is
     assert [request.rows for request in scene.requests()] == [20]
 
 
+def test_what_comes_between_the_judgement_and_the_filing_is_learned_by_no_worker(scene: Scene) -> None:
+    scene.registry.policies.set("bot", RetrainingPolicy(enabled=False), by="ada", reason="test")
+    corrected_at_once(scene, scene.usual(60, answer="It adds."))
+    corrected_at_once(scene, drifted := scene.drifted(20, answer="It adds."))
+    judgement = watched(scene)
+    corrected_again = [
+        Feedback(id=f"again-{r.id}", request_id=r.id, at=scene.clock(), correction=bad(r)) for r in drifted
+    ]
+    scene.registry.traffic.add_feedback(corrected_again)
+    scene.registry.policies.set("bot", RetrainingPolicy(min_rows=10), by="ada", reason="test")
+    scene.watch(scene.monitor(bad_corrections=True), serves=())
+    (request,) = scene.requests()
+    assert request.judged_until is not None
+    assert request.judged_until.isoformat() == judgement.detail["looked_until"]
+    span = {"since": request.window_start, "until": request.window_end, "by": request.learns_until}
+    learned = [(record.id, text) for record, text in scene.registry.traffic.corrections("bot", **span)]
+    assert learned == [(record.id, good(record)) for record in drifted]
+    assert request.rows == 20
+
+
 @pytest.mark.parametrize(("on", "filed"), [(False, [20]), (True, [])])
 def test_where_it_has_judged_nothing_yet_nothing_is_learned_from(scene: Scene, on: bool, filed: list[int]) -> None:
     corrected_at_once(scene, scene.usual(60, answer="It adds."))

@@ -10,6 +10,8 @@ import pytest
 from tests_support import alert_episode, retraining_request
 from tuneloop.monitor.attacks import Attacks
 from tuneloop.monitor.policy import Corrected, File, Hold, Pending, decide
+from tuneloop.monitor.uncounted import Uncounted
+from tuneloop.registry.corrections import LeftOut
 from tuneloop.registry.nouns import RetrainingState
 from tuneloop.registry.policies import RetrainingPolicy
 
@@ -99,8 +101,51 @@ def test_what_did_not_help_says_so_and_only_corrections_after_its_filing_earn_an
         return 49
 
     held = decide(episode(), RetrainingPolicy(), [tried], since_then, NOW)
-    assert held == Hold("rows", f"49 of 50 corrections since 2026-10-31T16:00:00Z, when {tried.id} was filed")
+    assert held == Hold(
+        "rows",
+        f"49 of 50 corrections since 2026-10-31T16:00:00Z, when {tried.id} was filed, that can be learned from; it "
+        "waits for more. `tuneloop feedback bot` shows what users said, `min_rows` in `tuneloop retraining policy bot` "
+        "how many it takes",
+    )
     assert asked == [tried.created_at]
+    judged = tried.model_copy(update={"judged_until": tried.created_at - HOUR})
+    decide(episode(), RetrainingPolicy(), [judged], since_then, NOW)
+    assert asked[1:] == [judged.judged_until], "what came after that it has not learned from"
+
+
+@pytest.mark.parametrize(
+    ("found", "kind", "said"),
+    [
+        (LeftOut(unjudged=49), "rows", "49 came after the newest judged window of bot@1; it waits for more"),
+        (LeftOut(unjudged=50), "rows to be judged", "; it waits until the next window is judged, with these"),
+        (LeftOut(spoilt=9), "rows", "9 are of what was asked by 2026-11-01 11:30:00Z, until when there was an attack"),
+        (LeftOut(used=9), "rows", "9 an earlier one has learned from"),
+        (LeftOut(without_text=9), "rows", "9 have no text on record any more (`tuneloop retention bot`)"),
+        (
+            LeftOut(3, 0, 2, 1),
+            "rows",
+            "window of bot@1, 2 are of what was asked by 2026-11-01 11:30:00Z, until when there",
+        ),
+    ],
+)
+def test_too_few_corrections_say_why_the_others_do_not_count(found: LeftOut, kind: str, said: str) -> None:
+    why = Uncounted(lambda _after: found, "there was an attack", judged_first=True)
+    until = NOW - HOUR / 2
+    held = decide(episode(), RetrainingPolicy(), [], corrected(0), NOW, spoilt_until=until, uncounted=why)
+    assert isinstance(held, Hold)
+    assert held.kind == kind
+    assert held.reason.startswith("0 of 50 corrections since 2026-11-01T11:30:00Z that can be learned from; of the ")
+    assert said in held.reason
+    assert not held.refused
+
+
+@pytest.mark.parametrize(("judged_first", "rows", "ends"), [(True, 49, True), (True, 50, False), (False, 49, False)])
+def test_what_is_never_judged_is_not_waited_for(judged_first: bool, rows: int, ends: bool) -> None:
+    why = Uncounted(judged_first=judged_first, stopped="its reference is lost")
+    decided = decide(episode(), RetrainingPolicy(), [], corrected(rows), NOW, uncounted=why)
+    assert (isinstance(decided, Hold) and decided.refused) is ends
+    if ends:
+        assert "no more will count, since they are to be judged first, and its reference is lost" in str(decided)
 
 
 def test_what_shipped_in_vain_doubles_the_cooldown_like_what_did_not_ship() -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
 from monitor.scene import Scene
 from registry.aged import retain
 from tuneloop.monitor.clearing import LONGER
+from tuneloop.registry.policies import RetrainingPolicy
 from tuneloop.registry.retention_policy import RetentionPolicy
 
 DAY_S = 86_400
@@ -83,3 +86,31 @@ def test_a_window_in_the_midst_of_which_the_monitor_ended_is_not_judged_by_what_
     state = scene.watch(monitor)
     assert (state.judged, state.failure) == (0, "")
     assert scene.registry.episodes.scores("bot") == scene.scores()
+
+
+@pytest.mark.parametrize(("reference_is", "text"), [("deleted", True), ("there", False)])
+def test_a_retraining_that_waits_for_a_judgement_that_never_comes_is_refused_with_the_reason(
+    scene: Scene, reference_is: str, text: bool
+) -> None:
+    scene.registry.policies.set("bot", RetrainingPolicy(min_rows=10), by="ada", reason="test")
+    scene.settings = scene.settings.model_copy(update={"bad_corrections": True})
+    scene.usual(60)
+    scene.drifted(20)
+    scene.watch(serves=())
+    scene.correct(scene.drifted(19))
+    scene.watch(serves=())
+    held = scene.the_episode().done[-1]
+    assert "no retraining yet: 0 of 10 corrections since" in held
+    assert "19 came after the newest judged window of bot@1; it waits until the next window is judged" in held
+    monitor = scene.monitor()
+    if reference_is == "deleted":
+        blank_all_so_far(scene)
+    scene.correct(scene.drifted(30, **({} if text else {"messages": ()})))
+    for _ in range(3):
+        scene.watch(monitor, serves=())
+    *_, refused = scene.the_episode().done
+    why = "all without text: no window is judged" if not text else "the reference of bot@1 lost 60 of its 60 records"
+    assert "retraining refused: " in refused
+    assert why in refused
+    assert scene.the_episode().done.count(refused) == 1
+    assert scene.requests() == []

@@ -138,7 +138,8 @@ def _watch_it(registry: Registry, clock: Clock) -> None:
 
 def _train_it_again(registry: Registry, clock: Clock) -> None:
     queue = registry.retraining
-    filed = queue.file(retraining_request(clock(), episode_id="ep1", window_start=clock() - timedelta(days=1)), by="m")
+    began, judged = clock() - timedelta(days=1), clock() - timedelta(hours=1)
+    filed = queue.file(retraining_request(clock(), episode_id="ep1", window_start=began, judged_until=judged), by="m")
     queue.approve(filed.id, by="ada", reason="yes")
     claimed = queue.claim("w", lease_s=60)
     assert claimed is not None

@@ -8,8 +8,9 @@ import sqlalchemy as sa
 
 from tests_support import Clock, request_record, statements
 from tuneloop.registry import Registry
+from tuneloop.registry.corrections import LeftOut
 from tuneloop.registry.nouns import Feedback, Message, RequestRecord
-from tuneloop.registry.tables import requests
+from tuneloop.registry.tables import BLANK, requests
 
 
 def test_corrections_are_counted_as_those_who_read_them_find_them(registries: Registry, clock: Clock) -> None:
@@ -56,6 +57,38 @@ def test_corrections_are_counted_as_those_who_read_them_find_them(registries: Re
     at_last = began + timedelta(days=1)
     assert registries.traffic.corrected("bot", since=since, until=at_last, after=later) == 4  # 1 again, 5, 6, 8
     assert registries.traffic.corrected("bot", since=since, until=until, after=later) == 2  # 6 is not said by then
+
+
+def test_corrections_that_do_not_count_are_told_by_why_each_request_once(registries: Registry, clock: Clock) -> None:
+    began = clock()
+    minutes = [began + timedelta(minutes=n) for n in range(10)]
+    records = [request_record(n, at, **({"messages": ()} if n == 7 else {})) for n, at in enumerate(minutes)]
+    registries.traffic.add_requests(records)
+
+    def said(n: int, at_minute: float, text: str = "It adds.") -> Feedback:
+        at = began + timedelta(minutes=at_minute)
+        return Feedback(id=f"fb-{n}-{at_minute}", request_id=f"req-{n}", at=at, correction=text)
+
+    registries.traffic.add_feedback(
+        [
+            said(0, 7),  # of the first record, which `begun` leaves out
+            said(1, 7),  # asked too early
+            said(3, 4),  # too early
+            said(4, 4, " "),  # none
+            *(said(5, minute) for minute in (5, 7, 9)),  # counts, and is also too early and too late
+            *(said(6, minute) for minute in (6, 9)),  # both, and none that counts
+            said(7, 7.5),  # the question is not on record
+            said(8, 8.5),  # asked too late
+            said(3, 9, BLANK),
+            said(2, 8.5, BLANK),
+        ]
+    )
+    span = {"since": minutes[2], "until": minutes[7], "after": minutes[6], "by": minutes[8]}
+    assert registries.traffic.left_out("bot", begun=began, **span) == LeftOut(2, 1, 1, 2, 1)
+    assert registries.traffic.corrected("bot", **span) == 1
+    assert registries.traffic.left_out("other", begun=began, **span) == LeftOut()
+    nothing = span | {"after": None, "by": None}
+    assert registries.traffic.left_out("bot", begun=began, **nothing) == LeftOut(1, 0, 1, 2, 3)
 
 
 def test_only_answers_whose_question_is_on_record_are_read_where_those_are_asked_for(

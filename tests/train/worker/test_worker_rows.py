@@ -96,6 +96,24 @@ def test_a_correction_that_cannot_be_labelled_costs_itself_and_not_the_retrainin
         preparation.data(request_waiting, champion, file.recipe.model_copy(update={"objective": short}), (), base)
 
 
+@pytest.mark.parametrize(("judged_s", "learned"), [(None, True), (90, True), (0, False)])
+def test_what_was_said_after_the_corrections_were_judged_is_not_learned_from(
+    registry: Registry, champion: Version, request_waiting: RetrainingRequest, judged_s: int | None, learned: bool
+) -> None:
+    later = request_waiting.window_end + timedelta(minutes=1)
+    texts = {f"req-{n}": f"Something else altogether, said {n} times." for n in range(28)}
+    registry.traffic.add_feedback(
+        [Feedback(id=f"fb-{n}", request_id=n, at=later, correction=text) for n, text in texts.items()]
+    )
+    judged = None if judged_s is None else request_waiting.window_end + timedelta(seconds=judged_s)
+    request = request_waiting.model_copy(update={"judged_until": judged})
+    file = Lineage(registry.versions, champion).recipe()
+    base = base_of(champion, file.recipe, registry.settings.home / "bases", relative_to=file.folder)
+    data = Preparation(registry, Screen(io.StringIO())).data(request, champion, file.recipe, (), base)
+    assert data.fresh_rows > 0
+    assert any(row.answer in texts.values() for row in data.train) is learned
+
+
 def test_early_stopping_without_rows_to_stop_by_is_said(
     registry: Registry, champion: Version, monkeypatch: pytest.MonkeyPatch
 ) -> None:

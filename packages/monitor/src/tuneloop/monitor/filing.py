@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from functools import partial
+from functools import cache, partial
 
 from tuneloop.monitor.attacks import attacks_during
 from tuneloop.monitor.following import in_vain
@@ -19,6 +19,7 @@ from tuneloop.monitor.raised import raised_still, reached_until
 from tuneloop.monitor.reference import JUST_BEFORE
 from tuneloop.monitor.settings import MonitorSettings
 from tuneloop.monitor.signals import BAD_CORRECTIONS, OF_SERVING
+from tuneloop.monitor.uncounted import Uncounted
 from tuneloop.registry import Registry
 from tuneloop.registry.corrections import CLOCKS_APART
 from tuneloop.registry.episodes import noted
@@ -30,8 +31,12 @@ from tuneloop.registry.retraining.queue import new_request_id
 BY = "monitor"
 
 
-def pursue(registry: Registry, episode: AlertEpisode, settings: MonitorSettings) -> AlertEpisode:
-    """Do what the policy asks for this open episode; returns the episode as it stands then."""
+def pursue(registry: Registry, episode: AlertEpisode, settings: MonitorSettings, *, stopped: str = "") -> AlertEpisode:
+    """Do what the policy asks for this open episode; returns the episode as it stands then.
+
+    Args:
+        registry, episode, settings: of whom. stopped: why no window of it is judged any more; empty: they are.
+    """
     policy = registry.policies.get(episode.model, RetrainingPolicy)
     now = registry.clock()
     begun = since_of(episode) - JUST_BEFORE
@@ -41,34 +46,39 @@ def pursue(registry: Registry, episode: AlertEpisode, settings: MonitorSettings)
         "there was an attack": attacks.until,
         "corrections were bad": reached_until(registry, episode.model, episode.version, BAD_CORRECTIONS, begun),
     }
-    ends = {what: end for what, end in spoilt.items() if end is not None}
-    spoilt_until = max(ends.values(), default=None)
+    ends = {kind: end for kind, end in spoilt.items() if end is not None}
+    what, spoilt_until = max(ends.items(), key=lambda end: end[1], default=("", None))
     since = begun if spoilt_until is None else max(begun, spoilt_until + JUST_BEFORE)
-    until, by, ever = min(now, attacks.looked_until or now), now, None
+    until, by, ever = min(now, attacks.looked_until or now), None, None
     if settings.bad_corrections:
         judged, ever = _judged(registry, episode), since - CLOCKS_APART
         looked = datetime.fromisoformat(judged.detail[LOOKED_UNTIL]) if judged else ever
-        until, by = min(until, judged.window_end if judged else since), looked  # none yet: it learns nothing
+        until, by = min(until, judged.window_end if judged else since), min(looked, now)  # none yet: it learns nothing
     requests = registry.retraining.all(episode.model).whole()
-    corrected = partial(registry.traffic.corrected, episode.model, since=since, until=until, by=by)
+    corrected = partial(registry.traffic.corrected, episode.model, since=since, until=until, by=by or now)
+    found = partial(registry.traffic.left_out, episode.model, begun=begun, since=since, until=until, by=by)
+    left_out = cache(lambda after: found(after=after))  # asked once: it reads
+    judged_first = settings.bad_corrections or attacks.looked_until is not None
     decision = decide(
         episode,
         policy,
         requests,
-        lambda after: corrected(after=after or ever),
+        lambda after: left_out(after).counted,
         now,
         serving=_serving(open_now),
         attacks=attacks,
         in_vain=in_vain(registry, requests, episode),
         doubted=raised_still(registry, open_now, BAD_CORRECTIONS, settings),
         spoilt_until=spoilt_until,
+        uncounted=Uncounted(left_out, what, judged_first, stopped),
     )
     if isinstance(decision, Hold):
         if episode.evidence.get("held") == decision.kind:
             return episode
-        return _note(registry, episode, f"no retraining yet: {decision.reason}", "episode.hold", held=decision.kind)
+        said = "retraining refused" if decision.refused else "no retraining yet"
+        return _note(registry, episode, f"{said}: {decision.reason}", "episode.hold", held=decision.kind)
     request = (
-        _file(registry, episode, decision, since=since, until=until, now=now, rows=corrected(after=ever))
+        _file(registry, episode, decision, since=since, until=until, by=by, now=now, rows=corrected(after=ever))
         if isinstance(decision, File)
         else decision.request
     )
@@ -76,7 +86,6 @@ def pursue(registry: Registry, episode: AlertEpisode, settings: MonitorSettings)
         _approve(registry, request, policy)
         note = f"filed retraining {request.id} on {request.rows} corrections"
         if since > begun:
-            what = max(ends, key=lambda one: ends[one])
             note += f", all of what was asked after {since:%Y-%m-%d %H:%M:%S}Z: until then {what}"
     else:
         note = f"retraining {request.id} of another episode is under way"
@@ -92,6 +101,7 @@ def _file(
     *,
     since: datetime,
     until: datetime,
+    by: datetime | None,
     now: datetime,
     rows: int,
 ) -> RetrainingRequest:
@@ -109,6 +119,7 @@ def _file(
         state=RetrainingState.PROPOSED,
         created_at=now,
         updated_at=now,
+        judged_until=by,
     )
     return registry.retraining.file(request, by=BY)
 

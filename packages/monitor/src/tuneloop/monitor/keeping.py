@@ -224,11 +224,11 @@ class Keeper:
                 log.warning("episode %s resolved: %s", episode.id, note)
         self._follower.follow(history)
 
-    def pursue(self, model: str) -> None:
-        """Do for each open one what the policy says."""
+    def pursue(self, model: str, *, stopped: str = "") -> None:
+        """Do for each open one what the policy says; `stopped` tells why no window is judged any more."""
         for episode in self._open_episodes(model):
             if not outlives(episode):
-                pursue(self._registry, episode, self._settings)
+                pursue(self._registry, episode, self._settings, stopped=stopped)
 
     def _open_episodes(self, model: str) -> list[AlertEpisode]:
         """Those this monitor answers for; others may have opened some of other signals."""

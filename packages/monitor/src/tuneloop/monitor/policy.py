@@ -14,6 +14,7 @@ from datetime import datetime, timedelta
 from tuneloop.monitor.attacks import Attacks
 from tuneloop.monitor.causes import is_of_bias, is_of_serving
 from tuneloop.monitor.raised import seen_since
+from tuneloop.monitor.uncounted import Uncounted, told
 from tuneloop.registry.evidence import findings_of, since_of, summary_of
 from tuneloop.registry.nouns import AlertEpisode, RetrainingRequest, RetrainingState, version_name
 from tuneloop.registry.policies import RetrainingPolicy
@@ -23,6 +24,7 @@ _TRIED = frozenset({RetrainingState.REJECTED, RetrainingState.FAILED})  # and no
 _LONGEST_S = 10 * 365 * 86_400.0  # no policy's cooldown is longer
 _DOUBLINGS = 30  # more would not fit into a time
 NO_ATTACKS = Attacks()
+ALL_COUNT = Uncounted()
 Corrected = Callable[[datetime | None], int]
 
 
@@ -32,6 +34,7 @@ class Hold:
 
     kind: str
     reason: str
+    refused: bool = False  # nothing is waited for
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,7 @@ def decide(
     in_vain: Sequence[RetrainingRequest] = (),
     doubted: AlertEpisode | None = None,
     spoilt_until: datetime | None = None,
+    uncounted: Uncounted = ALL_COUNT,
 ) -> File | Hold | Pending:
     """File, hold or wait.
 
@@ -78,6 +82,7 @@ def decide(
         doubted: the open episode that says that corrections are worse than they were, if there is one.
         spoilt_until: until when what was recorded is not learned from; None: all of what came since the episode began,
             or an attack ended, is.
+        uncounted: what of the corrections does not count, and why; asked only where too few do.
     """
     held = (
         _held_by_others(episode, serving, attacks, doubted)
@@ -96,17 +101,51 @@ def decide(
     held = _held_by_a_person(mine) or _backs_off(tried, policy, now) or _held_by_past(requests, policy, now)
     if held is not None:
         return held
-    learned = tried[-1].created_at if tried else None  # it learns from what was said by then
+    learned = tried[-1].learns_until if tried else None
     rows = corrected(learned)
     if rows < policy.min_rows:
         begun = spoilt_until or max(since_of(episode), attacks.until or since_of(episode))
-        of = f", when {tried[-1].id} was filed" if tried else ""
-        return Hold("rows", f"{rows} of {policy.min_rows} corrections since {learned or begun:%Y-%m-%dT%H:%M:%S}Z{of}")
+        last = tried[-1] if tried else None
+        return _held_by_rows(rows, episode, policy, last, learned or begun, uncounted, spoilt_until)
     recipe = policy.recipe or version_name(episode.model, episode.version)
     data = episode.evidence.get("window_digest", episode.id)
     window = f"{data}/{len(mine)}"  # the attempt counts: a failed run may be asked for again
     key = idempotency_key(episode.model, episode.version, episode.id, window, recipe)
     return File(key, recipe, f"{' and '.join(_signals(episode, policy))}: {summary_of(episode)}")
+
+
+def _held_by_rows(
+    rows: int,
+    episode: AlertEpisode,
+    policy: RetrainingPolicy,
+    tried: RetrainingRequest | None,
+    since: datetime,
+    uncounted: Uncounted,
+    spoilt_until: datetime | None,
+) -> Hold:
+    """Too few corrections count: how many, why not the others, and what can be done."""
+    said = f"{rows} of {policy.min_rows} corrections since {since:%Y-%m-%dT%H:%M:%S}Z"
+    if tried is not None:
+        said += f", until when {tried.id} learned," if tried.judged_until else f", when {tried.id} was filed,"
+    found = uncounted.left_out(None if tried is None else tried.learns_until)
+    version = version_name(episode.model, episode.version)
+    others = told(
+        found,
+        version=version,
+        tried=tried.id if tried else "an earlier one",
+        spoilt=uncounted.spoilt,
+        spoilt_until=spoilt_until,
+    )
+    said += " that can be learned from"
+    said += f"; of the others {', '.join(others)}" if others else ""
+    read = f"`tuneloop feedback {episode.model}` shows what users said"
+    if uncounted.judged_first and uncounted.stopped:
+        why = f"no more will count, since they are to be judged first, and {uncounted.stopped}"
+        return Hold("not judged any more", f"{said}; {why}. Train by hand on what you have read: {read}", refused=True)
+    if rows + found.unjudged >= policy.min_rows:
+        return Hold("rows to be judged", f"{said}; it waits until the next window is judged, with these. {read}")
+    least = f"`min_rows` in `tuneloop retraining policy {episode.model}` how many it takes"
+    return Hold("rows", f"{said}; it waits for more. {read}, {least}")
 
 
 def _signals(episode: AlertEpisode, policy: RetrainingPolicy) -> list[str]:

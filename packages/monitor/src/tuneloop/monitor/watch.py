@@ -185,7 +185,7 @@ class Monitor:
             self._canaries.watch(history[0])
         self._keeper.end_replaced(history)
         if self._textless.has_nothing_left(model, version):
-            self._keeper.pursue(model)
+            self._keeper.pursue(model, stopped=without_text(model, version))
             return ModelState(model, version, 0, 0, without_text(model, version))
         standard = self._standards.of(history)
         judged = alarms = 0
@@ -193,7 +193,7 @@ class Monitor:
             looked = not standard.early
             waiting = standard.why
             self._read_ahead(model, version, standard.records)
-            self._keeper.pursue(model)
+            self._keeper.pursue(model, stopped=standard.why if standard.lost else "")
         else:
             self._finish_last(history, version)
             until = self._elapsed() + SPEND_S / max(len(self._turns), 1)

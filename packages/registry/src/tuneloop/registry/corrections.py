@@ -7,6 +7,7 @@ corrected ones are few.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -34,6 +35,42 @@ def corrects(item: Feedback) -> bool:
 def wording(item: Feedback) -> str | None:
     """What a user says the answer should have read, where that is on record."""
     return item.correction if corrects(item) and item.correction != BLANK else None
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """How many corrected requests do not count, each once, by what comes nearest to counting; and how many do."""
+
+    unjudged: int = 0  # asked, or corrected, too late
+    used: int = 0  # corrected too early: something has learned from that
+    spoilt: int = 0  # asked too early
+    without_text: int = 0  # the question, or the correction, is not on record
+    counted: int = 0
+
+
+def left_out(
+    database: Database,
+    model: str,
+    *,
+    begun: datetime,
+    since: datetime,
+    until: datetime,
+    after: datetime | None,
+    by: datetime | None,
+) -> LeftOut:
+    """As `Traffic.left_out`."""
+    early, late = [requests.c.at <= since, feedback.c.at <= since - CLOCKS_APART], [requests.c.at > until]
+    late += [] if by is None else [feedback.c.at > by]
+    used = sa.false() if after is None else feedback.c.at <= after
+    reads = sa.and_(READS, sa.literal_column("requests.messages <> '[]'", sa.Boolean))
+    why = sa.case((~reads, 4), (sa.or_(*early), 3), (used, 2), (sa.or_(*late), 1), else_=0)
+    said = sa.select(sa.func.min(why).label("why")).join(requests, requests.c.id == feedback.c.request_id)
+    here = (requests.c.model == model, requests.c.at > begun, feedback.c.at > begun - CLOCKS_APART)
+    each = said.where(*here, THEIRS, CORRECTS).group_by(feedback.c.request_id).subquery()
+    with database.reading() as connection:
+        rows = connection.execute(sa.select(each.c.why, sa.func.count()).group_by(each.c.why)).all()
+    found = {int(kind): int(count) for kind, count in rows}
+    return LeftOut(*(found.get(kind, 0) for kind in (1, 2, 3, 4, 0)))
 
 
 def taught(

@@ -12,7 +12,7 @@ from sqlalchemy.engine import Connection
 
 from tuneloop.registry import client_ids, forgetting
 from tuneloop.registry.access.usage import Booking
-from tuneloop.registry.corrections import CLOCKS_APART, CORRECTS, READS, THEIRS, taught, wording
+from tuneloop.registry.corrections import CLOCKS_APART, CORRECTS, READS, THEIRS, LeftOut, left_out, taught, wording
 from tuneloop.registry.database import Database, Rows, noun_of, readable, row_of
 from tuneloop.registry.errors import NotFound
 from tuneloop.registry.forgetting import Forgotten
@@ -329,6 +329,20 @@ class Traffic:
             query = query.where(feedback.c.at > after, feedback.c.at <= (by or until))
         with self._db.reading() as connection:
             return int(connection.execute(query).scalar_one())
+
+    def left_out(
+        self,
+        model: str,
+        *,
+        begun: datetime,
+        since: datetime,
+        until: datetime,
+        after: datetime | None = None,
+        by: datetime | None = None,
+    ) -> LeftOut:
+        """Of the requests of a model asked after `begun` that a user corrected, how many `corrected` counts by the
+        other four, and why not the others. Costs as much as that."""
+        return left_out(self._db, model, begun=begun, since=since, until=until, after=after, by=by)
 
     def corrections(
         self, model: str, *, since: datetime, until: datetime, by: datetime, liked: bool = False

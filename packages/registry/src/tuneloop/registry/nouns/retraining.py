@@ -51,6 +51,13 @@ class RetrainingRequest(Noun):
     held: str = ""  # why a budget does not let it run: until `held_until`, or, without, until a person approves it
     held_until: AwareDatetime | None = None
     budget_waived_by: str | None = None  # who approved it knowing that it is above a budget
+    judged_until: AwareDatetime | None = None  # corrections said by then were judged; None: none were, all count
+
+    @property
+    def learns_until(self) -> datetime:
+        """By when the corrections were said that it learns from: later ones were judged by nobody, and would make
+        another run of it."""
+        return min(self.judged_until or self.created_at, self.created_at)
 
 
 class RetrainingRun(Noun):

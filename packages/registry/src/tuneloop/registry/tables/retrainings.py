@@ -31,6 +31,7 @@ retraining = sa.Table(
     text_column("held"),
     time_column("held_until", nullable=True),
     text_column("budget_waived_by", nullable=True),
+    time_column("judged_until", nullable=True),
     sa.Index("retraining_by_time", "created_at", "id"),
 )
 retraining_runs = sa.Table(

@@ -110,7 +110,7 @@ class Preparation:
             request.model,
             since=request.window_start - _ALL_OF_IT,
             until=request.window_end,
-            by=request.created_at,  # later ones would make another run of it, which could not resume this one
+            by=request.learns_until,
         )
         dropped: Counter[str] = Counter()
         fresh = list(corrected_rows(((record, text) for record, text in corrections if text is not None), dropped))
