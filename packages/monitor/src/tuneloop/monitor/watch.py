@@ -274,6 +274,7 @@ class Monitor:
                 spared = self._keeper.heard(model) if signal in PERPLEXITIES and scores[0].verdict == "drift" else None
                 scores.append(score := self._score(signal, held, standard, spared))
                 if score.request_ids != tuple(record.id for record in window.records):
+                    self._keeper.take(scores[:-1])
                     return scores  # another monitor has cut it elsewhere
         except (Stopped, Unavailable):
             raise
