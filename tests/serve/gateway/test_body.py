@@ -60,6 +60,11 @@ def ask(body: object, endpoint: Endpoint = "chat") -> Ask:
         ({"n": "2"}, "n"),
         *[({name: 1}, name) for name in REFUSED],
         ({"prompt_logprobs": 0}, "prompt_logprobs"),
+        ({"prompt_logprobs": False}, "prompt_logprobs"),
+        ({"echo": True}, "echo"),
+        ({"echo": True, "logprobs": True, "top_logprobs": 20}, "echo"),
+        ({"echo": True, "stream": True}, "echo"),
+        ({"echo": "true"}, "echo"),
     ],
 )
 def test_a_bad_chat_request_is_refused_with_the_member_named(change: dict[str, Any], param: str) -> None:
@@ -81,6 +86,8 @@ def test_a_bad_chat_request_is_refused_with_the_member_named(change: dict[str, A
         ({"prompt": ["a", "b"], "n": 2}, "n"),
         ({"echo": True, "logprobs": 1}, "echo"),
         ({"echo": True, "logprobs": 0}, "echo"),
+        ({"echo": True, "logprobs": False}, "echo"),
+        ({"prompt_logprobs": False}, "prompt_logprobs"),
     ],
 )
 def test_a_bad_completion_request_is_refused_with_the_member_named(change: dict[str, Any], param: str) -> None:
@@ -92,7 +99,16 @@ def test_a_bad_completion_request_is_refused_with_the_member_named(change: dict[
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_refused_parameter_that_is_switched_off_does_no_harm(name: str) -> None:
     assert ask(CHAT | {name: None}).asked == "bot"
-    assert ask(CHAT | {name: False}).asked == "bot"
+
+
+@pytest.mark.parametrize("endpoint", ["chat", "completion"])
+def test_false_turns_off_only_what_is_a_switch(endpoint: Endpoint) -> None:
+    body = CHAT if endpoint == "chat" else COMPLETION
+    assert ask(body | {"use_beam_search": False, "echo": False}, endpoint).asked == "bot"
+    for name in REFUSED.keys() - {"use_beam_search"}:  # vLLM reads false as the number 0, which for some is on
+        with pytest.raises(ApiError) as refused:
+            ask(body | {name: False}, endpoint)
+        assert refused.value.param == name
 
 
 def test_nested_members_do_not_count_as_parameters() -> None:

@@ -54,7 +54,7 @@ _REFUSED: dict[Endpoint, dict[str, str]] = {
     "response": REFUSED | items.REFUSED,
     "embedding": REFUSED | embeddings.REFUSED,
 }
-_OFF = {b"null", b"false"}
+_SWITCHES = frozenset({"use_beam_search", "store", "background", "enable_response_messages"})  # which `false` turns off
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function", "prompt"})
 _TEXT_PARTS = {"text", "refusal"}
 
@@ -85,6 +85,7 @@ class _Said(msgspec.Struct, kw_only=True):
 
 class _SaidChat(_Said):
     messages: list[_Message]
+    echo: bool | None = None
 
 
 class _SaidCompletion(_Said):
@@ -188,7 +189,7 @@ def read(body: bytes, endpoint: Endpoint, limits: Limits) -> Ask:
     refused = _REFUSED[endpoint]
     if not found.values.keys().isdisjoint(refused):
         for name, why in refused.items():
-            if name in found.values and bytes(found.values[name]) not in _OFF:
+            if name in found.values and not _is_off(name, bytes(found.values[name])):
                 raise bad_request(f"{name} is not allowed here: {why}", param=name, code="unsupported_parameter")
     messages = _messages(found, said, endpoint)
     longest, choices = _check_lengths(said, endpoint, messages, limits)
@@ -223,6 +224,8 @@ def _said(found: Members, endpoint: Endpoint) -> Any:
 
 def _messages(found: Members, said: Any, endpoint: Endpoint) -> tuple[tuple[str, str], ...]:
     if endpoint == "chat":
+        if said.echo:  # an engine takes its logprobs for the prompt's, and none for 0 of them
+            raise _refused_echo("echo")
         return _chat(said.messages)
     if endpoint == "response":
         items.check_tools(said.tools)
@@ -243,6 +246,16 @@ def _members(body: bytes) -> Members:
         raise bad_request("the request's JSON is nested too deeply", code="invalid_json") from None
     except ValueError as error:
         raise bad_request(f"the request's body is not valid JSON: {error}", code="invalid_json") from None
+
+
+def _is_off(name: str, value: bytes) -> bool:
+    """Whether an engine takes that value for none; where it expects a number, `false` is 0, and 0 is on."""
+    return value == b"null" or (value == b"false" and name in _SWITCHES)
+
+
+def _refused_echo(what: str) -> ApiError:
+    why = REFUSED["prompt_logprobs"]
+    return bad_request(f"{what} is not allowed here: {why}", param="echo", code="unsupported_parameter")
 
 
 def _chat(messages: list[_Message] | None) -> tuple[tuple[str, str], ...]:
@@ -272,12 +285,8 @@ def _completion(found: Members, said: Any) -> tuple[tuple[str, str], ...]:
     prompt = said.prompt
     if not prompt:
         raise bad_request("prompt: empty; give a text", param="prompt")
-    if said.echo and bytes(found.values.get("logprobs", b"null")) not in _OFF:
-        raise bad_request(
-            f"echo with logprobs is not allowed here: {REFUSED['prompt_logprobs']}",
-            param="echo",
-            code="unsupported_parameter",
-        )
+    if said.echo and bytes(found.values.get("logprobs", b"null")) != b"null":
+        raise _refused_echo("echo with logprobs")
     return tuple(("prompt", text) for text in ([prompt] if isinstance(prompt, str) else prompt))
 
 
