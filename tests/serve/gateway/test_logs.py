@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from serve.gateway.test_guarding import ATTACK, TOKEN, guard
 from serve.gateway.world import World, until
 from tuneloop.registry.guard_policy import OutputGuards
+from tuneloop.registry.logs import JsonLines
 
 TEXT = "Does Zanzibar trade in cloves?"
 CONTENT = ("zanzibar", "cloves", "ignore all previous", TOKEN.lower(), "ada@example.com")
@@ -39,3 +41,8 @@ def test_no_line_of_the_log_holds_content(world: World, caplog: pytest.LogCaptur
     lines = [form.format(record) for record in caplog.records if record.name.startswith(("tuneloop", "uvicorn"))]
     assert any("goes to" in line and "e1 answered 500" in line for line in lines)
     assert not [line for line in lines if any(text in line.lower() for text in CONTENT)]
+    objects = [JsonLines({"gateway_id": "gw"}).format(record) for record in caplog.records]
+    assert not [line for line in objects if any(text in line.lower() for text in CONTENT)]
+    retried = [one for one in map(json.loads, objects) if "goes to" in one["message"]]
+    assert retried
+    assert all(one["gateway_id"] == "gw" and one["request_id"] in one["message"] for one in retried)

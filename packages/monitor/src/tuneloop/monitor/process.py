@@ -23,6 +23,8 @@ from tuneloop.monitor.signals import REFERENCE_BLEU
 from tuneloop.monitor.unjudged import Unjudged
 from tuneloop.monitor.watch import ModelState, Monitor
 from tuneloop.registry import Registry
+from tuneloop.registry.logs import set_up
+from tuneloop.registry.settings import RegistrySettings
 
 log = logging.getLogger("tuneloop.monitor")
 
@@ -34,9 +36,8 @@ def run_monitor(settings: MonitorSettings, *, once: bool) -> list[ModelState]:
         Unavailable: the database does not answer at the start, the metrics port is taken, or embeddings are asked for
             and sentence-transformers is not installed. InvalidInput: their model cannot be read.
     """
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    set_up(RegistrySettings.load().log_format)
     logging.getLogger("httpx").setLevel(logging.WARNING)  # a line per scored prompt says nothing
-    logging.getLogger("alembic").setLevel(logging.WARNING)
     stop = threading.Event()
 
     def end(number: int, _frame: FrameType | None) -> None:

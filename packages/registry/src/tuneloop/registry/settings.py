@@ -17,6 +17,7 @@ from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from tuneloop.registry.errors import InvalidInput
+from tuneloop.registry.logs import LogFormat
 
 # Every process reads the one file, also where not every package is installed: a table is known by its name alone.
 SECTIONS = ("registry", "gateway", "engine", "monitor", "train", "worker", "controller", "api")
@@ -180,6 +181,7 @@ class RegistrySettings(Section):
     section = "registry"
 
     home: Path = Path(".tuneloop")
+    log_format: LogFormat = "text"  # of gateways, monitors, controllers and the control plane; json: an object a line
     database_url: str = ""  # default: SQLite in `home`
     mlflow_uri: str = ""  # default: SQLite in `home`; an http:// tracking server works the same way
     artifact_root: str = ""  # default: a folder in `home`; ignored when `mlflow_uri` is a server, which has its own

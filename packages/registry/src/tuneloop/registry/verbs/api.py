@@ -16,14 +16,13 @@ from tuneloop.registry.printing import by_user_option, emit, json_option, reason
 @click.option("--port", type=int, help="Port to listen on; 0 takes a free one.  [default: 8102]")
 def api(host: str | None, port: int | None) -> None:
     """Serve the control plane: these verbs over HTTP, until stopped."""
-    import logging
-
     from tuneloop.registry.api.server import serve
+    from tuneloop.registry.logs import set_up
     from tuneloop.registry.settings import ApiSettings, RegistrySettings
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-    serve(ApiSettings.load(host=host, port=port), RegistrySettings.load())
+    registry = RegistrySettings.load()
+    set_up(registry.log_format)
+    serve(ApiSettings.load(host=host, port=port), registry)
 
 
 @click.group()

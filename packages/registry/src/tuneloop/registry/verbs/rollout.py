@@ -17,6 +17,7 @@ from tuneloop.registry import overview
 from tuneloop.registry.database import faults
 from tuneloop.registry.errors import InvalidInput
 from tuneloop.registry.facade import Registry
+from tuneloop.registry.logs import set_up
 from tuneloop.registry.nouns import FULL_SHARE_BP, parse_version_name
 from tuneloop.registry.policies import RolloutPolicy
 from tuneloop.registry.printing import by_option, emit, json_option, reason_option, table, tell_unreadable
@@ -25,7 +26,7 @@ from tuneloop.registry.rollouts.controller import Controller
 from tuneloop.registry.rollouts.rollout import OPEN, Rollout, RolloutPlan, RolloutStep
 from tuneloop.registry.rollouts.steering import abort, declare, drive, resume
 from tuneloop.registry.routes.promotion import Change
-from tuneloop.registry.settings import ControllerSettings
+from tuneloop.registry.settings import ControllerSettings, RegistrySettings
 from tuneloop.registry.verbs.policy import policy_options, set_policy, show_policy
 from tuneloop.registry.verbs.routes import route_line
 
@@ -178,8 +179,7 @@ def rollout_policy(model: str, path: Path | None, by: str | None, reason: str | 
 @click.option("--every-s", type=float, help="Seconds between looks at a rollout.")
 def controller(*, once: bool, every_s: float | None) -> None:
     """Go on with rollouts, watch MLflow's aliases, delete what is older than allowed; run as many as you like."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
-    logging.getLogger("alembic").setLevel(logging.WARNING)
+    set_up(RegistrySettings.load().log_format)
     log, stop = logging.getLogger("tuneloop.controller"), threading.Event()
 
     def end(number: int, _frame: FrameType | None) -> None:

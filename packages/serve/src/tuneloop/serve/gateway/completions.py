@@ -133,7 +133,7 @@ class Completions:
         except ClientLeft:
             raise
         except Exception:
-            log.exception("request %s", exchange.id)
+            log.exception("request %s", exchange.id, extra={"request_id": exchange.id})
             exchange.failed(500, "a defect of the gateway; its log has the cause")
             sorry = ApiError(500, f"internal error; ask about {exchange.id}", code="internal_error")
             await _end_with(send, exchange, sorry)
@@ -229,7 +229,8 @@ class Completions:
         if not self._budget.spend():
             raise failure.error from None
         self._metrics.retried(exchange.plan.route.model if exchange.plan else "")
-        log.warning("request %s goes to %s after: %s", exchange.id, other.slot, failure.logged)
+        about = {"request_id": exchange.id}
+        log.warning("request %s goes to %s after: %s", exchange.id, other.slot, failure.logged, extra=about)
         return other
 
 

@@ -144,7 +144,7 @@ class Shadows:
         except _Dropped as dropped:
             self._drop(exchange, dropped.why)
         except Exception:
-            log.exception("a copy of request %s", exchange.shadow_of)
+            log.exception("a copy of request %s", exchange.shadow_of, extra={"request_id": exchange.shadow_of})
             self._drop(exchange, "defect")
 
     async def _send(self, copy: _Copy) -> None:

@@ -11,11 +11,11 @@ import click
 @click.option("--id", "gateway_id", help="Name of this gateway, stable over restarts.  [default: host name and port]")
 def gateway(host: str | None, port: int | None, gateway_id: str | None) -> None:
     """Serve the OpenAI API in front of the engines, until stopped."""
-    import logging
-
+    from tuneloop.registry.logs import set_up
     from tuneloop.registry.settings import RegistrySettings
     from tuneloop.serve.gateway.server import serve
     from tuneloop.serve.gateway.settings import GatewaySettings
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    serve(GatewaySettings.load(host=host, port=port, id=gateway_id), RegistrySettings.load())
+    settings, registry = GatewaySettings.load(host=host, port=port, id=gateway_id), RegistrySettings.load()
+    set_up(registry.log_format, gateway_id=settings.effective_id)
+    serve(settings, registry)
