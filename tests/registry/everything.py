@@ -86,7 +86,9 @@ def _ask_it(registry: Registry, clock: Clock) -> None:
 
 def _let_people_in(registry: Registry) -> None:
     limits = KeyLimits(requests_per_minute=60, budget_usd_per_month=Decimal("12.50"), priority="high")
-    _, key = registry.keys.new("team", by="ada", models=[MODEL], may_pin=True, ttl_s=3600, limits=limits)
+    _, key = registry.keys.new(
+        "team", by="ada", models=[MODEL], may_pin=True, scopes=["chat"], ttl_s=3600, limits=limits
+    )
     registry.keys.rotate(key.id, by="ada", grace_s=60)
     registry.keys.revoke(key.id, by="ada")  # a limit that nobody needs keeps no schema from going down
     registry.owners.limit("team", lambda _: limits.model_copy(update={"priority": "normal"}), by="ada")

@@ -277,3 +277,18 @@ def _down_and_up(database: Database) -> None:
         config.attributes["connection"] = connection
         command.downgrade(config, "0010")
     database.upgrade()
+
+
+def test_a_key_keeps_its_scopes_and_an_older_schema_does_not_take_it(registries: Registry) -> None:
+    _, made = registries.keys.new("page", by="ada", scopes=("feedback", "models", "feedback"))
+    _, every = registries.keys.new("team", by="ada")
+    registries.keys.rotate(made.id, by="ada")
+    assert {key.id: key.scopes for key in registries.keys.all()} == {made.id: ("feedback", "models"), every.id: ()}
+    details = [registries.audit.entries(key.id)[-1].detail for key in (made, every)]
+    assert [detail.get("scopes") for detail in details] == [["feedback", "models"], None]
+    with pytest.raises(InvalidInput, match="scopes"):
+        registries.keys.new("page", by="ada", scopes=("everything",))  # type: ignore[arg-type]  # as a script might
+    with pytest.raises(InvalidInput, match=f"revoke these keys.*{made.id}"):
+        registries.database.downgrade("0017")
+    registries.keys.revoke(made.id, by="ada")
+    registries.database.downgrade("0017")

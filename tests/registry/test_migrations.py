@@ -31,6 +31,7 @@ from tuneloop.registry.tables import metadata, routes
 Row = dict[str, Any]
 # What going down from a schema loses: what its migration brought, which the schema before has no place for.
 LOST = {
+    "0019": {"api_keys.scopes"},
     "0018": {"retraining.judged_until"},
     "0017": set(),
     "0016": {"requests.client_id", "forgotten_requests", "engines.pins"},
@@ -62,6 +63,7 @@ BEGUN = {
     "routes.holdout_bp": 0,
     "retraining.held": "",
     "api_keys.limits": {},
+    "api_keys.scopes": [],
     "approvals.granted": True,
     "engines.pins": [],
 }

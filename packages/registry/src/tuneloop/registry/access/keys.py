@@ -20,6 +20,7 @@ from tuneloop.registry.database import Database, Rows, faults, noun_of, readable
 from tuneloop.registry.errors import InvalidInput, NotFound, Refused
 from tuneloop.registry.expiry import expires_at
 from tuneloop.registry.nouns import ApiKey, kept
+from tuneloop.registry.nouns.access import Scope
 from tuneloop.registry.paging import Ask, Page, page
 from tuneloop.registry.tables import api_keys, owner_limits
 
@@ -46,6 +47,7 @@ class Keys:
         by: str,
         models: Sequence[str] = (),
         may_pin: bool = False,
+        scopes: Sequence[Scope] = (),
         ttl_s: float | None = None,
         limits: KeyLimits = NO_LIMITS,
         reason: str | None = None,
@@ -55,7 +57,7 @@ class Keys:
 
         Raises:
             InvalidInput: its owner's name is none, it would expire before it could be used or after all of us, or it is
-                for a model whose name is none.
+                for a model whose name is none, or for a scope that there is not.
         """
         owner = owner_name(owner)
         now = self._clock()
@@ -68,12 +70,14 @@ class Keys:
                 owner=owner,
                 models=tuple(models),
                 may_pin=may_pin,
+                scopes=tuple(dict.fromkeys(scopes)),
                 created_at=now,
                 expires_at=until,
                 limits=limits,
             )
         except ValidationError as error:
             raise InvalidInput(f"no such key can be made: {faults(error)}") from None
+        only = {"scopes": list(key.scopes)} if key.scopes else {}
         with self._db.writing() as connection:
             connection.execute(sa.insert(api_keys).values(**row_of(key, api_keys)))
             audit.record(
@@ -82,7 +86,10 @@ class Keys:
                 actor=by,
                 action="key.new",
                 subject=key.id,
-                detail={"owner": owner, "models": list(models), "may_pin": may_pin} | _set(limits) | _why(reason),
+                detail={"owner": owner, "models": list(models), "may_pin": may_pin}
+                | only
+                | _set(limits)
+                | _why(reason),
             )
         return secret, key
 

@@ -82,6 +82,7 @@ class KeyAnswer(Noun):
     owner: str
     models: tuple[str, ...]
     may_pin: bool
+    scopes: tuple[str, ...]
     created_at: AwareDatetime
     expires_at: AwareDatetime | None
     revoked_at: AwareDatetime | None

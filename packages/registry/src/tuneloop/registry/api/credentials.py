@@ -24,6 +24,7 @@ from tuneloop.registry.api.fields import (
     needs,
 )
 from tuneloop.registry.nouns import KeyUsage, ModelName
+from tuneloop.registry.nouns.access import Scope
 from tuneloop.registry.paging import Page
 
 router = APIRouter()
@@ -35,6 +36,7 @@ class KeyWanted(Body):
     owner: OwnerName = Field(description="Whose key it is.", examples=["team-a"])
     models: tuple[ModelName, ...] = Field((), max_length=100, description="What it may ask; none: every model.")
     may_pin: bool = Field(False, description="It may ask for MODEL@VERSION.")
+    scopes: tuple[Scope, ...] = Field((), max_length=10, description="The endpoints it opens; none: every one.")
     days: Days | None = None
     limits: KeyLimits = KeyLimits()
 
@@ -92,6 +94,7 @@ def new_key(body: KeyWanted, here: Here) -> NewKey:
         by=here.actor,
         models=body.models,
         may_pin=body.may_pin,
+        scopes=body.scopes,
         ttl_s=_seconds(body.days),
         limits=body.limits,
         reason=body.reason,

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Literal
 
 from pydantic import AwareDatetime, Field
 
 from tuneloop.registry.access.limits import KeyLimits
 from tuneloop.registry.nouns.base import ModelName, Noun
+
+Scope = Literal["chat", "completions", "responses", "embeddings", "feedback", "models"]
 
 
 class ApiKey(Noun):
@@ -18,6 +21,7 @@ class ApiKey(Noun):
     owner: str
     models: tuple[ModelName, ...]  # empty: every model
     may_pin: bool  # may ask for MODEL@VERSION
+    scopes: tuple[Scope, ...] = ()  # the endpoints it opens; empty: every one
     created_at: AwareDatetime
     expires_at: AwareDatetime | None = None
     revoked_at: AwareDatetime | None = None

@@ -18,6 +18,7 @@ api_keys = sa.Table(
     time_column("expires_at", nullable=True),
     time_column("revoked_at", nullable=True),
     json_column("limits"),
+    json_column("scopes"),
     sa.Column("old_digest", sa.String(64)),
     time_column("old_until", nullable=True),
 )

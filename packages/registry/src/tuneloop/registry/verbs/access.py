@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import datetime
-from typing import Any
+from typing import Any, get_args
 
 import click
 from pydantic import ValidationError
@@ -14,6 +14,7 @@ from tuneloop.registry.database import faults
 from tuneloop.registry.errors import InvalidInput, NotFound, Unavailable
 from tuneloop.registry.facade import Registry
 from tuneloop.registry.nouns import ApiKey
+from tuneloop.registry.nouns.access import Scope
 from tuneloop.registry.printing import by_user_option, emit, json_option, may_reason_option, table, tell_unreadable
 
 _LIFT = "none"
@@ -85,6 +86,13 @@ def key() -> None:
 @click.option("--owner", required=True, help="Whose key it is.")
 @click.option("--model", "models", multiple=True, help="A model it may ask; every model when not given.")
 @click.option("--pin", is_flag=True, help="It may ask for MODEL@VERSION.")
+@click.option(
+    "--scope",
+    "scopes",
+    multiple=True,
+    type=click.Choice(get_args(Scope)),
+    help="An endpoint it opens; every one when not given.",
+)
 @_limit_options
 @by_user_option
 @may_reason_option
@@ -94,6 +102,7 @@ def key_new(
     owner: str,
     models: tuple[str, ...],
     pin: bool,
+    scopes: tuple[Scope, ...],
     by: str,
     reason: str | None,
     days: float | None,
@@ -108,6 +117,7 @@ def key_new(
             by=by,
             models=models,
             may_pin=pin,
+            scopes=scopes,
             ttl_s=days * 86_400 if days is not None else None,
             limits=limits,
             reason=reason,
@@ -140,13 +150,14 @@ def key_list(as_json: bool) -> None:
                 k.owner,
                 " ".join(k.models) or "all",
                 "yes" if k.may_pin else "no",
+                " ".join(k.scopes) or "all",
                 _said(k.limits),
                 f"{k.created_at:%Y-%m-%d}",
                 "yes" if k.usable(now) else "no",
             ]
             for k in found
         ]
-        headers = ["ID", "OWNER", "MODELS", "MAY PIN", "LIMITS", "MADE", "USABLE"]
+        headers = ["ID", "OWNER", "MODELS", "MAY PIN", "SCOPES", "LIMITS", "MADE", "USABLE"]
         emit([_shown(k) for k in found], as_json, table(headers, rows))
 
 

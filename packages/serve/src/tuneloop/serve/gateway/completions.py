@@ -26,11 +26,13 @@ from tuneloop.serve.gateway.errors import CLIENT_CLOSED_REQUEST, ApiError, bad_r
 from tuneloop.serve.gateway.exchange import Exchange, KeySource
 from tuneloop.serve.gateway.guarding import Guarding
 from tuneloop.serve.gateway.http import (
+    SCOPE_OF,
     ClientLeft,
     Receive,
     Scope,
     Send,
     bearer,
+    check_scope,
     headers_of,
     read_body,
     said_in,
@@ -123,6 +125,7 @@ class Completions:
         try:
             key = self.authenticate(scope, exchange.at)
             exchange.api_key = key.id
+            check_scope(key, SCOPE_OF[exchange.endpoint])
             limit, timeout_s = self._settings.max_body_bytes, self._settings.body_timeout_s
             body = await read_body(scope, receive, limit=limit, timeout_s=timeout_s)
             line.on_left = partial(_left, exchange, asyncio.current_task(self._attempts.loop))

@@ -34,9 +34,9 @@ _ERRORS = {
     504: "the engine was silent",
 }
 _BY_EVERYBODY = (405, 408, 431)
-_WITH_KEY = (401, 503)
+_WITH_KEY = (401, 403, 503)
 _WITH_BODY = (400, 413, 429)
-_BY_ENGINES = (403, 404, 502, 504)
+_BY_ENGINES = (404, 502, 504)
 _TEXT: dict[str, Any] = {"type": "string"}
 _MAYBE_TEXT: dict[str, Any] = {"type": ["string", "null"]}
 _PART = {

@@ -6,7 +6,9 @@ import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from tuneloop.serve.gateway.body import too_large
+from tuneloop.registry.nouns import ApiKey
+from tuneloop.registry.nouns.access import Scope as KeyScope
+from tuneloop.serve.gateway.body import Endpoint, too_large
 from tuneloop.serve.gateway.errors import ApiError
 from tuneloop.serve.gateway.line import LINE, Line
 
@@ -51,6 +53,26 @@ def bearer(scope: Scope) -> str:
     if scheme.lower() != b"bearer" or not secret.strip():
         raise unauthorized("no API key was given; send it as `Authorization: Bearer tl-…`")
     return secret.strip().decode("latin-1")
+
+
+SCOPE_OF: dict[Endpoint, KeyScope] = {
+    "chat": "chat",
+    "completion": "completions",
+    "response": "responses",
+    "embedding": "embeddings",
+}
+
+
+def check_scope(key: ApiKey, scope: KeyScope) -> None:
+    """Whether a key opens an endpoint.
+
+    Raises:
+        ApiError: 403, it does not.
+    """
+    if key.scopes and scope not in key.scopes:
+        opens = ", ".join(key.scopes)
+        message = f"this API key lacks the scope {scope!r}; it has: {opens}"
+        raise ApiError(403, message, code="scope_not_allowed")
 
 
 def unauthorized(message: str) -> ApiError:

@@ -22,7 +22,7 @@ from tuneloop.registry.nouns import ApiKey, Feedback, Route, utc_now
 from tuneloop.serve.gateway.body import PATHS
 from tuneloop.serve.gateway.document import document
 from tuneloop.serve.gateway.errors import CLIENT_CLOSED_REQUEST, ApiError, bad_request, error_body
-from tuneloop.serve.gateway.http import ClientLeft, Scope, read_body
+from tuneloop.serve.gateway.http import ClientLeft, Scope, check_scope, read_body
 from tuneloop.serve.gateway.records import Recorder
 from tuneloop.serve.gateway.routing import unknown_model
 from tuneloop.serve.gateway.settings import GatewaySettings
@@ -99,6 +99,7 @@ class Services:
     def allowed(self, request: Request) -> dict[str, Route]:
         """The routes the request's key may use."""
         key = self.authenticate(request.scope)
+        check_scope(key, "models")
         return {model: route for model, route in self.routes().items() if not key.models or model in key.models}
 
 
@@ -133,6 +134,7 @@ def _add_feedback(app: FastAPI, services: Services) -> None:
     @app.post("/v1/feedback", status_code=201)
     async def feedback(request: Request) -> dict[str, str | None]:
         key = services.authenticate(request.scope)
+        check_scope(key, "feedback")
         body = await read_body(request.scope, request.receive, limit=limit, timeout_s=timeout_s)
         try:
             said = FeedbackBody.model_validate_json(body)
