@@ -195,6 +195,12 @@ def test_a_request_that_two_readers_could_cut_differently_is_refused_and_its_con
     got = raw(stage, b"\r\n".join(head) + b"\r\n\r\n" + body)
     assert got.startswith(b"HTTP/1.1 400 "), got
     assert got.count(b"HTTP/1.1 ") == 1, "what was hidden in it was answered"
+    answered, _, told = got.partition(b"\r\n\r\n")
+    assert b"\r\nx-request-id: req_" in answered
+    error = json.loads(told)["error"]
+    assert (error["type"], error["param"]) == ("invalid_request_error", None)
+    assert error["message"]
+    assert error["code"]
     assert len(stage.engine.seen) == asked
     assert stage.is_well()
 

@@ -1,7 +1,7 @@
 """The gateway put together: one ASGI application, with the threads and the worker process behind it.
 
-Completions take a bare ASGI path, everything else goes through FastAPI. Every response carries x-request-id, but for
-those to requests that are none (408, 431).
+Completions take a bare ASGI path, everything else goes through FastAPI. Every response carries x-request-id, those to
+requests that are none (400, 408, 431) too.
 """
 
 from __future__ import annotations

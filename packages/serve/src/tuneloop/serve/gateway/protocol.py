@@ -19,6 +19,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from tuneloop.serve.gateway.body import PATHS
 from tuneloop.serve.gateway.errors import error_body
+from tuneloop.serve.gateway.exchange import new_request_id
 from tuneloop.serve.gateway.line import LINE, Line
 
 if TYPE_CHECKING:
@@ -255,10 +256,15 @@ class GatewayProtocol(HttpToolsProtocol):
     def _is_answering(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
 
+    def send_400_response(self, msg: str) -> None:
+        """uvicorn's answer to what is no HTTP, in the shape of all others."""
+        self._refuse("400 Bad Request", msg, "invalid_http")
+
     def _refuse(self, status: str, message: str, code: str) -> None:
         body = error_body(int(status[:3]), message, code=code)
         head = (
             f"HTTP/1.1 {status}\r\ncontent-type: application/json\r\n"
+            f"x-request-id: {new_request_id()}\r\n"
             f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
         )
         self.transport.write(head.encode() + body)
