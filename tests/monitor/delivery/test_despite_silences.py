@@ -49,7 +49,7 @@ def test_an_attack_that_joins_a_silenced_latency_is_told(ours: Registry, clock: 
     attacked(ours, episode)
     rounds(ours, clock, 2)
     assert titles(hook) == [
-        "[page] bot@1 is slow; bot@1 is attacked: it is asked more that guards stop or flag (0% → 50%)"
+        "[page] bot@1 is attacked: it is asked more that guards stop or flag (0% → 50%); bot@1 is slow"
     ]
 
 
