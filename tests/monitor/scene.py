@@ -75,6 +75,7 @@ class Scene:
     rng: random.Random = field(default_factory=lambda: random.Random(7))
     sent: int = 0
     baselines: Baselines | None = None  # those of the last monitor made; None: its canaries are left alone
+    metrics: Metrics = field(default_factory=Metrics)  # likewise
 
     def promote(self, version: int, reason: str = "test") -> None:
         """Make a version the champion; the others keep a place at weight 0."""
@@ -132,6 +133,7 @@ class Scene:
         """A monitor as a fresh process would have it."""
         settings = self.settings.model_copy(update=changes)
         scorer, metrics = Scorer(self.registry.fleet, self.client, concurrency=2, max_tokens=2_048), Metrics()
+        self.metrics = metrics
         stream = CanaryStream(self.registry, settings, self.client, metrics, rng=random.Random(9))
         watched = settings.canary_every_s > 0
         self.baselines = Baselines(stream) if watched else None

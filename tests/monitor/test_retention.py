@@ -7,7 +7,9 @@ import pytest
 from monitor.scene import Scene
 from registry.aged import retain
 from tuneloop.monitor.clearing import LONGER
+from tuneloop.monitor.unread import in_words
 from tuneloop.registry.policies import RetrainingPolicy
+from tuneloop.registry.retention_needs import warnings_of
 from tuneloop.registry.retention_policy import RetentionPolicy
 
 DAY_S = 86_400
@@ -34,6 +36,62 @@ def test_a_champion_whose_reference_lost_its_text_is_judged_no_more_and_nobody_i
     scene.promote(2)
     scene.usual(80, assigned_version=2, served_version=2)
     assert scene.watch(serves=("bot@2",)).judged == 1, "a new champion begins a new one"
+
+
+def stopped(scene: Scene) -> dict[tuple[str, str], float]:
+    """(model, reason) → what is scraped of models that are judged no more."""
+    (family,) = (f for f in scene.metrics.collectors.collect() if f.name == "tuneloop_windows_stopped")
+    return {(sample.labels["model"], sample.labels["reason"]): sample.value for sample in family.samples}
+
+
+def test_why_no_window_is_judged_is_scraped_for_as_long_as_it_is_so(scene: Scene) -> None:
+    monitor = scene.monitor()
+    scene.usual(80)
+    scene.watch(monitor, serves=())
+    assert stopped(scene) == {}
+    scene.usual(20, messages=())
+    assert scene.watch(monitor, serves=()).stopped == "not_recorded"
+    assert stopped(scene) == {("bot", "not_recorded"): 1}
+    scene.usual(5)
+    scene.watch(monitor, serves=())
+    assert stopped(scene) == {}
+    blank_all_so_far(scene)
+    scene.watch(monitor, serves=())
+    assert stopped(scene) == {("bot", "deleted"): 1}, "all that there is has gone, a part of it unjudged"
+    scene.usual(5)
+    scene.watch(monitor, serves=())
+    assert stopped(scene) == {("bot", "deleted"): 1}, "a window began whose first records are gone"
+    scene.usual(15)
+    assert scene.watch(monitor, serves=()).judged == 1, "it holds the reference in memory"
+    assert stopped(scene) == {}
+    anew = scene.monitor()
+    scene.watch(anew, serves=())
+    assert stopped(scene) == {("bot", "reference_lost"): 1}
+    assert scene.watch(anew, serves=()).failure == "", "the monitor itself is well"
+    shown = in_words(scene.registry, scene.registry.routes.current("bot"))
+    assert "the reference of bot@1 lost 60 of its 60 records" in shown
+    scene.promote(2)
+    scene.watch(anew, serves=())
+    assert stopped(scene) == {}
+
+
+@pytest.mark.parametrize(("days", "warned"), [(10, True), (14, True), (15, False)])
+@pytest.mark.parametrize("subject", ["bot", "*"])
+def test_days_that_are_too_few_for_the_windows_of_a_champion_are_warned_of(
+    scene: Scene, subject: str, days: int, warned: bool
+) -> None:
+    scene.usual(60)
+    scene.clock.advance(12 * DAY_S)
+    scene.usual(10)
+    scene.clock.advance(DAY_S)
+    assert list(warnings_of(scene.registry, subject)) == []
+    scene.usual(10)
+    scene.watch(serves=())
+    scene.registry.policies.set(subject, RetentionPolicy(text_days=days), by="ada", reason="test")
+    found = list(warnings_of(scene.registry, subject))
+    assert bool(found) is warned
+    assert all("15 days suffice today" in warning and "bot@1" in warning for warning in found)
+    assert list(warnings_of(scene.registry, "cat")) == []
 
 
 def test_no_other_versions_reference_stands_for_one_that_lost_its_text(scene: Scene) -> None:

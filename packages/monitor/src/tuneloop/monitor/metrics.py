@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_serv
 
 from tuneloop.monitor.signals import DETECTORS_OF_TRIALS, SERVED_MODEL_CHANGE
 from tuneloop.monitor.standing import Standing
+from tuneloop.monitor.unread import Reason
 from tuneloop.registry.deliveries.outbox import Backlog
 from tuneloop.registry.errors import Unavailable
 from tuneloop.registry.nouns import AlertEpisode, WindowScore
@@ -105,6 +106,12 @@ class Metrics:
             ("model",),
             registry=to,
         )
+        self._stopped = Gauge(
+            "tuneloop_windows_stopped",
+            "1 while no window of the champion is judged for want of text",
+            ("model", "reason"),
+            registry=to,
+        )
         self._failures = Counter(
             "tuneloop_monitor_pass_failures", "Passes cut short, for one model or for all", registry=to
         )
@@ -164,6 +171,12 @@ class Metrics:
         for (model, waits_for), waiting in found.waiting.items():
             self._waiting.labels(model, waits_for).set(waiting.requests)
             self._waiting_s.labels(model, waits_for).set(waiting.oldest_s)
+
+    def stopped(self, reasons: Mapping[str, Reason]) -> None:
+        """The models no window of whose champions was judged in a pass for want of text, and why; no others."""
+        self._stopped.clear()
+        for model, reason in reasons.items():
+            self._stopped.labels(model, reason).set(1)
 
     def receivers(self, backlogs: Mapping[str, Backlog], receivers: int) -> None:
         """What a round of deliveries left; none that is a receiver no more."""

@@ -128,6 +128,15 @@ def held_reference(registry: Registry, model: str, version: int) -> Reference | 
     return found if isinstance(found, Reference) else None
 
 
+def lost_reference(registry: Registry, model: str, version: int) -> str:
+    """What a version's reference has lost, in words; empty: nothing, or it has none yet."""
+    try:
+        found = _frozen(registry, _first_held(registry, model, version))
+    except NotFound:
+        return ""
+    return found.why if isinstance(found, Gathering) else ""
+
+
 def _first_held(registry: Registry, model: str, version: int) -> WindowScore:
     """The first judgement of a window held against the version's own reference.
 

@@ -27,14 +27,14 @@ class Textless:
 
     def has_nothing_left(self, model: str, version: int) -> bool:
         """Whether the newest answers are without text, and everything before them was gone through."""
-        if (model, version) in self._through and not self._is_so(model, version):
+        if (model, version) in self._through and not is_textless(self._registry, model, version):
             self._through.discard((model, version))
         return (model, version) in self._through
 
     def gone_through(self, model: str, version: int) -> bool:
         """After a look that found no whole window: whether that is for want of text."""
         key = (model, version)
-        if not self._is_so(model, version):
+        if not is_textless(self._registry, model, version):
             self._said.discard(key)
             return False
         self._through.add(key)
@@ -43,11 +43,13 @@ class Textless:
             log.warning("%s", without_text(model, version))
         return True
 
-    def _is_so(self, model: str, version: int) -> bool:
-        until = self._registry.clock()  # what a clock that was ahead has stamped says nothing yet
-        newest = self._registry.traffic.window(model, until=until, version=version, newest=_FEW)
-        answered = [record for record in newest if record.status == ANSWERED]
-        return bool(answered) and not any(record.question for record in answered)
+
+def is_textless(registry: Registry, model: str, version: int) -> bool:
+    """Whether the newest answers of a version are on record without text."""
+    until = registry.clock()  # what a clock that was ahead has stamped says nothing yet
+    newest = registry.traffic.window(model, until=until, version=version, newest=_FEW)
+    answered = [record for record in newest if record.status == ANSWERED]
+    return bool(answered) and not any(record.question for record in answered)
 
 
 def without_text(model: str, version: int) -> str:

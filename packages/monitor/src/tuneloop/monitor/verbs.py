@@ -47,6 +47,7 @@ def monitor(*, once: bool, every_s: float | None, metrics_port: int | None) -> N
 @json_option
 def alerts(*, model: str | None, ended: bool, as_json: bool) -> None:
     """What is wrong now: one line per alert episode."""
+    from tuneloop.monitor.unread import in_words
     from tuneloop.registry import Registry
     from tuneloop.registry.episodes import shown_state
     from tuneloop.registry.evidence import summary_of
@@ -57,6 +58,10 @@ def alerts(*, model: str | None, ended: bool, as_json: bool) -> None:
         tell_unreadable(found.unreadable)
         if model is not None and not found and not found.unreadable:
             registry.check_model(model)
+        routes = registry.routes.current_all()
+        for route in (route for name, route in routes.items() if model in (None, name)):
+            if why := in_words(registry, route):
+                click.echo(f"not watched: {why}", err=True)
     shown = {e.id: shown_state(e, silences, now) for e in found}
     rows = [(e.id, f"{e.opened_at:%Y-%m-%d %H:%M:%S}", e.severity, shown[e.id], summary_of(e)) for e in found]
     values = [plain(e) | {"shown_as": shown[e.id]} for e in found]

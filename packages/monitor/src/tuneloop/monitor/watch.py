@@ -27,7 +27,7 @@ from tuneloop.monitor.late_corrections import LateCorrections, late_corrections
 from tuneloop.monitor.metrics import Metrics
 from tuneloop.monitor.parity_pool import pool_of
 from tuneloop.monitor.quality import thumbs_of
-from tuneloop.monitor.reference import ANCHOR, Gathering, score_id
+from tuneloop.monitor.reference import ANCHOR, Gathering, champion_since, score_id
 from tuneloop.monitor.scorer import Scorer, Stopped
 from tuneloop.monitor.settings import FEWEST_IN_A_WINDOW, MonitorSettings
 from tuneloop.monitor.signals import (
@@ -43,6 +43,7 @@ from tuneloop.monitor.standards import Standard, Standards, compared
 from tuneloop.monitor.standing import standing
 from tuneloop.monitor.streams import last_scores
 from tuneloop.monitor.textless import Textless, without_text
+from tuneloop.monitor.unread import Reason, why_textless, why_unfilled
 from tuneloop.monitor.windows import Window, judged_window, next_window, progress
 from tuneloop.registry import Registry
 from tuneloop.registry.deliveries.silences import silenced
@@ -67,6 +68,7 @@ class ModelState:
     alarms: int  # of which signals raised an alarm
     waiting: str  # what the next window waits for
     failure: str = ""  # why the pass over this model was cut short
+    stopped: Reason | None = None  # why no window is judged any more, for want of text
 
 
 class Monitor:
@@ -135,6 +137,7 @@ class Monitor:
             {model: route.champion for model, route in routes.items()},
             {model: route.split for model, route in routes.items()},
         )
+        self._metrics.stopped({state.model: state.stopped for state in states if state.stopped})
         episodes = self._registry.episodes.all(open_only=True)
         for row in episodes.unreadable:
             log.error("not counted among the open episodes: %s", row)
@@ -186,10 +189,11 @@ class Monitor:
         self._keeper.end_replaced(history)
         if self._textless.has_nothing_left(model, version):
             self._keeper.pursue(model, stopped=without_text(model, version))
-            return ModelState(model, version, 0, 0, without_text(model, version))
+            return self._textless_state(model, version)
         standard = self._standards.of(history)
         judged = alarms = 0
         if isinstance(standard, Gathering):
+            since, taken = champion_since(history), frozenset[str]()
             looked = not standard.early
             waiting = standard.why
             self._read_ahead(model, version, standard.records)
@@ -212,15 +216,22 @@ class Monitor:
                 judged, alarms = judged + 1, alarms + sum(score.verdict == "drift" for score in scores)
             looked = isinstance(window, tuple)
             waiting = f"window {done.next_index} of {model}@{version} {self._waits(window)}"
+            since, taken = done.horizon, done.taken
             if isinstance(window, tuple) and self._keeper.heard(model) is None:
                 early = not standard.reference.frozen and not self._settings.season_days
                 self._read_ahead(model, version, (*(standard.reference.records if early else ()), *window))
         if looked and self._textless.gone_through(model, version):
-            return ModelState(model, version, judged, alarms, without_text(model, version))
+            return self._textless_state(model, version, judged, alarms)
         if self._said.get(model) != waiting:
             self._said[model] = waiting
             log.info("%s", waiting)
-        return ModelState(model, version, judged, alarms, waiting)
+        lost = isinstance(standard, Gathering) and standard.lost
+        stopped = why_unfilled(self._registry, model, version, since, taken, lost=lost) if looked else None
+        return ModelState(model, version, judged, alarms, waiting, stopped=stopped)
+
+    def _textless_state(self, model: str, version: int, judged: int = 0, alarms: int = 0) -> ModelState:
+        why = why_textless(self._registry, model, version)
+        return ModelState(model, version, judged, alarms, without_text(model, version), stopped=why)
 
     def _waits(self, window: Window | tuple[RequestRecord, ...]) -> str:
         if isinstance(window, Window):

@@ -170,6 +170,11 @@ _EPISODES = (
         steps=((3 * 86_400, RED),),
     ),
     Panel(
+        "Champions not judged for want of text",
+        "short",
+        (Query(f"max by (model, reason) (tuneloop_windows_stopped{{{MODEL}}})", "{{model}}, {{reason}}"),),
+    ),
+    Panel(
         "Passes of the monitor cut short, per hour",
         "short",
         (Query("increase(tuneloop_monitor_pass_failures_total[1h])", "{{instance}}"),),
