@@ -134,8 +134,10 @@ def test_what_comes_between_the_judgement_and_the_filing_is_learned_by_no_worker
     (request,) = scene.requests()
     assert request.judged_until is not None
     assert request.judged_until.isoformat() == judgement.detail["looked_until"]
-    span = {"since": request.window_start, "until": request.window_end, "by": request.learns_until}
-    learned = [(record.id, text) for record, text in scene.registry.traffic.corrections("bot", **span)]
+    said = scene.registry.traffic.corrections(
+        "bot", since=request.window_start, until=request.window_end, by=request.learns_until
+    )
+    learned = [(record.id, text) for record, text in said]
     assert learned == [(record.id, good(record)) for record in drifted]
     assert request.rows == 20
 

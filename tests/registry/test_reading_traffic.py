@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -83,7 +84,7 @@ def test_corrections_that_do_not_count_are_told_by_why_each_request_once(registr
             said(2, 8.5, BLANK),
         ]
     )
-    span = {"since": minutes[2], "until": minutes[7], "after": minutes[6], "by": minutes[8]}
+    span: dict[str, Any] = {"since": minutes[2], "until": minutes[7], "after": minutes[6], "by": minutes[8]}
     assert registries.traffic.left_out("bot", begun=began, **span) == LeftOut(2, 1, 1, 2, 1)
     assert registries.traffic.corrected("bot", **span) == 1
     assert registries.traffic.left_out("other", begun=began, **span) == LeftOut()

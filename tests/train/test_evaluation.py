@@ -19,8 +19,9 @@ from tuneloop.train.data.label_audit import LabelAudit, label_rows
 from tuneloop.train.data.labels import IGNORED, LabelledPair, LabelledRow, Labeller
 from tuneloop.train.data.rows import Row, read_rows
 from tuneloop.train.evaluation import measure
+from tuneloop.train.evaluation.batching import batches
 from tuneloop.train.evaluation.compare import compare, shown_table
-from tuneloop.train.evaluation.measure import Answer, EvaluationSet, SetScore, batches, greedy_answers, score_rows
+from tuneloop.train.evaluation.measure import Answer, EvaluationSet, SetScore, greedy_answers, score_rows
 from tuneloop.train.evaluation.metrics import Metric
 from tuneloop.train.evaluation.preference import PreferenceSet
 from tuneloop.train.evaluation.remarks import remarks_on_answers, remarks_on_set

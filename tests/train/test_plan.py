@@ -133,11 +133,10 @@ def test_what_is_advised_is_a_recipe_that_loads(
 ) -> None:
     """Whatever is planned as a change; of rows that differ, so that packing would save."""
     tried: list[Recipe] = []
-    planning = advice.make_plan
 
     def make(changed: Recipe, *others: Any) -> Plan:
         tried.append(changed)
-        return planning(changed, *others)
+        return make_plan(changed, *others)
 
     monkeypatch.setattr(advice, "make_plan", make)
     found, chosen = table.device(device)
