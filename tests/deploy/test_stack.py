@@ -74,6 +74,7 @@ def export_monitor(stack: ExitStack, receivers: Mapping[str, Backlog]) -> int:
     metrics.receivers(receivers, len(receivers))
     metrics.untold([] if receivers else [alert_episode(now)])
     metrics.unjudged({("bot", "thumbs_down"): 60.0})
+    metrics.stopped({"other": "deleted"})
     metrics.stands(
         Standing(
             {("bot", RolloutState.RUNNING): 1, ("other", RolloutState.PAUSED): 1},

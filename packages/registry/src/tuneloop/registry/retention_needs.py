@@ -35,7 +35,7 @@ def warnings_of(registry: Registry, subject: str) -> Iterator[str]:
         if model != subject and (subject != EVERY_MODEL or its_own):
             continue
         judged = registry.episodes.scores(model, version=route.champion, signal=_ANCHOR, limit=_RECENT)
-        enough = _days(judged, registry.clock()) if judged else 0
+        enough = _days(judged, registry.clock())
         if enough > days:
             yield (
                 f"texts of {model} go after {days} days, and then no window of {version_name(model, route.champion)} "
@@ -45,7 +45,10 @@ def warnings_of(registry: Registry, subject: str) -> Iterator[str]:
 
 
 def _days(judged: list[WindowScore], now: datetime) -> int:
-    """Days of text that the next window of these needs until it is judged."""
-    begun = min(datetime.fromisoformat(score.detail["reference"]["from"]) for score in judged)
-    fills = max(score.at - score.window_start for score in judged)
-    return (now - begun + fills) // _DAY + 1
+    """Days of text that the next window of these needs until it is judged; 0 where none tells its reference."""
+    told = [(score, begun) for score in judged if (begun := score.detail.get("reference", {}).get("from"))]
+    if not told:
+        return 0
+    first = min(datetime.fromisoformat(begun) for _, begun in told)
+    fills = max(score.at - score.window_start for score, _ in told)
+    return (now - first + fills) // _DAY + 1
