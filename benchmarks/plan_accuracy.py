@@ -1,13 +1,14 @@
 """How far a plan's memory and time are from what training takes: methods × batch × length × model size.
 
     .venv/bin/python benchmarks/plan_accuracy.py             # the error on the points kept in the repository
-    .venv/bin/python benchmarks/plan_accuracy.py --measure   # measure what they lack of the grid, each in a process
+    .venv/bin/python benchmarks/plan_accuracy.py --measure "2 cores, AVX-512"   # what they lack of the grid on it
 
 Models have real shapes and random weights, and are trained through the trainer recipes use. Memory on a CPU is the
 kernel's high-water mark of the whole process (VmHWM), libraries included, nothing subtracted; on a GPU what torch's
 allocator handed out at most. Time is the quickest step; on a CPU beside it the CPU seconds of the one thread, which a
-busy machine leaves comparable; points kept without a time were measured on one too busy for that. Constants were fitted
-on the points marked so; the error of the others is held out. A full measurement takes about an hour of one core.
+quiet machine leaves comparable, and what that thread computes and moves a second. Points of a machine whose memory's
+speed was not measured say nothing of time. Constants were fitted on these points, so that their errors are of the
+model's form; machines differ by 5 % of memory. A full measurement takes 10 to 60 minutes of one core.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -24,11 +26,12 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from tuneloop.train.plan.memory import MIB, Load, memory_of
-from tuneloop.train.plan.plan import Machine, speed_of
+from tuneloop.train.plan.machine import memory_gb_s
+from tuneloop.train.plan.memory import MIB
+from tuneloop.train.plan.plan import Machine, make_plan
 from tuneloop.train.plan.prices import Device
+from tuneloop.train.plan.rows import RowFacts
 from tuneloop.train.plan.shapes import shape_of_config
-from tuneloop.train.plan.timing import step_seconds
 from tuneloop.train.recipe import Recipe
 
 POINTS = Path(__file__).parent / "results" / "plan_points.json"
@@ -82,7 +85,6 @@ def point(
     dtype: str = "float32",
     checkpointing: bool = False,
     passes: int = 1,
-    fitted: bool = False,
     **others: str,
 ) -> dict[str, Any]:
     """What is measured, as it is kept; `others`: an `objective` that is not sft, `rows_lie` padded or packed."""
@@ -94,16 +96,15 @@ def point(
         "dtype": dtype,
         "checkpointing": checkpointing,
         "passes": passes,
-        "fitted": fitted,
         **others,
     }
 
 
 GRID = [
-    point("smollm2-135m", LORA, 1, 128, fitted=True),
-    point("smollm2-135m", LORA, 1, 512, fitted=True),
-    point("smollm2-135m", LORA, 1, 512, checkpointing=True, fitted=True),
-    point("smollm2-135m", FULL, 1, 256, fitted=True),
+    point("smollm2-135m", LORA, 1, 128),
+    point("smollm2-135m", LORA, 1, 512),
+    point("smollm2-135m", LORA, 1, 512, checkpointing=True),
+    point("smollm2-135m", FULL, 1, 256),
     point("smollm2-135m", LORA, 2, 256),
     point("smollm2-135m", LORA, 1, 256),
     point("smollm2-135m", LORA, 1, 256, checkpointing=True),
@@ -115,16 +116,16 @@ GRID = [
     point("smollm2-135m", LORA, 1, 1024),
     point("smollm2-135m", {"method": "bottleneck"}, 1, 256),
     point("smollm2-360m", LORA, 1, 256),
-    point("smollm2-360m", FULL, 1, 128, fitted=True),
-    point("qwen2.5-0.5b", LORA, 1, 128, fitted=True),
-    point("qwen2.5-0.5b", LORA, 1, 256, checkpointing=True, fitted=True),
+    point("smollm2-360m", FULL, 1, 128),
+    point("qwen2.5-0.5b", LORA, 1, 128),
+    point("qwen2.5-0.5b", LORA, 1, 256, checkpointing=True),
     point("qwen2.5-0.5b", FULL, 1, 128),
     point("smollm2-135m", QLORA, 1, 256),
     point("smollm2-135m", INT8, 1, 256),
     point("smollm2-135m", LORA, 1, 256, objective="dpo"),
     point("smollm2-135m", LORA, 2, 256, rows_lie="padded"),
     point("smollm2-135m", LORA, 4, 128, rows_lie="packed"),
-    point("smollm2-135m", {"method": "lora", "dora": True}, 1, 256, fitted=True),
+    point("smollm2-135m", {"method": "lora", "dora": True}, 1, 256),
     point("smollm2-135m", FULL, 1, 256, checkpointing=True),
     point("smollm2-135m", QLORA, 1, 512),
     point("smollm2-135m", QLORA, 1, 512, checkpointing=True),
@@ -149,7 +150,7 @@ def recipe_of(what: dict[str, Any], steps: int = 3) -> Recipe:
                 "gradient_checkpointing": what["checkpointing"],
                 "packing": what.get("rows_lie") == "packed",
             },
-            "evaluate": {"sets": {"test": "test.jsonl"}},
+            "evaluate": {"sets": {"test": "test.jsonl"}, "generate": 0},
             "publish": {"model": "measured"},
         }
     )
@@ -247,6 +248,7 @@ def train_here(what: dict[str, Any]) -> dict[str, Any]:
         "step_s": round(min(clock.steps_s), 3),
         "cpu_s": round(min(clock.cpu_s), 3),
         "gflops": round(_gflops(torch), 1),
+        "memory_gb_s": round(memory_gb_s(), 1),
     }
 
 
@@ -285,40 +287,38 @@ def _gflops(torch: Any) -> float:
     return float(2 * 512 * 1024 * 2048 / min(times) / 1e9)
 
 
-def compared(kept: dict[str, Any], gflops: float = 0.0) -> dict[str, Any]:
-    """A kept point, and the plan's error on it: predicted / measured - 1; `gflops` of the machine, for time."""
+def speeds_of(part: Sequence[dict[str, Any]]) -> tuple[float, float]:
+    """What one thread of a machine computes, in GFLOP/s, and moves, in GB/s, of all of its points; 0: not measured.
+
+    The quickest product of all, since a slower reading is another process's doing; of copies, which differ, the median.
+    """
+    copies = [kept["measured"]["memory_gb_s"] for kept in part if "memory_gb_s" in kept["measured"]]
+    gflops = max(kept["measured"].get("gflops", 0.0) for kept in part)
+    return gflops, statistics.median(copies) if copies else 0.0
+
+
+def compared(kept: dict[str, Any], gflops: float = 0.0, gb_s: float = 0.0) -> dict[str, Any]:
+    """A kept point, and the plan's error on it: predicted / measured - 1; the machine's `speeds_of`, for time."""
     what, measured = kept["point"], kept["measured"]
-    recipe, shape = recipe_of(what), shape_of_config(SHAPES[what["shape"]], what["shape"])
     on_cpu = measured["device"] == "cpu"
-    load = Load(
-        rows=what["rows"],
-        length=what["length"],
-        dtype=what["dtype"],
-        padded="rows_lie" in what,  # packed rows are masked as padded ones are
-        checkpointing=what["checkpointing"],
-        accumulates=what["passes"] > 1,
-        forward_copies=2 if recipe.objective.kind in {"dpo", "reward"} else 1,
-    )
-    memory = memory_of(shape, recipe.tuning, load, "cpu" if on_cpu else "cuda")
-    predicted = (memory.total - (0 if on_cpu else memory.overhead)) / MIB
+    tflops = (gflops or 1.0) / 1000
+    device = Device(memory_gib=1024, tflops_bf16=tflops, tflops_fp32=tflops, bandwidth_gb_s=gb_s or 1.0, watts=1)
+    one_thread = Machine(measured["device"], "cpu" if on_cpu else "cuda", device)
+    shape = shape_of_config(SHAPES[what["shape"]], what["shape"])
+    plan = make_plan(recipe_of(what), shape, rows_of(what), one_thread)
+    predicted = (plan.memory.total - (0 if on_cpu else plan.memory.overhead)) / MIB
     found = {"predicted_mib": round(predicted, 1), "memory_error": round(predicted / measured["peak_mib"] - 1, 4)}
-    if on_cpu and gflops and what["dtype"] == "float32" and "cpu_s" in measured:
-        tflops = gflops / 1000
-        device = Device(memory_gib=1, tflops_bf16=tflops, tflops_fp32=tflops, bandwidth_gb_s=10, watts=1)
-        seconds = step_seconds(
-            shape,
-            recipe.tuning,
-            load,
-            speed_of(Machine("one thread", "cpu", device), load),
-            passes=what["passes"],
-            length=what["length"],
-            scored=1.0,
-        )
-        found |= {
-            "predicted_s": round(seconds.estimate, 2),
-            "time_error": round(seconds.estimate / measured["cpu_s"] - 1, 4),
-        }
+    if on_cpu and gflops and gb_s and what["dtype"] == "float32":
+        seconds = plan.step.estimate
+        found |= {"predicted_s": round(seconds, 2), "time_error": round(seconds / measured["cpu_s"] - 1, 4)}
     return {**what, **measured, **found}
+
+
+def rows_of(what: dict[str, Any]) -> RowFacts:
+    """The rows of a point; every second is half as long where they are padded."""
+    length = what["length"]
+    lengths = tuple(length // 2 if what.get("rows_lie") == "padded" and n % 2 else length for n in range(16))
+    return RowFacts(len(lengths), length, sum(lengths) / len(lengths), lengths, 1.0, "made up")
 
 
 def named(line: dict[str, Any]) -> str:
@@ -329,41 +329,43 @@ def named(line: dict[str, Any]) -> str:
 
 
 def report(points: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Print the table; the errors by part, for the file."""
-    # The quickest of all: a slower reading on the same machine is another process's doing.
-    gflops = max(kept["measured"].get("gflops", 0.0) for kept in points)
-    lines = [compared(kept, gflops) for kept in points]
-    print(
-        f"{'model':13} {'method':18} rows length  dtype     ckpt passes fitted  "
-        "measured MiB  predicted  error    CPU s  error"
-    )
-    for line in lines:
-        timed = f"{line['cpu_s']:7.1f} {line['time_error']:+6.0%}" if "time_error" in line else ""
+    """Print the table; the errors by machine, for the file."""
+    machines = sorted({kept["measured"]["machine"] for kept in points})
+    parts = {machine: [kept for kept in points if kept["measured"]["machine"] == machine] for machine in machines}
+    errors, lines = {}, []
+    for machine, part in parts.items():
+        speeds = speeds_of(part)
+        found = [compared(kept, *speeds) for kept in part]
         print(
-            f"{line['shape']:13} {named(line):18} {line['rows']:4} {line['length']:6}  {line['dtype']:8}"
-            f"  {'yes' if line['checkpointing'] else 'no':4} {line['passes']:6} {'yes' if line['fitted'] else 'no':6}"
-            f" {line['peak_mib']:13.0f} {line['predicted_mib']:10.0f} {line['memory_error']:+6.1%}  {timed}"
+            f"{machine}\n{'model':13} {'method':18} rows length  dtype     ckpt passes  "
+            "measured MiB  predicted  error    CPU s  error"
         )
-    errors = {}
-    for part, chosen in (("fitted", True), ("held out", False)):
-        memory = [line["memory_error"] for line in lines if line["fitted"] == chosen]
-        timed_errors = [line["time_error"] for line in lines if line["fitted"] == chosen and "time_error" in line]
-        errors[part] = {
+        for line in found:
+            timed = f"{line['cpu_s']:7.1f} {line['time_error']:+6.0%}" if "time_error" in line else ""
+            print(
+                f"{line['shape']:13} {named(line):18} {line['rows']:4} {line['length']:6}  {line['dtype']:8}"
+                f"  {'yes' if line['checkpointing'] else 'no':4} {line['passes']:6}"
+                f" {line['peak_mib']:13.0f} {line['predicted_mib']:10.0f} {line['memory_error']:+6.1%}  {timed}"
+            )
+        memory = [line["memory_error"] for line in found]
+        timed_errors = [line["time_error"] for line in found if "time_error" in line]
+        errors[machine] = {
             "points": len(memory),
-            "memory_lowest": min(memory, default=None),
-            "memory_highest": max(memory, default=None),
+            "memory_lowest": min(memory),
+            "memory_highest": max(memory),
             "timed_points": len(timed_errors),
             "time_lowest": min(timed_errors, default=None),
             "time_highest": max(timed_errors, default=None),
         }
-        print(part, errors[part])
+        print(errors[machine])
+        lines += found
     return {"errors": errors, "points": lines}
 
 
 def main() -> None:
     """Measure, or report on what was measured."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--measure", action="store_true", help="measure what the kept points lack of the grid")
+    parser.add_argument("--measure", metavar="MACHINE", help="measure what the kept points lack of the grid on it")
     parser.add_argument("--only", help="measure only lacking points whose name holds this, such as `135m qlora`")
     parser.add_argument("--point", type=json.loads, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -372,9 +374,10 @@ def main() -> None:
         return
     if options.measure:
         found = json.loads(POINTS.read_text(encoding="utf-8")) if POINTS.is_file() else []
-        lacking = [one for one in GRID if one not in [kept["point"] for kept in found]]
+        there = [kept["point"] for kept in found if kept["measured"]["machine"] == options.measure]
+        lacking = [one for one in GRID if one not in there]
         for what in [one for one in lacking if (options.only or "") in f"{one['shape']} {named(one)}"]:
-            found.append({"point": what, "measured": measure(what)})
+            found.append({"point": what, "measured": measure(what) | {"machine": options.measure}})
             print(json.dumps(found[-1]), flush=True)
             POINTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     result = report(json.loads(POINTS.read_text(encoding="utf-8")))

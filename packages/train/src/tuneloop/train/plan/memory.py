@@ -116,7 +116,7 @@ def memory_of(shape: ModelShape, tuning: TuningSection, load: Load, kind: Kind) 
         weights = 0
     if whole_shards > 1 or load.offload:
         weights += 2 * _block_bytes(shape, tuning, load)  # the blocks that are gathered to be computed
-    activations = _activations(shape, load, trained, full)
+    activations = activation_bytes(shape, load, trained, full)
     loss = max(_loss(shape, load, kind, full), _workspace(shape, load))
     # On a CPU the allocator keeps the room of an adapter's small gradients from step to step.
     beside = gradients if load.accumulates or (kind == "cpu" and not full) else 0
@@ -224,7 +224,8 @@ def block_bytes_per_token(shape: ModelShape, load: Load, trained: Trained) -> in
     return 4 * float32 + size * (attention + 3 * shape.intermediate + trained.kept_elements + scores)
 
 
-def _activations(shape: ModelShape, load: Load, trained: Trained, full: bool) -> int:
+def activation_bytes(shape: ModelShape, load: Load, trained: Trained, full: bool) -> int:
+    """What a forward pass keeps for the backward pass, as it is counted."""
     block = block_bytes_per_token(shape, load, trained)
     size = bytes_of(load.dtype)
     ends = (4 + size) * shape.hidden * (2 if full else 1)  # embedding, last norm

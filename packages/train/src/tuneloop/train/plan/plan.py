@@ -19,7 +19,8 @@ from tuneloop.train.recipe import Recipe
 from tuneloop.train.recipe.run import AUTO
 
 _CENT = Decimal("0.01")
-_CPU_EFFICIENCY, _CPU_SLOWEST, _CPU_QUICKEST = 0.58, 0.42, 0.72  # of a bare matrix product; measured
+_CPU_EFFICIENCY, _CPU_SLOWEST, _CPU_QUICKEST = 0.493, 0.38, 0.65  # of a bare matrix product; measured
+_CPU_TRAVERSALS, _CPU_UPDATE_BYTES, _CPU_DEQUANTISED_BYTES = 10.4, 149.0, 18.3  # see `Speed`; measured
 _GPU_EFFICIENCY, _GPU_SLOWEST, _GPU_QUICKEST = 0.40, 0.22, 0.55  # of the peak on the data sheet
 _SHARE_USED = 0.95  # of a device's memory; the rest is the system's
 _PAIRED = {"dpo", "reward"}
@@ -173,7 +174,17 @@ def speed_of(machine: Machine, load: Load) -> Speed:
     device = machine.device
     flops = 1e12 * (device.tflops_bf16 if load.dtype == "bfloat16" else device.tflops_fp32)
     if machine.kind == "cpu":
-        return Speed(flops, 1e9 * device.bandwidth_gb_s, _CPU_EFFICIENCY, _CPU_SLOWEST, _CPU_QUICKEST, launches=False)
+        return Speed(
+            flops,
+            1e9 * device.bandwidth_gb_s,
+            _CPU_EFFICIENCY,
+            _CPU_SLOWEST,
+            _CPU_QUICKEST,
+            launches=False,
+            traversals=_CPU_TRAVERSALS,
+            update_bytes=_CPU_UPDATE_BYTES,
+            dequantised_bytes=_CPU_DEQUANTISED_BYTES,
+        )
     return Speed(flops, 1e9 * device.bandwidth_gb_s, _GPU_EFFICIENCY, _GPU_SLOWEST, _GPU_QUICKEST)
 
 

@@ -8,16 +8,17 @@ GPUs, where nothing was measured yet, with the host's launches as the least a pa
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from tuneloop.train.plan.memory import Load
+from tuneloop.train.plan.memory import Load, activation_bytes
 from tuneloop.train.plan.shapes import ModelShape
 from tuneloop.train.plan.trained import trained_by
-from tuneloop.train.recipe.tuning import FullTuning, QloraTuning, TuningSection
+from tuneloop.train.recipe.tuning import FullTuning, LoraTuning, QloraTuning, TuningSection
 
 LAUNCH_S = 0.0025  # a block's kernels forward and backward in eager mode, at least
 _DEQUANTISED_BYTES = 4.5  # per weight and pass: read 4 bits, write and read bfloat16
-_INT8_SHARE = 0.6  # of the efficiency: outlier features go through a product of their own
+_DORA_BYTES = 83  # per weight and pass on a CPU: the weights with their update, and the lengths of their columns
+_INT8_SHARE = 0.68  # of the efficiency: outlier features go through a product of their own
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,9 @@ class Speed:
     slowest: float  # the same, bounds
     quickest: float
     launches: bool = True  # whether a host must keep it busy
-    traversals: float = 0.0  # times that what is kept for the backward pass is moved in a pass, where no product is
+    traversals: float = 0.0  # times that a pass moves what it keeps for the backward pass, beside products
+    update_bytes: float = 28  # moved by AdamW for each trained weight
+    dequantised_bytes: float = _DEQUANTISED_BYTES  # moved for each quantised weight and pass
 
 
 @dataclass(frozen=True)
@@ -96,10 +99,24 @@ def step_seconds(
     if isinstance(tuning, QloraTuning):
         share = _INT8_SHARE if tuning.bits == 8 else 1.0
         if tuning.bits == 4:
-            moved = _DEQUANTISED_BYTES * shape.linear_parameters * (3 if load.checkpointing else 2) / speed.bandwidth
+            times = 3 if load.checkpointing else 2
+            moved = speed.dequantised_bytes * shape.linear_parameters * times / speed.bandwidth
+    if isinstance(tuning, LoraTuning | QloraTuning) and tuning.dora and speed.traversals:
+        moved += _DORA_BYTES * shape.linear_parameters / speed.bandwidth
+    if speed.traversals:
+        whole = replace(load, checkpointing=False)
+        kept = activation_bytes(shape, whole, trained_by(shape, tuning), isinstance(tuning, FullTuning))
+        again = 1.5 if load.checkpointing else 1.0
+        moved += speed.traversals * again * kept * length / load.length / speed.bandwidth
     least = LAUNCH_S * shape.layers if speed.launches else 0.0
     shards = load.devices if load.strategy != "ddp" else 1
-    update = 28 * trained_by(shape, tuning).parameters / shards / speed.bandwidth * (10 if load.offload else 1)
+    update = (
+        speed.update_bytes
+        * trained_by(shape, tuning).parameters
+        / shards
+        / speed.bandwidth
+        * (10 if load.offload else 1)
+    )
 
     def at(efficiency: float) -> float:
         launching = least * speed.efficiency / efficiency  # a host is slow or quick in the same measure
