@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from decimal import Decimal
+from itertools import chain
 from typing import Any
 
 from tuneloop.registry.errors import NotFound
@@ -23,15 +24,29 @@ ROWS, TOKENS, EPOCHS, BATCH = 10_000, 512, 3, 16
 _SHAPES = {"7B": (4096, 11008, 32, 32, 32), "13B": (5120, 13824, 40, 40, 40), "70B": (8192, 28672, 80, 64, 8)}
 _METHODS = ("qlora", "lora", "full")
 _MOST_DEVICES = 64
-# GPU hours and dollars (AWS) as the guide's table has them, and the memory its `estimate_training_cost` computes
-_GUIDE: dict[tuple[str, str], tuple[int, int, int, int]] = {
-    ("7B", "qlora"): (2, 5, 8, 20),
-    ("7B", "lora"): (5, 10, 20, 40),
-    ("7B", "full"): (20, 40, 80, 160),
-    ("13B", "qlora"): (4, 8, 16, 32),
-    ("13B", "lora"): (8, 16, 32, 64),
-    ("70B", "qlora"): (16, 32, 128, 256),
+
+
+@dataclass(frozen=True)
+class Guide:
+    """A line of the guide's table, from least to most."""
+
+    hours: tuple[int, int]
+    usd: dict[str, tuple[int, int]]  # by provider
+
+
+def _guide(hours: tuple[int, int], aws: tuple[int, int], azure: tuple[int, int], gcp: tuple[int, int]) -> Guide:
+    return Guide(hours, {"aws": aws, "azure": azure, "gcp": gcp})
+
+
+_GUIDE: dict[tuple[str, str], Guide] = {
+    ("7B", "qlora"): _guide((2, 5), (8, 20), (10, 25), (9, 22)),
+    ("7B", "lora"): _guide((5, 10), (20, 40), (25, 50), (22, 45)),
+    ("7B", "full"): _guide((20, 40), (80, 160), (100, 200), (90, 180)),
+    ("13B", "qlora"): _guide((4, 8), (16, 32), (20, 40), (18, 36)),
+    ("13B", "lora"): _guide((8, 16), (32, 64), (40, 80), (36, 72)),
+    ("70B", "qlora"): _guide((16, 32), (128, 256), (160, 320), (144, 288)),
 }
+# The memory that its `estimate_training_cost` computes.
 _GUIDE_GIB_A_BILLION = {"qlora": 0.5, "lora": 2.0, "full": 4.0}
 
 
@@ -45,8 +60,7 @@ class Line:
     plan: Plan
     gpu_hours: tuple[float, float, float]
     usd: dict[str, tuple[Decimal, Decimal, Decimal] | None]  # by provider, for the devices that are used
-    guide_hours: tuple[int, int] | None
-    guide_usd: tuple[int, int] | None
+    guide: Guide | None
     why: str
 
 
@@ -119,8 +133,7 @@ def _line(size: str, method: str, machine: Machine) -> Line:
         plan,
         (hours.low, hours.estimate, hours.high),
         usd,
-        guide[:2] if guide else None,
-        guide[2:] if guide else None,
+        guide,
         _why(method, plan, devices, (hours.low, hours.high), guide),
     )
 
@@ -140,7 +153,7 @@ def _why(
     plan: Plan,
     devices: int,
     hours: tuple[float, float],
-    guide: tuple[int, int, int, int] | None,
+    guide: Guide | None,
 ) -> str:
     said = _GUIDE_GIB_A_BILLION[method] * plan.shape.parameters / 1e9
     ours = plan.memory.total * devices / GIB
@@ -152,37 +165,50 @@ def _why(
     }[method]
     if guide is None:
         return f"the guide leaves it out; {memory}"
-    if hours[0] > guide[1]:
-        verdict = f"longer than the guide's {guide[0]}-{guide[1]} h"
-    elif hours[1] < guide[0]:
-        verdict = f"shorter than the guide's {guide[0]}-{guide[1]} h"
+    if hours[0] > guide.hours[1]:
+        verdict = f"longer than the guide's {guide.hours[0]}-{guide.hours[1]} h"
+    elif hours[1] < guide.hours[0]:
+        verdict = f"shorter than the guide's {guide.hours[0]}-{guide.hours[1]} h"
     else:
         return f"hours agree; {memory}"
     reason = "its hours scale by method alone (0.5, 1, 4 h a thousand rows), ours with operations"
     return f"{verdict}: {reason}; {memory}"
 
 
+_NEEDS = ("model", "method", "devices", "GiB each", "GPU hours", "guide, hours")
+
+
+def _money(line: Line, provider: str) -> tuple[str | None, str | None]:
+    """What a provider takes by our prices, and by the guide's table."""
+    ours, guide = line.usd[provider], line.guide.usd.get(provider) if line.guide else None
+    return (
+        f"${ours[1]} [{ours[0]}, {ours[2]}]" if ours else None,
+        f"${guide[0]}-{guide[1]}" if guide else None,
+    )
+
+
 def shown(lines: list[Line]) -> str:
-    """The table, and below it where the guide differs and why."""
-    rows = [
+    """What is needed, below it where the guide differs and why, then the money."""
+    needs = [
         (
             line.size,
             line.method,
             f"{line.devices} × {line.plan.machine.name}",
             f"{line.plan.memory.total / GIB:.0f}",
             f"{line.gpu_hours[1]:.1f} [{line.gpu_hours[0]:.1f}, {line.gpu_hours[2]:.1f}]",
-            *(f"${value[1]} [{value[0]}, {value[2]}]" if value else None for value in line.usd.values()),
-            f"{line.guide_hours[0]}-{line.guide_hours[1]} h" if line.guide_hours else None,
-            f"${line.guide_usd[0]}-{line.guide_usd[1]}" if line.guide_usd else None,
+            f"{line.guide.hours[0]}-{line.guide.hours[1]}" if line.guide else None,
         )
         for line in lines
     ]
-    head = ("model", "method", "devices", "GiB each", "GPU hours", *lines[0].usd, "guide", "guide, AWS")
+    costs = [(line.size, line.method, *chain.from_iterable(_money(line, name) for name in line.usd)) for line in lines]
+    of_providers = chain.from_iterable((name, f"guide, {name}") for name in lines[0].usd)
     why = "\n".join(f"{line.size} {line.method}: {line.why}" for line in lines)
     return (
         f"{ROWS:,} rows of {TOKENS} tokens, {EPOCHS} epochs, batch {BATCH}, bfloat16, gradient checkpointing, every "
-        f"row as long as it may be; dollars on demand, for the devices used\n\n{table(head, rows)}\n\n{why}\n\n"
-        "dollars: the guide takes $4 a GPU hour on AWS ($8 for 70B), more elsewhere; ours are of prices.yaml\n"
+        f"row as long as it may be\n\n{table(_NEEDS, needs)}\n\n{why}\n\n"
+        f"dollars on demand, for the devices used\n\n{table(('model', 'method', *of_providers), costs)}\n\n"
+        "the guide takes $4 a GPU hour on AWS ($8 for 70B), a quarter more on Azure, an eighth more on GCP; ours are "
+        "those of prices.yaml\n"
         "GiB each are those of a step; `tuneloop plan` says as well what loading and measuring hold"
     )
 
@@ -198,8 +224,8 @@ def as_json(lines: list[Line]) -> list[dict[str, Any]]:
             "memory_bytes_each": line.plan.memory.total,
             "gpu_hours": {k: round(v, 2) for k, v in zip(("low", "estimate", "high"), line.gpu_hours, strict=True)},
             "usd": {k: [str(part) for part in v] if v else None for k, v in line.usd.items()},
-            "guide_gpu_hours": line.guide_hours,
-            "guide_aws_usd": line.guide_usd,
+            "guide_gpu_hours": line.guide.hours if line.guide else None,
+            "guide_usd": line.guide.usd if line.guide else None,
             "why": line.why,
         }
         for line in lines
