@@ -6,6 +6,7 @@ that is wrong in either direction trains without an error and shows only in prod
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from small_base import make_small_base
 from tuneloop.registry.errors import InvalidInput
 from tuneloop.registry.nouns import Message
 from tuneloop.train.data.label_audit import label_rows
-from tuneloop.train.data.labels import IGNORED, Labeller
+from tuneloop.train.data.labels import IGNORED, Labeller, ends_of
 from tuneloop.train.data.rows import Row, read_rows
 from tuneloop.train.evaluation.remarks import remarks_on_labelled
 from tuneloop.train.examples import told
@@ -137,6 +138,25 @@ def test_a_template_that_cannot_be_followed_is_refused(smollm2: Path, template: 
     tokenizer = AutoTokenizer.from_pretrained(smollm2)
     tokenizer.chat_template = template
     with pytest.raises(InvalidInput, match=reason):
+        Labeller(tokenizer, 1024).label(row(CONVERSATIONS[1]))
+
+
+@pytest.mark.parametrize("named", [2, [0, 2], None])
+def test_a_turn_may_end_with_a_token_that_the_generation_config_names(
+    smollm2: Path, tmp_path: Path, named: list[int] | int | None
+) -> None:
+    """As Gemma's do: its tokenizer's end-of-sequence token is another. One that no engine stops at is refused."""
+    tokenizer = AutoTokenizer.from_pretrained(smollm2)
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    tokenizer.eos_token = "<|endoftext|>"
+    assert end == 2 != tokenizer.eos_token_id
+    (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": 0 if named is not None else end}))
+    if named is not None:
+        (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": named}))
+    labeller = Labeller(tokenizer, 1024, other_ends=ends_of(tmp_path))
+    made = labeller.label(row(CONVERSATIONS[1]))
+    assert (labeller.end_of_turn, made.ends, made.answer_ids[-1]) == ("<|im_end|>", 2, end)
+    with pytest.raises(InvalidInput, match="nor with one that its generation_config"):
         Labeller(tokenizer, 1024).label(row(CONVERSATIONS[1]))
 
 

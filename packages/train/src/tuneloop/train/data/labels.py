@@ -12,8 +12,11 @@ Shapes: every list of a row is T tokens long.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from jinja2 import TemplateError
@@ -73,16 +76,34 @@ class LabelledPrompt:
     ids: tuple[int, ...]
 
 
-class Labeller:
-    """Turns rows into token ids and labels with one tokenizer and a chat template."""
+def ends_of(folder: Path) -> frozenset[int]:
+    """The tokens at which an engine ends an answer on this base, beside its tokenizer's end-of-sequence token.
 
-    def __init__(self, tokenizer: Any, max_length: int, template: Template = "chat") -> None:
+    As transformers and vLLM read them: those of `generation_config.json`, else of `config.json`. Gemma's turns end so.
+    """
+    for name in ("generation_config.json", "config.json"):
+        path = folder / name
+        if path.is_file():
+            found = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
+            return frozenset(found if isinstance(found, list) else [] if found is None else [found])
+    return frozenset()
+
+
+class Labeller:
+    """Turns rows into token ids and labels with one tokenizer and a chat template.
+
+    `other_ends` are tokens that end an answer beside the tokenizer's end-of-sequence token, as `ends_of` names them.
+    """
+
+    def __init__(
+        self, tokenizer: Any, max_length: int, template: Template = "chat", other_ends: Collection[int] = ()
+    ) -> None:
         self._tokenizer = tokenizer
         self._template = template
         self._max_length = max_length
         if tokenizer.eos_token_id is None:
             raise InvalidInput("the base's tokenizer names no end-of-sequence token; set eos_token in its config")
-        self._end = int(tokenizer.eos_token_id)
+        self._end = self._end_written({int(tokenizer.eos_token_id), *other_ends})
         self._control = control_tokens(tokenizer, template)
 
     @property
@@ -174,6 +195,18 @@ class Labeller:
             )
         return made
 
+    def _end_written(self, ends: Collection[int]) -> int:
+        """The one that the template writes last; the end-of-sequence token where it writes none."""
+        asked = [{"role": "user", "content": "x"}]
+        with suppress(InvalidInput):  # one that refuses this says so of a row
+            answered = self._ids(self.render([*asked, {"role": "assistant", "content": "x"}], prompt=False))
+            prompt = self._ids(self.render(asked, prompt=True))
+            return next(
+                (token for token in reversed(answered[len(prompt) :]) if token in ends),
+                int(self._tokenizer.eos_token_id),
+            )
+        return int(self._tokenizer.eos_token_id)
+
     def _ids(self, text: str) -> list[int]:
         return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
@@ -210,8 +243,8 @@ class Labeller:
         if self._end not in learned:
             raise InvalidInput(
                 f"{row.place or 'a row'}: the base's chat template does not end an assistant turn with "
-                f"{self.end_of_turn}, its end-of-sequence token: the model would never learn to stop; "
-                "correct eos_token or the template"
+                f"{self.end_of_turn}, its end-of-sequence token, nor with one that its generation_config.json names as "
+                "eos_token_id: the model would never learn to stop; correct eos_token, eos_token_id or the template"
             )
         return len(learned) - learned[::-1].index(self._end)
 

@@ -24,7 +24,7 @@ from tuneloop.registry.nouns import Interval, Version
 from tuneloop.registry.versions.artifacts import check_publishable, file_digest, folder_digest
 from tuneloop.train.base import Base, base_of
 from tuneloop.train.data.label_audit import label_rows
-from tuneloop.train.data.labels import LabelledRow, Labeller
+from tuneloop.train.data.labels import LabelledRow, Labeller, ends_of
 from tuneloop.train.data.templates import FILE as TEMPLATE
 from tuneloop.train.evaluation.measure import pad_token_id, score_rows
 from tuneloop.train.evaluation.statistics import RowScore, paired_difference, perplexity
@@ -163,7 +163,9 @@ def _reloaded(folder: Path, device: str) -> Any:
 
 
 def _labelled(lineage: Lineage, base: Base, recipe: Recipe) -> dict[str, list[LabelledRow]]:
-    labeller = Labeller(models.load_tokenizer(base), recipe.objective.max_length, recipe.objective.template)
+    labeller = Labeller(
+        models.load_tokenizer(base), recipe.objective.max_length, recipe.objective.template, ends_of(base.folder)
+    )
     return {name: label_rows(labeller, rows, base.template_digest)[0] for name, rows in lineage.set_rows().items()}
 
 

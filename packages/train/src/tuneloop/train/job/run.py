@@ -19,7 +19,7 @@ from tuneloop.registry.errors import Conflict, InvalidInput, TuneloopError
 from tuneloop.registry.nouns import Version
 from tuneloop.registry.versions.store import Versions
 from tuneloop.train.data.label_audit import LabelAudit
-from tuneloop.train.data.labels import Labeller
+from tuneloop.train.data.labels import Labeller, ends_of
 from tuneloop.train.data.store import PlacesOf
 from tuneloop.train.evaluation.metrics import Metric
 from tuneloop.train.examples import Audit, Prepared, prepare, told
@@ -79,7 +79,7 @@ def run_job(
     job = going_on(replace(job, recipe=job.recipe.computed_in(dtype.value)), registry)
     recipe, judging = job.recipe.recipe, Judging.of(job.recipe, job.base, registry)
     tokenizer = models.load_tokenizer(job.base)
-    labeller = Labeller(tokenizer, recipe.objective.max_length, recipe.objective.template)
+    labeller = Labeller(tokenizer, recipe.objective.max_length, recipe.objective.template, ends_of(job.base.folder))
     prepared = prepare(labeller, recipe, job.train, job.validation, job.sets, job.base.template_digest)
     metrics, params = metrics_of(job, screen), _params(job, prepared.examples.audit)
     screen.say(told(prepared.examples.audit))

@@ -14,7 +14,7 @@ from pathlib import Path
 from tuneloop.registry.errors import InvalidInput
 from tuneloop.registry.versions.artifacts import template_digest
 from tuneloop.train.data.label_audit import label_pairs, label_prompts
-from tuneloop.train.data.labels import LabelledRow, Labeller
+from tuneloop.train.data.labels import LabelledRow, Labeller, ends_of
 from tuneloop.train.data.load import compared_with, refuse_unread
 from tuneloop.train.data.material import gather_material, held_out, looked_at
 from tuneloop.train.data.preference import PreferenceRow, PromptRow
@@ -44,7 +44,7 @@ def facts_of_material(recipe: Recipe, places: Places, folder: Path | None) -> Ro
     refuse_unread(gathered, quality)
     labeller = None
     if folder is not None:
-        labeller = Labeller(LightTokenizer(folder), objective.max_length, objective.template)
+        labeller = Labeller(LightTokenizer(folder), objective.max_length, objective.template, ends_of(folder))
     digest = template_digest(folder) if folder is not None else ""
     if isinstance(objective, GrpoObjective | PpoObjective):
         questions = [row for row in material if isinstance(row, PromptRow)]

@@ -14,7 +14,7 @@ from pathlib import Path
 from tuneloop.registry.errors import InvalidInput
 from tuneloop.registry.versions.artifacts import template_digest
 from tuneloop.train.data.label_audit import LabelAudit, PromptAudit, label_rows
-from tuneloop.train.data.labels import LabelledRow, Labeller
+from tuneloop.train.data.labels import LabelledRow, Labeller, ends_of
 from tuneloop.train.data.load import refuse_unread
 from tuneloop.train.data.rows import Row
 from tuneloop.train.data.sources import Places, gather
@@ -93,7 +93,7 @@ def facts_of_rows(
         share = sum(len(row.answer) for row in rows) / max(1, sum(characters))
         longest = guessed_length(max(characters), max_length)
         return RowFacts(len(rows), longest, statistics.fmean(lengths), lengths, share, GUESSED.format(name))
-    labeller = Labeller(LightTokenizer(folder), max_length, template)
+    labeller = Labeller(LightTokenizer(folder), max_length, template, ends_of(folder))
     labelled, audit = label_rows(labeller, [rows[i] for i in sample], template_digest(folder))
     first: Sequence[LabelledRow] = labelled[: len(spread)]
     lengths = tuple(len(row.ids) for row in first)

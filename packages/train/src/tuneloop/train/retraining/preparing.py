@@ -15,7 +15,7 @@ from tuneloop.registry.nouns import RetrainingRequest, Version
 from tuneloop.registry.redaction import redact
 from tuneloop.train.base import Base, base_of
 from tuneloop.train.data.label_audit import why_unlabelled
-from tuneloop.train.data.labels import Labeller
+from tuneloop.train.data.labels import Labeller, ends_of
 from tuneloop.train.data.quality.findings import Findings, judge_rows
 from tuneloop.train.data.quality.look import look
 from tuneloop.train.data.rows import Row
@@ -105,7 +105,7 @@ class Preparation:
     ) -> RetrainingData:
         """The rows to learn from, and those it is measured on."""
         registry, objective = self._registry, recipe.objective
-        labeller = Labeller(load_tokenizer(base), objective.max_length, objective.template)
+        labeller = Labeller(load_tokenizer(base), objective.max_length, objective.template, ends_of(base.folder))
         corrections = registry.traffic.corrections(
             request.model,
             since=request.window_start - _ALL_OF_IT,
