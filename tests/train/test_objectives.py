@@ -124,6 +124,7 @@ def refused(tmp_path: Path, **sections: object) -> str:
                 (GRPO, "preferences", "max_length_bias", 0.9),
                 (GRPO, "answers", "conflicts", "drop"),
                 (PPO, "answers", "balance", "refuse"),
+                ({"kind": "dpo"}, "answers that are not compared", "length_balance", "refuse"),
             )
         ),
         (
@@ -158,6 +159,7 @@ def refused(tmp_path: Path, **sections: object) -> str:
                 ("max_toxicity", 0.5, ["toxicity"]),
                 ("languages", ["en"], ["language"]),
                 ("max_answer_share", 0.1, ["balance"]),
+                ("max_long_share", 0.3, ["length_balance"]),
                 ("near", 0.9, ["near_duplicates", "near_leakage"]),
             )
         ),

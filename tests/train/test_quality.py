@@ -33,7 +33,7 @@ from tuneloop.train.verbs.data import data as data_verb
 
 OFF: dict[str, Any] = {
     **dict.fromkeys(("duplicates", "near_duplicates", "conflicts", "leakage", "near_leakage", "long"), "off"),
-    **dict.fromkeys(("language", "toxicity", "pii", "balance"), "off"),
+    **dict.fromkeys(("language", "toxicity", "pii", "balance", "length_balance"), "off"),
 }
 WORDS = ["".join(random.Random(n).choices("etaoinshrdlu", k=random.Random(n).randint(3, 8))) for n in range(800)]
 
@@ -171,6 +171,19 @@ def test_one_answer_that_outweighs_the_others_is_said_with_its_share() -> None:
     found = judged(rows, balance="refuse")
     assert "75% of the rows; 11 different answers" in found.refusals[0]
     assert not judged(rows, balance="refuse", max_answer_share=0.8).refusals
+
+
+def test_a_few_long_answers_that_outweigh_the_others_are_said_with_their_share() -> None:
+    def of(long: int) -> list[Row]:
+        return [row(f"What of {text(n, 5)}?", text(n + 99, 10 if n % 10 else long), f"f:{n}") for n in range(50)]
+
+    [reason] = judged(of(200), length_balance="refuse").refusals
+    assert "they hold 69% of the answers' words" in reason
+    assert "f:0: 200 words" in reason
+    assert "set data.quality.length_balance to warn" in reason
+    assert not judged(of(200), length_balance="refuse", max_long_share=0.7).refusals
+    assert not judged(of(100), length_balance="refuse").refusals, "half of the words"
+    assert not judged(of(200)[:49], length_balance="refuse").refusals, "too few rows to have a longest tenth"
 
 
 def test_a_score_is_the_product_of_its_parts_and_a_threshold_drops_rows_under_it() -> None:

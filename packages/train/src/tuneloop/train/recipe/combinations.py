@@ -29,11 +29,13 @@ Refusal = tuple[Place, str]
 _HEAD = "lm_head"
 _OF_PREFERENCES = ("identical", "length_bias", "max_length_bias")
 _OF_ANSWERS = ("conflicts", "balance", "max_answer_share")
+_OF_PLAIN_ANSWERS = ("length_balance", "max_long_share")
 _READ_BY = {  # a limit, and the checks that it is the limit of
     "near": ("near_duplicates", "near_leakage"),
     "languages": ("language",),
     "max_toxicity": ("toxicity",),
     "max_answer_share": ("balance",),
+    "max_long_share": ("length_balance",),
     "max_length_bias": ("length_bias",),
 }
 
@@ -173,7 +175,11 @@ def _quality(recipe: Recipe) -> Iterator[Refusal]:
     kind, data = recipe.objective.kind, recipe.data
     usual, pairs = QualitySection(), isinstance(recipe.objective, RewardObjective | DpoObjective)
     asks = isinstance(recipe.objective, GrpoObjective | PpoObjective)
-    for names, of, made in ((_OF_PREFERENCES, "preferences", pairs), (_OF_ANSWERS, "answers", not asks)):
+    for names, of, made in (
+        (_OF_PREFERENCES, "preferences", pairs),
+        (_OF_ANSWERS, "answers", not asks),
+        (_OF_PLAIN_ANSWERS, "answers that are not compared", not (pairs or asks)),
+    ):
         for name in () if made else names:
             if getattr(data.quality, name) != getattr(usual, name):
                 yield ("data", "quality", name), f"looks at {of}, and {kind} learns from none; remove it"

@@ -123,6 +123,8 @@ class QualitySection(Part):
     pii: Action = "warn"  # e-mail addresses, telephone, card and account numbers, and the like
     balance: Annotated[Literal["warn", "refuse", "off"], BeforeValidator(_off)] = "warn"
     max_answer_share: float = Field(default=0.5, gt=0.0, le=1.0)  # of the rows that give one and the same answer
+    length_balance: Annotated[Literal["warn", "refuse", "off"], BeforeValidator(_off)] = "warn"
+    max_long_share: float = Field(default=0.6, gt=0.1, le=1.0)  # of all answers' words, in the longest tenth of them
     length_bias: Annotated[Literal["warn", "refuse", "off"], BeforeValidator(_off)] = "warn"  # of preferences
     max_length_bias: float = Field(default=0.65, gt=0.5, lt=1.0)  # share of pairs that length alone would tell
     min_score: float | None = Field(default=None, ge=0.0, le=1.0)  # rows under it are dropped; the guide's is 0.8

@@ -21,6 +21,7 @@ from tuneloop.train.recipe.data import QualitySection
 
 _EXAMPLES = 5
 _BALANCE_ROWS = 10  # fewer rows have no commonest answer worth a word
+_LONGEST_ROWS = 50  # fewer rows have no longest tenth worth a word
 CHECKS = {
     "format": "rows that cannot be read",
     "empty": "rows without a question or an answer",
@@ -36,6 +37,7 @@ CHECKS = {
     "pii": "rows with personal data",
     "score": "rows under min_score",
     "balance": "rows that share the commonest answer",
+    "length_balance": "answers of the longest tenth, which outweigh the others",
     "length_bias": "preferences that length alone would tell",
 }
 
@@ -137,6 +139,7 @@ def judge_rows(
     judged.near_repeats()
     judged.texts()
     judged.balance()
+    judged.length_balance()
     judged.length_bias()
     return Findings(tuple(judged.found), judged.kept)
 
@@ -268,6 +271,22 @@ class _Judging:
             examples = (f"{self._rows[first].place}: gives the answer of {share:.0%} of the rows",)
         self.found.append(Finding("balance", self._quality.balance, most if over else 0, 0, detail, examples))
 
+    def length_balance(self) -> None:
+        """Whether the longest tenth of the answers holds most of what is learned: each token weighs the same."""
+        answered = self._columns.answered & ~self._columns.preferred
+        if self._off("length_balance", unless=answered.any()):
+            return
+        words = np.where(self.kept & answered, self._columns.answer_words, 0)
+        longest = np.argsort(-words, kind="stable")[: int((self.kept & answered).sum()) // 10]
+        share = float(words[longest].sum() / max(1, words.sum()))
+        over = len(longest) * 10 >= _LONGEST_ROWS and share > self._quality.max_long_share
+        detail = f"they hold {share:.0%} of the answers' words" if len(longest) else ""
+        examples = tuple(f"{self._rows[row].place}: {words[row]} words" for row in longest[:_EXAMPLES].tolist())
+        action = self._quality.length_balance
+        self.found.append(
+            Finding("length_balance", action, len(longest) if over else 0, 0, detail, examples if over else ())
+        )
+
     def length_bias(self) -> None:
         """Whether the longer answer is preferred, or the shorter, so often that length is what would be learned."""
         if self._off("length_bias", unless=self._columns.preferred.any()):
@@ -327,8 +346,8 @@ def refusal(finding: Finding) -> str:
 
 
 def _way_out(check: str) -> str:
-    other = {"format": "drop", "empty": "drop", "identical": "drop", "balance": "warn", "length_bias": "warn"}
-    return other.get(check, "drop or warn")
+    drops, warns = {"format", "empty", "identical"}, {"balance", "length_balance", "length_bias"}
+    return "drop" if check in drops else "warn" if check in warns else "drop or warn"
 
 
 def _tell(
