@@ -9,9 +9,10 @@ dict.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 from hashlib import blake2b
 
@@ -35,7 +36,9 @@ from tuneloop.serve.gateway.snapshot import Snapshot
 from tuneloop.serve.guards.topics import OFF_TOPIC, words_of
 
 _REMEMBERED = 20_000  # verdicts; a hundred bytes or two for each finding
-_MOST_FINDINGS = 16  # of a verdict that is remembered
+_MOST_FINDINGS = 16  # of such a verdict; of those with more few are
+_LARGE_REMEMBERED = 32
+_LATE_RETRY_S = 5
 _MOST_KINDS = 5  # told of one guard
 _GRAVER: tuple[GuardAction, ...] = ("off", "sample", "flag", "redact", "block")
 _COUNT = msgspec.json.Decoder(int | None)
@@ -49,6 +52,8 @@ class Guarding:
         self.pool = Pool("guard worker", work, settings.guard_workers, settings.guard_queue)
         self._guards: Mapping[str, dict[str, Guard]] = {}  # model → id of a key, or "" for the others → its guards
         self._known: OrderedDict[bytes, tuple[Finding, ...]] = OrderedDict()
+        self._large: OrderedDict[bytes, tuple[Finding, ...]] = OrderedDict()
+        self._coming: dict[bytes, asyncio.Future[object]] = {}  # verdicts that nobody waited for to the end
 
     def applies(self, snapshot: Snapshot) -> None:
         """Take the policies of a new view; on the event loop."""
@@ -72,18 +77,56 @@ class Guarding:
 
     def known(self, digest: bytes) -> tuple[Finding, ...] | None:
         """An earlier verdict."""
-        found = self._known.get(digest)
-        if found is not None:
-            self._known.move_to_end(digest)
-        return found
+        for known in (self._known, self._large):
+            if (found := known.get(digest)) is not None:
+                known.move_to_end(digest)
+                return found
+        return None
 
     def remember(self, digest: bytes, found: tuple[Finding, ...]) -> None:
         """Keep a verdict, and let go of the one that was not asked for the longest."""
-        if len(found) > _MOST_FINDINGS:
-            return
-        self._known[digest] = found
-        if len(self._known) > _REMEMBERED:
-            self._known.popitem(last=False)
+        large = len(found) > _MOST_FINDINGS
+        known, most = (self._large, _LARGE_REMEMBERED) if large else (self._known, _REMEMBERED)
+        known[digest] = found
+        if len(known) > most:
+            known.popitem(last=False)
+
+    async def judged(self, question: Question, digests: Sequence[bytes], within_s: float) -> list[tuple[Finding, ...]]:
+        """The verdict on each text of a question. One that comes too late is remembered: who asks again finds it.
+
+        Raises:
+            Unavailable: they could not be judged, or not in time.
+        """
+        try:
+            answer = await self.pool.ask(question, within_s)
+        except TooLate as error:
+            if error.coming is not None:
+                self._coming |= dict.fromkeys(digests, error.coming)
+                error.coming.add_done_callback(partial(self._came, digests))
+            raise
+        assert isinstance(answer, list)
+        for digest, found in zip(digests, answer, strict=True):
+            self.remember(digest, found)
+        return answer
+
+    async def came(self, digests: Collection[bytes], within_s: float) -> None:
+        """Wait for verdicts that are coming since earlier; a text is not judged twice at once.
+
+        Raises:
+            TooLate: one of them has not come.
+        """
+        coming = {self._coming[digest] for digest in digests if digest in self._coming}
+        if coming and (await asyncio.wait(coming, timeout=within_s))[1]:
+            raise TooLate("a worker is still at work on this text")
+
+    def _came(self, digests: Sequence[bytes], answer: asyncio.Future[object]) -> None:
+        for digest in digests:
+            self._coming.pop(digest, None)
+        if not answer.cancelled() and answer.exception() is None:
+            found = answer.result()
+            assert isinstance(found, list)
+            for digest, one in zip(digests, found, strict=True):
+                self.remember(digest, one)
 
 
 class Guard:
@@ -156,7 +199,8 @@ class Guard:
             if self._policy.fail == "open":
                 return ask  # and what was asked is not stored: nobody knows what is in it
             message = f"the guards of {self._model} cannot judge this request now; try again"
-            raise ApiError(503, message, code="guards_unavailable", retry_after_s=1) from None
+            after_s = _LATE_RETRY_S if isinstance(error, TooLate) else 1
+            raise ApiError(503, message, code="guards_unavailable", retry_after_s=after_s) from None
         self._shared.metrics.guard_took(self._model, time.perf_counter() - began)
         self._only_off_topic_as_a_whole(incoming.texts)
         for text in incoming.texts:
@@ -180,24 +224,24 @@ class Guard:
         Raises:
             Unavailable: they could not be judged.
         """
-        room, asked = self._policy.max_characters, dict[bytes, tuple[str, list[Text]]]()
+        room, said = self._policy.max_characters, dict[bytes, tuple[str, list[Text]]]()
         for text in reversed(texts):
             looked_at = text.text[: max(0, room)]
             room -= len(looked_at)
-            digest = blake2b(looked_at.encode("utf-8", "surrogatepass"), digest_size=16, key=self._digest).digest()
-            if (known := self._shared.known(digest)) is not None:
-                text.found = self._of_role(text.role, known)
-            elif looked_at:
-                asked.setdefault(digest, (looked_at, []))[1].append(text)
-        if not asked:
-            return
-        question = Question(self._judged, tuple(looked_at for looked_at, _ in asked.values()))
-        answer = await self._shared.pool.ask(question, self._policy.deadline_ms / 1e3)
-        assert isinstance(answer, list)
-        for (digest, (_, same)), found in zip(asked.items(), answer, strict=True):
-            self._shared.remember(digest, found)
+            if looked_at:
+                digest = blake2b(looked_at.encode("utf-8", "surrogatepass"), digest_size=16, key=self._digest).digest()
+                said.setdefault(digest, (looked_at, []))[1].append(text)
+        shared, until = self._shared, time.monotonic() + self._policy.deadline_ms / 1e3
+        await shared.came(said, until - time.monotonic())
+        verdicts = {digest: found for digest in said if (found := shared.known(digest)) is not None}
+        if unknown := [digest for digest in said if digest not in verdicts]:
+            question = Question(self._judged, tuple(said[digest][0] for digest in unknown))
+            verdicts |= zip(
+                unknown, await shared.judged(question, unknown, max(0.0, until - time.monotonic())), strict=True
+            )
+        for digest, (_, same) in said.items():
             for text in same:
-                text.found = self._of_role(text.role, found)
+                text.found = self._of_role(text.role, verdicts[digest])
 
     def _only_off_topic_as_a_whole(self, texts: Sequence[Text]) -> None:
         """A request is off topic where nothing its user says at some length is on it: a conversation that was on topic

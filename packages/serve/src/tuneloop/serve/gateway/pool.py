@@ -27,7 +27,11 @@ class QueueFull(Unavailable):
 
 
 class TooLate(Unavailable):
-    """There was no answer in time."""
+    """There was no answer in time; `coming` is the one that a worker is at work on, if one is."""
+
+    def __init__(self, message: str, coming: asyncio.Future[object] | None = None) -> None:
+        super().__init__(message)
+        self.coming = coming
 
 
 class Pool:
@@ -69,14 +73,24 @@ class Pool:
                 self.start()
                 await self._first_warm(max(timeout_s, WARM_WITHIN_S))
             until = time.monotonic() + timeout_s
-            loop = asyncio.get_running_loop()
-            # `wait_for` would stand in a cycle with a failure, which holds the request.
-            async with asyncio.timeout(timeout_s):
-                return await loop.run_in_executor(self._threads, self._one, question, until)
-        except TimeoutError:
-            raise TooLate(f"the {self._name} gave no answer within {timeout_s:g} s") from None
+            asked = asyncio.get_running_loop().run_in_executor(self._threads, self._one, question, until)
+            return await self._within(timeout_s, asked)
         finally:
             self._waiting -= 1
+            asked = None  # a failure's traceback would stand in a cycle with it, and hold the request
+
+    async def _within(self, timeout_s: float, asked: asyncio.Future[object]) -> object:
+        asked.add_done_callback(_heard)
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await asyncio.shield(asked)
+        except TimeoutError:
+            raise TooLate(f"the {self._name} gave no answer within {timeout_s:g} s", asked) from None
+        except asyncio.CancelledError:  # whoever asked has gone
+            asked.cancel()
+            raise
+        finally:
+            del asked
 
     async def _first_warm(self, within_s: float) -> None:
         try:
@@ -123,3 +137,9 @@ class Pool:
             assert self._loop is not None
             self._loop.call_soon_threadsafe(self._warm.set)
             return
+
+
+def _heard(answer: asyncio.Future[object]) -> None:
+    """A failure that nobody waits for any more is logged where it happens."""
+    if not answer.cancelled():
+        answer.exception()
