@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
+import socket
+import struct
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
@@ -13,6 +16,7 @@ from tuneloop.serve.gateway.client import MAX_HEAD_BYTES, AnswerBroken, Client, 
 
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello"
 CHUNKED = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
+_SO_ATTACH_FILTER = 26  # of Linux; the socket module does not name it
 AT_ONCE = "POST /v1/x HTTP/1.1\r\n"
 
 
@@ -214,6 +218,39 @@ def test_silence_ends_at_the_deadline_and_the_connection_with_it() -> None:
         assert server.connections == 3
 
     run([[], [CHUNKED + b"2\r\nhe\r\n"], [OK]], test)
+
+
+@pytest.mark.parametrize("when", ["before the request", "while it thinks"])
+def test_a_machine_that_vanishes_is_found_out_by_the_kernel(monkeypatch: pytest.MonkeyPatch, when: str) -> None:
+    """In tenths of the usual times. A filter that drops what comes makes the far end as silent as one without power."""
+    monkeypatch.setattr(module, "_OPTIONS", [(*name, max(1, value // 10)) for *name, value in module._OPTIONS])
+    drop_all = ctypes.create_string_buffer(struct.pack("HBBI", 6, 0, 0, 0))  # one instruction of BPF: return 0
+    program = struct.pack("HL", 1, ctypes.addressof(drop_all))
+
+    async def main() -> None:
+        gone: asyncio.Queue[asyncio.StreamWriter] = asyncio.Queue()
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"{}")
+            if when == "before the request":
+                writer.write(OK)
+            writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
+            gone.put_nowait(writer)
+
+        listener = await asyncio.start_server(serve, "127.0.0.1", 0)
+        url = f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}/v1/x"
+        client = Client(connect_timeout_s=5.0)
+        try:
+            if when == "before the request":
+                assert await ask(client, url) == (200, b"hello")
+            with pytest.raises(AnswerBroken, match="timed out"):
+                await client.post(url, b"{}", {}, soon(60.0))
+        finally:
+            await client.close()
+            listener.close()
+            (await gone.get()).close()
+
+    asyncio.run(main())
 
 
 def test_a_connection_idle_for_too_long_is_not_used_again(monkeypatch: pytest.MonkeyPatch) -> None:

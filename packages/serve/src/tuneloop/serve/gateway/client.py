@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
 from collections.abc import Callable, Mapping
 from typing import TypeAlias
 from urllib.parse import urlsplit
@@ -23,6 +24,17 @@ IDLE_S = 4.0  # vLLM closes what is idle at 5 s
 MAX_HEAD_BYTES = 65_536
 _HIGH_BYTES = 262_144
 _LOW_BYTES = 65_536
+# A machine that has vanished ends no connection: what is sent there is not acknowledged, and an engine that thinks for
+# minutes is as silent, so the kernel asks while nothing comes. Either breaks the connection after some 20 s.
+_VANISHED_S = 20
+_PROBES = 3
+_OPTIONS = (
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _VANISHED_S // 4),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _VANISHED_S // 4),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _PROBES),
+    (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _VANISHED_S * 1_000),
+)
 _COMMON = b"accept: */*\r\naccept-encoding: identity\r\ncontent-type: application/json\r\n"
 _STATES_ITS_END = re.compile(rb"\n(content-length|transfer-encoding)\s*:", re.IGNORECASE)
 Origin: TypeAlias = tuple[str, int, bool]
@@ -362,7 +374,7 @@ class Client:
         host, port, secure = origin
         try:
             async with asyncio.timeout_at(min(deadline, self.loop.time() + self._connect_timeout_s)):
-                _, answer = await self.loop.create_connection(
+                transport, answer = await self.loop.create_connection(
                     lambda: Answer(self, origin), host, port, ssl=secure or None
                 )
         except TimeoutError:
@@ -371,6 +383,8 @@ class Client:
             raise ConnectionFailed(f"no connection to {host}:{port} within {self._connect_timeout_s:g} s") from None
         except OSError as error:
             raise ConnectionFailed(f"no connection to {host}:{port}: {error}") from error
+        for option in _OPTIONS:
+            transport.get_extra_info("socket").setsockopt(*option)
         return answer
 
     def _target(self, url: str) -> tuple[Origin, bytes]:
