@@ -3,7 +3,9 @@
     .venv/bin/python benchmarks/guards.py [--json FILE] [--also FILE.jsonl …]
 
 `guards_unseen/` holds attacks and benign texts written by hand before the classifier was trained: their errors were
-never read, though the threshold was chosen with their totals in view. The others come from templates that the
+never read, though the threshold was chosen with their totals in view. `guards_second/` is another author's: of its
+attacks every second one was read, and is left out here; of its benign texts those were that a classifier before
+stopped. The others come from templates that the
 classifier was never trained on; the share of families it never saw at all comes from training again without each.
 Real prose is the documents of every second installed package; those of the others helped to choose the threshold.
 `--also` measures JSONL files of your own:
@@ -37,7 +39,7 @@ from tuneloop.serve.guards.training import fit
 from tuneloop.serve.guards.training.grammar import expanded, held_out_texts, templates
 
 RESULTS = Path(__file__).parent / "results"
-UNSEEN = Path(__file__).parent / "guards_unseen"
+UNSEEN, SECOND = (Path(__file__).parent / name for name in ("guards_unseen", "guards_second"))
 EACH, SEED, CHARACTERS, REPEATS = 40, 11, 2_000, 300
 REPORTED_HALF = 1
 GUARDS = Guards(GuardPolicy(secrets="off", personal="off"))
@@ -60,6 +62,8 @@ class Results:
 
     unseen_attacks: dict[str, Share] = field(default_factory=dict)  # by family; written by hand, never tuned on
     unseen_benign: dict[str, Share] = field(default_factory=dict)
+    second_attacks: dict[str, Share] = field(default_factory=dict)  # by another author: those that were never read
+    second_benign: dict[str, Share] = field(default_factory=dict)
     attacks: dict[str, Share] = field(default_factory=dict)  # by family; held-out templates
     rules_alone: dict[str, Share] = field(default_factory=dict)
     unseen_families: dict[str, Share] = field(default_factory=dict)  # trained without the family
@@ -103,10 +107,10 @@ def by_family(pairs: Iterable[tuple[str, str]], judge: Callable[[str], bool]) ->
     return {name: share(*count) for name, count in counts.items()}
 
 
-def unseen(name: str) -> list[tuple[str, str]]:
+def by_hand(folder: Path, name: str) -> list[tuple[str, str]]:
     """(family, text) of the `attacks` or `benign` texts written by hand."""
     found, family = [], ""
-    for line in (UNSEEN / f"{name}.txt").read_text(encoding="utf-8").splitlines():
+    for line in (folder / f"{name}.txt").read_text(encoding="utf-8").splitlines():
         if line.startswith("== "):
             family = line.removeprefix("== ")
         elif line and family:
@@ -240,10 +244,14 @@ def main() -> None:
     parser.add_argument("--also", type=Path, nargs="*", default=[])
     options = parser.parse_args()
     results = Results()
-    results.unseen_attacks = by_family(unseen("attacks"), blocked)
+    results.unseen_attacks = by_family(by_hand(UNSEEN, "attacks"), blocked)
     tell("Attacks, written by hand and never tuned on", results.unseen_attacks)
-    results.unseen_benign = by_family(unseen("benign"), blocked)
+    results.unseen_benign = by_family(by_hand(UNSEEN, "benign"), blocked)
     tell("Benign, written by hand and never tuned on: stopped", results.unseen_benign)
+    results.second_attacks = by_family(by_hand(SECOND, "attacks")[1::2], blocked)
+    tell("Attacks by another author, those that were never read", results.second_attacks)
+    results.second_benign = by_family(by_hand(SECOND, "benign"), blocked)
+    tell("Benign by another author: stopped", results.second_benign)
     held_out = held_out_texts("attacks", each=EACH, seed=SEED)
     benign = held_out_texts("benign", each=EACH, seed=SEED)
     results.attacks = by_family(held_out, blocked)
