@@ -65,6 +65,21 @@ def test_acknowledged_feedback_survives_kill_9(world: World) -> None:
         assert [(f.id, f.score, f.thumb) for f in stored] == [(said["id"], 0.5, "up")]
 
 
+def test_kill_9_loses_the_newest_records_alone_and_none_that_did_not_wait_any_more(world: World) -> None:
+    world.engine("e1", "bot@1")
+    world.route((1, 10_000))
+    with world.process(free_port()) as process:
+        gateway = process.address
+        early = [gateway.chat().headers["x-request-id"] for _ in range(5)]
+        until(lambda: gateway.metric("tuneloop_records_pending") == 0)
+        late = [gateway.chat().headers["x-request-id"] for _ in range(40)]
+        process.kill()
+    stored = {record.id for record in world.registry.traffic.window("bot")}
+    assert stored >= set(early)
+    kept = [one in stored for one in late]
+    assert kept == sorted(kept, reverse=True), "none was lost that was answered before one that is there"
+
+
 def test_on_sigterm_streams_end_records_are_stored_and_the_gateway_leaves_the_list(world: World) -> None:
     engine = world.engine("e1", "bot@1", pause_s=0.05, words=20)
     world.route((1, 10_000))

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from serve.gateway.test_shadows import original
+from serve.gateway.test_spool import files_no_larger_than
 from serve.gateway.world import until
 from tuneloop.registry import Registry
 from tuneloop.registry.errors import Unavailable
@@ -90,6 +91,29 @@ def test_what_is_on_disk_is_not_stored_until_it_is_brought_in(held: Held) -> Non
     assert held.stored() == []
     until(lambda: recorder.stored_until_s == 200.0)
     assert len(held.stored()) == 2
+
+
+def test_records_that_neither_database_nor_a_full_disk_takes_are_counted_and_told_once(
+    held: Held, caplog: pytest.LogCaptureFixture
+) -> None:
+    recorder = held.recorder
+    held.away = True
+    held.answers.set()
+    with files_no_larger_than(0):
+        recorder.start()
+        for lost in range(1, 4):
+            recorder.add(original())
+            until(lambda lost=lost: recorder.dropped == lost)  # type: ignore[misc]
+    recorder.add(original())
+    until(lambda: recorder.pending == 0)
+    held.away = False
+    held.now = 200.0
+    assert held.stored() == []
+    until(lambda: recorder.stored_until_s == 200.0)
+    assert (len(held.stored()), recorder.dropped) == (1, 3)
+    told = [line.message for line in caplog.records if "being lost" in line.message]
+    assert len(told) == 1
+    assert "neither database nor disk takes them" in told[0]
 
 
 @pytest.mark.parametrize("held", [{"record_text": "redacted", "record_queue": 8}], indirect=True)

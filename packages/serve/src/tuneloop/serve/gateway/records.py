@@ -176,8 +176,8 @@ class Recorder:
     def _run(self) -> None:
         while True:
             self._marks.append((self._clock(), self._taken + len(self._queue)))
-            batch = [self._queue.popleft() for _ in range(min(BATCH, len(self._queue)))]
-            self._storing = len(batch)
+            self._storing = min(BATCH, len(self._queue))  # before they leave the queue: `pending` misses none
+            batch = [self._queue.popleft() for _ in range(self._storing)]
             size = sum(exchange.text_bytes for exchange in batch)
             try:
                 if batch:
