@@ -44,6 +44,10 @@ class Wire:
         """Let nothing through what is open, and end nothing, until it is cut."""
         self._flows.clear()
 
+    def thaw(self) -> None:
+        """Let through what waited, and what comes."""
+        self._flows.set()
+
     def _accept(self, listener: socket.socket) -> None:
         while True:
             try:

@@ -25,6 +25,7 @@ from tuneloop.serve.gateway.body import PATHS, Ask, Limits, read
 from tuneloop.serve.gateway.errors import CLIENT_CLOSED_REQUEST, ApiError, bad_request
 from tuneloop.serve.gateway.exchange import Exchange, KeySource
 from tuneloop.serve.gateway.guarding import Guarding
+from tuneloop.serve.gateway.hangs import Hangs
 from tuneloop.serve.gateway.http import (
     SCOPE_OF,
     ClientLeft,
@@ -85,14 +86,22 @@ class Completions:
         self._limits = Limits(settings.max_prompt_chars, settings.max_tokens, settings.max_choices)
         self._budget = RetryBudget(settings.retry_share)
         self._running: Attempts | None = None
+        self._hangs: Hangs | None = None
 
     async def start(self) -> None:
         """Make the connection pool; needs the running loop."""
         self._running = Attempts(self._settings, self._load, self._metrics)
+        self._hangs = Hangs(self._load, self._urls)
 
     async def stop(self) -> None:
         """Close the connections to the engines."""
+        if self._hangs is not None:
+            await self._hangs.close()
         await self._attempts.close()
+
+    def _urls(self) -> dict[str, str]:
+        snapshot = self._snapshot()
+        return {} if snapshot is None else {engine.id: engine.url for engine in snapshot.engines}
 
     @property
     def _attempts(self) -> Attempts:

@@ -31,6 +31,8 @@ class Load:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._slots: dict[str, int] = {}
         self._engines: dict[str, list[int]] = {}  # requests and tokens
+        self._began: set[str] = set()  # engines, since it was asked last which are quiet
+        self.hung: set[str] = set()  # engines that answer nothing: set aside until they do
         self._gone = Breaker(clock)  # by engine
         self._failing = Breaker(clock)  # by slot
         self._busy = Breaker(clock)  # by slot
@@ -97,6 +99,7 @@ class Load:
 
     def begun(self, target: Target) -> None:
         """It has begun to answer: it is there, and has room; whether it gets to the end is not known yet."""
+        self._began.add(target.engine)
         if self._gone.paused or self._busy.paused:
             self._gone.succeeded(target.engine)
             self._busy.succeeded(target.slot)
@@ -109,7 +112,13 @@ class Load:
 
     def aside(self) -> frozenset[str]:
         """The engines set aside now."""
-        return self._gone.now()
+        return self._gone.now() | self.hung if self.hung else self._gone.now()
+
+    def quiet(self) -> set[str]:
+        """Engines with requests under way that have begun no answer since this was called last."""
+        quiet = self._engines.keys() - self._began
+        self._began.clear()
+        return quiet
 
     def shunned(self) -> frozenset[str]:
         """The slots to pass over now where others have the same version."""
