@@ -12,6 +12,7 @@ import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from decimal import Decimal
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import yaml
 from deploy.deployed import DEPLOY, RULES, compose, queries
 from serve.gateway.faulty_engine import FaultyEngine
 from serve.gateway.test_clients_that_leave import connect
-from serve.gateway.world import Address, make_world, until
+from serve.gateway.world import Address, Got, make_world, until
 from tests_support import alert_episode, free_port, publish_version, window_score
 from tuneloop.monitor.metrics import Metrics as MonitorMetrics
 from tuneloop.monitor.signals import DETECTORS, DETECTORS_OF_TRIALS
@@ -150,11 +151,15 @@ def test_prometheus_fills_every_rule_and_panel_from_real_exporters(tmp_path: Pat
         until(lambda: answers(f"http://{address}/-/ready"), 60, "Prometheus is ready")
 
         provoke(gateway, engines, secret)
-        long = " ".join(f"word{number}" for number in range(10_000))
+        long, numbers = " ".join(f"word{number}" for number in range(10_000)), count()
 
         def served(**asked: Any) -> None:
             """One at a time is let in, and the one before may still be leaving."""
             until(lambda: gateway.chat(**asked).status == 200, 20, "a request finds its turn")
+
+        def too_long() -> Got:
+            """Another each time: a verdict that comes too late is remembered."""
+            return gateway.chat(model="unserved", text=f"{next(numbers)} {long}")
 
         def traffic() -> None:
             for number in range(6):
@@ -162,7 +167,7 @@ def test_prometheus_fills_every_rule_and_panel_from_real_exporters(tmp_path: Pat
             served(text="write to ada@example.com")  # which a guard redacts
             served(model="shadowed")
             assert gateway.chat(model="unserved").status == 503
-            until(lambda: gateway.chat(model="unserved", text=long).error["code"] == "guards_unavailable", 20)
+            until(lambda: too_long().error["code"] == "guards_unavailable", 20)
 
         def unnamed() -> set[str]:
             """The queries that find nothing, or no series with a label they are called by."""

@@ -3,7 +3,7 @@
     python -m tuneloop.serve.guards.training.fit
 
 Texts come from the grammars beside this file, nothing is fetched, and the same grammars give the same weights
-(liblinear, a fixed seed, weights rounded to 8 bits). About half a minute of two cores and 1.2 GB. Needs scikit-learn.
+(liblinear, a fixed seed, weights rounded to 8 bits). About a minute of two cores and 1.2 GB. Needs scikit-learn.
 """
 
 from __future__ import annotations
@@ -30,13 +30,14 @@ from tuneloop.serve.guards.concepts import sentences
 from tuneloop.serve.guards.folding import fold
 from tuneloop.serve.guards.training.grammar import HELD_OUT_EVERY, expanded, held_out_texts, prose, templates
 
-SEED, EACH_ATTACK, EACH_BENIGN = 20_26, 32, 40
+SEED, EACH_ATTACK, EACH_BENIGN = 20_26, 20, 26
 # Of benign texts full of trigger words, from a quarter of all templates left out: many more than of others. So chosen
 # that less than 1 % are stopped of held-out templates and of the descriptions of half of the packages at hand.
 BUDGET = 0.04
 PROSE_BUDGET = 0.005  # of paragraphs of prose
 REGULARISATION = 10.0  # liblinear's C
 BENIGN_WEIGHT = 2.0
+PROSE_WEIGHT = 6.0  # there are few paragraphs of it, and most long texts are such
 # What a window's copy without its words weighs: what concepts alone tell holds in languages that were never trained on.
 WORDLESS = 0.5
 FOLDS = 4
@@ -125,7 +126,9 @@ def train(rows: Corpus, without: Callable[[Example], bool] = lambda _: False, se
     kept = np.array([not without(text) for text in rows.texts])[rows.owner]
     attack = np.array([text.attack for text in rows.texts])[rows.owner]
     windows = np.bincount(rows.owner, minlength=len(rows.texts))[rows.owner]
-    weight = np.where(attack, 1 / windows, BENIGN_WEIGHT)
+    is_prose = np.array([text.family == PROSE for text in rows.texts])[rows.owner]
+    benign = np.where(is_prose, PROSE_WEIGHT, BENIGN_WEIGHT)
+    weight = np.where(attack, 1 / windows, benign)
     weights, intercept = _fit(rows, kept, attack, weight, seed)
     for _ in range(ROUNDS):
         values = rows.matrix @ weights
@@ -133,7 +136,7 @@ def train(rows: Corpus, without: Callable[[Example], bool] = lambda _: False, se
         best = np.zeros(len(values), dtype=bool)
         best[order[np.flatnonzero(np.diff(rows.owner[order], append=-1))]] = True
         chosen = kept & (~attack | best)
-        weights, intercept = _fit(rows, chosen, attack, np.where(attack, 1.0, BENIGN_WEIGHT), seed)
+        weights, intercept = _fit(rows, chosen, attack, np.where(attack, 1.0, benign), seed)
     unit = float(np.abs(weights).max() / 127)
     steps = array("b", np.rint(weights / unit).astype(int).tolist())
     return Classifier(steps, round(unit, 9), round(intercept, 4), 0.0)
