@@ -177,7 +177,9 @@ def test_the_guides_table_is_drawn_whole_and_differences_are_told(table: PriceTa
     assert "7B full: shorter than the guide's 20-40 h" in text
     assert "70B full: the guide leaves it out" in text
     money = next(line for line in text.splitlines() if "$128-256" in line)
-    order = [money.index(each) for each in (f"${lines[6].usd['azure'][1]} [", "$160-320", "$144-288")]
+    ours = lines[6].usd["azure"]
+    assert ours is not None
+    order = [money.index(each) for each in (f"${ours[1]} [", "$160-320", "$144-288")]
     assert order == sorted(order), "each provider beside the guide's own column"
     assert compare.as_json(lines)[6]["guide_usd"]["azure"] == (160, 320)
 

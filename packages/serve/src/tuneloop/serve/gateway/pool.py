@@ -68,6 +68,7 @@ class Pool:
         if self._waiting >= self._most_waiting:
             raise QueueFull(f"{self._waiting} wait for the {self._name} already")
         self._waiting += 1
+        asked: asyncio.Future[object] | None = None
         try:
             if not self._warm.is_set():
                 self.start()
