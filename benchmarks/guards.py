@@ -5,7 +5,8 @@
 `guards_unseen/` holds attacks and benign texts written by hand before the classifier was trained: their errors were
 never read, though the threshold was chosen with their totals in view. `guards_second/` is another author's: of its
 attacks every second one was read, and is left out here; of its benign texts those were that a classifier before
-stopped. The others come from templates that the
+stopped. Its templates of indirect attacks, and of documents like those around them, are a third author's: none was
+trained on or read. The others come from templates that the
 classifier was never trained on; the share of families it never saw at all comes from training again without each.
 Real prose is the documents of every second installed package; those of the others helped to choose the threshold.
 `--also` measures JSONL files of your own:
@@ -36,7 +37,7 @@ from tuneloop.serve.guards import GuardPolicy, Guards, classifier, rules
 from tuneloop.serve.guards.concepts import sentences
 from tuneloop.serve.guards.folding import fold
 from tuneloop.serve.guards.training import fit
-from tuneloop.serve.guards.training.grammar import expanded, held_out_texts, templates
+from tuneloop.serve.guards.training.grammar import Template, expanded, held_out_texts, templates
 
 RESULTS = Path(__file__).parent / "results"
 UNSEEN, SECOND = (Path(__file__).parent / name for name in ("guards_unseen", "guards_second"))
@@ -64,6 +65,8 @@ class Results:
     unseen_benign: dict[str, Share] = field(default_factory=dict)
     second_attacks: dict[str, Share] = field(default_factory=dict)  # by another author: those that were never read
     second_benign: dict[str, Share] = field(default_factory=dict)
+    indirect_attacks: dict[str, Share] = field(default_factory=dict)  # of a third author's templates, never trained on
+    indirect_benign: dict[str, Share] = field(default_factory=dict)
     attacks: dict[str, Share] = field(default_factory=dict)  # by family; held-out templates
     rules_alone: dict[str, Share] = field(default_factory=dict)
     unseen_families: dict[str, Share] = field(default_factory=dict)  # trained without the family
@@ -116,6 +119,14 @@ def by_hand(folder: Path, name: str) -> list[tuple[str, str]]:
         elif line and family:
             found.append((family, line.replace("\\n", "\n")))
     return found
+
+
+def of_templates(name: str) -> list[tuple[str, str]]:
+    """(family, text) of the templates that stand there to be measured."""
+    written = enumerate(by_hand(SECOND, name))
+    return [
+        one for number, (family, line) in written for one in expanded(Template(family, number, line), each=4, seed=SEED)
+    ]
 
 
 def _of_family(family: str, text: fit.Example) -> bool:
@@ -252,6 +263,10 @@ def main() -> None:
     tell("Attacks by another author, those that were never read", results.second_attacks)
     results.second_benign = by_family(by_hand(SECOND, "benign"), blocked)
     tell("Benign by another author: stopped", results.second_benign)
+    results.indirect_attacks = by_family(of_templates("indirect_attacks"), blocked)
+    tell("Indirect attacks by a third author", results.indirect_attacks)
+    results.indirect_benign = by_family(of_templates("indirect_benign"), blocked)
+    tell("Documents by a third author: stopped", results.indirect_benign)
     held_out = held_out_texts("attacks", each=EACH, seed=SEED)
     benign = held_out_texts("benign", each=EACH, seed=SEED)
     results.attacks = by_family(held_out, blocked)
