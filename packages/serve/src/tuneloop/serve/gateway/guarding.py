@@ -1,18 +1,15 @@
 """The guards in the gateway: what a request asks for and says is judged before an engine sees it, what an engine
 answers is masked before a client does, each by the model's policy.
 
-Texts are judged in worker processes, within the policy's deadline and behind a bounded queue; verdicts are remembered
-by a digest of policy and text, because a conversation comes again with every turn. What cannot be judged is refused, or
-let through where the policy says `fail: open`, and counted either way. A model without a policy pays one look into a
-dict.
+Texts are judged in worker processes, within the policy's deadline and behind a bounded queue (`verdicts`). What cannot
+be judged is refused, or let through where the policy says `fail: open`, and counted either way. A model without a
+policy pays one look into a dict.
 """
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections import OrderedDict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from hashlib import blake2b
 
@@ -24,7 +21,6 @@ from tuneloop.serve.gateway.body import Ask, changed
 from tuneloop.serve.gateway.errors import ApiError
 from tuneloop.serve.gateway.exchange import Exchange
 from tuneloop.serve.gateway.guard_worker import Finding, work
-from tuneloop.serve.gateway.guard_worker import Incoming as Question
 from tuneloop.serve.gateway.incoming import Incoming, Text, cleaned
 from tuneloop.serve.gateway.mask import Mask
 from tuneloop.serve.gateway.metrics import Metrics
@@ -33,11 +29,9 @@ from tuneloop.serve.gateway.pool import Pool, QueueFull, TooLate
 from tuneloop.serve.gateway.responses.mask import ResponseMask
 from tuneloop.serve.gateway.settings import GatewaySettings
 from tuneloop.serve.gateway.snapshot import Snapshot
+from tuneloop.serve.gateway.verdicts import Verdicts
 from tuneloop.serve.guards.topics import OFF_TOPIC, words_of
 
-_REMEMBERED = 20_000  # verdicts; a hundred bytes or two for each finding
-_MOST_FINDINGS = 16  # of such a verdict; of those with more few are
-_LARGE_REMEMBERED = 32
 _LATE_RETRY_S = 5
 _MOST_KINDS = 5  # told of one guard
 _GRAVER: tuple[GuardAction, ...] = ("off", "sample", "flag", "redact", "block")
@@ -50,10 +44,8 @@ class Guarding:
     def __init__(self, settings: GatewaySettings, metrics: Metrics) -> None:
         self.metrics = metrics
         self.pool = Pool("guard worker", work, settings.guard_workers, settings.guard_queue)
+        self.verdicts = Verdicts(self.pool)
         self._guards: Mapping[str, dict[str, Guard]] = {}  # model → id of a key, or "" for the others → its guards
-        self._known: OrderedDict[bytes, tuple[Finding, ...]] = OrderedDict()
-        self._large: OrderedDict[bytes, tuple[Finding, ...]] = OrderedDict()
-        self._coming: dict[bytes, asyncio.Future[object]] = {}  # verdicts that nobody waited for to the end
 
     def applies(self, snapshot: Snapshot) -> None:
         """Take the policies of a new view; on the event loop."""
@@ -74,59 +66,6 @@ class Guarding:
         assert exchange.plan is not None
         guards = self._guards.get(exchange.plan.route.model)
         return None if guards is None else guards.get(exchange.api_key or "") or guards[""]
-
-    def known(self, digest: bytes) -> tuple[Finding, ...] | None:
-        """An earlier verdict."""
-        for known in (self._known, self._large):
-            if (found := known.get(digest)) is not None:
-                known.move_to_end(digest)
-                return found
-        return None
-
-    def remember(self, digest: bytes, found: tuple[Finding, ...]) -> None:
-        """Keep a verdict, and let go of the one that was not asked for the longest."""
-        large = len(found) > _MOST_FINDINGS
-        known, most = (self._large, _LARGE_REMEMBERED) if large else (self._known, _REMEMBERED)
-        known[digest] = found
-        if len(known) > most:
-            known.popitem(last=False)
-
-    async def judged(self, question: Question, digests: Sequence[bytes], within_s: float) -> list[tuple[Finding, ...]]:
-        """The verdict on each text of a question. One that comes too late is remembered: who asks again finds it.
-
-        Raises:
-            Unavailable: they could not be judged, or not in time.
-        """
-        try:
-            answer = await self.pool.ask(question, within_s)
-        except TooLate as error:
-            if error.coming is not None:
-                self._coming |= dict.fromkeys(digests, error.coming)
-                error.coming.add_done_callback(partial(self._came, digests))
-            raise
-        assert isinstance(answer, list)
-        for digest, found in zip(digests, answer, strict=True):
-            self.remember(digest, found)
-        return answer
-
-    async def came(self, digests: Collection[bytes], within_s: float) -> None:
-        """Wait for verdicts that are coming since earlier; a text is not judged twice at once.
-
-        Raises:
-            TooLate: one of them has not come.
-        """
-        coming = {self._coming[digest] for digest in digests if digest in self._coming}
-        if coming and (await asyncio.wait(coming, timeout=within_s))[1]:
-            raise TooLate("a worker is still at work on this text")
-
-    def _came(self, digests: Sequence[bytes], answer: asyncio.Future[object]) -> None:
-        for digest in digests:
-            self._coming.pop(digest, None)
-        if not answer.cancelled() and answer.exception() is None:
-            found = answer.result()
-            assert isinstance(found, list)
-            for digest, one in zip(digests, found, strict=True):
-                self.remember(digest, one)
 
 
 class Guard:
@@ -231,14 +170,8 @@ class Guard:
             if looked_at:
                 digest = blake2b(looked_at.encode("utf-8", "surrogatepass"), digest_size=16, key=self._digest).digest()
                 said.setdefault(digest, (looked_at, []))[1].append(text)
-        shared, until = self._shared, time.monotonic() + self._policy.deadline_ms / 1e3
-        await shared.came(said, until - time.monotonic())
-        verdicts = {digest: found for digest in said if (found := shared.known(digest)) is not None}
-        if unknown := [digest for digest in said if digest not in verdicts]:
-            question = Question(self._judged, tuple(said[digest][0] for digest in unknown))
-            verdicts |= zip(
-                unknown, await shared.judged(question, unknown, max(0.0, until - time.monotonic())), strict=True
-            )
+        asked = {digest: looked_at for digest, (looked_at, _) in said.items()}
+        verdicts = await self._shared.verdicts.judge(self._judged, asked, self._policy.deadline_ms / 1e3)
         for digest, (_, same) in said.items():
             for text in same:
                 text.found = self._of_role(text.role, verdicts[digest])

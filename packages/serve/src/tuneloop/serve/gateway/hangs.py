@@ -75,7 +75,7 @@ async def _answer(url: str) -> None:
     except TimeoutError:  # an OSError too
         raise
     except OSError:
-        pass
+        pass  # refused or broken off is an answer too: requests meet it themselves
     finally:
         if writer is not None:
             writer.transport.abort()
